@@ -1,0 +1,133 @@
+"""The agent: encoders per modality, cross-attention, a memory, heads. One class for control and for streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from einops import einsum, rearrange
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from everloop.agents.attention import CrossAttention
+from everloop.agents.encoders import ImageEncoder, VectorEncoder
+from everloop.agents.memory import ResettableGRU
+
+PRESENCE = "presence"
+CUE = "cue"
+
+
+class Output(NamedTuple):
+    """prediction: (T, B, P), class logits or the parameters of the action's distribution.
+    value: (T, B), the state's value; None without a value head."""
+
+    prediction: Tensor
+    value: Tensor | None
+
+
+class Agent(nn.Module):
+    """Modality encoders -> cross-attention -> GRU -> heads.
+
+    observation_space: Dict of Box. Images are uint8 (H, W, C), everything else is flattened. A modality
+        `"presence"` (one float per other modality, in the order of the names) masks those that are absent
+        (0) instead of being a token.
+    prediction_size: P. For actions in a Box it is twice their number (mean and log standard deviation of a
+        Gaussian), for discrete actions and classes their number (logits).
+    value_head: whether to predict the state's value, for actor-critic learners.
+    recurrent: with False the memory is left out and `state` passes through untouched.
+    head_per_task: one prediction head for each entry of the one-hot modality `"cue"`, which selects it;
+        for scenarios that tell the task.
+    prediction_scale: factor on the prediction head's initial weights; 0.01 makes a first policy that
+        ignores what it sees (Andrychowicz et al. 2021, "What matters in on-policy RL", section 3.2).
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[object],
+        prediction_size: int,
+        *,
+        value_head: bool = False,
+        recurrent: bool = True,
+        head_per_task: bool = False,
+        token_size: int = 64,
+        attention_heads: int = 4,
+        hidden_size: int = 64,
+        prediction_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(observation_space, spaces.Dict):
+            raise ValueError(f"observation space is {observation_space}, allowed: a Dict with one Box per modality")
+        parts = observation_space.spaces
+        if head_per_task and CUE not in parts:
+            raise ValueError(f"head_per_task needs the modality {CUE!r}, the world shows: {', '.join(parts)}")
+        self.names = sorted(name for name in parts if name != PRESENCE)
+        self.encoders = nn.ModuleDict({name: _encoder(name, parts[name], token_size) for name in self.names})
+        self.attention = CrossAttention(token_size, attention_heads)
+        self.recurrent, self.hidden_size = recurrent, hidden_size
+        self.memory = ResettableGRU(token_size, hidden_size) if recurrent else None
+        features = hidden_size if recurrent else token_size
+        self.num_heads = _size(parts[CUE]) if head_per_task else 1
+        self.head = nn.Linear(features, self.num_heads * prediction_size)
+        self.value = nn.Linear(features, 1) if value_head else None
+        with torch.no_grad():
+            self.head.weight *= prediction_scale
+            self.head.bias *= prediction_scale
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Zeros (batch, hidden_size) on the agent's device."""
+        return self.head.weight.new_zeros(batch, self.hidden_size)
+
+    def forward(self, obs: Mapping[str, Tensor], state: Tensor, start: Tensor) -> tuple[Output, Tensor]:
+        """obs[m] (T, B, ...), state (B, hidden_size), start bool (T, B) -> Output, state after the last step.
+
+        A `start` resets the state before its step. Modalities missing from `obs` count as absent.
+        Raises ValueError if none is there.
+        """
+        T = start.shape[0]
+        rows = {name: rearrange(value, "t b ... -> (t b) ...") for name, value in obs.items()}
+        features = self.attention(*self._tokens(rows))
+        if self.memory is not None:
+            hidden, state = self.memory(rearrange(features, "(t b) d -> t b d", t=T), state, start)
+            features = rearrange(hidden, "t b d -> (t b) d")
+        prediction = self._predict(features, rows)
+        value = None if self.value is None else rearrange(self.value(features), "(t b) 1 -> t b", t=T)
+        return Output(rearrange(prediction, "(t b) p -> t b p", t=T), value), state
+
+    def _tokens(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Tokens (R, N, token_size) of the modalities at hand, and which are present (R, N), None for all."""
+        names = [name for name in self.names if name in rows]
+        if not names:
+            raise ValueError(f"the observation has none of the agent's modalities: {', '.join(self.names)}")
+        tokens = torch.cat([self.encoders[name](_flatten(rows[name])) for name in names], dim=1)
+        if PRESENCE not in rows:
+            return tokens, None
+        columns = [self.names.index(name) for name in names]
+        return tokens, rows[PRESENCE][:, columns] > 0.5
+
+    def _predict(self, features: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+        prediction = self.head(features)
+        if self.num_heads == 1:
+            return prediction
+        heads = rearrange(prediction, "r (k p) -> r k p", k=self.num_heads)
+        return einsum(heads, rows[CUE].to(heads.dtype), "r k p, r k -> r p")
+
+
+def _flatten(x: Tensor) -> Tensor:
+    """Everything but images becomes one vector per row."""
+    return x if x.dtype == torch.uint8 and x.ndim == 4 else rearrange(x, "r ... -> r (...)")
+
+
+def _size(space: spaces.Space[object]) -> int:
+    size = 1
+    for side in space.shape or ():
+        size *= side
+    return size
+
+
+def _encoder(name: str, space: spaces.Space[object], token_size: int) -> nn.Module:
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"modality {name!r} is {space}, allowed: a Box")
+    if space.dtype == "uint8" and len(space.shape) == 3:
+        return ImageEncoder(space.shape, token_size)
+    return VectorEncoder(_size(space), token_size)

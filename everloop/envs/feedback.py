@@ -1,0 +1,104 @@
+"""Previous action and reward as a modality: how an agent's actions feed back into what it sees next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+from everloop.envs.task import Observation, Task
+
+NAME = "feedback"
+
+
+def feedback_space(action_space: spaces.Space[Any], reward_range: tuple[float, float]) -> spaces.Box:
+    """Box (action size + 1,): the action (one-hot if discrete), then the reward; all 0 at an episode's start."""
+    if isinstance(action_space, spaces.Discrete):
+        low, high = np.zeros(int(action_space.n)), np.ones(int(action_space.n))
+    elif isinstance(action_space, spaces.Box):
+        low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
+    else:
+        raise ValueError(f"action space is {action_space}, allowed for feedback: Box, Discrete")
+    low = np.minimum(np.append(low, reward_range[0]), 0.0)
+    high = np.maximum(np.append(high, reward_range[1]), 0.0)
+    return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+
+
+def _encode(actions: npt.NDArray[Any], rewards: npt.NDArray[Any], action_space: spaces.Space[Any], box: spaces.Box) -> npt.NDArray[np.float32]:
+    """(B, action size + 1), inside `box`: actions are clipped as the world clips them."""
+    if isinstance(action_space, spaces.Discrete):
+        actions = np.eye(int(action_space.n), dtype=np.float32)[np.asarray(actions).reshape(-1) - int(action_space.start)]
+    flat = np.empty((len(rewards), box.shape[0]), dtype=np.float32)
+    flat[:, :-1] = np.asarray(actions).reshape(len(rewards), -1)
+    flat[:, -1] = rewards
+    return np.clip(flat, box.low, box.high, out=flat)
+
+
+def _extended(space: spaces.Space[Any], box: spaces.Box) -> spaces.Dict:
+    if not isinstance(space, spaces.Dict) or NAME in space.spaces:
+        raise ValueError(f"observation space is {space}, allowed for feedback: a Dict without {NAME!r}")
+    return spaces.Dict({**space.spaces, NAME: box})
+
+
+class Feedback(gym.Wrapper[Observation, Any, Observation, Any]):
+    """Add the modality `"feedback"` to a single world."""
+
+    def __init__(self, env: gym.Env[Observation, Any]) -> None:
+        super().__init__(env)
+        self.tasks: tuple[Task, ...] = env.get_wrapper_attr("tasks")
+        self.reward_range: tuple[float, float] = env.get_wrapper_attr("reward_range")
+        self._box = feedback_space(env.action_space, self.reward_range)
+        self.observation_space = _extended(env.observation_space, self._box)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return {**observation, NAME: np.zeros(self._box.shape, np.float32)}, info
+
+    def step(self, action: Any) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        felt = _encode(np.asarray(action)[None], np.asarray([reward]), self.action_space, self._box)[0]
+        return {**observation, NAME: felt}, reward, terminated, truncated, info
+
+    def reference(self, task: int | str) -> tuple[float, float]:
+        result: tuple[float, float] = self.env.get_wrapper_attr("reference")(task)
+        return result
+
+
+class VectorFeedback(VectorWrapper[Observation, Any, Observation, Any, npt.NDArray[Any]]):
+    """Add the modality `"feedback"` to a vector of worlds with SAME_STEP or DISABLED autoreset."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+        if env.metadata.get("autoreset_mode") not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
+            raise ValueError(f"autoreset mode is {env.metadata.get('autoreset_mode')}, allowed for feedback: SameStep, Disabled")
+        self.tasks: tuple[Task, ...] = env.tasks  # type: ignore[attr-defined]
+        self.reward_range: tuple[float, float] = env.reward_range  # type: ignore[attr-defined]
+        self._box = feedback_space(env.single_action_space, self.reward_range)
+        self.single_observation_space = _extended(env.single_observation_space, self._box)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self._felt = np.zeros((env.num_envs, *self._box.shape), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        mask = (options or {}).get("reset_mask")
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._felt[slice(None) if mask is None else mask] = 0.0
+        return {**observation, NAME: self._felt.copy()}, info
+
+    def step(self, actions: Any) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
+        observation, rewards, terminated, truncated, info = self.env.step(actions)
+        felt = _encode(actions, rewards, self.single_action_space, self._box)
+        if "final_obs" in info:
+            for i in np.flatnonzero(info["_final_obs"]):
+                info["final_obs"][i] = {**info["final_obs"][i], NAME: felt[i].copy()}
+                felt[i] = 0.0
+        self._felt = felt
+        return {**observation, NAME: felt.copy()}, rewards, terminated, truncated, info
+
+    def reference(self, task: int | str) -> tuple[float, float]:
+        result: tuple[float, float] = self.env.reference(task)  # type: ignore[attr-defined]
+        return result

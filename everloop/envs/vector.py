@@ -1,0 +1,50 @@
+"""Vectors of anybody's world, with the interface of the natively batched ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from everloop.envs.feedback import VectorFeedback
+from everloop.envs.task import Task
+
+
+class SyncTaskVectorEnv(SyncVectorEnv):  # type: ignore[type-arg]
+    """Gymnasium's `SyncVectorEnv` of single worlds, with `tasks`, `reward_range` and `reference`."""
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
+        super().__init__(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+        self.tasks: tuple[Task, ...] = self.envs[0].get_wrapper_attr("tasks")
+        self.reward_range: tuple[float, float] = self.envs[0].get_wrapper_attr("reward_range")
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As Gymnasium's; the caller's `options` stay as they are (Gymnasium takes "reset_mask" out)."""
+        return super().reset(seed=seed, options=None if options is None else dict(options))
+
+    def reference(self, task: int | str) -> tuple[float, float]:
+        result: tuple[float, float] = self.envs[0].get_wrapper_attr("reference")(task)
+        return result
+
+
+def make_vec(env_id: str, num_envs: int = 1, feedback: bool = False, **parameters: Any) -> VectorEnv[Any, Any, Any]:
+    """`num_envs` copies of the registered world `env_id` under SAME_STEP autoreset.
+
+    A world registered with a `vector_entry_point` is batched natively, any other one runs in
+    `SyncTaskVectorEnv`. `feedback` adds the previous action and reward as a modality.
+
+    Raises ValueError that names an id which is not registered.
+    """
+    try:
+        spec = gym.spec(env_id)
+    except gym.error.Error as error:
+        worlds = ", ".join(sorted(name for name in gym.registry if name.startswith("everloop/")))
+        raise ValueError(f"unknown world {env_id!r}: choose one of {worlds}, or register your own ({error})") from None
+    env: VectorEnv[Any, Any, Any]
+    if spec.vector_entry_point is not None:
+        env = gym.make_vec(env_id, num_envs, **parameters)
+    else:
+        env = SyncTaskVectorEnv([lambda: gym.make(env_id, **parameters) for _ in range(num_envs)])
+    return VectorFeedback(env) if feedback else env

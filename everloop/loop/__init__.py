@@ -1,0 +1,68 @@
+"""Learners, strategies, memory, monitors, metrics and the loop that joins them.
+
+Worlds and networks come in through Protocols: nothing here imports `everloop.envs` or `everloop.agents`.
+Stable-Baselines3, TensorBoard and matplotlib load when they are first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from everloop.loop.batch import Batch
+from everloop.loop.board import Board, score_matrix_figure
+from everloop.loop.evaluate import mean_return, scores
+from everloop.loop.fisher import diagonal_fisher
+from everloop.loop.learner import Learner
+from everloop.loop.likelihood import Categorical, Gaussian, Likelihood, likelihood_for
+from everloop.loop.memory import Reservoir
+from everloop.loop.monitors import Divergence
+from everloop.loop.result import Evaluation, Result
+from everloop.loop.run import Listener, Plan, run
+from everloop.loop.strategies import EWC, STRATEGIES, Replay, Strategy
+from everloop.loop.supervised import SupervisedLearner
+from everloop.loop.update import Updater
+from everloop.loop.world import NotFiniteError, World
+
+if TYPE_CHECKING:
+    from everloop.loop.sb3 import SB3Learner
+    from everloop.loop.vec_env import WorldVecEnv
+
+_LAZY = {"SB3Learner": "everloop.loop.sb3", "WorldVecEnv": "everloop.loop.vec_env"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "EWC",
+    "STRATEGIES",
+    "Batch",
+    "Board",
+    "Categorical",
+    "Divergence",
+    "Evaluation",
+    "Gaussian",
+    "Learner",
+    "Likelihood",
+    "Listener",
+    "NotFiniteError",
+    "Plan",
+    "Replay",
+    "Reservoir",
+    "Result",
+    "SB3Learner",
+    "Strategy",
+    "SupervisedLearner",
+    "Updater",
+    "World",
+    "WorldVecEnv",
+    "diagonal_fisher",
+    "likelihood_for",
+    "mean_return",
+    "run",
+    "score_matrix_figure",
+    "scores",
+]

@@ -1,0 +1,101 @@
+"""What flows from worlds to learners and strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples of T steps; an image is an example of one step, T = 1.
+
+    obs: modality -> (T, B, ...), as the world showed it.
+    start: bool (T, B), True where an episode begins (or the memory is to be empty).
+    target: what should come out. Streams: labels int64 (T, B). Control: the outputs to imitate (T, B, P).
+    action: what was done, (T, B, ...).
+    task: int64 (B,), the task each example comes from.
+    """
+
+    obs: Mapping[str, Tensor]
+    start: Tensor
+    target: Tensor | None = None
+    action: Tensor | None = None
+    task: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of examples, B."""
+        return self.start.shape[1]
+
+    @property
+    def length(self) -> int:
+        """Number of steps of each example, T."""
+        return self.start.shape[0]
+
+    def __getitem__(self, examples: Any) -> Batch:
+        """The examples that a slice, index tensor or mask selects."""
+        return self._map(lambda x: x[:, examples], lambda task: task[examples])
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Batches of at most `size` examples, in order."""
+        for begin in range(0, len(self), size):
+            yield self[begin : begin + size]
+
+    def sequences(self, length: int) -> Batch:
+        """The same steps as examples of `length` steps each: (T, B) -> (length, T / length * B).
+
+        Each new example begins with an empty memory. Raises ValueError unless `length` divides T.
+        """
+        if self.length % length:
+            raise ValueError(f"sequence length is {length}, allowed: a divisor of the {self.length} steps")
+        parts = self.length // length
+        cut = self._map(lambda x: rearrange(x, "(s t) b ... -> t (s b) ...", t=length), lambda task: task.repeat(parts))
+        start = cut.start.clone()
+        start[0] = True
+        return replace(cut, start=start)
+
+    def _map(self, steps: Any, task: Any) -> Batch:
+        return Batch(
+            {name: steps(value) for name, value in self.obs.items()},
+            steps(self.start),
+            None if self.target is None else steps(self.target),
+            None if self.action is None else steps(self.action),
+            None if self.task is None else task(self.task),
+        )
+
+    def to_items(self) -> dict[str, npt.NDArray[Any]]:
+        """Arrays with the example first, one row each: the form in which memories store it."""
+        flat = {f"obs.{name}": value for name, value in self.obs.items()}
+        flat |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "obs"}
+        return {
+            name: (value if name == "task" else rearrange(value, "t b ... -> b t ...")).cpu().numpy()
+            for name, value in flat.items()
+            if value is not None
+        }
+
+    @classmethod
+    def from_items(cls, items: Mapping[str, npt.NDArray[Any]], device: torch.device) -> Batch:
+        """The inverse of `to_items`."""
+
+        def tensor(name: str) -> Tensor | None:
+            if name not in items:
+                return None
+            value = torch.from_numpy(items[name]).to(device)
+            return value if name == "task" else rearrange(value, "b t ... -> t b ...")
+
+        obs = {name.removeprefix("obs."): tensor(name) for name in items if name.startswith("obs.")}
+        start = tensor("start")
+        assert start is not None
+        return cls(obs, start, tensor("target"), tensor("action"), tensor("task"))  # type: ignore[arg-type]
+
+
+def to_tensor(value: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A tensor of its own memory's bytes, on `device`."""
+    return torch.from_numpy(np.ascontiguousarray(value)).to(device)

@@ -1,0 +1,152 @@
+"""A learner owns a network and its optimizer. What both kinds share is here."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from everloop.loop.batch import Batch, to_tensor
+from everloop.loop.likelihood import Likelihood
+from everloop.loop.strategies.base import Strategy
+from everloop.loop.update import Updater
+from everloop.loop.world import Arrays, World, check_finite, play
+
+Tick = Callable[[int], None]
+
+
+class NetworkOutput(Protocol):
+    """What a network returns beside its state: outputs (T, B, P) and, for actor-critics, values (T, B)."""
+
+    @property
+    def prediction(self) -> Tensor: ...
+
+    @property
+    def value(self) -> Tensor | None: ...
+
+
+class Learner(ABC):
+    """Network, optimizer and the ways strategies look at them.
+
+    module: called as `module(obs, state, start) -> (output, state)` with obs[m] (T, B, ...), state (B, H)
+        and start bool (T, B); `module.initial_state(B)` gives the empty state. Layers inside see
+        time and batch as one leading axis (t b).
+    steps: world steps learned from so far.
+    minibatch: what the loss at hand is computed on.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    likelihood: Likelihood
+    world: World
+    updater: Updater
+    steps: int = 0
+    minibatch: Batch | None = None
+    sequence_length: int = 1
+    max_grad_norm: float | None = None
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean loss of the outputs against `batch.target`: a scalar without side effects."""
+
+    @abstractmethod
+    def targets(self, batch: Batch) -> Tensor:
+        """What a memory should keep as `target` for `batch`, if it is stored now."""
+
+    @abstractmethod
+    def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
+        """Learn from at least `steps` world steps of `tasks`; `tick(n)` after every n of them."""
+
+    def attach(self, strategies: Sequence[Strategy]) -> None:
+        """Let `strategies` accompany every update from now on, in this order, in place of earlier ones."""
+        if hasattr(self, "updater"):
+            self.updater.detach()
+        self.strategies = list(strategies)
+        self.updater = Updater(self, self.strategies, self.max_grad_norm)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def forward(self, batch: Batch, module: nn.Module | None = None) -> NetworkOutput:
+        """Outputs for `batch`, its memory empty at first; of `module` instead of the learner's if given."""
+        module = module or self.module
+        output: NetworkOutput = module(batch.obs, module.initial_state(len(batch)), batch.start)[0]  # type: ignore[operator]
+        return output
+
+    def outputs(self, batch: Batch, module: nn.Module | None = None) -> Tensor:
+        """The prediction (T, B, P): logits, or the parameters of the action's distribution."""
+        return self.forward(batch, module).prediction
+
+    def log_likelihood(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """log p(x | example), (B,), summed over an example's steps.
+
+        With a generator x is drawn from the model itself, else it is the label or action in the batch.
+        """
+        p = self.outputs(batch)
+        if generator is not None:
+            x = self.likelihood.sample(p.detach(), generator)
+        else:
+            taken = self.observed(batch)
+            if taken is None:
+                raise ValueError("the batch holds neither labels nor actions, allowed: one of them, or a generator")
+            x = taken
+        return self.likelihood.log_prob(p, x).sum(0)
+
+    @abstractmethod
+    def observed(self, batch: Batch) -> Tensor | None:
+        """What the world said (labels) or the agent did (actions) in `batch`, (T, B, ...)."""
+
+    def frozen_copy(self) -> nn.Module:
+        """A copy of the network that no optimizer will ever change."""
+        return copy.deepcopy(self.module).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def act(
+        self, obs: Arrays, state: Tensor, start: npt.NDArray[np.bool_], generator: torch.Generator | None = None
+    ) -> tuple[npt.NDArray[Any], Tensor]:
+        """Actions (B, ...) for one step and the state after it: the mode, or a draw if there is a generator."""
+        tensors = {name: to_tensor(value, self.device)[None] for name, value in obs.items()}
+        output, state = self.module(tensors, state, to_tensor(start, self.device)[None])
+        p = output.prediction[0]
+        action = self.likelihood.mode(p) if generator is None else self.likelihood.sample(p, generator)
+        return self.clip(action.cpu().numpy()), state
+
+    def clip(self, action: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """`action` within the world's limits."""
+        space = self.world.single_action_space
+        return np.clip(action, space.low, space.high) if isinstance(space, spaces.Box) else action
+
+    def rollout(self, world: World, tasks: Sequence[int], steps: int, seed: int) -> Batch:
+        """Act for `steps` steps (a multiple of the sequence length) in `world`: examples of the agent's own experience.
+
+        Actions are drawn from the policy with a generator of its own, so that nothing else that is random notices.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+        obs, played = play(world, tasks, seed)
+        state = self.module.initial_state(world.num_envs)  # type: ignore[operator]
+        start = np.ones(world.num_envs, dtype=np.bool_)
+        seen: list[Arrays] = []
+        rows: list[tuple[Any, Any, Any]] = []
+        for _ in range(steps):
+            check_finite(obs, self.steps)
+            action, state = self.act(obs, state, start, generator)
+            seen.append(obs)
+            obs, _, terminated, truncated, info = world.step(action)
+            rows.append((start, action, info.get("label")))
+            start = terminated | truncated
+        starts, actions, labels = zip(*rows, strict=True)
+        return Batch(
+            {name: to_tensor(np.stack([o[name] for o in seen]), self.device) for name in obs},
+            to_tensor(np.stack(starts), self.device),
+            None if labels[0] is None else to_tensor(np.stack(labels), self.device),
+            to_tensor(np.stack(actions), self.device),
+            to_tensor(played, self.device),
+        ).sequences(self.sequence_length)

@@ -1,0 +1,5 @@
+"""Memories of past examples."""
+
+from everloop.loop.memory.reservoir import Reservoir
+
+__all__ = ["Reservoir"]

@@ -1,0 +1,68 @@
+"""Measures of continual learning, each a function of the score matrix.
+
+S[i][j] is the score on task j after phase i, 0 a random agent and 1 the best known. `phases[i]` are the
+tasks that phase i trains. In the formulas j's own phase is the last one that trains it. A measure that
+cannot be computed, for example forgetting after a single phase or with a nan score, is None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Matrix = Sequence[Sequence[float]]
+Phases = Sequence[Sequence[int]]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """The mean, or None where there is nothing to average or a value is not finite."""
+    return sum(values) / len(values) if values and all(math.isfinite(v) for v in values) else None
+
+
+def _first(phases: Phases, task: int) -> int:
+    return next(i for i, tasks in enumerate(phases) if task in tasks)
+
+
+def _last(phases: Phases, task: int) -> int:
+    return max(i for i, tasks in enumerate(phases) if task in tasks)
+
+
+def _trained(phases: Phases) -> list[int]:
+    return sorted({task for tasks in phases for task in tasks})
+
+
+def average_score(S: Matrix, phases: Phases) -> float | None:
+    """mean_j S[T][j] over the trained tasks, T the last phase (Lopez-Paz & Ranzato 2017, ACC)."""
+    return _mean([S[-1][j] for j in _trained(phases)])
+
+
+def task_forgetting(history: Sequence[float]) -> float | None:
+    """max of the earlier scores - the last one, of one task since it was first trained; negative where it improved."""
+    return max(history[:-1]) - history[-1] if len(history) > 1 and all(map(math.isfinite, history)) else None
+
+
+def forgetting(S: Matrix, phases: Phases) -> float | None:
+    """mean_j (max_{i<T} S[i][j] - S[T][j]), over tasks not trained in the last phase T, i from j's first phase.
+
+    Chaudhry et al. 2018, "Riemannian walk", section 4.
+    """
+    old = [j for j in _trained(phases) if _last(phases, j) < len(phases) - 1]
+    values = [task_forgetting([row[j] for row in S[_first(phases, j) :]]) for j in old]
+    return None if None in values else _mean([v for v in values if v is not None])
+
+
+def backward_transfer(S: Matrix, phases: Phases) -> float | None:
+    """mean_j (S[T][j] - S[j][j]) over tasks not trained in the last phase T (Lopez-Paz & Ranzato 2017, BWT)."""
+    old = [j for j in _trained(phases) if _last(phases, j) < len(phases) - 1]
+    return _mean([S[-1][j] - S[_last(phases, j)][j] for j in old])
+
+
+def forward_transfer(S: Matrix, phases: Phases, before: Sequence[float]) -> float | None:
+    """mean_j (S[j-1][j] - before[j]) over tasks not trained in the first phase (Lopez-Paz & Ranzato 2017, FWT)."""
+    later = [j for j in _trained(phases) if _first(phases, j) > 0]
+    return _mean([S[_first(phases, j) - 1][j] - before[j] for j in later])
+
+
+def learning_accuracy(S: Matrix, phases: Phases) -> float | None:
+    """mean_j S[j][j], the score right after a task's own training (Riemer et al. 2019, LA)."""
+    return _mean([S[_last(phases, j)][j] for j in _trained(phases)])

@@ -1,0 +1,146 @@
+"""The loop: learn a task, consolidate it, measure all of them, go on to the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from everloop.loop.batch import Batch
+from everloop.loop.evaluate import scores
+from everloop.loop.learner import Learner
+from everloop.loop.monitors import Divergence
+from everloop.loop.result import Evaluation, Result
+from everloop.loop.strategies import Strategy
+from everloop.loop.world import World
+
+
+class Listener:
+    """Hears what happens in a run. Every method defaults to nothing."""
+
+    def on_begin(self, result: Result, total_steps: int) -> None:
+        """Before anything is learned; `result.before` is known."""
+
+    def on_phase(self, result: Result, phase: int) -> None:
+        """Phase `phase` begins."""
+
+    def on_steps(self, steps: int) -> None:
+        """`steps` more world steps have been learned from."""
+
+    def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
+        """All tasks were evaluated: the last of `result.evaluations`."""
+
+    def on_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        """Numbers about the training itself."""
+
+    def on_end(self, result: Result) -> None:
+        """The run is over."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained and how it is measured.
+
+    phases: the task ids of each phase; steps: world steps for each phase, divided among its tasks.
+    eval_every: world steps between evaluations of all tasks. seed: of evaluation and consolidation.
+    consolidation_steps: world steps played after a task for the strategies' `end_task` and the probes.
+    """
+
+    phases: Sequence[Sequence[int]]
+    steps: Sequence[int]
+    eval_every: int
+    consolidation_steps: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.phases or not all(self.phases):
+            raise ValueError(f"the schedule is {list(self.phases)}, allowed: at least one phase of at least one task")
+        if len(self.steps) != len(self.phases) or min(self.steps) < 1:
+            raise ValueError(f"steps are {list(self.steps)}, allowed: 1 or more for each of the {len(self.phases)} phases")
+        if self.eval_every < 1:
+            raise ValueError(f"eval_every is {self.eval_every}, allowed: 1 or more")
+
+
+PROBE = 128  # examples on which divergence is measured
+
+
+def run(
+    learner: Learner, plan: Plan, evaluation: World, consolidation: World, strategies: Sequence[Strategy], listeners: Sequence[Listener] = ()
+) -> Result:
+    """Run `plan`: the score matrix, with all evaluations in between.
+
+    evaluation: the world in which scores are measured (of a stream: the test split).
+    consolidation: one like the learner's own (of a stream: the train split); playing in it leaves the learner's alone.
+    Raises NotFiniteError, after the listeners have heard all that happened until then.
+    """
+    return _Run(learner, plan, evaluation, consolidation, strategies, listeners).go()
+
+
+class _Run:
+    def __init__(
+        self,
+        learner: Learner,
+        plan: Plan,
+        evaluation: World,
+        consolidation: World,
+        strategies: Sequence[Strategy],
+        listeners: Sequence[Listener],
+    ) -> None:
+        self.learner, self.plan, self.strategies, self.listeners = learner, plan, strategies, listeners
+        self.evaluation, self.consolidation = evaluation, consolidation
+        self.divergence = Divergence()
+        self.phase = 0
+        learner.attach(strategies)
+        names = [task.name for task in evaluation.tasks]
+        self.result = Result(names, [list(p) for p in plan.phases], before=self.measure())
+
+    def measure(self) -> list[float]:
+        return scores(self.learner, self.evaluation, self.strategies, self.plan.seed)
+
+    def go(self) -> Result:
+        began = time.perf_counter()
+        for listener in self.listeners:
+            listener.on_begin(self.result, sum(self.plan.steps))
+        for self.phase in range(len(self.plan.phases)):
+            self.play_phase()
+            self.result.wall_seconds = time.perf_counter() - began
+        for listener in self.listeners:
+            listener.on_end(self.result)
+        return self.result
+
+    def play_phase(self) -> None:
+        ids = list(self.plan.phases[self.phase])
+        tasks = [task for task in self.evaluation.tasks if task.id in ids]
+        for listener in self.listeners:
+            listener.on_phase(self.result, self.phase)
+        for task in tasks:
+            for strategy in self.strategies:
+                strategy.begin_task(task, self.learner)
+        self.learner.learn(ids, self.plan.steps[self.phase], self.tick)
+        for task in tasks:
+            batch = self.learner.rollout(self.consolidation, [task.id], self.plan.consolidation_steps, self.plan.seed + self.phase)
+            for strategy in self.strategies:
+                strategy.end_task(task, self.learner, [batch])
+            self.divergence.remember(task.name, self.learner, _spread(batch, PROBE))
+        now = self.measure()
+        self.result.scores.append(now)
+        self.record(now)
+
+    def tick(self, steps: int) -> None:
+        for listener in self.listeners:
+            listener.on_steps(steps)
+        last = self.result.evaluations[-1].step if self.result.evaluations else 0
+        if self.learner.steps - last >= self.plan.eval_every:
+            self.record(self.measure())
+
+    def record(self, now: list[float]) -> None:
+        self.result.steps = self.learner.steps
+        self.result.evaluations.append(Evaluation(self.learner.steps, self.phase, now))
+        divergence = self.divergence.update(self.learner).values
+        for listener in self.listeners:
+            listener.on_evaluation(self.result, divergence)
+
+
+def _spread(batch: Batch, examples: int) -> Batch:
+    """At most `examples` of the examples, evenly spread."""
+    return batch[:: max(1, len(batch) // examples)]

@@ -1,0 +1,286 @@
+"""The learner of control worlds: Stable-Baselines3's PPO and RecurrentPPO, unforked. All that knows their insides is here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from torch import Tensor, nn
+
+from everloop.loop.batch import Batch
+from everloop.loop.learner import Learner, Tick
+from everloop.loop.likelihood import likelihood_for
+from everloop.loop.vec_env import WorldVecEnv
+from everloop.loop.world import World
+
+NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
+Observations = Mapping[str, Tensor]
+
+
+class _NetworkPolicy(BasePolicy):
+    """A network of ours behind the methods that SB3's on-policy algorithms call.
+
+    SB3 flattens sequences with the batch first, (n l), and turns images channels-first; the network has
+    time first and images as the world shows them.
+    """
+
+    minibatch: Batch | None = None
+
+    def _build_network(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], network: NetworkFactory
+    ) -> None:
+        assert isinstance(observation_space, spaces.Dict)
+        self.channels_first = {
+            name for name, space in observation_space.items() if is_image_space(space) and is_image_space_channels_first(space)
+        }
+        parts = dict(observation_space.spaces)
+        for name in self.channels_first:
+            space = parts[name]
+            assert isinstance(space, spaces.Box)
+            shape = (*space.shape[1:], space.shape[0])
+            parts[name] = spaces.Box(space.low.reshape(shape), space.high.reshape(shape), dtype=np.uint8)
+        self.network = network(spaces.Dict(parts), action_space)
+        self.likelihood = likelihood_for(action_space)
+        self.optimizer = self.optimizer_class(self.parameters(), **self.optimizer_kwargs)
+
+    def as_world(self, obs: Observations) -> dict[str, Tensor]:
+        """Images with the channels last, as worlds have them."""
+        return {n: rearrange(x, "... c h w -> ... h w c") if n in self.channels_first else x for n, x in obs.items()}
+
+    def run(self, obs: Observations, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (n l), state (n, H), start bool (n l) -> prediction (n l, P), value (n l, 1), state (n, H)."""
+        n = len(state)
+        sequences = {name: rearrange(x, "(n l) ... -> l n ...", n=n) for name, x in self.as_world(obs).items()}
+        output, state = self.network(sequences, state, rearrange(start, "(n l) -> l n", n=n))
+        return rearrange(output.prediction, "l n p -> (n l) p"), rearrange(output.value, "l n -> (n l) 1"), state
+
+    def choose(self, p: Tensor, deterministic: bool) -> Tensor:
+        return self.likelihood.mode(p) if deterministic else self.likelihood.sample(p)
+
+    def judge(self, obs: Observations, state: Tensor, start: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, log-likelihoods and entropies of a minibatch in training."""
+        p, values, _ = self.run(obs, state, start)
+        rows = {name: x[None] for name, x in self.as_world(obs).items()}
+        self.minibatch = Batch(rows, torch.ones_like(start)[None], action=actions[None])
+        return values, self.likelihood.log_prob(p, actions), self.likelihood.entropy(p)
+
+
+def _initialise(policy: Any, observation_space: Any, action_space: Any, lr_schedule: Any, network: NetworkFactory, kwargs: Any) -> None:
+    """SB3's constructors would build networks of their own; only what all policies share is set up."""
+    BasePolicy.__init__(policy, observation_space, action_space, **kwargs)
+    policy.optimizer_kwargs = {"lr": lr_schedule(1), **policy.optimizer_kwargs}
+    policy._build_network(observation_space, action_space, network)
+
+
+class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):  # type: ignore[misc]
+    """For PPO: every step is an example of its own."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Any,
+        use_sde: bool = False,
+        *,
+        network: NetworkFactory,
+        **kwargs: Any,
+    ) -> None:
+        _initialise(self, observation_space, action_space, lr_schedule, network, kwargs)
+
+    def _run_steps(self, obs: Observations) -> tuple[Tensor, Tensor]:
+        rows = len(next(iter(obs.values())))
+        start = torch.ones(rows, dtype=torch.bool, device=self.device)
+        p, values, _ = self.run(obs, self.network.initial_state(rows), start)  # type: ignore[operator]
+        return p, values
+
+    def forward(self, obs: Observations, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        p, values = self._run_steps(obs)
+        actions = self.choose(p, deterministic)
+        return actions, values, self.likelihood.log_prob(p, actions)
+
+    def evaluate_actions(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        start = torch.ones(len(actions), dtype=torch.bool, device=self.device)
+        return self.judge(obs, self.network.initial_state(len(actions)), start, actions)  # type: ignore[operator]
+
+    def predict_values(self, obs: Observations) -> Tensor:  # type: ignore[override]
+        return self._run_steps(obs)[1]
+
+    def _predict(self, observation: Observations, deterministic: bool = False) -> Tensor:  # type: ignore[override]
+        return self.choose(self._run_steps(observation)[0], deterministic)
+
+
+class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):  # type: ignore[misc]
+    """For RecurrentPPO: one memory serves actor and critic; its state fills SB3's four slots for LSTM states.
+
+    SB3 pads a minibatch's sequences so that an episode starts only at their beginning, where the network zeroes
+    the state it is given. So there is no loop over time, which SB3's own policy falls into.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Any,
+        use_sde: bool = False,
+        *,
+        network: NetworkFactory,
+        **kwargs: Any,
+    ) -> None:
+        _initialise(self, observation_space, action_space, lr_schedule, network, kwargs)
+        self.lstm_hidden_state_shape = (1, 1, self.network.hidden_size)
+
+    @property
+    def lstm_actor(self) -> Any:  # type: ignore[override]
+        """What RecurrentPPO reads `num_layers` and `hidden_size` from."""
+        return self.network.memory.gru  # type: ignore[union-attr]
+
+    @staticmethod
+    def _states(state: Tensor) -> RNNStates:
+        slot = rearrange(state, "n h -> 1 n h")
+        return RNNStates((slot, slot), (slot, slot))
+
+    def forward(  # type: ignore[override]
+        self, obs: Observations, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
+        p, values, state = self.run(obs, lstm_states.pi[0][0], episode_starts > 0)
+        actions = self.choose(p, deterministic)
+        return actions, values, self.likelihood.log_prob(p, actions), self._states(state)
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Observations, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.judge(obs, lstm_states.pi[0][0], episode_starts > 0, actions)
+
+    def predict_values(self, obs: Observations, lstm_states: tuple[Tensor, ...], episode_starts: Tensor) -> Tensor:  # type: ignore[override]
+        return self.run(obs, lstm_states[0][0], episode_starts > 0)[1]
+
+    def _predict(  # type: ignore[override]
+        self, observation: Observations, lstm_states: tuple[Tensor, ...], episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        p, _, state = self.run(observation, lstm_states[0][0], episode_starts > 0)
+        return self.choose(p, deterministic), self._states(state).pi
+
+
+class _Observer(BaseCallback):
+    """Counts steps and hands every finished rollout to the strategies."""
+
+    def __init__(self, learner: SB3Learner, tick: Tick) -> None:
+        super().__init__()
+        self.learner, self.tick = learner, tick
+
+    def _on_step(self) -> bool:
+        self.learner.steps += self.learner.world.num_envs
+        return True
+
+    def _on_rollout_end(self) -> None:
+        batch = self.learner.rollout_batch()
+        for strategy in self.learner.strategies:
+            strategy.observe(batch, self.learner)
+        self.tick(batch.length * len(batch))
+
+
+class _Scalars(KVWriter):
+    """Passes what SB3 logs about its training to `learner.on_scalars`."""
+
+    def __init__(self, learner: SB3Learner) -> None:
+        self.learner = learner
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        numbers = {k: float(v) for k, v in key_values.items() if isinstance(v, (int, float, np.number))}
+        self.learner.on_scalars(self.learner.steps, {k: v for k, v in numbers.items() if math.isfinite(v)})
+
+    def close(self) -> None: ...
+
+
+class SB3Learner(Learner):
+    """PPO or RecurrentPPO of Stable-Baselines3 around a network of ours.
+
+    network: called with (observation space, action space) of the world, makes a module with a value head.
+    algorithm: `PPO`, or `RecurrentPPO` for a network with a memory.
+    parameters: keyword arguments of that algorithm (n_steps, batch_size, learning_rate, ...).
+    max_grad_norm: clips the gradient after the strategies have edited it; SB3's own clipping is off.
+    sequence_length: how many steps a stored example of a recurrent policy has; divides n_steps.
+    on_scalars: called with (step, {name: value}) after each rollout's training.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        network: NetworkFactory,
+        algorithm: type[PPO] | type[RecurrentPPO] = PPO,
+        parameters: Mapping[str, Any] | None = None,
+        max_grad_norm: float = 0.5,
+        sequence_length: int = 1,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        recurrent = algorithm is RecurrentPPO
+        self.world, self.max_grad_norm, self.sequence_length = world, max_grad_norm, sequence_length
+        self.env = WorldVecEnv(world)
+        self.model = algorithm(
+            RecurrentNetworkPolicy if recurrent else NetworkPolicy,  # type: ignore[arg-type]
+            self.env,
+            **(parameters or {}),
+            max_grad_norm=math.inf,
+            policy_kwargs={"network": network, "optimizer_kwargs": {"fused": True, "eps": 1e-5}},
+            seed=seed,
+            device=device,
+        )
+        if self.model.n_steps % sequence_length:
+            raise ValueError(f"sequence_length is {sequence_length}, allowed: a divisor of n_steps = {self.model.n_steps}")
+        self.policy: Any = self.model.policy
+        self.module, self.optimizer = self.policy.network, self.policy.optimizer
+        self.likelihood = likelihood_for(world.single_action_space)
+        self.on_scalars: Callable[[int, dict[str, float]], None] = lambda step, scalars: None
+        self.model.set_logger(Logger(None, [_Scalars(self)]))
+        self.attach([])
+
+    @property
+    def minibatch(self) -> Batch | None:  # type: ignore[override]
+        """The steps of the minibatch that SB3 is learning from, each as an example of its own."""
+        batch: Batch | None = self.policy.minibatch
+        return batch
+
+    def loss(self, batch: Batch) -> Tensor:
+        """KL(stored outputs || now), the mean over steps: policy distillation. PPO's own loss stays in SB3."""
+        assert batch.target is not None, "a stored batch holds the outputs to imitate"
+        return self.likelihood.kl(batch.target, self.outputs(batch)).mean()
+
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Tensor:
+        """The policy's outputs now."""
+        return self.outputs(batch)
+
+    def observed(self, batch: Batch) -> Tensor | None:
+        return batch.action
+
+    def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
+        self.env.tasks, self.env.steps = tasks, self.steps
+        self.model.learn(steps, callback=_Observer(self, tick), log_interval=1)
+
+    def rollout_batch(self) -> Batch:
+        """The rollout just collected, cut into examples of `sequence_length` steps."""
+        buffer = self.model.rollout_buffer
+        obs = {name: torch.from_numpy(x).to(self.device) for name, x in buffer.observations.items()}  # type: ignore[union-attr,attr-defined]
+        actions = torch.from_numpy(buffer.actions)
+        if isinstance(self.world.single_action_space, spaces.Discrete):
+            actions = rearrange(actions, "t b 1 -> t b").long()
+        return Batch(
+            self.policy.as_world(obs),
+            torch.from_numpy(buffer.episode_starts > 0).to(self.device),
+            action=actions.to(self.device),
+            task=torch.from_numpy(self.env.played).to(self.device),
+        ).sequences(self.sequence_length)

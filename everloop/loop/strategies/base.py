@@ -1,0 +1,60 @@
+"""What a strategy can do, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class Strategy:
+    """Small, composable, ignorant of which learner it serves. Every method defaults to nothing.
+
+    Strategies run in the order of their list. One that draws random numbers has a generator of its own: with
+    strength 0 it must leave training the same to the last bit.
+    """
+
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        """Before the first step of `task`."""
+
+    def observe(self, batch: Batch, learner: Learner) -> None:
+        """Once for each fresh batch: memories fill here. An algorithm may learn from it several times."""
+
+    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
+        """A scalar to add to the loss of `batch`, or None."""
+        return None
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        """Change the parameters' `.grad` in place, after all losses and before clipping."""
+
+    def after_step(self, learner: Learner) -> None:
+        """After the optimizer's step."""
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        """After the last step of `task`; `batches` are fresh examples of it."""
+
+    def view(self, task: Task, learner: Learner) -> AbstractContextManager[None]:
+        """A context in which the network is as it should be when `task` is evaluated."""
+        return nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs; with `load_state_dict` it goes on as if never interrupted."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+
+
+def check_strength(strength: float) -> float:
+    """`strength`, or ValueError if it is negative or not finite."""
+    if not 0 <= strength < float("inf"):
+        raise ValueError(f"strength is {strength}, allowed: 0 or more")
+    return strength

@@ -1,0 +1,69 @@
+"""The only place where a gradient becomes a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from everloop.loop.world import NotFiniteError
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+    from everloop.loop.strategies import Strategy
+
+
+class Updater:
+    """Runs the strategies around every step of a learner's optimizer.
+
+        zero_grad, loss, backward | extra losses, edit_gradients, clip | step | after_step
+
+    The middle and the end run from the optimizer's own step hooks, so that it makes no difference who calls
+    `optimizer.step()`: `step` below, or an algorithm of Stable-Baselines3 in the depth of its training.
+    Clipping comes after the strategies (a penalty is clipped as if it stood in the loss), so the one who
+    calls must not clip before.
+
+    max_grad_norm: the gradient's norm is scaled down to it; None leaves it.
+    """
+
+    def __init__(self, learner: Learner, strategies: Sequence[Strategy], max_grad_norm: float | None = None) -> None:
+        self.learner, self.strategies, self.max_grad_norm = learner, strategies, max_grad_norm
+        self.parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
+        self._hooks = [
+            learner.optimizer.register_step_pre_hook(self._before),
+            learner.optimizer.register_step_post_hook(self._after),
+        ]
+
+    def detach(self) -> None:
+        """Take the hooks off the optimizer."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def step(self, loss: Tensor) -> float:
+        """One update along `loss`; returns its value. Raises NotFiniteError before anything has changed."""
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise NotFiniteError(f"the loss is {value} at step {self.learner.steps}, allowed: finite numbers")
+        self.learner.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.learner.optimizer.step()
+        return value
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        batch = self.learner.minibatch
+        extra = [loss for s in self.strategies if (loss := s.extra_loss(self.learner, batch)) is not None]
+        if extra:
+            torch.stack(extra).sum().backward()  # type: ignore[no-untyped-call]
+        for strategy in self.strategies:
+            strategy.edit_gradients(self.learner, batch)
+        if self.max_grad_norm is not None:
+            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+            if not math.isfinite(norm):
+                raise NotFiniteError(f"the gradient's norm is {norm} at step {self.learner.steps}, allowed: finite numbers")
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for strategy in self.strategies:
+            strategy.after_step(self.learner)

@@ -1,0 +1,79 @@
+"""A thin adapter from Gymnasium's vector environments to Stable-Baselines3's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env import VecEnv
+
+from everloop.loop.world import Arrays, World, check_finite, play
+
+
+class WorldVecEnv(VecEnv):
+    """A world as Stable-Baselines3's `VecEnv`: batched arrays pass through as they are.
+
+    `tasks`: what the copies play, in turn, from the next reset on. Episodes' returns and lengths are in
+    `infos[i]["episode"]`, as SB3's Monitor has them. Raises NotFiniteError when an observation is not finite.
+    """
+
+    def __init__(self, world: World) -> None:
+        mode = getattr(world, "metadata", {}).get("autoreset_mode")
+        if mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(f"the world's autoreset mode is {mode}, allowed: {AutoresetMode.SAME_STEP}")
+        self.world = world
+        self.tasks: Sequence[int] = [0]
+        self.played: npt.NDArray[np.int64] = np.zeros(world.num_envs, dtype=np.int64)
+        self.steps = 0
+        super().__init__(world.num_envs, world.single_observation_space, world.single_action_space)
+        self._returns = np.zeros(world.num_envs)
+        self._lengths = np.zeros(world.num_envs, dtype=np.int64)
+
+    def reset(self) -> Arrays:  # type: ignore[override]
+        obs, self.played = play(self.world, self.tasks, self._seeds[0])
+        self._reset_seeds()
+        self._reset_options()
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        check_finite(obs, self.steps)
+        return obs
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Arrays, npt.NDArray[Any], npt.NDArray[Any], list[dict[str, Any]]]:  # type: ignore[override]
+        obs, rewards, terminated, truncated, info = self.world.step(self._actions)
+        self.steps += self.num_envs
+        check_finite(obs, self.steps)
+        self._returns += rewards
+        self._lengths += 1
+        done = terminated | truncated
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for i in np.flatnonzero(done):
+            infos[i]["terminal_observation"] = info["final_obs"][i]
+            infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
+            infos[i]["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i])}
+        self._returns[done] = 0.0
+        self._lengths[done] = 0
+        return obs, rewards.astype(np.float32), done, infos
+
+    def close(self) -> None:
+        self.world.close()  # type: ignore[attr-defined]
+
+    def _indices(self, indices: None | int | Iterable[int]) -> list[int]:
+        return list(range(self.num_envs)) if indices is None else list(np.atleast_1d(np.asarray(indices)))
+
+    def get_attr(self, attr_name: str, indices: None | int | Iterable[int] = None) -> list[Any]:
+        return [getattr(self.world, attr_name) for _ in self._indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: None | int | Iterable[int] = None) -> None:
+        setattr(self.world, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: None | int | Iterable[int] = None, **kwargs: Any) -> list[Any]:
+        return [getattr(self.world, method_name)(*args, **kwargs) for _ in self._indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: None | int | Iterable[int] = None) -> list[bool]:
+        return [False for _ in self._indices(indices)]

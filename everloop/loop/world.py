@@ -1,0 +1,65 @@
+"""What the loop asks of a world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Task(Protocol):
+    """A task as the loop sees it."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+
+class World(Protocol):
+    """A `gymnasium.vector.VectorEnv` under SAME_STEP autoreset whose resets take "task" and "reset_mask"."""
+
+    num_envs: int
+
+    @property
+    def tasks(self) -> Sequence[Task]: ...
+
+    @property
+    def single_observation_space(self) -> spaces.Space[Any]: ...
+
+    @property
+    def single_action_space(self) -> spaces.Space[Any]: ...
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]: ...
+
+    def step(self, actions: npt.NDArray[Any]) -> tuple[Arrays, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]: ...
+
+    def reference(self, task: int) -> tuple[float, float]: ...
+
+
+class NotFiniteError(FloatingPointError):
+    """An observation, a loss or a gradient is nan or infinite; the message says which, and at which step."""
+
+
+def play(world: World, tasks: Sequence[int], seed: int | None = None) -> tuple[Arrays, npt.NDArray[np.int64]]:
+    """Reset `world` so that its copies play `tasks` in turn: the first observation, and each copy's task."""
+    played = np.resize(np.asarray(tasks, dtype=np.int64), world.num_envs)
+    obs, _ = world.reset(seed=seed, options={"task": int(tasks[0])})
+    for task in tasks[1:]:
+        if (mask := played == task).any():
+            obs, _ = world.reset(options={"task": int(task), "reset_mask": mask})
+    return obs, played
+
+
+def check_finite(obs: Arrays, step: int) -> None:
+    """Raise NotFiniteError that names the modality; integer modalities are finite by nature."""
+    for name, value in obs.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            bad = value[~np.isfinite(value)].flat[0]
+            raise NotFiniteError(f"observation {name!r} holds {bad} at step {step}, allowed: finite numbers")
