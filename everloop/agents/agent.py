@@ -71,8 +71,8 @@ class Agent(nn.Module):
         self.head = nn.Linear(features, self.num_heads * prediction_size)
         self.value = nn.Linear(features, 1) if value_head else None
         with torch.no_grad():
-            self.head.weight *= prediction_scale
-            self.head.bias *= prediction_scale
+            self.head.weight.mul_(prediction_scale)
+            self.head.bias.mul_(prediction_scale)
 
     def initial_state(self, batch: int) -> Tensor:
         """Zeros (batch, hidden_size) on the agent's device."""
@@ -106,11 +106,12 @@ class Agent(nn.Module):
         return tokens, rows[PRESENCE][:, columns] > 0.5
 
     def _predict(self, features: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-        prediction = self.head(features)
+        prediction: Tensor = self.head(features)
         if self.num_heads == 1:
             return prediction
         heads = rearrange(prediction, "r (k p) -> r k p", k=self.num_heads)
-        return einsum(heads, rows[CUE].to(heads.dtype), "r k p, r k -> r p")
+        chosen: Tensor = einsum(heads, rows[CUE].to(heads.dtype), "r k p, r k -> r p")
+        return chosen
 
 
 def _flatten(x: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ class VectorEncoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(size, token_size), nn.Tanh(), nn.Linear(token_size, token_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rearrange(self.layers(x.float()), "r d -> r 1 d")
+        token: Tensor = self.layers(x.float())
+        return rearrange(token, "r d -> r 1 d")
 
 
 class ImageEncoder(nn.Module):

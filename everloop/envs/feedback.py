@@ -29,7 +29,9 @@ def feedback_space(action_space: spaces.Space[Any], reward_range: tuple[float, f
     return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
 
-def _encode(actions: npt.NDArray[Any], rewards: npt.NDArray[Any], action_space: spaces.Space[Any], box: spaces.Box) -> npt.NDArray[np.float32]:
+def _encode(
+    actions: npt.NDArray[Any], rewards: npt.NDArray[Any], action_space: spaces.Space[Any], box: spaces.Box
+) -> npt.NDArray[np.float32]:
     """(B, action size + 1), inside `box`: actions are clipped as the world clips them."""
     if isinstance(action_space, spaces.Discrete):
         actions = np.eye(int(action_space.n), dtype=np.float32)[np.asarray(actions).reshape(-1) - int(action_space.start)]
@@ -53,7 +55,7 @@ class Feedback(gym.Wrapper[Observation, Any, Observation, Any]):
         self.tasks: tuple[Task, ...] = env.get_wrapper_attr("tasks")
         self.reward_range: tuple[float, float] = env.get_wrapper_attr("reward_range")
         self._box = feedback_space(env.action_space, self.reward_range)
-        self.observation_space = _extended(env.observation_space, self._box)
+        self.observation_space: spaces.Space[Any] = _extended(env.observation_space, self._box)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)

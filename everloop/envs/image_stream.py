@@ -123,7 +123,7 @@ class ImageStreamVectorEnv(TaskVectorEnv):
             rows = np.flatnonzero(group == k)
             if not rows.size:
                 raise ValueError(f"task {k} (classes {', '.join(names)}) has no example in the {split} split")
-            tasks.append(Task(k, f"classes-{'-'.join(names)}" if size <= 4 else f"classes-{names[0]}-to-{names[-1]}", {"classes": names}))
+            tasks.append(Task(k, "-".join(names) if size <= 4 else f"{names[0]}-to-{names[-1]}", {"classes": names}))
             self._rows.append(rows)
         self.tasks = tuple(tasks)
         self._restart()
@@ -156,9 +156,6 @@ class ImageStreamVectorEnv(TaskVectorEnv):
         self._pending_task[copies] = task
 
     def _serve_by_task(self, mask: Mask) -> None:
-        first = self.task[0]
-        if mask.all() and (self.task == first).all():
-            return self._serve(np.arange(self.num_envs), int(first))
         for task in np.unique(self.task[mask]):
             self._serve(np.flatnonzero(mask & (self.task == task)), int(task))
 
@@ -194,8 +191,6 @@ class ImageStreamVectorEnv(TaskVectorEnv):
 class ImageStreamEnv(OneCopyEnv):
     """`everloop/ImageStream-v0`, one copy; parameters as `ImageStreamVectorEnv`."""
 
-    metadata = {"render_modes": []}
-
     def __init__(self, **parameters: Any) -> None:
         super().__init__(ImageStreamVectorEnv(1, autoreset_mode=AutoresetMode.DISABLED, **parameters))
 
@@ -205,7 +200,9 @@ def _checked(images: Any, labels: Any, images_name: str, labels_name: str) -> tu
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise ValueError(f"{images_name} have dtype {images.dtype} and shape {images.shape}, allowed: uint8, (N, H, W) or (N, H, W, C)")
     if labels.shape != images.shape[:1]:
-        raise ValueError(f"{images_name} hold {len(images)} examples and {labels_name} have shape {labels.shape}, allowed: ({len(images)},)")
+        raise ValueError(
+            f"{images_name} hold {len(images)} examples and {labels_name} have shape {labels.shape}, allowed: ({len(images)},)"
+        )
     if not np.issubdtype(labels.dtype, np.integer) or (labels.size and labels.min() < 0):
         raise ValueError(f"{labels_name} have dtype {labels.dtype}, allowed: integers from 0")
     images = images[..., None] if images.ndim == 3 else images

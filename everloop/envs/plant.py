@@ -56,7 +56,7 @@ class PlantVectorEnv(TaskVectorEnv):
         world_seed: int = 0,
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
     ) -> None:
-        sizes = dict(num_tasks=num_tasks, num_modalities=num_modalities, observation_dim=observation_dim, horizon=horizon)
+        sizes = {"num_tasks": num_tasks, "num_modalities": num_modalities, "observation_dim": observation_dim, "horizon": horizon}
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} is {size}, allowed: 1 or more")
@@ -172,8 +172,6 @@ class PlantVectorEnv(TaskVectorEnv):
 class PlantEnv(OneCopyEnv):
     """`everloop/Plant-v0`, one copy; parameters as `PlantVectorEnv`."""
 
-    metadata = {"render_modes": []}
-
     def __init__(self, **parameters: Any) -> None:
         super().__init__(PlantVectorEnv(1, autoreset_mode=AutoresetMode.DISABLED, **parameters))
 
@@ -185,4 +183,4 @@ def _rotation(rng: np.random.Generator, n: int, angle: float) -> npt.NDArray[np.
     skew = rng.standard_normal((n, n))
     skew -= skew.T
     skew *= np.tan(angle / 2) / np.linalg.norm(skew, 2)
-    return np.linalg.solve(np.eye(n) - skew, np.eye(n) + skew)
+    return np.asarray(np.linalg.solve(np.eye(n) - skew, np.eye(n) + skew), dtype=np.float64)

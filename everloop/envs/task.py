@@ -122,19 +122,17 @@ class TaskVectorEnv(VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]]):
         self._begin(mask, seeded=seed is not None)
         return self._observe(), {"task": self.task.copy()}
 
-    def _mask(self, mask: Any) -> Mask:
-        if mask is None:
+    def _mask(self, given: Any) -> Mask:
+        if given is None:
             return np.ones(self.num_envs, dtype=np.bool_)
-        mask = np.asarray(mask)
+        mask: Mask = np.asarray(given)
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
             raise ValueError(
                 f"reset_mask has shape {mask.shape} and dtype {mask.dtype}, allowed: shape ({self.num_envs},), bool, at least one True"
             )
         return mask
 
-    def step(
-        self, actions: npt.NDArray[Any]
-    ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
+    def step(self, actions: npt.NDArray[Any]) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
         """Advance every copy by one step; shapes as `gymnasium.vector.VectorEnv.step` has them."""
         rewards, info = self._advance(actions)
         self._elapsed += 1
@@ -175,6 +173,7 @@ class OneCopyEnv(TaskEnv):
     """A batched world's single environment: one copy of it, so that the physics is written once."""
 
     def __init__(self, world: TaskVectorEnv) -> None:
+        self.metadata = {"render_modes": []}
         self.world = world
         self.tasks = world.tasks
         self.task = world.tasks[0]

@@ -12,7 +12,7 @@ from everloop.envs.feedback import VectorFeedback
 from everloop.envs.task import Task
 
 
-class SyncTaskVectorEnv(SyncVectorEnv):  # type: ignore[type-arg]
+class SyncTaskVectorEnv(SyncVectorEnv):
     """Gymnasium's `SyncVectorEnv` of single worlds, with `tasks`, `reward_range` and `reference`."""
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:

@@ -23,13 +23,11 @@ class Board(Listener):
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(folder))
 
     def on_begin(self, result: Result, total_steps: int) -> None:
-        charts = {
-            name: ["Multiline", [f"{name}/{task}" for task in result.tasks]] for name in ("forgetting", "score")
-        }
-        self.writer.add_custom_scalars({"all tasks": charts})  # type: ignore[no-untyped-call]
+        charts = {name: ["Multiline", [f"{name}/{task}" for task in result.tasks]] for name in ("forgetting", "score")}
+        self.writer.add_custom_scalars({"all tasks": charts})
         for task, score in zip(result.tasks, result.before, strict=True):
             self._scalar(f"score/{task}", score, 0)
 
@@ -44,7 +42,7 @@ class Board(Listener):
             self._scalar(name, value, evaluation.step)
         if len(result.scores) > evaluation.phase:  # the evaluation at the phase's end
             self._matrix(result, evaluation.step)
-        self.writer.flush()  # type: ignore[no-untyped-call]
+        self.writer.flush()
 
     def on_scalars(self, step: int, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
@@ -58,13 +56,13 @@ class Board(Listener):
 
     def close(self) -> None:
         """Write out what is pending."""
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
     def _scalar(self, name: str, value: float, step: int) -> None:
-        self.writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        self.writer.add_scalar(name, value, step)
 
     def _matrix(self, result: Result, step: int) -> None:
-        self.writer.add_figure("score matrix", score_matrix_figure({"": result}), step)  # type: ignore[no-untyped-call]
+        self.writer.add_figure("score matrix", score_matrix_figure({"": result}), step)
 
 
 def score_matrix_figure(results: dict[str, Result]) -> Figure:

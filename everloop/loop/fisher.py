@@ -33,7 +33,7 @@ def diagonal_fisher(
     Linear, convolution and layer-norm layers cost one batched backward for all examples; parameters
     elsewhere (a GRU's) cost one backward each example. `by_hooks=False` loops for all: the same numbers, slowly.
     """
-    parameters = [p for p in learner.module.parameters() if p.requires_grad]
+    parameters: list[Tensor] = [p for p in learner.module.parameters() if p.requires_grad]
     totals = {p: torch.zeros_like(p) for p in parameters}
     examples = 0
     for batch in batches:
@@ -69,18 +69,18 @@ def _squared_gradients(learner: Learner, batch: Batch, generator: torch.Generato
         if used:
             result |= _layer_squares(layer, used, len(batch))
     covered = {p for layer in exact for p in layer.parameters()}
-    rest = [p for p in learner.module.parameters() if p.requires_grad and p not in covered]
+    rest: list[Tensor] = [p for p in learner.module.parameters() if p.requires_grad and p not in covered]
     return result | _loop(log_p, rest)
 
 
-def _loop(log_p: Tensor, parameters: list[nn.Parameter]) -> dict[Tensor, Tensor]:
+def _loop(log_p: Tensor, parameters: list[Tensor]) -> dict[Tensor, Tensor]:
     """One backward each example: exact for any parameter."""
     totals = {p: torch.zeros_like(p) for p in parameters}
     for value in log_p if parameters else ():
         for p, g in zip(parameters, torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True), strict=True):
             if g is not None:
                 totals[p] += g * g
-    return dict(totals)
+    return totals
 
 
 def _has_rule(layer: nn.Module) -> bool:
@@ -109,7 +109,7 @@ def _per_example(layer: nn.Module, x: Tensor, g: Tensor, examples: int) -> tuple
     """Gradients of weight (b, ...) and bias (b, out): sums over an example's steps and positions."""
     if isinstance(layer, nn.Conv2d):
         assert not isinstance(layer.padding, str)
-        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         x, g = rearrange(patches, "r i p -> r p i"), rearrange(g, "r o h w -> r (h w) o")
     g = _positions(g, examples)
     if isinstance(layer, nn.LayerNorm):

@@ -64,10 +64,10 @@ class Categorical:
 class Gaussian:
     """Diagonal Gaussian. Outputs (..., 2 * dims): the mean, then s with log std = LOW + (HIGH - LOW) * sigmoid(s).
 
-    The bounds, e^-3 to 1, keep a policy able to explore a later task however sure it was of an earlier one.
+    The bounds, e^-1 to 1, keep a policy able to explore a later task however sure it was of an earlier one.
     """
 
-    LOW, HIGH = -3.0, 0.0
+    LOW, HIGH = -1.0, 0.0
 
     def __init__(self, dims: int) -> None:
         self.dims = dims
@@ -77,7 +77,7 @@ class Gaussian:
 
     def split(self, p: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation, each (..., dims)."""
-        mean, s = p.split(self.dims, -1)
+        mean, s = torch.split(p, self.dims, -1)
         return mean, self.LOW + (self.HIGH - self.LOW) * torch.sigmoid(s + 1.0)
 
     def log_prob(self, p: Tensor, x: Tensor) -> Tensor:

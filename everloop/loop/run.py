@@ -65,7 +65,12 @@ PROBE = 128  # examples on which divergence is measured
 
 
 def run(
-    learner: Learner, plan: Plan, evaluation: World, consolidation: World, strategies: Sequence[Strategy], listeners: Sequence[Listener] = ()
+    learner: Learner,
+    plan: Plan,
+    evaluation: World,
+    consolidation: World,
+    strategies: Sequence[Strategy],
+    listeners: Sequence[Listener] = (),
 ) -> Result:
     """Run `plan`: the score matrix, with all evaluations in between.
 
@@ -101,7 +106,8 @@ class _Run:
         began = time.perf_counter()
         for listener in self.listeners:
             listener.on_begin(self.result, sum(self.plan.steps))
-        for self.phase in range(len(self.plan.phases)):
+        for phase in range(len(self.plan.phases)):
+            self.phase = phase
             self.play_phase()
             self.result.wall_seconds = time.perf_counter() - began
         for listener in self.listeners:

@@ -39,12 +39,12 @@ class _NetworkPolicy(BasePolicy):
 
     minibatch: Batch | None = None
 
-    def _build_network(
-        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], network: NetworkFactory
-    ) -> None:
+    def _build_network(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], network: NetworkFactory) -> None:
         assert isinstance(observation_space, spaces.Dict)
         self.channels_first = {
-            name for name, space in observation_space.items() if is_image_space(space) and is_image_space_channels_first(space)
+            name
+            for name, space in observation_space.items()
+            if isinstance(space, spaces.Box) and is_image_space(space) and is_image_space_channels_first(space)
         }
         parts = dict(observation_space.spaces)
         for name in self.channels_first:
@@ -85,7 +85,7 @@ def _initialise(policy: Any, observation_space: Any, action_space: Any, lr_sched
     policy._build_network(observation_space, action_space, network)
 
 
-class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):  # type: ignore[misc]
+class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
     """For PPO: every step is an example of its own."""
 
     def __init__(
@@ -122,7 +122,7 @@ class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):  # type: ignore[misc]
         return self.choose(self._run_steps(observation)[0], deterministic)
 
 
-class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):  # type: ignore[misc]
+class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
     """For RecurrentPPO: one memory serves actor and critic; its state fills SB3's four slots for LSTM states.
 
     SB3 pads a minibatch's sequences so that an episode starts only at their beginning, where the network zeroes
@@ -140,7 +140,7 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):  # typ
         **kwargs: Any,
     ) -> None:
         _initialise(self, observation_space, action_space, lr_schedule, network, kwargs)
-        self.lstm_hidden_state_shape = (1, 1, self.network.hidden_size)
+        self.lstm_hidden_state_shape = (1, 1, self.lstm_actor.hidden_size)
 
     @property
     def lstm_actor(self) -> Any:  # type: ignore[override]
@@ -242,7 +242,8 @@ class SB3Learner(Learner):
         if self.model.n_steps % sequence_length:
             raise ValueError(f"sequence_length is {sequence_length}, allowed: a divisor of n_steps = {self.model.n_steps}")
         self.policy: Any = self.model.policy
-        self.module, self.optimizer = self.policy.network, self.policy.optimizer
+        self.module = self.policy.get_submodule("network")
+        self.optimizer = self.policy.optimizer
         self.likelihood = likelihood_for(world.single_action_space)
         self.on_scalars: Callable[[int, dict[str, float]], None] = lambda step, scalars: None
         self.model.set_logger(Logger(None, [_Scalars(self)]))
@@ -274,7 +275,7 @@ class SB3Learner(Learner):
     def rollout_batch(self) -> Batch:
         """The rollout just collected, cut into examples of `sequence_length` steps."""
         buffer = self.model.rollout_buffer
-        obs = {name: torch.from_numpy(x).to(self.device) for name, x in buffer.observations.items()}  # type: ignore[union-attr,attr-defined]
+        obs = {name: torch.from_numpy(x).to(self.device) for name, x in buffer.observations.items()}  # type: ignore[attr-defined]
         actions = torch.from_numpy(buffer.actions)
         if isinstance(self.world.single_action_space, spaces.Discrete):
             actions = rearrange(actions, "t b 1 -> t b").long()

@@ -32,7 +32,7 @@ class WorldVecEnv(VecEnv):
         self._returns = np.zeros(world.num_envs)
         self._lengths = np.zeros(world.num_envs, dtype=np.int64)
 
-    def reset(self) -> Arrays:  # type: ignore[override]
+    def reset(self) -> Arrays:
         obs, self.played = play(self.world, self.tasks, self._seeds[0])
         self._reset_seeds()
         self._reset_options()
@@ -44,7 +44,7 @@ class WorldVecEnv(VecEnv):
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         self._actions = actions
 
-    def step_wait(self) -> tuple[Arrays, npt.NDArray[Any], npt.NDArray[Any], list[dict[str, Any]]]:  # type: ignore[override]
+    def step_wait(self) -> tuple[Arrays, npt.NDArray[Any], npt.NDArray[Any], list[dict[str, Any]]]:
         obs, rewards, terminated, truncated, info = self.world.step(self._actions)
         self.steps += self.num_envs
         check_finite(obs, self.steps)
@@ -63,17 +63,17 @@ class WorldVecEnv(VecEnv):
     def close(self) -> None:
         self.world.close()  # type: ignore[attr-defined]
 
-    def _indices(self, indices: None | int | Iterable[int]) -> list[int]:
+    def _indices(self, indices: int | Iterable[int] | None) -> list[int]:
         return list(range(self.num_envs)) if indices is None else list(np.atleast_1d(np.asarray(indices)))
 
-    def get_attr(self, attr_name: str, indices: None | int | Iterable[int] = None) -> list[Any]:
+    def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
         return [getattr(self.world, attr_name) for _ in self._indices(indices)]
 
-    def set_attr(self, attr_name: str, value: Any, indices: None | int | Iterable[int] = None) -> None:
+    def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
         setattr(self.world, attr_name, value)
 
-    def env_method(self, method_name: str, *args: Any, indices: None | int | Iterable[int] = None, **kwargs: Any) -> list[Any]:
+    def env_method(self, method_name: str, *args: Any, indices: int | Iterable[int] | None = None, **kwargs: Any) -> list[Any]:
         return [getattr(self.world, method_name)(*args, **kwargs) for _ in self._indices(indices)]
 
-    def env_is_wrapped(self, wrapper_class: Any, indices: None | int | Iterable[int] = None) -> list[bool]:
+    def env_is_wrapped(self, wrapper_class: Any, indices: int | Iterable[int] | None = None) -> list[bool]:
         return [False for _ in self._indices(indices)]

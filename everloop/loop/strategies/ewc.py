@@ -63,11 +63,13 @@ class EWC(Strategy):
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         if not self.precision or self.strength == 0:
             return
-        rows = zip(_parameters(learner), self.precision, self.center, strict=True)
-        live = [(p, f, c) for p, f, c in rows if p.grad is not None]
-        weights, precision, center = ([row[i] for row in live] for i in range(3))
-        shift = torch._foreach_sub([w.detach() for w in weights], center)
-        torch._foreach_addcmul_([w.grad for w in weights], shift, precision)
+        grads, shifts, precisions = [], [], []
+        for w, c, p in zip(_parameters(learner), self.center, self.precision, strict=True):
+            if w.grad is not None:
+                grads.append(w.grad)
+                shifts.append(w.detach() - c)
+                precisions.append(p)
+        torch._foreach_addcmul_(grads, shifts, precisions)
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
         if self.strength == 0:

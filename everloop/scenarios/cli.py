@@ -1,0 +1,145 @@
+"""The command line: `everloop list`, `everloop run SCENARIO`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from rich.console import Console
+from rich.table import Table
+
+from everloop.loop import STRATEGIES, NotFiniteError
+from everloop.scenarios import SCENARIOS
+from everloop.scenarios.experiment import JOINT, PLAIN, Experiment, check_strategies
+from everloop.scenarios.report import ProgressBar, print_scores
+from everloop.scenarios.scenario import Scenario
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 2 for bad input or a broken run, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == ["list"] and len(words) == 1:
+            return _list()
+        if words[:1] == ["run"] and len(words) > 1 and not words[1].startswith("-"):
+            return _run(words[1], words[2:])
+        _usage().parse_args(words)
+    except (ArgumentError, ValueError, TypeError, OSError) as error:
+        return _fail(str(error))
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"everloop: error: {' '.join(message.split())}", file=sys.stderr)
+    return USAGE_ERROR
+
+
+def _usage() -> ArgumentParser:
+    """Explains the two commands, and refuses anything else."""
+    parser = ArgumentParser(prog="everloop", description="Continual learning in a closed loop.", exit_on_error=False)
+    commands = parser.add_subcommands()
+    commands.add_subcommand("list", ArgumentParser(exit_on_error=False), help="scenarios, strategies and worlds")
+    run = ArgumentParser(
+        exit_on_error=False,
+        usage="everloop run SCENARIO [options]   (everloop run SCENARIO --help lists its options)",
+        description=f"SCENARIO: {', '.join(SCENARIOS)}, or package.module:Class of your own",
+    )
+    run.add_argument("scenario")
+    commands.add_subcommand("run", run, help="run a scenario")
+    return parser
+
+
+def find_scenario(name: str) -> type[Scenario]:
+    """The scenario class called `name`, or at `package.module:Class`. Raises ValueError that names it."""
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        sys.path.insert(0, str(Path.cwd()))
+        try:
+            found = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"scenario {name!r} cannot be imported: {error}") from None
+        if not (isinstance(found, type) and issubclass(found, Scenario)):
+            raise ValueError(f"scenario {name!r} is {found!r}, allowed: a subclass of everloop.scenarios.Scenario")
+        return found
+    if name not in SCENARIOS:
+        raise ValueError(f"unknown scenario {name!r}: choose one of {', '.join(SCENARIOS)}, or package.module:Class")
+    return SCENARIOS[name]
+
+
+def _parser(scenario: type[Scenario]) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"everloop run {scenario.name}", description=scenario.summary, exit_on_error=False)
+    parser.add_argument(
+        "--strategies",
+        type=str,
+        default=PLAIN,
+        help=f"comma-separated: {', '.join(STRATEGIES)}; {PLAIN}: fine-tuning; {JOINT}: all tasks at once",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of networks, worlds and strategies")
+    parser.add_argument("--out", type=str, help="the run's folder, by default runs/SCENARIO/STRATEGIES/SEED")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run that the folder holds")
+    parser.add_class_arguments(scenario, None, skip={"tasks"})
+    parser.add_argument("--tasks", type=str, help="comma-separated names or ids, in the order of training (default: all)")
+    for name, strategy in STRATEGIES.items():
+        parser.add_class_arguments(strategy, name, skip={"seed"})
+        parser.set_defaults({f"{name}.{key}": value for key, value in scenario.strategy_settings.get(name, {}).items()})
+    return parser
+
+
+def _run(name: str, words: Sequence[str]) -> int:
+    scenario = find_scenario(name)
+    args = _parser(scenario).parse_args(list(words))
+    names = check_strategies([part.strip() for part in args.strategies.split(",") if part.strip()])
+    out = Path(args.out or f"runs/{scenario.name}/{'+'.join(names)}/{args.seed}")
+    experiment = Experiment(_scenario(scenario, args), names, args.seed, out, _settings(args), args.overwrite)
+    console = Console()
+    try:
+        with ProgressBar(f"{scenario.name} {'+'.join(names)}", console) as progress:
+            result = experiment.run([progress])
+    except NotFiniteError as error:
+        return _fail(f"{error}; the run stopped, what it has logged is in {out}")
+    except KeyboardInterrupt:
+        _fail(f"interrupted at step {experiment.learner.steps}; what it has logged is in {out}")
+        return INTERRUPTED
+    print_scores({f"{scenario.name}, {'+'.join(names)}, seed {args.seed}": result}, console)
+    console.print(f"{out / 'result.json'}    watch: tensorboard --logdir {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _scenario(scenario: type[Scenario], args: Namespace) -> Scenario:
+    tasks = None if args.tasks is None else [part.strip() for part in args.tasks.split(",") if part.strip()]
+    settings = {field.name: args[field.name] for field in fields(scenario) if field.name != "tasks"}
+    return scenario(tasks=tasks, **settings)
+
+
+def _settings(args: Namespace) -> dict[str, dict[str, Any]]:
+    return {name: {**args[name].as_dict(), "seed": args.seed} for name in STRATEGIES}
+
+
+def _list() -> int:
+    console = Console()
+    worlds = {name: _first_line(gym.spec(name).entry_point) for name in sorted(gym.registry) if name.startswith("everloop/")}
+    special = {PLAIN: "plain fine-tuning, the lower bound", JOINT: "all tasks at once, the upper bound"}
+    for title, rows in (
+        ("scenarios", {name: scenario.summary for name, scenario in SCENARIOS.items()}),
+        ("strategies", special | {name: _first_line(strategy) for name, strategy in STRATEGIES.items()}),
+        ("worlds", worlds),
+    ):
+        table = Table(title=title, title_justify="left", show_header=False, box=None)
+        for name, text in rows.items():
+            table.add_row(name, text)
+        console.print(table, "", highlight=False)
+    return 0
+
+
+def _first_line(thing: Any) -> str:
+    """The first line of the docstring of an object's module, which says what it is."""
+    module = thing.partition(":")[0] if isinstance(thing, str) else thing.__module__
+    return (import_module(module).__doc__ or "").strip().splitlines()[0]

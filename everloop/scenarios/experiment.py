@@ -1,0 +1,135 @@
+"""One run of a scenario, with everything that it leaves in its folder."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import everloop
+from everloop.loop import STRATEGIES, Board, Listener, Result, Strategy, run
+from everloop.loop.result import write_json
+from everloop.scenarios.scenario import Scenario
+
+PLAIN, JOINT = "none", "joint"
+CONFIG, RESULT, EVENTS = "config.yaml", "result.json", "events.out.tfevents.*"
+PACKAGES = ("everloop", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "einops", "scipy", "scikit-learn", "tensorboard")
+
+
+class Experiment:
+    """A scenario with strategies and a seed, checked and ready to run.
+
+    strategies: names in their order of application; ["none"] is plain fine-tuning, ["joint"] trains on all
+        tasks at once.
+    settings: strategy name -> keyword arguments, over the scenario's own.
+    out: the run's folder; None leaves nothing behind.
+    overwrite: replace a run that `out` already holds.
+    Raises ValueError or FileExistsError, in one clear line, before anything is written.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        strategies: Sequence[str] = (PLAIN,),
+        seed: int = 0,
+        out: Path | None = None,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        overwrite: bool = False,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.scenario, self.seed, self.out = scenario, seed, out
+        self.names = check_strategies(strategies)
+        if seed < 0:
+            raise ValueError(f"seed is {seed}, allowed: 0 or more")
+        self.settings = {
+            name: {**scenario.strategy_settings.get(name, {}), **(settings or {}).get(name, {})}
+            for name in self.names
+            if name in STRATEGIES
+        }
+        self.strategies: list[Strategy] = [STRATEGIES[name](**values) for name, values in self.settings.items()]
+        self.learner, self.plan, self.evaluation, self.consolidation = scenario.build(seed, joint=self.names == [JOINT])
+        if out is not None and holds_run(out) and not overwrite:
+            raise FileExistsError(f"{out} already holds a run, allowed: an empty folder, or --overwrite")
+
+    def run(self, listeners: Sequence[Listener] = ()) -> Result:
+        """Run it, and write config.yaml, TensorBoard events and, at the end, result.json.
+
+        Raises NotFiniteError where training breaks down; what was logged until then stays.
+        """
+        if self.out is None:
+            return run(self.learner, self.plan, self.evaluation, self.consolidation, self.strategies, listeners)
+        _clear(self.out)
+        (self.out / CONFIG).write_text(yaml.safe_dump(self.config(), sort_keys=False))
+        board = Board(self.out)
+        if hasattr(self.learner, "on_scalars"):
+            self.learner.on_scalars = board.on_scalars
+        try:
+            result = run(self.learner, self.plan, self.evaluation, self.consolidation, self.strategies, [board, *listeners])
+        finally:
+            board.close()
+        write_json(self.out / RESULT, result.to_dict(self.scenario.name, self.names, self.seed))
+        return result
+
+    def config(self) -> dict[str, Any]:
+        """The complete settings, and what they were run with."""
+        return {
+            "scenario": self.scenario.name,
+            "seed": self.seed,
+            "strategies": self.names,
+            "strategy_settings": self.settings,
+            "scenario_settings": asdict(self.scenario),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "git_revision": _git_revision(),
+            "python": platform.python_version(),
+            "machine": platform.platform(),
+            "packages": {name: version(name) for name in PACKAGES},
+        }
+
+
+def check_strategies(names: Sequence[str]) -> list[str]:
+    """`names` if each is known, once, and "none" and "joint" stand alone; else ValueError that names the culprit."""
+    allowed = [PLAIN, JOINT, *STRATEGIES]
+    if not names:
+        raise ValueError(f"strategies are empty, allowed: {', '.join(allowed)}")
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"unknown strategy {name!r}: choose from {', '.join(allowed)}")
+        if name in (PLAIN, JOINT) and len(names) > 1:
+            raise ValueError(f"strategy {name!r} cannot be combined with others, got {','.join(names)}")
+        if list(names).count(name) > 1:
+            raise ValueError(f"strategy {name!r} is named twice, allowed: once")
+    return list(names)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether `folder` has the files of a run, finished or not. Raises ValueError if it is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, allowed: a folder")
+    return (folder / CONFIG).exists() or (folder / RESULT).exists() or any(folder.glob(EVENTS))
+
+
+def _clear(folder: Path) -> None:
+    """Make the folder; take away the files of an earlier run, and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [folder / CONFIG, folder / RESULT, *folder.glob(EVENTS)]:
+        old.unlink(missing_ok=True)
+
+
+def _git_revision() -> str | None:
+    """The revision of everloop's source, "-dirty" if it was changed; None outside a checkout."""
+    here = Path(everloop.__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

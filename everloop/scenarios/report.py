@@ -1,0 +1,75 @@
+"""Runs on the terminal: progress while they go, score matrices afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from everloop.loop import Listener, Result
+
+
+class ProgressBar(Listener):
+    """A bar over a run's world steps, with the task at hand and the latest scores. Use it in a `with`."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.title, self.progress = title, Progress(*columns, TextColumn("{task.fields[scores]}"), console=console)
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def on_begin(self, result: Result, total_steps: int) -> None:
+        self.bar = self.progress.add_task(self.title, total=total_steps, scores="")
+
+    def on_phase(self, result: Result, phase: int) -> None:
+        tasks = [result.tasks[j] for j in result.phases[phase]]
+        self.progress.update(self.bar, description=f"{self.title}: {tasks[0] if len(tasks) == 1 else 'all tasks'}")
+
+    def on_steps(self, steps: int) -> None:
+        self.progress.advance(self.bar, steps)
+
+    def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
+        self.progress.update(self.bar, scores=" ".join(f"{score:.2f}" for score in result.evaluations[-1].scores))
+
+    def on_end(self, result: Result) -> None:
+        self.progress.update(self.bar, description=self.title, completed=result.steps, total=result.steps)
+
+
+def score_table(title: str, result: Result) -> Table:
+    """The score matrix, with average score and forgetting below it."""
+    table = Table(title=title, caption=f"average score {_number(result.average_score)}, forgetting {_number(result.forgetting)}")
+    table.add_column("score on", no_wrap=True)
+    for task in result.tasks:
+        table.add_column(task, justify="right")
+    for name, row in zip(["before", *_phase_names(result)], [result.before, *result.scores], strict=False):
+        table.add_row(name, *(_number(score) for score in row))
+    return table
+
+
+def print_scores(results: Mapping[str, Result], console: Console) -> None:
+    """Score matrices side by side, as far as the terminal is wide."""
+    console.print(Columns([score_table(title, result) for title, result in results.items()], padding=(0, 3)))
+
+
+def _phase_names(result: Result) -> list[str]:
+    return [f"after {result.tasks[phase[0]]}" if len(phase) == 1 else "after all" for phase in result.phases]
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"

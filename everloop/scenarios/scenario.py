@@ -1,0 +1,71 @@
+"""A scenario: a world, its tasks in an order, a budget, and what the agent is told at test time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from everloop.envs import find_task
+from everloop.loop import Learner, Plan, World
+
+Split = Literal["train", "test"]
+
+
+@dataclass
+class Scenario(ABC):
+    """Subclass it, as a dataclass, to make an experiment of your own; its fields are its options.
+
+    tasks: names or ids in the order of training, for example [plant-1, plant-0]; all in the world's order if none.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Settings of strategies that suit this scenario better than their own defaults."""
+
+    tasks: list[str] | None = None
+
+    @abstractmethod
+    def world(self, split: Split, num_envs: int, seed: int) -> World:
+        """`num_envs` copies of the world, showing what is learned from ("train") or measured on ("test")."""
+
+    @abstractmethod
+    def learner(self, world: World, seed: int) -> Learner:
+        """A fresh learner for `world`."""
+
+    @abstractmethod
+    def task_steps(self, world: World, task: int) -> int:
+        """World steps of training that `task` gets."""
+
+    num_envs: ClassVar[int] = 32
+    eval_envs: ClassVar[int] = 32
+    eval_every: int = 10_000
+    consolidation_steps: int = 32
+
+    def build(self, seed: int, joint: bool = False) -> tuple[Learner, Plan, World, World]:
+        """(learner, plan, world to evaluate in, world to consolidate in), all from one seed.
+
+        joint: one phase that trains all tasks at once for as many steps, instead of one phase a task.
+        Raises ValueError for settings that cannot be.
+        """
+        torch.manual_seed(seed)
+        world = self.world("train", self.num_envs, seed)
+        world.reset(seed=seed)
+        ids = [task.id for task in world.tasks] if self.tasks is None else [self._find(world.tasks, key) for key in self.tasks]
+        phases: Sequence[Sequence[int]] = [ids] if joint and ids else [[task] for task in ids]
+        steps = [sum(self.task_steps(world, task) for task in phase) for phase in phases]
+        plan = Plan(phases, steps, self.eval_every, self.consolidation_steps, seed=10_000 + seed)
+        return (
+            self.learner(world, seed),
+            plan,
+            self.world("test", self.eval_envs, seed),
+            self.world("train", self.num_envs, seed),
+        )
+
+    @staticmethod
+    def _find(tasks: Any, key: str) -> int:
+        return find_task(tasks, int(key) if str(key).isdigit() else key).id

@@ -1,0 +1,83 @@
+"""A plant whose dynamics and target switch: closed-loop control through Stable-Baselines3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from everloop.agents import Agent
+from everloop.envs import make_vec
+from everloop.loop import Learner, World, likelihood_for
+from everloop.scenarios.scenario import Scenario, Split
+
+
+@dataclass
+class SwitchingPlant(Scenario):
+    """Learn to steer `everloop/Plant-v0` in one task after the other.
+
+    num_tasks: how many; each has its own dynamics and target.
+    steps: world steps of training for each task.
+    task_cue: show the task as a modality; otherwise the agent must feel it from how the plant answers.
+    recurrent: an agent with a memory under RecurrentPPO, else one without under PPO.
+    learning_rate, n_epochs, batch_size, n_steps, ent_coef: of PPO, as Stable-Baselines3 names them.
+    world_seed: draws the plants; the run's seed if none.
+    """
+
+    name: ClassVar[str] = "switching-plant"
+    summary: ClassVar[str] = "control: a simulated plant switches dynamics and target (PPO, policy distillation as replay)"
+    strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "ewc": {"strength": 1.0},
+        "replay": {"strength": 1.0, "capacity": 1000, "batch_size": 32},
+    }
+    num_tasks: int = 3
+    steps: int = 24_576
+    task_cue: bool = True
+    recurrent: bool = True
+    learning_rate: float = 1e-3
+    n_epochs: int = 5
+    batch_size: int = 512
+    n_steps: int = 64
+    ent_coef: float = 0.0
+    world_seed: int | None = None
+    eval_every: int = 4096
+
+    def world(self, split: Split, num_envs: int, seed: int) -> World:
+        world_seed = seed if self.world_seed is None else self.world_seed
+        world: Any = make_vec(
+            "everloop/Plant-v0", num_envs, feedback=True, num_tasks=self.num_tasks, task_cue=self.task_cue, world_seed=world_seed
+        )
+        checked: World = world
+        return checked
+
+    def learner(self, world: World, seed: int) -> Learner:
+        from sb3_contrib import RecurrentPPO
+        from stable_baselines3 import PPO
+
+        from everloop.loop.sb3 import SB3Learner
+
+        def network(observation_space: Any, action_space: Any) -> Agent:
+            return Agent(
+                observation_space,
+                likelihood_for(action_space).size(),
+                value_head=True,
+                recurrent=self.recurrent,
+                token_size=32,
+                attention_heads=2,
+                prediction_scale=0.01,
+            )
+
+        parameters = {
+            "learning_rate": self.learning_rate,
+            "n_epochs": self.n_epochs,
+            "batch_size": self.batch_size,
+            "n_steps": self.n_steps,
+            "ent_coef": self.ent_coef,
+            "gamma": 0.9,
+            "gae_lambda": 0.9,
+        }
+        algorithm = RecurrentPPO if self.recurrent else PPO
+        return SB3Learner(world, network, algorithm, parameters, sequence_length=16 if self.recurrent else 1, seed=seed, device="cpu")
+
+    def task_steps(self, world: World, task: int) -> int:
+        return self.steps
