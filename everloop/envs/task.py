@@ -141,8 +141,9 @@ class TaskVectorEnv(VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]]):
         observation = self._observe()
         if self._autoreset and truncated.any():
             final = np.full(self.num_envs, None, dtype=object)
-            for i in np.flatnonzero(truncated):
-                final[i] = {name: value[i] for name, value in observation.items()}
+            rows = zip(*(value[truncated] for value in observation.values()), strict=True)
+            for i, row in zip(np.flatnonzero(truncated), rows, strict=True):
+                final[i] = dict(zip(observation, row, strict=True))
             self._elapsed[truncated] = 0
             self._begin(truncated, seeded=False)
             observation = self._observe()

@@ -75,12 +75,13 @@ def score_matrix_figure(results: dict[str, Result]) -> Figure:
     FigureCanvasAgg(figure)
     for axes, (title, result) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
         rows = [result.before, *result.scores]
-        image = axes.imshow(rows, vmin=-1, vmax=1, cmap="RdYlGn")
+        image = axes.imshow(rows, vmin=-1, vmax=1, cmap="RdBu")
         labels = ["before", *(f"after {i + 1}" for i in range(len(result.scores)))]
         axes.set(xticks=range(len(result.tasks)), yticks=range(len(rows)), yticklabels=labels, title=title)
         axes.set_xticklabels(result.tasks, rotation=30, ha="right")
         for i, row in enumerate(rows):
             for j, score in enumerate(row):
-                axes.text(j, i, f"{score:.2f}", ha="center", va="center", fontsize=8)
+                ink = "white" if abs(score) > 0.6 else "black"
+                axes.text(j, i, f"{score:.2f}", ha="center", va="center", fontsize=8, color=ink)
     figure.colorbar(image, ax=figure.axes, label="score (0 random, 1 best)", shrink=0.8)
     return figure

@@ -64,10 +64,10 @@ class Categorical:
 class Gaussian:
     """Diagonal Gaussian. Outputs (..., 2 * dims): the mean, then s with log std = LOW + (HIGH - LOW) * sigmoid(s).
 
-    The bounds, e^-1 to 1, keep a policy able to explore a later task however sure it was of an earlier one.
+    The bounds, e^-0.7 = 0.5 to 1, keep a policy able to explore a later task however sure it was of an earlier one.
     """
 
-    LOW, HIGH = -1.0, 0.0
+    LOW, HIGH = -0.7, 0.0
 
     def __init__(self, dims: int) -> None:
         self.dims = dims

@@ -52,23 +52,21 @@ class ProgressBar(Listener):
 
 
 def score_table(title: str, result: Result) -> Table:
-    """The score matrix, with average score and forgetting below it."""
-    table = Table(title=title, caption=f"average score {_number(result.average_score)}, forgetting {_number(result.forgetting)}")
-    table.add_column("score on", no_wrap=True)
+    """The score matrix, with average score and forgetting below it; two of five tasks fit into 80 columns."""
+    caption = f"average score {_number(result.average_score)}, forgetting {_number(result.forgetting)}"
+    table = Table(title=title, caption=caption, box=None, padding=(0, 0, 0, 1), pad_edge=False)
+    table.add_column("after", no_wrap=True)
     for task in result.tasks:
         table.add_column(task, justify="right")
-    for name, row in zip(["before", *_phase_names(result)], [result.before, *result.scores], strict=False):
+    phases = [result.tasks[phase[0]] if len(phase) == 1 else "all" for phase in result.phases]
+    for name, row in zip(["nothing", *phases], [result.before, *result.scores], strict=True):
         table.add_row(name, *(_number(score) for score in row))
     return table
 
 
 def print_scores(results: Mapping[str, Result], console: Console) -> None:
-    """Score matrices side by side, as far as the terminal is wide."""
-    console.print(Columns([score_table(title, result) for title, result in results.items()], padding=(0, 3)))
-
-
-def _phase_names(result: Result) -> list[str]:
-    return [f"after {result.tasks[phase[0]]}" if len(phase) == 1 else "after all" for phase in result.phases]
+    """Score matrices side by side, as far as the terminal is wide: row = after which task, column = score on which."""
+    console.print(Columns([score_table(title, result) for title, result in results.items()], padding=(1, 4)))
 
 
 def _number(value: float | None) -> str:

@@ -41,6 +41,7 @@ class SplitDigits(Scenario):
             split=split,
             label_space="global" if self.scenario_type == "class" else "within_task",
             task_cue=self.scenario_type == "task",
+            episode_length=32 if split == "train" else 1,  # a test is over after one pass, not after an episode
         )
         checked: World = world
         return checked

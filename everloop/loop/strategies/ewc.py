@@ -63,13 +63,13 @@ class EWC(Strategy):
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         if not self.precision or self.strength == 0:
             return
-        grads, shifts, precisions = [], [], []
-        for w, c, p in zip(_parameters(learner), self.center, self.precision, strict=True):
-            if w.grad is not None:
-                grads.append(w.grad)
-                shifts.append(w.detach() - c)
-                precisions.append(p)
-        torch._foreach_addcmul_(grads, shifts, precisions)
+        rows = zip(_parameters(learner), self.center, self.precision, strict=True)
+        live = [row for row in rows if row[0].grad is not None]
+        if not live:
+            return
+        weights, centers, precisions = zip(*live, strict=True)
+        with torch.no_grad():
+            torch._foreach_addcmul_([w.grad for w in weights], torch._foreach_sub(weights, centers), precisions)
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
         if self.strength == 0:
