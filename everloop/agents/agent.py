@@ -36,8 +36,8 @@ class Agent(nn.Module):
         Gaussian), for discrete actions and classes their number (logits).
     value_head: whether to predict the state's value, for actor-critic learners.
     recurrent: with False the memory is left out and `state` passes through untouched.
-    head_per_task: one prediction head for each entry of the one-hot modality `"cue"`, which selects it;
-        for scenarios that tell the task.
+    head_per_task: one prediction (and value) head for each entry of the one-hot modality `"cue"`, which
+        selects it; for scenarios that tell the task.
     prediction_scale: factor on the prediction head's initial weights; 0.01 makes a first policy that
         ignores what it sees (Andrychowicz et al. 2021, "What matters in on-policy RL", section 3.2).
     """
@@ -69,7 +69,7 @@ class Agent(nn.Module):
         features = hidden_size if recurrent else token_size
         self.num_heads = _size(parts[CUE]) if head_per_task else 1
         self.head = nn.Linear(features, self.num_heads * prediction_size)
-        self.value = nn.Linear(features, 1) if value_head else None
+        self.value = nn.Linear(features, self.num_heads) if value_head else None
         with torch.no_grad():
             self.head.weight.mul_(prediction_scale)
             self.head.bias.mul_(prediction_scale)
@@ -90,8 +90,8 @@ class Agent(nn.Module):
         if self.memory is not None:
             hidden, state = self.memory(rearrange(features, "(t b) d -> t b d", t=T), state, start)
             features = rearrange(hidden, "t b d -> (t b) d")
-        prediction = self._predict(features, rows)
-        value = None if self.value is None else rearrange(self.value(features), "(t b) 1 -> t b", t=T)
+        prediction = self._select(self.head(features), rows)
+        value = None if self.value is None else rearrange(self._select(self.value(features), rows), "(t b) 1 -> t b", t=T)
         return Output(rearrange(prediction, "(t b) p -> t b p", t=T), value), state
 
     def _tokens(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -105,11 +105,11 @@ class Agent(nn.Module):
         columns = [self.names.index(name) for name in names]
         return tokens, rows[PRESENCE][:, columns] > 0.5
 
-    def _predict(self, features: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-        prediction: Tensor = self.head(features)
+    def _select(self, outputs: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+        """Of all heads' outputs (R, heads * P) those of the task that the cue tells, (R, P)."""
         if self.num_heads == 1:
-            return prediction
-        heads = rearrange(prediction, "r (k p) -> r k p", k=self.num_heads)
+            return outputs
+        heads = rearrange(outputs, "r (k p) -> r k p", k=self.num_heads)
         chosen: Tensor = einsum(heads, rows[CUE].to(heads.dtype), "r k p, r k -> r p")
         return chosen
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
@@ -85,6 +86,7 @@ def _parser(scenario: type[Scenario]) -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of networks, worlds and strategies")
     parser.add_argument("--out", type=str, help="the run's folder, by default runs/SCENARIO/STRATEGIES/SEED")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that the folder holds")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; small networks gain nothing from more than 1")
     parser.add_class_arguments(scenario, None, skip={"tasks"})
     parser.add_argument("--tasks", type=str, help="comma-separated names or ids, in the order of training (default: all)")
     for name, strategy in STRATEGIES.items():
@@ -95,7 +97,10 @@ def _parser(scenario: type[Scenario]) -> ArgumentParser:
 
 def _run(name: str, words: Sequence[str]) -> int:
     scenario = find_scenario(name)
-    args = _parser(scenario).parse_args(list(words))
+    args = _parser(scenario).parse_args([_underscored(word) for word in words])
+    if args.threads < 1:
+        raise ValueError(f"threads is {args.threads}, allowed: 1 or more")
+    torch.set_num_threads(args.threads)
     names = check_strategies([part.strip() for part in args.strategies.split(",") if part.strip()])
     out = Path(args.out or f"runs/{scenario.name}/{'+'.join(names)}/{args.seed}")
     experiment = Experiment(_scenario(scenario, args), names, args.seed, out, _settings(args), args.overwrite)
@@ -111,6 +116,12 @@ def _run(name: str, words: Sequence[str]) -> int:
     print_scores({f"{scenario.name}, {'+'.join(names)}, seed {args.seed}": result}, console)
     console.print(f"{out / 'result.json'}    watch: tensorboard --logdir {out}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _underscored(word: str) -> str:
+    """Options are Python names; let people write them with dashes."""
+    option, equals, value = word.partition("=")
+    return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
 def _scenario(scenario: type[Scenario], args: Namespace) -> Scenario:

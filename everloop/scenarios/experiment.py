@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 import everloop
@@ -90,6 +91,7 @@ class Experiment:
             "git_revision": _git_revision(),
             "python": platform.python_version(),
             "machine": platform.platform(),
+            "threads": torch.get_num_threads(),
             "packages": {name: version(name) for name in PACKAGES},
         }
 

@@ -54,7 +54,8 @@ class ProgressBar(Listener):
 def score_table(title: str, result: Result) -> Table:
     """The score matrix, with average score and forgetting below it; two of five tasks fit into 80 columns."""
     caption = f"average score {_number(result.average_score)}, forgetting {_number(result.forgetting)}"
-    table = Table(title=title, caption=caption, box=None, padding=(0, 0, 0, 1), pad_edge=False)
+    width = max(len(title), len(caption))
+    table = Table(title=title, caption=caption, box=None, padding=(0, 0, 0, 1), pad_edge=False, min_width=width)
     table.add_column("after", no_wrap=True)
     for task in result.tasks:
         table.add_column(task, justify="right")

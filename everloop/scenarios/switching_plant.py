@@ -31,7 +31,7 @@ class SwitchingPlant(Scenario):
         "replay": {"strength": 1.0, "capacity": 1000, "batch_size": 32},
     }
     num_tasks: int = 3
-    steps: int = 24_576
+    steps: int = 32_768
     task_cue: bool = True
     recurrent: bool = True
     learning_rate: float = 1e-3
@@ -51,6 +51,8 @@ class SwitchingPlant(Scenario):
         return checked
 
     def learner(self, world: World, seed: int) -> Learner:
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, allowed: more than 0")
         from sb3_contrib import RecurrentPPO
         from stable_baselines3 import PPO
 
@@ -62,8 +64,9 @@ class SwitchingPlant(Scenario):
                 likelihood_for(action_space).size(),
                 value_head=True,
                 recurrent=self.recurrent,
-                token_size=32,
-                attention_heads=2,
+                token_size=64,
+                attention_heads=4,
+                hidden_size=128,
                 prediction_scale=0.01,
             )
 

@@ -1,0 +1,61 @@
+"""How much is forgotten, with and without strategies: `python benchmarks/forgetting.py --out runs/forgetting`.
+
+Runs every scenario with every set of strategies and seed through the command line, one thread each, as many
+at once as `--jobs` says, and prints the table of docs/results.md: mean over the seeds, and the seeds' own values.
+Runs that the folder already holds are not repeated.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+SCENARIOS = {
+    "switching-plant": ["switching-plant"],
+    "split-digits, class-incremental": ["split-digits", "--scenario-type", "class"],
+    "split-digits, domain-incremental": ["split-digits", "--scenario-type", "domain"],
+    "split-digits, task-incremental": ["split-digits", "--scenario-type", "task"],
+}
+STRATEGIES = ["none", "ewc", "replay", "ewc,replay", "joint"]
+
+
+def run(scenario: str, strategies: str, seed: int, folder: Path) -> dict[str, Any]:
+    out = folder / scenario.replace(", ", "-") / strategies / str(seed)
+    if not (out / "result.json").exists():
+        words = ["run", *SCENARIOS[scenario], "--strategies", strategies, "--seed", str(seed), "--out", str(out), "--overwrite"]
+        subprocess.run([sys.executable, "-m", "everloop", *words], check=True, capture_output=True)
+    result: dict[str, Any] = json.loads((out / "result.json").read_text())
+    return result
+
+
+def cell(results: list[dict[str, Any]], key: str) -> str:
+    values = [result[key] for result in results]
+    if None in values:
+        return "-"
+    return f"{statistics.mean(values):.3f} ({', '.join(f'{value:.2f}' for value in values)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path("runs/forgetting"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    keys = [(scenario, strategies) for scenario in SCENARIOS for strategies in STRATEGIES]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = {key: [pool.submit(run, *key, seed, args.out) for seed in args.seeds] for key in keys}
+    print("| scenario | strategies | average score | forgetting | average / joint |")
+    print("|---|---|---|---|---|")
+    for (scenario, strategies), waiting in futures.items():
+        results = [future.result() for future in waiting]
+        joint = statistics.mean(future.result()["average_score"] for future in futures[scenario, "joint"])
+        share = statistics.mean(result["average_score"] for result in results) / joint
+        print(f"| {scenario} | {strategies} | {cell(results, 'average_score')} | {cell(results, 'forgetting')} | {share:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Scenarios whose numbers break in the middle of a run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorWrapper
+
+from everloop.loop import Batch, SupervisedLearner
+from everloop.scenarios import SplitDigits, SwitchingPlant
+
+
+class PoisonedAfter(VectorWrapper):  # type: ignore[type-arg]
+    """The first sensor fails after some steps."""
+
+    def __init__(self, env: Any, steps: int) -> None:
+        super().__init__(env)
+        self.tasks, self.reference, self.left = env.tasks, env.reference, steps
+
+    def step(self, actions: Any) -> Any:
+        obs, *rest = self.env.step(actions)
+        self.left -= 1
+        if self.left < 0:
+            obs["sensor_0"][0, 0] = np.nan
+        return obs, *rest
+
+
+@dataclass
+class FailingSensor(SwitchingPlant):
+    def world(self, split: Any, num_envs: int, seed: int) -> Any:
+        world = super().world(split, num_envs, seed)
+        return PoisonedAfter(world, 70) if split == "train" else world
+
+
+class ExplodingLearner(SupervisedLearner):
+    def _loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return super()._loss(outputs, batch) * (torch.nan if self.steps >= 640 else 1.0)
+
+
+@dataclass
+class ExplodingLoss(SplitDigits):
+    def learner(self, world: Any, seed: int) -> Any:
+        plain = super().learner(world, seed)
+        return ExplodingLearner(plain.module, world)

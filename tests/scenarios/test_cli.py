@@ -1,0 +1,178 @@
+"""The command line: what a run leaves behind, and one clear line for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from everloop.scenarios.cli import main
+
+HERE = Path(__file__).parent
+DIGITS = ["run", "split-digits", "--epochs", "1"]
+PLANT = ["run", "switching-plant", "--steps", "2048", "--num-tasks", "2"]
+
+
+def fails(words: list[str], capsys: pytest.CaptureFixture[str], *said: str) -> None:
+    """The command ends with status 2 and one line on stderr that says all of `said`."""
+    assert main(words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    for part in said:
+        assert part in lines[0]
+
+
+def test_a_run_leaves_settings_result_and_events(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main([*DIGITS, "--strategies", "ewc,replay", "--seed", "3", "--out", str(out), "--replay.capacity=50"]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert list(result)[:3] == ["scenario", "strategies", "seed"]
+    assert (result["scenario"], result["strategies"], result["seed"]) == ("split-digits", ["ewc", "replay"], 3)
+    assert np.shape(result["scores"]) == (5, 5)
+    assert result["average_score"] == pytest.approx(np.mean(result["scores"][-1]))
+    assert result["tasks"] == ["0-1", "2-3", "4-5", "6-7", "8-9"]
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["scenario_settings"]["epochs"] == 1
+    assert config["strategy_settings"]["replay"] == {"strength": 1.0, "capacity": 50, "batch_size": 32, "seed": 3}
+    assert config["seed"] == 3
+    assert {"torch", "stable-baselines3", "everloop"} <= set(config["packages"])
+    assert {"git_revision", "command", "threads"} <= set(config)
+    events = EventAccumulator(str(out)).Reload()
+    assert events.Scalars("score/8-9")[-1].value == pytest.approx(result["scores"][-1][-1])
+
+
+def test_joint_training_has_one_row_and_null_where_nothing_can_be_computed(tmp_path: Path) -> None:
+    assert main([*DIGITS, "--strategies", "joint", "--out", str(tmp_path / "x")]) == 0
+    result = json.loads((tmp_path / "x" / "result.json").read_text())
+    assert len(result["scores"]) == 1
+    assert result["forgetting"] is None
+    assert result["backward_transfer"] is None
+    assert result["average_score"] > 0.5
+
+
+@pytest.mark.parametrize("words", [DIGITS, PLANT, [*PLANT, "--recurrent", "false"]], ids=["stream", "recurrent control", "control"])
+def test_the_same_seed_gives_the_same_result_to_the_bit(words: list[str], tmp_path: Path) -> None:
+    results = []
+    for name in ("a", "b"):
+        assert main([*words, "--strategies", "ewc,replay", "--out", str(tmp_path / name), "--seed", "5"]) == 0
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        results.append({key: value for key, value in result.items() if key != "wall_seconds"})
+    assert results[0] == results[1]
+    assert main([*words, "--strategies", "ewc,replay", "--out", str(tmp_path / "c"), "--seed", "6"]) == 0
+    assert json.loads((tmp_path / "c" / "result.json").read_text())["scores"] != results[0]["scores"]
+
+
+@pytest.mark.parametrize("words", [DIGITS, PLANT], ids=["stream", "control"])
+def test_strategies_of_strength_0_are_plain_training_to_the_bit(words: list[str], tmp_path: Path) -> None:
+    off = ["--strategies", "ewc,replay", "--ewc.strength", "0", "--replay.strength", "0"]
+    assert main([*words, *off, "--out", str(tmp_path / "off")]) == 0
+    assert main([*words, "--strategies", "none", "--out", str(tmp_path / "none")]) == 0
+    off_result, plain = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("off", "none"))
+    assert off_result["scores"] == plain["scores"]
+
+
+def test_tasks_choose_what_is_trained_and_in_which_order(tmp_path: Path) -> None:
+    assert main([*DIGITS, "--tasks", "8-9,0", "--out", str(tmp_path / "x")]) == 0
+    result = json.loads((tmp_path / "x" / "result.json").read_text())
+    assert result["phases"] == [["8-9"], ["0-1"]]
+    assert result["scores"][0][4] > result["before"][4]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "no-such"], ["'no-such'", "switching-plant", "split-digits"]),
+        (["run", "no.module:Thing"], ["'no.module:Thing'"]),
+        (["run", "json:JSONDecoder"], ["JSONDecoder", "Scenario"]),
+        (["frobnicate"], ["frobnicate"]),
+        ([*DIGITS, "--strategies", "ewc,mystery"], ["'mystery'", "ewc, replay"]),
+        ([*DIGITS, "--strategies", ""], ["strategies are empty"]),
+        ([*DIGITS, "--strategies", "joint,ewc"], ["'joint'"]),
+        ([*DIGITS, "--strategies", "ewc,ewc"], ["'ewc'", "twice"]),
+        ([*DIGITS, "--tasks", "0-1,nine"], ["'nine'", "0-1"]),
+        ([*DIGITS, "--tasks", "7"], ["7", "0 to 4"]),
+        ([*DIGITS, "--tasks", ""], ["schedule", "at least one"]),
+        ([*DIGITS, "--strategies", "ewc", "--ewc.strength", "-1"], ["-1", "0 or more"]),
+        ([*DIGITS, "--strategies", "replay", "--replay.strength=-0.5"], ["-0.5", "0 or more"]),
+        ([*DIGITS, "--strategies", "ewc", "--ewc.anchors", "many"], ["many", "separate"]),
+        (["run", "split-digits", "--epochs", "0"], ["epochs is 0"]),
+        (["run", "split-digits", "--epochs", "many"], ["many"]),
+        ([*DIGITS, "--scenario-type", "other"], ["other", "domain"]),
+        ([*DIGITS, "--no-such-option", "1"], ["no_such_option"]),
+        ([*DIGITS, "--seed", "-4"], ["-4"]),
+        ([*DIGITS, "--threads", "0"], ["threads is 0"]),
+        (["run", "switching-plant", "--num-tasks", "0"], ["num_tasks is 0"]),
+        (["run", "switching-plant", "--steps", "0"], ["steps are [0"]),
+        (["run", "switching-plant", "--learning-rate", "-1"], ["learning_rate is -1"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_a_mistake_ends_in_one_line_and_writes_nothing(
+    words: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails(words, capsys, *said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x"
+    assert main([*DIGITS, "--out", str(out)]) == 0
+    (out / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    fails([*DIGITS, "--out", str(out), "--seed", "1"], capsys, str(out), "--overwrite")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert main([*DIGITS, "--out", str(out), "--seed", "1", "--overwrite"]) == 0
+    assert json.loads((out / "result.json").read_text())["seed"] == 1
+    assert (out / "notes.txt").read_text() == "mine"
+    assert len(list(out.glob("events*"))) == 1
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x").write_text("")
+    fails([*DIGITS, "--out", str(tmp_path / "x")], capsys, str(tmp_path / "x"), "is a file")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said"),
+    [("FailingSensor", ["sensor_0", "nan", "at step 2272"]), ("ExplodingLoss", ["loss is nan", "at step 640"])],
+)
+def test_nan_stops_the_run_says_where_and_keeps_what_was_logged(
+    scenario: str, said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(HERE)
+    out = tmp_path / "x"
+    fails(["run", f"broken_worlds:{scenario}", "--eval-every", "100", "--out", str(out)], capsys, *said, str(out))
+    assert not (out / "result.json").exists()
+    assert (out / "config.yaml").exists()
+    events = EventAccumulator(str(out)).Reload()
+    scores = [tag for tag in events.Tags()["scalars"] if tag.startswith("score/")]
+    assert scores
+    assert len(events.Scalars(scores[0])) > 1
+
+
+def test_list_names_scenarios_strategies_and_worlds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("switching-plant", "split-digits", "none", "joint", "ewc", "replay", "everloop/Plant-v0", "everloop/ImageStream-v0"):
+        assert name in printed
+
+
+def test_the_module_is_the_same_command(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "everloop", "run", "nothing"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("everloop: error: unknown scenario 'nothing'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["run", "--help"], ["run", "split-digits", "--help"]):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+        assert "usage" in capsys.readouterr().out

@@ -1,0 +1,46 @@
+"""What the ready-made scenarios promise about their worlds."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant
+
+
+@pytest.mark.parametrize(("kind", "actions", "cue", "heads"), [("class", 10, False, 1), ("domain", 2, False, 1), ("task", 2, True, 5)])
+def test_the_three_types_of_incremental_learning_differ_in_what_is_told_and_asked(kind: str, actions: int, cue: bool, heads: int) -> None:
+    learner, plan, evaluation, _ = SplitDigits(scenario_type=kind).build(seed=0)  # type: ignore[arg-type]
+    assert evaluation.single_action_space == spaces.Discrete(actions)
+    assert isinstance(evaluation.single_observation_space, spaces.Dict)
+    assert ("cue" in evaluation.single_observation_space.spaces) is cue
+    assert learner.module.num_heads == heads
+    assert [list(phase) for phase in plan.phases] == [[0], [1], [2], [3], [4]]
+
+
+def test_an_epoch_is_one_pass_over_a_tasks_examples() -> None:
+    _, plan, _, consolidation = SplitDigits(epochs=3).build(seed=0)
+    assert list(plan.steps) == [3 * consolidation.examples(task) for task in range(5)]  # type: ignore[attr-defined]
+
+
+def test_the_plants_of_a_run_come_from_its_seed_and_are_the_same_in_all_its_worlds() -> None:
+    first, other = SwitchingPlant().build(seed=1), SwitchingPlant().build(seed=2)
+    A = [build[i].unwrapped.A for build in (first, other) for i in (2, 3)]  # type: ignore[union-attr]
+    np.testing.assert_array_equal(A[0], A[1])
+    assert not np.array_equal(A[0], A[2])
+    fixed = [SwitchingPlant(world_seed=7).build(seed=seed)[2].unwrapped.A for seed in (1, 2)]  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(fixed[0], fixed[1])
+
+
+def test_without_a_cue_the_task_is_not_shown() -> None:
+    world = SwitchingPlant(task_cue=False).world("train", 2, 0)
+    assert isinstance(world.single_observation_space, spaces.Dict)
+    assert set(world.single_observation_space.spaces) == {"feedback", "sensor_0", "sensor_1"}
+
+
+def test_an_experiment_without_a_folder_leaves_torchs_weights_to_the_seed_alone() -> None:
+    torch.manual_seed(99)
+    first = Experiment(SplitDigits(), seed=4).learner.module.state_dict()
+    torch.manual_seed(11)
+    second = Experiment(SplitDigits(), seed=4).learner.module.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,56 @@
+"""Which way imports run, and what importing everloop costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import everloop
+
+PACKAGE = Path(everloop.__file__).parent
+PARTS = {"envs": set(), "agents": set(), "loop": set(), "scenarios": {"envs", "agents", "loop"}}
+"""The parts of the package that each part may import, beside itself."""
+FOREIGN = {"envs": {"torch", "einops", "stable_baselines3", "sb3_contrib"}, "agents": {"stable_baselines3", "sb3_contrib"}}
+SB3 = {"stable_baselines3", "sb3_contrib"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, at whatever depth."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            assert node.module is not None
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_import_only_what_the_design_allows(part: str) -> None:
+    for path in (PACKAGE / part).rglob("*.py"):
+        for name in imports(path):
+            packages = name.split(".")
+            if packages[0] == "everloop" and len(packages) > 1 and packages[1] in PARTS:
+                assert packages[1] in PARTS[part] | {part}, f"{path.relative_to(PACKAGE)} imports {name}"
+            assert packages[0] not in FOREIGN.get(part, set()), f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+def test_only_the_adapter_and_the_learner_of_control_know_stable_baselines3() -> None:
+    knowing = {path.name for path in (PACKAGE / "loop").rglob("*.py") if {name.split(".")[0] for name in imports(path)} & SB3}
+    assert knowing == {"sb3.py", "vec_env.py"}
+
+
+def test_importing_everloop_brings_in_nothing_heavy() -> None:
+    code = "import everloop, sys; print([m for m in ('torch', 'stable_baselines3', 'matplotlib', 'scipy', 'sklearn', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_loop_leaves_stable_baselines3_and_matplotlib_for_later() -> None:
+    code = "import everloop.loop, sys; print([m for m in ('stable_baselines3', 'sb3_contrib', 'matplotlib', 'tensorboard') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
