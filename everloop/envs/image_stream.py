@@ -42,7 +42,8 @@ class ImageStreamVectorEnv(TaskVectorEnv):
     labels. The world serves each task's examples as an endless chain of passes; over one pass every example
     is judged exactly once, whatever the episodes' length. Passes are shuffled in the train split, in the
     given order in the test split. An image is pending until a guess has judged it: a reset does not skip it,
-    a seeded reset starts all passes anew.
+    a switch to another task gives it back to be shown first when its task returns. A seeded reset of all copies starts
+    all passes anew.
 
     Observation (Dict): image, uint8 Box (height, width, channels); cue (if task_cue), one-hot (num_tasks,).
     Action: Discrete, the guessed label. `label_space="global"`: the data set's classes, so that the agent
@@ -133,6 +134,7 @@ class ImageStreamVectorEnv(TaskVectorEnv):
         self._order = [rows[:0] for rows in self._rows]
         self._cursor = [0] * len(self._rows)
         self._passes = [-1] * len(self._rows)
+        self._returned: list[list[tuple[int, int]]] = [[] for _ in self._rows]  # (row, pass) shown but never judged
 
     def examples(self, task: int | str) -> int:
         """How many examples one pass over `task` holds in this split."""
@@ -140,7 +142,9 @@ class ImageStreamVectorEnv(TaskVectorEnv):
 
     def _serve(self, copies: npt.NDArray[np.int64], task: int) -> None:
         """Show the task's next examples, in order, to `copies`."""
-        served = 0
+        served = min(len(copies), len(self._returned[task]))
+        for copy in copies[:served]:
+            self._pending[copy], self._epoch[copy] = self._returned[task].pop(0)
         while served < len(copies):
             if self._cursor[task] == len(self._order[task]):
                 rows = self._rows[task]
@@ -160,11 +164,13 @@ class ImageStreamVectorEnv(TaskVectorEnv):
             self._serve(np.flatnonzero(mask & (self.task == task)), int(task))
 
     def _begin(self, mask: Mask, seeded: bool) -> None:
-        if seeded:
+        if seeded and mask.all():
             self._restart()
             self._pending_task[:] = -1
             self._serve_by_task(np.ones_like(mask))
         elif (stale := mask & (self._pending_task != self.task)).any():
+            for copy in np.flatnonzero(stale & (self._pending_task >= 0)):
+                self._returned[self._pending_task[copy]].append((int(self._pending[copy]), int(self._epoch[copy])))
             self._serve_by_task(stale)
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from everloop.envs.feedback import VectorFeedback
@@ -23,6 +24,16 @@ class SyncTaskVectorEnv(SyncVectorEnv):
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As Gymnasium's; the caller's `options` stay as they are (Gymnasium takes "reset_mask" out)."""
         return super().reset(seed=seed, options=None if options is None else dict(options))
+
+    def step(self, actions: Any) -> Any:
+        """As Gymnasium's, and what the last step of an episode said stands in `info` like that of every other step."""
+        observation, rewards, terminated, truncated, info = super().step(actions)
+        for key, values in info.get("final_info", {}).items():
+            if not key.startswith("_") and f"_{key}" in info["final_info"]:
+                mask = info["final_info"][f"_{key}"]
+                info.setdefault(key, np.zeros_like(values))[mask] = values[mask]
+                info.setdefault(f"_{key}", np.zeros_like(mask))[mask] = True
+        return observation, rewards, terminated, truncated, info
 
     def reference(self, task: int | str) -> tuple[float, float]:
         result: tuple[float, float] = self.envs[0].get_wrapper_attr("reference")(task)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.loop.batch import Batch
 from everloop.loop.board import Board, score_matrix_figure
+from everloop.loop.closed_loop import Listener, Plan, run
 from everloop.loop.evaluate import mean_return, scores
 from everloop.loop.fisher import diagonal_fisher
 from everloop.loop.learner import Learner
@@ -15,7 +16,6 @@ from everloop.loop.likelihood import Categorical, Gaussian, Likelihood, likeliho
 from everloop.loop.memory import Reservoir
 from everloop.loop.monitors import Divergence
 from everloop.loop.result import Evaluation, Result
-from everloop.loop.run import Listener, Plan, run
 from everloop.loop.strategies import EWC, STRATEGIES, Replay, Strategy
 from everloop.loop.supervised import SupervisedLearner
 from everloop.loop.update import Updater

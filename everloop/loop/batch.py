@@ -53,7 +53,7 @@ class Batch:
 
         Each new example begins with an empty memory. Raises ValueError unless `length` divides T.
         """
-        if self.length % length:
+        if length < 1 or self.length % length:
             raise ValueError(f"sequence length is {length}, allowed: a divisor of the {self.length} steps")
         parts = self.length // length
         cut = self._map(lambda x: rearrange(x, "(s t) b ... -> t (s b) ...", t=length), lambda task: task.repeat(parts))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from everloop.loop.closed_loop import Listener
 from everloop.loop.result import Result
-from everloop.loop.run import Listener
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

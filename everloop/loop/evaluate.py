@@ -49,4 +49,5 @@ def _score(learner: Learner, world: World, strategies: Sequence[Strategy], task:
     with ExitStack() as views:
         for strategy in strategies:
             views.enter_context(strategy.view(task, learner))
+        views.enter_context(learner.judging())
         return (mean_return(learner, world, task.id, seed) - random) / (best - random)

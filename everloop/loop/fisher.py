@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from everloop.loop.batch import Batch
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner
 
-Call = tuple[Tensor, Tensor]  # a layer's input and output
+Call = tuple[Tensor, Tensor]  # a layer's input and its output's gradient
 CHUNK = 32  # examples at once: bounds the memory of per-example gradients, and the cost of the loop's backwards
 
 
@@ -48,20 +49,22 @@ def diagonal_fisher(
 
 def _squared_gradients(learner: Learner, batch: Batch, generator: torch.Generator | None, by_hooks: bool) -> dict[Tensor, Tensor]:
     """Sum over the examples of squared gradients, for every trainable parameter that has one."""
-    calls: dict[nn.Module, list[Call]] = defaultdict(list)
+    calls: dict[nn.Module, list[tuple[Tensor, GradientEdge | None]]] = defaultdict(list)
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls[layer].append((inputs[0], output))
+        # the edge, not the tensor: an activation in place would put its own result there
+        calls[layer].append((inputs[0], get_gradient_edge(output) if output.requires_grad else None))
 
     with ExitStack() as stack:
         if by_hooks:
+            owners = Counter(p for layer in learner.module.modules() for p in layer._parameters.values())
             for layer in learner.module.modules():
-                if _has_rule(layer):
+                if _has_rule(layer) and all(owners[p] == 1 for p in layer.parameters()):  # a tied weight goes through the loop
                     stack.callback(layer.register_forward_hook(record).remove)
         log_p = learner.log_likelihood(batch, generator)
     rows = batch.length * len(batch)
-    exact = {layer: c for layer, c in calls.items() if all(x.shape[0] == rows and y.requires_grad for x, y in c)}
-    outputs = [output for c in exact.values() for _, output in c]
+    exact = {layer: c for layer, c in calls.items() if all(x.shape[0] == rows and edge is not None for x, edge in c)}
+    outputs = [edge for c in exact.values() for _, edge in c if edge is not None]
     grads = iter(torch.autograd.grad(log_p.sum(), outputs, retain_graph=True, allow_unused=True) if outputs else ())
     result: dict[Tensor, Tensor] = {}
     for layer, c in exact.items():
@@ -70,7 +73,7 @@ def _squared_gradients(learner: Learner, batch: Batch, generator: torch.Generato
             result |= _layer_squares(layer, used, len(batch))
     covered = {p for layer in exact for p in layer.parameters()}
     rest: list[Tensor] = [p for p in learner.module.parameters() if p.requires_grad and p not in covered]
-    return result | _loop(log_p, rest)
+    return {p: squares for p, squares in result.items() if p.requires_grad} | _loop(log_p, rest)
 
 
 def _loop(log_p: Tensor, parameters: list[Tensor]) -> dict[Tensor, Tensor]:

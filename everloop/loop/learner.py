@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -108,6 +109,16 @@ class Learner(ABC):
         """A copy of the network that no optimizer will ever change."""
         return copy.deepcopy(self.module).eval().requires_grad_(False)
 
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """The network as it is judged: without what is random in training, such as dropout."""
+        training = self.module.training
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train(training)
+
     @torch.no_grad()
     def act(
         self, obs: Arrays, state: Tensor, start: npt.NDArray[np.bool_], generator: torch.Generator | None = None
@@ -129,6 +140,10 @@ class Learner(ABC):
 
         Actions are drawn from the policy with a generator of its own, so that nothing else that is random notices.
         """
+        with self.judging():
+            return self._rollout(world, tasks, steps, seed)
+
+    def _rollout(self, world: World, tasks: Sequence[int], steps: int, seed: int) -> Batch:
         generator = torch.Generator(self.device).manual_seed(seed)
         obs, played = play(world, tasks, seed)
         state = self.module.initial_state(world.num_envs)  # type: ignore[operator]

@@ -37,33 +37,40 @@ class Result:
     wall_seconds: float = 0.0
 
     @property
+    def finished(self) -> list[list[int]]:
+        """The phases that have a row in `scores`: of a run that is under way, those so far."""
+        return self.phases[: len(self.scores)]
+
+    @property
     def average_score(self) -> float | None:
-        return metrics.average_score(self.scores, self.phases)
+        return metrics.average_score(self.scores, self.finished)
 
     @property
     def forgetting(self) -> float | None:
-        return metrics.forgetting(self.scores, self.phases)
+        return metrics.forgetting(self.scores, self.finished)
 
     @property
     def backward_transfer(self) -> float | None:
-        return metrics.backward_transfer(self.scores, self.phases)
+        return metrics.backward_transfer(self.scores, self.finished)
 
     @property
     def forward_transfer(self) -> float | None:
-        return metrics.forward_transfer(self.scores, self.phases, self.before)
+        return metrics.forward_transfer(self.scores, self.finished, self.before)
 
     @property
     def learning_accuracy(self) -> float | None:
-        return metrics.learning_accuracy(self.scores, self.phases)
+        return metrics.learning_accuracy(self.scores, self.finished)
 
     def forgetting_now(self) -> list[float | None]:
         """Each task's forgetting at the latest evaluation, against its best since its first training ended."""
+        now = self.evaluations[-1]
         current: list[float | None] = []
         for j in range(len(self.tasks)):
-            first = next((i for i, tasks in enumerate(self.phases) if j in tasks), None)
-            ended = first is not None and len(self.scores) > first
-            history = [self.scores[i][j] for i in range(first, len(self.scores))] if first is not None and ended else []
-            current.append(metrics.task_forgetting([*history, self.evaluations[-1].scores[j]]))
+            first = next((i for i, tasks in enumerate(self.phases) if j in tasks), len(self.phases))
+            past = [row[j] for row in self.scores[first:]]
+            if len(past) > 1 and len(self.scores) > now.phase:
+                past.pop()  # this evaluation is the end of a phase, and stands in the matrix already
+            current.append(metrics.task_forgetting([*past, now.scores[j]]))
         return current
 
     def to_dict(self, scenario: str, strategies: list[str], seed: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,13 +39,11 @@ class _NetworkPolicy(BasePolicy):
 
     minibatch: Batch | None = None
 
-    def _build_network(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], network: NetworkFactory) -> None:
+    def _build_network(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], network: NetworkFactory, transposed: Collection[str]
+    ) -> None:
         assert isinstance(observation_space, spaces.Dict)
-        self.channels_first = {
-            name
-            for name, space in observation_space.items()
-            if isinstance(space, spaces.Box) and is_image_space(space) and is_image_space_channels_first(space)
-        }
+        self.channels_first = set(transposed)
         parts = dict(observation_space.spaces)
         for name in self.channels_first:
             space = parts[name]
@@ -78,11 +76,16 @@ class _NetworkPolicy(BasePolicy):
         return values, self.likelihood.log_prob(p, actions), self.likelihood.entropy(p)
 
 
-def _initialise(policy: Any, observation_space: Any, action_space: Any, lr_schedule: Any, network: NetworkFactory, kwargs: Any) -> None:
+def _transposed(space: Any) -> list[str]:
+    """The images of a world that SB3 turns channels-first."""
+    return [name for name, part in space.items() if is_image_space(part) and not is_image_space_channels_first(part)]
+
+
+def _initialise(policy: Any, observation_space: Any, action_space: Any, lr_schedule: Any, ours: tuple[Any, Any], kwargs: Any) -> None:
     """SB3's constructors would build networks of their own; only what all policies share is set up."""
     BasePolicy.__init__(policy, observation_space, action_space, **kwargs)
     policy.optimizer_kwargs = {"lr": lr_schedule(1), **policy.optimizer_kwargs}
-    policy._build_network(observation_space, action_space, network)
+    policy._build_network(observation_space, action_space, *ours)
 
 
 class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
@@ -96,9 +99,10 @@ class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
         use_sde: bool = False,
         *,
         network: NetworkFactory,
+        transposed: Collection[str] = (),
         **kwargs: Any,
     ) -> None:
-        _initialise(self, observation_space, action_space, lr_schedule, network, kwargs)
+        _initialise(self, observation_space, action_space, lr_schedule, (network, transposed), kwargs)
 
     def _run_steps(self, obs: Observations) -> tuple[Tensor, Tensor]:
         rows = len(next(iter(obs.values())))
@@ -137,9 +141,12 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
         use_sde: bool = False,
         *,
         network: NetworkFactory,
+        transposed: Collection[str] = (),
         **kwargs: Any,
     ) -> None:
-        _initialise(self, observation_space, action_space, lr_schedule, network, kwargs)
+        _initialise(self, observation_space, action_space, lr_schedule, (network, transposed), kwargs)
+        if getattr(self.network, "memory", None) is None:
+            raise ValueError("the network has no memory, allowed for RecurrentPPO: one with a `memory`")
         self.lstm_hidden_state_shape = (1, 1, self.lstm_actor.hidden_size)
 
     @property
@@ -235,11 +242,15 @@ class SB3Learner(Learner):
             self.env,
             **(parameters or {}),
             max_grad_norm=math.inf,
-            policy_kwargs={"network": network, "optimizer_kwargs": {"fused": True, "eps": 1e-5}},
+            policy_kwargs={
+                "network": network,
+                "transposed": _transposed(world.single_observation_space),
+                "optimizer_kwargs": {"fused": True, "eps": 1e-5},
+            },
             seed=seed,
             device=device,
         )
-        if self.model.n_steps % sequence_length:
+        if sequence_length < 1 or self.model.n_steps % sequence_length:
             raise ValueError(f"sequence_length is {sequence_length}, allowed: a divisor of n_steps = {self.model.n_steps}")
         self.policy: Any = self.model.policy
         self.module = self.policy.get_submodule("network")
@@ -247,13 +258,27 @@ class SB3Learner(Learner):
         self.likelihood = likelihood_for(world.single_action_space)
         self.on_scalars: Callable[[int, dict[str, float]], None] = lambda step, scalars: None
         self.model.set_logger(Logger(None, [_Scalars(self)]))
+        self._real: Tensor | None = None
+        if recurrent:
+            self._note_padding()
         self.attach([])
+
+    def _note_padding(self) -> None:
+        """Keep each recurrent minibatch's mask, which SB3 does not hand on to the policy: True for real steps."""
+        get = self.model.rollout_buffer.get
+
+        def noted(batch_size: int | None = None) -> Iterator[Any]:
+            for data in get(batch_size):
+                self._real = data.mask > 0.5  # type: ignore[attr-defined]
+                yield data
+
+        self.model.rollout_buffer.get = noted  # type: ignore[method-assign, assignment]
 
     @property
     def minibatch(self) -> Batch | None:  # type: ignore[override]
-        """The steps of the minibatch that SB3 is learning from, each as an example of its own."""
+        """The steps of the minibatch that SB3 is learning from, each as an example of its own, without padding."""
         batch: Batch | None = self.policy.minibatch
-        return batch
+        return batch if batch is None or self._real is None else batch[self._real]
 
     def loss(self, batch: Batch) -> Tensor:
         """KL(stored outputs || now), the mean over steps: policy distillation. PPO's own loss stays in SB3."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learner import Learner, Tick
 from everloop.loop.likelihood import likelihood_for
-from everloop.loop.world import World, check_finite, play
+from everloop.loop.world import Arrays, World, check_finite, play
 
 
 class SupervisedLearner(Learner):
@@ -54,6 +56,12 @@ class SupervisedLearner(Learner):
 
     def observed(self, batch: Batch) -> Tensor | None:
         return batch.target
+
+    def act(
+        self, obs: Arrays, state: Tensor, start: npt.NDArray[np.bool_], generator: torch.Generator | None = None
+    ) -> tuple[npt.NDArray[Any], Tensor]:
+        """As every learner, but with an empty memory at each step, as in training."""
+        return super().act(obs, state, np.ones_like(start), generator)
 
     def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
         obs, played = play(self.world, tasks)

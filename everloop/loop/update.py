@@ -59,10 +59,10 @@ class Updater:
             torch.stack(extra).sum().backward()  # type: ignore[no-untyped-call]
         for strategy in self.strategies:
             strategy.edit_gradients(self.learner, batch)
-        if self.max_grad_norm is not None:
-            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
-            if not math.isfinite(norm):
-                raise NotFiniteError(f"the gradient's norm is {norm} at step {self.learner.steps}, allowed: finite numbers")
+        limit = math.inf if self.max_grad_norm is None else self.max_grad_norm  # infinity leaves the gradient as it is
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+        if not math.isfinite(norm):
+            raise NotFiniteError(f"the gradient's norm is {norm} at step {self.learner.steps}, allowed: finite numbers")
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for strategy in self.strategies:

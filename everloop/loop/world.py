@@ -49,11 +49,12 @@ class NotFiniteError(FloatingPointError):
 
 def play(world: World, tasks: Sequence[int], seed: int | None = None) -> tuple[Arrays, npt.NDArray[np.int64]]:
     """Reset `world` so that its copies play `tasks` in turn: the first observation, and each copy's task."""
+    if len(tasks) > world.num_envs:
+        raise ValueError(f"{len(tasks)} tasks are to be played by {world.num_envs} copies of the world, allowed: at least one copy a task")
     played = np.resize(np.asarray(tasks, dtype=np.int64), world.num_envs)
     obs, _ = world.reset(seed=seed, options={"task": int(tasks[0])})
     for task in tasks[1:]:
-        if (mask := played == task).any():
-            obs, _ = world.reset(options={"task": int(task), "reset_mask": mask})
+        obs, _ = world.reset(options={"task": int(task), "reset_mask": played == task})
     return obs, played
 
 

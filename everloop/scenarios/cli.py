@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 2 for bad input or a broken run, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if words[:1] == ["list"] and len(words) == 1:
-            return _list()
-        if words[:1] == ["run"] and len(words) > 1 and not words[1].startswith("-"):
-            return _run(words[1], words[2:])
-        _usage().parse_args(words)
+        command = _command(words)
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         return _fail(str(error))
-    return 0
+    return command()
+
+
+def _command(words: list[str]) -> Callable[[], int]:
+    """What the words ask for, checked and ready to go. Raises an error that says what is wrong with them."""
+    if words == ["list"]:
+        return _list
+    if words[:1] == ["run"] and len(words) > 1 and not words[1].startswith("-"):
+        return _run(words[1], words[2:])
+    _usage().parse_args(words)
+    raise ValueError(f"the command is {' '.join(words)!r}, allowed: list, run SCENARIO")
 
 
 def _fail(message: str) -> int:
@@ -95,7 +102,7 @@ def _parser(scenario: type[Scenario]) -> ArgumentParser:
     return parser
 
 
-def _run(name: str, words: Sequence[str]) -> int:
+def _run(name: str, words: Sequence[str]) -> Callable[[], int]:
     scenario = find_scenario(name)
     args = _parser(scenario).parse_args([_underscored(word) for word in words])
     if args.threads < 1:
@@ -104,16 +111,20 @@ def _run(name: str, words: Sequence[str]) -> int:
     names = check_strategies([part.strip() for part in args.strategies.split(",") if part.strip()])
     out = Path(args.out or f"runs/{scenario.name}/{'+'.join(names)}/{args.seed}")
     experiment = Experiment(_scenario(scenario, args), names, args.seed, out, _settings(args), args.overwrite)
-    console = Console()
+    return partial(_go, experiment, out)
+
+
+def _go(experiment: Experiment, out: Path) -> int:
+    console, title = Console(), f"{experiment.scenario.name} {'+'.join(experiment.names)}"
     try:
-        with ProgressBar(f"{scenario.name} {'+'.join(names)}", console) as progress:
+        with ProgressBar(title, console) as progress:
             result = experiment.run([progress])
     except NotFiniteError as error:
         return _fail(f"{error}; the run stopped, what it has logged is in {out}")
     except KeyboardInterrupt:
         _fail(f"interrupted at step {experiment.learner.steps}; what it has logged is in {out}")
         return INTERRUPTED
-    print_scores({f"{scenario.name}, {'+'.join(names)}, seed {args.seed}": result}, console)
+    print_scores({f"{title}, seed {experiment.seed}": result}, console)
     console.print(f"{out / 'result.json'}    watch: tensorboard --logdir {out}", highlight=False, soft_wrap=True)
     return 0
 

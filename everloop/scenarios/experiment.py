@@ -44,7 +44,6 @@ class Experiment:
         out: Path | None = None,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         overwrite: bool = False,
-        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.scenario, self.seed, self.out = scenario, seed, out
         self.names = check_strategies(strategies)

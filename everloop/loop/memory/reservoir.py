@@ -54,12 +54,16 @@ class Reservoir:
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "capacity": self.capacity,
             "offered": self.offered,
             "items": {name: value.copy() for name, value in self.items.items()},
             "rng": self.rng.bit_generator.state,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError if the state is of a memory with another capacity."""
+        if state["capacity"] != self.capacity:
+            raise ValueError(f"the state's capacity is {state['capacity']}, allowed: {self.capacity}")
         self.offered = state["offered"]
         self.items = {name: value.copy() for name, value in state["items"].items()}
         self.rng.bit_generator.state = state["rng"]

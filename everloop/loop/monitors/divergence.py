@@ -49,7 +49,8 @@ class Divergence:
         """Measure; then read `values` and `detected`."""
         self.values = {}
         for task, (frozen, probe, then) in self._anchors.items():
-            self.values[f"kl/{task}/network"] = self._kl(learner, then, learner.outputs(probe))
+            with learner.judging():
+                self.values[f"kl/{task}/network"] = self._kl(learner, then, learner.outputs(probe))
             for name, module in learner.module.named_children():
                 weights = {f"{name}.{key}": value for key, value in module.state_dict().items()}
                 if weights:

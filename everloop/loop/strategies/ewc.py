@@ -57,7 +57,7 @@ class EWC(Strategy):
         self.strength = check_strength(strength)
         self.anchors, self.decay, self.fisher, self.examples = anchors, decay, fisher, examples
         self.generator = torch.Generator().manual_seed(seed)
-        self.precision: list[Tensor] = []  # strength * P
+        self.precision: list[Tensor] = []  # P
         self.center: list[Tensor] = []  # c
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
@@ -69,15 +69,13 @@ class EWC(Strategy):
             return
         weights, centers, precisions = zip(*live, strict=True)
         with torch.no_grad():
-            torch._foreach_addcmul_([w.grad for w in weights], torch._foreach_sub(weights, centers), precisions)
+            torch._foreach_addcmul_([w.grad for w in weights], torch._foreach_sub(weights, centers), precisions, self.strength)
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
         if self.strength == 0:
             return
-        generator = self.generator if self.fisher == "sampled" else None
-        fisher = diagonal_fisher(learner, _first(batches, self.examples), generator)
+        fisher = diagonal_fisher(learner, _first(batches, self.examples), self._draws(learner))
         weights = [p.detach().clone() for p in _parameters(learner)]
-        fisher = [f * self.strength for f in fisher]
         if not self.precision:
             self.precision, self.center = fisher, weights
         elif self.anchors == "online":
@@ -88,6 +86,13 @@ class EWC(Strategy):
             # the precision-weighted mean, written so that a weight without any precision keeps its center
             self.center = [c + (F / (P + F).clamp(min=torch.finfo(F.dtype).tiny)) * (w - c) for P, c, F, w in rows]
             self.precision = [P + F for P, _, F, _ in rows]
+
+    def _draws(self, learner: Learner) -> torch.Generator | None:
+        """A generator where the model is, or None for the empirical Fisher information."""
+        if self.fisher == "empirical":
+            return None
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return torch.Generator(learner.device).manual_seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
         return {"precision": self.precision, "center": self.center, "generator": self.generator.get_state()}

@@ -59,6 +59,8 @@ class Plan:
             raise ValueError(f"steps are {list(self.steps)}, allowed: 1 or more for each of the {len(self.phases)} phases")
         if self.eval_every < 1:
             raise ValueError(f"eval_every is {self.eval_every}, allowed: 1 or more")
+        if self.consolidation_steps < 1:
+            raise ValueError(f"consolidation_steps is {self.consolidation_steps}, allowed: 1 or more")
 
 
 PROBE = 128  # examples on which divergence is measured
@@ -122,6 +124,7 @@ class _Run:
         for task in tasks:
             for strategy in self.strategies:
                 strategy.begin_task(task, self.learner)
+        self.phase_end = self.learner.steps + self.plan.steps[self.phase]
         self.learner.learn(ids, self.plan.steps[self.phase], self.tick)
         for task in tasks:
             batch = self.learner.rollout(self.consolidation, [task.id], self.plan.consolidation_steps, self.plan.seed + self.phase)
@@ -136,7 +139,7 @@ class _Run:
         for listener in self.listeners:
             listener.on_steps(steps)
         last = self.result.evaluations[-1].step if self.result.evaluations else 0
-        if self.learner.steps - last >= self.plan.eval_every:
+        if self.learner.steps < self.phase_end and self.learner.steps - last >= self.plan.eval_every:
             self.record(self.measure())
 
     def record(self, now: list[float]) -> None:
@@ -149,4 +152,4 @@ class _Run:
 
 def _spread(batch: Batch, examples: int) -> Batch:
     """At most `examples` of the examples, evenly spread."""
-    return batch[:: max(1, len(batch) // examples)]
+    return batch[:: -(-len(batch) // examples)]

@@ -1,0 +1,135 @@
+"""Small networks, worlds and learners that the loop's tests share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO
+from torch import Tensor, nn
+
+from everloop.agents import Agent
+from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv, VectorFeedback
+from everloop.loop import Batch, Categorical, SupervisedLearner, likelihood_for
+from everloop.loop.sb3 import SB3Learner
+
+PPO_PARAMETERS: dict[str, Any] = {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "learning_rate": 1e-2, "gamma": 0.9, "ent_coef": 0.5}
+
+
+class Output(NamedTuple):
+    prediction: Tensor
+    value: Tensor | None
+
+
+class FlatNet(nn.Module):
+    """`layers` on one modality's rows (t b), in the form in which learners call networks."""
+
+    def __init__(self, layers: nn.Module, key: str = "image") -> None:
+        super().__init__()
+        self.layers, self.key = layers, key
+
+    def initial_state(self, batch: int) -> Tensor:
+        return torch.zeros(batch, 1)
+
+    def forward(self, obs: dict[str, Tensor], state: Tensor, start: Tensor) -> tuple[Output, Tensor]:
+        T, B = start.shape
+        x = obs[self.key].to(next(self.parameters()).dtype)
+        x = x / 255.0 if obs[self.key].dtype == torch.uint8 else x
+        rows: Tensor = self.layers(x.reshape(T * B, *x.shape[2:]))
+        return Output(rows.reshape(T, B, -1), None), state
+
+
+def mlp(outputs: int = 10, inputs: int = 64, hidden: int = 6, seed: int = 0) -> FlatNet:
+    """Two layers on flattened images, in double precision."""
+    torch.manual_seed(seed)
+    return FlatNet(nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))).double()
+
+
+class FixedLearner(SupervisedLearner):
+    """A supervised learner without a world, for batches made by hand."""
+
+    def __init__(self, module: nn.Module, likelihood: Any, optimizer: torch.optim.Optimizer | None = None) -> None:
+        self.module, self.likelihood = module, likelihood
+        self.optimizer = optimizer or torch.optim.SGD(module.parameters(), lr=0.1)
+        self.attach([])
+
+
+def vector_batch(examples: int, size: int, classes: int, length: int = 1, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
+    """Normal vectors "x" with random labels; an episode starts with every example."""
+    g = torch.Generator().manual_seed(seed)
+    start = torch.zeros(length, examples, dtype=torch.bool)
+    start[0] = True
+    x = torch.randn(length, examples, size, generator=g, dtype=dtype)
+    return Batch({"x": x}, start, torch.randint(classes, (length, examples), generator=g))
+
+
+def vector_learner(layers: nn.Module, classes: int) -> FixedLearner:
+    return FixedLearner(FlatNet(layers, "x").double(), Categorical(classes))
+
+
+def stream(num_envs: int = 8, seed: int = 0, **parameters: Any) -> ImageStreamVectorEnv:
+    """scikit-learn's digits, seeded."""
+    world = ImageStreamVectorEnv(num_envs, **parameters)
+    world.reset(seed=seed)
+    return world
+
+
+def plant(num_envs: int = 4, horizon: int = 5, **parameters: Any) -> Any:
+    """A small plant with feedback; episodes end inside every rollout of PPO_PARAMETERS."""
+    parameters = {"num_tasks": 3, "observation_dim": 3, "latent_dim": 2, "action_dim": 2} | parameters
+    return VectorFeedback(PlantVectorEnv(num_envs, horizon=horizon, **parameters))
+
+
+def agent(observation_space: Any, action_space: spaces.Space[Any], **parameters: Any) -> Agent:
+    """A tiny actor-critic."""
+    parameters = {"value_head": True, "recurrent": False, "token_size": 8, "attention_heads": 2, "hidden_size": 6} | parameters
+    return Agent(observation_space, likelihood_for(action_space).size(), **parameters)
+
+
+def recurrent_agent(observation_space: Any, action_space: spaces.Space[Any]) -> Agent:
+    return agent(observation_space, action_space, recurrent=True)
+
+
+def control_learner(recurrent: bool = False, world: Any = None, parameters: dict[str, Any] | None = None, **kwargs: Any) -> SB3Learner:
+    """PPO or RecurrentPPO on a small plant."""
+    return SB3Learner(
+        plant() if world is None else world,
+        recurrent_agent if recurrent else agent,
+        RecurrentPPO if recurrent else PPO,
+        PPO_PARAMETERS | (parameters or {}),
+        device="cpu",
+        **({"sequence_length": 4 if recurrent else 1} | kwargs),
+    )
+
+
+def weights(module: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Equal to the last bit."""
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """The largest difference of two lists of tensors."""
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def random_states() -> tuple[Any, ...]:
+    """The state of every global generator."""
+    return torch.get_rng_state().tolist(), copy.deepcopy(np.random.get_state()[1].tolist())  # noqa: NPY002
+
+
+def ignore(steps: int) -> None:
+    """A tick that nobody listens to."""
+
+
+def keyword_grid(**values: Sequence[Any]) -> list[dict[str, Any]]:
+    """One dict for each value: {name: value}."""
+    return [{name: value} for name, options in values.items() for value in options]

@@ -1,0 +1,113 @@
+"""Batches: cut, stored and put together again without losing a step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from everloop.loop import Batch
+from everloop.loop.batch import to_tensor
+
+
+def numbered(T: int, B: int, full: bool = True, seed: int = 0) -> Batch:
+    """Every step of every example holds its own number, 100 t + b."""
+    number = 100 * torch.arange(T)[:, None] + torch.arange(B)
+    obs = {"image": (number % 256).to(torch.uint8)[..., None, None, None].expand(T, B, 2, 3, 1), "x": number[..., None].float()}
+    start = torch.rand(T, B, generator=torch.Generator().manual_seed(seed)) < 0.3
+    extra = {"target": number, "action": number[..., None].double(), "task": torch.arange(B)} if full else {}
+    return Batch(obs, start, **extra)
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    assert set(a.obs) == set(b.obs)
+    pairs = [(a.obs[name], b.obs[name]) for name in a.obs]
+    for x, y in [*pairs, (a.start, b.start), (a.target, b.target), (a.action, b.action), (a.task, b.task)]:
+        assert (x is None) == (y is None)
+        if x is not None and y is not None:
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y)
+
+
+lengths = st.integers(1, 4)
+examples = st.integers(1, 6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(T=lengths, B=examples, full=st.booleans())
+def test_items_are_the_same_batch_with_the_example_first(T: int, B: int, full: bool) -> None:
+    batch = numbered(T, B, full)
+    items = batch.to_items()
+    assert all(len(value) == B for value in items.values())
+    assert set(items) == {"obs.image", "obs.x", "start"} | ({"target", "action", "task"} if full else set())
+    np.testing.assert_array_equal(items["obs.x"][B - 1, :, 0], 100 * np.arange(T) + B - 1)
+    assert_equal(Batch.from_items(items, torch.device("cpu")), batch)
+
+
+@settings(deadline=None, max_examples=50)
+@given(T=lengths, B=examples, parts=st.integers(1, 3), seed=st.integers(0, 100))
+def test_sequences_keep_every_step_in_order_and_set_start(T: int, B: int, parts: int, seed: int) -> None:
+    batch = numbered(T * parts, B, seed=seed)
+    cut = batch.sequences(T)
+    assert (cut.length, len(cut)) == (T, B * parts)
+    assert cut.target is not None
+    assert cut.task is not None
+    assert sorted(cut.target.flatten().tolist()) == sorted(batch.target.flatten().tolist())  # type: ignore[union-attr]
+    for e in range(len(cut)):
+        numbers = cut.target[:, e].tolist()
+        b, first = numbers[0] % 100, numbers[0] // 100
+        assert first % T == 0
+        assert numbers == [100 * (first + t) + b for t in range(T)]
+        assert cut.obs["x"][:, e, 0].tolist() == numbers
+        assert cut.obs["image"][:, e, 1, 2, 0].tolist() == [n % 256 for n in numbers]
+        assert cut.action is not None
+        assert cut.action[:, e, 0].tolist() == numbers
+        assert int(cut.task[e]) == b
+        assert cut.start[:, e].tolist() == [True, *batch.start[first + 1 : first + T, b].tolist()]
+
+
+def test_sequences_leave_the_batch_itself_alone() -> None:
+    batch = numbered(4, 2)
+    start = batch.start.clone()
+    batch.sequences(2)
+    assert torch.equal(batch.start, start)
+
+
+@pytest.mark.parametrize("length", [3, 5, 8, 0])
+def test_a_length_that_does_not_divide_the_steps_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=f"sequence length is {length}, allowed: a divisor of the 4 steps"):
+        numbered(4, 2).sequences(length)
+
+
+@settings(deadline=None, max_examples=30)
+@given(T=lengths, B=examples, size=st.integers(1, 8))
+def test_split_gives_all_examples_in_order(T: int, B: int, size: int) -> None:
+    batch = numbered(T, B)
+    parts = list(batch.split(size))
+    assert [len(part) for part in parts] == [size] * (B // size) + [B % size] * (B % size > 0)
+    assert torch.equal(torch.cat([part.target for part in parts], 1), batch.target)  # type: ignore[misc, arg-type]
+    assert torch.equal(torch.cat([part.task for part in parts]), batch.task)  # type: ignore[misc, arg-type]
+
+
+@pytest.mark.parametrize(
+    "which", [slice(1, 3), torch.tensor([1, 2]), torch.tensor([False, True, True, False])], ids=["slice", "index", "mask"]
+)
+def test_examples_are_selected_in_every_field(which: object) -> None:
+    batch = numbered(3, 4)
+    expected = Batch(
+        {name: value[:, 1:3] for name, value in batch.obs.items()},
+        batch.start[:, 1:3],
+        batch.target[:, 1:3],  # type: ignore[index]
+        batch.action[:, 1:3],  # type: ignore[index]
+        batch.task[1:3],  # type: ignore[index]
+    )
+    assert_equal(batch[which], expected)
+
+
+def test_arrays_of_any_layout_become_tensors_of_the_same_values() -> None:
+    array = np.arange(12, dtype=np.uint8).reshape(3, 4)[:, ::-1]
+    tensor = to_tensor(array, torch.device("cpu"))
+    assert tensor.dtype == torch.uint8
+    assert tensor.tolist() == array.tolist()

@@ -1,0 +1,187 @@
+"""How well a learner does a task: against direct computations and known agents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from loop_helpers import FlatNet, control_learner, mlp, plant, random_states, same, stream, weights
+from torch import Tensor, nn
+
+from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv
+from everloop.loop import Learner, NotFiniteError, Strategy, SupervisedLearner, mean_return, scores
+from everloop.loop.world import Task
+
+
+def accuracy(learner: SupervisedLearner, world: ImageStreamVectorEnv, task: int) -> float:
+    """The share of the split's examples of `task` that are guessed right, all at once."""
+    rows = world._rows[task]
+    images, labels = torch.from_numpy(world._images[rows])[None], world._targets[rows]
+    logits = learner.module({"image": images}, torch.zeros(len(rows), 1), torch.ones(1, len(rows), dtype=torch.bool))[0].prediction
+    return float((logits[0].argmax(-1).numpy() == labels).mean())
+
+
+@pytest.fixture(scope="module")
+def learned() -> SupervisedLearner:
+    """Somewhat good at all digits."""
+    world = stream(32)
+    learner = SupervisedLearner(mlp(hidden=12), world, 1e-2)
+    learner.learn([0, 1, 2, 3, 4], 3200, lambda steps: None)
+    return learner
+
+
+@pytest.mark.parametrize("num_envs", [1, 7, 72, 100])
+@pytest.mark.parametrize("episode_length", [5, 32])
+@pytest.mark.parametrize("task", [0, 3])
+def test_a_streams_return_is_its_accuracy_on_all_test_examples(
+    learned: SupervisedLearner, task: int, episode_length: int, num_envs: int
+) -> None:
+    """Whatever the number of copies, dividing the number of examples or not, fewer or more."""
+    world = stream(num_envs, split="test", episode_length=episode_length)
+    expected = accuracy(learned, world, task)
+    assert 0.1 < expected < 1.0
+    assert mean_return(learned, world, task, seed=0) == pytest.approx(expected * episode_length, rel=1e-9)
+    assert scores(learned, world, [], seed=0)[task] == pytest.approx((expected - 0.1) / 0.9, rel=1e-9)
+
+
+def test_measuring_twice_gives_the_same_and_disturbs_nothing(learned: SupervisedLearner) -> None:
+    world = stream(7, split="test")
+    before, states = weights(learned.module), random_states()
+    first = scores(learned, world, [], seed=3)
+    world.step(np.zeros(7, np.int64))
+    assert scores(learned, world, [], seed=3) == first
+    assert same(weights(learned.module), before)
+    assert random_states() == states
+
+
+class Told(nn.Module):
+    """Reads the label from the first pixel, and adds `offset`."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor(float(offset)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot((x[:, 0, 0, 0] * 255 + self.offset).round().long() % 4, 4).float()
+
+
+def told_stream(num_envs: int = 3, **kwargs: Any) -> ImageStreamVectorEnv:
+    labels = np.arange(20) % 4
+    images = np.broadcast_to(labels[:, None, None], (20, 8, 8)).astype(np.uint8)
+    return ImageStreamVectorEnv(num_envs, images, labels, images, labels, split="test", **kwargs)
+
+
+def test_a_perfect_guesser_scores_1_and_one_that_is_always_wrong_less_than_0() -> None:
+    world = told_stream()
+    assert scores(SupervisedLearner(FlatNet(Told(0)), world), world, [], seed=0) == pytest.approx([1.0, 1.0])
+    assert scores(SupervisedLearner(FlatNet(Told(1)), world), world, [], seed=0) == pytest.approx([-1 / 3, -1 / 3])
+
+
+def test_guessing_one_label_of_a_balanced_pair_scores_0() -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor([0.0, 1.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.logits.expand(len(x), -1)
+
+    world = told_stream(label_space="within_task")
+    assert scores(SupervisedLearner(FlatNet(One()), world), world, [], seed=0) == pytest.approx([0.0, 0.0])
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["feed-forward", "recurrent"])
+def test_in_control_it_is_the_mean_return_of_one_episode_a_copy(recurrent: bool) -> None:
+    """Stepped by hand with the policy's mean, memory carried on, nothing after the episode's end."""
+    learner, world = control_learner(recurrent), plant(5, horizon=6)
+    obs, _ = plant_reset(world, 2, seed=9)
+    state, total = learner.module.initial_state(5), np.zeros(5)  # type: ignore[operator]
+    for t in range(6):
+        tensors = {name: torch.from_numpy(value)[None] for name, value in obs.items()}
+        with torch.no_grad():
+            output, state = learner.module(tensors, state, torch.full((1, 5), t == 0))
+        obs, reward, _, truncated, _ = world.step(output.prediction[0, :, :2].clamp(-1, 1).numpy())
+        total += reward
+    assert truncated.all()
+    assert mean_return(learner, world, 2, seed=9) == pytest.approx(float(total.mean()), rel=1e-6)
+
+
+def plant_reset(world: Any, task: int, seed: int) -> Any:
+    return world.reset(seed=seed, options={"task": task})
+
+
+def acting(policy: Any) -> Learner:
+    """A learner that acts by `policy()`."""
+    learner = control_learner()
+    learner.act = lambda obs, state, start, generator=None: (policy(), state)  # type: ignore[method-assign, assignment]
+    return learner
+
+
+def test_random_actions_score_0_and_optimal_control_scores_1() -> None:
+    copies = 400
+    world = PlantVectorEnv(copies, num_tasks=2, horizon=20)
+    rng = np.random.default_rng(0)
+    random = scores(acting(lambda: rng.uniform(-1, 1, (copies, 3)).astype(np.float32)), world, [], seed=0)
+    assert random == pytest.approx([0.0, 0.0], abs=0.05)
+
+    def optimal() -> npt.NDArray[Any]:
+        problem = world.linear_quadratic(int(world.task[0]))
+        return np.clip(problem.act(int(world._elapsed[0]), world._x.astype(np.float64)), -1, 1).astype(np.float32)
+
+    best = scores(acting(optimal), world, [], seed=0)
+    assert best == pytest.approx([1.0, 1.0], abs=0.05)
+
+
+def test_a_score_that_nobody_can_scale_is_nan_and_not_0(monkeypatch: pytest.MonkeyPatch, learned: SupervisedLearner) -> None:
+    world = stream(8, split="test")
+    known = world.reference
+    for unknown in ((np.nan, 32.0), (3.2, np.nan), (np.nan, np.nan)):
+        monkeypatch.setattr(world, "reference", lambda task, unknown=unknown: unknown if task == 1 else known(task))
+        result = scores(learned, world, [], seed=0)
+        assert np.isnan(result).tolist() == [False, True, False, False, False]
+
+
+class Viewing(Strategy):
+    """Notes which task is looked at, and whether the view is open."""
+
+    def __init__(self, name: str, events: list[str]) -> None:
+        self.name, self.events = name, events
+
+    @contextmanager
+    def view(self, task: Task, learner: Learner) -> Iterator[None]:  # type: ignore[override]
+        self.events.append(f"{self.name} opens {task.id}")
+        yield
+        self.events.append(f"{self.name} closes {task.id}")
+
+
+def test_each_task_is_measured_in_all_strategies_views_of_it(learned: SupervisedLearner) -> None:
+    events: list[str] = []
+    world = told_stream()
+    reset = world.reset
+
+    def noted(**kwargs: Any) -> Any:
+        events.append("play")
+        return reset(**kwargs)
+
+    world.reset = noted  # type: ignore[method-assign]
+    scores(SupervisedLearner(FlatNet(Told(0)), world), world, [Viewing("a", events), Viewing("b", events)], seed=0)
+    one = ["a opens 0", "b opens 0", "play", "b closes 0", "a closes 0"]
+    assert events == [*one, *(event.replace("0", "1") for event in one)]
+
+
+def test_an_observation_that_is_not_finite_is_named() -> None:
+    learner, world = control_learner(), plant(3)
+    step = world.step
+
+    def broken(actions: Any) -> Any:
+        obs, *rest = step(actions)
+        return obs | {"cue": np.full_like(obs["cue"], np.inf)}, *rest
+
+    world.step = broken
+    with pytest.raises(NotFiniteError, match="'cue' holds inf"):
+        mean_return(learner, world, 0, seed=0)

@@ -1,0 +1,315 @@
+"""Elastic weight consolidation in the supervised loop: its gradient, its optimum, its state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loop_helpers import (
+    FixedLearner,
+    FlatNet,
+    control_learner,
+    distance,
+    ignore,
+    keyword_grid,
+    mlp,
+    plant,
+    random_states,
+    same,
+    stream,
+    weights,
+)
+from torch import Tensor, nn
+
+from everloop.loop import EWC, Batch, Gaussian, SupervisedLearner, diagonal_fisher
+from everloop.loop.world import Task
+
+Anchors = list[tuple[list[Tensor], list[Tensor]]]
+
+
+def digit_learner(optimizer: Callable[[Any], torch.optim.Optimizer] | None = None) -> SupervisedLearner:
+    module = mlp()
+    return SupervisedLearner(module, stream(), optimizer=optimizer(module.parameters()) if optimizer else None)
+
+
+def end_task(learner: SupervisedLearner, ewc: EWC, task: int) -> Batch:
+    batch = learner.rollout(stream(), [task], 4, seed=task)
+    ewc.end_task(learner.world.tasks[task], learner, [batch])
+    return batch
+
+
+def anchor(learner: SupervisedLearner, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    """(Fisher information from the labels in the data, weights), by the slow loop."""
+    return diagonal_fisher(learner, [batch], by_hooks=False), weights(learner.module)
+
+
+def empirical(strength: float, decay: float | None) -> EWC:
+    """Separate anchors without a decay, online ones with it."""
+    return EWC(strength, fisher="empirical") if decay is None else EWC(strength, "online", decay, "empirical")
+
+
+def penalty(module: nn.Module, anchors: Anchors, strength: float, decay: float | None) -> Tensor:
+    """Separate: strength / 2 sum_k sum_i F_ki (w_i - w*_ki)^2. Online: every F_k decayed, all around the last weights."""
+    total = torch.zeros((), dtype=torch.float64)
+    for k, (fisher, then) in enumerate(anchors):
+        share = 1.0 if decay is None else decay ** (len(anchors) - 1 - k)
+        then = then if decay is None else anchors[-1][1]
+        for w, f, w_then in zip(module.parameters(), fisher, then, strict=True):
+            total = total + share * (f * (w - w_then) ** 2).sum()
+    return strength / 2 * total
+
+
+SGD: Callable[[Any], torch.optim.Optimizer] = lambda p: torch.optim.SGD(p, lr=0.05)  # noqa: E731
+ADAM: Callable[[Any], torch.optim.Optimizer] = lambda p: torch.optim.Adam(p, lr=0.01)  # noqa: E731
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize("decay", [None, 1.0, 0.6], ids=["separate", "online", "online, decaying"])
+def test_training_equals_a_penalty_in_the_loss(decay: float | None, optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
+    """Three tasks, one loop with closed-form gradients, one with autograd through the penalty: the same weights all along."""
+    strength, steps = 30.0, 96
+    learner = digit_learner(optimizer)
+    ewc = empirical(strength, decay)
+    learner.attach([ewc])
+    plain = digit_learner(optimizer)  # its own update is written out below
+    anchors = Anchors()
+    for task in range(3):
+        learner.learn([task], steps, ignore)
+        obs, _ = plain.world.reset(options={"task": task})
+        for _ in range(steps // plain.world.num_envs):
+            image = torch.from_numpy(obs["image"])[None]
+            logits = plain.outputs(Batch({"image": image}, torch.ones(1, 8, dtype=torch.bool)))[0]
+            obs, _, _, _, info = plain.world.step(logits.argmax(-1).numpy())
+            loss = nn.functional.cross_entropy(logits, torch.from_numpy(info["label"]))
+            total = loss + penalty(plain.module, anchors, strength, decay)
+            plain.optimizer.zero_grad()
+            total.backward()  # type: ignore[no-untyped-call]
+            plain.optimizer.step()
+        assert distance(weights(learner.module), weights(plain.module)) < 1e-9
+        batch = end_task(learner, ewc, task)
+        anchors.append(anchor(plain, batch))
+    assert float(penalty(plain.module, anchors[:1], strength, None).detach()) > 1e-3  # the weights did move away from the first anchor
+
+
+@pytest.mark.parametrize("decay", [None, 0.0, 0.6])
+@pytest.mark.parametrize("tasks", [1, 2, 3])
+def test_the_closed_form_is_the_penaltys_gradient(tasks: int, decay: float | None) -> None:
+    learner = digit_learner()
+    ewc, anchors = empirical(7.0, decay), Anchors()
+    for task in range(tasks):
+        learner.learn([task], 64, ignore)
+        anchors.append(anchor(learner, end_task(learner, ewc, task)))
+    learner.learn([4], 64, ignore)
+    parameters = list(learner.module.parameters())
+    expected = torch.autograd.grad(penalty(learner.module, anchors, 7.0, decay), parameters)
+    for p in parameters:
+        p.grad = torch.full_like(p, 0.5)
+    ewc.edit_gradients(learner, None)
+    for p, g in zip(parameters, expected, strict=True):
+        assert p.grad is not None
+        torch.testing.assert_close(p.grad, 0.5 + g, rtol=1e-9, atol=1e-12)
+    assert max(float(g.abs().max()) for g in expected) > 1e-3
+
+
+class Sigma(Gaussian):
+    """Every draw lies one standard deviation above the mean, so a sampled Fisher information is exact."""
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        mean, log_std = self.split(p)
+        return mean + log_std.exp()
+
+
+class Line(nn.Module):
+    """Predicts w x with a constant scale."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(size, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x @ self.w
+        return torch.stack([mean, torch.zeros_like(mean)], -1)
+
+
+def quadratic(scale: list[float], best: list[float]) -> Batch:
+    """Examples whose negative log-likelihood under `Line` is a quadratic with its minimum in `best`."""
+    x = torch.diag(torch.tensor(scale, dtype=torch.float64))[None]
+    return Batch({"x": x}, torch.ones(1, len(scale), dtype=torch.bool), (x @ torch.tensor(best, dtype=torch.float64))[..., None])
+
+
+def descend(learner: FixedLearner, batch: Batch) -> None:
+    for _ in range(120):
+        learner.updater.step(learner.loss(batch))
+
+
+class Quadratic(FixedLearner):
+    def loss(self, batch: Batch) -> Tensor:
+        assert batch.target is not None
+        return -self.likelihood.log_prob(self.outputs(batch), batch.target).mean()
+
+
+numbers = st.floats(-1.0, 1.0)
+scales = st.floats(0.8, 1.2)
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    tasks=st.lists(st.tuples(st.lists(scales, min_size=2, max_size=2), st.lists(numbers, min_size=2, max_size=2)), min_size=2, max_size=3),
+    strength=st.floats(0.1, 1.5),
+)
+def test_quadratics_meet_in_their_precision_weighted_mean(tasks: list[tuple[list[float], list[float]]], strength: float) -> None:
+    """Task K after tasks 1..K-1: w = (P_K w_K + strength sum P_k w_k) / (P_K + strength sum P_k), w_k where task k ended.
+
+    With strength 1 that is the minimum of all tasks' losses together.
+    """
+    learner = Quadratic(FlatNet(Line(2), "x"), Sigma(1))
+    variance = torch.exp(2 * Gaussian(1).split(torch.zeros(2))[1]).double()
+    learner.optimizer.param_groups[0]["lr"] = 0.3
+    ewc = EWC(strength)
+    learner.attach([ewc])
+    weighted, precision = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for k, (scale, best) in enumerate(tasks):
+        batch = quadratic(scale, best)
+        own = torch.tensor(scale, dtype=torch.float64) ** 2 / variance / 2  # two examples, one for each weight
+        descend(learner, batch)
+        expected = (own * torch.tensor(best) + strength * weighted) / (own + strength * precision)
+        torch.testing.assert_close(learner.module.layers.w.detach(), expected, rtol=1e-6, atol=1e-7)
+        ewc.end_task(named(k), learner, [batch])
+        weighted, precision = weighted + own * expected, precision + own
+
+
+def named(number: int) -> Task:
+    """Any task at all."""
+    task: Task = stream(1).tasks[number]
+    return task
+
+
+def test_strength_0_is_plain_training_to_the_last_bit() -> None:
+    learner, plain = digit_learner(), digit_learner()
+    ewc = EWC(0.0)
+    learner.attach([ewc])
+    for task in range(3):
+        learner.learn([task], 64, ignore)
+        plain.learn([task], 64, ignore)
+        end_task(learner, ewc, task)
+        assert same(weights(learner.module), weights(plain.module))
+
+
+@pytest.mark.parametrize("anchors", ["separate", "online"])
+def test_a_restored_state_goes_on_bit_for_bit(anchors: Any) -> None:
+    def train(restore: bool) -> list[Tensor]:
+        learner, ewc = digit_learner(), EWC(50.0, anchors=anchors, seed=3)
+        for task in range(3):
+            learner.attach([ewc])
+            learner.learn([task], 64, ignore)
+            end_task(learner, ewc, task)
+            if restore:
+                file = io.BytesIO()
+                torch.save(ewc.state_dict(), file)
+                file.seek(0)
+                ewc = EWC(50.0, anchors=anchors, seed=99)
+                ewc.load_state_dict(torch.load(file))
+        return weights(learner.module)
+
+    assert same(train(restore=True), train(restore=False))
+
+
+def test_a_saved_state_does_not_change_afterwards() -> None:
+    learner, ewc = digit_learner(), EWC(50.0)
+    learner.attach([ewc])
+    end_task(learner, ewc, 0)
+    state = ewc.state_dict()
+    then = [x.clone() for x in (*state["precision"], *state["center"])]
+    learner.learn([1], 64, ignore)
+    end_task(learner, ewc, 1)
+    assert same([*state["precision"], *state["center"]], then)
+    assert not same([*ewc.precision, *ewc.center], then)
+
+
+def test_the_first_examples_are_the_ones_averaged_over() -> None:
+    learner = digit_learner()
+    batch = learner.rollout(stream(), [0], 4, seed=0)
+    some, same_ones, other = EWC(1.0, examples=10), EWC(1.0), EWC(1.0, examples=11)
+    some.end_task(learner.world.tasks[0], learner, [batch[:4], batch[4:]])
+    same_ones.end_task(learner.world.tasks[0], learner, [batch[:4], batch[4:10]])
+    other.end_task(learner.world.tasks[0], learner, [batch])
+    assert same(some.precision, same_ones.precision)
+    assert not same(some.precision, other.precision)
+
+
+def test_empirical_takes_the_labels_in_the_data() -> None:
+    learner, ewc = digit_learner(), EWC(2.0, fisher="empirical")
+    batch = end_task(learner, ewc, 0)
+    for p, f in zip(ewc.precision, diagonal_fisher(learner, [batch], by_hooks=False), strict=True):
+        torch.testing.assert_close(p, f)
+
+
+def test_the_seed_decides_the_labels_that_are_sampled() -> None:
+    """Drawn from the model, so other labels than those in the data; by a generator of its own."""
+    learner = digit_learner()
+    ewcs = [EWC(1.0, seed=1), EWC(1.0, seed=1), EWC(1.0, seed=2), EWC(1.0, fisher="empirical")]
+    states = random_states()
+    for ewc in ewcs:
+        end_task(learner, ewc, 0)
+    assert random_states() == states
+    a, b, c, d = (ewc.precision for ewc in ewcs)
+    assert same(a, b)
+    assert not same(a, c)
+    assert not same(a, d)
+    first = ewcs[0].precision
+    ewcs[0].end_task(learner.world.tasks[0], learner, [learner.rollout(stream(), [0], 4, seed=0)])
+    assert not same(ewcs[0].precision, [2 * p for p in first])  # fresh draws at every task's end
+
+
+def test_a_value_head_stays_free() -> None:
+    learner, ewc, world = control_learner(), EWC(10.0), plant()
+    ewc.end_task(world.tasks[0], learner, [learner.rollout(world, [0], 4, seed=0)])
+    names = [name for name, _ in learner.module.named_parameters()]
+    free = {name for name, p in zip(names, ewc.precision, strict=True) if float(p.max()) == 0.0}
+    assert free == {"value.weight", "value.bias"}
+    with torch.no_grad():
+        for p in learner.module.parameters():
+            p.add_(1.0)
+            p.grad = torch.zeros_like(p)
+    ewc.edit_gradients(learner, None)
+    assert {name for name, p in learner.module.named_parameters() if p.grad is not None and float(p.grad.abs().max()) == 0.0} == free
+
+
+def test_weights_without_a_gradient_are_left_alone() -> None:
+    learner, ewc = digit_learner(), EWC(10.0)
+    end_task(learner, ewc, 0)
+    first, *rest = learner.module.parameters()
+    for p in rest:
+        p.grad = torch.zeros_like(p)
+    ewc.edit_gradients(learner, None)
+    assert first.grad is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    keyword_grid(
+        strength=[-1.0, float("nan"), float("inf")],
+        anchors=["both"],
+        fisher=["exact"],
+        decay=[-0.1, 1.1, float("nan")],
+        examples=[0],
+    ),
+    ids=str,
+)
+def test_settings_that_cannot_be_are_refused_by_name_and_value(bad: dict[str, Any]) -> None:
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=rf"{name} is .*{value}.*, allowed: "):
+        EWC(**bad)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_labels_are_sampled_on_the_networks_device() -> None:
+    learner, ewc = digit_learner(), EWC(1.0)
+    learner.module.cuda()
+    end_task(learner, ewc, 0)
+    assert {p.device.type for p in ewc.precision} == {"cuda"}

@@ -1,0 +1,126 @@
+"""Likelihoods against torch.distributions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loop_helpers import random_states
+from torch import Tensor
+from torch.distributions import Categorical as TorchCategorical
+from torch.distributions import Independent, Normal, kl_divergence
+
+from everloop.loop import Categorical, Gaussian, Likelihood, likelihood_for
+
+shapes = st.sampled_from([(), (3,), (2, 3)])
+sizes = st.integers(1, 4)
+seeds = st.integers(0, 10_000)
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    """Normal numbers of standard deviation 2, in double precision."""
+    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def normal(likelihood: Gaussian, p: Tensor) -> Independent:
+    mean, log_std = likelihood.split(p)
+    return Independent(Normal(mean, log_std.exp()), 1)
+
+
+@settings(deadline=None, max_examples=50)
+@given(shape=shapes, classes=sizes, seed=seeds)
+def test_categorical_is_torchs(shape: tuple[int, ...], classes: int, seed: int) -> None:
+    likelihood, p, q = Categorical(classes), draw(seed, *shape, classes), draw(seed + 1, *shape, classes)
+    theirs, other = TorchCategorical(logits=p), TorchCategorical(logits=q)
+    x = torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(likelihood.log_prob(p, x), theirs.log_prob(x))
+    torch.testing.assert_close(likelihood.entropy(p), theirs.entropy())
+    torch.testing.assert_close(likelihood.kl(p, q), kl_divergence(theirs, other))
+    assert torch.equal(likelihood.mode(p), theirs.probs.argmax(-1))
+    assert likelihood.sample(p).shape == shape
+
+
+@settings(deadline=None, max_examples=50)
+@given(shape=shapes, dims=sizes, seed=seeds)
+def test_gaussian_is_torchs(shape: tuple[int, ...], dims: int, seed: int) -> None:
+    likelihood, p, q = Gaussian(dims), draw(seed, *shape, 2 * dims), draw(seed + 1, *shape, 2 * dims)
+    theirs, other, x = normal(likelihood, p), normal(likelihood, q), draw(seed + 2, *shape, dims)
+    torch.testing.assert_close(likelihood.log_prob(p, x), theirs.log_prob(x))
+    torch.testing.assert_close(likelihood.entropy(p), theirs.entropy())
+    torch.testing.assert_close(likelihood.kl(p, q), kl_divergence(theirs, other))
+    assert torch.equal(likelihood.mode(p), p[..., :dims])
+    assert likelihood.sample(p).shape == (*shape, dims)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=seeds, size=sizes)
+@pytest.mark.parametrize("kind", [Categorical, Gaussian])
+def test_divergence_is_0_from_itself_and_never_negative(kind: type[Categorical] | type[Gaussian], size: int, seed: int) -> None:
+    likelihood = kind(size)
+    p, q = draw(seed, 5, likelihood.size()), draw(seed + 1, 5, likelihood.size())
+    torch.testing.assert_close(likelihood.kl(p, p), torch.zeros(5, dtype=torch.float64))
+    assert float(likelihood.kl(p, q).min()) >= -1e-12
+
+
+def test_a_gaussians_scale_grows_with_its_output_between_its_bounds() -> None:
+    s = torch.linspace(-30, 30, 61, dtype=torch.float64)
+    mean, log_std = Gaussian(1).split(torch.stack([s, s], -1))
+    assert torch.equal(mean[:, 0], s)
+    assert bool((log_std.diff(dim=0) >= 0).all())
+    assert float(log_std[0]) == pytest.approx(Gaussian.LOW)
+    assert float(log_std[-1]) == pytest.approx(Gaussian.HIGH)
+
+
+def test_draws_have_the_categoricals_frequencies() -> None:
+    p, n = torch.tensor([0.5, -1.0, 1.5], dtype=torch.float64), 20_000
+    x = Categorical(3).sample(p.expand(n, 3), torch.Generator().manual_seed(0))
+    probability = torch.softmax(p, -1)
+    error = (probability * (1 - probability) / n).sqrt()
+    assert bool(((torch.bincount(x, minlength=3) / n - probability).abs() < 5 * error).all())
+
+
+def test_draws_have_the_gaussians_mean_and_variance_and_no_correlation() -> None:
+    p, n = torch.tensor([0.3, -0.6, 1.0, -2.0], dtype=torch.float64), 20_000
+    likelihood = Gaussian(2)
+    x = likelihood.sample(p.expand(n, 4), torch.Generator().manual_seed(0))
+    std = likelihood.split(p)[1].exp()
+    assert bool(((x.mean(0) - p[:2]).abs() < 5 * std / n**0.5).all())
+    assert bool(((x.var(0) / std**2 - 1).abs() < 5 * (2 / n) ** 0.5).all())
+    assert abs(float(torch.corrcoef(x.T)[0, 1])) < 5 / n**0.5
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(3), Gaussian(2)], ids=["categorical", "gaussian"])
+def test_a_generator_decides_the_draw_and_spares_the_global_ones(likelihood: Likelihood) -> None:
+    p, states = draw(0, 20, likelihood.size()), random_states()
+    a, b, c = (likelihood.sample(p, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert random_states() == states
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    likelihood.sample(p)
+    assert random_states() != states
+
+
+@pytest.mark.parametrize("likelihood", [Categorical(3), Gaussian(2)], ids=["categorical", "gaussian"])
+def test_log_prob_is_differentiable_in_the_outputs(likelihood: Likelihood) -> None:
+    p = draw(0, 4, likelihood.size()).requires_grad_()
+    x = likelihood.sample(p.detach(), torch.Generator().manual_seed(0))
+    assert torch.autograd.gradcheck(lambda p: likelihood.log_prob(p, x), p)
+
+
+def test_the_action_space_decides_the_family() -> None:
+    discrete, box = likelihood_for(spaces.Discrete(4)), likelihood_for(spaces.Box(-1.0, 1.0, (3,)))
+    assert isinstance(discrete, Categorical)
+    assert discrete.size() == 4
+    assert isinstance(box, Gaussian)
+    assert box.size() == 6
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3, start=1), spaces.Box(-1.0, 1.0, (2, 2)), spaces.Box(-1.0, 1.0, ()), spaces.MultiBinary(2)], ids=str
+)
+def test_other_action_spaces_are_refused_by_name(space: spaces.Space[object]) -> None:
+    with pytest.raises(ValueError, match="allowed: Discrete from 0, or a flat Box") as error:
+        likelihood_for(space)
+    assert str(space) in str(error.value)

@@ -1,0 +1,151 @@
+"""A reservoir is a uniform sample of all it was offered, in whatever batches that came."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2, chisquare
+
+from everloop.loop import Reservoir
+
+
+def offer(memory: Reservoir, first: int, count: int) -> None:
+    """Offer the numbers first ... first + count - 1."""
+    kept, rows = memory.reserve(count)
+    memory.write(rows, {"x": first + kept})
+
+
+def fill(capacity: int, sizes: list[int], seed: int) -> Reservoir:
+    memory, offered = Reservoir(capacity, seed), 0
+    for size in sizes:
+        offer(memory, offered, size)
+        offered += size
+    return memory
+
+
+def contents(memory: Reservoir) -> npt.NDArray[Any]:
+    return memory.read(np.arange(len(memory)))["x"]
+
+
+@pytest.mark.parametrize("sizes", [[3], [3, 1], [3, 1, 9], [3, 1, 9, 7], [20], [1] * 20], ids=str)
+def test_every_offer_is_kept_with_the_same_probability_at_any_time(sizes: list[int]) -> None:
+    """Sum of (observed - expected)^2 / variance, for draws without replacement, is chi-square with N - 1 degrees of freedom."""
+    capacity, offers, runs = 2, sum(sizes), 1000
+    counts = np.zeros(offers)
+    for seed in range(runs):
+        counts[contents(fill(capacity, sizes, seed))] += 1
+    p = capacity / offers
+    statistic = ((counts - runs * p) ** 2).sum() / (runs * p * (1 - p)) * (offers - 1) / offers
+    assert 1e-3 < chi2.sf(statistic, offers - 1) < 1 - 1e-3
+
+
+@pytest.mark.parametrize("sizes", [[4], [1, 3], [2, 2], [3, 1], [1, 1, 1, 1]], ids=str)
+def test_batched_offers_have_the_distribution_of_algorithm_r(sizes: list[int]) -> None:
+    """All 12 ways in which algorithm R can place offers 2 and 3 in 2 rows are equally likely."""
+    exact: Counter[tuple[int, ...]] = Counter()
+    for slots in product(range(3), range(4)):
+        rows = [0, 1]
+        for item, slot in zip((2, 3), slots, strict=True):
+            if slot < 2:
+                rows[slot] = item
+        exact[tuple(rows)] += 1
+    runs = 2000
+    seen = Counter(tuple(contents(fill(2, sizes, seed)).tolist()) for seed in range(runs))
+    assert set(seen) == set(exact)
+    assert chisquare([seen[k] for k in exact], [n / 12 * runs for n in exact.values()]).pvalue > 1e-3
+
+
+sizes = st.lists(st.integers(0, 12), min_size=1, max_size=8)
+
+
+@settings(deadline=None, max_examples=100)
+@given(capacity=st.integers(1, 10), sizes=sizes, seed=st.integers(0, 2**32))
+def test_no_row_is_reserved_twice_and_none_is_left_empty(capacity: int, sizes: list[int], seed: int) -> None:
+    memory, offered = Reservoir(capacity, seed), 0
+    for size in sizes:
+        kept, rows = memory.reserve(size)
+        assert len(kept) == len(rows) == len(set(rows.tolist())) == len(set(kept.tolist()))
+        assert set(rows.tolist()) <= set(range(capacity))
+        assert set(kept.tolist()) <= set(range(size))
+        memory.write(rows, {"x": offered + kept})
+        offered += size
+        assert len(memory) == min(offered, capacity)
+        if offered:
+            held = contents(memory).tolist()
+            assert len(set(held)) == len(held) == min(offered, capacity)
+            assert set(held) <= set(range(offered))
+        if 0 < offered <= capacity:
+            assert contents(memory).tolist() == list(range(offered))
+
+
+@settings(deadline=None, max_examples=30)
+@given(before=sizes, after=sizes, seed=st.integers(0, 1000))
+def test_a_restored_state_goes_on_the_same(before: list[int], after: list[int], seed: int) -> None:
+    memory = fill(4, before, seed)
+    state = memory.state_dict()
+    restored = Reservoir(4, seed + 1)
+    restored.load_state_dict(state)
+    for both in (memory, restored):
+        for size in after:
+            offer(both, both.offered, size)
+    assert len(memory) == len(restored)
+    if len(memory):
+        rows = np.arange(len(memory))
+        assert contents(memory).tolist() == contents(restored).tolist()
+        assert memory.draw(9, rows).tolist() == restored.draw(9, rows).tolist()
+
+
+def test_a_saved_state_does_not_change_afterwards() -> None:
+    memory = fill(2, [2], 0)
+    state = memory.state_dict()
+    memory.write(np.array([0, 1]), {"x": np.array([7, 8])})
+    memory.draw(3, np.arange(2))
+    fresh = Reservoir(2, 1)
+    fresh.load_state_dict(state)
+    assert contents(fresh).tolist() == [0, 1]
+    assert fresh.draw(9, np.arange(2)).tolist() == fill(2, [2], 0).draw(9, np.arange(2)).tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.bool_, np.float32, np.int64])
+def test_items_keep_their_type_and_value(dtype: Any) -> None:
+    memory, value = Reservoir(5), np.arange(12).reshape(3, 2, 2).astype(dtype)
+    kept, rows = memory.reserve(3)
+    memory.write(rows, {"x": value[kept]})
+    read = memory.read(np.array([2, 0]))["x"]
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, value[[2, 0]])
+    assert memory.items["x"].shape == (5, 2, 2)
+
+
+def test_memory_is_allocated_once_and_read_as_copies() -> None:
+    memory = fill(3, [2], 0)
+    array = memory.items["x"]
+    offer(memory, 2, 50)
+    assert memory.items["x"] is array
+    memory.read(np.array([0]))["x"][:] = -1
+    assert -1 not in array
+
+
+def test_draws_are_uniform_over_the_given_rows_with_replacement() -> None:
+    rows = np.array([1, 4, 5])
+    drawn = Reservoir(10).draw(3000, rows)
+    values, counts = np.unique(drawn, return_counts=True)
+    assert values.tolist() == rows.tolist()
+    assert chisquare(counts).pvalue > 1e-3
+
+
+def test_the_seed_decides() -> None:
+    assert contents(fill(3, [50], 1)).tolist() == contents(fill(3, [50], 1)).tolist() != contents(fill(3, [50], 2)).tolist()
+
+
+@pytest.mark.parametrize("capacity", [0, -1])
+def test_a_memory_without_room_is_refused(capacity: int) -> None:
+    with pytest.raises(ValueError, match=f"capacity is {capacity}, allowed: 1 or more"):
+        Reservoir(capacity)

@@ -1,0 +1,284 @@
+"""The loop: what happens in which order, and that looking changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loop_helpers import FlatNet, control_learner, mlp, plant, same, stream, weights
+from torch import Tensor, nn
+
+from everloop.loop import (
+    EWC,
+    Batch,
+    Divergence,
+    Learner,
+    Listener,
+    NotFiniteError,
+    Plan,
+    Replay,
+    Result,
+    Strategy,
+    SupervisedLearner,
+    run,
+    scores,
+)
+from everloop.loop.world import Task
+
+KINDS = pytest.mark.parametrize("kind", ["stream", "ppo", "recurrent ppo"])
+FOREVER = 10**9
+
+
+def setting(kind: str, seed: int = 0) -> tuple[Learner, Any, Any]:
+    """A learner, a world to evaluate in, a world to consolidate in."""
+    if kind == "stream":
+        return SupervisedLearner(mlp(seed=seed), stream(seed=seed), 1e-2), stream(16, split="test"), stream()
+    learner = control_learner(kind == "recurrent ppo", seed=seed)
+    learner.model.set_random_seed(seed)
+    return learner, plant(5), plant(4)
+
+
+def plan(eval_every: int = FOREVER, phases: Sequence[Sequence[int]] = ((0,), (1,)), steps: int = 64) -> Plan:
+    return Plan(phases, [steps] * len(phases), eval_every, consolidation_steps=4, seed=5)
+
+
+def played(kind: str, eval_every: int = FOREVER, seed: int = 0) -> tuple[Result, list[Tensor]]:
+    learner, evaluation, consolidation = setting(kind, seed)
+    strategies = [EWC(50.0), Replay(capacity=50, batch_size=4)]
+    return run(learner, plan(eval_every), evaluation, consolidation, strategies), weights(learner.module)
+
+
+@KINDS
+def test_looking_often_or_never_leaves_training_the_same_to_the_last_bit(kind: str) -> None:
+    often, never = played(kind, eval_every=1), played(kind)
+    assert len(often[0].evaluations) > len(never[0].evaluations) == 2
+    assert same(often[1], never[1])
+    assert often[0].scores == never[0].scores
+
+
+def test_looking_leaves_a_network_with_dropout_the_same_too() -> None:
+    """What is random in training is not drawn from while it is measured."""
+
+    def final(eval_every: int) -> list[Tensor]:
+        _, evaluation, consolidation = setting("stream")
+        torch.manual_seed(0)
+        module = FlatNet(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 10)))
+        learner = SupervisedLearner(module, stream(), 1e-2)
+        run(learner, plan(eval_every), evaluation, consolidation, [])
+        return weights(module)
+
+    assert same(final(1), final(FOREVER))
+
+
+@KINDS
+def test_the_same_seed_gives_the_same_scores_to_the_last_bit(kind: str) -> None:
+    (first, a), (second, b), (other, c) = played(kind, 32), played(kind, 32), played(kind, 32, seed=1)
+    assert first.before == second.before
+    assert first.scores == second.scores != other.scores
+    assert [e.scores for e in first.evaluations] == [e.scores for e in second.evaluations]
+    assert same(a, b)
+    assert not same(a, c)
+
+
+@KINDS
+def test_the_result_holds_the_score_matrix_and_what_lies_between(kind: str) -> None:
+    learner, evaluation, consolidation = setting(kind)
+    before = scores(learner, evaluation, [], 5)
+    result = run(learner, plan(32), evaluation, consolidation, [])
+    assert result.tasks == [task.name for task in evaluation.tasks]
+    assert result.phases == [[0], [1]]
+    assert result.before == before
+    assert len(result.scores) == 2
+    assert result.scores[-1] == scores(learner, evaluation, [], 5)
+    assert result.steps == learner.steps == 128
+    ends = {e.phase: e for e in result.evaluations}  # the last one of each phase
+    assert [ends[i].scores for i in (0, 1)] == result.scores
+    assert [ends[i].step for i in (0, 1)] == [64, 128]
+    assert {32, 96} <= {e.step for e in result.evaluations}
+    assert [e.phase for e in result.evaluations] == sorted(e.phase for e in result.evaluations)
+    assert result.wall_seconds > 0
+
+
+@KINDS
+def test_one_step_has_one_evaluation(kind: str) -> None:
+    learner, evaluation, consolidation = setting(kind)
+    steps = [e.step for e in run(learner, plan(32), evaluation, consolidation, []).evaluations]
+    assert steps == sorted(set(steps))
+
+
+class Ear(Listener):
+    """Writes down what it hears."""
+
+    def __init__(self, name: str, heard: list[str]) -> None:
+        self.name, self.heard = name, heard
+        self.divergences: list[dict[str, float]] = []
+
+    def on_begin(self, result: Result, total_steps: int) -> None:
+        assert result.scores == []
+        self.heard.append(f"{self.name} begin {total_steps}")
+
+    def on_phase(self, result: Result, phase: int) -> None:
+        assert len(result.scores) == phase
+        self.heard.append(f"{self.name} phase {phase}")
+
+    def on_steps(self, steps: int) -> None:
+        self.heard.append(f"{self.name} steps {steps}")
+
+    def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
+        self.heard.append(f"{self.name} evaluation {result.evaluations[-1].step}")
+        self.divergences.append(divergence)
+
+    def on_end(self, result: Result) -> None:
+        self.heard.append(f"{self.name} end {result.steps}")
+
+
+def test_listeners_hear_everything_in_order() -> None:
+    learner, evaluation, consolidation = setting("stream")
+    heard: list[str] = []
+    a, b = Ear("a", heard), Ear("b", heard)
+    run(learner, plan(16, steps=24), evaluation, consolidation, [], [a, b])
+    of_one = [word.removeprefix("a ") for word in heard if word.startswith("a")]
+    first = ["phase 0", "steps 8", "steps 8", "evaluation 16", "steps 8", "evaluation 24"]
+    second = ["phase 1", "steps 8", "steps 8", "evaluation 40", "steps 8", "evaluation 48"]
+    assert of_one == ["begin 48", *first, *second, "end 48"]
+    assert heard[0::2] == [f"a {word}" for word in of_one]
+    assert heard[1::2] == [f"b {word}" for word in of_one]
+    names = [{key.split("/")[1] for key in d} for d in a.divergences]
+    assert names == [set(), {"0-1"}, {"0-1"}, {"0-1", "2-3"}]
+    assert a.divergences[1]["kl/0-1/network"] == pytest.approx(0.0, abs=1e-9)
+    assert a.divergences[2]["kl/0-1/network"] > 1e-6
+
+
+class Diary(Strategy):
+    """Writes down when it is called."""
+
+    def __init__(self, name: str, entries: list[str]) -> None:
+        self.name, self.entries = name, entries
+        self.batches: list[tuple[int, Batch]] = []
+
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        self.entries.append(f"{self.name} begins {task.name} at {learner.steps}")
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        self.entries.append(f"{self.name} ends {task.name} at {learner.steps}")
+        self.batches += [(task.id, batch) for batch in batches]
+
+
+def diary(phases: Sequence[Sequence[int]], kind: str = "stream") -> list[str]:
+    learner, evaluation, consolidation = setting(kind)
+    entries: list[str] = []
+    run(learner, plan(phases=phases, steps=32), evaluation, consolidation, [Diary("a", entries), Diary("b", entries)])
+    return entries
+
+
+def test_strategies_begin_and_end_every_task_once_in_their_order() -> None:
+    expected = []
+    for phase, name in enumerate(["2-3", "0-1", "2-3"]):  # a task that comes back begins and ends again
+        for word, step in (("begins", 32 * phase), ("ends", 32 * phase + 32)):
+            expected += [f"a {word} {name} at {step}", f"b {word} {name} at {step}"]
+    assert diary([[1], [0], [1]]) == expected
+
+
+def test_tasks_trained_together_all_begin_before_and_end_after() -> None:
+    entries = [entry for entry in diary([[0, 1, 2]]) if entry.startswith("a")]
+    assert [e.split()[1] for e in entries] == ["begins"] * 3 + ["ends"] * 3
+    assert [e.split()[2] for e in entries] == ["0-1", "2-3", "4-5"] * 2
+
+
+@KINDS
+def test_a_task_ends_with_fresh_examples_of_it(kind: str) -> None:
+    learner, evaluation, consolidation = setting(kind)
+    strategy = Diary("a", [])
+    run(learner, plan(), evaluation, consolidation, [strategy])
+    assert [task for task, _ in strategy.batches] == [0, 1]
+    for task, batch in strategy.batches:
+        assert batch.length * len(batch) == 4 * consolidation.num_envs
+        assert batch.task is not None
+        assert set(batch.task.tolist()) == {task}
+        assert (batch.target is not None) == (kind == "stream")
+
+
+@pytest.mark.parametrize(("copies", "steps"), [(5, 51), (8, 16), (8, 17), (8, 64), (2, 3)])
+def test_divergence_is_measured_on_at_most_128_examples_from_the_whole_batch(
+    copies: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes: list[Batch] = []
+    remember: Callable[..., None] = Divergence.remember
+
+    def noted(self: Divergence, task: str, learner: Learner, probe: Batch) -> None:
+        probes.append(probe)
+        remember(self, task, learner, probe)
+
+    monkeypatch.setattr(Divergence, "remember", noted)
+    learner, evaluation, _ = setting("stream")
+    strategy = Diary("a", [])
+    run(learner, Plan([[0]], [8], FOREVER, steps), evaluation, stream(copies), [strategy])
+    whole = strategy.batches[0][1]
+    assert len(whole) == copies * steps
+    assert min(len(whole), 64) <= len(probes[0]) <= 128
+    rows = {image.numpy().tobytes(): i for i, image in enumerate(whole.obs["image"][0])}
+    found = [rows[image.numpy().tobytes()] for image in probes[0].obs["image"][0]]
+    assert max(found) >= len(whole) * 0.9 - 1
+
+
+def test_what_was_heard_before_a_breakdown_stays_heard() -> None:
+    learner, evaluation, consolidation = setting("stream")
+    heard: list[str] = []
+
+    class Breaking(Strategy):
+        def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
+            if learner.steps < 24:
+                return None
+            raise NotFiniteError(f"the loss is nan at step {learner.steps}")
+
+    with pytest.raises(NotFiniteError, match="at step 24"):
+        run(learner, plan(16), evaluation, consolidation, [Breaking()], [Ear("a", heard)])
+    assert heard == ["a begin 128", "a phase 0", "a steps 8", "a steps 8", "a evaluation 16", "a steps 8"]
+
+
+def test_a_run_replaces_the_strategies_of_an_earlier_one() -> None:
+    learner, evaluation, consolidation = setting("stream")
+    entries: list[str] = []
+    run(learner, plan(), evaluation, consolidation, [Diary("old", entries)])
+    entries.clear()
+    run(learner, plan(), evaluation, consolidation, [Diary("new", entries)])
+    assert {entry.split()[0] for entry in entries} == {"new"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"phases": []}, r"schedule is \[\], allowed: at least one phase"),
+        ({"phases": [[0], []]}, r"schedule is \[\[0\], \[\]\], allowed: at least one phase of at least one task"),
+        ({"steps": [8]}, r"steps are \[8\], allowed: 1 or more for each of the 2 phases"),
+        ({"steps": [8, 8, 8]}, r"steps are \[8, 8, 8\]"),
+        ({"steps": [8, 0]}, r"steps are \[8, 0\]"),
+        ({"eval_every": 0}, "eval_every is 0, allowed: 1 or more"),
+        ({"consolidation_steps": 0}, "consolidation_steps is 0, allowed: 1 or more"),
+    ],
+    ids=str,
+)
+def test_plans_that_cannot_be_are_refused_by_value(settings: dict[str, Any], message: str) -> None:
+    possible = {"phases": [[0], [1]], "steps": [8, 8], "eval_every": 8, "consolidation_steps": 4}
+    with pytest.raises(ValueError, match=message):
+        Plan(**(possible | settings))
+
+
+def test_a_task_that_the_world_does_not_have_is_named() -> None:
+    learner, evaluation, consolidation = setting("stream")
+    with pytest.raises(ValueError, match="unknown task 9"):
+        run(learner, plan(phases=[[9]]), evaluation, consolidation, [])
+
+
+def test_scores_rise_with_learning_and_fall_with_forgetting() -> None:
+    """Class-incremental digits: what was just learned is known, what came before is gone."""
+    learner, evaluation, consolidation = setting("stream")
+    result = run(learner, plan(steps=1200), evaluation, consolidation, [])
+    assert result.scores[0][0] > 0.9
+    assert result.scores[1][1] > 0.8
+    assert np.allclose(result.scores[1][2:], -1 / 9)
+    assert result.forgetting is not None
+    assert result.forgetting > 0.5

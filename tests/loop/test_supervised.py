@@ -1,0 +1,230 @@
+"""The learner of streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from loop_helpers import FlatNet, agent, ignore, mlp, plant, same, stream, weights
+from torch import Tensor, nn
+
+from everloop.envs import SyncTaskVectorEnv
+from everloop.loop import Batch, Learner, NotFiniteError, Strategy, SupervisedLearner
+
+
+class Seen(Strategy):
+    """Keeps every fresh batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+
+    def observe(self, batch: Batch, learner: Learner) -> None:
+        self.batches.append(batch)
+
+
+def digit_learner(**kwargs: object) -> SupervisedLearner:
+    world = stream()
+    torch.manual_seed(0)
+    return SupervisedLearner(agent(world.single_observation_space, world.single_action_space, value_head=False), world, **kwargs)  # type: ignore[arg-type]
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_last_bit() -> None:
+    a, b = digit_learner(), digit_learner()
+    start = weights(a.module)
+    for learner in (a, b):
+        for task in (0, 1):
+            learner.learn([task], 64, ignore)
+    assert same(weights(a.module), weights(b.module))
+    assert not same(weights(a.module), start)
+
+
+def test_it_is_adam_on_the_cross_entropy_of_each_batch_as_it_comes() -> None:
+    """Bit for bit the loop that anybody would write by hand."""
+    learner, plain = digit_learner(learning_rate=3e-3), digit_learner()
+    optimizer = torch.optim.Adam(plain.module.parameters(), lr=3e-3, fused=True)
+    learner.learn([2], 80, ignore)
+    obs, _ = plain.world.reset(options={"task": 2})
+    for _ in range(10):
+        logits = plain.module({"image": torch.from_numpy(obs["image"])[None]}, torch.zeros(8, 6), torch.ones(1, 8, dtype=torch.bool))[
+            0
+        ].prediction
+        obs, _, _, _, info = plain.world.step(logits[0].argmax(-1).numpy())
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(logits[0], torch.from_numpy(info["label"])).backward()
+        optimizer.step()
+    assert same(weights(learner.module), weights(plain.module))
+
+
+def test_the_guess_comes_from_the_forward_that_is_learned_from() -> None:
+    """One forward a step, and its most probable label is what the world judges."""
+    learner, guesses, outputs = digit_learner(), [], []
+    step, forward = learner.world.step, learner.module.forward
+    learner.world.step = lambda actions: (guesses.append(actions.copy()), step(actions))[1]  # type: ignore[method-assign, func-returns-value]
+
+    def noted(*args: object) -> tuple[object, Tensor]:
+        output, state = forward(*args)
+        outputs.append(output.prediction[0].detach().argmax(-1).numpy())
+        return output, state
+
+    learner.module.forward = noted  # type: ignore[method-assign, assignment]
+    learner.learn([0], 40, ignore)
+    assert len(outputs) == len(guesses) == 5
+    np.testing.assert_array_equal(np.stack(guesses), np.stack(outputs))
+
+
+def test_each_batch_pairs_an_image_with_its_own_label_and_task() -> None:
+    learner, seen = digit_learner(), Seen()
+    learner.attach([seen])
+    learner.learn([1, 3], 80, ignore)
+    truth = {image.tobytes(): label for image, label in zip(learner.world._images, learner.world._labels, strict=True)}  # type: ignore[attr-defined]
+    assert len(seen.batches) == 10
+    for batch in seen.batches:
+        assert (batch.length, len(batch)) == (1, 8)
+        assert batch.obs["image"].dtype == torch.uint8
+        assert bool(batch.start.all())
+        assert batch.task is not None
+        assert batch.task.tolist() == [1, 3] * 4
+        assert batch.target is not None
+        for image, label, task in zip(batch.obs["image"][0], batch.target[0], batch.task, strict=True):
+            assert truth[image.numpy().tobytes()] == int(label)
+            assert int(label) // 2 == int(task)
+
+
+def test_labels_are_the_right_ones_where_an_episode_ends() -> None:
+    """Gymnasium's own vector environments put what a step said in info["final_info"] when they reset in the same step."""
+    lengths = (3, 4)
+    world = SyncTaskVectorEnv([lambda n=n: gym.make("everloop/ImageStream-v0", episode_length=n) for n in lengths])  # type: ignore[misc]
+    world.reset(seed=0)
+    learner, seen = SupervisedLearner(mlp(), world), Seen()
+    learner.attach([seen])
+    learner.learn([4], 24, ignore)  # a task without the label 0
+    images = stream(1)
+    truth = {image.tobytes(): label for image, label in zip(images._images, images._labels, strict=True)}
+    for batch in seen.batches:
+        assert batch.target is not None
+        assert batch.target[0].tolist() == [truth[image.numpy().tobytes()] for image in batch.obs["image"][0]]
+
+
+@pytest.mark.parametrize(("steps", "updates"), [(1, 1), (8, 1), (9, 2), (40, 5)])
+def test_it_learns_from_at_least_the_steps_asked_for(steps: int, updates: int) -> None:
+    learner = digit_learner()
+    ticks: list[int] = []
+    learner.learn([0], steps, ticks.append)
+    assert ticks == [8] * updates
+    assert learner.steps == 8 * updates
+
+
+def test_a_world_without_labels_is_refused() -> None:
+    world = plant()
+    world.reset(seed=0)
+    learner = SupervisedLearner(agent(world.single_observation_space, world.single_action_space), world)
+    with pytest.raises(ValueError, match=r'no "label"'):
+        learner.learn([0], 8, ignore)
+
+
+def test_an_observation_that_is_not_finite_is_named_with_its_step() -> None:
+    world = plant()
+    world.reset(seed=0)
+    learner = SupervisedLearner(agent(world.single_observation_space, world.single_action_space), world)
+    learner.steps = 77
+    reset = world.reset
+
+    def broken(**kwargs: object) -> tuple[dict[str, np.ndarray], object]:
+        obs, info = reset(**kwargs)
+        return obs | {"sensor_1": obs["sensor_1"] * np.nan}, info
+
+    world.reset = broken
+    with pytest.raises(NotFiniteError, match="'sensor_1' holds nan at step 77"):
+        learner.learn([0], 8, ignore)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
+def test_a_learning_rate_that_cannot_be_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match=f"learning_rate is {rate}, allowed: more than 0"):
+        digit_learner(learning_rate=rate)
+
+
+def test_the_loss_is_the_mean_negative_log_likelihood_and_has_no_side_effects() -> None:
+    learner = digit_learner()
+    batch = learner.rollout(stream(), [0], 3, seed=0)
+    before = weights(learner.module)
+    loss = learner.loss(batch)
+    assert batch.target is not None
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(learner.outputs(batch)[0], batch.target[0]))
+    torch.testing.assert_close(loss, -learner.log_likelihood(batch).mean())
+    assert same(weights(learner.module), before)
+    assert all(p.grad is None for p in learner.module.parameters())
+    assert torch.equal(learner.targets(batch), batch.target)
+
+
+def test_a_frozen_copy_stays_as_it_is_while_the_learner_learns() -> None:
+    learner = digit_learner()
+    frozen, before = learner.frozen_copy(), weights(learner.module)
+    learner.learn([0], 40, ignore)
+    assert same(list(frozen.parameters()), before)
+    assert not same(weights(learner.module), before)
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_rollouts_are_the_agents_own_experience_and_spare_global_generators() -> None:
+    learner, world = digit_learner(), stream()
+    torch_state, a, b, c = torch.get_rng_state(), *(learner.rollout(world, [1], 40, seed) for seed in (4, 4, 5))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert a.action is not None
+    assert b.action is not None
+    assert c.action is not None
+    assert torch.equal(a.action, b.action)
+    assert not torch.equal(a.action, c.action)
+    assert (a.length, len(a)) == (1, 320)
+    assert a.task is not None
+    assert set(a.task.tolist()) == {1}
+    # drawn from the policy: as often each label as the policy says
+    p = torch.softmax(learner.outputs(a)[0].detach(), -1)
+    error = (p * (1 - p)).sum(0).sqrt()
+    assert bool(((torch.bincount(a.action[0], minlength=10) - p.sum(0)).abs() < 5 * error).all())
+
+
+def test_a_batch_without_labels_or_actions_has_no_likelihood_of_its_own() -> None:
+    learner = SupervisedLearner(mlp(), stream())
+    batch = Batch({"image": torch.zeros(1, 2, 8, 8, 1, dtype=torch.uint8)}, torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="neither labels nor actions"):
+        learner.log_likelihood(batch)
+    assert learner.log_likelihood(batch, torch.Generator().manual_seed(0)).shape == (2,)
+
+
+def test_a_memory_is_empty_for_every_image_when_guessing_as_in_training() -> None:
+    """What other images came before never tells the class, in either."""
+    world = stream(40)
+    torch.manual_seed(0)
+    module = agent(world.single_observation_space, world.single_action_space, value_head=False, recurrent=True)
+    learner, (obs, _) = SupervisedLearner(module, world), world.reset(seed=0)
+    state = 100.0 * torch.randn(40, 6)
+    alone = module({"image": torch.from_numpy(obs["image"])[None]}, torch.zeros(40, 6), torch.ones(1, 40, dtype=torch.bool))[0].prediction
+    after = module({"image": torch.from_numpy(obs["image"])[None]}, state, torch.zeros(1, 40, dtype=torch.bool))[0].prediction
+    guesses, _ = learner.act(obs, state, np.zeros(40, np.bool_))
+    assert not torch.equal(alone.argmax(-1), after.argmax(-1))
+    np.testing.assert_array_equal(guesses, alone[0].argmax(-1).numpy())
+
+
+class Constant(nn.Module):
+    """Logits that ignore the image."""
+
+    def __init__(self, logits: Sequence[float]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits.expand(len(x), -1)
+
+
+def test_log_likelihoods_of_a_sequence_are_summed_over_its_steps() -> None:
+    logits = [float(i) for i in range(10)]
+    learner = SupervisedLearner(FlatNet(Constant(logits)), stream())
+    learner.sequence_length = 4
+    batch = learner.rollout(stream(), [0], 8, seed=0)
+    assert batch.target is not None
+    expected = torch.log_softmax(torch.tensor(logits), -1)[batch.target].sum(0)
+    torch.testing.assert_close(learner.log_likelihood(batch), expected)

@@ -1,0 +1,160 @@
+"""One update: who is called when, and what becomes of the gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loop_helpers import FixedLearner, same, vector_batch, vector_learner, weights
+from torch import Tensor, nn
+
+from everloop.loop import Batch, Learner, NotFiniteError, Strategy
+
+
+class Recorder(Strategy):
+    """Adds `slope` * sum of weights to the loss and `push` to the gradient; notes each call with what it finds."""
+
+    def __init__(self, name: str, calls: list[str], slope: float | None = None, push: float = 0.0) -> None:
+        self.name, self.calls, self.slope, self.push = name, calls, slope, push
+        self.batches: list[Batch | None] = []
+        self.found: list[list[Tensor]] = []
+        self.after: list[list[Tensor]] = []
+
+    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
+        self.calls.append(f"{self.name}.extra_loss")
+        self.batches.append(batch)
+        return None if self.slope is None else self.slope * torch.stack([p.sum() for p in learner.module.parameters()]).sum()
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        self.calls.append(f"{self.name}.edit_gradients")
+        self.batches.append(batch)
+        self.found.append([p.grad.clone() for p in learner.module.parameters() if p.grad is not None])
+        for p in learner.module.parameters():
+            assert p.grad is not None
+            p.grad += self.push
+
+    def after_step(self, learner: Learner) -> None:
+        self.calls.append(f"{self.name}.after_step")
+        self.after.append(weights(learner.module))
+
+
+def classifier(lr: float = 1.0, max_grad_norm: float | None = None) -> tuple[FixedLearner, Batch]:
+    torch.manual_seed(0)
+    learner, batch = vector_learner(nn.Linear(3, 2), 2), vector_batch(8, 3, 2)
+    learner.optimizer.param_groups[0]["lr"] = lr
+    learner.max_grad_norm = max_grad_norm
+    learner.minibatch = batch
+    return learner, batch
+
+
+def gradient(learner: FixedLearner, batch: Batch) -> list[Tensor]:
+    return list(torch.autograd.grad(learner.loss(batch), list(learner.module.parameters())))
+
+
+def test_order_of_calls_and_what_each_finds() -> None:
+    """All extra losses are in the gradient when it is edited; edits follow the list; after_step sees the new weights."""
+    learner, batch = classifier()
+    calls: list[str] = []
+    a, b = Recorder("a", calls, slope=0.5, push=2.0), Recorder("b", calls, slope=0.25)
+    learner.attach([a, b])
+    before, plain = weights(learner.module), gradient(learner, batch)
+    learner.updater.step(learner.loss(batch))
+    assert calls == ["a.extra_loss", "b.extra_loss", "a.edit_gradients", "b.edit_gradients", "a.after_step", "b.after_step"]
+    assert all(x is batch for x in (*a.batches, *b.batches))
+    for g, found_a, found_b, w, after_a, after_b in zip(plain, a.found[0], b.found[0], before, a.after[0], b.after[0], strict=True):
+        torch.testing.assert_close(found_a, g + 0.75)
+        torch.testing.assert_close(found_b, found_a + 2.0)
+        torch.testing.assert_close(after_a, w - found_b)
+        assert torch.equal(after_a, after_b)
+
+
+@settings(deadline=None, max_examples=30)
+@given(limit=st.floats(0.01, 20.0), push=st.floats(-3.0, 3.0))
+def test_clipping_is_torchs_on_the_edited_gradient(limit: float, push: float) -> None:
+    learner, batch = classifier(max_grad_norm=limit)
+    learner.attach([Recorder("a", [], slope=0.5, push=push)])
+    before, edited = weights(learner.module), [g + 0.5 + push for g in gradient(learner, batch)]
+    copies = [nn.Parameter(w.clone()) for w in before]
+    for p, g in zip(copies, edited, strict=True):
+        p.grad = g
+    torch.nn.utils.clip_grad_norm_(copies, limit)
+    learner.updater.step(learner.loss(batch))
+    for w, p, now in zip(before, copies, weights(learner.module), strict=True):
+        assert p.grad is not None
+        torch.testing.assert_close(now, w - p.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_without_a_limit_nothing_is_clipped() -> None:
+    learner, batch = classifier()
+    learner.attach([Recorder("a", [], push=1e6)])
+    before, plain = weights(learner.module), gradient(learner, batch)
+    learner.updater.step(learner.loss(batch))
+    for w, g, now in zip(before, plain, weights(learner.module), strict=True):
+        torch.testing.assert_close(now, w - g - 1e6)
+
+
+def test_old_gradients_do_not_leak_into_a_step_and_its_loss_is_returned() -> None:
+    learner, batch = classifier()
+    before, plain, loss = weights(learner.module), gradient(learner, batch), learner.loss(batch)
+    for p in learner.module.parameters():
+        p.grad = torch.full_like(p, 1e3)
+    assert learner.updater.step(loss) == float(loss.detach())
+    for w, g, now in zip(before, plain, weights(learner.module), strict=True):
+        torch.testing.assert_close(now, w - g)
+
+
+def test_it_makes_no_difference_who_steps_the_optimizer() -> None:
+    learner, batch = classifier()
+    other, _ = classifier()
+    for one in (learner, other):
+        one.attach([Recorder("a", [], slope=0.5, push=2.0)])
+    learner.updater.step(learner.loss(batch))
+    other.loss(batch).backward()  # type: ignore[no-untyped-call]
+    other.optimizer.step()
+    assert same(weights(learner.module), weights(other.module))
+
+
+def test_detached_strategies_are_silent_and_attached_ones_replace_the_earlier() -> None:
+    learner, batch = classifier()
+    calls: list[str] = []
+    for name in ("a", "b"):
+        learner.attach([Recorder(name, calls)])
+    learner.updater.step(learner.loss(batch))
+    assert calls == ["b.extra_loss", "b.edit_gradients", "b.after_step"]
+    learner.updater.detach()
+    learner.updater.step(learner.loss(batch))
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_step(value: float) -> None:
+    learner, batch = classifier()
+    calls: list[str] = []
+    learner.attach([Recorder("a", calls)])
+    learner.steps, before = 1234, weights(learner.module)
+    with pytest.raises(NotFiniteError, match=f"the loss is {value} at step 1234"):
+        learner.updater.step(learner.loss(batch) + value)
+    assert same(weights(learner.module), before)
+    assert calls == []
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_an_extra_loss_that_is_not_finite_changes_no_weight(max_grad_norm: float | None) -> None:
+    learner, batch = classifier(max_grad_norm=max_grad_norm)
+    learner.attach([Recorder("a", [], slope=float("nan"))])
+    learner.steps, before = 1234, weights(learner.module)
+    with pytest.raises(NotFiniteError, match="step 1234"):
+        learner.updater.step(learner.loss(batch))
+    assert same(weights(learner.module), before)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+@pytest.mark.parametrize("push", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_changes_no_weight(push: float, max_grad_norm: float | None) -> None:
+    learner, batch = classifier(max_grad_norm=max_grad_norm)
+    learner.attach([Recorder("a", [], push=push)])
+    learner.steps, before = 1234, weights(learner.module)
+    with pytest.raises(NotFiniteError, match=r"gradient.* at step 1234"):
+        learner.updater.step(learner.loss(batch))
+    assert same(weights(learner.module), before)
