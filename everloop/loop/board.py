@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class Board(Listener):
     """Writes a run as TensorBoard events: score, forgetting and divergence of every task over all steps.
 
-    SCALARS: score/<task>, forgetting/<task>, average/..., kl/<task>/<module>, weights/<task>/<module>, train/...
+    SCALARS: score/<task>, forgetting/<task>, average/score and average/forgetting after each phase,
+        kl/<task>/<module>, weights/<task>/<module>, train/...
     CUSTOM SCALARS: one chart with all tasks' scores, one with all their forgetting.
     IMAGES: the score matrix after each phase.
     """
@@ -41,6 +42,7 @@ class Board(Listener):
         for name, value in divergence.items():
             self._scalar(name, value, evaluation.step)
         if len(result.scores) > evaluation.phase:  # the evaluation at the phase's end
+            self._averages(result, evaluation.step)
             self._matrix(result, evaluation.step)
         self.writer.flush()
 
@@ -49,9 +51,6 @@ class Board(Listener):
             self._scalar(name, value, step)
 
     def on_end(self, result: Result) -> None:
-        for name in ("average_score", "forgetting"):
-            if (value := getattr(result, name)) is not None:
-                self._scalar(f"average/{name}", value, result.steps)
         self.close()
 
     def close(self) -> None:
@@ -60,6 +59,11 @@ class Board(Listener):
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         self.writer.add_scalar(name, value, step)
+
+    def _averages(self, result: Result, step: int) -> None:
+        for name, value in (("score", result.average_score), ("forgetting", result.forgetting)):
+            if value is not None:
+                self._scalar(f"average/{name}", value, step)
 
     def _matrix(self, result: Result, step: int) -> None:
         self.writer.add_figure("score matrix", score_matrix_figure({"": result}), step)

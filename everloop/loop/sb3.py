@@ -39,9 +39,19 @@ class _NetworkPolicy(BasePolicy):
 
     minibatch: Batch | None = None
 
-    def _build_network(
-        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], network: NetworkFactory, transposed: Collection[str]
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Any,
+        use_sde: bool = False,
+        *,
+        network: NetworkFactory,
+        transposed: Collection[str] = (),
+        **kwargs: Any,
     ) -> None:
+        """transposed: the images that SB3 turns channels-first; the network is made for them as the world shows them."""
+        BasePolicy.__init__(self, observation_space, action_space, **kwargs)  # SB3's own would build networks of theirs
         assert isinstance(observation_space, spaces.Dict)
         self.channels_first = set(transposed)
         parts = dict(observation_space.spaces)
@@ -52,7 +62,7 @@ class _NetworkPolicy(BasePolicy):
             parts[name] = spaces.Box(space.low.reshape(shape), space.high.reshape(shape), dtype=np.uint8)
         self.network = network(spaces.Dict(parts), action_space)
         self.likelihood = likelihood_for(action_space)
-        self.optimizer = self.optimizer_class(self.parameters(), **self.optimizer_kwargs)
+        self.optimizer = self.optimizer_class(self.parameters(), **{"lr": lr_schedule(1), **self.optimizer_kwargs})
 
     def as_world(self, obs: Observations) -> dict[str, Tensor]:
         """Images with the channels last, as worlds have them."""
@@ -81,28 +91,8 @@ def _transposed(space: Any) -> list[str]:
     return [name for name, part in space.items() if is_image_space(part) and not is_image_space_channels_first(part)]
 
 
-def _initialise(policy: Any, observation_space: Any, action_space: Any, lr_schedule: Any, ours: tuple[Any, Any], kwargs: Any) -> None:
-    """SB3's constructors would build networks of their own; only what all policies share is set up."""
-    BasePolicy.__init__(policy, observation_space, action_space, **kwargs)
-    policy.optimizer_kwargs = {"lr": lr_schedule(1), **policy.optimizer_kwargs}
-    policy._build_network(observation_space, action_space, *ours)
-
-
 class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
     """For PPO: every step is an example of its own."""
-
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Any,
-        use_sde: bool = False,
-        *,
-        network: NetworkFactory,
-        transposed: Collection[str] = (),
-        **kwargs: Any,
-    ) -> None:
-        _initialise(self, observation_space, action_space, lr_schedule, (network, transposed), kwargs)
 
     def _run_steps(self, obs: Observations) -> tuple[Tensor, Tensor]:
         rows = len(next(iter(obs.values())))
@@ -133,18 +123,8 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
     the state it is given. So there is no loop over time, which SB3's own policy falls into.
     """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Any,
-        use_sde: bool = False,
-        *,
-        network: NetworkFactory,
-        transposed: Collection[str] = (),
-        **kwargs: Any,
-    ) -> None:
-        _initialise(self, observation_space, action_space, lr_schedule, (network, transposed), kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if getattr(self.network, "memory", None) is None:
             raise ValueError("the network has no memory, allowed for RecurrentPPO: one with a `memory`")
         self.lstm_hidden_state_shape = (1, 1, self.lstm_actor.hidden_size)
