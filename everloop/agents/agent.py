@@ -62,6 +62,10 @@ class Agent(nn.Module):
         if head_per_task and CUE not in parts:
             raise ValueError(f"head_per_task needs the modality {CUE!r}, the world shows: {', '.join(parts)}")
         self.names = sorted(name for name in parts if name != PRESENCE)
+        if not self.names:
+            raise ValueError(f"observation space is {observation_space}, allowed: at least one modality beside {PRESENCE!r}")
+        if PRESENCE in parts and parts[PRESENCE].shape != (len(self.names),):
+            raise ValueError(f"modality {PRESENCE!r} has shape {parts[PRESENCE].shape}, allowed: ({len(self.names)},)")
         self.encoders = nn.ModuleDict({name: _encoder(name, parts[name], token_size) for name in self.names})
         self.attention = CrossAttention(token_size, attention_heads)
         self.recurrent, self.hidden_size = recurrent, hidden_size

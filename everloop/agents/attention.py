@@ -19,7 +19,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, token_size: int, heads: int) -> None:
         super().__init__()
-        if token_size % heads:
+        if heads < 1 or token_size % heads:
             raise ValueError(f"heads is {heads}, allowed: a divisor of token_size = {token_size}")
         self.heads = heads
         self.norm = nn.LayerNorm(token_size)

@@ -21,7 +21,7 @@ class ResettableGRU(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """x (T, B, D), state (B, hidden_size), start bool (T, B) -> output (T, B, hidden_size), state (B, hidden_size)."""
-        state = state * ~rearrange(start[0], "b -> b 1")
+        state = state.masked_fill(rearrange(start[0], "b -> b 1"), 0.0)
         if len(x) == 1 or not bool(start[1:].any()):
             output, last = self.gru(x, rearrange(state, "b h -> 1 b h"))
             return output, rearrange(last, "1 b h -> b h")

@@ -35,6 +35,8 @@ def _encode(
     """(B, action size + 1), inside `box`: actions are clipped as the world clips them."""
     if isinstance(action_space, spaces.Discrete):
         actions = np.eye(int(action_space.n), dtype=np.float32)[np.asarray(actions).reshape(-1) - int(action_space.start)]
+    elif isinstance(action_space, spaces.Box):
+        actions = np.clip(actions, action_space.low, action_space.high)
     flat = np.empty((len(rewards), box.shape[0]), dtype=np.float32)
     flat[:, :-1] = np.asarray(actions).reshape(len(rewards), -1)
     flat[:, -1] = rewards
@@ -47,11 +49,12 @@ def _extended(space: spaces.Space[Any], box: spaces.Box) -> spaces.Dict:
     return spaces.Dict({**space.spaces, NAME: box})
 
 
-class Feedback(gym.Wrapper[Observation, Any, Observation, Any]):
+class Feedback(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.RecordConstructorArgs):
     """Add the modality `"feedback"` to a single world."""
 
     def __init__(self, env: gym.Env[Observation, Any]) -> None:
-        super().__init__(env)
+        gym.utils.RecordConstructorArgs.__init__(self)  # so that its spec can make it again
+        gym.Wrapper.__init__(self, env)
         self.tasks: tuple[Task, ...] = env.get_wrapper_attr("tasks")
         self.reward_range: tuple[float, float] = env.get_wrapper_attr("reward_range")
         self._box = feedback_space(env.action_space, self.reward_range)

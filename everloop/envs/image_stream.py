@@ -105,7 +105,10 @@ class ImageStreamVectorEnv(TaskVectorEnv):
             return (train_x, train_y), (test_x, test_y)
         if not all(given):
             raise ValueError("images, labels, test_images and test_labels go together: give all four or none")
-        return _checked(images, labels, "images", "labels"), _checked(test_images, test_labels, "test_images", "test_labels")
+        train, test = _checked(images, labels, "images", "labels"), _checked(test_images, test_labels, "test_images", "test_labels")
+        if train[0].shape[1:] != test[0].shape[1:]:
+            raise ValueError(f"test_images are {test[0].shape[1:]} each, allowed: {train[0].shape[1:]} as images")
+        return train, test
 
     def _group_classes(self, classes: Labels, size: int, split: str) -> None:
         if size < 1 or len(classes) % size:
@@ -187,10 +190,12 @@ class ImageStreamVectorEnv(TaskVectorEnv):
         return observation
 
     def reference(self, task: int | str) -> tuple[float, float]:
-        """(episode_length / number of actions, episode_length)."""
+        """(episode_length / number of actions, episode_length); nan where there is but one action."""
         find_task(self.tasks, task)
         actions = self.single_action_space
         assert isinstance(actions, spaces.Discrete)
+        if actions.n == 1:
+            return float("nan"), float("nan")
         return self.horizon / float(actions.n), float(self.horizon)
 
 
@@ -209,7 +214,11 @@ def _checked(images: Any, labels: Any, images_name: str, labels_name: str) -> tu
         raise ValueError(
             f"{images_name} hold {len(images)} examples and {labels_name} have shape {labels.shape}, allowed: ({len(images)},)"
         )
-    if not np.issubdtype(labels.dtype, np.integer) or (labels.size and labels.min() < 0):
+    if not len(images):
+        raise ValueError(f"{images_name} hold 0 examples, allowed: 1 or more")
+    if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{labels_name} have dtype {labels.dtype}, allowed: integers from 0")
+    if labels.min() < 0:
+        raise ValueError(f"{labels_name} hold {labels.min()}, allowed: integers from 0")
     images = images[..., None] if images.ndim == 3 else images
     return np.ascontiguousarray(images), labels.astype(np.int64)

@@ -35,8 +35,9 @@ def find_task(tasks: Sequence[Task], key: Any) -> Task:
 
     Raises ValueError that names `key` and what is allowed.
     """
+    is_id = isinstance(key, (int, np.integer)) and not isinstance(key, bool)
     for task in tasks:
-        if key == task.name or (not isinstance(key, (str, bool)) and key == task.id):
+        if (is_id and key == task.id) or (isinstance(key, str) and key == task.name):
             return task
     names = ", ".join(task.name for task in tasks)
     raise ValueError(f"unknown task {key!r}: choose an id from 0 to {len(tasks) - 1} or one of {names}")
@@ -58,11 +59,11 @@ class TaskEnv(gym.Env[Observation, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Seed the generator and switch the task. Subclasses return the observation and info."""
-        super().reset(seed=seed)
-        if not hasattr(self, "task"):
-            self.task = self.tasks[0]
         if options and "task" in options:
             self.task = find_task(self.tasks, options["task"])
+        elif not hasattr(self, "task"):
+            self.task = self.tasks[0]
+        super().reset(seed=seed)
         return {}, {"task": self.task.id}
 
     def reference(self, task: int | str) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import gymnasium as gym
@@ -18,12 +19,15 @@ class SyncTaskVectorEnv(SyncVectorEnv):
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
         super().__init__(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+        self._task = np.zeros(self.num_envs, dtype=np.int64)
         self.tasks: tuple[Task, ...] = self.envs[0].get_wrapper_attr("tasks")
         self.reward_range: tuple[float, float] = self.envs[0].get_wrapper_attr("reward_range")
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As Gymnasium's; the caller's `options` stay as they are (Gymnasium takes "reset_mask" out)."""
-        return super().reset(seed=seed, options=None if options is None else dict(options))
+        """As Gymnasium's; the caller's `options` stay as they are, and info["task"] is about all copies, reset or not."""
+        observation, info = super().reset(seed=seed, options=None if options is None else dict(options))
+        self._task[info["_task"]] = info["task"][info["_task"]]
+        return observation, {**info, "task": self._task.copy(), "_task": np.ones(self.num_envs, dtype=np.bool_)}
 
     def step(self, actions: Any) -> Any:
         """As Gymnasium's, and what the last step of an episode said stands in `info` like that of every other step."""
@@ -46,16 +50,20 @@ def make_vec(env_id: str, num_envs: int = 1, feedback: bool = False, **parameter
     A world registered with a `vector_entry_point` is batched natively, any other one runs in
     `SyncTaskVectorEnv`. `feedback` adds the previous action and reward as a modality.
 
+    env_id: as `gym.make` takes it, "module:id" to import the module that registers it.
     Raises ValueError that names an id which is not registered.
     """
+    module, _, name = env_id.rpartition(":")
     try:
-        spec = gym.spec(env_id)
-    except gym.error.Error as error:
+        if module:
+            import_module(module)
+        spec = gym.spec(name)
+    except (gym.error.Error, ImportError) as error:
         worlds = ", ".join(sorted(name for name in gym.registry if name.startswith("everloop/")))
         raise ValueError(f"unknown world {env_id!r}: choose one of {worlds}, or register your own ({error})") from None
     env: VectorEnv[Any, Any, Any]
     if spec.vector_entry_point is not None:
-        env = gym.make_vec(env_id, num_envs, **parameters)
+        env = gym.make_vec(name, num_envs, **parameters)
     else:
-        env = SyncTaskVectorEnv([lambda: gym.make(env_id, **parameters) for _ in range(num_envs)])
+        env = SyncTaskVectorEnv([lambda: gym.make(name, **parameters) for _ in range(num_envs)])
     return VectorFeedback(env) if feedback else env

@@ -1,0 +1,249 @@
+"""The agent: one forward pass over a sequence is the same as its steps one by one, example by example."""
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from everloop.agents import Agent
+
+SMALL: dict[str, Any] = {"token_size": 8, "attention_heads": 2, "hidden_size": 6}
+NAMES = ("cue", "image", "touch", "voice")
+
+
+def space(image: tuple[int, int, int] = (8, 8, 1), presence: bool = False) -> spaces.Dict:
+    parts: dict[str, spaces.Space[Any]] = {
+        "voice": spaces.Box(-1.0, 1.0, (3,), np.float32),
+        "touch": spaces.Box(-1.0, 1.0, (2, 2), np.float32),
+        "image": spaces.Box(0, 255, image, np.uint8),
+        "cue": spaces.Box(0.0, 1.0, (3,), np.float32),
+    }
+    if presence:
+        parts["presence"] = spaces.Box(0.0, 1.0, (4,), np.float32)
+    return spaces.Dict(parts)
+
+
+def agent(observation_space: spaces.Dict | None = None, prediction_size: int = 5, seed: int = 0, **parameters: Any) -> Agent:
+    torch.manual_seed(seed)
+    return Agent(space() if observation_space is None else observation_space, prediction_size, **SMALL | parameters)
+
+
+def observe(T: int, B: int, image: tuple[int, int, int] = (8, 8, 1), seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return {
+        "voice": torch.randn(T, B, 3),
+        "touch": torch.randn(T, B, 2, 2),
+        "image": torch.randint(0, 256, (T, B, *image), dtype=torch.uint8),
+        "cue": torch.nn.functional.one_hot(torch.randint(0, 3, (T, B)), 3).float(),
+    }
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("image", [(8, 8, 1), (8, 8, 3), (28, 28, 1), (32, 32, 3), (9, 21, 2)])
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("value_head", [True, False])
+def test_shapes(image: tuple[int, int, int], recurrent: bool, value_head: bool) -> None:
+    net = agent(space(image), recurrent=recurrent, value_head=value_head)
+    output, state = net(observe(4, 3, image), net.initial_state(3), torch.zeros(4, 3, dtype=torch.bool))
+    assert output.prediction.shape == (4, 3, 5)
+    assert (output.value.shape if output.value is not None else None) == ((4, 3) if value_head else None)
+    assert state.shape == (3, 6)
+    assert not net.initial_state(3).any()
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 99), st.booleans(), st.booleans())
+@settings(deadline=None, max_examples=20)
+def test_a_sequence_is_its_steps_one_by_one_and_its_examples_one_by_one(T: int, B: int, seed: int, recurrent: bool, per_task: bool) -> None:
+    """The state is all that is carried from one step to the next, and nothing from one example to another."""
+    net = agent(value_head=True, recurrent=recurrent, head_per_task=per_task)
+    obs, start = observe(T, B, seed=seed), torch.rand(T, B) < 0.3
+    first = torch.randn(B, 6)
+    output, last = net(obs, first, start)
+    state = first
+    for t in range(T):
+        step, state = net({name: x[t : t + 1] for name, x in obs.items()}, state, start[t : t + 1])
+        close(step.prediction[0], output.prediction[t])
+        close(step.value[0], output.value[t])
+    close(state, last)
+    for b in range(B):
+        alone, state = net({name: x[:, b : b + 1] for name, x in obs.items()}, first[b : b + 1], start[:, b : b + 1])
+        close(alone.prediction[:, 0], output.prediction[:, b])
+        close(alone.value[:, 0], output.value[:, b])
+        close(state[0], last[b])
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("changed", [*NAMES, "state"])
+def test_another_example_changes_this_one_by_nothing(recurrent: bool, changed: str) -> None:
+    """And is itself changed by each of its modalities."""
+    net = agent(recurrent=recurrent)
+    obs, state, start = observe(3, 4), torch.randn(4, 6), torch.zeros(3, 4, dtype=torch.bool)
+    start[1, 1] = start[2, 2] = True
+    before, _ = net(obs, state, start)
+    other, other_state = {name: x.clone() for name, x in obs.items()}, state.clone()
+    if changed == "state":
+        other_state[2] += 1
+    else:
+        other[changed][:, 2] = 1 - other[changed][:, 2]
+    after, _ = net(other, other_state, start)
+    same = (before.prediction == after.prediction).flatten(2).all(-1).all(0)
+    assert same.tolist() == [True, True, not recurrent and changed == "state", True]
+
+
+def test_without_a_memory_state_and_starts_mean_nothing() -> None:
+    net = agent(recurrent=False, value_head=True)
+    obs, state = observe(3, 2), torch.randn(2, 6)
+    output, passed = net(obs, state, torch.zeros(3, 2, dtype=torch.bool))
+    other, _ = net(obs, torch.randn(2, 6), torch.ones(3, 2, dtype=torch.bool))
+    assert torch.equal(output.prediction, other.prediction)
+    assert torch.equal(output.value, other.value)
+    assert torch.equal(passed, state)
+
+
+@pytest.mark.parametrize("missing", [["cue"], ["image"], ["touch", "voice"], ["cue", "image", "touch"]])
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_a_missing_modality_is_one_whose_presence_is_zero(missing: list[str], recurrent: bool) -> None:
+    """Presence follows the order of the names; the values of what is absent mean nothing, and get no gradient."""
+    net = agent(space(presence=True), recurrent=recurrent)
+    obs, state, start = observe(3, 2), torch.randn(2, 6), torch.zeros(3, 2, dtype=torch.bool)
+    expected, _ = net({name: x for name, x in obs.items() if name not in missing}, state, start)
+    presence = torch.tensor([float(name not in missing) for name in NAMES]).expand(3, 2, 4)
+    masked, _ = net(obs | {"presence": presence}, state, start)
+    close(masked.prediction, expected.prediction)
+    noise = {name: 1 - obs[name] for name in missing}
+    other, _ = net(obs | noise | {"presence": presence}, state, start)
+    assert torch.equal(other.prediction, masked.prediction)
+    masked.prediction.sum().backward()
+    for name in NAMES:
+        reached = any(p.grad is not None and p.grad.any() for p in net.encoders[name].parameters())
+        assert reached == (name not in missing)
+
+
+def test_presence_is_a_matter_of_each_step_and_example() -> None:
+    """And it is no token itself: with everything present it changes nothing."""
+    net = agent(space(presence=True), recurrent=False)
+    assert net.names == list(NAMES)
+    obs, state, start = observe(2, 2), torch.zeros(2, 6), torch.zeros(2, 2, dtype=torch.bool)
+    full, _ = net(obs, state, start)
+    presence = torch.ones(2, 2, 4)
+    close(net(obs | {"presence": presence}, state, start)[0].prediction, full.prediction)
+    presence[1, 0, NAMES.index("touch")] = 0
+    output, _ = net(obs | {"presence": presence}, state, start)
+    differs = (output.prediction - full.prediction).abs().amax(-1) > 1e-4
+    assert differs.tolist() == [[False, False], [True, False]]
+    without, _ = net({name: x for name, x in obs.items() if name != "touch"}, state, start)
+    close(output.prediction[1, 0], without.prediction[1, 0])
+    presence[..., NAMES.index("voice")] = 0
+    both, _ = net({name: x for name, x in obs.items() if name != "touch"} | {"presence": presence}, state, start)
+    neither, _ = net({name: x for name, x in obs.items() if name in ("cue", "image")}, state, start)
+    close(both.prediction, neither.prediction)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_nothing_present_at_all_is_no_nan(recurrent: bool) -> None:
+    net = agent(space(presence=True), recurrent=recurrent)
+    output, _ = net(observe(2, 2) | {"presence": torch.zeros(2, 2, 4)}, torch.zeros(2, 6), torch.zeros(2, 2, dtype=torch.bool))
+    output.prediction.sum().backward()
+    assert output.prediction.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+    if not recurrent:
+        assert torch.equal(output.prediction, net.head.bias.expand(2, 2, 5))
+
+
+def test_the_cue_selects_the_head() -> None:
+    """Prediction k is rows k P ... (k + 1) P - 1 of the head, which alone get a gradient; the value has a row for each task."""
+    net = agent(head_per_task=True, recurrent=False, prediction_size=4, value_head=True)
+    assert net.head.weight.shape == (12, 8)
+    obs, state, start = observe(1, 6), torch.zeros(6, 6), torch.ones(1, 6, dtype=torch.bool)
+    features = []
+    net.head.register_forward_hook(lambda _module, inputs, _output: features.append(inputs[0]))
+    for k in range(3):
+        obs["cue"] = torch.eye(3)[k].expand(1, 6, 3)
+        net.zero_grad()
+        output, _ = net(obs, state, start)
+        rows = slice(4 * k, 4 * k + 4)
+        close(output.prediction[0], features[-1] @ net.head.weight[rows].T + net.head.bias[rows])
+        assert output.value is not None
+        assert net.value is not None
+        close(output.value[0], features[-1] @ net.value.weight[k] + net.value.bias[k])
+        (output.prediction.square().sum() + output.value.square().sum()).backward()
+        assert net.value.weight.grad is not None
+        assert net.value.weight.grad.any(1).nonzero().flatten().tolist() == [k]
+        assert net.head.weight.grad is not None
+        assert net.head.weight.grad.any(1).nonzero().flatten().tolist() == list(range(4 * k, 4 * k + 4))
+
+
+def test_a_head_for_each_task_needs_a_cue() -> None:
+    silent = spaces.Dict({name: part for name, part in space().spaces.items() if name != "cue"})
+    with pytest.raises(ValueError, match="head_per_task needs the modality 'cue', the world shows: image, touch, voice"):
+        Agent(silent, 2, head_per_task=True)
+    obs = {name: x for name, x in observe(1, 1).items() if name != "cue"}
+    net = agent(head_per_task=True)
+    with pytest.raises((KeyError, ValueError), match="cue"):
+        net(obs, net.initial_state(1), torch.ones(1, 1, dtype=torch.bool))
+
+
+def test_an_observation_without_any_modality_is_refused() -> None:
+    net = agent(space(presence=True))
+    for obs in ({}, {"smell": torch.zeros(1, 1, 3)}, {"presence": torch.ones(1, 1, 4)}):
+        with pytest.raises(ValueError, match="none of the agent's modalities: cue, image, touch, voice"):
+            net(obs, net.initial_state(1), torch.ones(1, 1, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (spaces.Box(-1.0, 1.0, (3,)), r"observation space is Box\(.*allowed: a Dict with one Box per modality"),
+        (spaces.Dict({"smell": spaces.Discrete(3)}), r"modality 'smell' is Discrete\(3\), allowed: a Box"),
+        (spaces.Dict({"image": spaces.Box(0, 255, (7, 8, 1), np.uint8)}), r"image shape is \(7, 8, 1\), allowed: .* from 8 up"),
+        (spaces.Dict({"presence": spaces.Box(0.0, 1.0, (1,))}), "presence|modality"),
+        (spaces.Dict({"voice": spaces.Box(0.0, 1.0, (2,)), "presence": spaces.Box(0.0, 1.0, (3,))}), r"presence.*3"),
+    ],
+)
+def test_a_space_that_is_no_observation_is_refused(wrong: Any, line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        Agent(wrong, 2)
+
+
+def test_attention_heads_that_do_not_divide_the_token_are_refused() -> None:
+    with pytest.raises(ValueError, match="heads is 3, allowed: a divisor of token_size = 8"):
+        agent(attention_heads=3)
+
+
+def test_prediction_scale_is_a_factor_on_the_first_predictions() -> None:
+    """The value's head is left alone."""
+    obs, start = observe(2, 2), torch.ones(2, 2, dtype=torch.bool)
+    plain, scaled = (agent(prediction_scale=scale, value_head=True)(obs, torch.zeros(2, 6), start)[0] for scale in (1.0, 0.01))
+    torch.testing.assert_close(scaled.prediction, 0.01 * plain.prediction, rtol=1e-4, atol=1e-7)
+    assert torch.equal(scaled.value, plain.value)
+    assert plain.prediction.std() > 0.01
+
+
+def test_one_torch_seed_is_one_agent() -> None:
+    """Whatever the order in which the space names its modalities."""
+    parts = space().spaces
+    turned = spaces.Dict(OrderedDict((name, parts[name]) for name in reversed(list(parts))))
+    assert list(turned) == list(parts)[::-1]  # only an OrderedDict is not sorted by Gymnasium
+    first, second, other = agent(), agent(turned), agent(seed=1)
+    assert first.state_dict().keys() == second.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_every_weight_is_used() -> None:
+    """No parameter without a gradient: nothing that an optimizer or a penalty would drag along."""
+    net = agent(value_head=True, head_per_task=True)
+    output, _ = net(observe(4, 8), torch.randn(8, 6), torch.zeros(4, 8, dtype=torch.bool))
+    (output.prediction.square().sum() + output.value.square().sum()).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name

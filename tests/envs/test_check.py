@@ -1,0 +1,247 @@
+"""`check_task_env` accepts a small honest world and rejects, in one sentence, those which break the contract."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from user_world import Walk
+
+from everloop.envs import Feedback, Task, check_task_env, find_task
+from everloop.envs.task import Observation
+
+Reset = tuple[Observation, dict[str, Any]]
+Step = tuple[Observation, float, bool, bool, dict[str, Any]]
+
+
+def test_a_small_world_of_ones_own_is_accepted() -> None:
+    check_task_env(Walk())
+    check_task_env(Feedback(Walk()))
+
+
+def test_knowing_no_reference_is_not_an_error() -> None:
+    assert np.isnan(Walk().reference(0)).all()
+    assert np.isnan(Walk().reference("to-0")).all()
+
+
+class ForgetsTask(Walk):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        return super().reset(seed=seed, options={"task": 0, **(options or {})})
+
+
+class KnowsNoNames(Walk):
+    """Takes a name for the first task."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        options = dict(options or {})
+        if options.get("task") in [task.name for task in self.tasks]:
+            options["task"] = 0
+        return super().reset(seed=seed, options=options)
+
+
+class SilentReset(Walk):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        return super().reset(seed=seed, options=options)[0], {}
+
+
+class SilentStep(Walk):
+    def step(self, action: Any) -> Step:
+        return *super().step(action)[:4], {}
+
+
+class OffByOne(Walk):
+    def step(self, action: Any) -> Step:
+        return *super().step(action)[:4], {"task": self.task.id + 1}
+
+
+class OneBuffer(Walk):
+    """Returns the same array from every step."""
+
+    def __init__(self) -> None:
+        self.buffer = np.zeros(1, np.float32)
+
+    def step(self, action: Any) -> Step:
+        observation, *rest = super().step(action)
+        self.buffer[:] = observation["place"]
+        return {"place": self.buffer}, *rest
+
+
+class OneStart(OneBuffer):
+    """Returns the same array from every reset."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        observation, info = super().reset(seed=seed, options=options)
+        self.buffer[:] = observation["place"]
+        return {"place": self.buffer}, info
+
+    def step(self, action: Any) -> Step:
+        return Walk.step(self, action)
+
+
+class Views(OneBuffer):
+    """The same memory behind a new array object."""
+
+    def step(self, action: Any) -> Step:
+        observation, *rest = super().step(action)
+        return {"place": observation["place"][:]}, *rest
+
+
+class AnythingGoes(Walk):
+    """Plays the first task when the task is unknown."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        try:
+            return super().reset(seed=seed, options=options)
+        except ValueError:
+            return super().reset(seed=seed)
+
+
+class Curt(Walk):
+    """Refuses an unknown task without saying which."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        try:
+            return super().reset(seed=seed, options=options)
+        except ValueError:
+            raise ValueError("no") from None
+
+
+class RefusesButSwitches(Walk):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        try:
+            return super().reset(seed=seed, options=options)
+        except ValueError:
+            self.task = self.tasks[-1]
+            raise
+
+
+class OwnDice(Walk):
+    """Draws from a generator which no seed reaches."""
+
+    dice = np.random.default_rng()
+
+    def step(self, action: Any) -> Step:
+        self.place += self.dice.normal()
+        return super().step(action)
+
+
+class OwnRewards(Walk):
+    """The same, where only the reward shows it."""
+
+    dice = np.random.default_rng()
+
+    def step(self, action: Any) -> Step:
+        observation, _, *rest = super().step(action)
+        return observation, float(self.dice.normal()), *rest
+
+
+class LeavesTheSpace(Walk):
+    def step(self, action: Any) -> Step:
+        observation, *rest = super().step(action)
+        return {"place": observation["place"] + 1000.0}, *rest
+
+
+class DoublePrecision(Walk):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        observation, info = super().reset(seed=seed, options=options)
+        return {"place": observation["place"].astype(np.float64)}, info
+
+
+class UpsideDown(Walk):
+    def reference(self, task: int | str) -> tuple[float, float]:
+        return 1.0, 0.0
+
+
+class NothingToLearn(Walk):
+    def reference(self, task: int | str) -> tuple[float, float]:
+        return 1.0, 1.0
+
+
+class Twins(Walk):
+    tasks = (Task(0, "same", {"goal": 0}), Task(1, "same", {"goal": 1}))
+
+
+class CountsFromOne(Walk):
+    tasks = (Task(1, "a", {"goal": 0}), Task(2, "b", {"goal": 1}))
+
+
+class NoTasks(Walk):
+    tasks = ()
+
+
+class NotTasks(Walk):
+    tasks = ("a", "b")  # type: ignore[assignment]
+
+
+class NotADict(Walk):
+    observation_space = spaces.Box(-1.0, 1.0, (1,))
+
+
+class NotABox(Walk):
+    observation_space = spaces.Dict({"place": spaces.Discrete(3)})
+
+
+class FloatImage(Walk):
+    observation_space = spaces.Dict({"place": spaces.Box(0.0, 1.0, (8, 8, 1), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("world", "sentence"),
+    [
+        (ForgetsTask, "a reset without options changed the task from 1 to 0"),
+        (KnowsNoNames, r"info\[\"task\"\] is 0 after reset to task 'to-3', expected 1"),
+        (SilentReset, r"info\[\"task\"\] is None after reset to task 0"),
+        (SilentStep, r"info\[\"task\"\] is None in a step of task 0"),
+        (OffByOne, r"info\[\"task\"\] is 1 in a step of task 0"),
+        (OneBuffer, "'place' shares memory between two calls"),
+        (OneStart, "'place' shares memory between two calls"),
+        (Views, "'place' shares memory between two calls"),
+        (AnythingGoes, "reset to the unknown task 3 raised no ValueError"),
+        (Curt, "the error for the unknown task 3 does not name it: no"),
+        (RefusesButSwitches, "a refused task switch changed the task"),
+        (OwnDice, "two runs of task 'to--3' with seed 0 and the same actions differ"),
+        (OwnRewards, "two runs of task 'to--3' with seed 0 and the same actions differ"),
+        (LeavesTheSpace, "an observation of task 'to--3' is outside the observation space"),
+        (DoublePrecision, "the observation of task 0 is outside the observation space"),
+        (UpsideDown, r"reference\('to--3'\) is \(1.0, 0.0\), expected random < best"),
+        (NothingToLearn, r"reference\('to--3'\) is \(1.0, 1.0\), expected random < best"),
+        (Twins, r"the tasks' names \['same', 'same'\] are not unique"),
+        (CountsFromOne, r"the tasks' ids are \[1, 2\], expected 0 to 1"),
+        (NoTasks, r"`tasks` is \(\), expected a tuple of at least one Task"),
+        (NotTasks, r"`tasks` holds \('a', 'b'\), expected Task objects"),
+        (NotADict, "the observation space is Box.*expected a Dict"),
+        (NotABox, r"modality 'place' is Discrete\(3\), expected a Box"),
+        (FloatImage, "image modality 'place' has dtype float32, expected uint8"),
+    ],
+)
+def test_a_broken_world_is_rejected(world: Callable[[], Walk], sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence) as caught:
+        check_task_env(world())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_world_without_tasks_is_rejected() -> None:
+    with pytest.raises(AssertionError, match="has no attribute `tasks`"):
+        check_task_env(gym.make("CartPole-v1"))
+
+
+def test_a_world_may_know_one_bound_only() -> None:
+    class HalfKnown(Walk):
+        def reference(self, task: int | str) -> tuple[float, float]:
+            return find_task(self.tasks, task).id * 1.0, float("nan")
+
+    check_task_env(HalfKnown())
+
+
+@pytest.mark.parametrize("key", [1, np.int64(1), "to-3"])
+def test_a_task_is_found_by_id_or_name(key: Any) -> None:
+    assert find_task(Walk.tasks, key) is Walk.tasks[1]
+
+
+@pytest.mark.parametrize("key", [3, -1, "1", "", None, True, np.True_, 0.5, [0, 1], (1,), np.array([0, 1])])
+def test_an_unknown_task_is_refused_by_its_name(key: Any) -> None:
+    """A bool is no id, and one reset plays one task: a row of ids is refused as such."""
+    with pytest.raises(ValueError, match=r"unknown task .*: choose an id from 0 to 2 or one of to--3, to-3, to-0"):
+        find_task(Walk.tasks, key)
