@@ -66,7 +66,7 @@ class Agent(nn.Module):
             raise ValueError(f"observation space is {observation_space}, allowed: at least one modality beside {PRESENCE!r}")
         if PRESENCE in parts and parts[PRESENCE].shape != (len(self.names),):
             raise ValueError(f"modality {PRESENCE!r} has shape {parts[PRESENCE].shape}, allowed: ({len(self.names)},)")
-        self.encoders = nn.ModuleDict({name: _encoder(name, parts[name], token_size) for name in self.names})
+        self.encoders = nn.ModuleDict({_key(name): _encoder(name, parts[name], token_size) for name in self.names})
         self.attention = CrossAttention(token_size, attention_heads)
         self.recurrent, self.hidden_size = recurrent, hidden_size
         self.memory = ResettableGRU(token_size, hidden_size) if recurrent else None
@@ -103,7 +103,7 @@ class Agent(nn.Module):
         names = [name for name in self.names if name in rows]
         if not names:
             raise ValueError(f"the observation has none of the agent's modalities: {', '.join(self.names)}")
-        tokens = torch.cat([self.encoders[name](_flatten(rows[name])) for name in names], dim=1)
+        tokens = torch.cat([self.encoders[_key(name)](_flatten(rows[name])) for name in names], dim=1)
         if PRESENCE not in rows:
             return tokens, None
         columns = [self.names.index(name) for name in names]
@@ -113,9 +113,16 @@ class Agent(nn.Module):
         """Of all heads' outputs (R, heads * P) those of the task that the cue tells, (R, P)."""
         if self.num_heads == 1:
             return outputs
+        if CUE not in rows:
+            raise ValueError(f"the observation has no modality {CUE!r}, which selects the head")
         heads = rearrange(outputs, "r (k p) -> r k p", k=self.num_heads)
         chosen: Tensor = einsum(heads, rows[CUE].to(heads.dtype), "r k p, r k -> r p")
         return chosen
+
+
+def _key(name: str) -> str:
+    """A modality's name as a module's: torch reserves some names, and dots."""
+    return "of_" + name.replace(".", "_")
 
 
 def _flatten(x: Tensor) -> Tensor:

@@ -19,11 +19,10 @@ def _require(condition: bool, message: str) -> None:
 def check_task_env(env: gym.Env[Any, Any], steps: int = 20, seed: int = 0) -> None:
     """Raise AssertionError, in one sentence, where `env` breaks the contract of a world.
 
-    Checked: `tasks` (ids 0..K-1, unique names), Dict of Box observations and the feedback of the single
-    observation to its space, task switches by id and by name, that a plain reset keeps the task, that an
-    unknown task is refused without changing anything, `info["task"]` everywhere, the same trajectory from the same seed,
-    task and actions, arrays not shared between calls, that a forced boundary is truncation, and
-    `reference`. Use it beside Gymnasium's `check_env`, which covers the rest.
+    Checked: `tasks` (ids 0..K-1, unique names), observations in a Dict of Boxes, task switches by id and by
+    name, that a plain reset keeps the task, that an unknown task is refused without changing it, `info["task"]`
+    everywhere, the same trajectory from the same seed, task and actions, arrays not shared between calls, and `reference`.
+    Use it beside Gymnasium's `check_env`, which covers the rest.
     """
     tasks = _check_tasks(env)
     _check_spaces(env)

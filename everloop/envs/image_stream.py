@@ -179,7 +179,10 @@ class ImageStreamVectorEnv(TaskVectorEnv):
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         label = self._targets[self._pending]
         info = {"label": label, "index": self._pending.copy(), "epoch": self._epoch.copy()}
-        reward = (np.asarray(actions).reshape(-1) == label).astype(np.float32)
+        guess = np.asarray(actions).reshape(-1)
+        if guess.shape != label.shape:
+            raise ValueError(f"actions have shape {guess.shape}, allowed: {label.shape}")
+        reward = (guess == label).astype(np.float32)
         self._serve_by_task(np.ones(self.num_envs, dtype=np.bool_))
         return reward, info
 

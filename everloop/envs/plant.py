@@ -25,7 +25,7 @@ class PlantVectorEnv(TaskVectorEnv):
     whatever the actions. B_k = (I - A_k) U_k / amplitude with orthonormal columns U_k, so a constant
     action a settles at x = U_k a / amplitude, and the target x*_k = U_k d_k is a point at distance 1 which
     the action amplitude * d_k holds. The directions d_k of the first `action_dim` tasks are orthogonal
-    to each other: doing another task's job costs about twice |x*_k|^2, so its score is about -0.5.
+    to each other: doing another task's job costs about twice |x*_k|^2, so its score is about -0.4.
 
     Observation (Dict of float32 Box):
         sensor_0 .. sensor_{num_modalities-1}: tanh(C_m x), shape (observation_dim,), in [-1, 1].
@@ -60,6 +60,10 @@ class PlantVectorEnv(TaskVectorEnv):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} is {size}, allowed: 1 or more")
+        if not (np.isfinite([noise, initial_std]).all() and min(noise, initial_std) >= 0):
+            raise ValueError(f"noise is {noise} and initial_std {initial_std}, allowed: 0 or more")
+        if not (np.isfinite([state_cost, action_cost]).all() and min(state_cost, action_cost) > 0):
+            raise ValueError(f"state_cost is {state_cost} and action_cost {action_cost}, allowed: more than 0")
         if not 1 <= action_dim <= latent_dim:
             raise ValueError(f"action_dim is {action_dim}, allowed: 1 to latent_dim = {latent_dim}")
         self.horizon, self.noise, self.initial_std, self.task_cue = horizon, noise, initial_std, task_cue
@@ -103,13 +107,15 @@ class PlantVectorEnv(TaskVectorEnv):
 
     @staticmethod
     def _directions(rng: np.random.Generator, tasks: int, m: int) -> npt.NDArray[np.float64]:
-        """Unit vectors (tasks, m), orthogonal within each block of m tasks, never opposed to the earlier ones' mean."""
-        blocks = [np.linalg.qr(rng.standard_normal((m, m)))[0].T for _ in range(-(-tasks // m))]
-        directions = np.concatenate(blocks)[:tasks]
-        for k in range(m, tasks):
-            if directions[:k].sum(0) @ directions[k] < 0:
-                directions[k] *= -1
-        return directions
+        """Unit vectors (tasks, m): the first m orthogonal, each later one the most different that is not opposed to any."""
+        directions = list(np.linalg.qr(rng.standard_normal((m, m)))[0].T[:tasks])
+        for _ in range(m, tasks):
+            candidates = rng.standard_normal((1000, m))
+            candidates /= np.linalg.norm(candidates, axis=1, keepdims=True)
+            likeness = candidates @ np.stack(directions).T
+            opposed = np.clip(-likeness.min(1) - 0.1, 0.0, None)
+            directions.append(candidates[np.argmin(likeness.max(1) + 10 * opposed)])
+        return np.stack(directions)
 
     def _worst_cost(self) -> float:
         """An upper bound on one step's cost that noise exceeds about never (10 standard deviations)."""
@@ -134,6 +140,8 @@ class PlantVectorEnv(TaskVectorEnv):
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         a = np.clip(np.asarray(actions, dtype=np.float32), -1.0, 1.0)
+        if a.shape != self.action_space.shape:
+            raise ValueError(f"actions have shape {a.shape}, allowed: {self.action_space.shape}")
         self.np_random.standard_normal(out=self._noise, dtype=np.float32)
         self._noise *= np.float32(self.noise)
         for k, rows in self._players:

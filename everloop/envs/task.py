@@ -27,7 +27,7 @@ class Task:
 
     id: int
     name: str
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def find_task(tasks: Sequence[Task], key: Any) -> Task:

@@ -65,5 +65,9 @@ def make_vec(env_id: str, num_envs: int = 1, feedback: bool = False, **parameter
     if spec.vector_entry_point is not None:
         env = gym.make_vec(name, num_envs, **parameters)
     else:
+        if not gym.make(name, **parameters).has_wrapper_attr("tasks"):
+            raise ValueError(f"{env_id!r} is no world, allowed: environments with `tasks`")
         env = SyncTaskVectorEnv([lambda: gym.make(name, **parameters) for _ in range(num_envs)])
+    if not hasattr(env, "tasks") or env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
+        raise ValueError(f"{env_id!r} is no world, allowed: environments with `tasks`, batched ones under SAME_STEP autoreset")
     return VectorFeedback(env) if feedback else env

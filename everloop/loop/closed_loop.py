@@ -127,7 +127,7 @@ class _Run:
         self.phase_end = self.learner.steps + self.plan.steps[self.phase]
         self.learner.learn(ids, self.plan.steps[self.phase], self.tick)
         for task in tasks:
-            batch = self.learner.rollout(self.consolidation, [task.id], self.plan.consolidation_steps, self.plan.seed + self.phase)
+            batch = self.learner.rollout(self.consolidation, [task.id], self.plan.consolidation_steps, self.plan.seed + 1 + self.phase)
             for strategy in self.strategies:
                 strategy.end_task(task, self.learner, [batch])
             self.divergence.remember(task.name, self.learner, _spread(batch, PROBE))

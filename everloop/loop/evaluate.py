@@ -29,6 +29,7 @@ def mean_return(learner: Learner, world: World, task: int, seed: int) -> float:
         check_finite(obs, learner.steps)
         action, state = learner.act(obs, state, start)
         obs, rewards, terminated, truncated, info = world.step(action)
+        check_finite({}, learner.steps, rewards)
         start = terminated | truncated
         if is_data := "epoch" in info:
             first_pass &= info["epoch"] == 0

@@ -41,6 +41,8 @@ class Learner(ABC):
         time and batch as one leading axis (t b).
     steps: world steps learned from so far.
     minibatch: what the loss at hand is computed on.
+    sequence_length: how many steps an example has.
+    on_scalars: called with (step, {name: value}) now and then, about the training itself.
     """
 
     module: nn.Module
@@ -51,6 +53,7 @@ class Learner(ABC):
     steps: int = 0
     minibatch: Batch | None = None
     sequence_length: int = 1
+    on_scalars: Callable[[int, dict[str, float]], None] = staticmethod(lambda step, scalars: None)
     max_grad_norm: float | None = None
 
     @abstractmethod
@@ -65,6 +68,10 @@ class Learner(ABC):
     def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
         """Learn from at least `steps` world steps of `tasks`; `tick(n)` after every n of them."""
 
+    def seed(self, seed: int) -> None:
+        """Seed what training draws from. A run begins with it."""
+        torch.manual_seed(seed)
+
     def attach(self, strategies: Sequence[Strategy]) -> None:
         """Let `strategies` accompany every update from now on, in this order, in place of earlier ones."""
         if hasattr(self, "updater"):
@@ -74,6 +81,7 @@ class Learner(ABC):
 
     @property
     def device(self) -> torch.device:
+        """Where the network is."""
         return next(self.module.parameters()).device
 
     def forward(self, batch: Batch, module: nn.Module | None = None) -> NetworkOutput:

@@ -64,7 +64,8 @@ class Categorical:
 class Gaussian:
     """Diagonal Gaussian. Outputs (..., 2 * dims): the mean, then s with log std = LOW + (HIGH - LOW) * sigmoid(s + 1).
 
-    The bounds, e^-0.7 = 0.5 to 1, keep a policy able to explore a later task however sure it was of an earlier one.
+    All in the action's own units, so actions should be scaled to about [-1, 1]. The bounds, e^-0.7 = 0.5 to 1, keep
+    a policy able to explore a later task however sure it was of an earlier one.
     """
 
     LOW, HIGH = -0.7, 0.0

@@ -193,14 +193,13 @@ class _Scalars(KVWriter):
 
 
 class SB3Learner(Learner):
-    """PPO or RecurrentPPO of Stable-Baselines3 around a network of ours.
+    """PPO (Schulman et al. 2017) or RecurrentPPO of Stable-Baselines3 around a network of ours.
 
     network: called with (observation space, action space) of the world, makes a module with a value head.
     algorithm: `PPO`, or `RecurrentPPO` for a network with a memory.
     parameters: keyword arguments of that algorithm (n_steps, batch_size, learning_rate, ...).
     max_grad_norm: clips the gradient after the strategies have edited it; SB3's own clipping is off.
     sequence_length: how many steps a stored example of a recurrent policy has; divides n_steps.
-    on_scalars: called with (step, {name: value}) after each rollout's training.
     """
 
     def __init__(
@@ -215,6 +214,8 @@ class SB3Learner(Learner):
         device: str = "auto",
     ) -> None:
         recurrent = algorithm is RecurrentPPO
+        for name in sorted({"max_grad_norm", "policy_kwargs", "use_sde", "seed", "device"} & set(parameters or {})):
+            raise ValueError(f"parameters hold {name!r}, which the learner sets itself")
         self.world, self.max_grad_norm, self.sequence_length = world, max_grad_norm, sequence_length
         self.env = WorldVecEnv(world)
         self.model = algorithm(
@@ -236,7 +237,6 @@ class SB3Learner(Learner):
         self.module = self.policy.get_submodule("network")
         self.optimizer = self.policy.optimizer
         self.likelihood = likelihood_for(world.single_action_space)
-        self.on_scalars: Callable[[int, dict[str, float]], None] = lambda step, scalars: None
         self.model.set_logger(Logger(None, [_Scalars(self)]))
         self._real: Tensor | None = None
         if recurrent:
@@ -259,6 +259,10 @@ class SB3Learner(Learner):
         """The steps of the minibatch that SB3 is learning from, each as an example of its own, without padding."""
         batch: Batch | None = self.policy.minibatch
         return batch if batch is None or self._real is None else batch[self._real]
+
+    def seed(self, seed: int) -> None:
+        """Seed torch, numpy and the world's next reset."""
+        self.model.set_random_seed(seed)
 
     def loss(self, batch: Batch) -> Tensor:
         """KL(stored outputs || now), the mean over steps: policy distillation. PPO's own loss stays in SB3."""

@@ -15,6 +15,8 @@ from everloop.loop.learner import Learner, Tick
 from everloop.loop.likelihood import likelihood_for
 from everloop.loop.world import Arrays, World, check_finite, play
 
+LOG_EVERY = 20  # updates
+
 
 class SupervisedLearner(Learner):
     """Cross-entropy on the labels that a world of `info["label"]` reveals; one update a step of the world.
@@ -67,6 +69,7 @@ class SupervisedLearner(Learner):
         obs, played = play(self.world, tasks)
         task, copies = to_tensor(played, self.device), self.world.num_envs
         start = torch.ones(1, copies, dtype=torch.bool, device=self.device)
+        losses: list[float] = []
         for _ in range(-(-steps // copies)):
             check_finite(obs, self.steps)
             shown = {name: to_tensor(value, self.device)[None] for name, value in obs.items()}
@@ -79,6 +82,9 @@ class SupervisedLearner(Learner):
             self.minibatch = Batch(shown, start, target=label, task=task)
             for strategy in self.strategies:
                 strategy.observe(self.minibatch, self)
-            self.updater.step(self._loss(outputs, self.minibatch))
+            losses.append(self.updater.step(self._loss(outputs, self.minibatch)))
             self.steps += copies
+            if len(losses) == LOG_EVERY:
+                self.on_scalars(self.steps, {"train/loss": sum(losses) / LOG_EVERY})
+                losses.clear()
             tick(copies)

@@ -47,7 +47,7 @@ class WorldVecEnv(VecEnv):
     def step_wait(self) -> tuple[Arrays, npt.NDArray[Any], npt.NDArray[Any], list[dict[str, Any]]]:
         obs, rewards, terminated, truncated, info = self.world.step(self._actions)
         self.steps += self.num_envs
-        check_finite(obs, self.steps)
+        check_finite(obs, self.steps, rewards)
         self._returns += rewards
         self._lengths += 1
         done = terminated | truncated

@@ -58,8 +58,10 @@ def play(world: World, tasks: Sequence[int], seed: int | None = None) -> tuple[A
     return obs, played
 
 
-def check_finite(obs: Arrays, step: int) -> None:
-    """Raise NotFiniteError that names the modality; integer modalities are finite by nature."""
+def check_finite(obs: Arrays, step: int, rewards: npt.NDArray[Any] | None = None) -> None:
+    """Raise NotFiniteError that names the modality, or the reward; integer modalities are finite by nature."""
+    if rewards is not None and not np.isfinite(rewards).all():
+        raise NotFiniteError(f"a reward is {rewards[~np.isfinite(rewards)].flat[0]} at step {step}, allowed: finite numbers")
     for name, value in obs.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             bad = value[~np.isfinite(value)].flat[0]

@@ -74,8 +74,8 @@ def find_scenario(name: str) -> type[Scenario]:
             found = getattr(import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"scenario {name!r} cannot be imported: {error}") from None
-        if not (isinstance(found, type) and issubclass(found, Scenario)):
-            raise ValueError(f"scenario {name!r} is {found!r}, allowed: a subclass of everloop.scenarios.Scenario")
+        if not (isinstance(found, type) and issubclass(found, Scenario) and hasattr(found, "name") and hasattr(found, "summary")):
+            raise ValueError(f"scenario {name!r} is {found!r}, allowed: a subclass of everloop.scenarios.Scenario with name and summary")
         return found
     if name not in SCENARIOS:
         raise ValueError(f"unknown scenario {name!r}: choose one of {', '.join(SCENARIOS)}, or package.module:Class")
@@ -121,6 +121,8 @@ def _go(experiment: Experiment, out: Path) -> int:
             result = experiment.run([progress])
     except NotFiniteError as error:
         return _fail(f"{error}; the run stopped, what it has logged is in {out}")
+    except OSError as error:
+        return _fail(str(error))
     except KeyboardInterrupt:
         _fail(f"interrupted at step {experiment.learner.steps}; what it has logged is in {out}")
         return INTERRUPTED
@@ -142,7 +144,11 @@ def _scenario(scenario: type[Scenario], args: Namespace) -> Scenario:
 
 
 def _settings(args: Namespace) -> dict[str, dict[str, Any]]:
-    return {name: {**args[name].as_dict(), "seed": args.seed} for name in STRATEGIES}
+    """Settings of all strategies, checked whether they are used or not."""
+    settings = {name: args[name].as_dict() if name in args else {} for name in STRATEGIES}
+    for name, strategy in STRATEGIES.items():
+        strategy(**settings[name])
+    return settings
 
 
 def _list() -> int:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from everloop.scenarios.scenario import Scenario
 
 PLAIN, JOINT = "none", "joint"
 CONFIG, RESULT, EVENTS = "config.yaml", "result.json", "events.out.tfevents.*"
-PACKAGES = ("everloop", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "einops", "scipy", "scikit-learn", "tensorboard")
+PACKAGES = (
+    *("everloop", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "einops", "scipy", "scikit-learn"),
+    *("tensorboard", "matplotlib", "jsonargparse", "rich", "pyyaml"),
+)
 
 
 class Experiment:
@@ -41,36 +45,41 @@ class Experiment:
         scenario: Scenario,
         strategies: Sequence[str] = (PLAIN,),
         seed: int = 0,
-        out: Path | None = None,
+        out: Path | str | None = None,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         overwrite: bool = False,
     ) -> None:
-        self.scenario, self.seed, self.out = scenario, seed, out
+        self.scenario, self.seed, self.out = scenario, seed, None if out is None else Path(out)
         self.names = check_strategies(strategies)
-        if seed < 0:
-            raise ValueError(f"seed is {seed}, allowed: 0 or more")
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"seed is {seed}, allowed: 0 to {2**31 - 1}")
         self.settings = {
-            name: {**scenario.strategy_settings.get(name, {}), **(settings or {}).get(name, {})}
+            name: complete_settings(STRATEGIES[name], {**scenario.strategy_settings.get(name, {}), **(settings or {}).get(name, {})}, seed)
             for name in self.names
             if name in STRATEGIES
         }
         self.strategies: list[Strategy] = [STRATEGIES[name](**values) for name, values in self.settings.items()]
         self.learner, self.plan, self.evaluation, self.consolidation = scenario.build(seed, joint=self.names == [JOINT])
-        if out is not None and holds_run(out) and not overwrite:
+        if self.out is not None and holds_run(self.out) and not overwrite:
             raise FileExistsError(f"{out} already holds a run, allowed: an empty folder, or --overwrite")
+        self._fresh = True
 
     def run(self, listeners: Sequence[Listener] = ()) -> Result:
         """Run it, and write config.yaml, TensorBoard events and, at the end, result.json.
 
-        Raises NotFiniteError where training breaks down; what was logged until then stays.
+        Raises NotFiniteError where training breaks down; what was logged until then stays. An experiment runs
+        once: RuntimeError the second time.
         """
+        if not self._fresh:
+            raise RuntimeError("this experiment has run already, make a new one")
+        self._fresh = False
+        self.learner.seed(self.seed)  # whatever else drew random numbers since this was made
         if self.out is None:
             return run(self.learner, self.plan, self.evaluation, self.consolidation, self.strategies, listeners)
         _clear(self.out)
         (self.out / CONFIG).write_text(yaml.safe_dump(self.config(), sort_keys=False))
         board = Board(self.out)
-        if hasattr(self.learner, "on_scalars"):
-            self.learner.on_scalars = board.on_scalars
+        self.learner.on_scalars = board.on_scalars
         try:
             result = run(self.learner, self.plan, self.evaluation, self.consolidation, self.strategies, [board, *listeners])
         finally:
@@ -85,7 +94,7 @@ class Experiment:
             "seed": self.seed,
             "strategies": self.names,
             "strategy_settings": self.settings,
-            "scenario_settings": asdict(self.scenario),
+            "scenario_settings": {**asdict(self.scenario), "num_envs": self.scenario.num_envs, "eval_envs": self.scenario.eval_envs},
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "git_revision": _git_revision(),
             "python": platform.python_version(),
@@ -93,6 +102,14 @@ class Experiment:
             "threads": torch.get_num_threads(),
             "packages": {name: version(name) for name in PACKAGES},
         }
+
+
+def complete_settings(strategy: type[Strategy], given: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """All constructor arguments of `strategy`: those given, the run's seed if it takes one, and its defaults."""
+    parameters = signature(strategy).parameters
+    bound = signature(strategy).bind(**({"seed": seed} if "seed" in parameters else {}) | dict(given))
+    bound.apply_defaults()
+    return dict(bound.arguments)
 
 
 def check_strategies(names: Sequence[str]) -> list[str]:
@@ -111,9 +128,10 @@ def check_strategies(names: Sequence[str]) -> list[str]:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether `folder` has the files of a run, finished or not. Raises ValueError if it is a file."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, allowed: a folder")
+    """Whether `folder` has the files of a run, finished or not. Raises ValueError if it, or where it lies, is a file."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place} is a file, allowed: a folder")
     return (folder / CONFIG).exists() or (folder / RESULT).exists() or any(folder.glob(EVENTS))
 
 
@@ -125,12 +143,14 @@ def _clear(folder: Path) -> None:
 
 
 def _git_revision() -> str | None:
-    """The revision of everloop's source, "-dirty" if it was changed; None outside a checkout."""
-    here = Path(everloop.__file__).parent
+    """The revision of everloop's source, "-dirty" if it was changed; None outside a checkout of it."""
+
+    def git(*words: str) -> str:
+        here = Path(everloop.__file__).parent
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, check=True
-        )
+        git("ls-files", "--error-unmatch", "__init__.py")  # else the repository around is somebody else's
+        return git("describe", "--always", "--dirty", "--abbrev=40")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()

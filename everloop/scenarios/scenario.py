@@ -58,9 +58,16 @@ class Scenario(ABC):
         ids = [task.id for task in world.tasks] if self.tasks is None else [self._find(world.tasks, key) for key in self.tasks]
         phases: Sequence[Sequence[int]] = [ids] if joint and ids else [[task] for task in ids]
         steps = [sum(self.task_steps(world, task) for task in phase) for phase in phases]
+        if max(map(len, phases), default=0) > self.num_envs:
+            raise ValueError(
+                f"{len(ids)} tasks are to be trained at once, allowed: at most {self.num_envs}, one for each copy of the world"
+            )
         plan = Plan(phases, steps, self.eval_every, self.consolidation_steps, seed=10_000 + seed)
+        learner = self.learner(world, seed)
+        if self.consolidation_steps % learner.sequence_length:
+            raise ValueError(f"consolidation_steps is {self.consolidation_steps}, allowed: a multiple of {learner.sequence_length}")
         return (
-            self.learner(world, seed),
+            learner,
             plan,
             self.world("test", self.eval_envs, seed),
             self.world("train", self.num_envs, seed),
@@ -68,4 +75,6 @@ class Scenario(ABC):
 
     @staticmethod
     def _find(tasks: Any, key: str) -> int:
-        return find_task(tasks, int(key) if str(key).isdigit() else key).id
+        """A task's id by its name or, where no task has that name, its number."""
+        named = any(task.name == key for task in tasks)
+        return find_task(tasks, int(key) if key.isdigit() and not named else key).id

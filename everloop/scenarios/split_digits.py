@@ -18,7 +18,7 @@ class SplitDigits(Scenario):
 
     scenario_type: "class" tells all 10 digits apart without being told the task; "domain" says which of the
         task's two, without being told the task; "task" is told it, and has a head for each.
-    epochs: passes over each task's examples; 1 is single-pass.
+    epochs: passes over each task's examples; 1 is single-pass. The last batch is filled up from the next pass.
     learning_rate: of Adam.
     """
 

@@ -11,6 +11,8 @@ from everloop.envs import make_vec
 from everloop.loop import Learner, World, likelihood_for
 from everloop.scenarios.scenario import Scenario, Split
 
+SEQUENCE = 16  # steps of a stored example of a recurrent policy
+
 
 @dataclass
 class SwitchingPlant(Scenario):
@@ -20,7 +22,8 @@ class SwitchingPlant(Scenario):
     steps: world steps of training for each task.
     task_cue: show the task as a modality; otherwise the agent must feel it from how the plant answers.
     recurrent: an agent with a memory under RecurrentPPO, else one without under PPO.
-    learning_rate, n_epochs, batch_size, n_steps, ent_coef: of PPO, as Stable-Baselines3 names them.
+    learning_rate, n_epochs, batch_size, n_steps, ent_coef, gamma, gae_lambda: of PPO, as Stable-Baselines3 names them.
+    token_size, hidden_size: of the agent.
     world_seed: draws the plants; the run's seed if none.
     """
 
@@ -39,11 +42,18 @@ class SwitchingPlant(Scenario):
     batch_size: int = 512
     n_steps: int = 64
     ent_coef: float = 0.0
+    gamma: float = 0.9
+    gae_lambda: float = 0.9
+    token_size: int = 64
+    hidden_size: int = 128
     world_seed: int | None = None
     eval_every: int = 4096
+    consolidation_steps: int = 64
 
     def world(self, split: Split, num_envs: int, seed: int) -> World:
         world_seed = seed if self.world_seed is None else self.world_seed
+        if world_seed < 0:
+            raise ValueError(f"world_seed is {world_seed}, allowed: 0 or more")
         world: Any = make_vec(
             "everloop/Plant-v0", num_envs, feedback=True, num_tasks=self.num_tasks, task_cue=self.task_cue, world_seed=world_seed
         )
@@ -53,6 +63,9 @@ class SwitchingPlant(Scenario):
     def learner(self, world: World, seed: int) -> Learner:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}, allowed: more than 0")
+        for name, least in (("n_steps", SEQUENCE), ("n_epochs", 1), ("batch_size", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, allowed: {least} or more")
         from sb3_contrib import RecurrentPPO
         from stable_baselines3 import PPO
 
@@ -64,9 +77,9 @@ class SwitchingPlant(Scenario):
                 likelihood_for(action_space).size(),
                 value_head=True,
                 recurrent=self.recurrent,
-                token_size=64,
+                token_size=self.token_size,
                 attention_heads=4,
-                hidden_size=128,
+                hidden_size=self.hidden_size,
                 prediction_scale=0.01,
             )
 
@@ -76,11 +89,11 @@ class SwitchingPlant(Scenario):
             "batch_size": self.batch_size,
             "n_steps": self.n_steps,
             "ent_coef": self.ent_coef,
-            "gamma": 0.9,
-            "gae_lambda": 0.9,
+            "gamma": self.gamma,
+            "gae_lambda": self.gae_lambda,
         }
         algorithm = RecurrentPPO if self.recurrent else PPO
-        return SB3Learner(world, network, algorithm, parameters, sequence_length=16 if self.recurrent else 1, seed=seed, device="cpu")
+        return SB3Learner(world, network, algorithm, parameters, sequence_length=SEQUENCE if self.recurrent else 1, seed=seed, device="cpu")
 
     def task_steps(self, world: World, task: int) -> int:
         return self.steps

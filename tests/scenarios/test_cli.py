@@ -108,6 +108,15 @@ def test_tasks_choose_what_is_trained_and_in_which_order(tmp_path: Path) -> None
         (["run", "switching-plant", "--num-tasks", "0"], ["num_tasks is 0"]),
         (["run", "switching-plant", "--steps", "0"], ["steps are [0"]),
         (["run", "switching-plant", "--learning-rate", "-1"], ["learning_rate is -1"]),
+        (["run", "switching-plant", "--n-epochs", "0"], ["n_epochs is 0"]),
+        (["run", "switching-plant", "--batch-size", "0"], ["batch_size is 0"]),
+        (["run", "switching-plant", "--n-steps", "-16"], ["n_steps is -16"]),
+        (["run", "switching-plant", "--world-seed", "-1"], ["world_seed is -1"]),
+        (["run", "switching-plant", "--consolidation-steps", "5"], ["consolidation_steps is 5", "multiple of 16"]),
+        (["run", "switching-plant", "--num-tasks", "40", "--strategies", "joint"], ["40 tasks", "at most 32"]),
+        (["run", "everloop.scenarios:Scenario"], ["everloop.scenarios:Scenario", "name"]),
+        ([*DIGITS, "--strategies", "none", "--ewc.strength", "-1"], ["-1", "0 or more"]),
+        ([*DIGITS, "--seed", "99999999999999"], ["99999999999999"]),
     ],
     ids=lambda value: " ".join(value)[:40],
 )
@@ -135,7 +144,8 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path, 
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x").write_text("")
-    fails([*DIGITS, "--out", str(tmp_path / "x")], capsys, str(tmp_path / "x"), "is a file")
+    for out in (tmp_path / "x", tmp_path / "x" / "y"):
+        fails([*DIGITS, "--out", str(out)], capsys, f"{tmp_path / 'x'} is a file")
 
 
 @pytest.mark.parametrize(

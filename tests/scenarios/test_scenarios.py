@@ -1,11 +1,16 @@
 """What the ready-made scenarios promise about their worlds."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
+from everloop.loop import STRATEGIES, Strategy
 from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant
+from everloop.scenarios.cli import main
 
 
 @pytest.mark.parametrize(("kind", "actions", "cue", "heads"), [("class", 10, False, 1), ("domain", 2, False, 1), ("task", 2, True, 5)])
@@ -44,3 +49,37 @@ def test_an_experiment_without_a_folder_leaves_torchs_weights_to_the_seed_alone(
     torch.manual_seed(11)
     second = Experiment(SplitDigits(), seed=4).learner.module.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_python_and_the_command_line_give_the_same_result(tmp_path: Path) -> None:
+    experiments = [Experiment(SplitDigits(epochs=1), ["ewc", "replay"], seed=3), Experiment(SplitDigits(epochs=1), seed=8)]
+    result = experiments[0].run()  # another one made in between must not matter
+    assert main(["run", "split-digits", "--epochs", "1", "--strategies", "ewc,replay", "--seed", "3", "--out", str(tmp_path / "x")]) == 0
+    assert json.loads((tmp_path / "x" / "result.json").read_text())["scores"] == result.scores
+
+
+def test_control_runs_do_not_notice_what_else_draws_random_numbers() -> None:
+    scenario = SwitchingPlant(steps=2048, num_tasks=1, recurrent=False)
+    first = Experiment(scenario, seed=2).run()
+    second = Experiment(scenario, seed=2)
+    Experiment(scenario, seed=9)
+    torch.randn(3)
+    assert second.run().scores == first.scores
+
+
+def test_an_experiment_runs_once() -> None:
+    experiment = Experiment(SplitDigits(epochs=1, tasks=["0-1"]))
+    experiment.run()
+    with pytest.raises(RuntimeError, match="run already"):
+        experiment.run()
+
+
+def test_settings_are_complete_and_strategies_without_settings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bare(Strategy):
+        """Does nothing, and takes nothing."""
+
+    monkeypatch.setitem(STRATEGIES, "bare", Bare)
+    experiment = Experiment(SplitDigits(), ["bare", "ewc"], seed=5, settings={"ewc": {"strength": 2.0}})
+    expected = {"strength": 2.0, "anchors": "separate", "decay": 1.0, "fisher": "sampled", "examples": 512, "seed": 5}
+    assert experiment.settings == {"bare": {}, "ewc": expected}
+    assert main(["run", "split-digits", "--epochs", "1", "--tasks", "0-1", "--strategies", "bare", "--out", str(tmp_path / "x")]) == 0
