@@ -40,6 +40,7 @@ class Agent(nn.Module):
         selects it; for scenarios that tell the task.
     prediction_scale: factor on the prediction head's initial weights; 0.01 makes a first policy that
         ignores what it sees (Andrychowicz et al. 2021, "What matters in on-policy RL", section 3.2).
+    Raises ValueError for spaces it cannot encode and for a head per task without a cue.
     """
 
     def __init__(

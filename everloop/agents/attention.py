@@ -15,6 +15,7 @@ class CrossAttention(nn.Module):
         features = mean over present tokens of LayerNorm(z')
 
     Vaswani et al. 2017, section 3.2, with pre-normalisation. A token that is absent is neither asked nor averaged.
+    Raises ValueError unless `heads` divides `token_size`.
     """
 
     def __init__(self, token_size: int, heads: int) -> None:

@@ -15,6 +15,7 @@ class VectorEncoder(nn.Module):
         self.layers = nn.Sequential(nn.Linear(size, token_size), nn.Tanh(), nn.Linear(token_size, token_size))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (R, D), any number type -> (R, 1, token_size)."""
         token: Tensor = self.layers(x.float())
         return rearrange(token, "r d -> r 1 d")
 
@@ -24,6 +25,7 @@ class ImageEncoder(nn.Module):
 
     Convolutions 3x3 halve the image until its sides are at most 4, the first one at full resolution.
     No batch statistics: normalisation never carries anything from one task, or one example, to another.
+    Raises ValueError for smaller images.
     """
 
     def __init__(self, shape: tuple[int, ...], token_size: int, channels: int = 16) -> None:
@@ -39,6 +41,7 @@ class ImageEncoder(nn.Module):
         self.project = nn.Linear(height * width * channels, token_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x uint8 (R, H, W, C) -> (R, 1, token_size)."""
         x = rearrange(x, "r h w c -> r c h w").float() / 255.0 - 0.5
         x = self.convolutions(x)
         x = self.project(rearrange(x, "r c h w -> r (c h w)"))

@@ -55,7 +55,8 @@ class ImageStreamVectorEnv(TaskVectorEnv):
     `reference`: guessing uniformly, and always right.
 
     Source: `images` (N, H, W), (N, H, W, C) uint8 and `labels` (N,) with `test_images`, `test_labels`;
-    without them scikit-learn's digits.
+    without them scikit-learn's digits. Raises ValueError, in one line that names the value, for arrays that do
+    not fit together, classes that do not divide into tasks, and tasks without examples in the split.
     """
 
     def __init__(

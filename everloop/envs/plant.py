@@ -37,6 +37,7 @@ class PlantVectorEnv(TaskVectorEnv):
     Episode: `horizon` steps, then truncated.
 
     All matrices are drawn from `world_seed`; `reset(seed=...)` seeds the noise and initial states.
+    Raises ValueError for sizes, noises and costs outside their ranges.
     """
 
     def __init__(

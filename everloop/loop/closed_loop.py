@@ -44,6 +44,7 @@ class Plan:
     phases: the task ids of each phase; steps: world steps for each phase, divided among its tasks.
     eval_every: world steps between evaluations of all tasks. seed: of evaluation and consolidation.
     consolidation_steps: world steps played after a task for the strategies' `end_task` and the probes.
+    Raises ValueError for an empty schedule and numbers below 1.
     """
 
     phases: Sequence[Sequence[int]]

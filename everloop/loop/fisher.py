@@ -33,6 +33,7 @@ def diagonal_fisher(
 
     Linear, convolution and layer-norm layers cost one batched backward for all examples; parameters
     elsewhere (a GRU's) cost one backward each example. `by_hooks=False` loops for all: the same numbers, slowly.
+    Raises ValueError without any example.
     """
     parameters: list[Tensor] = [p for p in learner.module.parameters() if p.requires_grad]
     totals = {p: torch.zeros_like(p) for p in parameters}

@@ -33,7 +33,7 @@ class Likelihood(Protocol):
         """KL(p || q) in nats, shape (...)."""
 
 
-class Categorical:
+class Categorical(Likelihood):
     """Logits (..., classes); labels int64 (...)."""
 
     def __init__(self, classes: int) -> None:
@@ -61,7 +61,7 @@ class Categorical:
         return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-class Gaussian:
+class Gaussian(Likelihood):
     """Diagonal Gaussian. Outputs (..., 2 * dims): the mean, then s with log std = LOW + (HIGH - LOW) * sigmoid(s + 1).
 
     All in the action's own units, so actions should be scaled to about [-1, 1]. The bounds, e^-0.7 = 0.5 to 1, keep

@@ -43,22 +43,27 @@ class Result:
 
     @property
     def average_score(self) -> float | None:
+        """`metrics.average_score` of the phases so far."""
         return metrics.average_score(self.scores, self.finished)
 
     @property
     def forgetting(self) -> float | None:
+        """`metrics.forgetting` of the phases so far."""
         return metrics.forgetting(self.scores, self.finished)
 
     @property
     def backward_transfer(self) -> float | None:
+        """`metrics.backward_transfer` of the phases so far."""
         return metrics.backward_transfer(self.scores, self.finished)
 
     @property
     def forward_transfer(self) -> float | None:
+        """`metrics.forward_transfer` of the phases so far."""
         return metrics.forward_transfer(self.scores, self.finished, self.before)
 
     @property
     def learning_accuracy(self) -> float | None:
+        """`metrics.learning_accuracy` of the phases so far."""
         return metrics.learning_accuracy(self.scores, self.finished)
 
     def forgetting_now(self) -> list[float | None]:

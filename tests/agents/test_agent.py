@@ -123,8 +123,8 @@ def test_a_missing_modality_is_one_whose_presence_is_zero(missing: list[str], re
     other, _ = net(obs | noise | {"presence": presence}, state, start)
     assert torch.equal(other.prediction, masked.prediction)
     masked.prediction.sum().backward()
-    for name in NAMES:
-        reached = any(p.grad is not None and p.grad.any() for p in net.encoders[name].parameters())
+    for name, encoder in zip(net.names, net.encoders.values(), strict=True):
+        reached = any(p.grad is not None and p.grad.any() for p in encoder.parameters())
         assert reached == (name not in missing)
 
 
@@ -188,8 +188,20 @@ def test_a_head_for_each_task_needs_a_cue() -> None:
         Agent(silent, 2, head_per_task=True)
     obs = {name: x for name, x in observe(1, 1).items() if name != "cue"}
     net = agent(head_per_task=True)
-    with pytest.raises((KeyError, ValueError), match="cue"):
+    with pytest.raises(ValueError, match="the observation has no modality 'cue', which selects the head"):
         net(obs, net.initial_state(1), torch.ones(1, 1, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("names", [("type", "keys", "forward"), ("a.b", "a_b", "a__b"), ("", "of_", "weight")])
+def test_any_name_is_a_modality_of_its_own(names: tuple[str, ...]) -> None:
+    """Also one that torch reserves for itself; each has an encoder for its own size."""
+    sizes = dict(zip(names, (2, 3, 4), strict=True))
+    net = agent(spaces.Dict({name: spaces.Box(-1.0, 1.0, (size,)) for name, size in sizes.items()}), recurrent=False)
+    obs = {name: torch.randn(1, 2, size) for name, size in sizes.items()}
+    before, _ = net(obs, net.initial_state(2), torch.ones(1, 2, dtype=torch.bool))
+    for name in names:
+        after, _ = net(obs | {name: obs[name] + 1}, net.initial_state(2), torch.ones(1, 2, dtype=torch.bool))
+        assert (after.prediction != before.prediction).all(), name
 
 
 def test_an_observation_without_any_modality_is_refused() -> None:

@@ -235,6 +235,16 @@ def test_a_world_may_know_one_bound_only() -> None:
     check_task_env(HalfKnown())
 
 
+def test_tasks_are_values() -> None:
+    """Equal where all of them is equal, and keys of a dictionary whatever their parameters."""
+    same, other = Task(0, "a", {"goal": [1.0]}), Task(0, "a", {"goal": [2.0]})
+    assert Task(0, "a", {"goal": [1.0]}) == same != other
+    assert {same: "here"}[Task(0, "a", {"goal": [1.0]})] == "here"
+    assert other not in {same: "here"}
+    with pytest.raises(AttributeError):
+        same.id = 1  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("key", [1, np.int64(1), "to-3"])
 def test_a_task_is_found_by_id_or_name(key: Any) -> None:
     assert find_task(Walk.tasks, key) is Walk.tasks[1]

@@ -58,6 +58,15 @@ def test_the_four_arrays_go_together(missing: str) -> None:
     refused({missing: arrays()[missing]}, line)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (5,), (4, 2)])
+def test_guesses_of_the_wrong_shape_are_refused_and_skip_no_example(shape: tuple[int, ...]) -> None:
+    env = ImageStreamVectorEnv(4, **arrays(), split="test")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"actions have shape \(.*\), allowed: \(4,\)"):
+        env.step(np.zeros(shape, int))
+    assert env.step(np.zeros(4, int))[4]["index"].tolist() == [0, 1, 4, 5]
+
+
 def test_unknown_tasks_are_refused_where_examples_are_counted() -> None:
     with pytest.raises(ValueError, match="unknown task 2"):
         ImageStreamVectorEnv(**arrays()).examples(2)

@@ -45,6 +45,13 @@ def test_an_unknown_world_is_refused_by_its_name(env_id: str) -> None:
         make_vec(env_id)
 
 
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_an_environment_without_tasks_is_refused(env_id: str) -> None:
+    """The first one is batched natively, the second one is not."""
+    with pytest.raises(ValueError, match=f"'{env_id}' is no world, allowed: environments with `tasks`"):
+        make_vec(env_id, 2)
+
+
 def test_an_unknown_parameter_is_refused_by_its_name() -> None:
     with pytest.raises(TypeError, match="colour"):
         make_vec("everloop/Plant-v0", colour="red")

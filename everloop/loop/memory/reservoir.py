@@ -15,6 +15,7 @@ class Reservoir:
     """Reservoir sampling (Vitter 1985, algorithm R): offer n is kept with probability capacity / n.
 
     Arrays are allocated once, at the first write, in the dtype they come in: uint8 images stay uint8.
+    Raises ValueError for a capacity below 1.
     """
 
     def __init__(self, capacity: int, seed: int = 0) -> None:
@@ -53,6 +54,7 @@ class Reservoir:
         return rows[self.rng.integers(0, len(rows), count)]
 
     def state_dict(self) -> dict[str, Any]:
+        """Contents and random state, as copies."""
         return {
             "capacity": self.capacity,
             "offered": self.offered,

@@ -34,7 +34,7 @@ class EWC(Strategy):
     fisher: "sampled" draws labels or actions from the model, "empirical" takes those in the data.
     examples: how many of the examples at a task's end the Fisher information is averaged over.
     Memory: two copies of the weights, whatever the number of tasks. Weights that the likelihood does not
-    depend on, such as a value head's, stay free.
+    depend on, such as a value head's, stay free. Raises ValueError for arguments outside these ranges.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class Replay(Strategy):
     strength: from 0. With 0 training is plain, to the last bit.
     capacity: stored examples in all, a reservoir over everything observed.
     batch_size: how many are rehearsed with every update.
-    Memory: capacity examples, images as uint8.
+    Memory: capacity examples, images as uint8. Raises ValueError for arguments outside their ranges.
     """
 
     def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, seed: int = 0) -> None:
