@@ -123,7 +123,7 @@ class Agent(nn.Module):
 
 def _key(name: str) -> str:
     """A modality's name as a module's: torch reserves some names, and dots."""
-    return "of_" + name.replace(".", "_")
+    return "of_" + name.replace("_", "__").replace(".", "_d")
 
 
 def _flatten(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ Labels = npt.NDArray[np.int64]
 
 @lru_cache(maxsize=1)
 def digits() -> tuple[Images, Labels, Images, Labels]:
-    """scikit-learn's digits: train images (1438, 8, 8, 1) and labels, test images (359, 8, 8, 1) and labels.
+    """scikit-learn's digits: train images (1442, 8, 8, 1) and labels, test images (355, 8, 8, 1) and labels.
 
     Every fifth example of each class is a test example. Grey levels 0..16 become 0..240.
     Source: UCI ML hand-written digits (Alpaydin & Kaynak, 1998), as shipped with scikit-learn.

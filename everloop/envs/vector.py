@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib import import_module
 from typing import Any
 
@@ -65,8 +66,9 @@ def make_vec(env_id: str, num_envs: int = 1, feedback: bool = False, **parameter
     if spec.vector_entry_point is not None:
         env = gym.make_vec(name, num_envs, **parameters)
     else:
-        if not gym.make(name, **parameters).has_wrapper_attr("tasks"):
-            raise ValueError(f"{env_id!r} is no world, allowed: environments with `tasks`")
+        with closing(gym.make(name, **parameters)) as probe:
+            if not probe.has_wrapper_attr("tasks"):
+                raise ValueError(f"{env_id!r} is no world, allowed: environments with `tasks`")
         env = SyncTaskVectorEnv([lambda: gym.make(name, **parameters) for _ in range(num_envs)])
     if not hasattr(env, "tasks") or env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
         raise ValueError(f"{env_id!r} is no world, allowed: environments with `tasks`, batched ones under SAME_STEP autoreset")
