@@ -1,0 +1,46 @@
+"""Labelled examples of one split: what every source gives and every stream serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+NO_LABEL = -1  # of a position that is not judged, such as padding
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N examples.
+
+    inputs: uint8 images (N, H, W, C), or int32 token ids (N, L), 0 where a text is over.
+    labels: int64 (N,), indices into `classes`; or tags (N, L), `NO_LABEL` where a token has none.
+    classes: names of the classes, the same in every split.
+    columns: name -> (N,) array of strings, whatever else is known about each example, such as its domain.
+    Raises ValueError, in one line that names the value, for arrays that do not fit together.
+    """
+
+    inputs: Array
+    labels: npt.NDArray[np.int64]
+    classes: Sequence[str]
+    columns: Mapping[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        inputs, labels = self.inputs, self.labels
+        if not len(inputs):
+            raise ValueError("there are 0 examples, allowed: 1 or more")
+        if labels.shape not in (inputs.shape[:1], inputs.shape[:2]):
+            raise ValueError(f"{len(inputs)} examples have labels of shape {labels.shape}, allowed: ({len(inputs)},)")
+        if labels.min() < (0 if labels.ndim == 1 else NO_LABEL) or labels.max() >= len(self.classes):
+            bad = labels.min() if labels.min() < 0 else labels.max()
+            raise ValueError(f"label {bad} is not among the {len(self.classes)} classes, allowed: 0 to {len(self.classes) - 1}")
+        for name, column in self.columns.items():
+            if column.shape != inputs.shape[:1]:
+                raise ValueError(f"column {name!r} has shape {column.shape}, allowed: ({len(inputs)},)")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
