@@ -193,7 +193,7 @@ class OneCopyEnv(TaskEnv):
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         observation, rewards, terminated, truncated, info = self.world.step(np.asarray(action)[None])
-        single = {key: value[0].item() for key, value in info.items()}
+        single = {key: value[0].item() if value.ndim == 1 else value[0] for key, value in info.items()}
         return self._first(observation), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), single
 
     def reference(self, task: int | str) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from everloop.loop.monitors import Divergence
 from everloop.loop.result import Evaluation, Result
 from everloop.loop.strategies import EWC, STRATEGIES, Replay, Strategy
 from everloop.loop.supervised import SupervisedLearner
+from everloop.loop.training import Training
 from everloop.loop.update import Updater
 from everloop.loop.world import NotFiniteError, World
 
@@ -56,6 +57,7 @@ __all__ = [
     "SB3Learner",
     "Strategy",
     "SupervisedLearner",
+    "Training",
     "Updater",
     "World",
     "WorldVecEnv",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -87,8 +87,12 @@ class Learner(ABC):
     def forward(self, batch: Batch, module: nn.Module | None = None) -> NetworkOutput:
         """Outputs for `batch`, its memory empty at first; of `module` instead of the learner's if given."""
         module = module or self.module
-        output: NetworkOutput = module(batch.obs, module.initial_state(len(batch)), batch.start)[0]  # type: ignore[operator]
-        return output
+        return self.apply(module, batch.obs, module.initial_state(len(batch)), batch.start)[0]  # type: ignore[operator]
+
+    def apply(self, module: nn.Module, obs: Mapping[str, Tensor], state: Tensor, start: Tensor) -> tuple[NetworkOutput, Tensor]:
+        """(output, state after it) of `module`; every forward pass goes through here."""
+        result: tuple[NetworkOutput, Tensor] = module(obs, state, start)
+        return result
 
     def outputs(self, batch: Batch, module: nn.Module | None = None) -> Tensor:
         """The prediction (T, B, P): logits, or the parameters of the action's distribution."""
@@ -133,7 +137,7 @@ class Learner(ABC):
     ) -> tuple[npt.NDArray[Any], Tensor]:
         """Actions (B, ...) for one step and the state after it: the mode, or a draw if there is a generator."""
         tensors = {name: to_tensor(value, self.device)[None] for name, value in obs.items()}
-        output, state = self.module(tensors, state, to_tensor(start, self.device)[None])
+        output, state = self.apply(self.module, tensors, state, to_tensor(start, self.device)[None])
         p = output.prediction[0]
         action = self.likelihood.mode(p) if generator is None else self.likelihood.sample(p, generator)
         return self.clip(action.cpu().numpy()), state

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from everloop.agents import Agent
 from everloop.envs import make_vec
-from everloop.loop import Learner, SupervisedLearner, World, likelihood_for
+from everloop.loop import Learner, SupervisedLearner, Training, World, likelihood_for
 from everloop.scenarios.scenario import Scenario, Split
 
 
@@ -53,7 +53,7 @@ class SplitDigits(Scenario):
             recurrent=False,
             head_per_task=self.scenario_type == "task",
         )
-        return SupervisedLearner(agent, world, self.learning_rate)
+        return SupervisedLearner(agent, world, Training(self.learning_rate))
 
     def task_steps(self, world: World, task: int) -> int:
         if self.epochs < 1:

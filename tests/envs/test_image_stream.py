@@ -1,6 +1,5 @@
 """The image stream: every example of a pass is judged once, and the label is the truth of the image that was shown."""
 
-from collections import Counter
 from typing import Any
 
 import gymnasium as gym
@@ -8,29 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
+from stream_helpers import CLASSES, TEST_ROWS, data, row_of
 
-from everloop.envs import ImageStreamEnv, ImageStreamVectorEnv, check_task_env, digits
-
-CLASSES = np.array([2, 3, 5, 7, 11, 13])  # with gaps, so that a class is not its position
-
-
-def marked(examples: int, seed: int = 0, first: int = 0) -> tuple[Any, Any]:
-    """Images that carry their row in two pixels, and labels in which every class occurs."""
-    labels = np.random.default_rng(seed).permutation(np.resize(CLASSES, examples))
-    images = np.random.default_rng(seed).integers(0, 256, (examples, 8, 8), np.uint8)
-    images[:, 0, 0], images[:, 0, 1] = (first + np.arange(examples)) % 256, (first + np.arange(examples)) // 256
-    return images, labels
-
-
-def data(examples: int = 40, test_examples: int = 20) -> dict[str, Any]:
-    images, labels = marked(examples)
-    test_images, test_labels = marked(test_examples, seed=1, first=1000)
-    return {"images": images, "labels": labels, "test_images": test_images, "test_labels": test_labels}
-
-
-def row_of(image: Any) -> Any:
-    return image[..., 0, 0, 0].astype(int) + 256 * image[..., 0, 1, 0].astype(int)
+from everloop.envs import Examples, ImageStreamEnv, ImageStreamVectorEnv, SplitClasses, check_task_env
+from everloop.envs.data import digits, from_arrays
 
 
 def judged(env: ImageStreamVectorEnv, steps: int) -> Any:
@@ -39,8 +19,8 @@ def judged(env: ImageStreamVectorEnv, steps: int) -> Any:
     return np.array([(i, e) for info in infos for i, e in zip(info["index"], info["epoch"], strict=True)])
 
 
-def rows_of_task(labels: Any, task: int, size: int = 2) -> Any:
-    return np.flatnonzero(np.isin(labels, CLASSES[task * size : (task + 1) * size]))
+def rows_of_task(source: Examples, task: int, size: int = 2) -> Any:
+    return np.flatnonzero(source.labels // size == task)
 
 
 def assert_passes(pairs: Any, rows: Any) -> None:
@@ -69,8 +49,8 @@ def test_over_one_pass_every_example_is_judged_once(
 ) -> None:
     """Whatever the number of copies and the length of episodes, and wherever resets cut into them."""
     source = data(examples, examples)
-    env = ImageStreamVectorEnv(copies, **source, split=split, episode_length=length)
-    rows = rows_of_task(source["labels" if split == "train" else "test_labels"], task)
+    env = ImageStreamVectorEnv(copies, source, split=split, episode_length=length)
+    rows = rows_of_task(source[split == "test"], task)
     assert env.examples(task) == len(rows)
     env.reset(seed=0, options={"task": task})
     pairs = []
@@ -89,7 +69,7 @@ def test_over_one_pass_every_example_is_judged_once(
 def test_a_task_switch_skips_no_example_either(switches: list[tuple[int, list[bool]]]) -> None:
     """An image that nobody has judged when its copy leaves for another task is judged later, in the same pass."""
     source = data(12)
-    env = ImageStreamVectorEnv(3, **source)
+    env = ImageStreamVectorEnv(3, source)
     env.reset(seed=0)
     pairs: list[list[int]] = []
     for task, mask in switches:
@@ -99,7 +79,7 @@ def test_a_task_switch_skips_no_example_either(switches: list[tuple[int, list[bo
         env.reset(options={"task": task})
         pairs += judged(env, 40).tolist()
     for task in range(3):
-        rows = rows_of_task(source["labels"], task)
+        rows = rows_of_task(source[0], task)
         assert_passes(np.array([pair for pair in pairs if pair[0] in rows]), rows)
 
 
@@ -109,34 +89,25 @@ def test_the_chain_of_examples_is_the_same_for_any_number_of_copies(copies: int,
     """The vector is the batch: `num_envs` cuts the chain into batches and changes nothing else."""
     chains = []
     for n in (1, copies):
-        env = ImageStreamVectorEnv(n, **data())
+        env = ImageStreamVectorEnv(n, data())
         env.reset(seed=seed, options={"task": 1})
         chains.append(judged(env, 80 // n))
     np.testing.assert_array_equal(chains[0][: len(chains[1])], chains[1])
 
 
-def test_the_train_split_is_shuffled_anew_in_every_pass() -> None:
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_both_splits_are_shuffled_anew_in_every_pass(split: Any) -> None:
+    """The order of the file never shows: often it is the order of the labels."""
     orders = []
     for seed in (0, 1):
-        env = ImageStreamVectorEnv(1, **data())
+        env = ImageStreamVectorEnv(1, data(40, 40), split=split)
         env.reset(seed=seed)
         pairs = judged(env, 2 * env.examples(0))
         orders += [pairs[pairs[:, 1] == epoch, 0].tolist() for epoch in (0, 1)]
-    assert all(sorted(order) == rows_of_task(data()["labels"], 0).tolist() for order in orders)
+    rows = rows_of_task(data(40, 40)[split == "test"], 0).tolist()
+    assert all(sorted(order) == rows for order in orders)
     assert len({tuple(order) for order in orders}) == 4
-    assert all(order != sorted(order) for order in orders)
-
-
-@pytest.mark.parametrize("copies", [1, 4])
-def test_the_test_split_is_in_the_given_order_in_every_pass(copies: int) -> None:
-    source = data()
-    env = ImageStreamVectorEnv(copies, **source, split="test")
-    for task in range(3):
-        env.reset(seed=task, options={"task": task})
-        rows = rows_of_task(source["test_labels"], task)
-        pairs = judged(env, 3 * len(rows))[: 3 * len(rows)]
-        np.testing.assert_array_equal(pairs[:, 0], np.tile(rows, 3))
-        np.testing.assert_array_equal(pairs[:, 1], np.repeat([0, 1, 2], len(rows)))
+    assert all(order != rows for order in orders)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -145,10 +116,8 @@ def test_the_test_split_is_in_the_given_order_in_every_pass(copies: int) -> None
 def test_the_label_is_the_truth_of_the_image_that_was_shown(split: Any, label_space: Any, size: int) -> None:
     """Copies play different tasks: each sees its own classes only, and is rewarded for the class of what it saw."""
     source = data()
-    given_images, given_labels = (
-        (source["images"], source["labels"]) if split == "train" else (source["test_images"], source["test_labels"])
-    )
-    env = ImageStreamVectorEnv(8, **source, split=split, label_space=label_space, classes_per_task=size, episode_length=5)
+    given = source[split == "test"]
+    env = ImageStreamVectorEnv(8, source, SplitClasses(size), split=split, label_space=label_space, episode_length=5)
     tasks = np.resize(np.arange(6 // size), 8)
     assert [task.name for task in env.tasks] == ["-".join(map(str, CLASSES[k : k + size])) for k in range(0, 6, size)]
     actions = size if label_space == "within_task" else 6
@@ -162,9 +131,9 @@ def test_the_label_is_the_truth_of_the_image_that_was_shown(split: Any, label_sp
         guess = rng.integers(0, actions, 8)
         before = obs["image"]
         obs, rewards, *_, info = env.step(guess)
-        np.testing.assert_array_equal(row_of(before) - (1000 if split == "test" else 0), info["index"])
-        np.testing.assert_array_equal(before[..., 0], given_images[info["index"]])
-        position = np.searchsorted(CLASSES, given_labels[info["index"]])
+        np.testing.assert_array_equal(row_of(before) - (TEST_ROWS if split == "test" else 0), info["index"])
+        np.testing.assert_array_equal(before, given.inputs[info["index"]])
+        position = given.labels[info["index"]]
         np.testing.assert_array_equal(position // size, tasks)
         np.testing.assert_array_equal(info["label"], position % size if label_space == "within_task" else position)
         np.testing.assert_array_equal(rewards, guess == info["label"])
@@ -177,7 +146,7 @@ def test_the_label_is_the_truth_of_the_image_that_was_shown(split: Any, label_sp
 @pytest.mark.parametrize(("label_space", "size"), [("global", 2), ("within_task", 2), ("within_task", 3)])
 def test_the_reference_is_the_return_of_a_random_guesser_and_of_one_who_knows(label_space: Any, size: int) -> None:
     source = data()
-    env = ImageStreamVectorEnv(200, **source, label_space=label_space, classes_per_task=size, episode_length=30)
+    env = ImageStreamVectorEnv(200, source, SplitClasses(size), label_space=label_space, episode_length=30)
     rng = np.random.default_rng(0)
     for task in env.tasks:
         random, best = env.reference(task.id)
@@ -187,7 +156,7 @@ def test_the_reference_is_the_return_of_a_random_guesser_and_of_one_who_knows(la
         assert abs(returns.mean() - random) < 4 * returns.std() / np.sqrt(200)
         obs, known = env.reset()[0], np.zeros(200)
         for _ in range(30):
-            truth = np.searchsorted(CLASSES, source["labels"][row_of(obs["image"])])
+            truth = source[0].labels[row_of(obs["image"])]
             obs, rewards, *_ = env.step(truth % size if label_space == "within_task" else truth)
             known += rewards
         assert (known == best).all()
@@ -197,7 +166,7 @@ def test_the_reference_is_the_return_of_a_random_guesser_and_of_one_who_knows(la
 
 def test_a_world_with_one_possible_answer_keeps_the_contract() -> None:
     """Guessing and knowing are the same there: no score is known, and none is a division by zero."""
-    check_task_env(ImageStreamEnv(**data(), classes_per_task=1, label_space="within_task"))
+    check_task_env(ImageStreamEnv(data=data(), protocol=SplitClasses(1), label_space="within_task"))
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3])
@@ -205,37 +174,20 @@ def test_arrays_of_ones_own_are_shown_as_they_are(channels: int | None) -> None:
     """(N, H, W) and (N, H, W, C), sides of any length; lists of labels too."""
     shape = (9, 14) if channels is None else (9, 14, channels)
     images = np.random.default_rng(0).integers(0, 256, (6, *shape), np.uint8)
-    arrays = {"images": images, "labels": CLASSES.tolist(), "test_images": images[:3], "test_labels": CLASSES[[0, 2, 4]].astype(np.uint8)}
-    env = ImageStreamEnv(**arrays, split="test")
+    source = from_arrays(images, CLASSES.tolist(), images[:3], CLASSES[[0, 2, 4]].astype(np.uint8))
+    env = ImageStreamEnv(data=source, split="test")
     assert env.observation_space["image"] == gym.spaces.Box(0, 255, (9, 14, channels or 1), np.uint8)  # type: ignore[index]
     for k in range(3):
         obs, _ = env.reset(options={"task": k})
         np.testing.assert_array_equal(obs["image"], images[k].reshape(9, 14, -1))
-    check_task_env(ImageStreamEnv(**arrays))
+    check_task_env(ImageStreamEnv(data=source))
 
 
-def test_digits_are_split_by_class_without_overlap() -> None:
-    """Train and test together are scikit-learn's digits, each once; a fifth of every class is for tests."""
-    train_x, train_y, test_x, test_y = digits()
-    assert train_x.shape == (1442, 8, 8, 1)
-    assert test_x.shape == (355, 8, 8, 1)
-    assert train_x.dtype == test_x.dtype == np.uint8
-    bunch = load_digits()
-    source = Counter((image.astype(int).tobytes(), int(label)) for image, label in zip(bunch.images, bunch.target, strict=True))
-    split = Counter(
-        ((image[..., 0] // 15).astype(int).tobytes(), int(label))
-        for images, labels in ((train_x, train_y), (test_x, test_y))
-        for image, label in zip(images, labels, strict=True)
-    )
-    assert split == source
-    assert not {image.tobytes() for image in train_x} & {image.tobytes() for image in test_x}
-    for c in range(10):
-        assert (test_y == c).sum() == (bunch.target == c).sum() // 5
-
-
-def test_the_world_without_arrays_is_the_digits() -> None:
-    env = ImageStreamVectorEnv(355, split="test", classes_per_task=10)
+def test_the_world_without_data_is_the_digits() -> None:
+    env = ImageStreamVectorEnv(355, split="test", protocol=SplitClasses(10))
     obs, _ = env.reset(seed=0)
-    np.testing.assert_array_equal(obs["image"], digits()[2])
-    _, rewards, *_ = env.step(digits()[3])
-    assert rewards.all()
+    test = digits()[1]
+    _, rewards, *_, info = env.step(np.zeros(355, int))
+    assert sorted(info["index"]) == list(range(355))
+    np.testing.assert_array_equal(obs["image"], test.inputs[info["index"]])
+    np.testing.assert_array_equal(rewards, test.labels[info["index"]] == 0)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from user_world import LENGTH, Walk
 
 from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv, SyncTaskVectorEnv, VectorFeedback
+from everloop.envs.data import from_arrays
 
 COPIES = 3
 HORIZON = LENGTH
@@ -33,7 +34,7 @@ def world(kind: str, feedback: bool, cue: bool = True, mode: AutoresetMode = Aut
     elif kind == "plant":
         env = PlantVectorEnv(COPIES, horizon=HORIZON, observation_dim=2, task_cue=cue, autoreset_mode=mode)
     else:
-        env = ImageStreamVectorEnv(COPIES, **IMAGES, episode_length=HORIZON, task_cue=cue, autoreset_mode=mode)
+        env = ImageStreamVectorEnv(COPIES, from_arrays(**IMAGES), episode_length=HORIZON, task_cue=cue, autoreset_mode=mode)
     return VectorFeedback(env) if feedback else env
 
 

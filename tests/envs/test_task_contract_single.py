@@ -18,7 +18,7 @@ from everloop.envs import Feedback, ImageStreamVectorEnv, PlantVectorEnv
 
 SIZES: dict[str, dict[str, Any]] = {
     "Plant": {"num_tasks": 4, "horizon": LENGTH, "observation_dim": 2},
-    "ImageStream": {"episode_length": LENGTH, "classes_per_task": 2, "task_cue": True},
+    "ImageStream": {"episode_length": LENGTH, "protocol": {"kind": "classes", "classes_per_task": 2}, "task_cue": True},
 }
 worlds = pytest.mark.parametrize("name", ["Plant", "ImageStream", "Walk"])
 native = pytest.mark.parametrize("name", ["Plant", "ImageStream"])

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode
 from user_world import LENGTH, Walk
 
 from everloop.envs import ImageStreamEnv, ImageStreamVectorEnv, PlantVectorEnv, SyncTaskVectorEnv, VectorFeedback, make_vec
+from everloop.envs.data import from_arrays
 
 
 @pytest.fixture
@@ -103,8 +104,8 @@ def test_a_seed_gives_every_copy_a_chance_of_its_own(walk_id: str) -> None:
 def test_the_info_of_the_step_that_ends_an_episode_is_not_lost() -> None:
     """A vector of single streams reveals the label of every image shown, as the native one does."""
     source = {"images": np.arange(8 * 64, dtype=np.uint8).reshape(8, 8, 8) + 1, "labels": np.arange(8) % 2 + 1}
-    arrays = source | {"test_images": source["images"], "test_labels": source["labels"]}
-    env = SyncTaskVectorEnv([lambda: ImageStreamEnv(**arrays, episode_length=3)] * 2)
+    data = from_arrays(*source.values(), *source.values())
+    env = SyncTaskVectorEnv([lambda: ImageStreamEnv(data=data, episode_length=3)] * 2)
     obs, _ = env.reset(seed=0)
     for _ in range(7):
         shown = obs["image"][..., 0]

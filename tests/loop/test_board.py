@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from everloop.loop import Board, Evaluation, Listener, Plan, Result, SupervisedLearner, run, score_matrix_figure
+from everloop.loop import Board, Evaluation, Listener, Plan, Result, SupervisedLearner, Training, run, score_matrix_figure
 
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
 
@@ -35,7 +35,7 @@ Case = tuple[Result, Keep, EventAccumulator]
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Three tasks of digits, evaluated four times each."""
     folder, keep = tmp_path_factory.mktemp("board"), Keep()
-    learner = SupervisedLearner(mlp(), stream(), 1e-2)
+    learner = SupervisedLearner(mlp(), stream(), Training(1e-2))
     board = Board(folder)
     plan = Plan([[0], [1], [2]], [80] * 3, eval_every=24, consolidation_steps=4)
     result = run(learner, plan, stream(16, split="test"), stream(), [], [board, keep])

@@ -14,7 +14,8 @@ from loop_helpers import FlatNet, control_learner, mlp, plant, random_states, sa
 from torch import Tensor, nn
 
 from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv
-from everloop.loop import Learner, NotFiniteError, Strategy, SupervisedLearner, mean_return, scores
+from everloop.envs.data import from_arrays
+from everloop.loop import Learner, NotFiniteError, Strategy, SupervisedLearner, Training, mean_return, scores
 from everloop.loop.world import Task
 
 
@@ -30,7 +31,7 @@ def accuracy(learner: SupervisedLearner, world: ImageStreamVectorEnv, task: int)
 def learned() -> SupervisedLearner:
     """Somewhat good at all digits."""
     world = stream(32)
-    learner = SupervisedLearner(mlp(hidden=12), world, 1e-2)
+    learner = SupervisedLearner(mlp(hidden=12), world, Training(1e-2))
     learner.learn([0, 1, 2, 3, 4], 3200, lambda steps: None)
     return learner
 
@@ -73,7 +74,7 @@ class Told(nn.Module):
 def told_stream(num_envs: int = 3, **kwargs: Any) -> ImageStreamVectorEnv:
     labels = np.arange(20) % 4
     images = np.broadcast_to(labels[:, None, None], (20, 8, 8)).astype(np.uint8)
-    return ImageStreamVectorEnv(num_envs, images, labels, images, labels, split="test", **kwargs)
+    return ImageStreamVectorEnv(num_envs, from_arrays(images, labels, images, labels), split="test", **kwargs)
 
 
 def test_a_perfect_guesser_scores_1_and_one_that_is_always_wrong_less_than_0() -> None:

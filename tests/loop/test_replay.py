@@ -11,7 +11,7 @@ import torch
 from loop_helpers import control_learner, distance, ignore, keyword_grid, mlp, same, stream, weights
 from torch import Tensor
 
-from everloop.envs import digits
+from everloop.envs.data import digits
 from everloop.loop import Batch, Gaussian, Learner, Replay, SupervisedLearner
 
 
@@ -89,7 +89,7 @@ def test_the_update_is_along_the_loss_plus_strength_times_the_stored_examples_lo
 def test_stored_images_have_their_true_labels_and_tasks_as_bytes() -> None:
     learner, replay = digit_learner(), Replay(capacity=30)
     train(learner, replay, [0, 3])
-    images, labels, _, _ = digits()
+    images, labels = digits()[0].inputs, digits()[0].labels
     truth = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
     items = replay.memory.read(np.arange(len(replay.memory)))
     assert items["obs.image"].dtype == np.uint8

@@ -23,6 +23,7 @@ from everloop.loop import (
     Result,
     Strategy,
     SupervisedLearner,
+    Training,
     run,
     scores,
 )
@@ -35,7 +36,7 @@ FOREVER = 10**9
 def setting(kind: str, seed: int = 0) -> tuple[Learner, Any, Any]:
     """A learner, a world to evaluate in, a world to consolidate in."""
     if kind == "stream":
-        return SupervisedLearner(mlp(seed=seed), stream(seed=seed), 1e-2), stream(16, split="test"), stream()
+        return SupervisedLearner(mlp(seed=seed), stream(seed=seed), Training(1e-2)), stream(16, split="test"), stream()
     learner = control_learner(kind == "recurrent ppo", seed=seed)
     learner.model.set_random_seed(seed)
     return learner, plant(5), plant(4)
@@ -66,7 +67,7 @@ def test_looking_leaves_a_network_with_dropout_the_same_too() -> None:
         _, evaluation, consolidation = setting("stream")
         torch.manual_seed(0)
         module = FlatNet(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 10)))
-        learner = SupervisedLearner(module, stream(), 1e-2)
+        learner = SupervisedLearner(module, stream(), Training(1e-2))
         run(learner, plan(eval_every), evaluation, consolidation, [])
         return weights(module)
 

@@ -14,6 +14,7 @@ from stable_baselines3 import PPO
 from torch import Tensor
 
 from everloop.envs import ImageStreamVectorEnv
+from everloop.envs.data import from_arrays
 from everloop.loop import Batch, Learner, NotFiniteError, Strategy
 from everloop.loop.sb3 import SB3Learner
 
@@ -151,7 +152,7 @@ def image_stream(height: int, width: int, channels: int) -> ImageStreamVectorEnv
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, height, width, channels), dtype=np.uint8)
     labels = np.arange(24) % 4
-    return ImageStreamVectorEnv(4, images, labels, images, labels, episode_length=5)
+    return ImageStreamVectorEnv(4, from_arrays(images, labels, images, labels), episode_length=5)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 8, 3), (8, 10, 9)], ids=str)

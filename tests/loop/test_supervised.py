@@ -12,7 +12,7 @@ from loop_helpers import FlatNet, agent, ignore, mlp, plant, same, stream, weigh
 from torch import Tensor, nn
 
 from everloop.envs import SyncTaskVectorEnv
-from everloop.loop import Batch, Learner, NotFiniteError, Strategy, SupervisedLearner
+from everloop.loop import Batch, Learner, NotFiniteError, Strategy, SupervisedLearner, Training
 
 
 class Seen(Strategy):
@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit() -> None:
 
 def test_it_is_adam_on_the_cross_entropy_of_each_batch_as_it_comes() -> None:
     """Bit for bit the loop that anybody would write by hand."""
-    learner, plain = digit_learner(learning_rate=3e-3), digit_learner()
+    learner, plain = digit_learner(training=Training(3e-3)), digit_learner()
     optimizer = torch.optim.Adam(plain.module.parameters(), lr=3e-3, fused=True)
     learner.learn([2], 80, ignore)
     obs, _ = plain.world.reset(options={"task": 2})
@@ -144,7 +144,7 @@ def test_an_observation_that_is_not_finite_is_named_with_its_step() -> None:
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
 def test_a_learning_rate_that_cannot_be_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match=f"learning_rate is {rate}, allowed: more than 0"):
-        digit_learner(learning_rate=rate)
+        Training(learning_rate=rate)
 
 
 def test_the_loss_is_the_mean_negative_log_likelihood_and_has_no_side_effects() -> None:

@@ -21,6 +21,7 @@ class Examples:
     labels: int64 (N,), indices into `classes`; or tags (N, L), `NO_LABEL` where a token has none.
     classes: names of the classes, the same in every split.
     columns: name -> (N,) array of strings, whatever else is known about each example, such as its domain.
+    levels: every input is from 0 to levels - 1: grey levels, or the vocabulary's size.
     Raises ValueError, in one line that names the value, for arrays that do not fit together.
     """
 
@@ -28,6 +29,7 @@ class Examples:
     labels: npt.NDArray[np.int64]
     classes: Sequence[str]
     columns: Mapping[str, Array] = field(default_factory=dict)
+    levels: int = 256
 
     def __post_init__(self) -> None:
         inputs, labels = self.inputs, self.labels

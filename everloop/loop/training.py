@@ -1,0 +1,80 @@
+"""How a supervised learner trains: rate, precision, device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Training:
+    """Options of `SupervisedLearner`. Where the device or the network lacks one, it does nothing and leaves a note.
+
+    learning_rate: of Adam.
+    rate: "constant"; "cosine" falls to 0 over each task; "plateau" halves where the loss no longer falls, from the
+        full rate at each task's beginning; "drift" does the same without knowing tasks: it returns to the full rate
+        when a detector finds that the loss has jumped (extra `drift`).
+    precision: "bfloat16" computes forward passes in mixed precision. It needs no scaling of the loss, so strategies
+        see the gradients as they are.
+    accumulate: batches whose mean gradient makes one step.
+    checkpointing: recompute activations on the way back instead of keeping them; for networks with `checkpointing`.
+    channels_last: keep convolutions' weights channel by channel, as images come.
+    balanced: softmax with the labels' frequencies so far as prior, so that rare classes are not drowned
+        (Ren et al. 2020, "Balanced meta-softmax", eq. 4). In training only; for classes.
+    device: "auto" takes a GPU where there is one; else as torch names it. Batches reach a GPU from pinned memory,
+        while it still computes.
+    Raises ValueError, naming the value, for what is outside these ranges.
+    """
+
+    learning_rate: float = 1e-3
+    rate: Literal["constant", "cosine", "plateau", "drift"] = "constant"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = 1
+    checkpointing: bool = False
+    channels_last: bool = False
+    balanced: bool = False
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate is {self.learning_rate}, allowed: more than 0")
+        for name, allowed in (("rate", ("constant", "cosine", "plateau", "drift")), ("precision", ("float32", "bfloat16"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, allowed: {', '.join(allowed)}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate is {self.accumulate}, allowed: 1 or more")
+
+    def find_device(self) -> torch.device:
+        """The device that is asked for. Raises ValueError for one that this machine has not."""
+        if self.device == "auto":
+            return torch.device(torch.accelerator.current_accelerator() or "cpu" if torch.accelerator.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            first = str(error).splitlines()[0]
+            raise ValueError(f"device is {self.device!r}, allowed: one that torch finds on this machine ({first})") from None
+        return device
+
+    def prepare(self, module: nn.Module) -> list[str]:
+        """Set up `module` in place; returns the notes about what it or the device lacks."""
+        notes = []
+        device = self.find_device()
+        module.to(device)
+        if self.channels_last:
+            if any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            else:
+                notes.append("channels_last does nothing: the network has no convolutions")
+        if self.checkpointing:
+            able = [layer for layer in module.modules() if hasattr(layer, "checkpointing")]
+            for layer in able:
+                layer.checkpointing = True  # type: ignore[assignment]
+            if not able:
+                notes.append("checkpointing does nothing: the network has no layer that can recompute its activations")
+        if self.precision == "bfloat16" and not torch.amp.is_autocast_available(device.type):
+            notes.append(f"precision bfloat16 does nothing: no mixed precision on {device.type}")
+        return notes
