@@ -1,0 +1,91 @@
+"""Data sets of the Hugging Face Hub, and folders in its layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from everloop.envs.data.arrays import code_labels
+from everloop.envs.data.optional import first_line, needed
+from everloop.envs.data.pictures import CHUNK, Encoded
+
+COLUMN = r"u?int\d+|(large_)?string"  # types of labels and of further columns; class labels are int64 with names
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether it can be meant as one: `name` or `owner/name`."""
+    return isinstance(source, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source) is not None
+
+
+def load_splits(source: str, scratch: Path | None = None) -> Any:
+    """The splits by name, each a `datasets.Dataset`; with `scratch` what the library writes on the way goes there.
+
+    Raises ValueError, in one line, for what can't be found, reached or read.
+    """
+    datasets = needed("datasets", "data", "reading a data set")
+    try:
+        return datasets.load_dataset(source, cache_dir=None if scratch is None else str(scratch))
+    except Exception as error:  # of the network, the Hub, the file system, or of the reader of any format
+        allowed = "one of the Hub that can be reached or was before" if scratch is None else "a folder in the layout of the Hub"
+        raise ValueError(f"data set {source} can't be loaded ({first_line(error)}), allowed: {allowed}") from error
+
+
+def read_pictures(
+    data: Any, source: str | Path, image: str, label: str, columns: Sequence[str], test_split: str
+) -> tuple[Encoded, Encoded, Sequence[str]]:
+    """Train, test and the classes of loaded splits. Raises ValueError for what is missing or of another type."""
+    for split in ("train", test_split):
+        if split not in data:
+            raise ValueError(f"{source} has no split {split!r}, there are: {', '.join(data)}")
+        if not len(data[split]):
+            raise ValueError(f"{split} of {source} holds 0 examples, allowed: 1 or more")
+        for name in (image, label, *columns):
+            if name not in data[split].column_names:
+                raise ValueError(f"{source} has no column {name!r}, there are: {', '.join(data[split].column_names)}")
+    labels = [np.asarray(_values(data[split], split, label)) for split in ("train", test_split)]
+    classes: Sequence[str] | None = getattr(data["train"].features[label], "names", None)
+    if classes is None:
+        *labels, classes = code_labels(*labels)
+    train, test = (
+        _encoded(data[split], split, image, coded.astype(np.int64), columns)
+        for split, coded in zip(("train", test_split), labels, strict=True)
+    )
+    return train, test, classes
+
+
+def _encoded(data: Any, split: str, image: str, labels: npt.NDArray[np.int64], columns: Sequence[str]) -> Encoded:
+    kind = needed("datasets", "data", "reading a data set").Image
+    try:
+        raw = data.select_columns([image]).cast_column(image, kind(decode=False))
+    except Exception as error:  # pyarrow has a type for every misfit
+        raise ValueError(f"column {image!r} of {split} holds {data.features[image]}, allowed: images") from error
+
+    def pictures() -> Iterator[Any]:
+        for batch in raw.iter(CHUNK):
+            yield from batch[image]
+
+    strings = {name: _strings(data, split, name) for name in columns}
+    return Encoded(pictures, kind().decode_example, lambda row: f"row {row} of {split}", labels, strings)
+
+
+def _values(data: Any, split: str, name: str) -> list[Any]:
+    """A column of integers or strings. Raises ValueError for another type, and for a row without a value."""
+    feature = data.features[name]
+    if not re.fullmatch(COLUMN, dtype := str(getattr(feature, "dtype", feature))):
+        raise ValueError(f"column {name!r} of {split} holds {dtype}, allowed: class labels, integers or strings")
+    values, names = list(data[name]), getattr(feature, "names", None)
+    for row, value in enumerate(values):
+        if value is None or (names is not None and not 0 <= value < len(names)):  # the Hub's hidden labels are -1
+            allowed = "one" if names is None else f"0 to {len(names) - 1}"
+            raise ValueError(f"{name!r} in row {row} of {split} is {value}, allowed: {allowed}")
+    return values
+
+
+def _strings(data: Any, split: str, name: str) -> list[str]:
+    names = getattr(data.features[name], "names", None)
+    return [str(value) if names is None else names[value] for value in _values(data, split, name)]
