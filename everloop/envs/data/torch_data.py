@@ -50,11 +50,11 @@ def _read(data: MapDataset, split: str, shape: tuple[int, ...] | None) -> tuple[
         shape = shape or image.shape
         if image.shape != shape:
             raise ValueError(f"picture {i} of {split} has shape {image.shape}, allowed: {shape} as the first one of train")
-        if np.shape(label):
-            raise ValueError(f"label {i} of {split} has shape {np.shape(label)}, allowed: one integer or string")
+        if (value := np.asarray(label)).ndim:
+            raise ValueError(f"label {i} of {split} has shape {value.shape}, allowed: one integer or string")
         images = np.empty((len(data), *shape), np.uint8) if images is None else images
         images[i] = image
-        labels.append(np.asarray(label).item())
+        labels.append(value.item())
     assert images is not None
     return images, np.asarray(labels)
 
