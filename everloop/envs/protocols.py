@@ -62,7 +62,7 @@ class SplitClasses(Protocol):
         tasks = []
         for k, group in enumerate(groups):
             names = [train.classes[c] for c in group]
-            title = "-".join(names) if len(names) <= 4 else f"{names[0]}-to-{names[-1]}"
+            title = "-".join(names or ["no-classes"]) if len(names) <= 4 else f"{names[0]}-to-{names[-1]}"
             tasks.append(Task(k, title, {"classes": names}))
         within = np.full((len(groups), len(train.classes)), -1)
         joint = within.copy()

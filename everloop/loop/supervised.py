@@ -33,6 +33,9 @@ class SupervisedLearner(Learner):
     Raises ValueError for options that do not fit the world.
     """
 
+    mixed: bool = False  # forward passes in bfloat16
+    counts: Tensor | None = None  # of each label so far, for a balanced softmax
+
     def __init__(
         self,
         module: nn.Module,
@@ -47,7 +50,6 @@ class SupervisedLearner(Learner):
         self.optimizer = optimizer or torch.optim.Adam(module.parameters(), lr=training.learning_rate, fused=True)
         self.rate = RATES[training.rate](self.optimizer)
         self.mixed = training.precision == "bfloat16" and torch.amp.is_autocast_available(self.device.type)
-        self.counts: Tensor | None = None  # of each label seen so far
         if training.balanced:
             if not isinstance(self.likelihood, Categorical):
                 raise ValueError("balanced is True, allowed: only where the action is one class an example")
@@ -99,7 +101,7 @@ class SupervisedLearner(Learner):
             check_finite(obs, self.steps)
             shown = {name: to_tensor(value, device)[None] for name, value in obs.items()}
             outputs = self.apply(self.module, shown, empty, start)[0].prediction
-            guess = self.likelihood.mode(outputs).cpu().numpy()[0]
+            guess = self.likelihood.mode(outputs.detach()).cpu().numpy()[0]
             obs, _, _, _, info = self.world.step(guess)
             if "label" not in info:
                 raise ValueError('the world\'s info has no "label", allowed for supervised learning: worlds that reveal it')

@@ -1,72 +1,138 @@
-"""Each wrong input of the image stream is refused by one line that names it."""
+"""Each wrong input of a stream is refused by one line that names it, before anything is served."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 
-from everloop.envs import ImageStreamVectorEnv
+from everloop.envs import ByColumn, Examples, IBlurry, ImageStreamVectorEnv, Permuted, Rotated, Schedule, SplitClasses, TextStreamVectorEnv
 
 LABELS = np.arange(12) % 4
+NAMES = ("a", "b", "c", "d")
+IMAGES = np.zeros((12, 8, 8, 1), np.uint8)
 
 
-def arrays(**changes: Any) -> dict[str, Any]:
-    images = np.zeros((12, 8, 8), np.uint8)
-    return {"images": images, "labels": LABELS, "test_images": images, "test_labels": LABELS} | changes
+def examples(inputs: Any = IMAGES, labels: Any = LABELS, classes: Any = NAMES, **more: Any) -> Examples:
+    return Examples(inputs, labels, classes, **more)
 
 
-def refused(parameters: dict[str, Any], line: str) -> None:
+DATA = (examples(), examples())
+TEXTS = examples(np.zeros((12, 5), np.int32))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "line"),
+    [
+        ({"protocol": SplitClasses(3)}, r"^classes_per_task is 3, allowed: a divisor of the 4 classes"),
+        ({"protocol": SplitClasses(0)}, r"^classes_per_task is 0"),
+        ({"protocol": SplitClasses(-2)}, r"^classes_per_task is -2"),
+        ({"protocol": SplitClasses(groups=[["a"], ["e"]])}, r"^unknown class 'e': choose a number from 0 to 3 or one of a, b, c, d"),
+        ({"protocol": SplitClasses(groups=[["a", "b"], []])}, r"^task 1 \(no-classes\) has no example in the train split"),
+        ({"protocol": {"kind": "classes", "size": 2}}, r"^the protocol 'classes' does not take .*size"),
+        ({"protocol": {"kind": "magic"}}, r"^the protocol's kind is 'magic', allowed: classes, i-blurry, column, permuted, rotated"),
+        ({"protocol": Permuted(0)}, r"^num_tasks is 0, allowed: 1 or more"),
+        ({"protocol": Rotated(angles=[])}, r"^num_tasks is 0, allowed: 1 or more"),
+        ({"protocol": ByColumn("domain")}, r"^column is 'domain', allowed: none, the data has no columns"),
+        ({"protocol": IBlurry(1)}, r"^num_tasks is 1, allowed: a divisor, from 2 up, of the 4 classes"),
+        ({"protocol": IBlurry(3)}, r"^num_tasks is 3, allowed: a divisor"),
+        ({"protocol": IBlurry(2, disjoint_ratio=1.5)}, r"^disjoint_ratio is 1.5, allowed: 0 to 1"),
+        ({"protocol": IBlurry(2, blur_ratio=-0.5)}, r"^blur_ratio is -0.5, allowed: 0 to 1"),
+        ({"schedule": {"blur_ratio": 0.1, "speed": 3}}, r"^the schedule does not take .*speed"),
+        ({"schedule": Schedule(order=[0, 2])}, r"^the schedule's order is \[0, 2\], allowed: ids from 0 to 1, each once"),
+        ({"schedule": Schedule(order=[0, 0])}, r"^the schedule's order is \[0, 0\], allowed: ids from 0 to 1, each once"),
+        ({"schedule": Schedule(ood_ratio=0.1, ood=["fog"])}, r"^ood is 'fog', allowed: noise, gaussian-noise, "),
+        ({"schedule": Schedule(ood=["other"])}, r"^ood is 'other', allowed: noise, "),
+        ({"schedule": Schedule(ood=[])}, r"^ood is empty, allowed: at least one of noise, "),
+        ({"ood_data": np.zeros((3, 9, 9, 1), np.uint8)}, r"^ood_data is uint8 of shape \(3, 9, 9, 1\), allowed: uint8 \(N, 8, 8, 1\)"),
+        ({"ood_data": np.zeros((3, 8, 8, 1))}, r"^ood_data is float64 of shape \(3, 8, 8, 1\), allowed: uint8"),
+        ({"split": "valid"}, r"^split is 'valid', allowed: train, test"),
+        ({"label_space": "local"}, r"^label_space is 'local', allowed: global, within_task"),
+        ({"episode_length": 0}, r"^episode_length is 0, allowed: 1 or more"),
+        ({"workers": -1}, r"^workers is -1, allowed: 0 or more"),
+        ({"num_envs": 0}, r"^num_envs is 0, allowed: 1 or more"),
+        (
+            {"data": (examples(), examples(IMAGES[:, :7]))},
+            r"^test examples have shape \(7, 8, 1\) each, allowed: \(8, 8, 1\) as in training",
+        ),
+        ({"data": (examples(), examples(classes=("a", "b", "c", "e")))}, r"^the test classes are .*'e'.*, allowed: those of training"),
+        ({"data": (examples(), examples(labels=LABELS % 2)), "split": "test"}, r"^task 1 \(c-d\) has no example in the test split"),
+        ({"data": (TEXTS, TEXTS)}, r"^train images are int32 of shape \(12, 5\), allowed: uint8 \(N, H, W, C\)"),
+    ],
+)
+def test_what_is_wrong_is_named(parameters: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line) as caught:
-        ImageStreamVectorEnv(**parameters)
+        ImageStreamVectorEnv(**({"data": DATA} | parameters))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "line"),
+    ("parameters", "line"),
     [
-        ({"labels": LABELS[:11]}, r"^images hold 12 examples and labels have shape \(11,\), allowed: \(12,\)"),
-        ({"test_labels": LABELS[:5]}, r"^test_images hold 12 examples and test_labels have shape \(5,\)"),
-        ({"labels": LABELS[:, None]}, r"^images hold 12 examples and labels have shape \(12, 1\)"),
-        ({"images": np.zeros((12, 8, 8))}, r"^images have dtype float64 and shape \(12, 8, 8\), allowed: uint8"),
-        ({"test_images": np.zeros((12, 8, 8), np.int64)}, r"^test_images have dtype int64"),
-        ({"images": np.zeros((12, 64), np.uint8)}, r"^images have dtype uint8 and shape \(12, 64\), allowed: uint8, \(N, H, W\)"),
-        ({"labels": LABELS.astype(float)}, r"^labels have dtype float64, allowed: integers"),
-        ({"test_labels": LABELS.astype(str)}, r"^test_labels have dtype <U"),
-        ({"labels": LABELS - 1}, r"^labels .*-1"),
-        ({"test_images": np.zeros((12, 9, 9), np.uint8)}, r"test_images.*\(9, 9, 1\)"),
-        ({"test_images": np.zeros((12, 8, 8, 3), np.uint8)}, r"test_images.*\(8, 8, 3\)"),
-        ({"images": np.zeros((0, 8, 8), np.uint8), "labels": LABELS[:0]}, r"images hold 0 examples"),
-        ({"classes_per_task": 3}, r"^classes_per_task is 3, allowed: a divisor of the 4 classes"),
-        ({"classes_per_task": 0}, r"^classes_per_task is 0"),
-        ({"classes_per_task": -2}, r"^classes_per_task is -2"),
-        ({"split": "valid"}, r"^split is 'valid', allowed: train, test"),
-        ({"label_space": "local"}, r"^label_space is 'local', allowed: global, within_task"),
-        ({"episode_length": 0}, r"^episode_length is 0, allowed: 1 or more"),
-        ({"num_envs": 0}, r"^num_envs is 0, allowed: 1 or more"),
-        ({"test_labels": LABELS + 5, "split": "test"}, r"^label 5 is in the test labels only"),
-        ({"test_labels": LABELS % 2, "split": "test"}, r"^task 1 \(classes 2, 3\) has no example in the test split"),
+        ({"data": None}, r"^data is None, allowed: \(train, test\) examples, a Hub id or a local folder"),
+        ({"data": DATA}, r"^train texts are uint8 of shape \(12, 8, 8, 1\), allowed: int32 token ids \(N, L\)"),
+        (
+            {"data": (TEXTS, TEXTS), "protocol": Permuted(2)},
+            r"^inputs have shape \(12, 5\), allowed for permuted and rotated pixels: images",
+        ),
+        (
+            {"data": (examples(TEXTS.inputs, np.zeros((12, 5), np.int64)),) * 2},
+            r"^the labels are tags, one a token, allowed for a split by classes: one label an example",
+        ),
+        ({"data": (TEXTS, TEXTS), "schedule": Schedule(ood=["blur"])}, r"^ood is 'blur', allowed: noise, shuffled, dropped"),
     ],
 )
-def test_what_is_wrong_is_named(changes: dict[str, Any], line: str) -> None:
-    refused(arrays(**changes), line)
+def test_what_is_wrong_with_texts_is_named(parameters: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=line) as caught:
+        TextStreamVectorEnv(**parameters)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("missing", ["images", "labels", "test_images", "test_labels"])
-def test_the_four_arrays_go_together(missing: str) -> None:
-    line = "^images, labels, test_images and test_labels go together: give all four or none"
-    refused(arrays(**{missing: None}), line)
-    refused({missing: arrays()[missing]}, line)
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"blur_ratio": 1.2}, r"^blur_ratio is 1.2, allowed: 0 to 1"),
+        ({"other_task_ratio": -0.1}, r"^other_task_ratio is -0.1, allowed: 0 to 1"),
+        ({"ood_ratio": float("nan")}, r"^ood_ratio is nan, allowed: 0 to 1"),
+        ({"gradual": 2.0}, r"^gradual is 2.0, allowed: 0 to 1"),
+        ({"passes": 0}, r"^passes is 0, allowed: 1 or more"),
+        (
+            {"blur_ratio": 0.5, "other_task_ratio": 0.25, "ood_ratio": 0.25},
+            r"^blur_ratio \+ other_task_ratio \+ ood_ratio is 1, allowed: less",
+        ),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(values: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        Schedule(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"inputs": IMAGES[:0], "labels": LABELS[:0]}, r"^there are 0 examples, allowed: 1 or more"),
+        ({"labels": LABELS[:11]}, r"^12 examples have labels of shape \(11,\), allowed: \(12,\)"),
+        ({"labels": LABELS - 1}, r"^label -1 is not among the 4 classes, allowed: 0 to 3"),
+        ({"labels": LABELS + 1}, r"^label 4 is not among the 4 classes, allowed: 0 to 3"),
+        ({"columns": {"domain": np.array(["x"])}}, r"^column 'domain' has shape \(1,\), allowed: \(12,\)"),
+    ],
+)
+def test_examples_that_do_not_fit_together_are_refused(values: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        examples(**values)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (5,), (4, 2)])
 def test_guesses_of_the_wrong_shape_are_refused_and_skip_no_example(shape: tuple[int, ...]) -> None:
-    env = ImageStreamVectorEnv(4, **arrays(), split="test")
+    env = ImageStreamVectorEnv(4, DATA)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"actions have shape \(.*\), allowed: \(4,\)"):
+    shown = env.state_dict()["pending"]
+    with pytest.raises(ValueError, match=r"^actions have shape .*, allowed: \(4,\)"):
         env.step(np.zeros(shape, int))
-    assert env.step(np.zeros(4, int))[4]["index"].tolist() == [0, 1, 4, 5]
+    np.testing.assert_array_equal(env.state_dict()["pending"], shown)
 
 
-def test_unknown_tasks_are_refused_where_examples_are_counted() -> None:
-    with pytest.raises(ValueError, match="unknown task 2"):
-        ImageStreamVectorEnv(**arrays()).examples(2)
+def test_a_state_of_another_stream_is_refused() -> None:
+    env = ImageStreamVectorEnv(4, DATA)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"^the state is of 2 tasks and 4 copies, allowed: 2 tasks and 3 copies"):
+        ImageStreamVectorEnv(3, DATA).load_state_dict(env.state_dict())

@@ -22,7 +22,7 @@ from everloop.loop.world import Task
 def accuracy(learner: SupervisedLearner, world: ImageStreamVectorEnv, task: int) -> float:
     """The share of the split's examples of `task` that are guessed right, all at once."""
     rows = world._rows[task]
-    images, labels = torch.from_numpy(world._images[rows])[None], world._targets[rows]
+    images, labels = torch.from_numpy(world._inputs[rows])[None], world._labels[rows]
     logits = learner.module({"image": images}, torch.zeros(len(rows), 1), torch.ones(1, len(rows), dtype=torch.bool))[0].prediction
     return float((logits[0].argmax(-1).numpy() == labels).mean())
 

@@ -79,7 +79,7 @@ def test_each_batch_pairs_an_image_with_its_own_label_and_task() -> None:
     learner, seen = digit_learner(), Seen()
     learner.attach([seen])
     learner.learn([1, 3], 80, ignore)
-    truth = {image.tobytes(): label for image, label in zip(learner.world._images, learner.world._labels, strict=True)}  # type: ignore[attr-defined]
+    truth = {image.tobytes(): label for image, label in zip(learner.world._inputs, learner.world._labels, strict=True)}  # type: ignore[attr-defined]
     assert len(seen.batches) == 10
     for batch in seen.batches:
         assert (batch.length, len(batch)) == (1, 8)
@@ -102,7 +102,7 @@ def test_labels_are_the_right_ones_where_an_episode_ends() -> None:
     learner.attach([seen])
     learner.learn([4], 24, ignore)  # a task without the label 0
     images = stream(1)
-    truth = {image.tobytes(): label for image, label in zip(images._images, images._labels, strict=True)}
+    truth = {image.tobytes(): label for image, label in zip(images._inputs, images._labels, strict=True)}
     for batch in seen.batches:
         assert batch.target is not None
         assert batch.target[0].tolist() == [truth[image.numpy().tobytes()] for image in batch.obs["image"][0]]

@@ -1,0 +1,188 @@
+"""What gets among a task's examples: how much of it, where, and that nothing of it can be seen."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stream_helpers import infos, stream
+
+from everloop.envs import PRESETS, ImageStreamVectorEnv, Schedule, SplitClasses
+from everloop.envs.corruptions import IMAGE_ALTERATIONS, TEXT_ALTERATIONS
+from everloop.envs.data import digits
+from everloop.envs.schedule import EPOCH, KEY, OOD, ORIGIN, ROW
+
+ROWS = [np.arange(k * 1000, k * 1000 + n) for k, n in enumerate((300, 200, 500, 100))]
+ratios = st.floats(0, 0.3)
+
+
+@given(blur=ratios, other=ratios, ood=ratios, task=st.integers(0, 3), epoch=st.integers(0, 3), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=80)
+def test_a_pass_serves_each_own_example_once_and_the_rest_in_the_asked_ratios(
+    blur: float, other: float, ood: float, task: int, epoch: int, seed: int
+) -> None:
+    plan = Schedule(blur, other, ood).plan(seed, ROWS, task, epoch, kinds=3)
+    clean = plan[OOD] == 0
+    own = clean & (plan[ORIGIN] == task)
+    assert sorted(plan[ROW, own]) == ROWS[task].tolist()
+    assert all(row in ROWS[origin] for row, origin in zip(plan[ROW], plan[ORIGIN], strict=True)), "every index is of the right task"
+    n = plan.shape[1]
+    wanted = {"next": blur if task < 3 else 0.0, "past": other if task > 0 else 0.0, "ood": ood}
+    found = {"next": clean & (plan[ORIGIN] == task + 1), "past": clean & (plan[ORIGIN] < task), "ood": ~clean}
+    for name, ratio in wanted.items():
+        assert abs(found[name].sum() - ratio * n) <= 1.5, name  # exact but for the rounding of whole examples
+    assert own.sum() + sum(mask.sum() for mask in found.values()) == n
+    assert (plan[EPOCH] == epoch).all()
+    assert (plan[ORIGIN, ~clean] == task).all()
+    assert set(plan[OOD, ~clean]) <= {1, 2, 3}
+    assert (plan[KEY, clean] == 0).all()
+
+
+def test_past_tasks_interfere_by_their_sizes() -> None:
+    plan = Schedule(other_task_ratio=0.5).plan(0, ROWS, 2, 0, 1)
+    assert [(plan[ORIGIN] == k).sum() for k in range(4)] == [300, 200, 500, 0]
+
+
+def test_order_says_what_is_next_and_what_is_past() -> None:
+    schedule = Schedule(0.2, 0.2, order=[3, 1, 0])
+    neighbours = {task: set(schedule.plan(0, ROWS, task, 0, 1)[ORIGIN]) for task in (3, 1, 0, 2)}
+    assert neighbours == {3: {3, 1}, 1: {1, 0, 3}, 0: {0, 3, 1}, 2: {2}}
+
+
+@pytest.mark.parametrize("passes", [1, 4])
+@pytest.mark.parametrize("gradual", [0.5, 1.0])
+def test_a_gradual_change_is_linear_from_nothing_to_one_half_at_the_boundary(gradual: float, passes: int) -> None:
+    """The share of the neighbours' examples by place in the visit, over many seeds, against the line."""
+    bins = 20
+    after, before, total = np.zeros(bins), np.zeros(bins), np.zeros(bins)
+    for seed in range(60):
+        visit = np.concatenate([Schedule(gradual=gradual, passes=passes).plan(seed, ROWS, 2, e, 1) for e in range(passes)], axis=1)
+        own = np.cumsum(visit[ORIGIN] == 2) / (500 * passes)  # place in the visit, by the task's own examples
+        place = np.minimum((own * bins).astype(int), bins - 1)
+        total += np.bincount(place, minlength=bins)
+        after += np.bincount(place, visit[ORIGIN] == 3, minlength=bins)
+        before += np.bincount(place, visit[ORIGIN] == 1, minlength=bins)
+    v = (np.arange(bins) + 0.5) / bins
+    p = 0.5 * np.clip(1 - (1 - v) / (gradual / 2), 0, 1)
+    q = p[::-1]
+    scale = 1 / (1 - p) + 1 / (1 - q) - 1  # both neighbours among the own
+    np.testing.assert_allclose(after / total, p / (1 - p) / scale, atol=0.03)
+    np.testing.assert_allclose(before / total, q / (1 - q) / scale, atol=0.03)
+    assert abs(after[-1] / total[-1] - 0.5) < 0.05 + 1 / bins / gradual
+
+
+def test_presets_are_as_published() -> None:
+    assert {name: tuple(values.values()) for name, values in PRESETS.items()} == {
+        "easy": (0.0, 0.0, 0.0),
+        "moderate": (0.1, 0.05, 0.05),
+        "hard": (0.2, 0.1, 0.1),
+    }
+    assert all(list(values) == ["blur_ratio", "other_task_ratio", "ood_ratio"] for values in PRESETS.values())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_served_examples_say_what_they_were_in_info_alone(preset: str) -> None:
+    """Their truth, their task, and whether they were altered; the label stays that of the image shown."""
+    source = digits()
+    env = ImageStreamVectorEnv(8, source, schedule=PRESETS[preset])
+    env.reset(seed=0, options={"task": 2})
+    kept: dict[str, list[Any]] = {"image": [], "ood": [], "index": [], "origin": [], "leaked": [], "label": []}
+    obs = env.reset()[0]
+    for _ in range(env.examples(2) // 8):
+        kept["image"].append(obs["image"])
+        obs, *_, info = env.step(np.zeros(8, int))
+        for key in list(kept)[1:]:
+            kept[key].append(info[key])
+    got = {key: np.concatenate(values) for key, values in kept.items()}
+    np.testing.assert_array_equal(got["label"], source[0].labels[got["index"]])
+    np.testing.assert_array_equal(got["origin"], got["label"] // 2)
+    np.testing.assert_array_equal(got["leaked"], got["origin"] != 2)
+    altered = (got["image"] != source[0].inputs[got["index"]]).any((1, 2, 3))
+    np.testing.assert_array_equal(altered, got["ood"])
+    ratios = PRESETS[preset]
+    for name, mask in (("blur_ratio", got["origin"] == 3), ("other_task_ratio", got["origin"] < 2), ("ood_ratio", got["ood"])):
+        assert abs(mask.mean() - ratios[name]) < 0.01
+    assert set(env.single_observation_space.spaces) == {"image"}  # type: ignore[attr-defined]
+
+
+def test_the_test_split_is_always_clean() -> None:
+    env = stream(4, split="test", schedule=PRESETS["hard"], seed=0)
+    served = infos(env, 10)
+    assert not served["ood"].any()
+    assert not served["leaked"].any()
+
+
+def test_a_cue_tells_the_task_of_the_example_that_is_shown() -> None:
+    env = stream(4, task_cue=True, label_space="within_task", schedule=Schedule(0.3, 0.3), seed=0)
+    obs, _ = env.reset(options={"task": 1})
+    for _ in range(20):
+        told = obs["cue"].argmax(-1)
+        obs, *_, info = env.step(np.zeros(4, int))
+        np.testing.assert_array_equal(told, info["origin"])
+
+
+def test_other_data_takes_the_place_of_examples() -> None:
+    other = np.full((3, 8, 8, 1), 7, np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None]
+    env = stream(4, examples=200, schedule=Schedule(ood_ratio=0.5, ood=["other"]), ood_data=other, seed=0)
+    obs = env.reset()[0]
+    seen = set()
+    for _ in range(30):
+        shown = obs["image"]
+        obs, *_, info = env.step(np.zeros(4, int))
+        flat = shown.reshape(4, -1)
+        np.testing.assert_array_equal((flat == flat[:, :1]).all(1), info["ood"])
+        seen |= set(flat[info["ood"], 0].tolist())
+    assert seen == {7, 8, 9}
+
+
+@pytest.mark.parametrize("name", IMAGE_ALTERATIONS)
+def test_alterations_of_images_keep_shape_and_type_and_hang_on_the_generator_alone(name: str) -> None:
+    image = np.random.default_rng(0).integers(40, 200, (9, 12, 3), np.uint8)
+    a, b = (IMAGE_ALTERATIONS[name](image, np.random.default_rng(1)) for _ in range(2))
+    assert (a.shape, a.dtype) == (image.shape, image.dtype)
+    np.testing.assert_array_equal(a, b)
+    assert (a != image).mean() > 0.15
+    assert not np.shares_memory(a, image)
+
+
+def test_alterations_of_images_do_what_their_names_say() -> None:
+    rng = np.random.default_rng(0)
+    flat, image = np.full((60, 60, 1), 128, np.uint8), rng.integers(0, 256, (60, 60, 1), np.uint8)
+    noisy = IMAGE_ALTERATIONS["gaussian-noise"](flat, rng).astype(float)
+    assert abs(noisy.std() - 50) < 3
+    hit = IMAGE_ALTERATIONS["impulse-noise"](flat, rng)
+    assert abs((hit != 128).mean() - 0.2) < 0.03
+    assert set(np.unique(hit)) == {0, 128, 255}
+    np.testing.assert_array_equal(IMAGE_ALTERATIONS["inverted"](image, rng), 255 - image)
+    assert abs(IMAGE_ALTERATIONS["low-contrast"](image, rng).std() / image.std() - 0.25) < 0.01
+    assert IMAGE_ALTERATIONS["blur"](image, rng).std() < 0.3 * image.std()
+    counts = np.bincount(IMAGE_ALTERATIONS["noise"](np.zeros((200, 200, 1), np.uint8), rng).ravel(), minlength=256)
+    assert (abs(counts - 156.25) < 6 * 12.5).all()
+
+
+def test_alterations_of_texts_do_what_their_names_say() -> None:
+    rng = np.random.default_rng(0)
+    tokens = np.concatenate([rng.permutation(np.arange(1, 401)), np.zeros(100, int)]).astype(np.int32)
+    shuffled, dropped, noise = (TEXT_ALTERATIONS[name](tokens, rng) for name in ("shuffled", "dropped", "noise"))
+    assert sorted(shuffled) == sorted(tokens)
+    assert (shuffled != tokens).any()
+    assert abs((dropped[:400] == 0).mean() - 0.3) < 0.1
+    np.testing.assert_array_equal(dropped[dropped > 0], tokens[dropped > 0])
+    for altered in (shuffled, dropped, noise):
+        assert altered.dtype == np.int32
+        assert (altered[400:] == 0).all(), "padding stays padding"
+    assert (noise[:400] > 0).all()
+    assert (noise != tokens).mean() > 0.7
+
+
+def test_within_a_pass_the_place_tells_nothing_about_label_task_or_alteration() -> None:
+    """Rank correlation of the place with each of them, over many examples: as near to 0 as chance has it."""
+    env = ImageStreamVectorEnv(1, protocol=SplitClasses(5), schedule=PRESETS["hard"])
+    n, correlations = env.examples(1), []
+    for seed in range(8):
+        env.reset(seed=seed, options={"task": 1})
+        served = infos(env, n)
+        place = np.arange(n)
+        correlations.append([np.corrcoef(place, served[key].astype(float))[0, 1] for key in ("label", "index", "leaked", "ood")])
+    assert (np.abs(np.mean(correlations, 0)) < 4 / np.sqrt(8 * n)).all()
