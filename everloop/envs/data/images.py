@@ -40,7 +40,7 @@ def load_images(
             raise ValueError(f"source is {str(source)!r}, allowed: a folder that exists, or the id of a data set on the Hub")
         data = load_splits(str(source))
         files = [file["filename"] for split in sorted(data) for file in data[split].cache_files]  # their paths tell the revision
-        key = f"images-{fingerprint(arguments, *files)}"
+        key = f"images-{fingerprint(arguments, str(source), *files)}"
         return decoded(key, lambda _: read_pictures(data, source, image, label, columns, test_split), size)
     key = f"images-{fingerprint(arguments, folder)}"
     if (folder / "train").is_dir() and class_folders(folder / "train"):

@@ -74,6 +74,7 @@ def decoded(key: str, read: Callable[[Path], tuple[Encoded, Encoded, Sequence[st
     """
 
     def write(folder: Path) -> None:
+        needed("PIL.Image", "data", "reading images")
         with TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
             train, test, classes = read(Path(scratch))
             splits = dict(zip(SPLITS, (train, test), strict=True))
@@ -135,5 +136,5 @@ def pixels(picture: Any, mode: str, size: Size) -> Array:
     if picture.mode != mode:
         picture = picture.convert(mode)
     if picture.size != size[::-1]:
-        picture = needed("PIL.ImageOps", "data", "resizing images").fit(picture, size[::-1])
+        picture = needed("PIL.ImageOps", "data", "reading images").fit(picture, size[::-1])
     return np.asarray(picture).reshape(*size, len(mode))

@@ -88,6 +88,15 @@ def test_a_broken_file_and_an_empty_split_are_named(tmp_path: Path, cache: Path)
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.parametrize("missing", ["PIL", "PIL.Image"])
+def test_a_missing_library_is_not_taken_for_a_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    root = write_folders(tmp_path / "set", {"train/a/0.png": noise(4, 4), "test/a/0.png": noise(4, 4)})
+    for name in ("PIL", "PIL.Image"):
+        monkeypatch.setitem(sys.modules, name, None) if name == missing else monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match=r'^reading images needs the package PIL: pip install "everloop\[data\]"$'):
+        load_images(root)
+
+
 def imagenet(root: Path) -> dict[str, Any]:
     """Two classes, of 23 and 10 pictures, one of them grey."""
     counts = {"n01440764": 23, "n01443537": 10}
