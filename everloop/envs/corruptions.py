@@ -98,4 +98,5 @@ def find_alterations(names: Sequence[str], known: Mapping[str, Alteration]) -> l
 
 
 def _pixels(values: npt.NDArray[Any]) -> Example:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    pixels: Example = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return pixels

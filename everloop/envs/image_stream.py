@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from everloop.envs.corruptions import IMAGE_ALTERATIONS
-from everloop.envs.data import Examples
+from everloop.envs.data import Examples, digits, load_images
 from everloop.envs.stream import StreamEnv, StreamVectorEnv
 
 
@@ -25,15 +25,13 @@ class ImageStreamVectorEnv(StreamVectorEnv):
 
     @staticmethod
     def _load(data: Any) -> tuple[Examples, Examples]:
-        from everloop.envs.data import digits, load_images
-
         if data is None:
             return digits()
-        train, test = load_images(data) if isinstance(data, str | Path) else data
-        for name, part in (("train", train), ("test", test)):
+        pair: tuple[Examples, Examples] = load_images(data) if isinstance(data, str | Path) else data
+        for name, part in zip(("train", "test"), pair, strict=True):
             if part.inputs.dtype != np.uint8 or part.inputs.ndim != 4:
                 raise ValueError(f"{name} images are {part.inputs.dtype} of shape {part.inputs.shape}, allowed: uint8 (N, H, W, C)")
-        return train, test
+        return pair
 
     @staticmethod
     def _input_space(data: Examples) -> spaces.Box:

@@ -147,7 +147,7 @@ class StreamVectorEnv(TaskVectorEnv):
 
     def examples(self, task: int | str) -> int:
         """How many examples one pass over `task` serves, with all that gets among them."""
-        return self._make_plan(find_task(self.tasks, task).id, 0).shape[1]
+        return len(self._make_plan(find_task(self.tasks, task).id, 0)[0])
 
     def _make_plan(self, task: int, epoch: int) -> Plan:
         plan = self.schedule.plan(self._seed, self._rows, task, epoch, len(self._alterations))

@@ -29,11 +29,11 @@ class TextStreamVectorEnv(StreamVectorEnv):
 
         if data is None:
             raise ValueError("data is None, allowed: (train, test) examples, a Hub id or a local folder")
-        train, test = load_text(data) if isinstance(data, str | Path) else data
-        for name, part in (("train", train), ("test", test)):
+        pair: tuple[Examples, Examples] = load_text(data) if isinstance(data, str | Path) else data
+        for name, part in zip(("train", "test"), pair, strict=True):
             if part.inputs.dtype != np.int32 or part.inputs.ndim != 2:
                 raise ValueError(f"{name} texts are {part.inputs.dtype} of shape {part.inputs.shape}, allowed: int32 token ids (N, L)")
-        return train, test
+        return pair
 
     @staticmethod
     def _input_space(data: Examples) -> spaces.Box:

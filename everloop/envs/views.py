@@ -39,7 +39,8 @@ def rotate_pixels(height: int, width: int, angles: Sequence[float]) -> View:
         index, weight = corners(task)
         flat = images.reshape(len(images), -1, images.shape[-1])
         turned = sum(flat[:, i] * w[:, None] for i, w in zip(index, weight, strict=True))
-        return np.rint(turned).astype(np.uint8).reshape(images.shape)
+        whole: Images = np.rint(turned).astype(np.uint8).reshape(images.shape)
+        return whole
 
     return view
 

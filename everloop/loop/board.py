@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class Board(Listener):
     """Writes a run as TensorBoard events: score, forgetting and divergence of every task over all steps.
 
-    SCALARS: score/<task>, forgetting/<task>, average/score and average/forgetting after each phase,
+    SCALARS: score/<task>, forgetting/<task>, average/score, average/forgetting and average/anytime after each phase,
         kl/<task>/<module>, weights/<task>/<module>, train/...
     CUSTOM SCALARS: one chart with all tasks' scores, one with all their forgetting.
     IMAGES: the score matrix after each phase.
@@ -58,10 +59,15 @@ class Board(Listener):
         self.writer.close()
 
     def _scalar(self, name: str, value: float, step: int) -> None:
-        self.writer.add_scalar(name, value, step)
+        if math.isfinite(value):  # a task that was not measured has no point
+            self.writer.add_scalar(name, value, step)
 
     def _averages(self, result: Result, step: int) -> None:
-        for name, value in (("score", result.average_score), ("forgetting", result.forgetting)):
+        for name, value in (
+            ("score", result.average_score),
+            ("forgetting", result.forgetting),
+            ("anytime", result.anytime_score),
+        ):
             if value is not None:
                 self._scalar(f"average/{name}", value, step)
 
@@ -86,6 +92,6 @@ def score_matrix_figure(results: dict[str, Result]) -> Figure:
         for i, row in enumerate(rows):
             for j, score in enumerate(row):
                 ink = "white" if abs(score) > 0.6 else "black"
-                axes.text(j, i, f"{score:.2f}", ha="center", va="center", fontsize=8, color=ink)
+                axes.text(j, i, f"{score:.2f}" if math.isfinite(score) else "", ha="center", va="center", fontsize=8, color=ink)
     figure.colorbar(image, ax=figure.axes, label="score (0 random, 1 best)", shrink=0.8)
     return figure

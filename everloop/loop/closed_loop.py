@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from everloop.loop.batch import Batch
-from everloop.loop.evaluate import scores
+from everloop.loop.evaluate import returns, scaled
 from everloop.loop.learner import Learner
 from everloop.loop.monitors import Divergence
 from everloop.loop.result import Evaluation, Result
@@ -28,7 +29,7 @@ class Listener:
         """`steps` more world steps have been learned from."""
 
     def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
-        """All tasks were evaluated: the last of `result.evaluations`."""
+        """Tasks were evaluated: the last of `result.evaluations`; nan for a task that was not."""
 
     def on_scalars(self, step: int, scalars: dict[str, float]) -> None:
         """Numbers about the training itself."""
@@ -42,7 +43,8 @@ class Plan:
     """What is trained and how it is measured.
 
     phases: the task ids of each phase; steps: world steps for each phase, divided among its tasks.
-    eval_every: world steps between evaluations of all tasks. seed: of evaluation and consolidation.
+    eval_every: world steps between evaluations. seed: of evaluation and consolidation.
+    eval_tasks: which tasks an evaluation measures: "all", or those "seen" so far. Forward transfer needs all.
     consolidation_steps: world steps played after a task for the strategies' `end_task` and the probes.
     Raises ValueError for an empty schedule and numbers below 1.
     """
@@ -52,6 +54,7 @@ class Plan:
     eval_every: int
     consolidation_steps: int
     seed: int = 0
+    eval_tasks: Literal["all", "seen"] = "all"
 
     def __post_init__(self) -> None:
         if not self.phases or not all(self.phases):
@@ -100,10 +103,13 @@ class _Run:
         self.phase = 0
         learner.attach(strategies)
         names = [task.name for task in evaluation.tasks]
-        self.result = Result(names, [list(p) for p in plan.phases], before=self.measure())
+        self.result = Result(names, [list(p) for p in plan.phases], before=self.measure(phases=0).scores)
 
-    def measure(self) -> list[float]:
-        return scores(self.learner, self.evaluation, self.strategies, self.plan.seed)
+    def measure(self, phases: int) -> Evaluation:
+        """An evaluation now, when `phases` phases have begun."""
+        seen = {task for tasks in self.plan.phases[:phases] for task in tasks}
+        now = returns(self.learner, self.evaluation, self.strategies, self.plan.seed, None if self.plan.eval_tasks == "all" else seen)
+        return Evaluation(self.learner.steps, max(0, phases - 1), scaled(self.evaluation, now), now)
 
     def go(self) -> Result:
         began = time.perf_counter()
@@ -132,8 +138,9 @@ class _Run:
             for strategy in self.strategies:
                 strategy.end_task(task, self.learner, [batch])
             self.divergence.remember(task.name, self.learner, _spread(batch, PROBE))
-        now = self.measure()
-        self.result.scores.append(now)
+        now = self.measure(self.phase + 1)
+        self.result.scores.append(now.scores)
+        self.result.returns.append(now.returns)
         self.record(now)
 
     def tick(self, steps: int) -> None:
@@ -141,11 +148,11 @@ class _Run:
             listener.on_steps(steps)
         last = self.result.evaluations[-1].step if self.result.evaluations else 0
         if self.learner.steps < self.phase_end and self.learner.steps - last >= self.plan.eval_every:
-            self.record(self.measure())
+            self.record(self.measure(self.phase + 1))
 
-    def record(self, now: list[float]) -> None:
+    def record(self, now: Evaluation) -> None:
         self.result.steps = self.learner.steps
-        self.result.evaluations.append(Evaluation(self.learner.steps, self.phase, now))
+        self.result.evaluations.append(now)
         divergence = self.divergence.update(self.learner).values
         for listener in self.listeners:
             listener.on_evaluation(self.result, divergence)

@@ -8,7 +8,7 @@ cannot be computed, for example forgetting after a single phase or with a nan sc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 Matrix = Sequence[Sequence[float]]
 Phases = Sequence[Sequence[int]]
@@ -66,3 +66,16 @@ def forward_transfer(S: Matrix, phases: Phases, before: Sequence[float]) -> floa
 def learning_accuracy(S: Matrix, phases: Phases) -> float | None:
     """mean_j S[j][j], the score right after a task's own training (Riemer et al. 2019, LA)."""
     return _mean([S[_last(phases, j)][j] for j in _trained(phases)])
+
+
+def anytime_score(steps: Sequence[int], scores: Matrix, seen: Sequence[Collection[int]]) -> float | None:
+    """sum_e (t_e - t_(e-1)) * mean_j scores[e][j] / t_E, over evaluations e at steps t_e and the tasks seen[e] by then.
+
+    The area under the curve of the average score over what has been seen, for whoever may be asked at any time
+    (Koh et al. 2022, "Online continual learning on class incremental blurry task configuration", A_AUC).
+    """
+    averages = [_mean([row[j] for j in tasks]) for row, tasks in zip(scores, seen, strict=True)]
+    if not averages or None in averages:
+        return None
+    spans = [now - last for now, last in zip(steps, [0, *steps[:-1]], strict=True)]
+    return sum(span * average for span, average in zip(spans, averages, strict=True) if average is not None) / steps[-1]

@@ -13,11 +13,12 @@ from everloop.loop import metrics
 
 @dataclass
 class Evaluation:
-    """Scores of all tasks after `step` world steps of learning."""
+    """Scores and returns of the tasks after `step` world steps of learning; nan for those not measured."""
 
     step: int
     phase: int
     scores: list[float]
+    returns: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -25,13 +26,15 @@ class Result:
     """Scores of one run; every measure is a function of them (see `everloop.loop.metrics`).
 
     tasks: all names; phases: the ids trained in each phase; before: scores before any training;
-    scores[i][j]: score on task j after phase i; evaluations: those and the ones in between.
+    scores[i][j]: score on task j after phase i, and returns[i][j] the mean return that it was scaled from (of a
+    stream the accuracy); evaluations: those and the ones in between.
     """
 
     tasks: list[str]
     phases: list[list[int]]
     before: list[float]
     scores: list[list[float]] = field(default_factory=list)
+    returns: list[list[float]] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     steps: int = 0
     wall_seconds: float = 0.0
@@ -66,6 +69,12 @@ class Result:
         """`metrics.learning_accuracy` of the phases so far."""
         return metrics.learning_accuracy(self.scores, self.finished)
 
+    @property
+    def anytime_score(self) -> float | None:
+        """`metrics.anytime_score` of the evaluations so far."""
+        seen = [{task for tasks in self.phases[: now.phase + 1] for task in tasks} for now in self.evaluations]
+        return metrics.anytime_score([now.step for now in self.evaluations], [now.scores for now in self.evaluations], seen)
+
     def forgetting_now(self) -> list[float | None]:
         """Each task's forgetting at the latest evaluation, against its best since its first training ended."""
         now = self.evaluations[-1]
@@ -88,11 +97,13 @@ class Result:
             "phases": [[self.tasks[j] for j in phase] for phase in self.phases],
             "scores": [_known(row) for row in self.scores],
             "before": _known(self.before),
+            "returns": [_known(row) for row in self.returns],
             "average_score": self.average_score,
             "forgetting": self.forgetting,
             "backward_transfer": self.backward_transfer,
             "forward_transfer": self.forward_transfer,
             "learning_accuracy": self.learning_accuracy,
+            "anytime_score": self.anytime_score,
             "steps": self.steps,
             "wall_seconds": self.wall_seconds,
         }

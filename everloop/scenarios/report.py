@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -12,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from everloop.loop import Listener, Result
+
+REDRAW = 0.1  # seconds: a bar moved at every step would cost a small network a tenth of its time
 
 
 class ProgressBar(Listener):
@@ -36,16 +40,25 @@ class ProgressBar(Listener):
 
     def on_begin(self, result: Result, total_steps: int) -> None:
         self.bar = self.progress.add_task(self.title, total=total_steps, scores="")
+        self.waiting, self.drawn = 0, time.monotonic()
 
     def on_phase(self, result: Result, phase: int) -> None:
         tasks = [result.tasks[j] for j in result.phases[phase]]
         self.progress.update(self.bar, description=f"{self.title}: {tasks[0] if len(tasks) == 1 else 'all tasks'}")
 
     def on_steps(self, steps: int) -> None:
-        self.progress.advance(self.bar, steps)
+        self.waiting += steps
+        if time.monotonic() - self.drawn > REDRAW:
+            self.draw()
+
+    def draw(self) -> None:
+        """Show the steps that have come in since the last time."""
+        self.progress.advance(self.bar, self.waiting)
+        self.waiting, self.drawn = 0, time.monotonic()
 
     def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
-        self.progress.update(self.bar, scores=" ".join(f"{score:.2f}" for score in result.evaluations[-1].scores))
+        self.draw()
+        self.progress.update(self.bar, scores=" ".join(_number(score) for score in result.evaluations[-1].scores))
 
     def on_end(self, result: Result) -> None:
         self.progress.update(self.bar, description=self.title, completed=result.steps, total=result.steps)
@@ -71,4 +84,6 @@ def print_scores(results: Mapping[str, Result], console: Console) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2f}"
+    if value is None:
+        return "unknown"
+    return f"{value:.2f}" if math.isfinite(value) else "-"

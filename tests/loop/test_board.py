@@ -153,7 +153,7 @@ def test_the_figure_shows_every_number_and_name() -> None:
     result = Result(["zero", "one"], [[0], [1]], [0.0, -0.125], [[0.875, 0.25], [0.5, float("nan")]])
     figure = score_matrix_figure({"plain": result})
     axes = figure.axes[0]
-    assert texts(figure) == ["0.00", "-0.12", "0.88", "0.25", "0.50", "nan"]
+    assert texts(figure) == ["0.00", "-0.12", "0.88", "0.25", "0.50", ""]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["zero", "one"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["before", "after 1", "after 2"]
     assert axes.get_title() == "plain"

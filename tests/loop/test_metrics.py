@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from everloop.loop import Evaluation, Result
 from everloop.loop.metrics import (
+    anytime_score,
     average_score,
     backward_transfer,
     forgetting,
@@ -189,3 +190,20 @@ def test_the_last_forgetting_of_every_old_task_averages_to_the_runs_forgetting(s
     old = [value for value in result.forgetting_now()[:2] if value is not None and math.isfinite(value)]
     assert len(old) == 2
     assert sum(old) / 2 == pytest.approx(result.forgetting, abs=1e-9)
+
+
+def test_the_anytime_score_is_the_area_under_the_mean_over_the_tasks_seen_so_far() -> None:
+    """By hand: 0.4 over 10 steps, (0.8 + 0.2) / 2 over 30, (0.6 + 0.4) / 2 over 10; what is unseen does not count."""
+    scores = [[0.4, 0.9], [0.8, 0.2], [0.6, 0.4]]
+    assert anytime_score([10, 40, 50], scores, [{0}, {0, 1}, {0, 1}]) == pytest.approx((10 * 0.4 + 30 * 0.5 + 10 * 0.5) / 50)
+    assert anytime_score([10], [[0.4, math.nan]], [{0}]) == pytest.approx(0.4)
+    assert anytime_score([10], [[0.4, math.nan]], [{0, 1}]) is None
+    assert anytime_score([], [], []) is None
+
+
+@given(level=st.floats(-1, 1), spans=st.lists(st.integers(1, 100), min_size=1, max_size=8))
+@settings(deadline=None)
+def test_the_anytime_score_of_a_constant_is_that_constant(level: float, spans: list[int]) -> None:
+    """However often it is measured."""
+    steps = [sum(spans[: i + 1]) for i in range(len(spans))]
+    assert anytime_score(steps, [[level]] * len(steps), [{0}] * len(steps)) == pytest.approx(level, abs=1e-12)

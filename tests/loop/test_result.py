@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from everloop.loop import Result
+from everloop.loop import Evaluation, Result
 from everloop.loop.result import write_json
 
 KEYS = [
@@ -18,18 +18,23 @@ KEYS = [
     "phases",
     "scores",
     "before",
+    "returns",
     "average_score",
     "forgetting",
     "backward_transfer",
     "forward_transfer",
     "learning_accuracy",
+    "anytime_score",
     "steps",
     "wall_seconds",
 ]
 
 
 def example(unknown: float = 0.25) -> Result:
-    return Result(["a", "b"], [[0], [1]], [0.0, unknown], [[0.5, unknown], [0.25, 0.75]], [], 640, 1.5)
+    result = Result(["a", "b"], [[0], [1]], [0.0, unknown], [[0.5, unknown], [0.25, 0.75]], [[5.0, unknown], [2.5, 7.5]])
+    result.evaluations = [Evaluation(320, 0, [0.5, unknown]), Evaluation(640, 1, [0.25, 0.75])]
+    result.steps, result.wall_seconds = 640, 1.5
+    return result
 
 
 def test_the_content_has_the_documented_keys_in_order_and_the_runs_numbers() -> None:
@@ -43,11 +48,13 @@ def test_the_content_has_the_documented_keys_in_order_and_the_runs_numbers() -> 
         "phases": [["a"], ["b"]],
         "scores": [[0.5, 0.25], [0.25, 0.75]],
         "before": [0.0, 0.25],
+        "returns": [[5.0, 0.25], [2.5, 7.5]],
         "average_score": 0.5,
         "forgetting": 0.25,
         "backward_transfer": -0.25,
         "forward_transfer": 0.0,
         "learning_accuracy": 0.625,
+        "anytime_score": 0.5,
         "steps": 640,
         "wall_seconds": 1.5,
     }
@@ -65,6 +72,7 @@ def test_unknown_numbers_are_null_and_never_nan(tmp_path: Path, unknown: float) 
     assert list(content) == KEYS
     assert content["before"] == [0.0, None]
     assert content["scores"] == [[0.5, None], [0.25, 0.75]]
+    assert content["returns"] == [[5.0, None], [2.5, 7.5]]
     assert content["forward_transfer"] is None
     assert content["average_score"] == 0.5
 
