@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from everloop.agents.attention import CrossAttention
-from everloop.agents.encoders import ImageEncoder, VectorEncoder
+from everloop.agents.encoders import BackboneEncoder, ImageEncoder, VectorEncoder
+from everloop.agents.heads import CUE, Heads
 from everloop.agents.memory import ResettableGRU
 
 PRESENCE = "presence"
-CUE = "cue"
 
 
 class Output(NamedTuple):
@@ -40,6 +40,7 @@ class Agent(nn.Module):
         selects it; for scenarios that tell the task.
     prediction_scale: factor on the prediction head's initial weights; 0.01 makes a first policy that
         ignores what it sees (Andrychowicz et al. 2021, "What matters in on-policy RL", section 3.2).
+    encoders: modality -> backbone, a network with `size` features, in place of the built-in encoder.
     Raises ValueError for spaces it cannot encode and for a head per task without a cue.
     """
 
@@ -55,6 +56,7 @@ class Agent(nn.Module):
         attention_heads: int = 4,
         hidden_size: int = 64,
         prediction_scale: float = 1.0,
+        encoders: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(observation_space, spaces.Dict):
@@ -67,21 +69,29 @@ class Agent(nn.Module):
             raise ValueError(f"observation space is {observation_space}, allowed: at least one modality beside {PRESENCE!r}")
         if PRESENCE in parts and parts[PRESENCE].shape != (len(self.names),):
             raise ValueError(f"modality {PRESENCE!r} has shape {parts[PRESENCE].shape}, allowed: ({len(self.names)},)")
-        self.encoders = nn.ModuleDict({_key(name): _encoder(name, parts[name], token_size) for name in self.names})
+        own = dict(encoders or {})
+        if stray := sorted(set(own) - set(self.names)):
+            raise ValueError(f"encoders are given for {stray[0]!r}, allowed: {', '.join(self.names)}")
+        self.encoders = nn.ModuleDict(
+            {
+                _key(name): BackboneEncoder(own[name], token_size) if name in own else _encoder(name, parts[name], token_size)
+                for name in self.names
+            }
+        )
         self.attention = CrossAttention(token_size, attention_heads)
         self.recurrent, self.hidden_size = recurrent, hidden_size
         self.memory = ResettableGRU(token_size, hidden_size) if recurrent else None
         features = hidden_size if recurrent else token_size
-        self.num_heads = _size(parts[CUE]) if head_per_task else 1
-        self.head = nn.Linear(features, self.num_heads * prediction_size)
-        self.value = nn.Linear(features, self.num_heads) if value_head else None
+        tasks = _size(parts[CUE]) if head_per_task else 1
+        self.head = Heads(features, prediction_size, tasks)
+        self.value = Heads(features, 1, tasks) if value_head else None
         with torch.no_grad():
-            self.head.weight.mul_(prediction_scale)
-            self.head.bias.mul_(prediction_scale)
+            self.head.linear.weight.mul_(prediction_scale)
+            self.head.linear.bias.mul_(prediction_scale)
 
     def initial_state(self, batch: int) -> Tensor:
         """Zeros (batch, hidden_size) on the agent's device."""
-        return self.head.weight.new_zeros(batch, self.hidden_size)
+        return self.head.linear.weight.new_zeros(batch, self.hidden_size)
 
     def forward(self, obs: Mapping[str, Tensor], state: Tensor, start: Tensor) -> tuple[Output, Tensor]:
         """obs[m] (T, B, ...), state (B, hidden_size), start bool (T, B) -> Output, state after the last step.
@@ -95,8 +105,8 @@ class Agent(nn.Module):
         if self.memory is not None:
             hidden, state = self.memory(rearrange(features, "(t b) d -> t b d", t=T), state, start)
             features = rearrange(hidden, "t b d -> (t b) d")
-        prediction = self._select(self.head(features), rows)
-        value = None if self.value is None else rearrange(self._select(self.value(features), rows), "(t b) 1 -> t b", t=T)
+        prediction = self.head(features, rows)
+        value = None if self.value is None else rearrange(self.value(features, rows), "(t b) 1 -> t b", t=T)
         return Output(rearrange(prediction, "(t b) p -> t b p", t=T), value), state
 
     def _tokens(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -110,16 +120,6 @@ class Agent(nn.Module):
         columns = [self.names.index(name) for name in names]
         return tokens, rows[PRESENCE][:, columns] > 0.5
 
-    def _select(self, outputs: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-        """Of all heads' outputs (R, heads * P) those of the task that the cue tells, (R, P)."""
-        if self.num_heads == 1:
-            return outputs
-        if CUE not in rows:
-            raise ValueError(f"the observation has no modality {CUE!r}, which selects the head")
-        heads = rearrange(outputs, "r (k p) -> r k p", k=self.num_heads)
-        chosen: Tensor = einsum(heads, rows[CUE].to(heads.dtype), "r k p, r k -> r p")
-        return chosen
-
 
 def _key(name: str) -> str:
     """A modality's name as a module's: torch reserves some names, and dots."""
@@ -127,8 +127,8 @@ def _key(name: str) -> str:
 
 
 def _flatten(x: Tensor) -> Tensor:
-    """Everything but images becomes one vector per row."""
-    return x if x.dtype == torch.uint8 and x.ndim == 4 else rearrange(x, "r ... -> r (...)")
+    """Everything but images and token ids becomes one vector per row."""
+    return x if (x.dtype == torch.uint8 and x.ndim == 4) or x.ndim == 2 else rearrange(x, "r ... -> r (...)")
 
 
 def _size(space: spaces.Space[object]) -> int:

@@ -20,6 +20,19 @@ class VectorEncoder(nn.Module):
         return rearrange(token, "r d -> r 1 d")
 
 
+class BackboneEncoder(nn.Module):
+    """Any backbone, rows (R, ...) -> features (R, size), and a linear map to tokens (R, 1, token_size)."""
+
+    def __init__(self, backbone: nn.Module, token_size: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.project = nn.Linear(int(backbone.size), token_size)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (R, ...), as the backbone takes it -> (R, 1, token_size)."""
+        return rearrange(torch.tanh(self.project(self.backbone(x))), "r d -> r 1 d")
+
+
 class ImageEncoder(nn.Module):
     """A uint8 image (R, H, W, C), H and W from 8 up -> tokens (R, 1, token_size).
 

@@ -156,13 +156,13 @@ def test_nothing_present_at_all_is_no_nan(recurrent: bool) -> None:
     assert output.prediction.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
     if not recurrent:
-        assert torch.equal(output.prediction, net.head.bias.expand(2, 2, 5))
+        assert torch.equal(output.prediction, net.head.linear.bias.expand(2, 2, 5))
 
 
 def test_the_cue_selects_the_head() -> None:
     """Prediction k is rows k P ... (k + 1) P - 1 of the head, which alone get a gradient; the value has a row for each task."""
     net = agent(head_per_task=True, recurrent=False, prediction_size=4, value_head=True)
-    assert net.head.weight.shape == (12, 8)
+    assert net.head.linear.weight.shape == (12, 8)
     obs, state, start = observe(1, 6), torch.zeros(6, 6), torch.ones(1, 6, dtype=torch.bool)
     features = []
     net.head.register_forward_hook(lambda _module, inputs, _output: features.append(inputs[0]))
@@ -171,15 +171,15 @@ def test_the_cue_selects_the_head() -> None:
         net.zero_grad()
         output, _ = net(obs, state, start)
         rows = slice(4 * k, 4 * k + 4)
-        close(output.prediction[0], features[-1] @ net.head.weight[rows].T + net.head.bias[rows])
+        close(output.prediction[0], features[-1] @ net.head.linear.weight[rows].T + net.head.linear.bias[rows])
         assert output.value is not None
         assert net.value is not None
-        close(output.value[0], features[-1] @ net.value.weight[k] + net.value.bias[k])
+        close(output.value[0], features[-1] @ net.value.linear.weight[k] + net.value.linear.bias[k])
         (output.prediction.square().sum() + output.value.square().sum()).backward()
-        assert net.value.weight.grad is not None
-        assert net.value.weight.grad.any(1).nonzero().flatten().tolist() == [k]
-        assert net.head.weight.grad is not None
-        assert net.head.weight.grad.any(1).nonzero().flatten().tolist() == list(range(4 * k, 4 * k + 4))
+        assert net.value.linear.weight.grad is not None
+        assert net.value.linear.weight.grad.any(1).nonzero().flatten().tolist() == [k]
+        assert net.head.linear.weight.grad is not None
+        assert net.head.linear.weight.grad.any(1).nonzero().flatten().tolist() == list(range(4 * k, 4 * k + 4))
 
 
 def test_a_head_for_each_task_needs_a_cue() -> None:

@@ -19,7 +19,7 @@ def test_the_three_types_of_incremental_learning_differ_in_what_is_told_and_aske
     assert evaluation.single_action_space == spaces.Discrete(actions)
     assert isinstance(evaluation.single_observation_space, spaces.Dict)
     assert ("cue" in evaluation.single_observation_space.spaces) is cue
-    assert learner.module.num_heads == heads
+    assert learner.module.head.tasks == heads
     assert [list(phase) for phase in plan.phases] == [[0], [1], [2], [3], [4]]
 
 

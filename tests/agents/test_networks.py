@@ -1,0 +1,166 @@
+"""The networks of published tables: sizes, shapes, and that nothing of a data set is in their normalisation."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from everloop.agents import MLP, Agent, Classifier, ConvNet5, ResNet18
+
+
+def images(rows: int, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (rows, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "classes", "published"),
+    [
+        (MLP((28, 28, 1), (400, 400)), 10, 784 * 400 + 400 + 400 * 400 + 400 + 4010),  # 478,410
+        (MLP((28, 28, 1), (1000, 1000)), 10, 784_000 + 1000 + 1_001_000 + 10_010),
+        (MLP((28, 28, 1), ()), 10, 7850),
+        (ResNet18((32, 32, 3), 20), 100, 1_109_240),  # reduced ResNet-18 of online continual learning
+        (ResNet18((32, 32, 3), 64), 100, 11_220_132),
+        (ResNet18((32, 32, 3), 64), 10, 11_173_962),
+        # convolutions without bias and batch norm, then 1024 -> 2000 -> 2000
+        (
+            ConvNet5((32, 32, 3)),
+            100,
+            9 * (3 * 16 + 16 * 32 + 32 * 64 + 64 * 128 + 128 * 256) + 2 * 496 + 1025 * 2000 + 2001 * 2000 + 200_100,
+        ),
+    ],
+)
+def test_the_numbers_of_weights_are_the_published_ones(backbone: Any, classes: int, published: int) -> None:
+    assert count(Classifier(backbone, classes)) == published
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (9, 14, 3)])
+@pytest.mark.parametrize("network", [MLP, ResNet18, ConvNet5])
+def test_any_image_size_gives_features_of_the_stated_size(network: Any, shape: tuple[int, ...]) -> None:
+    net = network(shape)
+    assert net(images(3, *shape)).shape == (3, net.size)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_only_batch_norm_lets_one_image_change_anothers_features(norm: Any) -> None:
+    torch.manual_seed(0)
+    net = ResNet18((16, 16, 3), 8, norm)
+    a, b = images(4, 16, 16, 3), images(4, 16, 16, 3)
+    b[1:] = 255 - b[1:]
+    same = torch.allclose(net(a)[0], net(b)[0], atol=1e-5)
+    assert same == (norm == "group")
+    net.eval()
+    torch.testing.assert_close(net(a)[0], net(b)[0])
+
+
+def test_group_norms_groups_divide_the_channels() -> None:
+    net = ResNet18((16, 16, 3), 20, "group")
+    groups = [layer.num_groups for layer in net.modules() if isinstance(layer, nn.GroupNorm)]
+    assert groups
+    assert set(groups) <= {2, 5, 10, 20}
+
+
+@pytest.mark.parametrize("network", [lambda: ResNet18((16, 16, 3), 8), lambda: ConvNet5((16, 16, 3), (50,))])
+def test_recomputing_activations_keeps_fewer_and_changes_no_gradient(network: Any) -> None:
+    x, gradients, kept = images(4, 16, 16, 3), [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        net, saved = network(), []
+        net.checkpointing = recompute
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):  # type: ignore[misc,func-returns-value]
+            features = net(x)
+        features.square().sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+        kept.append(sum(saved))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert kept[1] < 0.6 * kept[0]
+
+
+def test_frozen_convolutions_stay_as_they_were_trained() -> None:
+    torch.manual_seed(0)
+    trained, net = ConvNet5((16, 16, 3), (20,)), ConvNet5((16, 16, 3), (20,))
+    net.freeze_convolutions(trained.convolutions.state_dict())
+    before = {name: value.clone() for name, value in net.convolutions.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    net.train()
+    for seed in range(3):
+        net(images(8, 16, 16, 3, seed=seed)).sum().backward()
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in net.convolutions.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in trained.convolutions.state_dict().items())
+    assert net.layers.training
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_a_classifier_is_its_backbone_and_a_linear_head(T: int) -> None:
+    net = Classifier(MLP((8, 8, 1), (7,)), 5)
+    x = images(T * 4, 8, 8, 1)
+    output, state = net({"image": x.view(T, 4, 8, 8, 1)}, net.initial_state(4), torch.ones(T, 4, dtype=torch.bool))
+    expected = net.heads.linear(net.backbone(x)).view(T, 4, 5)
+    assert torch.equal(output.prediction, expected)
+    assert output.value is None
+    assert state.shape == (4, 0)
+
+
+def test_the_cue_chooses_a_classifiers_head_and_alone_trains_it() -> None:
+    net = Classifier(MLP((8, 8, 1), (7,)), 5, tasks=3)
+    x, told = images(6, 8, 8, 1), torch.tensor([2, 0, 2, 2, 0, 2])
+    obs = {"image": x[None], "cue": torch.eye(3)[told][None]}
+    prediction = net(obs, net.initial_state(6), torch.ones(1, 6, dtype=torch.bool))[0].prediction
+    every = net.heads.linear(net.backbone(x)).view(6, 3, 5)
+    assert torch.equal(prediction[0], every[torch.arange(6), told])
+    prediction.sum().backward()
+    touched = net.heads.linear.weight.grad.view(3, 5, 7).abs().sum((1, 2)) > 0  # type: ignore[union-attr]
+    assert touched.tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="no modality 'cue', which selects the head"):
+        net({"image": x[None]}, net.initial_state(6), torch.ones(1, 6, dtype=torch.bool))
+
+
+class Tokens(nn.Module):
+    """A feature for every token: its id."""
+
+    size = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()[..., None]
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_features_of_tokens_give_an_answer_for_every_token(tasks: int) -> None:
+    net = Classifier(Tokens(), 3, modality="tokens", tasks=tasks)
+    ids, told = torch.arange(8).view(1, 2, 4), torch.tensor([1, 0])
+    obs = {"tokens": ids, "cue": torch.eye(2)[told][None]}
+    prediction = net(obs, net.initial_state(2), torch.ones(1, 2, dtype=torch.bool))[0].prediction
+    every = net.heads.linear(ids[0].float()[..., None]).view(2, 4, tasks, 3)
+    chosen = every[torch.arange(2), :, told if tasks > 1 else 0]
+    assert torch.equal(prediction, chosen.reshape(1, 2, 12))
+
+
+def test_an_agent_takes_any_backbone_for_a_modality() -> None:
+    from gymnasium import spaces
+
+    space = spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), "uint8"), "x": spaces.Box(-1.0, 1.0, (2,))})
+    backbone = ResNet18((16, 16, 3), 8)
+    agent = Agent(space, 4, recurrent=False, encoders={"image": backbone})
+    assert any(module is backbone for module in agent.modules())
+    obs = {"image": images(3, 16, 16, 3)[None], "x": torch.zeros(1, 3, 2)}
+    assert agent(obs, agent.initial_state(3), torch.ones(1, 3, dtype=torch.bool))[0].prediction.shape == (1, 3, 4)
+    with pytest.raises(ValueError, match="encoders are given for 'sound', allowed: image, x"):
+        Agent(space, 4, encoders={"sound": backbone})
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: MLP((8, 8, 1), (0,)), r"hidden is \[0\], allowed: 1 or more"),
+        (lambda: ResNet18((8, 8, 1), 0), "width is 0, allowed: 1 or more"),
+        (lambda: ResNet18((8, 8, 1), 8, "layer"), "norm is 'layer', allowed: batch, group"),  # type: ignore[arg-type]
+    ],
+)
+def test_networks_that_cannot_be_are_refused(make: Any, line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        make()
