@@ -1,11 +1,46 @@
 """Ready-made experiments and the command line."""
 
+from everloop.scenarios.cifar import SplitCIFAR10, SplitCIFAR100
 from everloop.scenarios.experiment import Experiment
+from everloop.scenarios.imagenet import SplitImageNet256
+from everloop.scenarios.images import ImageScenario, SplitImages
+from everloop.scenarios.mnist import PermutedMNIST, RotatedMNIST, SplitMNIST
+from everloop.scenarios.omniglot import SplitOmniglot
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.split_digits import SplitDigits
+from everloop.scenarios.stream import StreamScenario
 from everloop.scenarios.switching_plant import SwitchingPlant
 
-SCENARIOS: dict[str, type[Scenario]] = {scenario.name: scenario for scenario in (SwitchingPlant, SplitDigits)}
+SCENARIOS: dict[str, type[Scenario]] = {
+    scenario.name: scenario
+    for scenario in (
+        SwitchingPlant,
+        SplitDigits,
+        SplitMNIST,
+        PermutedMNIST,
+        RotatedMNIST,
+        SplitCIFAR10,
+        SplitCIFAR100,
+        SplitOmniglot,
+        SplitImageNet256,
+    )
+}
 """Names on the command line. Add your own to run it by name."""
 
-__all__ = ["SCENARIOS", "Experiment", "Scenario", "SplitDigits", "SwitchingPlant"]
+__all__ = [
+    "SCENARIOS",
+    "Experiment",
+    "ImageScenario",
+    "PermutedMNIST",
+    "RotatedMNIST",
+    "Scenario",
+    "SplitCIFAR10",
+    "SplitCIFAR100",
+    "SplitDigits",
+    "SplitImageNet256",
+    "SplitImages",
+    "SplitMNIST",
+    "SplitOmniglot",
+    "StreamScenario",
+    "SwitchingPlant",
+]

@@ -8,7 +8,7 @@ from dataclasses import fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import gymnasium as gym
 import torch
@@ -140,6 +140,9 @@ def _underscored(word: str) -> str:
 def _scenario(scenario: type[Scenario], args: Namespace) -> Scenario:
     tasks = None if args.tasks is None else [part.strip() for part in args.tasks.split(",") if part.strip()]
     settings = {field.name: args[field.name] for field in fields(scenario) if field.name != "tasks"}
+    for name, value in settings.items():
+        if isinstance(value, Namespace):  # options of options, such as --training.rate
+            settings[name] = get_type_hints(scenario)[name](**value.as_dict())
     return scenario(tasks=tasks, **settings)
 
 
@@ -156,7 +159,7 @@ def _list() -> int:
     worlds = {name: _first_line(gym.spec(name).entry_point) for name in sorted(gym.registry) if name.startswith("everloop/")}
     special = {PLAIN: "plain fine-tuning, the lower bound", JOINT: "all tasks at once, the upper bound"}
     for title, rows in (
-        ("scenarios", {name: scenario.summary for name, scenario in SCENARIOS.items()}),
+        ("scenarios", {name: scenario.summary + _needs(scenario) for name, scenario in SCENARIOS.items()}),
         ("strategies", special | {name: _first_line(strategy) for name, strategy in STRATEGIES.items()}),
         ("worlds", worlds),
     ):
@@ -165,6 +168,10 @@ def _list() -> int:
             table.add_row(name, text)
         console.print(table, "", highlight=False)
     return 0
+
+
+def _needs(scenario: type[Scenario]) -> str:
+    return f"\nneeds {scenario.needs}" if scenario.needs else ""
 
 
 def _first_line(thing: Any) -> str:

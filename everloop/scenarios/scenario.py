@@ -24,6 +24,8 @@ class Scenario(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    needs: ClassVar[str] = ""
+    """What a run needs beside the core of everloop, such as data; for `everloop list`."""
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings of strategies that suit this scenario better than their own defaults."""
 
@@ -41,10 +43,19 @@ class Scenario(ABC):
     def task_steps(self, world: World, task: int) -> int:
         """World steps of training that `task` gets."""
 
-    num_envs: ClassVar[int] = 32
-    eval_envs: ClassVar[int] = 32
     eval_every: int = 10_000
+    eval_tasks: Literal["all", "seen"] = "all"
     consolidation_steps: int = 32
+
+    @property
+    def num_envs(self) -> int:
+        """Copies of the world that are learned from."""
+        return 32
+
+    @property
+    def eval_envs(self) -> int:
+        """Copies of the world that are measured in."""
+        return 32
 
     def build(self, seed: int, joint: bool = False) -> tuple[Learner, Plan, World, World]:
         """(learner, plan, world to evaluate in, world to consolidate in), all from one seed.
@@ -62,7 +73,7 @@ class Scenario(ABC):
             raise ValueError(
                 f"{len(ids)} tasks are to be trained at once, allowed: at most {self.num_envs}, one for each copy of the world"
             )
-        plan = Plan(phases, steps, self.eval_every, self.consolidation_steps, seed=10_000 + seed)
+        plan = Plan(phases, steps, self.eval_every, self.consolidation_steps, 10_000 + seed, self.eval_tasks)
         learner = self.learner(world, seed)
         if self.consolidation_steps % learner.sequence_length:
             raise ValueError(f"consolidation_steps is {self.consolidation_steps}, allowed: a multiple of {learner.sequence_length}")

@@ -1,0 +1,87 @@
+"""What all image-classification streams have in common: where the pictures are, and which network sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from everloop.agents import MLP, Classifier, ConvNet5, ResNet18
+from everloop.envs import Examples, IBlurry, Protocol, SplitClasses
+from everloop.envs.data import load_images
+from everloop.loop import World, likelihood_for
+from everloop.scenarios.stream import StreamScenario
+
+Architecture = Literal["mlp", "convnet", "reduced-resnet18", "resnet18", "nested"]
+
+
+@dataclass
+class ImageScenario(StreamScenario):
+    """A data set of images with the networks of published tables.
+
+    architecture: "mlp", fully connected, 2 x `width` units; "convnet", the 5 convolutions of van de Ven et al. 2022;
+        "reduced-resnet18", 20 filters; "resnet18"; "nested", convolutions in a continuum memory, base width 32.
+    width: of the architecture, if not its usual one.
+    norm: of ResNets, "batch" as published, or "group", which carries nothing from task to task.
+    """
+
+    folder: ClassVar[str]
+    """Name of the data's folder in EVERLOOP_DATA."""
+    hub: ClassVar[str | None] = None
+    """The data's id on the Hub."""
+
+    architecture: Architecture = "mlp"
+    width: int | None = None
+    norm: Literal["batch", "group"] = "batch"
+
+    def examples(self) -> tuple[Examples, Examples]:
+        return load_images(self.given(self.folder, self.hub))
+
+    def module(self, world: World, heads: int) -> nn.Module:
+        return Classifier(self.backbone(world), likelihood_for(world.single_action_space).size(), tasks=heads)
+
+    def backbone(self, world: World) -> nn.Module:
+        """The network below the head."""
+        shape = world.single_observation_space["image"].shape  # type: ignore[index]
+        width: dict[str, Any] = {} if self.width is None else {"width": self.width}
+        match self.architecture:
+            case "mlp":
+                return MLP(shape, 2 * [self.width or 400])
+            case "convnet":
+                return ConvNet5(shape)
+            case "reduced-resnet18":
+                return ResNet18(shape, **{"width": 20, **width}, norm=self.norm)
+            case "resnet18":
+                return ResNet18(shape, **width, norm=self.norm)
+            case "nested":
+                from everloop.agents import NestedConvNet
+
+                return NestedConvNet(shape, **width)
+        raise ValueError(f"architecture is {self.architecture!r}, allowed: mlp, convnet, reduced-resnet18, resnet18, nested")
+
+
+@dataclass
+class SplitImages(ImageScenario):
+    """Each task holds some of the classes.
+
+    classes_per_task: a divisor of the number of classes.
+    class_seed: shuffles the classes before they are divided; in their own order if none.
+    disjoint_ratio: below 1 the stream is i-Blurry (Koh et al. 2022): this share of the classes belongs to one task
+        each, and `blurry_ratio` of the examples of the others are scattered over the other tasks.
+    """
+
+    classes_per_task: int = 2
+    class_seed: int | None = None
+    disjoint_ratio: float = 1.0
+    blurry_ratio: float = 0.1
+
+    def protocol(self) -> Protocol:
+        if self.disjoint_ratio == 1:
+            return SplitClasses(self.classes_per_task, self.class_seed)
+        if self.scenario_type != "class":
+            raise ValueError(f"disjoint_ratio is {self.disjoint_ratio}, allowed for scenario_type {self.scenario_type}: 1")
+        tasks, rest = divmod(len(self.examples()[0].classes), self.classes_per_task)
+        if rest:
+            raise ValueError(f"classes_per_task is {self.classes_per_task}, allowed: a divisor of the number of classes")
+        return IBlurry(tasks, self.disjoint_ratio, self.blurry_ratio, self.class_seed or 0)

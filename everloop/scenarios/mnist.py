@@ -1,0 +1,60 @@
+"""MNIST in tasks: split by digits, permuted, rotated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from everloop.envs import Permuted, Protocol, Rotated
+from everloop.scenarios.images import ImageScenario, SplitImages
+
+NEEDS = 'MNIST: folder "mnist" in EVERLOOP_DATA, or the Hub (ylecun/mnist); extra data'
+
+
+@dataclass
+class SplitMNIST(SplitImages):
+    """MNIST in 5 tasks of 2 digits (LeCun et al. 1998; van de Ven et al. 2022)."""
+
+    name: ClassVar[str] = "split-mnist"
+    summary: ClassVar[str] = "image stream: MNIST, 5 tasks of 2 digits"
+    needs: ClassVar[str] = NEEDS
+    folder: ClassVar[str] = "mnist"
+    hub: ClassVar[str | None] = "ylecun/mnist"
+
+
+@dataclass
+class PermutedMNIST(ImageScenario):
+    """MNIST, the pixels in another order in each task (Goodfellow et al. 2013).
+
+    num_tasks: how many; task 0 shows the digits as they are. permutation_seed: draws the orders.
+    """
+
+    name: ClassVar[str] = "permuted-mnist"
+    summary: ClassVar[str] = "image stream: MNIST, pixels permuted in another way in each of 10 tasks"
+    needs: ClassVar[str] = NEEDS
+    folder: ClassVar[str] = "mnist"
+    hub: ClassVar[str | None] = "ylecun/mnist"
+    num_tasks: int = 10
+    permutation_seed: int = 0
+
+    def protocol(self) -> Protocol:
+        return Permuted(self.num_tasks, self.permutation_seed)
+
+
+@dataclass
+class RotatedMNIST(ImageScenario):
+    """MNIST, turned by another angle in each task (Lopez-Paz & Ranzato 2017).
+
+    num_tasks: how many, at equal steps from 0 below 180 degrees. angles: of each task, in degrees, instead.
+    """
+
+    name: ClassVar[str] = "rotated-mnist"
+    summary: ClassVar[str] = "image stream: MNIST, turned by another angle in each of 10 tasks"
+    needs: ClassVar[str] = NEEDS
+    folder: ClassVar[str] = "mnist"
+    hub: ClassVar[str | None] = "ylecun/mnist"
+    num_tasks: int = 10
+    angles: list[float] | None = None
+
+    def protocol(self) -> Protocol:
+        return Rotated(self.num_tasks, self.angles)

@@ -1,0 +1,38 @@
+"""Omniglot, an alphabet at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from everloop.envs import ByColumn, Examples, Protocol
+from everloop.envs.data import load_images
+from everloop.scenarios.images import Architecture, ImageScenario
+
+
+@dataclass
+class SplitOmniglot(ImageScenario):
+    """Handwritten characters of 50 alphabets, each a task with its own 14 to 55 characters (Lake et al. 2015).
+
+    alphabets: how many of them, in the order of their names; all if none.
+    """
+
+    name: ClassVar[str] = "split-omniglot"
+    summary: ClassVar[str] = "image stream: Omniglot, 50 tasks, an alphabet each"
+    needs: ClassVar[str] = 'Omniglot: folder "omniglot28" in EVERLOOP_DATA, or --data (columns image, label, alphabet); extra data'
+    folder: ClassVar[str] = "omniglot28"
+    architecture: Architecture = "convnet"
+    batch_size: int = 32
+    epochs: int = 5
+    alphabets: int | None = None
+
+    def examples(self) -> tuple[Examples, Examples]:
+        return load_images(self.given(self.folder), columns=("alphabet",))
+
+    def protocol(self) -> Protocol:
+        if self.alphabets is None:
+            return ByColumn("alphabet")
+        names = sorted(set(self.examples()[0].columns["alphabet"].tolist()))
+        if not 1 <= self.alphabets <= len(names):
+            raise ValueError(f"alphabets is {self.alphabets}, allowed: 1 to {len(names)}")
+        return ByColumn("alphabet", order=names[: self.alphabets])

@@ -1,0 +1,119 @@
+"""Text streams, a domain after the other: reviews by product, newsgroups by hierarchy, entities by field, folders of your own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from gymnasium import spaces
+from torch import nn
+
+from everloop.agents import Classifier, EmbeddingEncoder, TransformerEncoder
+from everloop.envs import ByColumn, Examples, Protocol
+from everloop.envs.data import HashTokenizer, PretrainedTokenizer, Tokenizer, load_ner, load_text, text_folders
+from everloop.loop import World, likelihood_for
+from everloop.scenarios.stream import StreamScenario
+
+
+@dataclass
+class TextScenario(StreamScenario):
+    """Texts, each domain a task, read by an embedding or by a transformer.
+
+    length: tokens of each text that are read.
+    checkpoint: a Hugging Face transformer, a local folder or a Hub id such as bert-base-uncased, with its own
+        tokenizer (extra `text`); by default words are hashed, and an embedding of `size` is learned.
+    size: features of the built-in embedding.
+    """
+
+    env_id: ClassVar[str] = "everloop/TextStream-v0"
+    strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "ewc": {"strength": 100.0},
+        "replay": {"strength": 1.0, "capacity": 500, "batch_size": 32},
+    }
+    epochs: int = 5
+    batch_size: int = 32
+    eval_every: int = 5_000
+    length: int = 128
+    checkpoint: str | None = None
+    size: int = 128
+
+    @abstractmethod
+    def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
+        """The texts, (train, test), as tokens."""
+
+    def examples(self) -> tuple[Examples, Examples]:
+        return self.texts(HashTokenizer() if self.checkpoint is None else PretrainedTokenizer(self.checkpoint))
+
+    def protocol(self) -> Protocol:
+        return ByColumn("domain")
+
+    def module(self, world: World, heads: int) -> nn.Module:
+        actions = world.single_action_space
+        tags = isinstance(actions, spaces.MultiDiscrete)
+        tokens = world.single_observation_space["tokens"]  # type: ignore[index]
+        backbone: nn.Module
+        if self.checkpoint is None:
+            backbone = EmbeddingEncoder(int(tokens.high.max()) + 1, self.size, per_token=tags)
+        else:
+            backbone = TransformerEncoder(self.checkpoint, per_token=tags)
+        outputs = likelihood_for(actions).size() // (tokens.shape[0] if tags else 1)
+        return Classifier(backbone, outputs, "tokens", heads)
+
+
+@dataclass
+class DomainSentiment(TextScenario):
+    """Is a review good or bad: books, dvd, electronics, kitchen (Blitzer et al. 2007)."""
+
+    name: ClassVar[str] = "domain-sentiment"
+    summary: ClassVar[str] = "text stream: sentiment of product reviews, 4 tasks, a kind of product each"
+    needs: ClassVar[str] = 'reviews: folder "mdsd_sentiment" in EVERLOOP_DATA, or --data (columns text, label, domain); extra data'
+
+    def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
+        return load_text(self.given("mdsd_sentiment"), tokenizer=tokenizer, length=self.length)
+
+
+@dataclass
+class DomainNewsgroups(TextScenario):
+    """Which newsgroup of its hierarchy is a post from: 7 hierarchies with 1 to 5 groups (Lang 1995)."""
+
+    name: ClassVar[str] = "domain-newsgroups"
+    summary: ClassVar[str] = "text stream: 20 newsgroups, 7 tasks, a hierarchy each"
+    needs: ClassVar[str] = 'posts: folder "newsgroups20" in EVERLOOP_DATA, or --data (columns text, label, domain); extra data'
+
+    def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
+        return load_text(self.given("newsgroups20"), tokenizer=tokenizer, length=self.length)
+
+
+@dataclass
+class DomainNER(TextScenario):
+    """Tag the entities: politics, science, music, literature, ai (CrossNER, Liu et al. 2021). The score is entity-level F1."""
+
+    name: ClassVar[str] = "domain-ner"
+    summary: ClassVar[str] = "text stream: named entities in 5 fields, a tag for every token, scored by entity F1"
+    needs: ClassVar[str] = 'CrossNER: folder "crossner" in EVERLOOP_DATA, or --data (columns tokens, ner_tags, domain); extras data, text'
+    epochs: int = 30
+    length: int = 64
+
+    def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
+        return load_ner(self.given("crossner"), tokenizer=tokenizer, length=self.length)
+
+
+@dataclass
+class DomainText(TextScenario):
+    """Labelled text folders of your own, say news, then social media, then academic writing.
+
+    folders: one a domain, each with <class>/*.txt; they share the classes.
+    """
+
+    name: ClassVar[str] = "domain-text"
+    summary: ClassVar[str] = "text stream: folders of labelled texts, a task each"
+    needs: ClassVar[str] = "--folders [news,social,academic], each with <class>/*.txt"
+    folders: list[str] = field(default_factory=list)
+
+    def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
+        return text_folders(self.folders, tokenizer=tokenizer, length=self.length)
+
+    def protocol(self) -> Protocol:
+        return ByColumn("domain", order=list(dict.fromkeys(self.examples()[0].columns["domain"].tolist())))
