@@ -11,6 +11,7 @@ from everloop.agents import MLP, Classifier, ConvNet5, ResNet18
 from everloop.envs import Examples, IBlurry, Protocol, SplitClasses
 from everloop.envs.data import load_images
 from everloop.loop import World, likelihood_for
+from everloop.scenarios.pretrain import pretrained_convolutions
 from everloop.scenarios.stream import StreamScenario
 
 Architecture = Literal["mlp", "convnet", "reduced-resnet18", "resnet18", "nested"]
@@ -24,6 +25,8 @@ class ImageScenario(StreamScenario):
         "reduced-resnet18", 20 filters; "resnet18"; "nested", convolutions in a continuum memory, base width 32.
     width: of the architecture, if not its usual one.
     norm: of ResNets, "batch" as published, or "group", which carries nothing from task to task.
+    pretrain: a data set, a folder or a Hub id, on which the convolutions of "convnet" are trained beforehand and then
+        frozen, for `pretrain_epochs` passes; a result once reached is kept in the cache.
     """
 
     folder: ClassVar[str]
@@ -34,6 +37,8 @@ class ImageScenario(StreamScenario):
     architecture: Architecture = "mlp"
     width: int | None = None
     norm: Literal["batch", "group"] = "batch"
+    pretrain: str | None = None
+    pretrain_epochs: int = 10
 
     def examples(self) -> tuple[Examples, Examples]:
         return load_images(self.given(self.folder, self.hub))
@@ -49,7 +54,7 @@ class ImageScenario(StreamScenario):
             case "mlp":
                 return MLP(shape, 2 * [self.width or 400])
             case "convnet":
-                return ConvNet5(shape)
+                return self._convnet(shape)
             case "reduced-resnet18":
                 return ResNet18(shape, **{"width": 20, **width}, norm=self.norm)
             case "resnet18":
@@ -59,6 +64,15 @@ class ImageScenario(StreamScenario):
 
                 return NestedConvNet(shape, **width)
         raise ValueError(f"architecture is {self.architecture!r}, allowed: mlp, convnet, reduced-resnet18, resnet18, nested")
+
+    def _convnet(self, shape: tuple[int, ...]) -> ConvNet5:
+        net = ConvNet5(shape, 2 * [self.width or 2000])
+        if self.pretrain is not None:
+            data = load_images(self.pretrain)
+            if data[0].inputs.shape[1:] != shape:
+                raise ValueError(f"images of {self.pretrain} have shape {data[0].inputs.shape[1:]}, allowed: {shape}")
+            net.freeze_convolutions(pretrained_convolutions(data, self.pretrain_epochs))
+        return net
 
 
 @dataclass
