@@ -6,6 +6,7 @@ from everloop.agents.classifier import Classifier
 from everloop.agents.encoders import BackboneEncoder, ImageEncoder, VectorEncoder
 from everloop.agents.heads import Heads
 from everloop.agents.memory import ResettableGRU
+from everloop.agents.nested import ContinuumMemory, NestedConvNet, levels_of
 from everloop.agents.networks import MLP, ConvNet5, ResNet18
 
 __all__ = [
@@ -13,12 +14,15 @@ __all__ = [
     "Agent",
     "BackboneEncoder",
     "Classifier",
+    "ContinuumMemory",
     "ConvNet5",
     "CrossAttention",
     "Heads",
     "ImageEncoder",
+    "NestedConvNet",
     "Output",
     "ResNet18",
     "ResettableGRU",
     "VectorEncoder",
+    "levels_of",
 ]

@@ -15,6 +15,7 @@ from everloop.loop.learner import Learner
 from everloop.loop.likelihood import Categorical, Gaussian, Likelihood, likelihood_for
 from everloop.loop.memory import Reservoir
 from everloop.loop.monitors import Divergence
+from everloop.loop.nested import NestedOptimizer, levels_by_depth
 from everloop.loop.result import Evaluation, Result
 from everloop.loop.strategies import EWC, STRATEGIES, Replay, Strategy
 from everloop.loop.supervised import SupervisedLearner
@@ -49,6 +50,7 @@ __all__ = [
     "Learner",
     "Likelihood",
     "Listener",
+    "NestedOptimizer",
     "NotFiniteError",
     "Plan",
     "Replay",
@@ -62,6 +64,7 @@ __all__ = [
     "World",
     "WorldVecEnv",
     "diagonal_fisher",
+    "levels_by_depth",
     "likelihood_for",
     "mean_return",
     "run",

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from everloop.agents import MLP, Classifier, ConvNet5, ResNet18
+from everloop.agents import MLP, Classifier, ConvNet5, NestedConvNet, ResNet18
 from everloop.envs import Examples, IBlurry, Protocol, SplitClasses
 from everloop.envs.data import load_images
 from everloop.loop import World, likelihood_for
@@ -60,8 +60,6 @@ class ImageScenario(StreamScenario):
             case "resnet18":
                 return ResNet18(shape, **width, norm=self.norm)
             case "nested":
-                from everloop.agents import NestedConvNet
-
                 return NestedConvNet(shape, **width)
         raise ValueError(f"architecture is {self.architecture!r}, allowed: mlp, convnet, reduced-resnet18, resnet18, nested")
 

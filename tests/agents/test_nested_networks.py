@@ -1,0 +1,102 @@
+"""Continuum memories: their equation, their levels, their sizes."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from everloop.agents import ContinuumMemory, NestedConvNet
+
+
+def images(rows: int, *shape: int) -> Tensor:
+    return torch.randint(0, 256, (rows, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("width", "millions"), [(32, 5), (64, 20), (128, 80)])
+def test_the_sizes_are_about_the_stated_ones(width: int, millions: int) -> None:
+    with torch.device("meta"):
+        count = sum(p.numel() for p in NestedConvNet((32, 32, 3), width).parameters())
+    assert abs(count / (millions * 1e6) - 1) < 0.1
+
+
+def test_a_memory_of_perceptrons_is_its_equation() -> None:
+    torch.manual_seed(0)
+    memory, x = ContinuumMemory(6, periods=(1, 4, 16), expansion=3), torch.randn(5, 6)
+    y = x
+    for block in memory.blocks:
+        norm, first, _, second = block  # type: ignore[misc]
+        h = F.layer_norm(y, (6,), norm.weight, norm.bias)
+        y = y + F.gelu(h @ first.weight.T + first.bias) @ second.weight.T + second.bias
+        assert first.weight.shape == (18, 6)
+    torch.testing.assert_close(memory(x), y)
+
+
+def test_a_memory_of_convolutions_is_its_equation() -> None:
+    torch.manual_seed(0)
+    memory, x = ContinuumMemory(8, periods=(1, 2), convolutional=True), torch.randn(2, 8, 5, 4)
+    y = x
+    for block in memory.blocks:
+        norm, _, convolution = block  # type: ignore[misc]
+        h = F.gelu(F.group_norm(y, norm.num_groups, norm.weight, norm.bias))
+        y = y + F.conv2d(h, convolution.weight, convolution.bias, padding=1)
+    torch.testing.assert_close(memory(x), y)
+
+
+def test_levels_hold_every_memorys_blocks_by_period_and_nothing_else() -> None:
+    net = NestedConvNet((16, 16, 3), 8, periods=(1, 10, 100))
+    memories = [module for module in net.modules() if isinstance(module, ContinuumMemory)]
+    assert len(memories) == 5
+    levels = net.levels()
+    assert list(levels) == [1, 10, 100]
+    for k, period in enumerate((1, 10, 100)):
+        expected = {p for memory in memories for p in memory.blocks[k].parameters()}
+        assert set(levels[period]) == expected
+        assert len(levels[period]) == len(expected)
+    outside = set(net.parameters()) - {p for level in levels.values() for p in level}
+    convolutions = {p for layer in net.stages if isinstance(layer, nn.Conv2d) for p in layer.parameters()}
+    assert convolutions < outside
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (8, 14, 3)])
+def test_any_image_gives_features_that_no_other_image_changes(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    net = NestedConvNet(shape, 8)
+    x = images(3, *shape)
+    features = net(x)
+    assert features.shape == (3, 64) == (3, net.size)
+    other = x.clone()
+    other[1:] = 255 - other[1:]
+    torch.testing.assert_close(net(other)[0], features[0])
+    assert not torch.allclose(net(other)[1], features[1])
+
+
+def test_recomputing_activations_keeps_fewer_and_changes_no_gradient() -> None:
+    gradients, kept = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        net, saved = NestedConvNet((16, 16, 3), 8), []
+        for memory in net.modules():
+            if isinstance(memory, ContinuumMemory):
+                memory.checkpointing = recompute
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):  # type: ignore[misc,func-returns-value]
+            features = net(images(4, 16, 16, 3))
+        features.square().sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+        kept.append(sum(saved))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert kept[1] < 0.7 * kept[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: ContinuumMemory(4, periods=()), r"^periods are \[\], allowed: one or more, each 1 or more"),
+        (lambda: ContinuumMemory(4, periods=(1, 0)), r"^periods are \[1, 0\], allowed"),
+        (lambda: NestedConvNet((8, 8, 1), 0), r"^width is 0, allowed: 1 or more"),
+    ],
+)
+def test_what_cannot_be_is_refused(make: Any, line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        make()
