@@ -8,6 +8,7 @@ from everloop.agents.heads import Heads
 from everloop.agents.memory import ResettableGRU
 from everloop.agents.nested import ContinuumMemory, NestedConvNet, levels_of
 from everloop.agents.networks import MLP, ConvNet5, ResNet18
+from everloop.agents.text import EmbeddingEncoder, TransformerEncoder
 
 __all__ = [
     "MLP",
@@ -17,12 +18,14 @@ __all__ = [
     "ContinuumMemory",
     "ConvNet5",
     "CrossAttention",
+    "EmbeddingEncoder",
     "Heads",
     "ImageEncoder",
     "NestedConvNet",
     "Output",
     "ResNet18",
     "ResettableGRU",
+    "TransformerEncoder",
     "VectorEncoder",
     "levels_of",
 ]

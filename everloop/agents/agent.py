@@ -14,6 +14,7 @@ from everloop.agents.attention import CrossAttention
 from everloop.agents.encoders import BackboneEncoder, ImageEncoder, VectorEncoder
 from everloop.agents.heads import CUE, Heads
 from everloop.agents.memory import ResettableGRU
+from everloop.agents.text import EmbeddingEncoder
 
 PRESENCE = "presence"
 
@@ -29,7 +30,8 @@ class Output(NamedTuple):
 class Agent(nn.Module):
     """Modality encoders -> cross-attention -> GRU -> heads.
 
-    observation_space: Dict of Box. Images are uint8 (H, W, C), everything else is flattened. A modality
+    observation_space: Dict of Box. Images are uint8 (H, W, C), token ids int32 (L,) from 0 (padding), everything
+        else is flattened. A modality
         `"presence"` (one float per other modality, in the order of the names) masks those that are absent
         (0) instead of being a token.
     prediction_size: P. For actions in a Box it is twice their number (mean and log standard deviation of a
@@ -143,4 +145,6 @@ def _encoder(name: str, space: spaces.Space[object], token_size: int) -> nn.Modu
         raise ValueError(f"modality {name!r} is {space}, allowed: a Box")
     if space.dtype == "uint8" and len(space.shape) == 3:
         return ImageEncoder(space.shape, token_size)
+    if space.dtype == "int32" and len(space.shape) == 1 and (space.low == 0).all():
+        return BackboneEncoder(EmbeddingEncoder(int(space.high.max()) + 1, token_size), token_size)
     return VectorEncoder(_size(space), token_size)

@@ -14,6 +14,7 @@ from everloop.envs.data import Examples
 from everloop.envs.task import Task
 from everloop.envs.views import permute_pixels, rotate_pixels
 
+NO_ENTITY = "O"  # the tag of tokens outside any, in IOB2
 Rows = npt.NDArray[np.int64]
 Table = npt.NDArray[np.int64]
 View = Callable[[npt.NDArray[Any], int], npt.NDArray[Any]]
@@ -119,7 +120,8 @@ class ByColumn(Protocol):
     """Each value of a column is a task, a domain: reviews by product, characters by alphabet, groups by hierarchy.
 
     Tasks that share classes number them alike (positive is positive in books and in kitchens); tasks whose classes
-    are all their own number them from 0 each. All together tell apart every pair of task and class.
+    are all their own number them from 0 each. All together tell apart every pair of task and class, but for the tag
+    "O" of tokens outside any entity, which is one.
     order: the column's values in the order of the tasks; sorted if none.
     """
 
@@ -140,7 +142,10 @@ class ByColumn(Protocol):
         if shared:
             occurs[:] = occurs.any(0)
         within = np.where(occurs, np.cumsum(occurs, axis=1) - 1, -1)
-        joint = np.where(occurs, np.cumsum(occurs).reshape(occurs.shape) - 1, -1)
+        fresh, outside = occurs.copy(), [c for c, name in enumerate(train.classes) if name == NO_ENTITY and train.labels.ndim == 2]
+        fresh[1:, outside] = False
+        joint = np.where(occurs, np.cumsum(fresh).reshape(occurs.shape) - 1, -1)
+        joint[:, outside] = joint[:1, outside]
         tasks = (
             Task(k, value, {self.column: value, "classes": [train.classes[int(c)] for c in np.flatnonzero(occurs[k])]})
             for k, value in enumerate(values)

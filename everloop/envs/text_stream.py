@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,24 +11,46 @@ import numpy as np
 from gymnasium import spaces
 
 from everloop.envs.corruptions import TEXT_ALTERATIONS
-from everloop.envs.data import Examples
-from everloop.envs.stream import StreamEnv, StreamVectorEnv
+from everloop.envs.data import Examples, entity_f1, load_text
+from everloop.envs.stream import Ints, StreamEnv, StreamVectorEnv
 
 
 class TextStreamVectorEnv(StreamVectorEnv):
     """`everloop/TextStream-v0`: token ids in the modality "tokens", int32 (L,), 0 where a text is over.
 
     data: (train, test) `Examples`; or a Hub id or a local folder, as `load_text` takes them. All else as
-    `StreamVectorEnv`. With tags (labels (N, L)) the action is a tag for every token.
+    `StreamVectorEnv`.
+
+    With tags (labels (N, L)) the action is a tag for every token, the reward the share that is right, and a pass over
+    the test split is judged by the F1 of whole entities (`judge`). Told apart by task, an entity counts as found only
+    with its own task's tag.
     """
 
     modality = "tokens"
+    judge: Callable[[int, Ints, Ints], float] | None = None
     alterations: ClassVar = TEXT_ALTERATIONS
+
+    def __init__(self, num_envs: int = 1, data: Any = None, **parameters: Any) -> None:
+        super().__init__(num_envs, data, **parameters)
+        if self._labels.ndim == 2:
+            self._tags = self._tag_names(parameters.get("label_space", "global") == "global")
+            self.judge = self._entity_f1
+
+    def _tag_names(self, by_task: bool) -> list[str]:
+        """Each action's tag; "B-person" of the task politics is "B-politics/person" where tasks are told apart."""
+        names = [""] * (int(self._table.max()) + 1)
+        for task in self.tasks:
+            for tag, number in zip(self.classes, self._table[task.id], strict=False):
+                if number >= 0:
+                    names[number] = re.sub("^([BI]-)", rf"\1{task.name}/", tag) if by_task else tag
+        return names
+
+    def _entity_f1(self, task: int, labels: Ints, guesses: Ints) -> float:
+        """Entity-level F1 of a pass: labels and guesses (N, L)."""
+        return entity_f1(labels, guesses, self._tags)
 
     @staticmethod
     def _load(data: Any) -> tuple[Examples, Examples]:
-        from everloop.envs.data import load_text
-
         if data is None:
             raise ValueError("data is None, allowed: (train, test) examples, a Hub id or a local folder")
         pair: tuple[Examples, Examples] = load_text(data) if isinstance(data, str | Path) else data

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from gymnasium import spaces
 from torch import Tensor
 
@@ -61,6 +62,37 @@ class Categorical(Likelihood):
         return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
+class Tags(Likelihood):
+    """A class for each of L tokens: logits (..., L * classes); tags int64 (..., L), below 0 where a token has none.
+
+    Probabilities are of the tokens that have a tag. Entropy and KL don't know which those are, and sum over all L.
+    """
+
+    def __init__(self, length: int, classes: int) -> None:
+        self.length, self.classes, self.each = length, classes, Categorical(classes)
+
+    def size(self) -> int:
+        return self.length * self.classes
+
+    def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
+        return self.each.log_prob(self._tokens(p), x.clamp(min=0)).where(x >= 0, 0.0).sum(-1)
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.each.sample(self._tokens(p), generator)
+
+    def mode(self, p: Tensor) -> Tensor:
+        return self.each.mode(self._tokens(p))
+
+    def entropy(self, p: Tensor) -> Tensor:
+        return self.each.entropy(self._tokens(p)).sum(-1)
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        return self.each.kl(self._tokens(p), self._tokens(q)).sum(-1)
+
+    def _tokens(self, p: Tensor) -> Tensor:
+        return rearrange(p, "... (l c) -> ... l c", c=self.classes)
+
+
 class Gaussian(Likelihood):
     """Diagonal Gaussian. Outputs (..., 2 * dims): the mean, then s with log std = LOW + (HIGH - LOW) * sigmoid(s + 1).
 
@@ -104,9 +136,11 @@ class Gaussian(Likelihood):
 
 
 def likelihood_for(action_space: spaces.Space[object]) -> Likelihood:
-    """Categorical for Discrete, Gaussian for a flat Box. Raises ValueError for anything else."""
+    """Categorical for Discrete, Tags for MultiDiscrete, Gaussian for a flat Box. Raises ValueError for anything else."""
     if isinstance(action_space, spaces.Discrete) and action_space.start == 0:
         return Categorical(int(action_space.n))
+    if isinstance(action_space, spaces.MultiDiscrete) and len(set(action_space.nvec.tolist())) == 1 and action_space.nvec.ndim == 1:
+        return Tags(len(action_space.nvec), int(action_space.nvec[0]))
     if isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
         return Gaussian(action_space.shape[0])
-    raise ValueError(f"action space is {action_space}, allowed: Discrete from 0, or a flat Box")
+    raise ValueError(f"action space is {action_space}, allowed: Discrete from 0, MultiDiscrete of equal numbers, or a flat Box")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learner import Learner, NetworkOutput, Tick
 from everloop.loop.learning_rate import RATES
-from everloop.loop.likelihood import Categorical, likelihood_for
+from everloop.loop.likelihood import Categorical, Tags, likelihood_for
 from everloop.loop.training import Training
 from everloop.loop.world import Arrays, World, check_finite, play
 
@@ -24,8 +24,9 @@ LOG_EVERY = 20  # updates
 class SupervisedLearner(Learner):
     """Cross-entropy on the labels that a world of `info["label"]` reveals; one update a step of the world.
 
-    The guess comes from the same forward pass that is then learned from. Every example is a sequence of its
-    own (T = 1, empty memory): what other images lie near it never helps to tell its class.
+    The guess comes from the same forward pass that is then learned from; of tags the mean is over all tokens that
+    have one. Every example is a sequence of its own (T = 1, empty memory): what other images lie near it never helps
+    to tell its class.
 
     training: rate, precision, device and the like.
     optimizer: Adam, fused, with `training.learning_rate`, unless one is given.
@@ -73,7 +74,8 @@ class SupervisedLearner(Learner):
             outputs = outputs + self.counts.log()
         if isinstance(self.likelihood, Categorical):  # the same number from one kernel, a fifth of a small network's step cheaper
             return F.cross_entropy(outputs.flatten(0, 1), target.flatten())
-        return -self.likelihood.log_prob(outputs, target).mean()
+        terms = (target >= 0).sum().clamp(min=1) if isinstance(self.likelihood, Tags) else outputs[..., 0].numel()
+        return -self.likelihood.log_prob(outputs, target).sum() / terms
 
     def targets(self, batch: Batch) -> Tensor:
         """The labels."""

@@ -10,6 +10,7 @@ from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.split_digits import SplitDigits
 from everloop.scenarios.stream import StreamScenario
 from everloop.scenarios.switching_plant import SwitchingPlant
+from everloop.scenarios.texts import DomainNER, DomainNewsgroups, DomainSentiment, DomainText, TextScenario
 
 SCENARIOS: dict[str, type[Scenario]] = {
     scenario.name: scenario
@@ -23,12 +24,20 @@ SCENARIOS: dict[str, type[Scenario]] = {
         SplitCIFAR100,
         SplitOmniglot,
         SplitImageNet256,
+        DomainSentiment,
+        DomainNewsgroups,
+        DomainNER,
+        DomainText,
     )
 }
 """Names on the command line. Add your own to run it by name."""
 
 __all__ = [
     "SCENARIOS",
+    "DomainNER",
+    "DomainNewsgroups",
+    "DomainSentiment",
+    "DomainText",
     "Experiment",
     "ImageScenario",
     "PermutedMNIST",
@@ -43,4 +52,5 @@ __all__ = [
     "SplitOmniglot",
     "StreamScenario",
     "SwitchingPlant",
+    "TextScenario",
 ]

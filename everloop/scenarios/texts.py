@@ -94,7 +94,7 @@ class DomainNER(TextScenario):
     summary: ClassVar[str] = "text stream: named entities in 5 fields, a tag for every token, scored by entity F1"
     needs: ClassVar[str] = 'CrossNER: folder "crossner" in EVERLOOP_DATA, or --data (columns tokens, ner_tags, domain); extras data, text'
     epochs: int = 30
-    length: int = 64
+    length: int = 96
 
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
         return load_ner(self.given("crossner"), tokenizer=tokenizer, length=self.length)

@@ -46,3 +46,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+
+def opened(arrays: Mapping[str, Array], split: str) -> Examples:
+    """The examples that a cache keeps of a split: its "inputs", "labels" and "columns/...", and "classes" and "levels" of all."""
+    start = f"{split}/columns/"
+    columns = {name.removeprefix(start): column for name, column in arrays.items() if name.startswith(start)}
+    levels = int(arrays["levels"]) if "levels" in arrays else 256
+    return Examples(arrays[f"{split}/inputs"], arrays[f"{split}/labels"], tuple(arrays["classes"].tolist()), columns, levels)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from everloop.envs.data.arrays import code_labels
+from everloop.envs.data.arrays import Labels, code_labels
+from everloop.envs.data.cache import fingerprint
 from everloop.envs.data.optional import first_line, needed
 from everloop.envs.data.pictures import CHUNK, Encoded
 
@@ -35,41 +36,72 @@ def load_splits(source: str, scratch: Path | None = None) -> Any:
         raise ValueError(f"data set {source} can't be loaded ({first_line(error)}), allowed: {allowed}") from error
 
 
-def read_pictures(
-    data: Any, source: str | Path, image: str, label: str, columns: Sequence[str], test_split: str
-) -> tuple[Encoded, Encoded, Sequence[str]]:
-    """Train, test and the classes of loaded splits. Raises ValueError for what is missing or of another type."""
-    for split in ("train", test_split):
+def located(kind: str, source: str | Path, arguments: str) -> tuple[str, Callable[[Path], Any]]:
+    """The cache's key for what is made of a source, `kind`-..., and what loads its splits given a scratch folder.
+
+    A folder's key tells its contents, and nothing is loaded before it is called for; a data set of the Hub has to be
+    loaded to know its revision. Raises ValueError for what is neither.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return f"{kind}-{fingerprint(arguments, folder)}", lambda scratch: load_splits(str(folder), scratch)
+    if not is_hub_id(source):
+        raise ValueError(f"source is {str(source)!r}, allowed: a folder that exists, or the id of a data set on the Hub")
+    data = load_splits(str(source))
+    files = [file["filename"] for split in sorted(data) for file in data[split].cache_files]  # their paths tell the revision
+    return f"{kind}-{fingerprint(arguments, str(source), *files)}", lambda scratch: data
+
+
+def check_splits(data: Any, source: str | Path, splits: Sequence[str], names: Sequence[str]) -> None:
+    """Raise ValueError unless all `splits` are there with an example or more, and have the columns `names`."""
+    for split in splits:
         if split not in data:
             raise ValueError(f"{source} has no split {split!r}, there are: {', '.join(data)}")
         if not len(data[split]):
             raise ValueError(f"{split} of {source} holds 0 examples, allowed: 1 or more")
-        for name in (image, label, *columns):
+        for name in names:
             if name not in data[split].column_names:
                 raise ValueError(f"{source} has no column {name!r}, there are: {', '.join(data[split].column_names)}")
-    labels = [np.asarray(_values(data[split], split, label)) for split in ("train", test_split)]
-    classes: Sequence[str] | None = getattr(data["train"].features[label], "names", None)
+
+
+def read_labels(data: Any, splits: Sequence[str], label: str) -> tuple[list[Labels], Sequence[str]]:
+    """Each split's labels, (N,) positions among the classes, and the classes; of labels without names those of the first split."""
+    labels = [np.asarray(_values(data[split], split, label)) for split in splits]
+    classes: Sequence[str] | None = getattr(data[splits[0]].features[label], "names", None)
     if classes is None:
         *labels, classes = code_labels(*labels)
-    train, test = (
-        _encoded(data[split], split, image, coded.astype(np.int64), columns)
-        for split, coded in zip(("train", test_split), labels, strict=True)
-    )
+    return [coded.astype(np.int64) for coded in labels], classes
+
+
+def read_strings(data: Any, split: str, name: str) -> list[str]:
+    """A column of class labels, integers or strings, as strings."""
+    names = getattr(data[split].features[name], "names", None)
+    return [str(value) if names is None else names[value] for value in _values(data[split], split, name)]
+
+
+def read_pictures(
+    data: Any, source: str | Path, image: str, label: str, columns: Sequence[str], test_split: str
+) -> tuple[Encoded, Encoded, Sequence[str]]:
+    """Train, test and the classes of loaded splits. Raises ValueError for what is missing or of another type."""
+    splits = ("train", test_split)
+    check_splits(data, source, splits, (image, label, *columns))
+    labels, classes = read_labels(data, splits, label)
+    train, test = (_encoded(data, split, image, coded, columns) for split, coded in zip(splits, labels, strict=True))
     return train, test, classes
 
 
 def _encoded(data: Any, split: str, image: str, labels: npt.NDArray[np.int64], columns: Sequence[str]) -> Encoded:
     kind = needed("datasets", "data", "reading a data set").Image
     try:
-        raw = data.select_columns([image]).cast_column(image, kind(decode=False))
+        raw = data[split].select_columns([image]).cast_column(image, kind(decode=False))
     except Exception as error:  # pyarrow has a type for every misfit
-        raise ValueError(f"column {image!r} of {split} holds {data.features[image]}, allowed: images") from error
+        raise ValueError(f"column {image!r} of {split} holds {data[split].features[image]}, allowed: images") from error
 
     def pictures() -> Iterator[Any]:
         for batch in raw.iter(CHUNK):
             yield from batch[image]
 
-    strings = {name: _strings(data, split, name) for name in columns}
+    strings = {name: read_strings(data, split, name) for name in columns}
     return Encoded(pictures, kind().decode_example, lambda row: f"row {row} of {split}", labels, strings)
 
 
@@ -84,8 +116,3 @@ def _values(data: Any, split: str, name: str) -> list[Any]:
             allowed = "one" if names is None else f"0 to {len(names) - 1}"
             raise ValueError(f"{name!r} in row {row} of {split} is {value}, allowed: {allowed}")
     return values
-
-
-def _strings(data: Any, split: str, name: str) -> list[str]:
-    names = getattr(data.features[name], "names", None)
-    return [str(value) if names is None else names[value] for value in _values(data, split, name)]

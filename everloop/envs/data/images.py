@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from everloop.envs.data.cache import fingerprint
 from everloop.envs.data.examples import Examples
 from everloop.envs.data.folder import class_folders, read_folder
-from everloop.envs.data.hub import is_hub_id, load_splits, read_pictures
+from everloop.envs.data.hub import located, read_pictures
 from everloop.envs.data.pictures import FORMAT, Size, checked_size, decoded
 
 
@@ -34,17 +33,9 @@ def load_images(
     which is in the cache. Raises ValueError for what is missing or can't be read, and keeps nothing of it.
     """
     size, folder = checked_size(size), Path(source).expanduser()
-    arguments = repr((FORMAT, image, label, tuple(columns), size, test_split))
-    if not folder.is_dir():
-        if not is_hub_id(source):
-            raise ValueError(f"source is {str(source)!r}, allowed: a folder that exists, or the id of a data set on the Hub")
-        data = load_splits(str(source))
-        files = [file["filename"] for split in sorted(data) for file in data[split].cache_files]  # their paths tell the revision
-        key = f"images-{fingerprint(arguments, str(source), *files)}"
-        return decoded(key, lambda _: read_pictures(data, source, image, label, columns, test_split), size)
-    key = f"images-{fingerprint(arguments, folder)}"
+    key, splits = located("images", source, repr((FORMAT, image, label, tuple(columns), size, test_split)))
     if (folder / "train").is_dir() and class_folders(folder / "train"):
         if (image, label, *columns) != ("image", "label"):
             raise ValueError(f"columns are {(image, label, *columns)}, allowed: ('image', 'label') of the folder of pictures {source}")
         return decoded(key, lambda _: read_folder(folder, test_split), size)
-    return decoded(key, lambda scratch: read_pictures(load_splits(str(folder), scratch), source, image, label, columns, test_split), size)
+    return decoded(key, lambda scratch: read_pictures(splits(scratch), source, image, label, columns, test_split), size)

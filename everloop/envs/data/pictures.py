@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop.envs.data.cache import cached_folder, file_name
-from everloop.envs.data.examples import Array, Examples
+from everloop.envs.data.examples import Array, Examples, opened
 from everloop.envs.data.optional import needed
 
 GREY = {"1", "L", "LA"}  # modes of PIL, the Python Imaging Library: one channel
 COLOUR = {"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}  # three
 CHUNK = 256  # encoded pictures in memory at a time
 SPLITS = ("train", "test")
-FORMAT = "1"  # of what the cache keeps: with another one, nothing kept before is found
+FORMAT = "2"  # of what the cache keeps: with another one, nothing kept before is found
 
 Size = tuple[int, int]  # height, width
 
@@ -89,14 +89,8 @@ def decoded(key: str, read: Callable[[Path], tuple[Encoded, Encoded, Sequence[st
             np.save(folder / file_name("classes"), np.asarray(classes, np.str_))
 
     arrays = cached_folder(key, write)
-    train, test = (_examples(arrays, split) for split in SPLITS)
+    train, test = (opened(arrays, split) for split in SPLITS)
     return train, test
-
-
-def _examples(arrays: Mapping[str, Array], split: str) -> Examples:
-    start = f"{split}/columns/"
-    columns = {name.removeprefix(start): column for name, column in arrays.items() if name.startswith(start)}
-    return Examples(arrays[f"{split}/images"], arrays[f"{split}/labels"], tuple(arrays["classes"].tolist()), columns)
 
 
 def _write(folder: Path, splits: Mapping[str, Encoded], size: Size | None, mode: str) -> None:
@@ -104,7 +98,7 @@ def _write(folder: Path, splits: Mapping[str, Encoded], size: Size | None, mode:
     train = splits["train"]
     shape = size or train.picture(0, next(iter(train.pictures()))).size[::-1]
     for split, encoded in splits.items():
-        images = np.lib.format.open_memmap(folder / file_name(f"{split}/images"), "w+", np.uint8, (len(encoded.labels), *shape, len(mode)))
+        images = np.lib.format.open_memmap(folder / file_name(f"{split}/inputs"), "w+", np.uint8, (len(encoded.labels), *shape, len(mode)))
         _fill(images, encoded, size is not None, mode)
 
 
