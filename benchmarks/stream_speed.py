@@ -97,9 +97,8 @@ def main() -> None:
         a, b = (statistics.median(column) * 1e6 for column in zip(*turns, strict=True))
         print(f"{name:20} batch {batch:3}: bare {a:6.0f} us, through the world {b:6.0f} us, ratio {b / a:.3f}, {b - a:+.0f} us a step")
     bare_peak, loop_peak = peak_megabytes("bare"), peak_megabytes("loop")
-    print(
-        f"peak memory: bare {bare_peak:.0f} MB, through the world {loop_peak:.0f} MB; the data set has {examples.inputs.nbytes / 2**20:.0f} MB"
-    )
+    size = examples.inputs.nbytes / 2**20
+    print(f"peak memory: bare {bare_peak:.0f} MB, through the world {loop_peak:.0f} MB; the data set has {size:.0f} MB")
     if folder := os.environ.get("EVERLOOP_DATA"):
         load_images(Path(folder) / "cifar100")  # now it is in the cache
         began = time.perf_counter()

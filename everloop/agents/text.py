@@ -68,12 +68,12 @@ class TransformerEncoder(nn.Module):
     @property
     def checkpointing(self) -> bool:
         """Whether activations are recomputed."""
-        return bool(self.transformer.is_gradient_checkpointing)
+        return any(getattr(layer, "gradient_checkpointing", False) for layer in self.transformer.modules())
 
     @checkpointing.setter
     def checkpointing(self, on: bool) -> None:
         if on and self.transformer.supports_gradient_checkpointing:
-            self.transformer.gradient_checkpointing_enable({"use_reentrant": False})
+            self.transformer.activation_checkpointing_enable()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (R, L), integers -> (R, size) or (R, L, size)."""

@@ -77,7 +77,7 @@ class StreamVectorEnv(TaskVectorEnv):
                 raise ValueError(f"{name} is {value}, allowed: {least} or more")
         train, test = self._load(data)
         _check_pair(train, test)
-        self.horizon, self.task_cue, self.classes = episode_length, task_cue, tuple(train.classes)
+        self.horizon, self.task_cue = episode_length, task_cue
         self._inputs = np.asarray((train if split == "train" else test).inputs)  # of a memory map: a plain view
         self._labels = np.asarray((train if split == "train" else test).labels)
         self._assign(find_protocol(protocol), train, test, split, label_space)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from everloop.envs.corruptions import TEXT_ALTERATIONS
 from everloop.envs.data import Examples, entity_f1, load_text
+from everloop.envs.protocols import Protocol
 from everloop.envs.stream import Ints, StreamEnv, StreamVectorEnv
 
 
@@ -30,17 +31,17 @@ class TextStreamVectorEnv(StreamVectorEnv):
     judge: Callable[[int, Ints, Ints], float] | None = None
     alterations: ClassVar = TEXT_ALTERATIONS
 
-    def __init__(self, num_envs: int = 1, data: Any = None, **parameters: Any) -> None:
-        super().__init__(num_envs, data, **parameters)
-        if self._labels.ndim == 2:
-            self._tags = self._tag_names(parameters.get("label_space", "global") == "global")
+    def _assign(self, protocol: Protocol, train: Examples, test: Examples, split: str, label_space: str) -> None:
+        super()._assign(protocol, train, test, split, label_space)
+        if train.labels.ndim == 2:
+            self._tags = self._tag_names(train.classes, by_task=label_space == "global")
             self.judge = self._entity_f1
 
-    def _tag_names(self, by_task: bool) -> list[str]:
+    def _tag_names(self, classes: Sequence[str], by_task: bool) -> list[str]:
         """Each action's tag; "B-person" of the task politics is "B-politics/person" where tasks are told apart."""
         names = [""] * (int(self._table.max()) + 1)
         for task in self.tasks:
-            for tag, number in zip(self.classes, self._table[task.id], strict=False):
+            for tag, number in zip(classes, self._table[task.id], strict=False):
                 if number >= 0:
                     names[number] = re.sub("^([BI]-)", rf"\1{task.name}/", tag) if by_task else tag
         return names

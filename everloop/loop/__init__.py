@@ -12,7 +12,7 @@ from everloop.loop.closed_loop import Listener, Plan, run
 from everloop.loop.evaluate import mean_return, scores
 from everloop.loop.fisher import diagonal_fisher
 from everloop.loop.learner import Learner
-from everloop.loop.likelihood import Categorical, Gaussian, Likelihood, likelihood_for
+from everloop.loop.likelihood import Categorical, Gaussian, Likelihood, Tags, likelihood_for
 from everloop.loop.memory import Reservoir
 from everloop.loop.monitors import Divergence
 from everloop.loop.nested import NestedOptimizer, levels_by_depth
@@ -59,6 +59,7 @@ __all__ = [
     "SB3Learner",
     "Strategy",
     "SupervisedLearner",
+    "Tags",
     "Training",
     "Updater",
     "World",

@@ -139,7 +139,7 @@ def likelihood_for(action_space: spaces.Space[object]) -> Likelihood:
     """Categorical for Discrete, Tags for MultiDiscrete, Gaussian for a flat Box. Raises ValueError for anything else."""
     if isinstance(action_space, spaces.Discrete) and action_space.start == 0:
         return Categorical(int(action_space.n))
-    if isinstance(action_space, spaces.MultiDiscrete) and len(set(action_space.nvec.tolist())) == 1 and action_space.nvec.ndim == 1:
+    if isinstance(action_space, spaces.MultiDiscrete) and action_space.nvec.ndim == 1 and len(set(action_space.nvec.tolist())) == 1:
         return Tags(len(action_space.nvec), int(action_space.nvec[0]))
     if isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
         return Gaussian(action_space.shape[0])

@@ -271,7 +271,7 @@ def test_a_value_head_stays_free() -> None:
     ewc.end_task(world.tasks[0], learner, [learner.rollout(world, [0], 4, seed=0)])
     names = [name for name, _ in learner.module.named_parameters()]
     free = {name for name, p in zip(names, ewc.precision, strict=True) if float(p.max()) == 0.0}
-    assert free == {"value.weight", "value.bias"}
+    assert free == {"value.linear.weight", "value.linear.bias"}
     with torch.no_grad():
         for p in learner.module.parameters():
             p.add_(1.0)

@@ -115,8 +115,8 @@ def test_a_value_head_has_no_information() -> None:
     built, batch = agent_case("recurrent")
     fisher = diagonal_fisher(FixedLearner(built, Categorical(3)), [batch])
     by_name = dict(zip([n for n, _ in built.named_parameters()], fisher, strict=True))
-    assert float(by_name["value.weight"].max()) == float(by_name["value.bias"].max()) == 0.0
-    assert float(by_name["head.weight"].max()) > 0.0
+    assert float(by_name["value.linear.weight"].max()) == float(by_name["value.linear.bias"].max()) == 0.0
+    assert float(by_name["head.linear.weight"].max()) > 0.0
 
 
 def test_frozen_weights_are_left_out() -> None:

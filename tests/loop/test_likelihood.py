@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal, kl_divergence
 
-from everloop.loop import Categorical, Gaussian, Likelihood, likelihood_for
+from everloop.loop import Categorical, Gaussian, Likelihood, Tags, likelihood_for
 
 shapes = st.sampled_from([(), (3,), (2, 3)])
 sizes = st.integers(1, 4)
@@ -40,6 +40,20 @@ def test_categorical_is_torchs(shape: tuple[int, ...], classes: int, seed: int) 
     torch.testing.assert_close(likelihood.kl(p, q), kl_divergence(theirs, other))
     assert torch.equal(likelihood.mode(p), theirs.probs.argmax(-1))
     assert likelihood.sample(p).shape == shape
+
+
+@settings(deadline=None, max_examples=50)
+@given(shape=shapes, length=sizes, classes=sizes, seed=seeds)
+def test_tags_are_a_categorical_each_where_there_is_one(shape: tuple[int, ...], length: int, classes: int, seed: int) -> None:
+    likelihood, p, q = Tags(length, classes), draw(seed, *shape, length * classes), draw(seed + 1, *shape, length * classes)
+    theirs, other = (TorchCategorical(logits=z.reshape(*shape, length, classes)) for z in (p, q))
+    x = torch.randint(-1, classes, (*shape, length), generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(likelihood.log_prob(p, x), (theirs.log_prob(x.clamp(min=0)) * (x >= 0)).sum(-1))
+    torch.testing.assert_close(likelihood.entropy(p), theirs.entropy().sum(-1))
+    torch.testing.assert_close(likelihood.kl(p, q), kl_divergence(theirs, other).sum(-1))
+    assert torch.equal(likelihood.mode(p), theirs.probs.argmax(-1))
+    assert likelihood.sample(p).shape == (*shape, length)
+    assert likelihood.size() == length * classes
 
 
 @settings(deadline=None, max_examples=50)
@@ -91,7 +105,7 @@ def test_draws_have_the_gaussians_mean_and_variance_and_no_correlation() -> None
     assert abs(float(torch.corrcoef(x.T)[0, 1])) < 5 / n**0.5
 
 
-@pytest.mark.parametrize("likelihood", [Categorical(3), Gaussian(2)], ids=["categorical", "gaussian"])
+@pytest.mark.parametrize("likelihood", [Categorical(3), Gaussian(2), Tags(2, 3)], ids=["categorical", "gaussian", "tags"])
 def test_a_generator_decides_the_draw_and_spares_the_global_ones(likelihood: Likelihood) -> None:
     p, states = draw(0, 20, likelihood.size()), random_states()
     a, b, c = (likelihood.sample(p, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
@@ -102,7 +116,7 @@ def test_a_generator_decides_the_draw_and_spares_the_global_ones(likelihood: Lik
     assert random_states() != states
 
 
-@pytest.mark.parametrize("likelihood", [Categorical(3), Gaussian(2)], ids=["categorical", "gaussian"])
+@pytest.mark.parametrize("likelihood", [Categorical(3), Gaussian(2), Tags(2, 3)], ids=["categorical", "gaussian", "tags"])
 def test_log_prob_is_differentiable_in_the_outputs(likelihood: Likelihood) -> None:
     p = draw(0, 4, likelihood.size()).requires_grad_()
     x = likelihood.sample(p.detach(), torch.Generator().manual_seed(0))
@@ -114,13 +128,25 @@ def test_the_action_space_decides_the_family() -> None:
     assert isinstance(discrete, Categorical)
     assert discrete.size() == 4
     assert isinstance(box, Gaussian)
+    tags = likelihood_for(spaces.MultiDiscrete([3, 3]))
+    assert isinstance(tags, Tags)
+    assert (tags.length, tags.classes) == (2, 3)
     assert box.size() == 6
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.Discrete(3, start=1), spaces.Box(-1.0, 1.0, (2, 2)), spaces.Box(-1.0, 1.0, ()), spaces.MultiBinary(2)], ids=str
+    "space",
+    [
+        spaces.Discrete(3, start=1),
+        spaces.Box(-1.0, 1.0, (2, 2)),
+        spaces.Box(-1.0, 1.0, ()),
+        spaces.MultiBinary(2),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiDiscrete([[2], [2]]),
+    ],
+    ids=str,
 )
 def test_other_action_spaces_are_refused_by_name(space: spaces.Space[object]) -> None:
-    with pytest.raises(ValueError, match="allowed: Discrete from 0, or a flat Box") as error:
+    with pytest.raises(ValueError, match="allowed: Discrete from 0, MultiDiscrete of equal numbers, or a flat Box") as error:
         likelihood_for(space)
     assert str(space) in str(error.value)

@@ -40,6 +40,9 @@ class Examples:
         if labels.min() < (0 if labels.ndim == 1 else NO_LABEL) or labels.max() >= len(self.classes):
             bad = labels.min() if labels.min() < 0 else labels.max()
             raise ValueError(f"label {bad} is not among the {len(self.classes)} classes, allowed: 0 to {len(self.classes) - 1}")
+        if inputs.dtype != np.uint8 and (inputs.min() < 0 or inputs.max() >= self.levels):
+            bad = inputs.min() if inputs.min() < 0 else inputs.max()
+            raise ValueError(f"an input is {bad}, allowed: 0 to {self.levels - 1}")
         for name, column in self.columns.items():
             if column.shape != inputs.shape[:1]:
                 raise ValueError(f"column {name!r} has shape {column.shape}, allowed: ({len(inputs)},)")

@@ -26,6 +26,13 @@ def class_label(*names: str) -> dict[str, Any]:
     return {"names": list(names), "_type": "ClassLabel"}
 
 
+def plain(kind: pa.DataType) -> dict[str, Any]:
+    """The feature of values, or lists of values, that have no more than their type."""
+    if pa.types.is_list(kind):
+        return {"feature": plain(kind.value_type), "_type": "List"}
+    return {"dtype": str(kind), "_type": "Value"}
+
+
 def write_parquet(file: Path, columns: Mapping[str, Sequence[Any]], features: Mapping[str, Any]) -> None:
     """Columns of values, pictures as bytes; `features` of those which have more than their type."""
     arrays = {}
@@ -34,8 +41,9 @@ def write_parquet(file: Path, columns: Mapping[str, Sequence[Any]], features: Ma
             kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
             arrays[name] = pa.array([{"bytes": value, "path": None} for value in values], kind)
         else:
-            arrays[name] = pa.array(values, pa.int64() if name in features else None)
-    known = {name: features.get(name, {"dtype": str(array.type), "_type": "Value"}) for name, array in arrays.items()}
+            lists = any(isinstance(value, list) for value in values)
+            arrays[name] = pa.array(values, pa.int64() if name in features and not lists else None)
+    known = {name: features.get(name, plain(array.type)) for name, array in arrays.items()}
     table = pa.table(arrays).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": known}})})
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, file)
@@ -44,6 +52,14 @@ def write_parquet(file: Path, columns: Mapping[str, Sequence[Any]], features: Ma
 def write_data_set(root: Path, splits: Mapping[str, Mapping[str, Sequence[Any]]], features: Mapping[str, Any]) -> Path:
     for split, columns in splits.items():
         write_parquet(root / f"{split}-00000-of-00001.parquet", columns, {"image": IMAGE, **features})
+    return root
+
+
+def write_texts(root: Path, texts: Mapping[str, str]) -> Path:
+    """path -> text, in UTF-8."""
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, "utf-8")
     return root
 
 

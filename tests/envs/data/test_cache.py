@@ -19,12 +19,6 @@ from everloop.envs.data import cache
 from everloop.envs.data.cache import cache_folder, cached, cached_folder, fingerprint
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EVERLOOP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def never() -> Any:
     raise AssertionError("built again")
 
@@ -121,20 +115,20 @@ def test_keys_do_not_mix() -> None:
 
 
 @pytest.mark.parametrize("kept", [np.array(["a", None]), np.array([{}])])
-def test_objects_are_refused_and_leave_nothing(kept: Any, folder: Path) -> None:
+def test_objects_are_refused_and_leave_nothing(kept: Any, cache: Path) -> None:
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         cached("key", lambda: {"good": np.arange(3), "bad": kept})
-    assert list(folder.iterdir()) == []
+    assert list(cache.iterdir()) == []
 
 
-def test_a_build_that_fails_leaves_nothing(folder: Path) -> None:
+def test_a_build_that_fails_leaves_nothing(cache: Path) -> None:
     def write(place: Path) -> None:
         np.save(place / "half.npy", np.arange(3))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cached_folder("key", write)
-    assert list(folder.iterdir()) == []
+    assert list(cache.iterdir()) == []
     assert cached("key", lambda: {"x": np.arange(2)})["x"].tolist() == [0, 1]
 
 
@@ -164,15 +158,15 @@ def half_the_sizes(place: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, empty, no_array, without_array, without_sizes, half_the_sizes])
-def test_a_damaged_folder_is_built_again_with_one_line(damage: Any, folder: Path) -> None:
+def test_a_damaged_folder_is_built_again_with_one_line(damage: Any, cache: Path) -> None:
     cached("key", lambda: {"x": np.arange(100)})
-    damage(folder / "key")
+    damage(cache / "key")
     with pytest.warns(UserWarning, match=r"^the cache .*key is damaged \(.*\): building it again$") as lines:
         found = cached("key", lambda: {"x": np.arange(100)})
     assert len(lines) == 1
     assert found["x"].tolist() == list(range(100))
     assert cached("key", never)["x"].tolist() == list(range(100))
-    assert [path.name for path in folder.iterdir()] == ["key"]
+    assert [path.name for path in cache.iterdir()] == ["key"]
 
 
 BUILDER = """
@@ -220,28 +214,28 @@ def builders() -> Iterator[list[Builder]]:
 RESULT = f"{sum(range(1000))} {sum(i * i for i in range(1000))}"
 
 
-def test_of_two_processes_that_build_at_once_both_get_the_same(builders: list[Builder], folder: Path) -> None:
+def test_of_two_processes_that_build_at_once_both_get_the_same(builders: list[Builder], cache: Path) -> None:
     assert [builder.line() for builder in builders] == ["half", "half"]
-    assert not (folder / "key").exists(), "nothing half-built is there to be found"
+    assert not (cache / "key").exists(), "nothing half-built is there to be found"
     for builder in builders:
         builder.go_on()
         assert builder.line() == RESULT
         assert builder.process.wait() == 0
-    assert [path.name for path in folder.iterdir()] == ["key"], "the second one dropped its own"
+    assert [path.name for path in cache.iterdir()] == ["key"], "the second one dropped its own"
 
 
-def test_what_a_killed_process_left_is_never_taken_for_finished_and_goes(builders: list[Builder], folder: Path) -> None:
+def test_what_a_killed_process_left_is_never_taken_for_finished_and_goes(builders: list[Builder], cache: Path) -> None:
     assert [builder.line() for builder in builders] == ["half", "half"]
     killed, living = builders
     killed.process.send_signal(signal.SIGKILL)
     killed.process.wait()
-    assert len(list(folder.iterdir())) == 2
-    assert not (folder / "key").exists()
+    assert len(list(cache.iterdir())) == 2
+    assert not (cache / "key").exists()
     assert cached("key", lambda: {"x": np.arange(1000), "y": np.arange(1000) ** 2})["y"][-1] == 999**2
-    left = [path.name for path in folder.iterdir() if path.name != "key"]
+    left = [path.name for path in cache.iterdir() if path.name != "key"]
     assert len(left) == 1, "the dead one's folder is gone, the living one's is not"
     assert f".{living.process.pid}@" in left[0]
     living.go_on()
     assert living.line() == RESULT
     assert living.process.wait() == 0
-    assert [path.name for path in folder.iterdir()] == ["key"]
+    assert [path.name for path in cache.iterdir()] == ["key"]

@@ -14,10 +14,8 @@ from everloop.envs.data.kaggle import imagenet256
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EVERLOOP_CACHE", str(tmp_path / "cache"))
+def no_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)  # not needed for folders
-    return tmp_path / "cache"
 
 
 @pytest.mark.parametrize("test_split", ["test", "val", "validation", "held-out"])

@@ -15,13 +15,6 @@ from PIL import Image
 
 from everloop.envs.data.images import load_images
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EVERLOOP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 labels_of = {"names": st.sampled_from(["zebra", "ant", ""]), "numbers": st.integers(-(2**40), 2**40), "classes": st.integers(0, 2)}
 
 
@@ -91,7 +84,7 @@ def test_what_is_kept_is_the_arrays_alone(tmp_path: Path, cache: Path) -> None:
     """Whatever the reader wrote on its way is gone."""
     load_images(small(tmp_path / "set"), columns=["origin"])
     (entry,) = cache.iterdir()
-    arrays = {f"{split}%2F{name}.npy" for split in ("train", "test") for name in ("images", "labels", "columns%2Forigin")}
+    arrays = {f"{split}%2F{name}.npy" for split in ("train", "test") for name in ("inputs", "labels", "columns%2Forigin")}
     assert {path.name for path in entry.iterdir()} == arrays | {"classes.npy", "sizes.json"}
 
 

@@ -1,0 +1,152 @@
+"""Networks that read token ids: padding changes nothing, and a transformer gives what it gives by itself."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from everloop.agents import Agent, Classifier, EmbeddingEncoder, TransformerEncoder
+
+
+def bert(**changes: Any) -> Any:
+    from transformers import BertConfig
+
+    sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+    return BertConfig(**{**sizes, "max_position_embeddings": 16, **changes})
+
+
+def gpt() -> Any:
+    from transformers import GPT2Config
+
+    return GPT2Config(vocab_size=30, n_embd=8, n_layer=2, n_head=2, n_positions=16)
+
+
+def ids(rows: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(1, 30, (rows, length), generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
+
+
+def padded(tokens: Tensor, by: int) -> Tensor:
+    return torch.nn.functional.pad(tokens, (0, by))
+
+
+def encoder(kind: str, per_token: bool = False) -> Any:
+    torch.manual_seed(0)
+    if kind == "embedding":
+        return EmbeddingEncoder(31, 8, per_token).eval()
+    return TransformerEncoder(bert() if kind == "bert" else gpt(), per_token).eval()
+
+
+KINDS = ["embedding", "bert", "gpt"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("per_token", [False, True])
+def test_padding_changes_nothing(kind: str, per_token: bool) -> None:
+    net, tokens = encoder(kind, per_token), ids(3, 5)
+    plain, longer = net(tokens), net(padded(tokens, 4))
+    assert plain.shape == ((3, 5, 8) if per_token else (3, 8))
+    torch.testing.assert_close(longer[:, :5] if per_token else longer, plain, rtol=1e-4, atol=1e-5)
+    assert net(torch.zeros(2, 5, dtype=torch.int32)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_token_counts_and_every_text_is_read_alone(kind: str) -> None:
+    net, tokens = encoder(kind), ids(3, 5)
+    features = net(tokens)
+    torch.testing.assert_close(torch.cat([net(row[None]) for row in tokens]), features, rtol=1e-4, atol=1e-5)
+    for place in range(5):
+        other = tokens.clone()
+        other[:, place] = other[:, place] % 29 + 1
+        assert (net(other) != features).any(dim=1).all(), place
+
+
+def test_the_embedding_is_a_mean_and_a_hidden_layer() -> None:
+    net = encoder("embedding")
+    tokens = torch.tensor([[3, 5, 0], [7, 0, 0]], dtype=torch.int32)
+    table, (linear, _) = net.embedding.weight, net.hidden
+    means = torch.stack([(table[3] + table[5]) / 2, table[7]])
+    torch.testing.assert_close(net(tokens), torch.relu(means @ linear.weight.T + linear.bias))
+
+
+def test_of_each_token_the_embedding_reads_two_neighbours_on_either_side() -> None:
+    net, tokens = encoder("embedding", per_token=True), ids(1, 9)
+    other = tokens.clone()
+    other[0, 4] = other[0, 4] % 29 + 1
+    changed = (net(other) != net(tokens)).any(-1)[0].nonzero().flatten().tolist()
+    assert changed == [2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_a_transformer_is_called_with_its_own_ids(kind: str) -> None:
+    net, tokens = encoder(kind), ids(2, 6)
+    own = net.transformer(input_ids=tokens.long() - 1, attention_mask=torch.ones(2, 6, dtype=torch.long)).last_hidden_state
+    torch.testing.assert_close(net(tokens), own.mean(1))
+    torch.testing.assert_close(encoder(kind, True)(tokens), own)
+
+
+def test_a_checkpoint_gives_the_weights_that_were_saved(tmp_path: Path) -> None:
+    net = encoder("bert")
+    net.transformer.save_pretrained(tmp_path)
+    loaded = TransformerEncoder(tmp_path).eval()
+    torch.testing.assert_close(loaded(ids(2, 6)), net(ids(2, 6)), rtol=0, atol=0)
+    assert loaded.size == 8
+    with pytest.raises(
+        ValueError, match=rf"^transformer {tmp_path}/none can't be loaded, allowed: a folder or an id of the Hub that has one$"
+    ):
+        TransformerEncoder(tmp_path / "none")
+
+
+def gradients(net: Any, tokens: Tensor) -> list[Tensor]:
+    torch.manual_seed(1)  # dropout
+    net.zero_grad()
+    net(tokens).square().sum().backward()
+    return [p.grad.clone() for p in net.parameters() if p.grad is not None]
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    """To the last bit, dropout included."""
+    net, tokens = encoder("bert").train(), ids(4, 6)
+    plain = gradients(net, tokens)
+    assert not net.checkpointing
+    net.checkpointing = True
+    assert net.checkpointing
+    for a, b in zip(gradients(net, tokens), plain, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_agent_reads_token_ids_as_a_modality_of_their_own() -> None:
+    space = spaces.Dict({"tokens": spaces.Box(0, 30, (6,), np.int32), "counts": spaces.Box(0, 9, (2,), np.float32)})
+    torch.manual_seed(0)
+    agent = Agent(space, 3, token_size=8, hidden_size=8)
+    obs = {"tokens": ids(4, 6)[None], "counts": torch.rand(1, 4, 2)}
+    out, _ = agent(obs, agent.initial_state(4), torch.ones(1, 4, dtype=torch.bool))
+    assert out.prediction.shape == (1, 4, 3)
+    embeddings = [m for m in agent.modules() if isinstance(m, EmbeddingEncoder)]
+    assert [m.embedding.num_embeddings for m in embeddings] == [31]
+    mine = Agent(space, 3, token_size=8, hidden_size=8, encoders={"tokens": encoder("bert")})
+    assert mine(obs, mine.initial_state(4), torch.ones(1, 4, dtype=torch.bool))[0].prediction.shape == (1, 4, 3)
+
+
+def test_a_classifier_answers_for_every_token_by_its_tasks_head() -> None:
+    net = Classifier(encoder("embedding", per_token=True), 5, "tokens", tasks=2)
+    cue = torch.eye(2)[torch.tensor([0, 1, 1])][None]
+    out, _ = net({"tokens": ids(3, 6)[None], "cue": cue}, net.initial_state(3), torch.ones(1, 3, dtype=torch.bool))
+    features = net.backbone(ids(3, 6))
+    weight, bias = net.heads.linear.weight.unflatten(0, (2, 5)), net.heads.linear.bias.unflatten(0, (2, 5))
+    expected = torch.stack([f @ weight[k].T + bias[k] for f, k in zip(features, (0, 1, 1), strict=True)])
+    torch.testing.assert_close(out.prediction, expected.flatten(1)[None])
+
+
+def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"^vocabulary is 1, allowed: 2 or more$"):
+        EmbeddingEncoder(1)
+    with pytest.raises(ValueError, match=r"^size is 0, allowed: 1 or more$"):
+        EmbeddingEncoder(9, 0)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r'^a transformer needs the package transformers: pip install "everloop\[text\]"$'):
+        TransformerEncoder("bert-base-uncased")

@@ -1,0 +1,154 @@
+"""Texts come out of a data set, or of folders, as tokens with their labels and domains."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_sets import class_label, mapped, write_data_set, write_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from everloop.envs import ByColumn, TextStreamVectorEnv
+from everloop.envs.data import Examples, HashTokenizer, load_text, text_folders
+
+TOKENS = HashTokenizer(500)
+
+
+def small(root: Path, **changes: Any) -> Path:
+    """Four texts a split, of two classes in two domains, but for `changes` of the columns."""
+    columns = {"text": ["good one", "bad", "", "so good"], "label": [1, 0, 0, 1], "domain": list("abab")} | changes
+    features = {"label": class_label("no", "yes")} if "label" not in changes else {}
+    return write_data_set(root, {"train": columns, "test": columns}, features)
+
+
+@given(
+    texts=st.lists(st.text("ab c,ß\n"), min_size=1, max_size=6),
+    length=st.integers(1, 6),
+    names=st.lists(st.sampled_from(["ant", "bee", ""]), min_size=6, max_size=6),
+)
+@settings(deadline=None, max_examples=15)
+def test_each_text_is_encoded_with_its_label_and_column(
+    texts: list[str], length: int, names: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    names = names[: len(texts)]
+    columns = {"words": texts, "kind": names, "from": [str(i) for i in range(len(texts))]}
+    root = write_data_set(tmp_path_factory.mktemp("set"), {"train": columns, "test": columns}, {})
+    for _ in range(2):  # from the files as from the cache
+        for part in load_text(root, tokenizer=TOKENS, length=length, text="words", label="kind", columns=["from"]):
+            np.testing.assert_array_equal(part.inputs, TOKENS.encode(texts, length))
+            assert [part.classes[i] for i in part.labels] == names
+            assert part.classes == tuple(sorted(set(names)))
+            assert part.columns["from"].tolist() == columns["from"]
+            assert part.levels == 500
+
+
+def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = small(tmp_path / "set")
+    first, _ = load_text(root)
+    assert first.classes == ("no", "yes")
+    assert first.levels == 2**15
+    assert mapped(first.inputs)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    np.testing.assert_array_equal(load_text(root)[0].inputs, first.inputs)
+    with pytest.raises(ImportError, match=r'pip install "everloop\[data\]"'):
+        load_text(root, tokenizer=HashTokenizer(99))
+    with pytest.raises(ImportError):
+        load_text(root, length=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "line"),
+    [
+        ({}, {"text": "body"}, r"has no column 'body', there are: text, label, domain$"),
+        ({}, {"columns": ["product"]}, r"has no column 'product', there are: text, label, domain$"),
+        ({}, {"test_split": "dev"}, r"has no split 'dev', there are: train, test$"),
+        ({}, {"length": 0}, r"^length is 0, allowed: 1 or more$"),
+        ({}, {"text": "label"}, r"^column 'label' of train holds .*, allowed: strings$"),
+        ({"text": ["a", None, "b", "c"]}, {}, r"^'text' in row 1 of train is None, allowed: a string$"),
+        ({"label": [0.5, 1.0, 0.0, 1.0]}, {}, r"^column 'label' of train holds float64, allowed: class labels, integers or strings$"),
+        ({"label": ["x", None, "x", "y"]}, {}, r"^'label' in row 1 of train is None, allowed: one$"),
+    ],
+)
+def test_what_cannot_be_used_is_named_and_nothing_is_kept(
+    changes: dict[str, Any], options: dict[str, Any], line: str, tmp_path: Path, cache: Path
+) -> None:
+    root = small(tmp_path / "set", **changes)
+    with pytest.raises(ValueError, match=line) as caught:
+        load_text(root, **options)
+    assert "\n" not in str(caught.value)
+    assert not list(cache.glob("*"))
+
+
+def news(root: Path, domains: str = "xy", files: int = 10) -> list[Path]:
+    """Folders of texts, whose one word is their own path."""
+    texts = {f"{d}/{c}/{i:02}.txt": f"{d}{c}{i:02}" for d in domains for c in ("bad", "good") for i in range(files)}
+    return [write_texts(root, texts) / d for d in domains]
+
+
+def test_each_folder_is_a_domain_of_which_a_fifth_is_for_tests(tmp_path: Path) -> None:
+    train, test = text_folders(news(tmp_path), tokenizer=TOKENS, length=2)
+    told = {"train": train, "test": test}
+    seen = {}
+    for split, part in told.items():
+        for ids, label, domain in zip(part.inputs, part.labels, part.columns["domain"], strict=True):
+            seen[int(ids[0])] = (split, part.classes[label], domain)
+    expected = {
+        int(TOKENS.encode([f"{d}{c}{i:02}"], 1)[0, 0]): ("test" if i % 5 == 4 else "train", c, d)
+        for d in "xy"
+        for c in ("bad", "good")
+        for i in range(10)
+    }
+    assert seen == expected
+    assert (len(train), len(test)) == (32, 8)
+
+
+def test_a_split_of_ones_own_is_kept_and_becomes_tasks_in_the_order_given(tmp_path: Path) -> None:
+    texts = {f"{d}/{s}/{c}/t.txt": f"{d} {s} {c}" for d in ("science", "news") for s in ("train", "test") for c in "ab"}
+    root = write_texts(tmp_path, texts)
+    folders = [root / "science", root / "news"]
+    data = text_folders(folders, tokenizer=TOKENS, length=3)
+    for split, part in zip(("train", "test"), data, strict=True):
+        np.testing.assert_array_equal(part.inputs, TOKENS.encode([f"{d} {split} {c}" for d in ("science", "news") for c in "ab"], 3))
+        assert part.labels.tolist() == [0, 1, 0, 1]
+    world = TextStreamVectorEnv(2, data, protocol=ByColumn("domain", order=["science", "news"]))
+    assert [task.name for task in world.tasks] == ["science", "news"]
+    obs, _ = world.reset(seed=0, options={"task": "news"})
+    assert {row.tobytes() for row in obs["tokens"]} == {row.tobytes() for row in data[0].inputs[2:]}
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    x, y = news(tmp_path)
+    (tmp_path / "empty").mkdir()
+    few = news(tmp_path / "few", "z", files=4)
+    with pytest.raises(ValueError, match=r"^folders are empty, allowed: one or more"):
+        text_folders([])
+    with pytest.raises(ValueError, match=r"^folders are .*, allowed: each with another name$"):
+        text_folders([x, x])
+    with pytest.raises(ValueError, match=r"^folder is '.*nowhere', allowed: one that exists"):
+        text_folders([x, tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match=r"empty has no texts, allowed: <class>/\*\.txt$"):
+        text_folders([x, tmp_path / "empty"])
+    with pytest.raises(ValueError, match=r"few/z/bad has 4 texts, allowed: 5 or more"):
+        text_folders(few)
+    write_texts(y, {f"odd/{i}.txt": "odd" for i in range(5)})
+    with pytest.raises(ValueError, match=r"^class 'odd' is not in .*x and both splits of .*y alike, allowed: the same classes in all$"):
+        text_folders([x, y])
+    (x / "bad" / "03.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ValueError, match=r"x/bad/03\.txt can't be read as UTF-8 text \(UnicodeDecodeError\)$"):
+        text_folders([x])
+
+
+def test_a_world_of_texts_takes_a_folder_and_shows_ids_within_its_space(tmp_path: Path) -> None:
+    world = TextStreamVectorEnv(4, small(tmp_path / "set"), protocol={"kind": "column", "column": "domain"})
+    obs, _ = world.reset(seed=0)
+    assert world.observation_space.contains(obs)
+    assert world.single_observation_space["tokens"].high.max() == 2**15 - 1  # type: ignore[index]
+    assert [task.name for task in world.tasks] == ["a", "b"]
+
+
+@pytest.mark.parametrize("bad", [9, -1])
+def test_levels_bound_the_inputs(bad: int) -> None:
+    with pytest.raises(ValueError, match=rf"^an input is {bad}, allowed: 0 to 8$"):
+        Examples(np.array([[1, bad]], np.int32), np.array([0]), ("a",), levels=9)

@@ -1,0 +1,100 @@
+"""Learning a tag for every token: the loss, what is judged, and that strategies keep to it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loop_helpers import FixedLearner, FlatNet, ignore, same, weights
+from torch import nn
+
+from everloop.agents import Classifier, EmbeddingEncoder
+from everloop.envs import ByColumn, Examples, TextStreamVectorEnv
+from everloop.loop import EWC, Batch, Replay, SupervisedLearner, Tags, Training
+from everloop.loop.evaluate import returns, scaled
+
+WORDS, LENGTH = 12, 5
+
+
+def sentences(seed: int, domains: tuple[str, ...] = ("x", "y"), rows: int = 48) -> Examples:
+    """Words 1 to 11; word 4 is a person, 5 a person's second name, in domain y 6 and 7; everything else is outside."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(1, WORDS, (rows, LENGTH)).astype(np.int32)
+    ids[:, 3] = rng.integers(0, 2, rows) * ids[:, 3]
+    ids[ids[:, 3] == 0, 4] = 0  # shorter sentences
+    domain = np.array([domains[i % len(domains)] for i in range(rows)])
+    first = np.where(domain == "y", 6, 4)[:, None]
+    tags = np.where(ids == first, 1, 0)
+    tags[:, 1:][(ids[:, 1:] == first + 1) & (tags[:, :-1] == 1)] = 2
+    return Examples(ids, np.where(ids > 0, tags, -1), ("O", "B-person", "I-person"), {"domain": domain}, WORDS)
+
+
+def learner(world: Any, **training: Any) -> SupervisedLearner:
+    torch.manual_seed(0)
+    net = Classifier(EmbeddingEncoder(WORDS, 16, per_token=True), world.single_action_space.nvec[0], "tokens")
+    return SupervisedLearner(net, world, Training(**({"learning_rate": 0.01} | training)))
+
+
+def world(split: str = "train", num_envs: int = 8) -> Any:
+    made: Any = TextStreamVectorEnv(
+        num_envs, (sentences(0), sentences(1)), protocol=ByColumn("domain"), split=split, label_space="within_task"
+    )
+    made.reset(seed=0)
+    return made
+
+
+def test_the_loss_is_the_mean_over_tokens_that_have_a_tag() -> None:
+    made = FixedLearner(FlatNet(nn.Linear(4, LENGTH * 3), "x").double(), Tags(LENGTH, 3))
+    x, tags = torch.randn(1, 2, 4, dtype=torch.float64), torch.tensor([[[0, 2, 1, -1, -1], [-1, -1, -1, -1, 2]]])
+    batch = Batch({"x": x}, torch.ones(1, 2, dtype=torch.bool), tags)
+    log_p = torch.log_softmax(made.module.layers(x[0]).reshape(2, LENGTH, 3), -1)  # type: ignore[operator]
+    told = [log_p[0, 0, 0], log_p[0, 1, 2], log_p[0, 2, 1], log_p[1, 4, 2]]
+    torch.testing.assert_close(made.loss(batch), -torch.stack(told).mean())
+    torch.testing.assert_close(made.log_likelihood(batch), torch.stack([sum(told[:3]), told[3]]))  # type: ignore[list-item]
+    nothing = Batch({"x": x}, batch.start, torch.full_like(tags, -1))
+    assert made.loss(nothing).item() == 0
+
+
+def test_it_learns_to_find_entities_and_is_judged_by_them() -> None:
+    made, test = learner(world()), world("test", 16)
+    before, after = scaled(test, returns(made, test, [], seed=0)), None
+    made.learn([0], 48 * 60, ignore)
+    after = scaled(test, returns(made, test, [], seed=0))
+    assert before[0] < 0.3
+    assert after[0] > 0.9
+    assert after[1] < after[0], "in the other domain other words are persons"
+
+
+def test_the_judge_hears_every_example_of_the_pass_once() -> None:
+    test, heard = world("test", 7), []
+    test.judge = lambda task, labels, guesses: heard.append((task, labels, guesses)) or 0.5
+    made = learner(world())
+    assert returns(made, test, [], seed=0) == [0.5, 0.5]
+    assert [task for task, _, _ in heard] == [0, 1]
+    for task, labels, guesses in heard:
+        assert labels.shape == guesses.shape == (24, LENGTH)
+        rows = sentences(1).labels[sentences(1).columns["domain"] == "xy"[task]]
+        assert sorted(map(tuple, labels.tolist())) == sorted(map(tuple, rows.tolist()))
+
+
+def test_strategies_of_streams_serve_tags_as_well() -> None:
+    """EWC's Fisher and replay's stored tags; both change what is learned, and replay keeps the first domain."""
+    kept = {}
+    for name, strategies in (("none", []), ("ewc", [EWC(1e3)]), ("replay", [Replay(capacity=48, batch_size=16)])):
+        train = world()
+        made = learner(train)
+        made.attach(strategies)
+        for task in (0, 1):
+            for strategy in strategies:
+                strategy.begin_task(train.tasks[task], made)
+            made.learn([task], 48 * 30, ignore)
+            for strategy in strategies:
+                strategy.end_task(train.tasks[task], made, [made.rollout(world(), [task], 2, seed=0)])
+        kept[name] = (returns(made, world("test", 16), [], seed=0)[0], weights(made.module))
+    assert not same(kept["none"][1], kept["ewc"][1])
+    assert kept["replay"][0] > kept["none"][0] + 0.2
+
+
+def test_a_balanced_softmax_is_for_classes_only() -> None:
+    with pytest.raises(ValueError, match=r"^balanced is True, allowed: only where the action is one class an example$"):
+        learner(world(), balanced=True)
