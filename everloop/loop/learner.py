@@ -43,6 +43,7 @@ class Learner(ABC):
     minibatch: what the loss at hand is computed on.
     sequence_length: how many steps an example has.
     on_scalars: called with (step, {name: value}) now and then, about the training itself.
+    notes: which of the options asked for do nothing here, and why.
     """
 
     module: nn.Module
@@ -55,6 +56,7 @@ class Learner(ABC):
     sequence_length: int = 1
     on_scalars: Callable[[int, dict[str, float]], None] = staticmethod(lambda step, scalars: None)
     max_grad_norm: float | None = None
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:

@@ -30,7 +30,6 @@ class SupervisedLearner(Learner):
 
     training: rate, precision, device and the like.
     optimizer: Adam, fused, with `training.learning_rate`, unless one is given.
-    notes: which of the options do nothing here, and why.
     Raises ValueError for options that do not fit the world.
     """
 

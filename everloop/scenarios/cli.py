@@ -14,6 +14,7 @@ import gymnasium as gym
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from everloop.loop import STRATEGIES, NotFiniteError
@@ -116,6 +117,8 @@ def _run(name: str, words: Sequence[str]) -> Callable[[], int]:
 
 def _go(experiment: Experiment, out: Path) -> int:
     console, title = Console(), f"{experiment.scenario.name} {'+'.join(experiment.names)}"
+    for note in experiment.learner.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
     try:
         with ProgressBar(title, console) as progress:
             result = experiment.run([progress])
@@ -165,7 +168,7 @@ def _list() -> int:
     ):
         table = Table(title=title, title_justify="left", show_header=False, box=None)
         for name, text in rows.items():
-            table.add_row(name, text)
+            table.add_row(name, escape(text))
         console.print(table, "", highlight=False)
     return 0
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from everloop.agents import MLP, Classifier, ConvNet5, NestedConvNet, ResNet18
+from everloop.agents.nested import PERIODS
 from everloop.envs import Examples, IBlurry, Protocol, SplitClasses
 from everloop.envs.data import load_images
 from everloop.loop import World, likelihood_for
@@ -27,6 +28,7 @@ class ImageScenario(StreamScenario):
     norm: of ResNets, "batch" as published, or "group", which carries nothing from task to task.
     pretrain: a data set, a folder or a Hub id, on which the convolutions of "convnet" are trained beforehand and then
         frozen, for `pretrain_epochs` passes; a result once reached is kept in the cache.
+    "nested" is a network like any other until `periods` say at which steps its blocks change.
     """
 
     folder: ClassVar[str]
@@ -60,7 +62,7 @@ class ImageScenario(StreamScenario):
             case "resnet18":
                 return ResNet18(shape, **width, norm=self.norm)
             case "nested":
-                return NestedConvNet(shape, **width)
+                return NestedConvNet(shape, **width, periods=PERIODS if self.periods is None else self.periods)
         raise ValueError(f"architecture is {self.architecture!r}, allowed: mlp, convnet, reduced-resnet18, resnet18, nested")
 
     def _convnet(self, shape: tuple[int, ...]) -> ConvNet5:

@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from everloop.agents import levels_of
 from everloop.envs import PRESETS, Examples, Protocol, Schedule, make_vec
-from everloop.loop import Learner, SupervisedLearner, Training, World
+from everloop.loop import Learner, NestedOptimizer, SupervisedLearner, Training, World, levels_by_depth
 from everloop.scenarios.scenario import Scenario, Split
 
 DATA = "EVERLOOP_DATA"
@@ -32,6 +33,8 @@ class StreamScenario(Scenario):
     epochs: passes over each task's examples; 1 is single-pass. The last batch is filled up from the next pass.
     batch_size: examples a step.
     training: learning rate, precision, device and the like.
+    periods: nested learning: the network's continuum memories, or else its layers from the last to the first, in as many
+        levels, change every so many steps (`everloop.loop.NestedOptimizer`); all at every step if none.
     workers: threads that prepare the next examples while the network learns.
     data: a local folder or a Hub id; by default a folder in EVERLOOP_DATA if that is set, else the Hub.
     eval_tasks: what evaluations measure: the tasks "seen" so far, or "all", which forward transfer needs.
@@ -52,6 +55,7 @@ class StreamScenario(Scenario):
     epochs: int = 1
     batch_size: int = 128
     training: Training = field(default_factory=Training)
+    periods: list[int] | None = None
     workers: int = 0
     data: str | None = None
     eval_every: int = 10_000
@@ -114,12 +118,15 @@ class StreamScenario(Scenario):
         return Schedule(**ratios, gradual=self.gradual, passes=self.epochs, order=order)
 
     def learner(self, world: World, seed: int) -> Learner:
-        module = self.module(world, len(world.tasks) if self.scenario_type == "task" else 1)
+        module = self.module(world, len(world.tasks) if self.scenario_type == "task" else 1).to(self.training.find_device())
         return SupervisedLearner(module, world, self.training, self.optimizer(module))
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer | None:
         """What trains it; the learner's own if none."""
-        return None
+        if self.periods is None:
+            return None
+        adam = torch.optim.Adam(module.parameters(), lr=self.training.learning_rate, fused=True)
+        return NestedOptimizer(adam, levels_of(module) or levels_by_depth(module, self.periods))
 
     def task_steps(self, world: World, task: int) -> int:
         return self.epochs * world.examples(task)  # type: ignore[attr-defined, no-any-return]
