@@ -54,7 +54,7 @@ class ImageScenario(StreamScenario):
         width: dict[str, Any] = {} if self.width is None else {"width": self.width}
         match self.architecture:
             case "mlp":
-                return MLP(shape, 2 * [self.width or 400])
+                return MLP(shape, 2 * [width.get("width", 400)])
             case "convnet":
                 return self._convnet(shape)
             case "reduced-resnet18":
@@ -66,7 +66,7 @@ class ImageScenario(StreamScenario):
         raise ValueError(f"architecture is {self.architecture!r}, allowed: mlp, convnet, reduced-resnet18, resnet18, nested")
 
     def _convnet(self, shape: tuple[int, ...]) -> ConvNet5:
-        net = ConvNet5(shape, 2 * [self.width or 2000])
+        net = ConvNet5(shape, 2 * [2000 if self.width is None else self.width])
         if self.pretrain is not None:
             data = load_images(self.pretrain)
             if data[0].inputs.shape[1:] != shape:

@@ -1,0 +1,256 @@
+"""Every stream runs by its name in every form, on small data in the layout of the real one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_sets import class_label, noise, png, write_data_set, write_folders, write_texts
+
+from everloop.agents import ContinuumMemory, NestedConvNet, TransformerEncoder
+from everloop.envs import Examples
+from everloop.loop import NestedOptimizer, SupervisedLearner, Training
+from everloop.scenarios import SCENARIOS, Experiment, SplitCIFAR10, SplitDigits
+from everloop.scenarios.cli import main
+from everloop.scenarios.pretrain import _Augmented, pretrained_convolutions
+
+QUICK = ["--epochs", "1", "--batch-size", "8", "--eval-every", "100000"]
+
+
+def pictures(classes: int, rows: int, colour: bool, **columns: Any) -> dict[str, Any]:
+    shape = (rows, 8, 8, 3) if colour else (rows, 8, 8)
+    return {"image": [png(pixels) for pixels in noise(*shape)], "label": [i % classes for i in range(rows)], **columns}
+
+
+def image_set(folder: Path, classes: int, colour: bool = False, **columns: Any) -> None:
+    splits = {name: pictures(classes, 4 * classes if name == "train" else 2 * classes, colour) for name in ("train", "test")}
+    for part in splits.values():
+        part |= {name: [value(label) for label in part["label"]] for name, value in columns.items()}
+    write_data_set(folder, splits, {"label": class_label(*[f"c{i:03}" for i in range(classes)])})
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    image_set(root / "mnist", 10)
+    image_set(root / "cifar10", 10, colour=True)
+    image_set(root / "cifar100", 100, colour=True)
+    image_set(root / "omniglot28", 6, alphabet=lambda label: ["Greek", "Latin", "Thai"][label // 2])
+    text = {"text": [f"word{i} is {i % 2}" for i in range(16)], "domain": [["books", "dvd"][i // 8] for i in range(16)]}
+    part = text | {"label": [i % 2 for i in range(16)]}
+    write_data_set(root / "mdsd_sentiment", {"train": part, "test": part}, {"label": class_label("bad", "good")})
+    groups = [i % 5 for i in range(20)]
+    part = {"text": [f"post {i} {group}" for i, group in enumerate(groups)], "label": groups}
+    part["domain"] = [["alt", "comp", "comp", "comp", "sci"][group] for group in groups]
+    write_data_set(root / "newsgroups20", {"train": part, "test": part}, {"label": class_label(*"abcde")})
+    part = {"tokens": [["Ada", "met", "Bob"]] * 10, "ner_tags": [[1, 0, 1]] * 10, "domain": [f"field{i % 5}" for i in range(10)]}
+    tags = {"ner_tags": {"feature": class_label("O", "B-person", "I-person"), "_type": "List"}}
+    write_data_set(root / "crossner", {"train": part, "test": part}, tags)
+    write_folders(root / "imagenet", {f"n{c:02}/{i}.png": noise(9, 9, 3, seed=c) for c in range(20) for i in range(10)})
+    write_texts(root / "own", {f"{d}/{c}/{i}.txt": f"{c} {i}" for d in ("news", "social") for c in ("bad", "good") for i in range(5)})
+    return root
+
+
+@pytest.fixture(autouse=True)
+def surroundings(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERLOOP_DATA", str(data))
+    monkeypatch.setenv("EVERLOOP_CACHE", str(data / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def extra(name: str, data: Path) -> list[str]:
+    """What a stream needs beside its name."""
+    return {
+        "split-imagenet256": ["--data", str(data / "imagenet"), "--side", "8", "--width", "4"],
+        "domain-text": ["--folders", f"[{data}/own/news,{data}/own/social]"],
+        "split-cifar10": ["--width", "4"],
+        "split-cifar100": ["--architecture", "mlp", "--width", "8"],
+        "domain-ner": ["--length", "8"],
+        "split-omniglot": ["--width", "16"],
+    }.get(name, [])
+
+
+STREAMS = [name for name in SCENARIOS if name not in ("switching-plant", "split-digits")]
+
+
+@pytest.mark.parametrize("kind", ["task", "domain", "class"])
+@pytest.mark.parametrize("name", STREAMS)
+def test_every_stream_runs_in_every_form(name: str, kind: str, data: Path) -> None:
+    words = ["run", name, *QUICK, "--scenario-type", kind, "--preset", "moderate", "--strategies", "none", *extra(name, data)]
+    assert main(words) == 0
+    result = json.loads(Path("runs", name, "none", "0", "result.json").read_text())
+    scores = np.array(result["scores"], dtype=float)
+    seen = np.tril(np.ones_like(scores, dtype=bool))
+    assert len(result["tasks"]) == len(scores) > 1
+    assert np.isfinite(scores[seen]).all()
+    assert np.isnan(scores[~seen]).all(), "tasks not yet seen are not measured"
+    assert result["anytime_score"] is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "classes"),
+    [
+        ("split-mnist", ["c000-c001", "c002-c003", "c004-c005", "c006-c007", "c008-c009"], 2),
+        ("permuted-mnist", [f"permutation-{k}" for k in range(10)], 10),
+        ("rotated-mnist", [f"rotation-{k}" for k in range(10)], 10),
+        ("split-cifar100", [f"c0{k}0-to-c0{k}9" for k in range(10)], 10),
+        ("split-omniglot", ["Greek", "Latin", "Thai"], 2),
+        ("split-imagenet256", ["n00-to-n09", "n10-to-n19"], 10),
+        ("domain-sentiment", ["books", "dvd"], 2),
+        ("domain-newsgroups", ["alt", "comp", "sci"], 3),
+        ("domain-text", ["news", "social"], 2),
+    ],
+)
+def test_what_is_asked_depends_on_the_form(name: str, tasks: list[str], classes: int, data: Path) -> None:
+    """Class-incremental tells apart the classes of all tasks, the other two those of one."""
+    options = {"data": str(data / "imagenet"), "side": 8} if name == "split-imagenet256" else {}
+    if name == "domain-text":
+        options = {"folders": [str(data / "own" / "news"), str(data / "own" / "social")]}
+    made: Any = SCENARIOS[name]
+    worlds = {kind: made(scenario_type=kind, **options).world("train", 1, 0) for kind in ("class", "domain", "task")}
+    assert [task.name for task in worlds["class"].tasks] == tasks
+    assert worlds["domain"].single_action_space.n == worlds["task"].single_action_space.n == classes
+    together = 5 if name == "domain-newsgroups" else classes * len(tasks)
+    assert worlds["class"].single_action_space.n == together
+    assert ["cue" in worlds[kind].single_observation_space.spaces for kind in worlds] == [False, False, True]
+
+
+def test_presets_and_single_ratios_reach_the_stream() -> None:
+    for preset, ratios in {"easy": (0, 0, 0), "moderate": (0.1, 0.05, 0.05), "hard": (0.2, 0.1, 0.1)}.items():
+        schedule = SplitDigits(preset=preset).schedule(None)  # type: ignore[arg-type]
+        assert (schedule.blur_ratio, schedule.other_task_ratio, schedule.ood_ratio) == ratios
+    schedule = SplitDigits(preset="hard", ood_ratio=0.0, gradual=0.5).schedule([1, 0])
+    assert (schedule.blur_ratio, schedule.ood_ratio, schedule.gradual, schedule.order) == (0.2, 0.0, 0.5, [1, 0])
+
+
+def test_a_stream_under_way_knows_the_order_of_the_tasks_chosen() -> None:
+    """What leaks in is of the next task in that order, not in the world's."""
+    world: Any = SplitDigits(blur_ratio=0.3, tasks=["6-7", "0-1"]).world("train", 50, 0)
+    world.reset(seed=0, options={"task": "6-7"})
+    info = world.step(np.zeros(50, int))[4]
+    assert set(info["origin"][info["leaked"]]) == {0}
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["split-mnist", "--data", "nowhere/at-all/none"], "nowhere/at-all/none"),
+        (["split-mnist", "--preset", "extreme"], "preset"),
+        (["split-mnist", "--scenario-type", "instance"], "scenario_type"),
+        (["split-mnist", "--blur-ratio", "1.5"], "blur_ratio is 1.5, allowed: 0 to 1"),
+        (
+            ["split-mnist", "--blur-ratio", "0.6", "--ood-ratio", "0.4"],
+            "blur_ratio + other_task_ratio + ood_ratio is 1, allowed: less than 1",
+        ),
+        (["split-mnist", "--classes-per-task", "3"], "classes_per_task is 3, allowed: a divisor of the 10 classes"),
+        (["split-mnist", "--disjoint-ratio", "0.5", "--scenario-type", "task"], "disjoint_ratio is 0.5"),
+        (["split-mnist", "--epochs", "0"], "epochs is 0, allowed: 1 or more"),
+        (["split-mnist", "--width", "0"], "allowed: 1 or more"),
+        (["split-mnist", "--periods", "[0]"], "a level's period is 0, allowed: 1 or more"),
+        (["split-mnist", "--architecture", "transformer"], "architecture"),
+        (["split-mnist", "--training.learning-rate", "-1"], "learning_rate is -1"),
+        (["split-mnist", "--training.device", "cuda:99"], "device is 'cuda:99'"),
+        (["split-mnist", "--pretrain", "/nowhere", "--architecture", "convnet"], "/nowhere"),
+        (["split-omniglot", "--alphabets", "9"], "alphabets is 9, allowed: 1 to 3"),
+        (["rotated-mnist", "--num-tasks", "0"], "num_tasks is 0, allowed: 1 or more"),
+        (["domain-sentiment", "--checkpoint", "/nowhere"], "/nowhere"),
+        (["domain-sentiment", "--length", "0"], "length is 0, allowed: 1 or more"),
+        (["domain-text"], "folders are empty"),
+        (["split-imagenet256", "--data", "missing"], "missing"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["run", *words, "--strategies", "none"]) == 2
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert len(printed) == 1
+    assert line in printed[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_data_a_stream_says_where_it_looks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EVERLOOP_DATA", str(tmp_path))
+    assert main(["run", "split-mnist", "--strategies", "none"]) == 2
+    assert "holds no folder 'mnist'; allowed: one that does, or --data" in capsys.readouterr().err
+    monkeypatch.delenv("EVERLOOP_DATA")
+    assert main(["run", "domain-ner", "--strategies", "none"]) == 2
+    said = capsys.readouterr().err
+    assert "data is None, allowed: a folder or a Hub id, or EVERLOOP_DATA set; it needs CrossNER" in said
+
+
+def test_the_list_says_what_each_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    listed = " ".join(capsys.readouterr().out.split())
+    for name in STREAMS:
+        assert name in listed
+    for needed in ('folder "cifar100" in EVERLOOP_DATA', "Kaggle credentials", "--folders [news,social,academic]"):
+        assert needed in listed
+
+
+def test_options_that_do_nothing_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "split-mnist", *QUICK, "--training.channels-last", "true", "--width", "8", "--strategies", "none"]) == 0
+    assert "note: channels_last does nothing: the network has no convolutions" in capsys.readouterr().out
+
+
+def test_periods_make_levels_of_depth_or_of_memories() -> None:
+    plain: Any = Experiment(SplitCIFAR10(architecture="mlp", width=8, periods=[1, 5]), ["none"]).learner
+    assert isinstance(plain.optimizer, NestedOptimizer)
+    assert list(plain.optimizer.slow) == [5]
+    nested: Any = Experiment(SplitCIFAR10(architecture="nested", width=4, periods=[1, 3, 9]), ["none"]).learner
+    assert sorted(nested.optimizer.slow) == [3, 9]
+    memories = [m for m in nested.module.modules() if isinstance(m, ContinuumMemory)]
+    assert len(memories) == 5
+    slow = {id(p) for level in nested.optimizer.slow.values() for p in level}
+    assert slow == {id(p) for m in memories for block in m.blocks[1:] for p in block.parameters()}
+    without: Any = Experiment(SplitCIFAR10(architecture="nested", width=4), ["none"]).learner
+    assert isinstance(without.module.backbone, NestedConvNet)
+    assert not isinstance(without.optimizer, NestedOptimizer)
+
+
+def test_pretrained_convolutions_are_frozen_and_come_from_the_cache_the_second_time(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: Any = {"architecture": "convnet", "width": 8, "pretrain": str(data / "cifar10"), "pretrain_epochs": 2, "batch_size": 8}
+    first = Experiment(SplitCIFAR10(**options), ["none"], seed=0)
+    before = {name: value.clone() for name, value in first.learner.module.state_dict().items()}
+    first.run()
+    after = first.learner.module.state_dict()
+    same = {name: bool((before[name] == after[name]).all()) for name in before}
+    assert all(kept == name.startswith("backbone.convolutions") for name, kept in same.items())
+    loaded = SplitCIFAR10(data=str(data / "cifar10")).examples()
+    with pytest.raises(ValueError, match=r"^pretrain_epochs is 0, allowed: 1 or more$"):
+        pretrained_convolutions(loaded, 0)
+    monkeypatch.setattr(SupervisedLearner, "learn", lambda *args: pytest.fail("trained again"))
+    for name, value in pretrained_convolutions(loaded, 2).items():
+        assert bool((value == after[f"backbone.convolutions.{name}"]).all())
+
+
+def test_a_checkpoint_of_ones_own_reads_the_texts(data: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word", "is", "0", "1", *[f"##{i}" for i in range(10)]]
+    BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=16).save_pretrained(tmp_path / "bert")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 16}
+    BertModel(BertConfig(vocab_size=len(pieces), **sizes)).save_pretrained(tmp_path / "bert")
+    made: Any = SCENARIOS["domain-sentiment"]
+    experiment = Experiment(made(checkpoint=str(tmp_path / "bert"), length=12, epochs=1, training=Training(checkpointing=True)), ["none"])
+    backbone: Any = experiment.learner.module.backbone
+    assert isinstance(backbone, TransformerEncoder)
+    assert backbone.checkpointing
+    assert np.isfinite(experiment.run().scores[-1]).all()
+    tagged: Any = SCENARIOS["domain-ner"]
+    experiment = Experiment(tagged(checkpoint=str(tmp_path / "bert"), length=12, epochs=1), ["none"])
+    assert np.isfinite(experiment.run().scores[-1]).all()
+
+
+def test_pretraining_shows_every_image_flipped_or_moved() -> None:
+    images = noise(6, 8, 8, 3)
+    examples = Examples(images, np.arange(6) % 2, ("a", "b"))
+    view: Any = _Augmented(2, seed=0).assign(examples, examples).view
+    padded, found = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0))), set()
+    for _ in range(4):
+        for image, shown in zip(padded, view(images, 0), strict=True):
+            ways = [(t, k, f) for t in range(9) for k in range(9) for f in (1, -1) if (image[t : t + 8, k : k + 8][:, ::f] == shown).all()]
+            assert ways, "it is a crop of the image, or of its mirror image"
+            found.add(ways[0])
+    assert len(found) > 12
