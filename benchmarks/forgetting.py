@@ -6,13 +6,12 @@ Runs that the folder already holds are not repeated.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from runs import cell, run
 
 SCENARIOS = {
     "switching-plant": ["switching-plant"],
@@ -23,20 +22,9 @@ SCENARIOS = {
 STRATEGIES = ["none", "ewc", "replay", "ewc,replay", "joint"]
 
 
-def run(scenario: str, strategies: str, seed: int, folder: Path) -> dict[str, Any]:
-    out = folder / scenario.replace(", ", "-") / strategies / str(seed)
-    if not (out / "result.json").exists():
-        words = ["run", *SCENARIOS[scenario], "--strategies", strategies, "--seed", str(seed), "--out", str(out), "--overwrite"]
-        subprocess.run([sys.executable, "-m", "everloop", *words], check=True, capture_output=True)
-    result: dict[str, Any] = json.loads((out / "result.json").read_text())
-    return result
-
-
-def cell(results: list[dict[str, Any]], key: str) -> str:
-    values = [result[key] for result in results]
-    if None in values:
-        return "-"
-    return f"{statistics.mean(values):.3f} ({', '.join(f'{value:.2f}' for value in values)})"
+def experiment(scenario: str, strategies: str, seed: int, folder: Path) -> dict[str, Any]:
+    words = [*SCENARIOS[scenario], "--strategies", strategies, "--seed", str(seed)]
+    return run(words, folder / scenario.replace(", ", "-") / strategies / str(seed))
 
 
 def main() -> None:
@@ -47,14 +35,15 @@ def main() -> None:
     args = parser.parse_args()
     keys = [(scenario, strategies) for scenario in SCENARIOS for strategies in STRATEGIES]
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = {key: [pool.submit(run, *key, seed, args.out) for seed in args.seeds] for key in keys}
+        futures = {key: [pool.submit(experiment, *key, seed, args.out) for seed in args.seeds] for key in keys}
     print("| scenario | strategies | average score | forgetting | average / joint |")
     print("|---|---|---|---|---|")
     for (scenario, strategies), waiting in futures.items():
         results = [future.result() for future in waiting]
         joint = statistics.mean(future.result()["average_score"] for future in futures[scenario, "joint"])
         share = statistics.mean(result["average_score"] for result in results) / joint
-        print(f"| {scenario} | {strategies} | {cell(results, 'average_score')} | {cell(results, 'forgetting')} | {share:.2f} |")
+        average, forgotten = (cell([result[name] for result in results], 3) for name in ("average_score", "forgetting"))
+        print(f"| {scenario} | {strategies} | {average} | {forgotten} | {share:.2f} |")
 
 
 if __name__ == "__main__":

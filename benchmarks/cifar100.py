@@ -1,0 +1,87 @@
+"""Single-pass split CIFAR-100: `python benchmarks/cifar100.py --data DIR`, where DIR holds cifar100 and cifar10.
+
+10 tasks of 10 classes in an order drawn by the seed, each training image seen once, task- and class-incremental; one network, optimizer, rate and
+batch for all methods. Prints the table of docs/results.md: accuracy over all tasks after the last one and forgetting
+(Chaudhry et al. 2018), both in % of the test images, mean over the seeds and the seeds' own values.
+`--held-out` measures on 5,000 training images that are left out of training: for choosing settings. Runs that the
+folder already holds are not repeated. `cifar100:HeldOut` is that scenario by name.
+"""
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from runs import cell, run
+
+from everloop.envs import Examples
+from everloop.loop.metrics import forgetting
+from everloop.scenarios import SplitCIFAR100
+
+COMMON = [
+    *("--epochs", "1", "--batch-size", "10", "--eval-every", "1000000"),
+    *("--architecture", "convnet", "--width", "512", "--pretrain-epochs", "25", "--training.learning-rate", "0.0003"),
+]
+REPLAY = ["--replay.capacity", "2000", "--replay.batch-size", "64"]
+NESTED = ["--periods", "[1,2,4]"]
+METHODS = {
+    "none": ["--strategies", "none"],
+    "ewc": ["--strategies", "ewc", "--ewc.strength", "100", "--consolidation-steps", "52"],
+    "replay": ["--strategies", "replay", *REPLAY],
+    "nested": ["--strategies", "none", *NESTED],
+    "ewc,replay": ["--strategies", "ewc,replay", *REPLAY, "--ewc.strength", "100", "--consolidation-steps", "52"],
+    "joint": ["--strategies", "joint"],
+}
+
+
+@dataclass
+class HeldOut(SplitCIFAR100):
+    """Trains on 45,000 of the training images and is measured on the other 5,000."""
+
+    name = "cifar100-held-out"
+    summary = "split CIFAR-100, measured on held-out training images"
+
+    def examples(self) -> tuple[Examples, Examples]:
+        train, _ = super().examples()
+        rows = np.random.default_rng(7).permutation(len(train))
+        rest, held_out = (Examples(train.inputs[part], train.labels[part], train.classes) for part in (rows[5000:], rows[:5000]))
+        return rest, held_out
+
+
+def experiment(kind: str, method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    scenario = "cifar100:HeldOut" if args.held_out else "split-cifar100"
+    data = ["--data", f"{args.data}/cifar100", "--pretrain", f"{args.data}/cifar10"]
+    words = [scenario, "--scenario-type", kind, *data, *COMMON, *METHODS[method], "--seed", str(seed), "--class-seed", str(seed)]
+    return run(words, args.out / ("held-out" if args.held_out else "test") / kind / method / str(seed))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/cifar100"))
+    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--kinds", nargs="+", default=["task", "class"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = {
+            (kind, method): [pool.submit(experiment, kind, method, seed, args) for seed in args.seeds]
+            for kind in args.kinds
+            for method in args.methods
+        }
+    print("| scenario | method | accuracy | forgetting | learning accuracy |")
+    print("|---|---|---|---|---|")
+    for (kind, method), waiting in runs.items():
+        tables = [np.array(future.result()["returns"], dtype=float) * 100 for future in waiting]
+        phases = [[task] for task in range(10)] if method != "joint" else [list(range(10))]
+        forgotten = cell([forgetting(table.tolist(), phases) for table in tables], 1)
+        learned = cell([None if method == "joint" else float(table.diagonal().mean()) for table in tables], 1)
+        print(f"| {kind} | {method} | {cell([table[-1].mean() for table in tables], 1)} | {forgotten} | {learned} |")
+
+
+if __name__ == "__main__":
+    main()
