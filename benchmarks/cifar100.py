@@ -1,6 +1,6 @@
 """Single-pass split CIFAR-100: `python benchmarks/cifar100.py --data DIR`, where DIR holds cifar100 and cifar10.
 
-10 tasks of 10 classes in an order drawn by the seed, each training image seen once, task- and class-incremental; one network, optimizer, rate and
+10 tasks of 10 classes in an order drawn by the seed, each training image seen once; one network, optimizer, rate and
 batch for all methods. Prints the table of docs/results.md: accuracy over all tasks after the last one and forgetting
 (Chaudhry et al. 2018), both in % of the test images, mean over the seeds and the seeds' own values.
 `--held-out` measures on 5,000 training images that are left out of training: for choosing settings. Runs that the
