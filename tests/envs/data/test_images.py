@@ -266,14 +266,3 @@ def test_a_data_set_of_the_hub_is_kept_by_its_revision(tmp_path: Path, monkeypat
     small(tmp_path / "set", image=[png(pixels) for pixels in other])
     np.testing.assert_array_equal(load_images("owner/name")[0].inputs[..., 0], other)
     assert asked == [("owner/name", None)] * 3
-
-
-@pytest.mark.skipif("EVERLOOP_DATA" not in os.environ, reason="EVERLOOP_DATA does not name a folder with mnist")
-def test_mnist_is_mnist() -> None:
-    """Counts of the classes, and the mean of the train pixels, as published."""
-    train, test = load_images(Path(os.environ["EVERLOOP_DATA"]) / "mnist")
-    assert train.inputs.shape == (60_000, 28, 28, 1)
-    assert test.inputs.shape == (10_000, 28, 28, 1)
-    assert np.bincount(train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert np.bincount(test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert abs(train.inputs.mean() / 255 - 0.1307) < 1e-4
