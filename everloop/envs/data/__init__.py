@@ -6,6 +6,7 @@ from everloop.envs.data.examples import NO_LABEL, Examples
 from everloop.envs.data.images import load_images
 from everloop.envs.data.kaggle import imagenet256
 from everloop.envs.data.ner import entity_f1, load_ner
+from everloop.envs.data.tasks import from_tasks
 from everloop.envs.data.text import load_text, text_folders
 from everloop.envs.data.tokens import HashTokenizer, PretrainedTokenizer, Tokenizer
 from everloop.envs.data.torch_data import from_torch
@@ -22,6 +23,7 @@ __all__ = [
     "entity_f1",
     "fingerprint",
     "from_arrays",
+    "from_tasks",
     "from_torch",
     "imagenet256",
     "load_images",
