@@ -16,6 +16,8 @@ from everloop.envs.data import HashTokenizer, PretrainedTokenizer, Tokenizer, lo
 from everloop.loop import World, likelihood_for
 from everloop.scenarios.stream import StreamScenario
 
+DOMAIN = ("domain",)
+
 
 @dataclass
 class TextScenario(StreamScenario):
@@ -71,7 +73,7 @@ class DomainSentiment(TextScenario):
     needs: ClassVar[str] = 'reviews: folder "mdsd_sentiment" in EVERLOOP_DATA, or --data (columns text, label, domain); extra data'
 
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
-        return load_text(self.given("mdsd_sentiment"), tokenizer=tokenizer, length=self.length)
+        return load_text(self.given("mdsd_sentiment"), tokenizer=tokenizer, length=self.length, columns=DOMAIN)
 
 
 @dataclass
@@ -83,7 +85,7 @@ class DomainNewsgroups(TextScenario):
     needs: ClassVar[str] = 'posts: folder "newsgroups20" in EVERLOOP_DATA, or --data (columns text, label, domain); extra data'
 
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
-        return load_text(self.given("newsgroups20"), tokenizer=tokenizer, length=self.length)
+        return load_text(self.given("newsgroups20"), tokenizer=tokenizer, length=self.length, columns=DOMAIN)
 
 
 @dataclass
@@ -97,7 +99,7 @@ class DomainNER(TextScenario):
     length: int = 96
 
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
-        return load_ner(self.given("crossner"), tokenizer=tokenizer, length=self.length)
+        return load_ner(self.given("crossner"), tokenizer=tokenizer, length=self.length, columns=DOMAIN)
 
 
 @dataclass

@@ -50,7 +50,7 @@ def test_omniglot() -> None:
 
 def test_sentiment() -> None:
     """2,000 reviews of each kind of product, half of them good (Blitzer et al. 2007)."""
-    parts = load_text(needs("mdsd_sentiment"))
+    parts = load_text(needs("mdsd_sentiment"), columns=["domain"])
     domains = np.concatenate([part.columns["domain"] for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     assert {name: int((domains == name).sum()) for name in set(domains)} == dict.fromkeys(("books", "dvd", "electronics", "kitchen"), 2000)
@@ -58,14 +58,14 @@ def test_sentiment() -> None:
 
 
 def test_newsgroups() -> None:
-    train, test = load_text(needs("newsgroups20"))
+    train, test = load_text(needs("newsgroups20"), columns=["domain"])
     assert (len(train.classes), len(set(train.columns["domain"]))) == (20, 7)
     assert (len(train), len(test)) == (11_219, 7451)
 
 
 def test_crossner() -> None:
     """39 entity types in 5 domains; 100 or 200 sentences each in training (Liu et al. 2021)."""
-    train, test = load_ner(needs("crossner"), length=100)
+    train, test = load_ner(needs("crossner"), length=100, columns=["domain"])
     assert len({name[2:] for name in train.classes if name != "O"}) == 39
     assert len(train.classes) == 79
     sizes = {name: int((train.columns["domain"] == name).sum()) for name in set(train.columns["domain"])}

@@ -88,7 +88,7 @@ class GivenTexts(TextScenario):
 
     def texts(self, tokenizer: Any) -> tuple[Examples, Examples]:
         assert self.data is not None
-        return load_text(self.data, tokenizer=tokenizer, length=6)
+        return load_text(self.data, tokenizer=tokenizer, length=6, columns=["domain"])
 
     def protocol(self) -> Protocol:
         return ByColumn("domain")

@@ -25,7 +25,7 @@ def load_ner(
     length: int = 64,
     tokens: str = "tokens",
     tags: str = "ner_tags",
-    columns: Sequence[str] = ("domain",),
+    columns: Sequence[str] = (),
     test_split: str = "test",
 ) -> tuple[Examples, Examples]:
     """Train and test sentences: inputs (N, length), labels (N, length) with each word's tag at its first token, else `NO_LABEL`.

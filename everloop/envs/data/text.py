@@ -26,7 +26,7 @@ def load_text(
     length: int = 128,
     text: str = "text",
     label: str = "label",
-    columns: Sequence[str] = ("domain",),
+    columns: Sequence[str] = (),
     test_split: str = "test",
 ) -> tuple[Examples, Examples]:
     """Train and test examples, tokenized once; from then on they are mapped into memory from the cache.

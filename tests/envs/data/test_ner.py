@@ -27,7 +27,7 @@ def small(root: Path, tags: Any = None, features: dict[str, Any] | None = None, 
 @pytest.mark.parametrize("kind", ["class labels", "strings"])
 def test_tags_stand_where_their_words_begin(kind: str, tmp_path: Path) -> None:
     root = small(tmp_path, None if kind == "class labels" else [[TAGS[t] for t in row] for row in TAGGED])
-    for part in load_ner(root, length=4):
+    for part in load_ner(root, length=4, columns=["domain"]):
         np.testing.assert_array_equal(part.inputs, HashTokenizer().encode_words(WORDS, 4)[0])
         named = [[None if t < 0 else part.classes[t] for t in row] for row in part.labels]
         assert named == [["B-person", "O", "B-person", "O"], ["O", None, None, None], ["B-person", "I-person", None, None]]
@@ -120,7 +120,7 @@ def test_a_library_that_is_not_installed_says_which_extra(monkeypatch: pytest.Mo
 
 
 def test_a_world_of_tags_rewards_the_share_and_judges_by_entities(tmp_path: Path) -> None:
-    world: Any = TextStreamVectorEnv(2, load_ner(small(tmp_path), length=6), ByColumn("domain"), "test", "within_task")
+    world: Any = TextStreamVectorEnv(2, load_ner(small(tmp_path), length=6, columns=["domain"]), ByColumn("domain"), "test", "within_task")
     obs, _ = world.reset(seed=0)
     assert world.single_action_space.nvec.tolist() == [5] * 6
     assert obs["tokens"].shape == (2, 6)
@@ -132,7 +132,7 @@ def test_a_world_of_tags_rewards_the_share_and_judges_by_entities(tmp_path: Path
 
 
 def test_told_apart_by_task_no_entity_is_one_and_a_person_of_another_task_is_wrong(tmp_path: Path) -> None:
-    world: Any = TextStreamVectorEnv(1, load_ner(small(tmp_path), length=6), ByColumn("domain"), "test")
+    world: Any = TextStreamVectorEnv(1, load_ner(small(tmp_path), length=6, columns=["domain"]), ByColumn("domain"), "test")
     assert world.single_action_space.nvec[0] == 9  # O, and 4 tags in each of 2 domains
     outside, person, persons = 0, 1, 5
     labels = np.array([[person, outside]])

@@ -141,11 +141,11 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_world_of_texts_takes_a_folder_and_shows_ids_within_its_space(tmp_path: Path) -> None:
-    world = TextStreamVectorEnv(4, small(tmp_path / "set"), protocol={"kind": "column", "column": "domain"})
+    world = TextStreamVectorEnv(4, small(tmp_path / "set"), protocol={"kind": "classes", "classes_per_task": 1})
     obs, _ = world.reset(seed=0)
     assert world.observation_space.contains(obs)
     assert world.single_observation_space["tokens"].high.max() == 2**15 - 1  # type: ignore[index]
-    assert [task.name for task in world.tasks] == ["a", "b"]
+    assert [task.name for task in world.tasks] == ["no", "yes"]
 
 
 @pytest.mark.parametrize("bad", [9, -1])
