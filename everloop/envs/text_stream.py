@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +42,8 @@ class TextStreamVectorEnv(StreamVectorEnv):
         for task in self.tasks:
             for tag, number in zip(classes, self._table[task.id], strict=False):
                 if number >= 0:
-                    names[number] = re.sub("^([BI]-)", rf"\1{task.name}/", tag) if by_task else tag
+                    place, dash, kind = tag.partition("-")
+                    names[number] = f"{place}-{task.name}/{kind}" if by_task and dash else tag
         return names
 
     def _entity_f1(self, task: int, labels: Ints, guesses: Ints) -> float:

@@ -138,5 +138,6 @@ def test_told_apart_by_task_no_entity_is_one_and_a_person_of_another_task_is_wro
     labels = np.array([[person, outside]])
     assert world.judge(0, labels, labels) == 1
     assert world.judge(0, labels, np.array([[persons, outside]])) == 0
+    assert world._tags == ["O", "B-a/person", "I-a/person", "B-a/place", "I-a/place", "B-b/person", "I-b/person", "B-b/place", "I-b/place"]
     world.reset(seed=0, options={"task": "b"})
     assert world.step(np.zeros((1, 6), int))[4]["label"].tolist() == [[0, -1, -1, -1, -1, -1]]  # "rain"
