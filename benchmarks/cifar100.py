@@ -24,14 +24,14 @@ COMMON = [
     *("--epochs", "1", "--batch-size", "10", "--eval-every", "1000000"),
     *("--architecture", "convnet", "--width", "512", "--pretrain-epochs", "25", "--training.learning-rate", "0.0003"),
 ]
-REPLAY = ["--replay.capacity", "2000", "--replay.batch-size", "64"]
+REPLAY = ["--replay.capacity", "2000", "--replay.batch-size", "32"]
 NESTED = ["--periods", "[1,2,4]"]
 METHODS = {
     "none": ["--strategies", "none"],
     "ewc": ["--strategies", "ewc", "--ewc.strength", "100", "--consolidation-steps", "52"],
     "replay": ["--strategies", "replay", *REPLAY],
     "nested": ["--strategies", "none", *NESTED],
-    "ewc,replay": ["--strategies", "ewc,replay", *REPLAY, "--ewc.strength", "100", "--consolidation-steps", "52"],
+    "ewc,replay": ["--strategies", "ewc,replay", *REPLAY, "--ewc.strength", "30", "--consolidation-steps", "52"],
     "joint": ["--strategies", "joint"],
 }
 
@@ -69,14 +69,15 @@ def main() -> None:
     args = parser.parse_args()
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = {
-            (kind, method): [pool.submit(experiment, kind, method, seed, args) for seed in args.seeds]
+            (seed, kind, method): pool.submit(experiment, kind, method, seed, args)
+            for seed in args.seeds
             for kind in args.kinds
             for method in args.methods
         }
     print("| scenario | method | accuracy | forgetting | learning accuracy |")
     print("|---|---|---|---|---|")
-    for (kind, method), waiting in runs.items():
-        tables = [np.array(future.result()["returns"], dtype=float) * 100 for future in waiting]
+    for kind, method in ((kind, method) for kind in args.kinds for method in args.methods):
+        tables = [np.array(runs[seed, kind, method].result()["returns"], dtype=float) * 100 for seed in args.seeds]
         phases = [[task] for task in range(10)] if method != "joint" else [list(range(10))]
         forgotten = cell([forgetting(table.tolist(), phases) for table in tables], 1)
         learned = cell([None if method == "joint" else float(table.diagonal().mean()) for table in tables], 1)

@@ -30,10 +30,11 @@ def experiment(scenario: str, strategies: str, seed: int, folder: Path) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("runs/forgetting"))
+    parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
-    keys = [(scenario, strategies) for scenario in SCENARIOS for strategies in STRATEGIES]
+    keys = [(scenario, strategies) for scenario in args.scenarios for strategies in STRATEGIES]
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = {key: [pool.submit(experiment, *key, seed, args.out) for seed in args.seeds] for key in keys}
     print("| scenario | strategies | average score | forgetting | average / joint |")

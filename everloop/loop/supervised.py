@@ -100,9 +100,9 @@ class SupervisedLearner(Learner):
         losses: list[float] = []
         for i in range(updates):
             check_finite(obs, self.steps)
-            shown = {name: to_tensor(value, device)[None] for name, value in obs.items()}
+            shown = {name: to_tensor(value[None], device) for name, value in obs.items()}
             outputs = self.apply(self.module, shown, empty, start)[0].prediction
-            guess = self.likelihood.mode(outputs.detach()).cpu().numpy()[0]
+            guess = self.likelihood.mode(outputs[0].detach()).cpu().numpy()
             obs, _, _, _, info = self.world.step(guess)
             if "label" not in info:
                 raise ValueError('the world\'s info has no "label", allowed for supervised learning: worlds that reveal it')
