@@ -32,6 +32,7 @@ METHODS = {
     "replay": ["--strategies", "replay", *REPLAY],
     "nested": ["--strategies", "none", *NESTED],
     "ewc,replay": ["--strategies", "ewc,replay", *REPLAY, "--ewc.strength", "30", "--consolidation-steps", "52"],
+    "replay, nested": ["--strategies", "replay", *REPLAY, *NESTED],
     "joint": ["--strategies", "joint"],
 }
 

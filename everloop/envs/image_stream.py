@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from everloop.envs.corruptions import IMAGE_ALTERATIONS
 from everloop.envs.data import Examples, digits, load_images
-from everloop.envs.stream import StreamEnv, StreamVectorEnv
+from everloop.envs.stream import StreamEnv, StreamVectorEnv, check_kind
 
 
 class ImageStreamVectorEnv(StreamVectorEnv):
@@ -27,11 +27,8 @@ class ImageStreamVectorEnv(StreamVectorEnv):
     def _load(data: Any) -> tuple[Examples, Examples]:
         if data is None:
             return digits()
-        pair: tuple[Examples, Examples] = load_images(data) if isinstance(data, str | Path) else data
-        for name, part in zip(("train", "test"), pair, strict=True):
-            if part.inputs.dtype != np.uint8 or part.inputs.ndim != 4:
-                raise ValueError(f"{name} images are {part.inputs.dtype} of shape {part.inputs.shape}, allowed: uint8 (N, H, W, C)")
-        return pair
+        pair = load_images(data) if isinstance(data, str | Path) else data
+        return check_kind(pair, "images", np.uint8, 4, "uint8 (N, H, W, C)")
 
     @staticmethod
     def _input_space(data: Examples) -> spaces.Box:

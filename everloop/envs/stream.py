@@ -324,6 +324,14 @@ def _share(right: Mask, counts: Mask) -> npt.NDArray[np.float32]:
     return share
 
 
+def check_kind(pair: tuple[Examples, Examples], name: str, dtype: type, ndim: int, allowed: str) -> tuple[Examples, Examples]:
+    """`pair`, or ValueError unless its inputs, of which a message speaks as `name`, have this dtype and number of dimensions."""
+    for split, part in zip(("train", "test"), pair, strict=True):
+        if part.inputs.dtype != dtype or part.inputs.ndim != ndim:
+            raise ValueError(f"{split} {name} are {part.inputs.dtype} of shape {part.inputs.shape}, allowed: {allowed}")
+    return pair
+
+
 def _check_pair(train: Examples, test: Examples) -> None:
     if train.inputs.shape[1:] != test.inputs.shape[1:]:
         raise ValueError(f"test examples have shape {test.inputs.shape[1:]} each, allowed: {train.inputs.shape[1:]} as in training")

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from everloop.envs.corruptions import TEXT_ALTERATIONS
 from everloop.envs.data import Examples, entity_f1, load_text
 from everloop.envs.protocols import Protocol
-from everloop.envs.stream import Ints, StreamEnv, StreamVectorEnv
+from everloop.envs.stream import Ints, StreamEnv, StreamVectorEnv, check_kind
 
 
 class TextStreamVectorEnv(StreamVectorEnv):
@@ -54,11 +54,8 @@ class TextStreamVectorEnv(StreamVectorEnv):
     def _load(data: Any) -> tuple[Examples, Examples]:
         if data is None:
             raise ValueError("data is None, allowed: (train, test) examples, a Hub id or a local folder")
-        pair: tuple[Examples, Examples] = load_text(data) if isinstance(data, str | Path) else data
-        for name, part in zip(("train", "test"), pair, strict=True):
-            if part.inputs.dtype != np.int32 or part.inputs.ndim != 2:
-                raise ValueError(f"{name} texts are {part.inputs.dtype} of shape {part.inputs.shape}, allowed: int32 token ids (N, L)")
-        return pair
+        pair = load_text(data) if isinstance(data, str | Path) else data
+        return check_kind(pair, "texts", np.int32, 2, "int32 token ids (N, L)")
 
     @staticmethod
     def _input_space(data: Examples) -> spaces.Box:

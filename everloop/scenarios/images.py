@@ -95,7 +95,7 @@ class SplitImages(ImageScenario):
             return SplitClasses(self.classes_per_task, self.class_seed)
         if self.scenario_type != "class":
             raise ValueError(f"disjoint_ratio is {self.disjoint_ratio}, allowed for scenario_type {self.scenario_type}: 1")
-        tasks, rest = divmod(len(self.examples()[0].classes), self.classes_per_task)
+        tasks, rest = divmod(len(self.loaded[0].classes), self.classes_per_task)
         if rest:
             raise ValueError(f"classes_per_task is {self.classes_per_task}, allowed: a divisor of the number of classes")
         return IBlurry(tasks, self.disjoint_ratio, self.blurry_ratio, self.class_seed or 0)

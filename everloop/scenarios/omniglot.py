@@ -32,7 +32,7 @@ class SplitOmniglot(ImageScenario):
     def protocol(self) -> Protocol:
         if self.alphabets is None:
             return ByColumn("alphabet")
-        names = sorted(set(self.examples()[0].columns["alphabet"].tolist()))
+        names = sorted(set(self.loaded[0].columns["alphabet"].tolist()))
         if not 1 <= self.alphabets <= len(names):
             raise ValueError(f"alphabets is {self.alphabets}, allowed: 1 to {len(names)}")
         return ByColumn("alphabet", order=names[: self.alphabets])

@@ -6,6 +6,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -74,6 +75,11 @@ class StreamScenario(Scenario):
     def examples(self) -> tuple[Examples, Examples]:
         """The data set, (train, test)."""
 
+    @cached_property
+    def loaded(self) -> tuple[Examples, Examples]:
+        """`examples()`, once for all worlds of this scenario."""
+        return self.examples()
+
     @abstractmethod
     def protocol(self) -> Protocol:
         """How it becomes tasks."""
@@ -85,17 +91,16 @@ class StreamScenario(Scenario):
     def world(self, split: Split, num_envs: int, seed: int) -> World:
         if self.scenario_type not in ("class", "domain", "task"):
             raise ValueError(f"scenario_type is {self.scenario_type!r}, allowed: class, domain, task")
-        loaded = self.examples()
-        world = self._world(loaded, split, num_envs, None)
+        world = self._world(split, num_envs, None)
         if self.tasks is not None:  # now that tasks have numbers, the schedule can be told their order
-            world = self._world(loaded, split, num_envs, [self._find(world.tasks, key) for key in self.tasks])
+            world = self._world(split, num_envs, [self._find(world.tasks, key) for key in self.tasks])
         return world
 
-    def _world(self, loaded: tuple[Examples, Examples], split: Split, num_envs: int, order: list[int] | None) -> World:
+    def _world(self, split: Split, num_envs: int, order: list[int] | None) -> World:
         world: Any = make_vec(
             self.env_id,
             num_envs,
-            data=loaded,
+            data=self.loaded,
             protocol=self.protocol(),
             split=split,
             label_space="global" if self.scenario_type == "class" else "within_task",

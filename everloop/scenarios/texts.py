@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from gymnasium import spaces
@@ -16,8 +16,6 @@ from everloop.envs.data import HashTokenizer, PretrainedTokenizer, Tokenizer, lo
 from everloop.loop import World, likelihood_for
 from everloop.scenarios.stream import StreamScenario
 
-DOMAIN = ("domain",)
-
 
 @dataclass
 class TextScenario(StreamScenario):
@@ -28,6 +26,9 @@ class TextScenario(StreamScenario):
         tokenizer (extra `text`); by default words are hashed, and an embedding of `size` is learned.
     size: features of the built-in embedding.
     """
+
+    folder: ClassVar[str]
+    """Name of the data's folder in EVERLOOP_DATA."""
 
     env_id: ClassVar[str] = "everloop/TextStream-v0"
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -41,9 +42,9 @@ class TextScenario(StreamScenario):
     checkpoint: str | None = None
     size: int = 128
 
-    @abstractmethod
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
         """The texts, (train, test), as tokens."""
+        return load_text(self.given(self.folder), tokenizer=tokenizer, length=self.length, columns=("domain",))
 
     def examples(self) -> tuple[Examples, Examples]:
         return self.texts(HashTokenizer() if self.checkpoint is None else PretrainedTokenizer(self.checkpoint))
@@ -71,9 +72,7 @@ class DomainSentiment(TextScenario):
     name: ClassVar[str] = "domain-sentiment"
     summary: ClassVar[str] = "text stream: sentiment of product reviews, 4 tasks, a kind of product each"
     needs: ClassVar[str] = 'reviews: folder "mdsd_sentiment" in EVERLOOP_DATA, or --data (columns text, label, domain); extra data'
-
-    def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
-        return load_text(self.given("mdsd_sentiment"), tokenizer=tokenizer, length=self.length, columns=DOMAIN)
+    folder: ClassVar[str] = "mdsd_sentiment"
 
 
 @dataclass
@@ -83,9 +82,7 @@ class DomainNewsgroups(TextScenario):
     name: ClassVar[str] = "domain-newsgroups"
     summary: ClassVar[str] = "text stream: 20 newsgroups, 7 tasks, a hierarchy each"
     needs: ClassVar[str] = 'posts: folder "newsgroups20" in EVERLOOP_DATA, or --data (columns text, label, domain); extra data'
-
-    def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
-        return load_text(self.given("newsgroups20"), tokenizer=tokenizer, length=self.length, columns=DOMAIN)
+    folder: ClassVar[str] = "newsgroups20"
 
 
 @dataclass
@@ -99,7 +96,7 @@ class DomainNER(TextScenario):
     length: int = 96
 
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
-        return load_ner(self.given("crossner"), tokenizer=tokenizer, length=self.length, columns=DOMAIN)
+        return load_ner(self.given("crossner"), tokenizer=tokenizer, length=self.length, columns=("domain",))
 
 
 @dataclass
@@ -118,4 +115,4 @@ class DomainText(TextScenario):
         return text_folders(self.folders, tokenizer=tokenizer, length=self.length)
 
     def protocol(self) -> Protocol:
-        return ByColumn("domain", order=list(dict.fromkeys(self.examples()[0].columns["domain"].tolist())))
+        return ByColumn("domain", order=[Path(folder).name for folder in self.folders])

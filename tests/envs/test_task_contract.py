@@ -219,3 +219,4 @@ def test_a_seeded_masked_reset_leaves_the_other_copies_alone(kind: str) -> None:
     env = world(kind, feedback=True)
     model = Model(env)
     model.play([Reset(1, seed=0), Step(1), Step(2), Reset(2, mask=(True, False, False), seed=5), Step(3), Step(4)])
+    assert model.task.tolist() == [2, 1, 1]

@@ -146,6 +146,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: py
     (tmp_path / "x").write_text("")
     for out in (tmp_path / "x", tmp_path / "x" / "y"):
         fails([*DIGITS, "--out", str(out)], capsys, f"{tmp_path / 'x'} is a file")
+    assert (tmp_path / "x").read_text() == ""
 
 
 @pytest.mark.parametrize(
