@@ -31,9 +31,8 @@ class Agent(nn.Module):
     """Modality encoders -> cross-attention -> GRU -> heads.
 
     observation_space: Dict of Box. Images are uint8 (H, W, C), token ids int32 (L,) from 0 (padding), everything
-        else is flattened. A modality
-        `"presence"` (one float per other modality, in the order of the names) masks those that are absent
-        (0) instead of being a token.
+        else is flattened. A modality `"presence"` (one float per other modality, in the order of the names) masks
+        those that are absent (0) instead of being a token.
     prediction_size: P. For actions in a Box it is twice their number (mean and log standard deviation of a
         Gaussian), for discrete actions and classes their number (logits).
     value_head: whether to predict the state's value, for actor-critic learners.

@@ -92,11 +92,12 @@ class DomainNER(TextScenario):
     name: ClassVar[str] = "domain-ner"
     summary: ClassVar[str] = "text stream: named entities in 5 fields, a tag for every token, scored by entity F1"
     needs: ClassVar[str] = 'CrossNER: folder "crossner" in EVERLOOP_DATA, or --data (columns tokens, ner_tags, domain); extras data, text'
+    folder: ClassVar[str] = "crossner"
     epochs: int = 30
     length: int = 96
 
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
-        return load_ner(self.given("crossner"), tokenizer=tokenizer, length=self.length, columns=("domain",))
+        return load_ner(self.given(self.folder), tokenizer=tokenizer, length=self.length, columns=("domain",))
 
 
 @dataclass
