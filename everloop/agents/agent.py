@@ -21,10 +21,12 @@ PRESENCE = "presence"
 
 class Output(NamedTuple):
     """prediction: (T, B, P), class logits or the parameters of the action's distribution.
-    value: (T, B), the state's value; None without a value head."""
+    value: (T, B), the state's value; None without a value head.
+    heads: (T, B, K, P), the predictions of all K heads; None where there is one for all tasks."""
 
     prediction: Tensor
     value: Tensor | None
+    heads: Tensor | None = None
 
 
 class Agent(nn.Module):
@@ -106,9 +108,10 @@ class Agent(nn.Module):
         if self.memory is not None:
             hidden, state = self.memory(rearrange(features, "(t b) d -> t b d", t=T), state, start)
             features = rearrange(hidden, "t b d -> (t b) d")
-        prediction = self.head(features, rows)
-        value = None if self.value is None else rearrange(self.value(features, rows), "(t b) 1 -> t b", t=T)
-        return Output(rearrange(prediction, "(t b) p -> t b p", t=T), value), state
+        prediction, heads = self.head(features, rows)
+        value = None if self.value is None else rearrange(self.value(features, rows)[0], "(t b) 1 -> t b", t=T)
+        every = None if heads is None else rearrange(heads, "(t b) k p -> t b k p", t=T)
+        return Output(rearrange(prediction, "(t b) p -> t b p", t=T), value, every), state
 
     def _tokens(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Tokens (R, N, token_size) of the modalities at hand, and which are present (R, N), None for all."""

@@ -34,5 +34,5 @@ class Classifier(nn.Module):
         T, B = start.shape
         rows = {name: value.flatten(0, 1) for name, value in obs.items()} if self.heads.tasks > 1 else {}
         x = obs[self.modality]
-        outputs = self.heads(self.backbone(x.flatten(0, 1)), rows)
-        return Output(outputs.view(T, B, -1), None), state
+        outputs, heads = self.heads(self.backbone(x.flatten(0, 1)), rows)
+        return Output(outputs.view(T, B, -1), None, None if heads is None else heads.reshape(T, B, self.heads.tasks, -1)), state

@@ -18,16 +18,17 @@ class Heads(nn.Module):
         self.tasks = tasks
         self.linear = nn.Linear(features, tasks * outputs)
 
-    def forward(self, features: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-        """features (R, ..., features), rows: the observation's modalities, (R, ...) each -> (R, ..., outputs).
+    def forward(self, features: Tensor, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """features (R, ..., features), rows: the observation's modalities, (R, ...) each.
 
+        Returns (R, ..., outputs) and, of several heads, all of them (R, tasks, ..., outputs).
         Raises ValueError without a cue where there are several heads.
         """
         outputs: Tensor = self.linear(features)
         if self.tasks == 1:
-            return outputs
+            return outputs, None
         if CUE not in rows:
             raise ValueError(f"the observation has no modality {CUE!r}, which selects the head")
-        heads = rearrange(outputs, "r ... (k p) -> r ... k p", k=self.tasks)
-        chosen: Tensor = einsum(heads, rows[CUE].to(heads.dtype), "r ... k p, r k -> r ... p")
-        return chosen
+        heads = rearrange(outputs, "r ... (k p) -> r k ... p", k=self.tasks)
+        chosen: Tensor = einsum(heads, rows[CUE].to(heads.dtype), "r k ... p, r k -> r ... p")
+        return chosen, heads

@@ -12,6 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+STEPWISE = ("target", "action", "output", "value")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -22,6 +24,7 @@ class Batch:
     target: what should come out. Streams: labels int64 (T, B). Control: the outputs to imitate (T, B, P).
     action: what was done, (T, B, ...).
     task: int64 (B,), the task each example comes from.
+    output, value: what the network put out for it when it was observed, prediction (T, B, P) and value (T, B).
     """
 
     obs: Mapping[str, Tensor]
@@ -29,6 +32,8 @@ class Batch:
     target: Tensor | None = None
     action: Tensor | None = None
     task: Tensor | None = None
+    output: Tensor | None = None
+    value: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of examples, B."""
@@ -62,12 +67,12 @@ class Batch:
         return replace(cut, start=start)
 
     def _map(self, steps: Any, task: Any) -> Batch:
+        rest = {name: getattr(self, name) for name in STEPWISE}
         return Batch(
             {name: steps(value) for name, value in self.obs.items()},
             steps(self.start),
-            None if self.target is None else steps(self.target),
-            None if self.action is None else steps(self.action),
-            None if self.task is None else task(self.task),
+            **{name: None if value is None else steps(value) for name, value in rest.items()},
+            task=None if self.task is None else task(self.task),
         )
 
     def to_items(self) -> dict[str, npt.NDArray[Any]]:
@@ -75,9 +80,7 @@ class Batch:
         flat = {f"obs.{name}": value for name, value in self.obs.items()}
         flat |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "obs"}
         return {
-            name: (value if name == "task" else rearrange(value, "t b ... -> b t ...")).cpu().numpy()
-            for name, value in flat.items()
-            if value is not None
+            name: (value if name == "task" else value.transpose(0, 1)).cpu().numpy() for name, value in flat.items() if value is not None
         }
 
     @classmethod
@@ -88,12 +91,12 @@ class Batch:
             if name not in items:
                 return None
             value = torch.from_numpy(items[name]).to(device)
-            return value if name == "task" else rearrange(value, "b t ... -> t b ...")
+            return value if name == "task" else value.transpose(0, 1)
 
         obs = {name.removeprefix("obs."): tensor(name) for name in items if name.startswith("obs.")}
         start = tensor("start")
         assert start is not None
-        return cls(obs, start, tensor("target"), tensor("action"), tensor("task"))  # type: ignore[arg-type]
+        return cls(obs, start, **{name: tensor(name) for name in STEPWISE}, task=tensor("task"))  # type: ignore[arg-type]
 
 
 def to_tensor(value: npt.NDArray[Any], device: torch.device) -> Tensor:

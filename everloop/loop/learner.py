@@ -6,13 +6,14 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.likelihood import Likelihood
@@ -20,17 +21,33 @@ from everloop.loop.strategies.base import Strategy
 from everloop.loop.update import Updater
 from everloop.loop.world import Arrays, World, check_finite, play
 
+CUE = "cue"
 Tick = Callable[[int], None]
 
 
 class NetworkOutput(Protocol):
-    """What a network returns beside its state: outputs (T, B, P) and, for actor-critics, values (T, B)."""
+    """What a network returns beside its state.
+
+    Outputs (T, B, P); for actor-critics values (T, B); where there is a head for each of K tasks the outputs of all of
+    them (T, B, K, P), of which the prediction is one.
+    """
 
     @property
     def prediction(self) -> Tensor: ...
 
     @property
     def value(self) -> Tensor | None: ...
+
+    @property
+    def heads(self) -> Tensor | None: ...
+
+
+class Prediction(NamedTuple):
+    """Outputs of which nothing but the prediction (T, B, P) matters."""
+
+    prediction: Tensor
+    value: Tensor | None = None
+    heads: Tensor | None = None
 
 
 class Learner(ABC):
@@ -43,6 +60,7 @@ class Learner(ABC):
     minibatch: what the loss at hand is computed on.
     sequence_length: how many steps an example has.
     on_scalars: called with (step, {name: value}) now and then, about the training itself.
+    labelled: whether targets are labels that the world reveals.
     notes: which of the options asked for do nothing here, and why.
     """
 
@@ -56,6 +74,7 @@ class Learner(ABC):
     sequence_length: int = 1
     on_scalars: Callable[[int, dict[str, float]], None] = staticmethod(lambda step, scalars: None)
     max_grad_norm: float | None = None
+    labelled: bool = False
     notes: Sequence[str] = ()
 
     @abstractmethod
@@ -74,12 +93,31 @@ class Learner(ABC):
         """Seed what training draws from. A run begins with it."""
         torch.manual_seed(seed)
 
+    @property
+    def told(self) -> bool:
+        """Whether the world shows which task it is, as the modality "cue"."""
+        space = self.world.single_observation_space
+        return isinstance(space, spaces.Dict) and CUE in space.spaces
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name."""
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
     def attach(self, strategies: Sequence[Strategy]) -> None:
-        """Let `strategies` accompany every update from now on, in this order, in place of earlier ones."""
+        """Let `strategies` accompany every update from now on, in this order, in place of earlier ones.
+
+        Raises ValueError if one of them cannot work here.
+        """
+        for strategy in strategies:
+            strategy.check(self)
         if hasattr(self, "updater"):
             self.updater.detach()
         self.strategies = list(strategies)
         self.updater = Updater(self, self.strategies, self.max_grad_norm)
+
+    def output_losses(self, batch: Batch, output: NetworkOutput) -> list[Tensor]:
+        """What the strategies add to the loss of the fresh `batch`."""
+        return [loss for s in self.strategies if (loss := s.output_loss(self, batch, output)) is not None]
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +137,32 @@ class Learner(ABC):
     def outputs(self, batch: Batch, module: nn.Module | None = None) -> Tensor:
         """The prediction (T, B, P): logits, or the parameters of the action's distribution."""
         return self.forward(batch, module).prediction
+
+    def last_layer(self) -> nn.Linear:
+        """The linear layer that the prediction comes from. Raises ValueError where there is none."""
+        linear = [layer for name, layer in self.module.named_modules() if isinstance(layer, nn.Linear) and not name.startswith("value")]
+        if not linear:
+            raise ValueError("the network has no linear layer, allowed where features are needed: one whose last layer is linear")
+        return linear[-1]
+
+    def features(self, batch: Batch) -> Tensor:
+        """What the last layer sees, (B, size) for examples of one step."""
+        seen: list[Tensor] = []
+        handle = self.last_layer().register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+        try:
+            self.outputs(batch)
+        finally:
+            handle.remove()
+        return seen[0]
+
+    def outputs_with(self, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
+        """`outputs` as they would be with these weights, by name, in place of the network's own."""
+
+        def module(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.module, dict(weights), args, kwargs)
+
+        state = self.module.initial_state(len(batch))  # type: ignore[operator]
+        return self.apply(module, batch.obs, state, batch.start)[0].prediction  # type: ignore[arg-type]
 
     def log_likelihood(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """log p(x | example), (B,), summed over an example's steps.

@@ -21,7 +21,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
-from everloop.loop.learner import Learner, Tick
+from everloop.loop.learner import Learner, Prediction, Tick
 from everloop.loop.likelihood import likelihood_for
 from everloop.loop.vec_env import WorldVecEnv
 from everloop.loop.world import World
@@ -38,6 +38,7 @@ class _NetworkPolicy(BasePolicy):
     """
 
     minibatch: Batch | None = None
+    on_judged: Any = staticmethod(lambda batch, prediction: None)  # the learner's, called with what a loss is about to judge
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class _NetworkPolicy(BasePolicy):
         p, values, _ = self.run(obs, state, start)
         rows = {name: x[None] for name, x in self.as_world(obs).items()}
         self.minibatch = Batch(rows, torch.ones_like(start)[None], action=actions[None])
+        self.on_judged(self.minibatch, p)
         return values, self.likelihood.log_prob(p, actions), self.likelihood.entropy(p)
 
 
@@ -233,12 +235,14 @@ class SB3Learner(Learner):
         )
         if sequence_length < 1 or self.model.n_steps % sequence_length:
             raise ValueError(f"sequence_length is {sequence_length}, allowed: a divisor of n_steps = {self.model.n_steps}")
-        self.policy: Any = self.model.policy
+        policy: Any = self.model.policy
+        self.policy = policy
         self.module = self.policy.get_submodule("network")
         self.optimizer = self.policy.optimizer
         self.likelihood = likelihood_for(world.single_action_space)
         self.model.set_logger(Logger(None, [_Scalars(self)]))
         self._real: Tensor | None = None
+        policy.on_judged = self._join_output_losses
         if recurrent:
             self._note_padding()
         self.attach([])
@@ -259,6 +263,14 @@ class SB3Learner(Learner):
         """The steps of the minibatch that SB3 is learning from, each as an example of its own, without padding."""
         batch: Batch | None = self.policy.minibatch
         return batch if batch is None or self._real is None else batch[self._real]
+
+    def _join_output_losses(self, batch: Batch, prediction: Tensor) -> None:
+        """Let the gradients of the strategies' output losses join PPO's own where it flows back to the prediction."""
+        leaf = prediction.detach()[None].requires_grad_()
+        losses = self.output_losses(batch, Prediction(leaf))
+        if losses:
+            (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), leaf)
+            prediction.register_hook(lambda own: own + gradient[0])  # type: ignore[no-untyped-call]
 
     def seed(self, seed: int) -> None:
         """Seed torch, numpy and the world's next reset."""

@@ -35,6 +35,7 @@ class SupervisedLearner(Learner):
 
     mixed: bool = False  # forward passes in bfloat16
     counts: Tensor | None = None  # of each label so far, for a balanced softmax
+    labelled = True
 
     def __init__(
         self,
@@ -62,7 +63,9 @@ class SupervisedLearner(Learner):
             return super().apply(module, obs, state, start)
         with torch.autocast(self.device.type, torch.bfloat16):
             output, state = super().apply(module, obs, state, start)
-        return output._replace(prediction=output.prediction.float()), state  # type: ignore[attr-defined]
+        heads = getattr(output, "heads", None)
+        single = {"prediction": output.prediction.float()} | ({} if heads is None else {"heads": heads.float()})
+        return output._replace(**single), state  # type: ignore[attr-defined]
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of the labels `batch.target`."""
@@ -101,7 +104,8 @@ class SupervisedLearner(Learner):
         for i in range(updates):
             check_finite(obs, self.steps)
             shown = {name: to_tensor(value[None], device) for name, value in obs.items()}
-            outputs = self.apply(self.module, shown, empty, start)[0].prediction
+            output = self.apply(self.module, shown, empty, start)[0]
+            outputs = output.prediction
             guess = self.likelihood.mode(outputs[0].detach()).cpu().numpy()
             obs, _, _, _, info = self.world.step(guess)
             if "label" not in info:
@@ -109,13 +113,16 @@ class SupervisedLearner(Learner):
             label = to_tensor(np.asarray(info["label"], dtype=np.int64), device)
             if self.counts is not None:
                 self.counts += torch.bincount(label, minlength=len(self.counts))
+            loss = self._loss(outputs, label)
             if self.strategies:
-                self.minibatch = Batch(shown, start, target=label[None], task=task)
+                self.minibatch = Batch(shown, start, target=label[None], output=outputs.detach(), task=task)
                 for strategy in self.strategies:
                     strategy.observe(self.minibatch, self)
+                for extra in self.output_losses(self.minibatch, output):
+                    loss = loss + extra
             self.rate.next()
             together = min(parts, updates - i // parts * parts)  # a task's last step may have fewer parts
-            losses.append(self.updater.step(self._loss(outputs, label), together))
+            losses.append(self.updater.step(loss, together))
             self.steps += copies
             if len(losses) == LOG_EVERY:
                 self._report(sum(losses) / LOG_EVERY)

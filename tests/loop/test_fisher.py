@@ -229,7 +229,7 @@ def test_64_examples_are_the_same_as_64_of_1_and_2_of_32(generator: torch.Genera
 
 @pytest.mark.parametrize("batches", [[], [vector_batch(3, 4, 3)[:0]]], ids=["no batch", "an empty batch"])
 def test_no_examples_are_refused(batches: list[Batch]) -> None:
-    with pytest.raises(ValueError, match="at least 1 example, got 0"):
+    with pytest.raises(ValueError, match="at least 1 of them, got 0"):
         diagonal_fisher(vector_learner(nn.Linear(4, 3), 3), batches)
 
 

@@ -75,9 +75,8 @@ def test_the_update_is_along_the_loss_plus_strength_times_the_stored_examples_lo
     train(learner, replay, [0])
     learner.learn([1], 8, ignore)  # the reservoir now holds both tasks
     before, fresh = weights(learner.module), learner.rollout(stream(), [2], 1, seed=0)
-    rows = np.flatnonzero(replay.memory.items["task"][: len(replay.memory)] == 0)
     state = replay.memory.rng.bit_generator.state
-    drawn = rows[replay.memory.rng.integers(0, len(rows), 6)]
+    drawn = replay.memory.draw(6, np.array([0]))
     replay.memory.rng.bit_generator.state = state
     stored = Batch.from_items(replay.memory.read(drawn), torch.device("cpu"))
     total = learner.loss(fresh) + 0.7 * learner.loss(stored)
@@ -126,7 +125,7 @@ def test_in_control_the_loss_is_the_divergence_from_the_stored_policy(recurrent:
         for p in learner.module.parameters():
             p.add_(0.1 * torch.randn_like(p))
     state = replay.memory.rng.bit_generator.state
-    batch = Batch.from_items(replay.memory.read(replay.memory.draw(4, np.arange(len(replay.memory)))), learner.device)
+    batch = Batch.from_items(replay.memory.read(replay.memory.draw(4, np.array([0]))), learner.device)
     replay.memory.rng.bit_generator.state = state
     loss = replay.extra_loss(learner, None)
 

@@ -97,20 +97,19 @@ def test_a_restored_state_goes_on_the_same(before: list[int], after: list[int], 
             offer(both, both.offered, size)
     assert len(memory) == len(restored)
     if len(memory):
-        rows = np.arange(len(memory))
         assert contents(memory).tolist() == contents(restored).tolist()
-        assert memory.draw(9, rows).tolist() == restored.draw(9, rows).tolist()
+        assert memory.draw(9).tolist() == restored.draw(9).tolist()
 
 
 def test_a_saved_state_does_not_change_afterwards() -> None:
     memory = fill(2, [2], 0)
     state = memory.state_dict()
     memory.write(np.array([0, 1]), {"x": np.array([7, 8])})
-    memory.draw(3, np.arange(2))
+    memory.draw(3)
     fresh = Reservoir(2, 1)
     fresh.load_state_dict(state)
     assert contents(fresh).tolist() == [0, 1]
-    assert fresh.draw(9, np.arange(2)).tolist() == fill(2, [2], 0).draw(9, np.arange(2)).tolist()
+    assert fresh.draw(9).tolist() == fill(2, [2], 0).draw(9).tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.bool_, np.float32, np.int64])
@@ -133,12 +132,24 @@ def test_memory_is_allocated_once_and_read_as_copies() -> None:
     assert -1 not in array
 
 
-def test_draws_are_uniform_over_the_given_rows_with_replacement() -> None:
-    rows = np.array([1, 4, 5])
-    drawn = Reservoir(10).draw(3000, rows)
-    values, counts = np.unique(drawn, return_counts=True)
-    assert values.tolist() == rows.tolist()
+@pytest.mark.parametrize("wanted", [[1, 4], [4], [0, 1, 2, 3, 4, 5]], ids=str)
+@pytest.mark.parametrize("rare", [False, True], ids=["as many", "one in a thousand"])
+def test_draws_are_uniform_over_the_rows_of_the_given_tasks_with_replacement(wanted: list[int], rare: bool) -> None:
+    """Whether they are found by rejection or, where that finds too few, by looking at all rows."""
+    memory, tasks = Reservoir(6000 if rare else 60), np.arange(6).repeat(10)
+    tasks = np.append(tasks, np.full(5940, 9)) if rare else tasks
+    _, rows = memory.reserve(len(tasks))
+    memory.write(rows, {"task": tasks})
+    values, counts = np.unique(memory.draw(3000, np.array(wanted)), return_counts=True)
+    assert values.tolist() == np.flatnonzero(np.isin(tasks, wanted)).tolist() == memory.rows_of(np.array(wanted)).tolist()
     assert chisquare(counts).pvalue > 1e-3
+
+
+def test_nothing_is_drawn_where_nothing_is_stored() -> None:
+    memory = Reservoir(5)
+    assert memory.draw(3).size == memory.draw(3, np.array([0])).size == 0
+    memory.write(memory.reserve(2)[1], {"task": np.array([1, 1])})
+    assert memory.draw(3, np.array([0])).size == memory.draw(3, np.array([], np.int64)).size == 0
 
 
 def test_the_seed_decides() -> None:

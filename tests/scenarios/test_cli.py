@@ -37,7 +37,8 @@ def test_a_run_leaves_settings_result_and_events(tmp_path: Path) -> None:
     assert result["tasks"] == ["0-1", "2-3", "4-5", "6-7", "8-9"]
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["scenario_settings"]["epochs"] == 1
-    assert config["strategy_settings"]["replay"] == {"strength": 1.0, "capacity": 50, "batch_size": 32, "seed": 3}
+    replay = {"strength": 1.0, "capacity": 50, "batch_size": 32, "memory": "reservoir", "current": False, "seed": 3}
+    assert config["strategy_settings"]["replay"] == replay
     assert config["seed"] == 3
     assert {"torch", "stable-baselines3", "everloop"} <= set(config["packages"])
     assert {"git_revision", "command", "threads"} <= set(config)
@@ -89,7 +90,7 @@ def test_tasks_choose_what_is_trained_and_in_which_order(tmp_path: Path) -> None
         (["run", "no.module:Thing"], ["'no.module:Thing'"]),
         (["run", "json:JSONDecoder"], ["JSONDecoder", "Scenario"]),
         (["frobnicate"], ["frobnicate"]),
-        ([*DIGITS, "--strategies", "ewc,mystery"], ["'mystery'", "ewc, replay"]),
+        ([*DIGITS, "--strategies", "ewc,mystery"], ["'mystery'", "l2, ewc, "]),
         ([*DIGITS, "--strategies", ""], ["strategies are empty"]),
         ([*DIGITS, "--strategies", "joint,ewc"], ["'joint'"]),
         ([*DIGITS, "--strategies", "ewc,ewc"], ["'ewc'", "twice"]),

@@ -80,6 +80,6 @@ def test_settings_are_complete_and_strategies_without_settings_run(tmp_path: Pat
 
     monkeypatch.setitem(STRATEGIES, "bare", Bare)
     experiment = Experiment(SplitDigits(), ["bare", "ewc"], seed=5, settings={"ewc": {"strength": 2.0}})
-    expected = {"strength": 2.0, "anchors": "separate", "decay": 1.0, "fisher": "sampled", "examples": 512, "seed": 5}
+    expected = {"strength": 2.0, "anchors": "separate", "decay": 1.0, "fisher": "sampled", "proximal": False, "examples": 512, "seed": 5}
     assert experiment.settings == {"bare": {}, "ewc": expected}
     assert main(["run", "split-digits", "--epochs", "1", "--tasks", "0-1", "--strategies", "bare", "--out", str(tmp_path / "x")]) == 0

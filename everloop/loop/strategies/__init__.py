@@ -1,10 +1,74 @@
-"""Strategies against forgetting, one file each."""
+"""Strategies against forgetting, and for staying able to learn, one file each."""
 
+from everloop.loop.strategies.agem import AGEM
 from everloop.loop.strategies.base import Strategy
+from everloop.loop.strategies.clear import CLEAR
+from everloop.loop.strategies.continual_backprop import ContinualBackprop
+from everloop.loop.strategies.der import DER, DERPlusPlus
+from everloop.loop.strategies.er_ace import ERACE
 from everloop.loop.strategies.ewc import EWC
+from everloop.loop.strategies.ewc_kfac import KroneckerEWC
+from everloop.loop.strategies.gdumb import GDumb
+from everloop.loop.strategies.gem import GEM
+from everloop.loop.strategies.icarl import ICaRL
+from everloop.loop.strategies.l2 import L2
+from everloop.loop.strategies.l2_init import L2Init
+from everloop.loop.strategies.lwf import LwF
+from everloop.loop.strategies.mas import MAS
+from everloop.loop.strategies.mir import MIR
+from everloop.loop.strategies.packnet import PackNet
 from everloop.loop.strategies.replay import Replay
+from everloop.loop.strategies.rwalk import RWalk
+from everloop.loop.strategies.shrink_and_perturb import ShrinkAndPerturb
+from everloop.loop.strategies.si import SI
 
-STRATEGIES: dict[str, type[Strategy]] = {"ewc": EWC, "replay": Replay}
+STRATEGIES: dict[str, type[Strategy]] = {
+    "l2": L2,
+    "ewc": EWC,
+    "ewc_kfac": KroneckerEWC,
+    "si": SI,
+    "mas": MAS,
+    "rwalk": RWalk,
+    "lwf": LwF,
+    "replay": Replay,
+    "der": DER,
+    "derpp": DERPlusPlus,
+    "er_ace": ERACE,
+    "mir": MIR,
+    "gdumb": GDumb,
+    "icarl": ICaRL,
+    "clear": CLEAR,
+    "gem": GEM,
+    "agem": AGEM,
+    "packnet": PackNet,
+    "continual_backprop": ContinualBackprop,
+    "l2_init": L2Init,
+    "shrink_and_perturb": ShrinkAndPerturb,
+}
 """Names on the command line. Add your own to run it by name."""
 
-__all__ = ["EWC", "STRATEGIES", "Replay", "Strategy"]
+__all__ = [
+    "AGEM",
+    "CLEAR",
+    "DER",
+    "ERACE",
+    "EWC",
+    "GEM",
+    "L2",
+    "MAS",
+    "MIR",
+    "SI",
+    "STRATEGIES",
+    "ContinualBackprop",
+    "DERPlusPlus",
+    "GDumb",
+    "ICaRL",
+    "KroneckerEWC",
+    "L2Init",
+    "LwF",
+    "PackNet",
+    "RWalk",
+    "Replay",
+    "ShrinkAndPerturb",
+    "Strategy",
+]

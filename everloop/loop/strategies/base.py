@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +12,33 @@ from everloop.loop.batch import Batch
 from everloop.loop.world import Task
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learner import Learner, NetworkOutput
 
 
 class Strategy:
     """Small, composable, ignorant of which learner it serves. Every method defaults to nothing.
 
     Strategies run in the order of their list. One that draws random numbers has a generator of its own: with
-    strength 0 it must leave training the same to the last bit.
+    strength 0 it must leave training the same to the last bit. One that keeps something for each weight keeps it by the
+    weight's name, since weights may come while a task is learned.
     """
+
+    def check(self, learner: Learner) -> None:
+        """Before anything is learned: raises ValueError that says why, if this strategy cannot work in `learner`."""
 
     def begin_task(self, task: Task, learner: Learner) -> None:
         """Before the first step of `task`."""
 
     def observe(self, batch: Batch, learner: Learner) -> None:
         """Once for each fresh batch: memories fill here. An algorithm may learn from it several times."""
+
+    def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
+        """A scalar to add to the loss of the fresh `batch`, or None; `output` is what that loss is computed from.
+
+        What needs no forward pass beside the one that is there belongs here. Where the loss stands in an algorithm
+        that is not ours, `output` holds leaves, and what flows back to them joins the algorithm's own gradient.
+        """
+        return None
 
     def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
         """A scalar to add to the loss of `batch`, or None."""
@@ -53,8 +65,20 @@ class Strategy:
         """Take over what `state_dict` gave."""
 
 
-def check_strength(strength: float) -> float:
+def check_strength(strength: float, name: str = "strength") -> float:
     """`strength`, or ValueError if it is negative or not finite."""
     if not 0 <= strength < float("inf"):
-        raise ValueError(f"strength is {strength}, allowed: 0 or more")
+        raise ValueError(f"{name} is {strength}, allowed: 0 or more")
     return strength
+
+
+def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise ValueError unless `value` is in [low, high]."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}, allowed: {f'{low} or more' if high == float('inf') else f'{low} to {high}'}")
+
+
+def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is among those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, allowed: {', '.join(allowed)}")

@@ -1,0 +1,52 @@
+"""Averaged gradient episodic memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.rehearsal import Rehearsal
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class AGEM(Rehearsal):
+    """An update may not raise the mean loss of stored examples of ended tasks, to first order.
+
+        g <- g - (g . g_ref) / (g_ref . g_ref) g_ref   if g . g_ref < 0             (Chaudhry et al. 2019, eq. 11)
+
+    g_ref is the gradient of the mean loss on a draw from the memory. The promise holds for plain gradient descent: an
+    optimizer that rescales weights one by one (Adam) may still step uphill for the memory.
+
+    strength: 1 projects as written, less projects part of the way, 0 is plain training to the last bit.
+    capacity, memory, batch_size: as in Replay.
+    """
+
+    def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:
+        super().__init__(strength, capacity, batch_size, memory, seed)
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        stored = self.draw(learner, self.past) if self.strength else None
+        if stored is None:
+            return
+        live = [p for p in learner.weights().values() if p.grad is not None]
+        grads: list[Tensor] = [p.grad for p in live if p.grad is not None]
+        reference = gradient(learner.loss(stored), live)
+        dot = inner(grads, reference)
+        if dot < 0:
+            torch._foreach_add_(grads, reference, alpha=-self.strength * float(dot / inner(reference, reference)))
+
+
+def gradient(loss: Tensor, weights: list[torch.nn.Parameter]) -> list[Tensor]:
+    """d loss / d weights, 0 for those it does not depend on; no `.grad` is touched."""
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(weights, found, strict=True)]
+
+
+def inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """The inner product of two gradients."""
+    return torch.stack([torch.dot(x.flatten(), y.flatten()) for x, y in zip(a, b, strict=True)]).sum()

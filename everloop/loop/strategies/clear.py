@@ -1,0 +1,64 @@
+"""CLEAR's cloning of policy and value."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import check_strength
+from everloop.loop.strategies.rehearsal import Rehearsal
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class CLEAR(Rehearsal):
+    """On stored experience, keep doing and expecting what the agent did and expected when it was stored.
+
+        loss += strength * mean KL(pi_stored || pi) + value_strength * mean (V - V_stored)^2   (Rolnick et al. 2019, section 3.1)
+
+    Drawn from everything stored, the task at hand included: boundaries need not be known. Only the cloning half of
+    CLEAR: its off-policy half, V-trace on stored rewards, would need another algorithm than PPO.
+
+    strength, value_strength: from 0 (0.01 and 0.005 in the paper, beside V-trace). With strength 0 training is plain, to the
+    last bit. capacity: stored sequences; memory, batch_size: as in Replay.
+    """
+
+    def __init__(
+        self,
+        strength: float = 1.0,
+        value_strength: float = 0.5,
+        capacity: int = 1000,
+        batch_size: int = 64,
+        memory: str = "reservoir",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(strength, capacity, batch_size, memory, seed)
+        self.value_strength = check_strength(value_strength, "value_strength")
+
+    def check(self, learner: Learner) -> None:
+        super().check(learner)
+        if learner.labelled:
+            raise ValueError("clear clones a policy and its values, allowed in streams: replay, derpp")
+
+    def store(self, rows: npt.NDArray[np.int64], batch: Batch, learner: Learner) -> None:
+        with torch.no_grad():
+            output = learner.forward(batch)
+        now = replace(batch, target=output.prediction, value=output.value, action=None, output=None)
+        self.memory.write(rows, now.to_items())
+
+    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
+        stored = self.draw(learner) if self.strength else None
+        if stored is None or stored.target is None:
+            return None
+        output = learner.forward(stored)
+        loss = self.strength * learner.likelihood.kl(stored.target, output.prediction).mean()
+        if output.value is not None and stored.value is not None:
+            loss = loss + self.value_strength * (output.value - stored.value).square().mean()
+        return loss

@@ -1,0 +1,143 @@
+"""Continual backpropagation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Strategy, check_range
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.relu, torch.tanh, F.gelu, F.silu, torch.sigmoid, lambda x: x)
+
+
+@dataclass
+class _Layer:
+    """Hidden units between two linear layers."""
+
+    reads: nn.Linear  # its rows are the units' incoming weights
+    feeds: nn.Linear  # its columns are their outgoing ones
+    utility: Tensor
+    age: Tensor
+    due: float = 0.0  # units to be replaced, a fraction at a time
+
+
+class ContinualBackprop(Strategy):
+    """Stay able to learn: all the time, give the least useful hidden units new random weights.
+
+        u <- decay * u + (1 - decay) * mean |h| * sum |outgoing w|           (Dohare et al. 2024, eq. 1)
+        each step, replacement_rate of the units older than `maturity`, those of the smallest u: incoming weights drawn
+        anew, outgoing weights 0, so that the network's outputs change by no more than the old unit gave
+
+    Units between two linear layers with nothing but an activation between them. u is measured every `interval` steps.
+    The moments that Adam keeps for the replaced weights become 0.
+
+    replacement_rate: rho, in [0, 1] (1e-4 in the paper). With 0 training is plain, to the last bit.
+    maturity: steps that a new unit is left alone. Memory: two numbers a unit.
+    Raises ValueError, at the first batch, for a network without such units.
+    """
+
+    def __init__(self, replacement_rate: float = 1e-4, maturity: int = 100, decay: float = 0.99, interval: int = 10, seed: int = 0) -> None:
+        check_range("replacement_rate", replacement_rate, 0, 1)
+        check_range("maturity", maturity, 0)
+        check_range("decay", decay, 0, 1)
+        check_range("interval", interval, 1)
+        self.replacement_rate, self.maturity, self.decay, self.interval = replacement_rate, maturity, decay, interval
+        self.generator = torch.Generator().manual_seed(seed)
+        self.layers: list[_Layer] = []
+        self.steps = 0
+        self._state: list[dict[str, Any]] = []  # of layers, from load_state_dict
+
+    def observe(self, batch: Batch, learner: Learner) -> None:
+        if self.replacement_rate and not self.layers:
+            self.layers = hidden_layers(learner, batch[:2])
+            if not self.layers:
+                raise ValueError("continual_backprop finds no hidden units, allowed: networks with two linear layers in a row")
+            for layer, state in zip(self.layers, self._state, strict=False):
+                layer.utility, layer.age, layer.due = state["utility"].clone(), state["age"].clone(), state["due"]
+
+    @torch.no_grad()
+    def after_step(self, learner: Learner) -> None:
+        if not self.layers:
+            return
+        self.steps += 1
+        batch = learner.minibatch
+        if self.steps % self.interval or batch is None:
+            return
+        activity = _activity(learner, batch, self.layers)
+        decay = self.decay**self.interval
+        for layer, h in zip(self.layers, activity, strict=True):
+            layer.age += self.interval
+            layer.utility.mul_(decay).add_((1 - decay) * h * layer.feeds.weight.abs().sum(0))
+            mature = layer.age > self.maturity
+            layer.due += self.interval * self.replacement_rate * float(mature.sum())
+            count = min(int(layer.due), int(mature.sum()))
+            if count:
+                layer.due -= count
+                least = layer.utility.masked_fill(~mature, torch.inf).topk(count, largest=False).indices
+                self._replace(layer, least, learner)
+
+    def _replace(self, layer: _Layer, units: Tensor, learner: Learner) -> None:
+        bound = layer.reads.in_features**-0.5  # as nn.Linear draws its own
+        drawn = torch.rand(len(units), layer.reads.in_features, generator=self.generator).mul_(2 * bound).sub_(bound)
+        layer.reads.weight[units] = drawn.to(layer.reads.weight)
+        layer.feeds.weight[:, units] = 0.0
+        parts: list[tuple[Tensor, Any]] = [(layer.reads.weight, units), (layer.feeds.weight, (slice(None), units))]
+        if layer.reads.bias is not None:
+            layer.reads.bias[units] = 0.0
+            parts.append((layer.reads.bias, units))
+        for p, where in parts:
+            for moment in learner.optimizer.state.get(p, {}).values():
+                if isinstance(moment, Tensor) and moment.shape == p.shape:
+                    moment[where] = 0.0
+        layer.utility[units], layer.age[units] = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        layers = [{"utility": layer.utility.clone(), "age": layer.age.clone(), "due": layer.due} for layer in self.layers]
+        return {"layers": layers or self._state, "steps": self.steps, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._state, self.layers, self.steps = list(state["layers"]), [], state["steps"]
+        self.generator.set_state(state["generator"])
+
+
+@torch.no_grad()
+def hidden_layers(learner: Learner, batch: Batch) -> list[_Layer]:
+    """Pairs of linear layers of which the second sees just the first one's outputs after an activation."""
+    seen: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
+    linear = [layer for layer in learner.module.modules() if isinstance(layer, nn.Linear)]
+    handles = [layer.register_forward_hook(lambda layer, x, y: seen.__setitem__(layer, (x[0].clone(), y.clone()))) for layer in linear]
+    with learner.judging():
+        learner.outputs(batch)
+    for handle in handles:
+        handle.remove()
+
+    def follows(first: nn.Linear, second: nn.Linear) -> bool:
+        out, x = seen[first][1], seen[second][0]
+        return first is not second and out.shape == x.shape and any(torch.equal(f(out), x) for f in ACTIVATIONS)
+
+    pairs = [(first, second) for first in seen for second in seen if follows(first, second)]
+    alone = [(a, b) for a, b in pairs if sum(first is a for first, _ in pairs) == 1]  # nobody else reads the units
+    return [
+        _Layer(a, b, torch.zeros(a.out_features, device=a.weight.device), torch.zeros(a.out_features, device=a.weight.device))
+        for a, b in alone
+    ]
+
+
+def _activity(learner: Learner, batch: Batch, layers: list[_Layer]) -> list[Tensor]:
+    """Mean |h| of every layer's units over the batch."""
+    seen: dict[nn.Linear, Tensor] = {}
+    feeds = [layer.feeds for layer in layers]
+    handles = [f.register_forward_pre_hook(lambda f, x: seen.__setitem__(f, x[0].abs().flatten(0, -2).float().mean(0))) for f in feeds]
+    learner.outputs(batch)
+    for handle in handles:
+        handle.remove()
+    return [seen[f] for f in feeds]

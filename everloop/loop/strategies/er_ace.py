@@ -1,0 +1,60 @@
+"""Experience replay with asymmetric cross-entropy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.rehearsal import Rehearsal, check_labels
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner, NetworkOutput
+
+
+class ERACE(Rehearsal):
+    """New classes are told apart from each other, and only rehearsal tells them from the old ones.
+
+        loss of the fresh batch: cross-entropy over its own classes and those never seen
+        loss of stored examples: cross-entropy over all classes, times strength
+
+    So a new class's examples do not push the old classes' logits down (Caccia et al. 2022, eq. 4; unseen classes
+    stay among the fresh batch's, as in the authors' code). Drawn from everything stored, the task at hand included.
+
+    strength: from 0. With 0 training is plain, to the last bit. capacity, memory, batch_size: as in Replay.
+    """
+
+    def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:
+        super().__init__(strength, capacity, batch_size, memory, seed)
+        self.seen: Tensor | None = None  # bool (P,), classes observed so far
+
+    def check(self, learner: Learner) -> None:
+        check_labels(learner, "er_ace", "replay, derpp")
+        super().check(learner)
+
+    def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
+        if self.strength == 0 or batch.target is None:
+            return None
+        logits, labels = output.prediction.flatten(0, 1), batch.target.flatten()
+        present = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        present[labels] = True
+        absent = present.logical_not() if self.seen is None else self.seen & ~present
+        first, self.seen = self.seen is None, present if self.seen is None else self.seen | present
+        if first or not absent.any():
+            return None
+        own = F.cross_entropy(logits.masked_fill(absent, -torch.inf), labels)
+        return own - F.cross_entropy(logits, labels)  # in place of the plain loss, which is there already
+
+    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
+        stored = self.draw(learner) if self.strength else None
+        return None if stored is None else self.strength * learner.loss(stored)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.seen = state["seen"]

@@ -1,0 +1,117 @@
+"""EWC with the Fisher information of whole layers, Kronecker-factored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from everloop.loop.batch import Batch
+from everloop.loop.fisher import diagonal_fisher
+from everloop.loop.per_example import recorded_layers
+from everloop.loop.strategies.base import Strategy, check_range, check_strength
+from everloop.loop.strategies.quadratic import Quadratic, first_examples, snapshot
+from everloop.loop.strategies.warn import ClassIncrementalWarning
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+Factors = tuple[Tensor, Tensor, Tensor]  # A (i, i), G (o, o), W* (o, i), where i counts the bias
+
+
+class KroneckerEWC(Strategy):
+    """Hold the weights of a linear layer together: also where only their joint change would hurt.
+
+        penalty = strength / 2 * sum_k vec(W - W_k)' (A_k x G_k) vec(W - W_k)        (Ritter et al. 2018, section 3)
+        grad W += strength * sum_k G_k (W - W_k) A_k
+
+    A_k is the mean of a a' over examples, of the layer's inputs with a 1 for the bias; G_k that of g g', the gradients at its
+    outputs of log p(x), x drawn from the model. Weights outside linear layers are held by their diagonal Fisher information.
+
+    strength: lambda, from 0. With 0 training is plain, to the last bit.
+    examples: how many of the examples at a task's end the means are over.
+    Memory: for each task and layer its weights and i^2 + o^2 numbers. So it grows with the tasks: where that is too much, use EWC.
+    """
+
+    def __init__(self, strength: float = 100.0, examples: int = 512, seed: int = 0) -> None:
+        check_range("examples", examples, 1)
+        self.strength, self.examples = check_strength(strength), examples
+        self.generator = torch.Generator().manual_seed(seed)
+        self.layers: dict[str, list[Factors]] = {}  # by the layer's name
+        self.rest, self.warning = Quadratic(), ClassIncrementalWarning("ewc_kfac")
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        if self.strength == 0:
+            return
+        self.rest.pull(learner, self.strength)
+        for name, tasks in self.layers.items():
+            layer = learner.module.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            if layer.weight.grad is None:
+                continue
+            now = _weights(layer)
+            pull = self.strength * torch.stack([G @ (now - then) @ A for A, G, then in tasks]).sum(0)
+            layer.weight.grad += pull[:, : layer.in_features]
+            if layer.bias is not None and layer.bias.grad is not None:
+                layer.bias.grad += pull[:, -1]
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        if self.strength == 0:
+            return
+        self.warning.look(learner, batches)
+        taken = first_examples(batches, self.examples)
+        factors = self._factors(learner, taken)
+        names = {layer: name for name, layer in learner.module.named_modules()}
+        held = {p for layer in factors for p in layer.parameters()}
+        for layer, (A, G) in factors.items():
+            self.layers.setdefault(names[layer], []).append((A, G, _weights(layer).clone()))
+        diagonal = zip(learner.weights().items(), diagonal_fisher(learner, taken, self._draws(learner)), strict=True)
+        self.rest.add({name: d for (name, p), d in diagonal if p not in held}, snapshot(learner))
+
+    def _factors(self, learner: Learner, batches: Sequence[Batch]) -> dict[nn.Linear, tuple[Tensor, Tensor]]:
+        """A and G of every linear layer that is called once, with a row for each step."""
+        sums: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
+        count = 0
+        for batch in batches:
+            with recorded_layers(learner.module, _is_trained_linear) as calls:
+                log_p = learner.log_likelihood(batch, self._draws(learner))
+            rows = batch.length * len(batch)
+            once = {layer: c[0] for layer, c in calls.items() if len(c) == 1 and c[0][0].shape[:-1] == (rows,) and c[0][1] is not None}
+            edges = [edge for _, edge in once.values() if edge is not None]
+            gradients = torch.autograd.grad(log_p.sum(), edges, allow_unused=True)
+            count += rows
+            for (layer, (x, _)), g in zip(once.items(), gradients, strict=True):
+                if g is not None and isinstance(layer, nn.Linear):
+                    a, g = x.detach().to(layer.weight.dtype), g.to(layer.weight.dtype)
+                    a = F.pad(a, (0, 1), value=1.0) if layer.bias is not None else a
+                    A, G = sums.get(layer, (0.0, 0.0))
+                    sums[layer] = (A + a.T @ a, G + g.T @ g)
+        return {layer: (A / count, G / count) for layer, (A, G) in sums.items()}
+
+    def _draws(self, learner: Learner) -> torch.Generator:
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        return torch.Generator(learner.device).manual_seed(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"layers": {name: list(tasks) for name, tasks in self.layers.items()}, "generator": self.generator.get_state()}
+        return own | {"rest": self.rest.state_dict(), "warning": self.warning.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.layers = {name: list(tasks) for name, tasks in state["layers"].items()}
+        self.generator.set_state(state["generator"])
+        self.rest.load_state_dict(state["rest"])
+        self.warning.load_state_dict(state["warning"])
+
+
+def _is_trained_linear(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) and layer.weight.requires_grad
+
+
+def _weights(layer: nn.Linear) -> Tensor:
+    """(o, i), the bias as the last column."""
+    weight = layer.weight.detach()
+    return weight if layer.bias is None else torch.cat([weight, layer.bias.detach()[:, None]], 1)

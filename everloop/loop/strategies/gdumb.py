@@ -1,0 +1,88 @@
+"""Greedy sampler and dumb learner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import check_range
+from everloop.loop.strategies.rehearsal import Rehearsal, check_labels
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class GDumb(Rehearsal):
+    """Learn nothing from the stream but which examples to keep; at each task's end train from scratch on these alone.
+
+    Prabhu et al. 2020. What it reaches shows how much of a method's accuracy is due to its memory. The network starts
+    from the weights it had before the first task; stochastic gradient descent, its rate falling from `learning_rate` by a
+    cosine (section 3, "Implementation details": 0.05 to 0.0005, batches of 16).
+    Deviations: a class keeps a uniform sample of its examples, not its first ones; no cutmix.
+
+    epochs: passes over the memory, from 0. With 0 training is plain, to the last bit. capacity, memory: as in Replay.
+    """
+
+    def __init__(
+        self,
+        epochs: int = 30,
+        capacity: int = 1000,
+        batch_size: int = 16,
+        learning_rate: float = 0.05,
+        memory: str = "class-balanced",
+        seed: int = 0,
+    ) -> None:
+        check_range("epochs", epochs, 0)
+        check_range("learning_rate", learning_rate, 1e-12)
+        super().__init__(1.0 if epochs else 0.0, capacity, batch_size, memory, seed)
+        self.epochs, self.learning_rate = epochs, learning_rate
+        self.initial: dict[str, Tensor] = {}
+
+    def check(self, learner: Learner) -> None:
+        if not learner.labelled:
+            raise ValueError("gdumb learns from stored labels alone, allowed in control: replay")
+        if self.memory.group_by == "target":
+            check_labels(learner, "gdumb with class-balanced memory", "memory reservoir")
+        super().check(learner)
+
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        super().begin_task(task, learner)
+        if not self.initial:
+            self.initial = {name: value.clone() for name, value in learner.module.state_dict().items()}
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        if self.epochs:
+            for p in learner.weights().values():
+                p.grad = None  # a weight without a gradient is left alone by every optimizer
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        super().end_task(task, learner, batches)
+        if not self.epochs or not len(self.memory):
+            return
+        learner.module.load_state_dict(self.initial)
+        optimizer = torch.optim.SGD(learner.weights().values(), self.learning_rate, momentum=0.9, weight_decay=1e-6)
+        steps = self.epochs * -(-len(self.memory) // self.batch_size)
+        rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, self.learning_rate / 100)
+        for _ in range(self.epochs):
+            order = self.memory.rng.permutation(len(self.memory))
+            for rows in np.array_split(order, -(-len(order) // self.batch_size)):
+                optimizer.zero_grad()
+                learner.loss(self.read(rows, learner)).backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(learner.weights().values(), 10.0)
+                optimizer.step()
+                rate.step()
+        for p in learner.weights().values():
+            p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"initial": dict(self.initial)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.initial = dict(state["initial"])

@@ -1,0 +1,81 @@
+"""Gradient episodic memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.agem import gradient
+from everloop.loop.strategies.base import check_range
+from everloop.loop.strategies.rehearsal import Rehearsal
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class GEM(Rehearsal):
+    """An update may not raise the loss of any ended task's stored examples, to first order.
+
+        g~ = argmin |g - g~|^2 / 2   with  g_k . g~ >= 0 for every ended task k        (Lopez-Paz & Ranzato 2017, eq. 8)
+        g~ = G' v + g,  v = argmin_(v >= margin) v' G G' v / 2 + g' G' v                (eq. 11; G has the rows g_k)
+
+    The promise holds for plain gradient descent: an optimizer that rescales weights one by one (Adam) may still step
+    uphill for a past task. One more backward pass for each ended task with every update.
+
+    strength: 1 projects as written, less projects part of the way, 0 is plain training to the last bit.
+    margin: from 0; a larger one favours past tasks (0.5 in the paper). The memory of the paper is "ring", of equal
+    parts for all tasks; batch_size: how many are drawn for each task.
+    """
+
+    def __init__(
+        self,
+        strength: float = 1.0,
+        capacity: int = 1000,
+        batch_size: int = 64,
+        margin: float = 0.0,
+        memory: str = "ring",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(strength, capacity, batch_size, memory, seed)
+        check_range("margin", margin, 0)
+        self.margin = margin
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        if self.strength == 0 or not len(self.past):
+            return
+        live = [p for p in learner.weights().values() if p.grad is not None]
+        drawn = [stored for task in self.past if (stored := self.draw(learner, np.array([task]))) is not None]
+        if not drawn:
+            return
+        G = torch.stack([_flat(gradient(learner.loss(stored), live)) for stored in drawn])
+        g = _flat([p.grad for p in live if p.grad is not None])
+        if bool((G @ g >= 0).all()):
+            return
+        v = solve_dual((G @ G.T).double().cpu().numpy(), (G @ g).double().cpu().numpy(), self.margin)
+        pull = self.strength * (torch.from_numpy(v).to(G) @ G)
+        for p, part in zip(live, torch.split(pull, [p.numel() for p in live]), strict=True):
+            assert p.grad is not None
+            p.grad += part.view_as(p)
+
+
+def solve_dual(P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: float = 0.0) -> npt.NDArray[np.float64]:
+    """argmin_(v >= margin) v' P v / 2 + q' v for a positive semi-definite P, by non-negative least squares.
+
+    With P = L L' and u = v - margin it is min |L' u + L^-1 (q + P margin)|^2 over u >= 0 (Lawson & Hanson 1974). P gets
+    a trace of the identity, as tasks' gradients may be the same.
+    """
+    size = len(q)
+    L = np.linalg.cholesky(P + np.eye(size) * (1e-10 * np.trace(P) / size + 1e-30))
+    shifted = q + P @ np.full(size, margin)
+    u: npt.NDArray[np.float64] = nnls(L.T, -np.linalg.solve(L, shifted))[0]
+    return u + margin
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])

@@ -1,0 +1,144 @@
+"""Incremental classifier and representation learning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from everloop.loop.batch import Batch
+from everloop.loop.memory import Store, herding
+from everloop.loop.strategies.base import Strategy, check_range, check_strength
+from everloop.loop.strategies.rehearsal import check_labels
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner, NetworkOutput
+
+
+class ICaRL(Strategy):
+    """Exemplars chosen by herding; sigmoid outputs that distil the old network; the nearest class mean decides.
+
+        loss = sum over classes of BCE(sigmoid(z), t),  t = sigmoid(z*) for classes of ended tasks, else 1[y = class]
+        guess = argmin_y || phi(x) / |phi(x)| - mu_y ||,  mu_y the mean of class y's exemplars' phi / |phi|
+
+    Rebuffi et al. 2017, eq. 1, algorithms 1 to 5. phi(x) is what the network's last linear layer sees. The fresh batch is
+    joined by as many stored exemplars as `batch_size` says, of the classes of ended tasks. The exemplars are chosen from
+    the examples that a task's end brings, capacity / classes of each class.
+    Deviation: the loss is a mean over the batch, and exemplars count as much as fresh examples.
+
+    strength: of the whole method: 0 is plain training, guesses and all, to the last bit; 1 is as written. Between them the
+    two losses are mixed.
+    """
+
+    def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64) -> None:
+        check_strength(strength)
+        check_range("strength", strength, 0, 1)
+        check_range("batch_size", batch_size, 1)
+        self.strength, self.capacity, self.batch_size = strength, capacity, batch_size
+        self.store, self.rows = Store(capacity), dict[int, list[int]]()  # rows of each class, the best first
+        self.rng = np.random.default_rng(0)
+        self.teacher: nn.Module | None = None
+        self.means: Tensor | None = None  # (classes known, features)
+
+    def check(self, learner: Learner) -> None:
+        check_labels(learner, "icarl", "replay, derpp")
+        if self.strength and learner.told:
+            raise ValueError("icarl tells the classes of all tasks apart, allowed where the task is told: replay, derpp, packnet")
+
+    def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
+        if self.strength == 0:
+            return None
+        assert batch.target is not None
+        plain = F.cross_entropy(output.prediction.flatten(0, 1), batch.target.flatten())
+        return self.strength * (self._loss(learner, batch, output.prediction) - plain)
+
+    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
+        if self.strength == 0 or not self.rows:
+            return None
+        known = np.concatenate([np.array(rows) for rows in self.rows.values()])
+        stored = self._read(known[self.rng.integers(0, len(known), self.batch_size)], learner)
+        return self.strength * self._loss(learner, stored, learner.outputs(stored))
+
+    def _loss(self, learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
+        assert batch.target is not None
+        target = F.one_hot(batch.target, logits.shape[-1]).to(logits.dtype)
+        if self.teacher is not None:
+            old = torch.tensor(sorted(self.rows), device=logits.device)
+            with torch.no_grad():
+                target[..., old] = torch.sigmoid(learner.outputs(batch, self.teacher))[..., old]
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1).mean()
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        if self.strength == 0:
+            return
+        self._choose(learner, batches)
+        self.teacher = learner.frozen_copy()
+        with learner.judging():
+            known = {label: self._features(learner, self._read(np.array(rows), learner)) for label, rows in self.rows.items()}
+        size = next(iter(known.values())).shape[1]
+        self.means = torch.full((max(known) + 1, size), torch.inf, device=learner.device)
+        for label, features in known.items():
+            self.means[label] = F.normalize(features.mean(0), dim=0)
+
+    def _choose(self, learner: Learner, batches: Sequence[Batch]) -> None:
+        """Make room, then herd the new classes' exemplars into it (algorithms 4 and 5)."""
+        labels = torch.cat([batch.target[0] for batch in batches if batch.target is not None])
+        new = set(labels.tolist()) - set(self.rows)
+        share = self.capacity // max(1, len(new) + len(self.rows))
+        check_range("capacity", self.capacity, len(new) + len(self.rows))
+        self.rows = {label: rows[:share] for label, rows in self.rows.items()}
+        free = sorted(set(range(self.capacity)) - {row for rows in self.rows.values() for row in rows})
+        with learner.judging():
+            features = torch.cat([self._features(learner, batch) for batch in batches])
+        items = [replace(batch, action=None, output=None, value=None).to_items() for batch in batches]
+        together = {name: np.concatenate([item[name] for item in items]) for name in items[0]}
+        for label in sorted(new):
+            candidates = torch.nonzero(labels == label)[:, 0]
+            best = candidates[herding(features[candidates], min(share, len(candidates)))].cpu().numpy()
+            self.rows[label], free = free[: len(best)], free[len(best) :]
+            self.store.write(np.array(self.rows[label]), {name: value[best] for name, value in together.items()})
+
+    def _features(self, learner: Learner, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return F.normalize(learner.features(batch), dim=1)
+
+    def _read(self, rows: Any, learner: Learner) -> Batch:
+        return Batch.from_items(self.store.read(rows), learner.device)
+
+    @contextmanager
+    def view(self, task: Task, learner: Learner) -> Iterator[None]:
+        """The nearest mean of exemplars answers in place of the last layer, once there are any."""
+        if self.means is None:
+            yield
+            return
+        means = self.means
+
+        def nearest(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            distances = torch.cdist(F.normalize(inputs[0].to(means.dtype), dim=-1), means.nan_to_num(posinf=1e4))
+            guess = torch.full_like(output, -torch.inf)
+            guess[..., : len(means)] = -distances.to(output.dtype)
+            return guess
+
+        handle = learner.last_layer().register_forward_hook(nearest)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        rows = {label: list(rows) for label, rows in self.rows.items()}
+        own = {"rows": rows, "teacher": self.teacher, "means": self.means, "rng": self.rng.bit_generator.state}
+        return own | {"store": self.store.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.store.load_state_dict(state["store"])
+        self.rows = {label: list(rows) for label, rows in state["rows"].items()}
+        self.teacher, self.means = state["teacher"], state["means"]
+        self.rng.bit_generator.state = state["rng"]

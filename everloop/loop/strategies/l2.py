@@ -1,0 +1,44 @@
+"""L2 distance to the last task's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Strategy, check_strength
+from everloop.loop.strategies.quadratic import Quadratic, snapshot
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class L2(Strategy):
+    """Hold all weights where the last task left them, all alike.
+
+        penalty = strength / 2 * sum_i (w_i - w*_i)^2
+
+    The baseline that EWC was compared with (Kirkpatrick et al. 2017, figure 2; Continual World, section 4).
+    strength: lambda, from 0. With 0 training is plain, to the last bit. Memory: a copy of the weights.
+    """
+
+    def __init__(self, strength: float = 0.1) -> None:
+        self.strength, self.anchor = check_strength(strength), Quadratic()
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        if self.strength:
+            self.anchor.pull(learner, self.strength)
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        if self.strength:
+            now = snapshot(learner)
+            self.anchor.move({name: torch.ones_like(w) for name, w in now.items()}, now, decay=0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.anchor.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.anchor.load_state_dict(state)

@@ -1,0 +1,43 @@
+"""L2 distance to the initial weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Strategy, check_strength
+from everloop.loop.strategies.quadratic import Quadratic, snapshot
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class L2Init(Strategy):
+    """Stay able to learn: pull all weights towards where they began.
+
+        penalty = strength * sum_i (w_i - w0_i)^2                  (Kumar et al. 2023, "regenerative regularization", eq. 1)
+
+    Units that no longer serve return to their initial weights, from which they can learn again.
+    strength: lambda, from 0. With 0 training is plain, to the last bit. Memory: two copies of the weights.
+    """
+
+    def __init__(self, strength: float = 1e-3) -> None:
+        self.strength, self.anchor = check_strength(strength), Quadratic()
+
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        if self.strength:
+            new = {name: w for name, w in snapshot(learner).items() if name not in self.anchor.center}
+            self.anchor.move({name: torch.ones_like(w) for name, w in new.items()}, new)
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        if self.strength:
+            self.anchor.pull(learner, 2 * self.strength)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.anchor.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.anchor.load_state_dict(state)

@@ -1,0 +1,94 @@
+"""Learning without forgetting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from everloop.loop.batch import Batch
+from everloop.loop.likelihood import Categorical, Gaussian
+from everloop.loop.strategies.base import Strategy, check_range, check_strength
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner, NetworkOutput
+
+NEVER = -1e4
+"""A logit that no probability is left of; finite, so that 0 * NEVER is 0."""
+
+
+class LwF(Strategy):
+    """On new examples, go on saying what the network of the last task's end would have said of the old classes.
+
+        loss += strength * sum over ended tasks k of T^2 KL(softmax(z_k* / T) || softmax(z_k / T))
+
+    z_k are the outputs of task k's head, where there is one for each task; else the outputs for all classes seen in
+    ended tasks, so that each ended task weighs as much as the one at hand (Li & Hoiem 2017, eq. 2-4; weights and T^2 as
+    in van de Ven et al. 2022). In control it is the KL divergence of the policies. No examples are stored, and no forward pass
+    is made beside the old network's. With a memory of examples beside it, `lwf,replay` is LwF with replay.
+
+    strength: from 0. With 0 training is plain, to the last bit.
+    temperature: T, above 0; of classes, tags and discrete actions.
+    Memory: a copy of the network.
+    """
+
+    def __init__(self, strength: float = 1.0, temperature: float = 2.0) -> None:
+        check_range("temperature", temperature, 1e-3)
+        self.strength, self.temperature = check_strength(strength), temperature
+        self.teacher: nn.Module | None = None
+        self.past: list[int] = []  # ids of ended tasks
+        self.seen: Tensor | None = None  # bool (P,), classes observed so far
+        self.old: Tensor | None = None  # those of ended tasks
+
+    def check(self, learner: Learner) -> None:
+        if learner.sequence_length > 1:
+            raise ValueError("lwf asks the old network about single steps, allowed for a network with a memory: replay")
+
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        self.past = [k for k in self.past if k != task.id]
+
+    def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
+        if self.strength == 0:
+            return None
+        self._see(learner, batch, output)
+        if self.teacher is None or not self.past:
+            return None
+        with torch.no_grad():
+            then = learner.forward(batch, self.teacher)
+        heads = getattr(output, "heads", None)
+        if heads is not None:
+            old: Tensor = then.heads[:, :, self.past]  # type: ignore[index]
+            return self.strength * self._distance(learner, old, heads[:, :, self.past]).mean((0, 1)).sum()
+        p, q = then.prediction, output.prediction
+        if self.old is not None:
+            p, q = (z.masked_fill(~self.old, NEVER) for z in (p, q))
+        return self.strength * len(self.past) * self._distance(learner, p, q).mean()
+
+    def _distance(self, learner: Learner, p: Tensor, q: Tensor) -> Tensor:
+        """T^2 KL(p / T || q / T), without the last axis."""
+        T = 1.0 if isinstance(learner.likelihood, Gaussian) else self.temperature
+        return T**2 * learner.likelihood.kl(p / T, q / T)
+
+    def _see(self, learner: Learner, batch: Batch, output: NetworkOutput) -> None:
+        """Note the classes in `batch`."""
+        if learner.labelled and isinstance(learner.likelihood, Categorical) and batch.target is not None:
+            if self.seen is None:
+                self.seen = torch.zeros(output.prediction.shape[-1], dtype=torch.bool, device=output.prediction.device)
+            self.seen[batch.target.flatten()] = True
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        if self.strength:
+            self.teacher = learner.frozen_copy()
+            self.past = [*self.past, task.id]
+            self.old = None if self.seen is None else self.seen.clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        seen, old = (None if x is None else x.clone() for x in (self.seen, self.old))
+        return {"teacher": self.teacher, "past": list(self.past), "seen": seen, "old": old}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.teacher, self.past = state["teacher"], list(state["past"])
+        self.seen, self.old = state["seen"], state["old"]

@@ -1,0 +1,58 @@
+"""Memory aware synapses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.per_example import mean_powers
+from everloop.loop.strategies.base import Strategy, check_range, check_strength
+from everloop.loop.strategies.quadratic import Quadratic, first_examples, snapshot
+from everloop.loop.strategies.warn import ClassIncrementalWarning
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class MAS(Strategy):
+    """Hold each weight as firmly as the network's outputs change with it; labels are not needed.
+
+        penalty = strength * sum_i Omega_i (w_i - w*_i)^2                        (Aljundi et al. 2018, eq. 4)
+        Omega_i = sum over tasks of the mean over examples of | d |f(x)|^2 / d w_i |   (eq. 3)
+
+    The mean of absolute per-example gradients, so it does not depend on the batch size.
+    strength: lambda, from 0. With 0 training is plain, to the last bit.
+    examples: how many of the examples at a task's end the mean is over.
+    Memory: two copies of the weights, whatever the number of tasks.
+    """
+
+    def __init__(self, strength: float = 1.0, examples: int = 512) -> None:
+        check_range("examples", examples, 1)
+        self.strength, self.examples = check_strength(strength), examples
+        self.anchor, self.warning = Quadratic(), ClassIncrementalWarning("mas")
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        if self.strength:
+            self.anchor.pull(learner, 2 * self.strength)
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        if self.strength == 0:
+            return
+
+        def squared_norm(batch: Batch) -> Tensor:
+            return (learner.outputs(batch) ** 2).sum((0, 2))[None]
+
+        self.warning.look(learner, batches)
+        importance = mean_powers(learner, first_examples(batches, self.examples), squared_norm, 1)
+        self.anchor.move(dict(zip(learner.weights(), importance, strict=True)), snapshot(learner))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"anchor": self.anchor.state_dict(), "warning": self.warning.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.anchor.load_state_dict(state["anchor"])
+        self.warning.load_state_dict(state["warning"])

@@ -1,0 +1,65 @@
+"""Maximally interfered retrieval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import check_range
+from everloop.loop.strategies.rehearsal import Rehearsal
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class MIR(Rehearsal):
+    """Rehearse those stored examples that the coming update would hurt most.
+
+        w' = w - lr * gradient of the fresh batch
+        of `candidates` drawn at random, the `batch_size` with the largest l(f(x; w'), y) - l(f(x; w), y)
+        loss += strength * their mean loss                        (Aljundi et al. 2019, section 3.1, eq. 1)
+
+    w' is a plain gradient step with the optimizer's learning rate times `lookahead`, whatever the optimizer.
+    strength: from 0. With 0 training is plain, to the last bit. candidates: at least batch_size; capacity, memory as in Replay.
+    Two more forward passes over the candidates with every update.
+    """
+
+    def __init__(
+        self,
+        strength: float = 1.0,
+        capacity: int = 1000,
+        batch_size: int = 64,
+        candidates: int = 128,
+        lookahead: float = 1.0,
+        memory: str = "reservoir",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(strength, capacity, batch_size, memory, seed)
+        check_range("candidates", candidates, batch_size)
+        check_range("lookahead", lookahead, 0)
+        self.candidates, self.lookahead = candidates, lookahead
+
+    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
+        stored = self.draw(learner, count=self.candidates) if self.strength else None
+        if stored is None:
+            return None
+        hurt = self.interference(learner, stored)
+        return self.strength * learner.loss(stored[hurt.topk(min(self.batch_size, len(stored))).indices])
+
+    @torch.no_grad()
+    def interference(self, learner: Learner, stored: Batch) -> Tensor:
+        """How much each example's loss would grow, (B,)."""
+        rates = {p: float(g["lr"]) * self.lookahead for g in learner.optimizer.param_groups for p in g["params"]}
+        ahead = {name: p if p.grad is None else p - rates[p] * p.grad for name, p in learner.weights().items()}
+        return _losses(learner, learner.outputs_with(stored, ahead), stored) - _losses(learner, learner.outputs(stored), stored)
+
+
+def _losses(learner: Learner, outputs: Tensor, stored: Batch) -> Tensor:
+    """The loss of each example."""
+    assert stored.target is not None
+    if learner.labelled:
+        return -learner.likelihood.log_prob(outputs, stored.target).sum(0)
+    return learner.likelihood.kl(stored.target, outputs).sum(0)

@@ -1,0 +1,180 @@
+"""PackNet: each task keeps some of the weights that are still free, and nobody changes them any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Strategy, check_range
+from everloop.loop.strategies.quadratic import snapshot
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class PackNet(Strategy):
+    """Prune, retrain, freeze (Mallya & Lazebnik 2018, section 3).
+
+    At a task's end, of every matrix of weights the `share` of those still free with the largest |w| is the task's own. The
+    other free ones become 0 and serve later tasks. What the task owns is retrained without them, and stays as it
+    is from then on. Where the task's id is known, `view` shows the network as it was: later tasks' weights are 0.
+
+    All other weights on which the outputs depend (biases, norms) belong to the first task, as in section 3.2. A head of
+    the task's own is its own altogether. Running statistics of norms are kept for each task. Exact under any optimizer: owned
+    weights have no gradient, and are put back after the step, since moments of Adam move weights without one.
+
+    share: of the free weights, in [0, 1]. With 0 training is plain, to the last bit.
+    retrain_steps: updates by Adam at the task's end, on the examples which that brings (`consolidation_steps` of a scenario says
+        how many), with labels; in control towards the policy before pruning.
+    Memory: two copies of the weights.
+    """
+
+    def __init__(self, share: float = 0.5, retrain_steps: int = 200, batch_size: int = 128, seed: int = 0) -> None:
+        check_range("share", share, 0, 1)
+        check_range("retrain_steps", retrain_steps, 0)
+        check_range("batch_size", batch_size, 1)
+        self.share, self.retrain_steps, self.batch_size = share, retrain_steps, batch_size
+        self.generator = torch.Generator().manual_seed(seed)
+        self.owner: dict[str, Tensor] = {}  # int16, 0: free, k: of the k-th task
+        self.ranks: dict[int, int] = {}  # task id -> k
+        self.kept: dict[str, Tensor] = {}  # owned weights, as they are to be
+        self.buffers: dict[int, dict[str, Tensor]] = {}  # k -> statistics of norms
+
+    def check(self, learner: Learner) -> None:
+        if self.share and not learner.told:
+            raise ValueError("packnet chooses weights by the task's id, allowed where the world tells it (scenario_type task, task_cue)")
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        rows = [(p.grad, self._free[name]) for name, p in learner.weights().items() if p.grad is not None and name in self.owner]
+        if rows:
+            torch._foreach_mul_([g for g, _ in rows], [free for _, free in rows])
+
+    @torch.no_grad()
+    def after_step(self, learner: Learner) -> None:
+        rows = [(p, self.kept[name], self._owned[name]) for name, p in learner.weights().items() if name in self.owner]
+        if rows:
+            weights, kept, owned = (list(column) for column in zip(*rows, strict=True))
+            torch._foreach_lerp_(weights, kept, owned)  # exactly `kept` where owned is 1, exactly w where it is 0
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        if self.share == 0:
+            return
+        rank = len(self.buffers) + 1
+        examples = [replace(batch, target=learner.targets(batch)) for batch in batches]  # in control: before pruning
+        self._claim(task, rank, learner, examples[0])
+        self._retrain(rank, learner, examples)
+        self.ranks[task.id] = rank
+        self.buffers[rank] = {name: value.clone() for name, value in learner.module.named_buffers()}
+        self._freeze(learner)
+
+    @torch.no_grad()
+    def _claim(self, task: Task, rank: int, learner: Learner, batch: Batch) -> None:
+        """The task's share of every matrix; the rest of what is free becomes 0."""
+        used = _weights_used(learner, batch)
+        heads = _head_rows(task, learner)
+        for name, p in learner.weights().items():
+            if name not in used:
+                continue
+            owner = self.owner.setdefault(name, torch.zeros_like(p, dtype=torch.int16))
+            free = owner == 0
+            if name in heads:
+                mine = torch.zeros_like(free)
+                mine[heads[name]] = True
+                owner[mine] = rank
+            elif p.ndim < 2:
+                owner[free] = 1
+            else:
+                order = p.abs().masked_fill(~free, -1.0).flatten().argsort(descending=True, stable=True)
+                owner.flatten()[order[: round(self.share * int(free.sum()))]] = rank
+                p[owner == 0] = 0.0
+
+    def _retrain(self, rank: int, learner: Learner, batches: Sequence[Batch]) -> None:
+        """What the task owns learns to do without what was pruned."""
+        own = {name: (self.owner[name] == rank).to(p.dtype) for name, p in learner.weights().items() if name in self.owner}
+        live = {name: p for name, p in learner.weights().items() if name in own}
+        rate = float(learner.optimizer.param_groups[0]["lr"])
+        optimizer = torch.optim.Adam(live.values(), lr=rate)
+        before = {name: p.detach().clone() for name, p in live.items()}
+        for _ in range(self.retrain_steps):
+            batch = batches[int(torch.randint(len(batches), (), generator=self.generator))]
+            rows = torch.randint(len(batch), (min(self.batch_size, len(batch)),), generator=self.generator)
+            gradients = torch.autograd.grad(learner.loss(batch[rows.to(learner.device)]), list(live.values()), allow_unused=True)
+            for (name, p), g in zip(live.items(), gradients, strict=True):
+                p.grad = None if g is None else g * own[name]
+            optimizer.step()
+            with torch.no_grad():
+                for name, p in live.items():
+                    p.copy_(torch.lerp(before[name], p, own[name]))
+        for p in live.values():
+            p.grad = None
+
+    def _freeze(self, learner: Learner) -> None:
+        self.kept = {name: w for name, w in snapshot(learner).items() if name in self.owner}
+        self._mask()
+
+    def _mask(self) -> None:
+        """The owners as factors, for the hooks of every step."""
+        self._owned = {name: (owner > 0).to(self.kept[name].dtype) for name, owner in self.owner.items()}
+        self._free = {name: 1 - owned for name, owned in self._owned.items()}
+
+    @contextmanager
+    def view(self, task: Task, learner: Learner) -> Iterator[None]:
+        """The weights of this task and of those before it; of a task that has not ended everything."""
+        if task.id not in self.ranks:
+            yield
+            return
+        rank, now = self.ranks[task.id], snapshot(learner)
+        buffers = {name: value.clone() for name, value in learner.module.named_buffers()}
+        try:
+            with torch.no_grad():
+                for name, p in learner.weights().items():
+                    if name in self.owner:
+                        owner = self.owner[name]
+                        p[(owner == 0) | (owner > rank)] = 0.0
+                _load(learner.module, self.buffers[rank])
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in learner.weights().items():
+                    p.copy_(now[name])
+                _load(learner.module, buffers)
+
+    def state_dict(self) -> dict[str, Any]:
+        owner = {name: value.clone() for name, value in self.owner.items()}
+        own = {"owner": owner, "ranks": dict(self.ranks), "kept": dict(self.kept), "buffers": dict(self.buffers)}
+        return own | {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.owner = {name: value.clone() for name, value in state["owner"].items()}
+        self.ranks, self.kept, self.buffers = dict(state["ranks"]), dict(state["kept"]), dict(state["buffers"])
+        self.generator.set_state(state["generator"])
+        self._mask()
+
+
+def _weights_used(learner: Learner, batch: Batch) -> set[str]:
+    """Names of the weights on which the outputs depend: not those of a value head."""
+    weights = learner.weights()
+    with torch.enable_grad():
+        found = torch.autograd.grad(learner.outputs(batch).sum(), list(weights.values()), allow_unused=True)
+    return {name for name, g in zip(weights, found, strict=True) if g is not None}
+
+
+def _head_rows(task: Task, learner: Learner) -> dict[str, slice]:
+    """Of a last layer with a head for each task: its weights' names, and the task's rows."""
+    layer, size = learner.last_layer(), learner.likelihood.size()
+    if layer.out_features == size:
+        return {}
+    names = {id(p): name for name, p in learner.weights().items()}
+    return {names[id(p)]: slice(task.id * size, (task.id + 1) * size) for p in layer.parameters() if id(p) in names}
+
+
+def _load(module: nn.Module, buffers: dict[str, Tensor]) -> None:
+    for name, value in module.named_buffers():
+        value.copy_(buffers[name])

@@ -1,0 +1,77 @@
+"""What every importance-weighted pull towards old weights comes down to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class Quadratic:
+    """1/2 sum_i P_i (w_i - c_i)^2, two numbers for each weight, by its name. A sum of quadratics is one again."""
+
+    def __init__(self) -> None:
+        self.precision: dict[str, Tensor] = {}  # P
+        self.center: dict[str, Tensor] = {}  # c
+
+    def __bool__(self) -> bool:
+        return bool(self.precision)
+
+    def add(self, precision: Mapping[str, Tensor], center: Mapping[str, Tensor]) -> None:
+        """Add another quadratic: c <- (P c + F w*) / (P + F), P <- P + F."""
+        for name, F in precision.items():
+            w = center[name]
+            P, c = self.precision.get(name, torch.zeros_like(F)), self.center.get(name, w)
+            # the precision-weighted mean, written so that a weight without any precision keeps its center
+            self.center[name] = c + (F / (P + F).clamp(min=torch.finfo(F.dtype).tiny)) * (w - c)
+            self.precision[name] = P + F
+
+    def move(self, precision: Mapping[str, Tensor], center: Mapping[str, Tensor], decay: float = 1.0) -> None:
+        """One anchor for all: c <- w*, P <- decay P + F."""
+        for name, F in precision.items():
+            self.precision[name] = decay * self.precision[name] + F if name in self.precision else F
+            self.center[name] = center[name]
+
+    def pull(self, learner: Learner, strength: float) -> None:
+        """grad += strength P (w - c), of every weight that has a gradient."""
+        rows = [(p, name) for name, p in learner.weights().items() if p.grad is not None and name in self.precision]
+        if not rows:
+            return
+        grads, weights = [p.grad for p, _ in rows if p.grad is not None], [p.detach() for p, _ in rows]
+        shifts = torch._foreach_sub(weights, [self.center[name] for _, name in rows])
+        torch._foreach_addcmul_(grads, shifts, [self.precision[name] for _, name in rows], strength)
+
+    @torch.no_grad()
+    def pull_implicitly(self, learner: Learner, strength: float) -> None:
+        """w <- argmin_v |v - w|^2 / (2 lr) + strength / 2 P (v - c)^2 = (w + lr strength P c) / (1 + lr strength P)."""
+        names = {p: name for name, p in learner.weights().items() if name in self.precision}
+        for group in learner.optimizer.param_groups:
+            for p in (p for p in group["params"] if p in names):
+                a = float(group["lr"]) * strength * self.precision[names[p]]
+                p.add_((self.center[names[p]] - p) * (a / (1 + a)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"precision": dict(self.precision), "center": dict(self.center)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.precision, self.center = dict(state["precision"]), dict(state["center"])
+
+
+def snapshot(learner: Learner) -> dict[str, Tensor]:
+    """Copies of the trainable weights."""
+    return {name: p.detach().clone() for name, p in learner.weights().items()}
+
+
+def first_examples(batches: Any, examples: int) -> list[Any]:
+    """The first `examples` examples of `batches`."""
+    taken = []
+    for batch in batches:
+        if examples > 0:
+            taken.append(batch[:examples])
+            examples -= len(taken[-1])
+    return taken

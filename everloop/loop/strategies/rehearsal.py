@@ -1,0 +1,115 @@
+"""What all strategies that store examples have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.likelihood import Categorical
+from everloop.loop.memory import MEMORIES, Memory
+from everloop.loop.strategies.base import Strategy, check_choice, check_range, check_strength
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class Rehearsal(Strategy):
+    """Fills a memory with what is observed. A subclass says what is stored of it and what it is good for.
+
+    strength: from 0. With 0 nothing is stored, and training is plain to the last bit.
+    capacity: stored examples in all. memory: the rule that says which (`everloop.loop.MEMORIES`).
+    batch_size: how many are drawn with every update.
+    """
+
+    stores_output: ClassVar[bool] = False
+    """Whether what the network puts out for an example when it is observed is stored with it."""
+
+    def __init__(self, strength: float, capacity: int, batch_size: int, memory: str, seed: int) -> None:
+        check_range("batch_size", batch_size, 1)
+        check_choice("memory", memory, MEMORIES)
+        self.strength, self.batch_size = check_strength(strength), batch_size
+        self.memory: Memory = MEMORIES[memory](capacity, seed)
+        self.past: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # ids of ended tasks
+
+    def check(self, learner: Learner) -> None:
+        labels = self.memory.group_by == "target" or self.memory.score_by is not None
+        if labels and not learner.labelled:
+            raise ValueError(f"memory is {type(self.memory).__name__}, which needs labels, allowed where there are none: reservoir, ring")
+        if self.memory.group_by == "target" and not isinstance(learner.likelihood, Categorical):
+            raise ValueError(f"memory is {type(self.memory).__name__}, which needs one class an example, allowed here: reservoir, ring")
+
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        self.past = self.past[self.past != task.id]  # a task that comes back is fresh again
+
+    def observe(self, batch: Batch, learner: Learner) -> None:
+        if self.strength == 0:
+            return
+        kept, rows = self.memory.reserve(len(batch), self._groups(batch), self._scores(batch, learner))
+        if len(kept):
+            self.store(rows, batch if len(kept) == len(batch) and (np.diff(kept) > 0).all() else batch[torch.from_numpy(kept)], learner)
+
+    def _groups(self, batch: Batch) -> npt.NDArray[np.int64] | None:
+        """What the memory balances: labels or tasks."""
+        if self.memory.group_by is None:
+            return None
+        field = batch.task if self.memory.group_by == "task" else batch.target
+        assert field is not None, "a batch of a world has tasks, and one of a stream labels"
+        return (field if self.memory.group_by == "task" else field[0]).cpu().numpy()
+
+    def _scores(self, batch: Batch, learner: Learner) -> npt.NDArray[np.floating[Any]] | None:
+        """What the memory ranks examples by."""
+        if self.memory.score_by is None:
+            return None
+        output = _output(batch, learner)
+        if self.memory.score_by == "entropy":
+            return learner.likelihood.entropy(output).sum(0).cpu().numpy()
+        assert batch.target is not None
+        return -learner.likelihood.log_prob(output, batch.target).sum(0).cpu().numpy()
+
+    def store(self, rows: npt.NDArray[np.int64], batch: Batch, learner: Learner) -> None:
+        """Write `batch` with the target it would have now."""
+        output = _output(batch, learner) if self.stores_output else None
+        self.memory.write(rows, replace(batch, target=learner.targets(batch), output=output, action=None, value=None).to_items())
+
+    def read(self, rows: npt.NDArray[np.int64], learner: Learner) -> Batch:
+        """The examples in `rows`."""
+        return Batch.from_items(self.memory.read(rows), learner.device)
+
+    def draw(self, learner: Learner, tasks: npt.NDArray[np.int64] | None = None, count: int | None = None) -> Batch | None:
+        """Stored examples, `batch_size` unless `count` says otherwise, of all tasks or of these; None where there are none."""
+        rows = self.memory.draw(self.batch_size if count is None else count, tasks)
+        return self.read(rows, learner) if len(rows) else None
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        self.past = np.append(self.past, task.id)
+        shares = self.memory.balance()
+        learner.on_scalars(learner.steps, {f"memory/{type(self).__name__}/class_{label}": share for label, share in shares.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"memory": self.memory.state_dict(), "past": self.past.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.memory.load_state_dict(state["memory"])
+        self.past = state["past"].copy()
+
+
+def _output(batch: Batch, learner: Learner) -> Tensor:
+    """What the network put out for `batch`; it is asked again where the algorithm did not say."""
+    if batch.output is not None:
+        return batch.output
+    with torch.no_grad():
+        return learner.outputs(batch)
+
+
+def check_labels(learner: Learner, strategy: str, instead: str) -> None:
+    """Raise ValueError unless examples are of one class each, with a label."""
+    if not learner.labelled or not isinstance(learner.likelihood, Categorical):
+        raise ValueError(f"{strategy} needs a class for each example, allowed here: {instead}")

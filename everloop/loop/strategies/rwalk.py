@@ -1,0 +1,112 @@
+"""Riemannian walk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.fisher import diagonal_fisher
+from everloop.loop.strategies.base import Strategy, check_range, check_strength
+from everloop.loop.strategies.path import PathIntegral
+from everloop.loop.strategies.quadratic import Quadratic, snapshot
+from everloop.loop.strategies.warn import ClassIncrementalWarning
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class RWalk(Strategy):
+    """EWC's importance, kept as a moving average while learning, plus SI's, per distance in the space of distributions.
+
+        penalty = strength * sum_i (F_i + s_i) (w_i - w*_i)^2                       (Chaudhry et al. 2018, eq. 8)
+        F <- decay * F + (1 - decay) * F of the batch at hand, every `interval` steps       (section 4.1)
+        s_i = sum over intervals of max(0, omega_i) / (F_i Delta_i^2 / 2 + epsilon)         (eq. 6)
+
+    omega_i is the share of weight i in the interval's drop of the loss, Delta_i how far it came in it. At a task's
+    end both are scaled to at most 1, and s is averaged with the last task's, as in section 4.3.
+    Deviation: F is of labels drawn from the model; the paper takes those of the data.
+
+    strength: lambda, from 0. With 0 training is plain, to the last bit. interval: steps, from 1. decay: in [0, 1].
+    Memory: eight copies of the weights, whatever the number of tasks.
+    """
+
+    EPSILON = 1e-3
+
+    def __init__(self, strength: float = 1.0, interval: int = 50, decay: float = 0.9, seed: int = 0) -> None:
+        check_range("interval", interval, 1)
+        check_range("decay", decay, 0, 1)
+        self.strength, self.interval, self.decay = check_strength(strength), interval, decay
+        self.generator = torch.Generator().manual_seed(seed)
+        self.path, self.anchor, self.warning = PathIntegral(), Quadratic(), ClassIncrementalWarning("rwalk")
+        self.fisher: dict[str, Tensor] = {}
+        self.score: dict[str, Tensor] = {}  # s of the task at hand
+        self.past: dict[str, Tensor] = {}  # s of the tasks before
+        self.start: dict[str, Tensor] = {}  # weights at the interval's beginning
+        self.steps = 0
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        if self.strength == 0:
+            return
+        if self.steps % self.interval == 0 and batch is not None:
+            self._close_interval(learner)
+            self._average(learner, batch)
+        self.steps += 1
+        self.path.before_step(learner)
+        self.anchor.pull(learner, 2 * self.strength)
+
+    def after_step(self, learner: Learner) -> None:
+        if self.strength:
+            self.path.after_step()
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        if self.strength == 0:
+            return
+        self.warning.look(learner, batches)
+        self._close_interval(learner)
+        score = _scaled(self.score)
+        self.past = {name: (self.past[name] + s) / 2 if name in self.past else s for name, s in score.items()}
+        importance = {name: F + self.past[name] for name, F in _scaled(self.fisher).items() if name in self.past}
+        self.anchor.move(importance, snapshot(learner), decay=0.0)
+        self.score, self.steps = {}, 0
+
+    def _average(self, learner: Learner, batch: Batch) -> None:
+        """F's moving average takes in the batch at hand."""
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        fisher = diagonal_fisher(learner, [batch], torch.Generator(learner.device).manual_seed(seed))
+        for name, F in zip(learner.weights(), fisher, strict=True):
+            self.fisher[name] = self.decay * self.fisher[name] + (1 - self.decay) * F if name in self.fisher else F
+
+    def _close_interval(self, learner: Learner) -> None:
+        """Scores of the steps since the last one."""
+        now = snapshot(learner)
+        for name, omega in self.path.omega.items():
+            distance = self.fisher[name] * (now[name] - self.start[name]) ** 2 / 2
+            score = omega.clamp(min=0) / (distance + self.EPSILON)
+            self.score[name] = self.score[name] + score if name in self.score else score
+        self.path.clear()
+        self.start = now
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {name: dict(getattr(self, name)) for name in ("fisher", "score", "past", "start")}
+        parts = {"path": self.path.state_dict(), "anchor": self.anchor.state_dict(), "warning": self.warning.state_dict()}
+        return own | parts | {"steps": self.steps, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("fisher", "score", "past", "start"):
+            setattr(self, name, dict(state[name]))
+        self.path.load_state_dict(state["path"])
+        self.anchor.load_state_dict(state["anchor"])
+        self.warning.load_state_dict(state["warning"])
+        self.steps = state["steps"]
+        self.generator.set_state(state["generator"])
+
+
+def _scaled(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All values divided by the largest."""
+    largest = max((float(v.max()) for v in values.values()), default=0.0)
+    return {name: v / largest if largest > 0 else v for name, v in values.items()}

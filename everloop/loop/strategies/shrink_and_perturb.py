@@ -1,0 +1,57 @@
+"""Shrink and perturb."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from everloop.loop.strategies.base import Strategy, check_range
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class ShrinkAndPerturb(Strategy):
+    """Stay able to learn: before each new task, shrink the weights and add a little of a fresh network.
+
+        w <- shrink * w + noise * w_fresh                             (Ash & Adams 2020, section 4)
+
+    w_fresh is drawn as the layers draw their own initial weights (`reset_parameters`); what has no such
+    method is shrunk only. The optimizer's state stays.
+
+    shrink: in [0, 1]; noise: from 0. With 1 and 0 training is plain, to the last bit.
+    """
+
+    def __init__(self, shrink: float = 0.8, noise: float = 0.1, seed: int = 0) -> None:
+        check_range("shrink", shrink, 0, 1)
+        check_range("noise", noise, 0, 1e6)
+        self.shrink, self.noise = shrink, noise
+        self.generator = torch.Generator().manual_seed(seed)
+        self.tasks = 0
+
+    @torch.no_grad()
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        self.tasks += 1
+        if self.tasks == 1 or (self.shrink == 1 and self.noise == 0):
+            return
+        fresh = copy.deepcopy(learner.module)
+        for p in fresh.parameters():
+            p.zero_()
+        with torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else []):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+            for layer in fresh.modules():
+                if callable(reset := getattr(layer, "reset_parameters", None)):
+                    reset()
+        drawn = dict(fresh.named_parameters())
+        for name, w in learner.weights().items():
+            w.mul_(self.shrink).add_(drawn[name], alpha=self.noise)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tasks": self.tasks, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tasks = state["tasks"]
+        self.generator.set_state(state["generator"])

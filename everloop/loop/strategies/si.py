@@ -1,0 +1,77 @@
+"""Synaptic intelligence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Strategy, check_range, check_strength
+from everloop.loop.strategies.path import PathIntegral
+from everloop.loop.strategies.quadratic import Quadratic, snapshot
+from everloop.loop.strategies.warn import ClassIncrementalWarning
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class SI(Strategy):
+    """Hold each weight as firmly as its own way through the old tasks lowered their loss.
+
+        penalty = strength * sum_i Omega_i (w_i - w*_i)^2                   (Zenke et al. 2017, eq. 4)
+        Omega_i = sum_k max(0, omega_ki) / (Delta_ki^2 + damping)           (eq. 5)
+        omega_ki = - sum over the steps of task k of g_i * (w_i after - w_i before)     (eq. 3)
+
+    g is the gradient before this strategy's own pull, before clipping; Delta_k how far the weight came in task k; w* the
+    weights at the last task's end. Negative omega, of weights that went uphill, count as 0: a pull is never a push.
+
+    strength: c in the paper, from 0. With 0 training is plain, to the last bit. damping: xi, above 0.
+    Memory: six copies of the weights, whatever the number of tasks; no examples, nothing to compute at a task's end.
+    """
+
+    def __init__(self, strength: float = 1.0, damping: float = 0.1) -> None:
+        check_range("damping", damping, 1e-12)
+        self.strength, self.damping = check_strength(strength), damping
+        self.path, self.anchor = PathIntegral(), Quadratic()
+        self.start: dict[str, Tensor] = {}  # weights at the task's beginning
+        self.warning = ClassIncrementalWarning("si")
+
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        if self.strength:
+            self.path.clear()
+            self.start = snapshot(learner)
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        if self.strength:
+            self.path.before_step(learner)
+            self.anchor.pull(learner, 2 * self.strength)
+
+    def after_step(self, learner: Learner) -> None:
+        if self.strength:
+            self.path.after_step()
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        if self.strength == 0:
+            return
+        self.warning.look(learner, batches)
+        now = snapshot(learner)
+        importance = {
+            name: omega.clamp(min=0) / ((now[name] - self.start.get(name, now[name])) ** 2 + self.damping)
+            for name, omega in self.path.omega.items()
+        }
+        self.anchor.move(importance, now)
+        self.path.clear()
+        self.start = now
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"path": self.path.state_dict(), "anchor": self.anchor.state_dict(), "start": dict(self.start)}
+        return own | {"warning": self.warning.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.path.load_state_dict(state["path"])
+        self.anchor.load_state_dict(state["anchor"])
+        self.start = dict(state["start"])
+        self.warning.load_state_dict(state["warning"])
