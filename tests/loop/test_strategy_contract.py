@@ -1,0 +1,220 @@
+"""What every strategy must keep, whatever it does."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loop_helpers import control_learner, ignore, plant, same, stream, weights
+from torch import Tensor
+
+from everloop.agents import MLP, Classifier
+from everloop.loop import STRATEGIES, Learner, Strategy, SupervisedLearner, Training
+
+SMALL: dict[str, dict[str, Any]] = {
+    "replay": {"capacity": 40, "batch_size": 8},
+    "der": {"capacity": 40, "batch_size": 8},
+    "derpp": {"capacity": 40, "batch_size": 8},
+    "er_ace": {"capacity": 40, "batch_size": 8},
+    "mir": {"capacity": 40, "batch_size": 8, "candidates": 12},
+    "gdumb": {"capacity": 40, "epochs": 2},
+    "icarl": {"capacity": 40, "batch_size": 8},
+    "clear": {"capacity": 40, "batch_size": 8},
+    "gem": {"capacity": 40, "batch_size": 8},
+    "agem": {"capacity": 40, "batch_size": 8},
+    "rwalk": {"interval": 3},
+    "packnet": {"retrain_steps": 5, "batch_size": 16},
+    "continual_backprop": {"replacement_rate": 0.05, "maturity": 4, "interval": 2},
+    "l2_init": {"strength": 0.1},
+}
+"""Settings under which a strategy does all that it can within a few steps."""
+
+EMPTY: dict[str, dict[str, Any]] = {
+    "gdumb": {"epochs": 0},
+    "packnet": {"share": 0.0},
+    "continual_backprop": {"replacement_rate": 0.0},
+    "shrink_and_perturb": {"shrink": 1.0, "noise": 0.0},
+}
+"""What stands for strength 0."""
+
+CONTROL_ONLY = {"clear"}
+LABELS_ONLY = {"er_ace", "gdumb", "icarl"}
+TOLD_ONLY = {"packnet"}
+NOT_TOLD_ONLY = {"icarl"}
+STREAM = sorted(set(STRATEGIES) - CONTROL_ONLY)
+CONTROL = sorted(set(STRATEGIES) - LABELS_ONLY)
+
+
+def active(name: str) -> Strategy:
+    return STRATEGIES[name](**SMALL.get(name, {}))
+
+
+def empty(name: str) -> Strategy:
+    return STRATEGIES[name](**SMALL.get(name, {}) | EMPTY.get(name, {"strength": 0.0}))
+
+
+def stream_learner(name: str = "", training: Training = Training()) -> SupervisedLearner:  # noqa: B008
+    """A small network on digits, with a head for each task where the strategy wants the task to be told."""
+    torch.manual_seed(0)
+    world = stream(label_space="within_task", task_cue=True) if name in TOLD_ONLY else stream()
+    outputs = 2 if name in TOLD_ONLY else 10
+    network = Classifier(MLP((8, 8, 1), (12, 12)), outputs, tasks=5 if name in TOLD_ONLY else 1)
+    return SupervisedLearner(network, world, training)
+
+
+def control(name: str = "") -> Learner:
+    return control_learner(world=plant(task_cue=True), parameters={"batch_size": 16})
+
+
+def train(learner: Learner, strategies: list[Strategy], tasks: list[int], attach: bool = True) -> None:
+    """Learn `tasks` one after the other, with a beginning and an end for each; what a run does."""
+    if attach:
+        learner.attach(strategies)
+    world = (
+        stream(task_cue=learner.told, label_space="within_task" if learner.told else "global")
+        if learner.labelled
+        else plant(6, task_cue=True)
+    )
+    for task in tasks:
+        for strategy in strategies:
+            strategy.begin_task(learner.world.tasks[task], learner)
+        learner.learn([task], 64, ignore)
+        batch = learner.rollout(world, [task], 8, seed=task)
+        for strategy in strategies:
+            strategy.end_task(learner.world.tasks[task], learner, [batch])
+
+
+MAKERS: dict[str, Callable[[str], Learner]] = {"stream": stream_learner, "control": control}
+CASES = [("stream", name) for name in STREAM] + [("control", name) for name in CONTROL]
+EVERY = pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES])
+
+
+@EVERY
+def test_the_empty_setting_is_plain_training_to_the_last_bit(kind: str, name: str) -> None:
+    ends = []
+    for strategies in ([], [empty(name)]):
+        learner = MAKERS[kind](name)
+        learner.seed(0)
+        train(learner, strategies, [0, 1, 2])
+        ends.append(weights(learner.module))
+    assert same(*ends)
+
+
+@EVERY
+def test_it_changes_training(kind: str, name: str) -> None:
+    """Else the other tests of this file would say nothing."""
+    ends = []
+    for strategies in ([], [active(name)]):
+        learner = MAKERS[kind](name)
+        learner.seed(0)
+        train(learner, strategies, [0, 1, 2])
+        ends.append(weights(learner.module))
+    assert not same(*ends)
+    assert all(bool(torch.isfinite(w).all()) for w in ends[1])
+
+
+@EVERY
+def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None:
+    """Saved in the midst of a task; what happens to the first strategy afterwards does not reach the copy."""
+
+    def final(restore: bool) -> list[Tensor]:
+        learner, strategy = MAKERS[kind](name), active(name)
+        learner.seed(0)
+        train(learner, [strategy], [0, 1])
+        strategy.begin_task(learner.world.tasks[2], learner)
+        learner.learn([2], 32, ignore)
+        if restore:
+            file = io.BytesIO()
+            torch.save(strategy.state_dict(), file)
+            file.seek(0)
+            strategy = active(name)
+            strategy.load_state_dict(torch.load(file, weights_only=False))
+            learner.attach([strategy])
+        learner.learn([2], 32, ignore)
+        strategy.end_task(learner.world.tasks[2], learner, [learner.rollout(learner.world, [2], 8, seed=2)])
+        train(learner, [strategy], [0], attach=False)
+        return weights(learner.module)
+
+    assert same(final(restore=True), final(restore=False))
+
+
+@EVERY
+def test_a_saved_state_does_not_change_afterwards(kind: str, name: str) -> None:
+    def flat(state: Any) -> list[Any]:
+        if isinstance(state, dict):
+            return [x for value in state.values() for x in flat(value)]
+        if isinstance(state, torch.nn.Module):
+            return weights(state)
+        if isinstance(state, (list, tuple)):
+            return [x for value in state for x in flat(value)]
+        return [torch.as_tensor(state).clone()] if isinstance(state, (Tensor, np.ndarray)) else [torch.tensor(hash(state) % 2**31)]
+
+    learner, strategy = MAKERS[kind](name), active(name)
+    train(learner, [strategy], [0, 1])
+    state = strategy.state_dict()
+    then = flat(state)
+    train(learner, [strategy], [2])
+    assert len(then) == len(flat(state))
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(then, flat(state), strict=True))
+
+
+@pytest.mark.parametrize("name", STREAM)
+def test_it_runs_in_mixed_precision(name: str) -> None:
+    learner = stream_learner(name, Training(precision="bfloat16"))
+    assert learner.mixed
+    train(learner, [active(name)], [0, 1, 2])
+    assert all(w.dtype == torch.float32 and bool(torch.isfinite(w).all()) for w in weights(learner.module))
+
+
+@pytest.mark.parametrize("name", STREAM)
+def test_global_generators_are_not_drawn_from(name: str) -> None:
+    learner = stream_learner(name)
+    state = torch.get_rng_state()
+    train(learner, [active(name)], [0, 1])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", sorted(LABELS_ONLY))
+def test_what_needs_labels_is_refused_in_control(name: str) -> None:
+    with pytest.raises(ValueError, match="allowed"):
+        control().attach([active(name)])
+
+
+@pytest.mark.parametrize("name", sorted(CONTROL_ONLY))
+def test_what_needs_a_policy_is_refused_in_streams(name: str) -> None:
+    with pytest.raises(ValueError, match="allowed in streams: replay, derpp"):
+        stream_learner().attach([active(name)])
+
+
+@pytest.mark.parametrize("name", sorted(TOLD_ONLY))
+def test_what_needs_the_task_is_refused_where_it_is_not_told(name: str) -> None:
+    for learner in (stream_learner(), control_learner(world=plant(task_cue=False))):
+        with pytest.raises(ValueError, match="allowed where the world tells it"):
+            learner.attach([active(name)])
+
+
+@pytest.mark.parametrize("name", sorted(NOT_TOLD_ONLY))
+def test_what_tells_all_classes_apart_is_refused_where_the_task_is_told(name: str) -> None:
+    with pytest.raises(ValueError, match="allowed where the task is told"):
+        stream_learner("packnet").attach([active(name)])
+
+
+def test_a_recurrent_policys_single_steps_are_not_distilled() -> None:
+    with pytest.raises(ValueError, match="allowed for a network with a memory: replay"):
+        control_learner(recurrent=True).attach([active("lwf")])
+
+
+@pytest.mark.parametrize("name", sorted(set(CONTROL) - {"lwf"}))
+def test_it_works_in_recurrent_control(name: str) -> None:
+    learner = control_learner(recurrent=True, world=plant(task_cue=True))
+    learner.seed(0)
+    train(learner, [active(name)], [0, 1])
+    plain = control_learner(recurrent=True, world=plant(task_cue=True))
+    plain.seed(0)
+    train(plain, [], [0, 1])
+    assert not same(weights(learner.module), weights(plain.module))
+    assert all(bool(torch.isfinite(w).all()) for w in weights(learner.module))
