@@ -4,21 +4,18 @@
 batch for all methods. Prints the table of docs/results.md: accuracy over all tasks after the last one and forgetting
 (Chaudhry et al. 2018), both in % of the test images, mean over the seeds and the seeds' own values.
 `--held-out` measures on 5,000 training images that are left out of training: for choosing settings. Runs that the
-folder already holds are not repeated. `cifar100:HeldOut` is that scenario by name.
+folder already holds are not repeated.
 """
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from runs import cell, run
 
-from everloop.envs import Examples
 from everloop.loop.metrics import forgetting
-from everloop.scenarios import SplitCIFAR100
 
 COMMON = [
     *("--epochs", "1", "--batch-size", "10", "--eval-every", "1000000"),
@@ -37,24 +34,22 @@ METHODS = {
 }
 
 
-@dataclass
-class HeldOut(SplitCIFAR100):
-    """Trains on 45,000 of the training images and is measured on the other 5,000."""
-
-    name = "cifar100-held-out"
-    summary = "split CIFAR-100, measured on held-out training images"
-
-    def examples(self) -> tuple[Examples, Examples]:
-        train, _ = super().examples()
-        rows = np.random.default_rng(7).permutation(len(train))
-        rest, held_out = (Examples(train.inputs[part], train.labels[part], train.classes) for part in (rows[5000:], rows[:5000]))
-        return rest, held_out
-
-
 def experiment(kind: str, method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    scenario = "cifar100:HeldOut" if args.held_out else "split-cifar100"
+    held_out = ["--held-out", "5000"] if args.held_out else []
     data = ["--data", f"{args.data}/cifar100", "--pretrain", f"{args.data}/cifar10"]
-    words = [scenario, "--scenario-type", kind, *data, *COMMON, *METHODS[method], "--seed", str(seed), "--class-seed", str(seed)]
+    words = [
+        "split-cifar100",
+        *held_out,
+        "--scenario-type",
+        kind,
+        *data,
+        *COMMON,
+        *METHODS[method],
+        "--seed",
+        str(seed),
+        "--class-seed",
+        str(seed),
+    ]
     return run(words, args.out / ("held-out" if args.held_out else "test") / kind / method / str(seed))
 
 

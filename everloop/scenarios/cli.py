@@ -1,4 +1,4 @@
-"""The command line: `everloop list`, `everloop run SCENARIO`."""
+"""The command line: `everloop list`, `everloop run SCENARIO`, `everloop reproduce TABLE`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import gymnasium as gym
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,6 +22,7 @@ from everloop.loop import STRATEGIES, NotFiniteError
 from everloop.scenarios import SCENARIOS
 from everloop.scenarios.experiment import JOINT, PLAIN, Experiment, check_strategies
 from everloop.scenarios.report import ProgressBar, print_scores
+from everloop.scenarios.reproduce import REPORT, choose_rows, load_table, reproduce
 from everloop.scenarios.scenario import Scenario
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -42,8 +44,10 @@ def _command(words: list[str]) -> Callable[[], int]:
         return _list
     if words[:1] == ["run"] and len(words) > 1 and not words[1].startswith("-"):
         return _run(words[1], words[2:])
+    if words[:1] == ["reproduce"] and len(words) > 1 and not words[1].startswith("-"):
+        return _reproduce(words[1], words[2:])
     _usage().parse_args(words)
-    raise ValueError(f"the command is {' '.join(words)!r}, allowed: list, run SCENARIO")
+    raise ValueError(f"the command is {' '.join(words)!r}, allowed: list, run SCENARIO, reproduce TABLE")
 
 
 def _fail(message: str) -> int:
@@ -63,7 +67,43 @@ def _usage() -> ArgumentParser:
     )
     run.add_argument("scenario")
     commands.add_subcommand("run", run, help="run a scenario")
+    commands.add_subcommand("reproduce", _reproduce_parser(), help="run a table of published numbers")
     return parser
+
+
+def _reproduce_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="everloop reproduce",
+        exit_on_error=False,
+        usage="everloop reproduce TABLE [options]",
+        description="Runs what the table asks for and --out does not hold yet, and writes it beside the published numbers.",
+    )
+    parser.add_argument("table", help="a path, or the name of one in benchmarks/tables")
+    parser.add_argument("--rows", type=str, default="", help="comma-separated methods or columns that are run (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each")
+    parser.add_argument("--out", type=str, default="runs/reproduce", help="the runs' folder")
+    parser.add_argument("--report", type=str, default=str(REPORT), help="where the table is written")
+    return parser
+
+
+def _reproduce(name: str, words: Sequence[str]) -> Callable[[], int]:
+    args = _reproduce_parser().parse_args([name, *words])
+    rows = [part.strip() for part in args.rows.split(",") if part.strip()]
+    choose_rows(load_table(name), rows)
+
+    def go() -> int:
+        console = Console()
+
+        def tell(line: str) -> None:
+            console.print(line, highlight=False, markup=False)
+
+        try:
+            console.print(Markdown(reproduce(name, rows, Path(args.out), Path(args.report), args.jobs, tell)))
+        except (ValueError, OSError) as error:
+            return _fail(str(error))
+        return 0
+
+    return go
 
 
 def find_scenario(name: str) -> type[Scenario]:

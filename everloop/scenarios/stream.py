@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,11 +33,14 @@ class StreamScenario(Scenario):
     blur_ratio, other_task_ratio, ood_ratio: these shares one by one, in place of the preset's.
     gradual: share of a visit in which a task passes into its neighbours.
     epochs: passes over each task's examples; 1 is single-pass. The last batch is filled up from the next pass.
+    iterations: batches of training that each task gets, instead of whole passes.
     batch_size: examples a step.
     training: learning rate, precision, device and the like.
     periods: nested learning: the network's continuum memories, or else its layers from the last to the first, in as many
         levels, change every so many steps (`everloop.loop.NestedOptimizer`); all at every step if none.
     workers: threads that prepare the next examples while the network learns.
+    held_out: how many training examples, the same ones for every seed, are left out of training and measured on in place
+        of the test examples: for choosing settings.
     data: a local folder or a Hub id; by default a folder in EVERLOOP_DATA if that is set, else the Hub.
     eval_tasks: what evaluations measure: the tasks "seen" so far, or "all", which forward transfer needs.
     """
@@ -54,10 +58,12 @@ class StreamScenario(Scenario):
     ood_ratio: float | None = None
     gradual: float = 0.0
     epochs: int = 1
+    iterations: int | None = None
     batch_size: int = 128
     training: Training = field(default_factory=Training)
     periods: list[int] | None = None
     workers: int = 0
+    held_out: int = 0
     data: str | None = None
     eval_every: int = 10_000
     eval_tasks: Literal["all", "seen"] = "seen"
@@ -77,8 +83,14 @@ class StreamScenario(Scenario):
 
     @cached_property
     def loaded(self) -> tuple[Examples, Examples]:
-        """`examples()`, once for all worlds of this scenario."""
-        return self.examples()
+        """`examples()`, once for all worlds of this scenario; the test's are replaced if some are held out."""
+        train, test = self.examples()
+        if not self.held_out:
+            return train, test
+        if not 0 < self.held_out < len(train):
+            raise ValueError(f"held_out is {self.held_out}, allowed: 0 to {len(train) - 1}")
+        rows = np.random.default_rng(7).permutation(len(train))
+        return train[rows[self.held_out :]], train[rows[: self.held_out]]
 
     @abstractmethod
     def protocol(self) -> Protocol:
@@ -118,6 +130,9 @@ class StreamScenario(Scenario):
             raise ValueError(f"preset is {self.preset!r}, allowed: {', '.join(PRESETS)}")
         if self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}, allowed: 1 or more")
+        if self.iterations is not None and (self.iterations < 1 or self.gradual):
+            allowed = "1 or more" if self.iterations < 1 else "none where gradual is above 0, which is a share of whole passes"
+            raise ValueError(f"iterations is {self.iterations}, allowed: {allowed}")
         own = {name: getattr(self, name) for name in PRESETS[self.preset]}
         ratios: dict[str, Any] = {**PRESETS[self.preset], **{name: value for name, value in own.items() if value is not None}}
         return Schedule(**ratios, gradual=self.gradual, passes=self.epochs, order=order)
@@ -134,6 +149,8 @@ class StreamScenario(Scenario):
         return NestedOptimizer(adam, levels_of(module) or levels_by_depth(module, self.periods))
 
     def task_steps(self, world: World, task: int) -> int:
+        if self.iterations is not None:
+            return self.iterations * self.batch_size
         return self.epochs * world.examples(task)  # type: ignore[attr-defined, no-any-return]
 
     def given(self, name: str, hub: str | None = None) -> str:

@@ -50,6 +50,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> Examples:
+        """The examples in `rows`."""
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Examples(self.inputs[rows], self.labels[rows], self.classes, columns, self.levels)
+
 
 def opened(arrays: Mapping[str, Array], split: str) -> Examples:
     """The examples that a cache keeps of a split: its "inputs", "labels" and "columns/...", and "classes" and "levels" of all."""
