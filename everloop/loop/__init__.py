@@ -11,13 +11,38 @@ from everloop.loop.board import Board, score_matrix_figure
 from everloop.loop.closed_loop import Listener, Plan, run
 from everloop.loop.evaluate import mean_return, scores
 from everloop.loop.fisher import diagonal_fisher
+from everloop.loop.foreign import Attached, attach
 from everloop.loop.learner import Learner
 from everloop.loop.likelihood import Categorical, Gaussian, Likelihood, Tags, likelihood_for
-from everloop.loop.memory import Reservoir
+from everloop.loop.memory import MEMORIES, Memory, Reservoir, herding
 from everloop.loop.monitors import Divergence
 from everloop.loop.nested import NestedOptimizer, levels_by_depth
 from everloop.loop.result import Evaluation, Result
-from everloop.loop.strategies import EWC, STRATEGIES, Replay, Strategy
+from everloop.loop.strategies import (
+    AGEM,
+    CLEAR,
+    DER,
+    ERACE,
+    EWC,
+    GEM,
+    L2,
+    MAS,
+    MIR,
+    SI,
+    STRATEGIES,
+    ContinualBackprop,
+    DERPlusPlus,
+    GDumb,
+    ICaRL,
+    KroneckerEWC,
+    L2Init,
+    LwF,
+    PackNet,
+    Replay,
+    RWalk,
+    ShrinkAndPerturb,
+    Strategy,
+)
 from everloop.loop.supervised import SupervisedLearner
 from everloop.loop.training import Training
 from everloop.loop.update import Updater
@@ -39,24 +64,46 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "AGEM",
+    "CLEAR",
+    "DER",
+    "ERACE",
     "EWC",
+    "GEM",
+    "L2",
+    "MAS",
+    "MEMORIES",
+    "MIR",
+    "SI",
     "STRATEGIES",
+    "Attached",
     "Batch",
     "Board",
     "Categorical",
+    "ContinualBackprop",
+    "DERPlusPlus",
     "Divergence",
     "Evaluation",
+    "GDumb",
     "Gaussian",
+    "ICaRL",
+    "KroneckerEWC",
+    "L2Init",
     "Learner",
     "Likelihood",
     "Listener",
+    "LwF",
+    "Memory",
     "NestedOptimizer",
     "NotFiniteError",
+    "PackNet",
     "Plan",
+    "RWalk",
     "Replay",
     "Reservoir",
     "Result",
     "SB3Learner",
+    "ShrinkAndPerturb",
     "Strategy",
     "SupervisedLearner",
     "Tags",
@@ -64,7 +111,9 @@ __all__ = [
     "Updater",
     "World",
     "WorldVecEnv",
+    "attach",
     "diagonal_fisher",
+    "herding",
     "levels_by_depth",
     "likelihood_for",
     "mean_return",

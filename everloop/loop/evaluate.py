@@ -25,7 +25,7 @@ def mean_return(learner: Learner, world: World, task: int, seed: int) -> float:
     judge = getattr(world, "judge", None)
     told: list[tuple[Any, Any]] = []
     obs, _ = play(world, [task], seed)
-    state = learner.module.initial_state(world.num_envs)  # type: ignore[operator]
+    state = learner.initial_state(world.num_envs)
     start = np.ones(world.num_envs, dtype=np.bool_)
     first_episode, first_pass = start.copy(), start.copy()
     episode, in_pass, judged, length, is_data = 0.0, 0.0, 0, 0, False

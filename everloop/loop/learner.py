@@ -126,8 +126,12 @@ class Learner(ABC):
 
     def forward(self, batch: Batch, module: nn.Module | None = None) -> NetworkOutput:
         """Outputs for `batch`, its memory empty at first; of `module` instead of the learner's if given."""
-        module = module or self.module
-        return self.apply(module, batch.obs, module.initial_state(len(batch)), batch.start)[0]  # type: ignore[operator]
+        return self.apply(module or self.module, batch.obs, self.initial_state(len(batch)), batch.start)[0]
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The network's empty memory, for `batch` examples."""
+        state: Tensor = self.module.initial_state(batch)  # type: ignore[operator]
+        return state
 
     def apply(self, module: nn.Module, obs: Mapping[str, Tensor], state: Tensor, start: Tensor) -> tuple[NetworkOutput, Tensor]:
         """(output, state after it) of `module`; every forward pass goes through here."""
@@ -161,8 +165,7 @@ class Learner(ABC):
         def module(*args: Any, **kwargs: Any) -> Any:
             return functional_call(self.module, dict(weights), args, kwargs)
 
-        state = self.module.initial_state(len(batch))  # type: ignore[operator]
-        return self.apply(module, batch.obs, state, batch.start)[0].prediction  # type: ignore[arg-type]
+        return self.apply(module, batch.obs, self.initial_state(len(batch)), batch.start)[0].prediction  # type: ignore[arg-type]
 
     def log_likelihood(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """log p(x | example), (B,), summed over an example's steps.
@@ -224,7 +227,7 @@ class Learner(ABC):
     def _rollout(self, world: World, tasks: Sequence[int], steps: int, seed: int) -> Batch:
         generator = torch.Generator(self.device).manual_seed(seed)
         obs, played = play(world, tasks, seed)
-        state = self.module.initial_state(world.num_envs)  # type: ignore[operator]
+        state = self.initial_state(world.num_envs)
         start = np.ones(world.num_envs, dtype=np.bool_)
         seen: list[Arrays] = []
         rows: list[tuple[Any, Any, Any]] = []

@@ -97,7 +97,7 @@ class SupervisedLearner(Learner):
         obs, played = play(self.world, tasks)
         device, copies, parts = self.device, self.world.num_envs, self.training.accumulate
         task, start = to_tensor(played, device), torch.ones(1, copies, dtype=torch.bool, device=device)
-        empty = self.module.initial_state(copies)  # type: ignore[operator]
+        empty = self.initial_state(copies)
         updates = -(-steps // copies)
         self.rate.begin(updates)
         losses: list[float] = []

@@ -63,7 +63,23 @@ class Updater:
             _step(self.learner.optimizer)
         return value
 
-    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """The gradient is there; or, if the optimizer is given a closure that computes it, it will be when that returns."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+        if closure is None:
+            self._edit()
+            return None
+
+        def edited() -> Any:
+            with torch.enable_grad():
+                loss = closure()
+            self._edit()
+            return loss
+
+        return (args[0], edited), {}
+
+    @torch.enable_grad()
+    def _edit(self) -> None:
         batch = self.learner.minibatch
         extra = [loss for s in self.strategies if (loss := s.extra_loss(self.learner, batch)) is not None]
         if extra:
