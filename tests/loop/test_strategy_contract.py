@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "clear": {"capacity": 40, "batch_size": 8},
     "gem": {"capacity": 40, "batch_size": 8},
     "agem": {"capacity": 40, "batch_size": 8},
+    "ewc_kfac": {"strength": 1.0},
     "rwalk": {"interval": 3},
     "packnet": {"retrain_steps": 5, "batch_size": 16},
     "continual_backprop": {"replacement_rate": 0.05, "maturity": 4, "interval": 2},
