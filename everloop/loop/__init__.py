@@ -42,6 +42,7 @@ from everloop.loop.strategies import (
     RWalk,
     ShrinkAndPerturb,
     Strategy,
+    Traits,
 )
 from everloop.loop.supervised import SupervisedLearner
 from everloop.loop.training import Training
@@ -108,6 +109,7 @@ __all__ = [
     "SupervisedLearner",
     "Tags",
     "Training",
+    "Traits",
     "Updater",
     "World",
     "WorldVecEnv",

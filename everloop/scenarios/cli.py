@@ -1,4 +1,4 @@
-"""The command line: `everloop list`, `everloop run SCENARIO`, `everloop reproduce TABLE`."""
+"""The command line: `everloop list`, `run SCENARIO`, `advise`, `reproduce TABLE`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from everloop.loop import STRATEGIES, NotFiniteError
 from everloop.scenarios import SCENARIOS
+from everloop.scenarios.advise import Situation, advise, remarks
 from everloop.scenarios.experiment import JOINT, PLAIN, Experiment, check_strategies
 from everloop.scenarios.report import ProgressBar, print_scores
 from everloop.scenarios.reproduce import REPORT, choose_rows, load_table, reproduce
@@ -44,10 +45,12 @@ def _command(words: list[str]) -> Callable[[], int]:
         return _list
     if words[:1] == ["run"] and len(words) > 1 and not words[1].startswith("-"):
         return _run(words[1], words[2:])
+    if words[:1] == ["advise"] and not {"-h", "--help"} & set(words):
+        return partial(_advise, Situation(**_advise_parser().parse_args([_underscored(word) for word in words[1:]]).as_dict()))
     if words[:1] == ["reproduce"] and len(words) > 1 and not words[1].startswith("-"):
         return _reproduce(words[1], words[2:])
     _usage().parse_args(words)
-    raise ValueError(f"the command is {' '.join(words)!r}, allowed: list, run SCENARIO, reproduce TABLE")
+    raise ValueError(f"the command is {' '.join(words)!r}, allowed: list, run SCENARIO, advise, reproduce TABLE")
 
 
 def _fail(message: str) -> int:
@@ -67,8 +70,31 @@ def _usage() -> ArgumentParser:
     )
     run.add_argument("scenario")
     commands.add_subcommand("run", run, help="run a scenario")
+    commands.add_subcommand("advise", _advise_parser(), help="which strategies fit")
     commands.add_subcommand("reproduce", _reproduce_parser(), help="run a table of published numbers")
     return parser
+
+
+def _advise_parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="everloop advise", description="Which strategies fit what you have.", exit_on_error=False)
+    parser.add_class_arguments(Situation, None)
+    return parser
+
+
+def _advise(situation: Situation) -> int:
+    console, advice = Console(), advise(situation)
+    for title, chosen in (
+        ("fit, the best first", [a for a in advice if a.fits and not a.for_learning]),
+        ("fit, and keep the network able to learn", [a for a in advice if a.fits and a.for_learning]),
+        ("do not fit", [a for a in advice if not a.fits]),
+    ):
+        table = Table(title=title, title_justify="left", show_header=False, box=None)
+        for a in chosen:
+            table.add_row(a.name, _first_line(STRATEGIES[a.name]), escape(a.reason))
+        console.print(table, "", highlight=False)
+    for line in remarks(situation, advice):
+        console.print(line, highlight=False)
+    return 0
 
 
 def _reproduce_parser() -> ArgumentParser:

@@ -56,6 +56,11 @@ def two_layers() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
 
 
+def one_layer() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(4, 3)
+
+
 def learner_of(layers: nn.Module, optimizer: Callable[[Any], torch.optim.Optimizer] | None = None, kind: Any = Untold) -> Any:
     module = FlatNet(layers, "x").double()
     return kind(module, InTurn(3), optimizer(module.parameters()) if optimizer else None)
@@ -270,7 +275,7 @@ def test_a_proximal_pull_is_no_part_of_the_gradient_and_an_explicit_one_nothing_
 def test_a_proximal_pull_cannot_diverge_where_an_explicit_one_does() -> None:
     """With strength 1e12 the weights stand where the last task left them; an explicit step overshoots ever further."""
     batch, new = vector_batch(30, 4, 3), vector_batch(30, 4, 3, seed=1)
-    learner, explicit = learner_of(nn.Linear(4, 3)), learner_of(nn.Linear(4, 3))
+    learner, explicit = learner_of(one_layer()), learner_of(one_layer())
     for one, proximal in ((learner, True), (explicit, False)):
         strategy = EWC(1e12, fisher="exact", proximal=proximal)
         one.attach([strategy])
@@ -388,7 +393,7 @@ def assert_pull_of_the_full_fisher(learner: FixedLearner, batch: Batch, layers: 
 
 def test_kronecker_factors_are_the_full_fisher_of_a_layer_if_all_examples_share_its_input() -> None:
     """mean of (a x g)(a x g)' = a a' x mean of g g'."""
-    learner = learner_of(nn.Linear(4, 3))
+    learner = learner_of(one_layer())
     x = vector_batch(1, 4, 3).obs["x"].repeat(1, 7, 1)
     assert_pull_of_the_full_fisher(learner, Batch({"x": x}, torch.ones(1, 7, dtype=torch.bool)), [learner.module.layers])
 
@@ -400,7 +405,7 @@ def test_kronecker_factors_are_the_full_fisher_of_every_layer_for_one_example() 
 
 def test_a_kronecker_pull_holds_only_what_the_outputs_depend_on() -> None:
     """A change of the weights that leaves all outputs on the task as they were costs nothing; diagonal EWC pulls it back."""
-    learner, strategy, diagonal = learner_of(nn.Linear(4, 3)), KroneckerEWC(1.0), EWC(1.0)
+    learner, strategy, diagonal = learner_of(one_layer()), KroneckerEWC(1.0), EWC(1.0)
     batch = vector_batch(9, 4, 3)
     batch.obs["x"][..., 1] = batch.obs["x"][..., 0]
     outputs = learner.outputs(batch).detach()
@@ -455,6 +460,7 @@ def test_weights_outside_plain_linear_layers_are_held_by_the_diagonal(build: Cal
 @pytest.mark.xfail(strict=True, raises=RuntimeError, reason="KroneckerEWC._factors asks autograd.grad for the gradients of no edges")
 def test_a_kronecker_pull_works_where_there_is_no_linear_layer() -> None:
     """Then it is diagonal EWC."""
+    torch.manual_seed(0)
     layers = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.Flatten())
     learner, strategy, batch = learner_of(layers), KroneckerEWC(2.0), vector_batch(11, 4, 3)
     fisher = diagonal_fisher(learner, [batch], torch.Generator(), by_hooks=False)

@@ -1,7 +1,7 @@
 """Strategies against forgetting, and for staying able to learn, one file each."""
 
 from everloop.loop.strategies.agem import AGEM
-from everloop.loop.strategies.base import Strategy
+from everloop.loop.strategies.base import Strategy, Traits
 from everloop.loop.strategies.clear import CLEAR
 from everloop.loop.strategies.continual_backprop import ContinualBackprop
 from everloop.loop.strategies.der import DER, DERPlusPlus
@@ -71,4 +71,5 @@ __all__ = [
     "Replay",
     "ShrinkAndPerturb",
     "Strategy",
+    "Traits",
 ]

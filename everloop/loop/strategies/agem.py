@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Traits
 from everloop.loop.strategies.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class AGEM(Rehearsal):
     strength: 1 projects as written, less projects part of the way, 0 is plain training to the last bit.
     capacity, memory, batch_size: as in Replay.
     """
+
+    traits: ClassVar[Traits] = Traits(examples=True, class_incremental=True)
 
     def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)

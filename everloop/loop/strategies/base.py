@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -15,6 +16,29 @@ if TYPE_CHECKING:
     from everloop.loop.learner import Learner, NetworkOutput
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What a strategy asks for, and what it is good for: what `everloop advise` goes by.
+
+    boundaries: it has to be told where tasks begin and end. examples: it stores examples.
+    copies: how many numbers it keeps for each weight. grows: and for each task.
+    task_id: it has to be told the task at test time. class_incremental: it helps where it is not told, and every task brings
+    new classes. streams, control: where it works. several_passes: it is for tasks whose examples come more than once.
+    for_learning: it keeps the network able to learn, rather than from forgetting.
+    """
+
+    boundaries: bool = True
+    examples: bool = False
+    copies: float = 0
+    grows: bool = False
+    task_id: bool = False
+    class_incremental: bool = False
+    streams: bool = True
+    control: bool = True
+    several_passes: bool = False
+    for_learning: bool = False
+
+
 class Strategy:
     """Small, composable, ignorant of which learner it serves. Every method defaults to nothing.
 
@@ -22,6 +46,8 @@ class Strategy:
     strength 0 it must leave training the same to the last bit. One that keeps something for each weight keeps it by the
     weight's name, since weights may come while a task is learned.
     """
+
+    traits: ClassVar[Traits] = Traits()
 
     def check(self, learner: Learner) -> None:
         """Before anything is learned: raises ValueError that says why, if this strategy cannot work in `learner`."""

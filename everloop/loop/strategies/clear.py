@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from everloop.loop.batch import Batch
-from everloop.loop.strategies.base import check_strength
+from everloop.loop.strategies.base import Traits, check_strength
 from everloop.loop.strategies.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class CLEAR(Rehearsal):
     strength, value_strength: from 0 (0.01 and 0.005 in the paper, beside V-trace). With strength 0 training is plain, to the
     last bit. capacity: stored sequences; memory, batch_size: as in Replay.
     """
+
+    traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, streams=False)
 
     def __init__(
         self,

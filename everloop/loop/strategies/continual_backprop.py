@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
-from everloop.loop.strategies.base import Strategy, check_range
+from everloop.loop.strategies.base import Strategy, Traits, check_range
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner
@@ -44,6 +44,8 @@ class ContinualBackprop(Strategy):
     maturity: steps that a new unit is left alone. Memory: two numbers a unit.
     Raises ValueError, at the first batch, for a network without such units.
     """
+
+    traits: ClassVar[Traits] = Traits(boundaries=False, for_learning=True)
 
     def __init__(self, replacement_rate: float = 1e-4, maturity: int = 100, decay: float = 0.99, interval: int = 10, seed: int = 0) -> None:
         check_range("replacement_rate", replacement_rate, 0, 1)

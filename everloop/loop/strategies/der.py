@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everloop.loop.batch import Batch
-from everloop.loop.strategies.base import check_strength
+from everloop.loop.strategies.base import Traits, check_strength
 from everloop.loop.strategies.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ class DER(Rehearsal):
 
     strength: alpha, from 0. With 0 training is plain, to the last bit. capacity, memory, batch_size: as in Replay.
     """
+
+    traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)
 
     stores_output: ClassVar[bool] = True
 

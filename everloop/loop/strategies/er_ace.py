@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Traits
 from everloop.loop.strategies.rehearsal import Rehearsal, check_labels
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class ERACE(Rehearsal):
 
     strength: from 0. With 0 training is plain, to the last bit. capacity, memory, batch_size: as in Replay.
     """
+
+    traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True, control=False)
 
     def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from everloop.loop.batch import Batch
 from everloop.loop.fisher import check_exact, diagonal_fisher
-from everloop.loop.strategies.base import Strategy, check_choice, check_range, check_strength
+from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_range, check_strength
 from everloop.loop.strategies.quadratic import Quadratic, first_examples, snapshot
 from everloop.loop.strategies.warn import ClassIncrementalWarning
 from everloop.loop.world import Task
@@ -41,6 +41,8 @@ class EWC(Strategy):
     Memory: two copies of the weights, whatever the number of tasks. Weights that the likelihood does not
     depend on, such as a value head's, stay free. Raises ValueError for arguments outside these ranges.
     """
+
+    traits: ClassVar[Traits] = Traits(copies=2)
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from everloop.loop.batch import Batch
 from everloop.loop.fisher import diagonal_fisher
 from everloop.loop.per_example import recorded_layers
-from everloop.loop.strategies.base import Strategy, check_range, check_strength
+from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
 from everloop.loop.strategies.quadratic import Quadratic, first_examples, snapshot
 from everloop.loop.strategies.warn import ClassIncrementalWarning
 from everloop.loop.world import Task
@@ -36,6 +36,8 @@ class KroneckerEWC(Strategy):
     examples: how many of the examples at a task's end the means are over.
     Memory: for each task and layer its weights and i^2 + o^2 numbers. So it grows with the tasks: where that is too much, use EWC.
     """
+
+    traits: ClassVar[Traits] = Traits(copies=3, grows=True)
 
     def __init__(self, strength: float = 100.0, examples: int = 512, seed: int = 0) -> None:
         check_range("examples", examples, 1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from everloop.loop.batch import Batch
-from everloop.loop.strategies.base import check_range
+from everloop.loop.strategies.base import Traits, check_range
 from everloop.loop.strategies.rehearsal import Rehearsal, check_labels
 from everloop.loop.world import Task
 
@@ -28,6 +28,8 @@ class GDumb(Rehearsal):
 
     epochs: passes over the memory, from 0. With 0 training is plain, to the last bit. capacity, memory: as in Replay.
     """
+
+    traits: ClassVar[Traits] = Traits(copies=1, examples=True, class_incremental=True, control=False)
 
     def __init__(
         self,

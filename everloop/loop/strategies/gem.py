@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.agem import gradient
-from everloop.loop.strategies.base import check_range
+from everloop.loop.strategies.base import Traits, check_range
 from everloop.loop.strategies.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class GEM(Rehearsal):
     margin: from 0; a larger one favours past tasks (0.5 in the paper). The memory of the paper is "ring", of equal
     parts for all tasks; batch_size: how many are drawn for each task.
     """
+
+    traits: ClassVar[Traits] = Traits(examples=True, class_incremental=True)
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
 from everloop.loop.memory import Store, herding
-from everloop.loop.strategies.base import Strategy, check_range, check_strength
+from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
 from everloop.loop.strategies.rehearsal import check_labels
 from everloop.loop.world import Task
 
@@ -36,6 +36,8 @@ class ICaRL(Strategy):
     strength: of the whole method: 0 is plain training, guesses and all, to the last bit; 1 is as written. Between them the
     two losses are mixed.
     """
+
+    traits: ClassVar[Traits] = Traits(copies=1, examples=True, class_incremental=True, control=False, several_passes=True)
 
     def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64) -> None:
         check_strength(strength)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from everloop.loop.batch import Batch
-from everloop.loop.strategies.base import Strategy, check_strength
+from everloop.loop.strategies.base import Strategy, Traits, check_strength
 from everloop.loop.strategies.quadratic import Quadratic, snapshot
 from everloop.loop.world import Task
 
@@ -24,6 +24,8 @@ class L2(Strategy):
     The baseline that EWC was compared with (Kirkpatrick et al. 2017, figure 2; Continual World, section 4).
     strength: lambda, from 0. With 0 training is plain, to the last bit. Memory: a copy of the weights.
     """
+
+    traits: ClassVar[Traits] = Traits(copies=2)
 
     def __init__(self, strength: float = 0.1) -> None:
         self.strength, self.anchor = check_strength(strength), Quadratic()

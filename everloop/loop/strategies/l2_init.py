@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from everloop.loop.batch import Batch
-from everloop.loop.strategies.base import Strategy, check_strength
+from everloop.loop.strategies.base import Strategy, Traits, check_strength
 from everloop.loop.strategies.quadratic import Quadratic, snapshot
 from everloop.loop.world import Task
 
@@ -23,6 +23,8 @@ class L2Init(Strategy):
     Units that no longer serve return to their initial weights, from which they can learn again.
     strength: lambda, from 0. With 0 training is plain, to the last bit. Memory: two copies of the weights.
     """
+
+    traits: ClassVar[Traits] = Traits(boundaries=False, copies=2, for_learning=True)
 
     def __init__(self, strength: float = 1e-3) -> None:
         self.strength, self.anchor = check_strength(strength), Quadratic()

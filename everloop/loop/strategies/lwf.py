@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical, Gaussian
-from everloop.loop.strategies.base import Strategy, check_range, check_strength
+from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
 from everloop.loop.world import Task
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class LwF(Strategy):
     temperature: T, above 0; of classes, tags and discrete actions.
     Memory: a copy of the network.
     """
+
+    traits: ClassVar[Traits] = Traits(copies=1, several_passes=True)
 
     def __init__(self, strength: float = 1.0, temperature: float = 2.0) -> None:
         check_range("temperature", temperature, 1e-3)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from everloop.loop.batch import Batch
 from everloop.loop.per_example import mean_powers
-from everloop.loop.strategies.base import Strategy, check_range, check_strength
+from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
 from everloop.loop.strategies.quadratic import Quadratic, first_examples, snapshot
 from everloop.loop.strategies.warn import ClassIncrementalWarning
 from everloop.loop.world import Task
@@ -29,6 +29,8 @@ class MAS(Strategy):
     examples: how many of the examples at a task's end the mean is over.
     Memory: two copies of the weights, whatever the number of tasks.
     """
+
+    traits: ClassVar[Traits] = Traits(copies=2)
 
     def __init__(self, strength: float = 1.0, examples: int = 512) -> None:
         check_range("examples", examples, 1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from everloop.loop.batch import Batch
-from everloop.loop.strategies.base import check_range
+from everloop.loop.strategies.base import Traits, check_range
 from everloop.loop.strategies.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class MIR(Rehearsal):
     strength: from 0. With 0 training is plain, to the last bit. candidates: at least batch_size; capacity, memory as in Replay.
     Two more forward passes over the candidates with every update.
     """
+
+    traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)
 
     def __init__(
         self,

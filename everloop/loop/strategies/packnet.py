@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
-from everloop.loop.strategies.base import Strategy, check_range
+from everloop.loop.strategies.base import Strategy, Traits, check_range
 from everloop.loop.strategies.quadratic import snapshot
 from everloop.loop.world import Task
 
@@ -33,8 +33,10 @@ class PackNet(Strategy):
     share: of the free weights, in [0, 1]. With 0 training is plain, to the last bit.
     retrain_steps: updates by Adam at the task's end, on the examples which that brings (`consolidation_steps` of a scenario says
         how many), with labels; in control towards the policy before pruning.
-    Memory: two copies of the weights.
+    Memory: three and a half copies of the weights.
     """
+
+    traits: ClassVar[Traits] = Traits(copies=3.5, task_id=True, several_passes=True)
 
     def __init__(self, share: float = 0.5, retrain_steps: int = 200, batch_size: int = 128, seed: int = 0) -> None:
         check_range("share", share, 0, 1)

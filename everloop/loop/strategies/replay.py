@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Traits
 from everloop.loop.strategies.rehearsal import Rehearsal
 from everloop.loop.world import Task
 
@@ -31,6 +32,8 @@ class Replay(Rehearsal):
         only ended tasks are rehearsed, since the others still come in by themselves.
     Memory: capacity examples, images as uint8. Raises ValueError for arguments outside their ranges.
     """
+
+    traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)
 
     def __init__(
         self,

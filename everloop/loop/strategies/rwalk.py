@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from everloop.loop.batch import Batch
 from everloop.loop.fisher import diagonal_fisher
-from everloop.loop.strategies.base import Strategy, check_range, check_strength
+from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
 from everloop.loop.strategies.path import PathIntegral
 from everloop.loop.strategies.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.warn import ClassIncrementalWarning
@@ -34,6 +34,8 @@ class RWalk(Strategy):
     strength: lambda, from 0. With 0 training is plain, to the last bit. interval: steps, from 1. decay: in [0, 1].
     Memory: eight copies of the weights, whatever the number of tasks.
     """
+
+    traits: ClassVar[Traits] = Traits(copies=8)
 
     EPSILON = 1e-3
 

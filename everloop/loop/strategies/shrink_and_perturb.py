@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from everloop.loop.strategies.base import Strategy, check_range
+from everloop.loop.strategies.base import Strategy, Traits, check_range
 from everloop.loop.world import Task
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ class ShrinkAndPerturb(Strategy):
 
     shrink: in [0, 1]; noise: from 0. With 1 and 0 training is plain, to the last bit.
     """
+
+    traits: ClassVar[Traits] = Traits(for_learning=True)
 
     def __init__(self, shrink: float = 0.8, noise: float = 0.1, seed: int = 0) -> None:
         check_range("shrink", shrink, 0, 1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from everloop.loop.batch import Batch
-from everloop.loop.strategies.base import Strategy, check_range, check_strength
+from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
 from everloop.loop.strategies.path import PathIntegral
 from everloop.loop.strategies.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.warn import ClassIncrementalWarning
@@ -31,6 +31,8 @@ class SI(Strategy):
     strength: c in the paper, from 0. With 0 training is plain, to the last bit. damping: xi, above 0.
     Memory: six copies of the weights, whatever the number of tasks; no examples, nothing to compute at a task's end.
     """
+
+    traits: ClassVar[Traits] = Traits(copies=6)
 
     def __init__(self, strength: float = 1.0, damping: float = 0.1) -> None:
         check_range("damping", damping, 1e-12)

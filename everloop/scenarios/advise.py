@@ -1,0 +1,107 @@
+"""Which strategies fit: `everloop advise`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from everloop.loop import STRATEGIES
+from everloop.loop.strategies import Traits
+
+ORDER = {
+    # Wolczyk et al. 2021 and 2022 (Continual World): behavioural cloning before PackNet before penalties; Rolnick et al. 2019
+    "control": ["replay", "packnet", "clear", "derpp", "ewc", "mas", "si", "l2"],
+    # van de Ven et al. 2022, table 2; Caccia et al. 2022; Buzzega et al. 2020; Aljundi et al. 2019
+    "class": ["er_ace", "derpp", "replay", "mir", "der", "icarl", "gdumb", "agem", "gem"],
+    # van de Ven et al. 2022, table 2; Mallya & Lazebnik 2018; Lopez-Paz & Ranzato 2017
+    "other": ["replay", "derpp", "packnet", "lwf", "si", "ewc", "mas", "rwalk", "ewc_kfac", "gem", "agem", "er_ace", "mir"],
+}
+"""What the literature and our own tables put first; what is not named comes after, in the order of the registry."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What somebody has to do with.
+
+    world: "control"; "batch", a stream whose tasks' examples come more than once; "stream", once.
+    boundaries: whether it is known when a task begins and ends. task_id: whether the task is told at test time.
+    classes: whether each task brings "new" classes or has the "same" as the others; of streams.
+    examples: how many may be stored. weights: how many the network has; tasks: how many there will be.
+    Raises ValueError for numbers below 0.
+    """
+
+    world: Literal["batch", "stream", "control"] = "batch"
+    boundaries: Literal["known", "unknown"] = "known"
+    task_id: Literal["told", "hidden"] = "hidden"
+    classes: Literal["new", "same"] = "new"
+    examples: int = 1000
+    weights: int = 1_000_000
+    tasks: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("examples", "weights"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, allowed: 0 or more")
+        if self.tasks < 1:
+            raise ValueError(f"tasks is {self.tasks}, allowed: 1 or more")
+
+    @property
+    def class_incremental(self) -> bool:
+        """Whether all tasks' classes are to be told apart."""
+        return self.world != "control" and self.task_id == "hidden" and self.classes == "new"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A strategy, and why it does not fit, or what it keeps if it does."""
+
+    name: str
+    reason: str
+    fits: bool
+    for_learning: bool
+
+
+def advise(now: Situation) -> list[Advice]:
+    """All strategies: those that fit, the best first, then the others."""
+    kind = "control" if now.world == "control" else "class" if now.class_incremental else "other"
+    known = [*[name for name in ORDER[kind] if name in STRATEGIES], *[name for name in STRATEGIES if name not in ORDER[kind]]]
+    found = [_judge(name, STRATEGIES[name].traits, now) for name in known]
+    return sorted(found, key=lambda a: (not a.fits, a.for_learning))
+
+
+def _judge(name: str, traits: Traits, now: Situation) -> Advice:
+    why_not = [
+        (now.world == "control" and not traits.control, "learns from labels"),
+        (now.world != "control" and not traits.streams, "learns from a policy's outputs"),
+        (now.boundaries == "unknown" and traits.boundaries, "has to be told when a task ends"),
+        (now.task_id == "hidden" and traits.task_id, "has to be told the task at test time"),
+        (now.examples == 0 and traits.examples, "stores examples"),
+        (now.world == "stream" and traits.several_passes, "needs several passes over a task's examples"),
+    ]
+    reasons = [reason for applies, reason in why_not if applies]
+    if not reasons and now.class_incremental and not traits.class_incremental and not traits.for_learning:
+        reasons = ["new classes' loss pushes the old ones' logits down all the same"]
+    copies = traits.copies * (now.tasks if traits.grows else 1)
+    keeps = [f"{_bytes(4 * copies * now.weights)} beside the network"] if copies else []
+    keeps += [f"up to {now.examples} examples"] if traits.examples else []
+    return Advice(name, "; ".join(reasons or keeps or ["nothing kept"]), not reasons, traits.for_learning)
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def remarks(now: Situation, advice: list[Advice]) -> list[str]:
+    """What the table does not say."""
+    said = []
+    if now.class_incremental and not any(a.fits and not a.for_learning for a in advice):
+        said.append("Without stored examples nothing here tells classes of different tasks apart, unless a pre-trained network is frozen.")
+    if now.boundaries == "unknown" and any(a.name == "replay" and a.fits for a in advice):
+        said.append("Give replay --replay.current true: it then rehearses all that it stores, the task at hand included.")
+    if now.task_id == "told" and now.world != "control":
+        said.append("Use scenario_type task: a head for each task does more than any strategy.")
+    return said

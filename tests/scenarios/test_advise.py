@@ -1,0 +1,104 @@
+"""What is advised can be run, and what is advised against is refused or known not to help."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from everloop.loop import STRATEGIES, Strategy, Traits
+from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant
+from everloop.scenarios.advise import ORDER, Situation, advise, remarks
+from everloop.scenarios.cli import main
+
+
+def fitting(**facts: Any) -> list[str]:
+    return [a.name for a in advise(Situation(**facts)) if a.fits and not a.for_learning]
+
+
+@pytest.mark.parametrize(
+    ("facts", "first"), [({}, "er_ace"), ({"world": "control"}, "replay"), ({"task_id": "told", "examples": 0}, "packnet")]
+)
+def test_the_best_comes_first(facts: dict[str, Any], first: str) -> None:
+    assert fitting(**facts)[0] == first
+
+
+def test_every_strategy_is_judged_once_whatever_the_situation() -> None:
+    for facts in ({}, {"world": "control"}, {"classes": "same"}, {"world": "stream", "boundaries": "unknown", "examples": 0}):
+        assert sorted(a.name for a in advise(Situation(**facts))) == sorted(STRATEGIES)
+    assert {name for names in ORDER.values() for name in names} <= set(STRATEGIES)
+
+
+def test_each_fact_rules_out_what_its_trait_says() -> None:
+    for name in fitting(boundaries="unknown", classes="same"):
+        assert not STRATEGIES[name].traits.boundaries
+    for name in fitting(examples=0, classes="same"):
+        assert not STRATEGIES[name].traits.examples
+    for name in fitting():
+        assert STRATEGIES[name].traits.class_incremental
+    assert fitting(examples=0) == []
+    assert "packnet" not in fitting(classes="same")
+    assert "lwf" not in fitting(world="stream", classes="same")
+    assert {"clear"} & set(fitting(world="control")) == {"clear"}
+
+
+def test_without_examples_the_class_incremental_case_is_said_to_be_hopeless() -> None:
+    now = Situation(examples=0)
+    assert any("Without stored examples" in line for line in remarks(now, advise(now)))
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_what_is_said_to_fit_a_kind_of_world_is_not_refused_there(name: str) -> None:
+    traits = STRATEGIES[name].traits
+    for works, scenario in (
+        (traits.streams, SplitDigits(scenario_type="task" if traits.task_id else "class", epochs=1)),
+        (traits.control, SwitchingPlant(recurrent=False)),
+    ):
+        learner = Experiment(scenario, ["none"]).learner
+        strategy = STRATEGIES[name]()
+        if works:
+            learner.attach([strategy])
+            assert learner.strategies == [strategy]
+        else:
+            with pytest.raises(ValueError, match="allowed"):
+                learner.attach([strategy])
+
+
+def test_memory_is_counted_in_bytes_of_single_precision() -> None:
+    reasons = {a.name: a.reason for a in advise(Situation(task_id="told", weights=1_000_000, tasks=3, examples=7))}
+    assert reasons["ewc"] == "8 MB beside the network"
+    assert reasons["ewc_kfac"] == "36 MB beside the network"
+    assert reasons["replay"] == "up to 7 examples"
+
+
+def test_a_strategy_of_your_own_is_judged_by_its_traits(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Strategy):
+        """Mine."""
+
+        traits = Traits(examples=True, class_incremental=True)
+
+    monkeypatch.setitem(STRATEGIES, "own", Own)
+    assert "own" in fitting()
+    assert "own" not in fitting(examples=0)
+
+
+def test_the_command_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", "--task-id", "told", "--examples", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.index("fit, the best first") < printed.index("packnet") < printed.index("do not fit") < printed.index("replay")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--examples", "-1"], "examples is -1, allowed: 0 or more"),
+        (["--tasks", "0"], "tasks is 0, allowed: 1 or more"),
+        (["--world", "sea"], "'batch', 'stream', 'control'"),
+        (["--nothing", "3"], "nothing"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", *words]) == 2
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert len(printed) == 1
+    assert line in printed[0]
