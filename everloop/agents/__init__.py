@@ -8,6 +8,7 @@ from everloop.agents.heads import Heads
 from everloop.agents.memory import ResettableGRU
 from everloop.agents.nested import ContinuumMemory, NestedConvNet, levels_of
 from everloop.agents.networks import MLP, ConvNet5, ResNet18
+from everloop.agents.progressive import GrowingMLP, ProgressiveMLP
 from everloop.agents.text import EmbeddingEncoder, TransformerEncoder
 
 __all__ = [
@@ -19,10 +20,12 @@ __all__ = [
     "ConvNet5",
     "CrossAttention",
     "EmbeddingEncoder",
+    "GrowingMLP",
     "Heads",
     "ImageEncoder",
     "NestedConvNet",
     "Output",
+    "ProgressiveMLP",
     "ResNet18",
     "ResettableGRU",
     "TransformerEncoder",

@@ -51,7 +51,7 @@ class MLP(nn.Module):
         super().__init__()
         if any(units < 1 for units in hidden):
             raise ValueError(f"hidden is {list(hidden)}, allowed: 1 or more units in each layer")
-        sizes = [_product(input_shape), *hidden]
+        sizes = [flat_size(input_shape), *hidden]
         self.layers, self.size = _fully_connected(sizes), sizes[-1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def _fully_connected(sizes: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*[layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())])
 
 
-def _product(shape: ImageShape) -> int:
+def flat_size(shape: ImageShape) -> int:
     size = 1
     for side in shape:
         size *= side

@@ -103,6 +103,12 @@ class Learner(ABC):
         """The trainable parameters by name."""
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
+    def add_weights(self, weights: Sequence[nn.Parameter]) -> None:
+        """Let the optimizer train these as well, with the settings of its first group; its state for all others stays."""
+        first = {key: value for key, value in self.optimizer.param_groups[0].items() if key != "params"}
+        self.optimizer.add_param_group({**first, "params": list(weights)})
+        self.updater.parameters.extend(weights)
+
     def attach(self, strategies: Sequence[Strategy]) -> None:
         """Let `strategies` accompany every update from now on, in this order, in place of earlier ones.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
-from everloop.agents import MLP, Classifier, ConvNet5, NestedConvNet, ResNet18
+from everloop.agents import MLP, Classifier, ConvNet5, GrowingMLP, NestedConvNet, ProgressiveMLP, ResNet18
 from everloop.agents.nested import PERIODS
 from everloop.envs import Examples, IBlurry, Protocol, SplitClasses
 from everloop.envs.data import load_images
@@ -15,7 +15,7 @@ from everloop.loop import World, likelihood_for
 from everloop.scenarios.pretrain import pretrained_convolutions
 from everloop.scenarios.stream import StreamScenario
 
-Architecture = Literal["mlp", "convnet", "reduced-resnet18", "resnet18", "nested"]
+Architecture = Literal["mlp", "convnet", "reduced-resnet18", "resnet18", "nested", "progressive", "growing"]
 
 
 @dataclass
@@ -23,7 +23,8 @@ class ImageScenario(StreamScenario):
     """A data set of images with the networks of published tables.
 
     architecture: "mlp", fully connected, 2 x `width` units; "convnet", the 5 convolutions of van de Ven et al. 2022;
-        "reduced-resnet18", 20 filters; "resnet18"; "nested", convolutions in a continuum memory, base width 32.
+        "reduced-resnet18", 20 filters; "resnet18"; "nested", convolutions in a continuum memory, base width 32;
+        "progressive" and "growing", an mlp to which the strategies of these names can add.
     width: of the architecture, if not its usual one.
     norm: of ResNets, "batch" as published, or "group", which carries nothing from task to task.
     pretrain: a data set, a folder or a Hub id, on which the convolutions of "convnet" are trained beforehand and then
@@ -61,9 +62,13 @@ class ImageScenario(StreamScenario):
                 return ResNet18(shape, **{"width": 20, **width}, norm=self.norm)
             case "resnet18":
                 return ResNet18(shape, **width, norm=self.norm)
+            case "progressive":
+                return ProgressiveMLP(shape, 2 * [width.get("width", 400)])
+            case "growing":
+                return GrowingMLP(shape, 2 * [width.get("width", 400)])
             case "nested":
                 return NestedConvNet(shape, **width, periods=PERIODS if self.periods is None else self.periods)
-        raise ValueError(f"architecture is {self.architecture!r}, allowed: mlp, convnet, reduced-resnet18, resnet18, nested")
+        raise ValueError(f"architecture is {self.architecture!r}, allowed: {', '.join(get_args(Architecture))}")
 
     def _convnet(self, shape: tuple[int, ...]) -> ConvNet5:
         net = ConvNet5(shape, 2 * [2000 if self.width is None else self.width])

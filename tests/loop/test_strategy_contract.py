@@ -12,7 +12,7 @@ import torch
 from loop_helpers import control_learner, ignore, plant, same, stream, weights
 from torch import Tensor
 
-from everloop.agents import MLP, Classifier
+from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
 from everloop.loop import STRATEGIES, Learner, Strategy, SupervisedLearner, Training
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -31,23 +31,29 @@ SMALL: dict[str, dict[str, Any]] = {
     "packnet": {"retrain_steps": 5, "batch_size": 16},
     "continual_backprop": {"replacement_rate": 0.05, "maturity": 4, "interval": 2},
     "l2_init": {"strength": 0.1},
+    "lora": {"rank": 2},
+    "growth": {"units": 3, "threshold": 0.0, "patience": 5},
 }
 """Settings under which a strategy does all that it can within a few steps."""
 
 EMPTY: dict[str, dict[str, Any]] = {
     "gdumb": {"epochs": 0},
     "packnet": {"share": 0.0},
+    "lora": {"rank": 0},
+    "progressive": {"columns": False},
+    "growth": {"units": 0},
     "continual_backprop": {"replacement_rate": 0.0},
     "shrink_and_perturb": {"shrink": 1.0, "noise": 0.0},
 }
 """What stands for strength 0."""
 
 CONTROL_ONLY = {"clear"}
-LABELS_ONLY = {"er_ace", "gdumb", "icarl"}
-TOLD_ONLY = {"packnet"}
+LABELS_ONLY = {"er_ace", "gdumb", "icarl", "growth"}
+NETWORKS = {"progressive": ProgressiveMLP, "growth": GrowingMLP}
+TOLD_ONLY = {"lora", "packnet", "progressive"}
 NOT_TOLD_ONLY = {"icarl"}
 STREAM = sorted(set(STRATEGIES) - CONTROL_ONLY)
-CONTROL = sorted(set(STRATEGIES) - LABELS_ONLY)
+CONTROL = sorted(set(STRATEGIES) - LABELS_ONLY - set(NETWORKS))
 
 
 def active(name: str) -> Strategy:
@@ -63,7 +69,8 @@ def stream_learner(name: str = "", training: Training = Training()) -> Supervise
     torch.manual_seed(0)
     world = stream(label_space="within_task", task_cue=True) if name in TOLD_ONLY else stream()
     outputs = 2 if name in TOLD_ONLY else 10
-    network = Classifier(MLP((8, 8, 1), (12, 12)), outputs, tasks=5 if name in TOLD_ONLY else 1)
+    backbone = NETWORKS.get(name, MLP)((8, 8, 1), (12, 12))
+    network = Classifier(backbone, outputs, tasks=5 if name in TOLD_ONLY else 1)
     return SupervisedLearner(network, world, training)
 
 
@@ -137,7 +144,7 @@ def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None
             learner.attach([strategy])
         learner.learn([2], 32, ignore)
         strategy.end_task(learner.world.tasks[2], learner, [learner.rollout(learner.world, [2], 8, seed=2)])
-        train(learner, [strategy], [0], attach=False)
+        train(learner, [strategy], [3 if kind == "stream" else 0], attach=False)
         return weights(learner.module)
 
     assert same(final(restore=True), final(restore=False))
@@ -194,7 +201,7 @@ def test_what_needs_a_policy_is_refused_in_streams(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(TOLD_ONLY))
 def test_what_needs_the_task_is_refused_where_it_is_not_told(name: str) -> None:
     for learner in (stream_learner(), control_learner(world=plant(task_cue=False))):
-        with pytest.raises(ValueError, match="allowed where the world tells it"):
+        with pytest.raises(ValueError, match=r"allowed where|no columns"):
             learner.attach([active(name)])
 
 

@@ -53,7 +53,7 @@ class Divergence:
                 self.values[f"kl/{task}/network"] = self._kl(learner, then, learner.outputs(probe))
             for name, module in learner.module.named_children():
                 weights = {f"{name}.{key}": value for key, value in module.state_dict().items()}
-                if weights:
+                if weights and weights.keys() <= frozen.state_dict().keys():  # a module that has grown is another one
                     self.values[f"weights/{task}/{name}"] = _distance(frozen, weights)
                     mixed = functional_call(frozen, weights, (probe.obs, _empty(frozen, probe), probe.start))[0]
                     self.values[f"kl/{task}/{name}"] = self._kl(learner, then, mixed.prediction)

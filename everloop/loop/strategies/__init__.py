@@ -10,13 +10,16 @@ from everloop.loop.strategies.ewc import EWC
 from everloop.loop.strategies.ewc_kfac import KroneckerEWC
 from everloop.loop.strategies.gdumb import GDumb
 from everloop.loop.strategies.gem import GEM
+from everloop.loop.strategies.growth import Growth
 from everloop.loop.strategies.icarl import ICaRL
 from everloop.loop.strategies.l2 import L2
 from everloop.loop.strategies.l2_init import L2Init
+from everloop.loop.strategies.lora import LoRA
 from everloop.loop.strategies.lwf import LwF
 from everloop.loop.strategies.mas import MAS
 from everloop.loop.strategies.mir import MIR
 from everloop.loop.strategies.packnet import PackNet
+from everloop.loop.strategies.progressive import Progressive
 from everloop.loop.strategies.replay import Replay
 from everloop.loop.strategies.rwalk import RWalk
 from everloop.loop.strategies.shrink_and_perturb import ShrinkAndPerturb
@@ -41,6 +44,9 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "gem": GEM,
     "agem": AGEM,
     "packnet": PackNet,
+    "lora": LoRA,
+    "progressive": Progressive,
+    "growth": Growth,
     "continual_backprop": ContinualBackprop,
     "l2_init": L2Init,
     "shrink_and_perturb": ShrinkAndPerturb,
@@ -62,11 +68,14 @@ __all__ = [
     "ContinualBackprop",
     "DERPlusPlus",
     "GDumb",
+    "Growth",
     "ICaRL",
     "KroneckerEWC",
     "L2Init",
+    "LoRA",
     "LwF",
     "PackNet",
+    "Progressive",
     "RWalk",
     "Replay",
     "ShrinkAndPerturb",

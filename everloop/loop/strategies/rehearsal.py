@@ -68,7 +68,7 @@ class Rehearsal(Strategy):
         """What the memory ranks examples by."""
         if self.memory.score_by is None:
             return None
-        output = _output(batch, learner)
+        output = observed_output(batch, learner)
         if self.memory.score_by == "entropy":
             return learner.likelihood.entropy(output).sum(0).cpu().numpy()
         assert batch.target is not None
@@ -76,7 +76,7 @@ class Rehearsal(Strategy):
 
     def store(self, rows: npt.NDArray[np.int64], batch: Batch, learner: Learner) -> None:
         """Write `batch` with the target it would have now."""
-        output = _output(batch, learner) if self.stores_output else None
+        output = observed_output(batch, learner) if self.stores_output else None
         self.memory.write(rows, replace(batch, target=learner.targets(batch), output=output, action=None, value=None).to_items())
 
     def read(self, rows: npt.NDArray[np.int64], learner: Learner) -> Batch:
@@ -101,7 +101,7 @@ class Rehearsal(Strategy):
         self.past = state["past"].copy()
 
 
-def _output(batch: Batch, learner: Learner) -> Tensor:
+def observed_output(batch: Batch, learner: Learner) -> Tensor:
     """What the network put out for `batch`; it is asked again where the algorithm did not say."""
     if batch.output is not None:
         return batch.output

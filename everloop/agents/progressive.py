@@ -1,0 +1,111 @@
+"""Fully connected networks that can become larger while they learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from everloop.agents.networks import flat_size
+
+
+class _Column(nn.Module):
+    """Layers of one task, each reading its own last layer and, through laterals, those of all earlier columns."""
+
+    def __init__(self, sizes: Sequence[int], earlier: int) -> None:
+        super().__init__()
+        self.own = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(sizes)])
+        # the first layer reads the input, which all columns share
+        self.laterals = nn.ModuleList([nn.Linear(earlier * a, b, bias=False) for a, b in pairwise(sizes[1:])] if earlier else [])
+
+    def forward(self, x: Tensor, others: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """x (R, inputs); the hidden layers (R, h_i) of each earlier column -> those of this one."""
+        hidden: list[Tensor] = []
+        for i, layer in enumerate(self.own):
+            z = layer(hidden[-1] if hidden else x)
+            if i and len(self.laterals):
+                z = z + self.laterals[i - 1](torch.cat([layers[i - 1] for layers in others], dim=1))
+            hidden.append(F.relu(z))
+        return hidden
+
+
+class ProgressiveMLP(nn.Module):
+    """Columns of fully connected ReLU layers on the flattened image; a new one for each task.
+
+        h_i^k = relu(W_i^k h_(i-1)^k + sum_(j < k) U_i^(k:j) h_(i-1)^j)              (Rusu et al. 2016, eq. 1)
+
+    With one column it is the MLP of the same sizes. The strategy `progressive` adds columns and chooses among them.
+    Raises ValueError for layers without units.
+    """
+
+    def __init__(self, input_shape: Sequence[int], hidden: Sequence[int] = (400, 400)) -> None:
+        super().__init__()
+        if not hidden or any(units < 1 for units in hidden):
+            raise ValueError(f"hidden is {list(hidden)}, allowed: 1 or more units in each of 1 or more layers")
+        size = flat_size(input_shape)
+        self.sizes, self.size = (size, *hidden), hidden[-1]
+        self.columns = nn.ModuleList([_Column(self.sizes, 0)])
+        self.column = 0
+
+    def add_column(self) -> nn.Module:
+        """A new column that reads all earlier ones, and is used from now on."""
+        like = next(self.parameters())
+        self.columns.append(_Column(self.sizes, len(self.columns)).to(like.device, like.dtype))
+        self.column = len(self.columns) - 1
+        return self.columns[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x uint8 (R, ...) -> features of the column in use (R, size)."""
+        x = x.flatten(1).to(next(self.parameters()).dtype).div_(255.0)
+        layers: list[list[Tensor]] = []
+        for column in self.columns[: self.column + 1]:
+            layers.append(column(x, layers))
+        return layers[-1][-1]
+
+
+class GrowingMLP(nn.Module):
+    """Fully connected ReLU layers on the flattened image, and beside them branches that are added where they are needed.
+
+        features = relu(z(x) + sum over branches of V relu(U x + u)),   z the last layer before its activation
+
+    V begins as 0, so that a new branch changes nothing until it has learned. The strategy `growth` adds them.
+    Raises ValueError for layers without units.
+    """
+
+    def __init__(self, input_shape: Sequence[int], hidden: Sequence[int] = (400, 400)) -> None:
+        super().__init__()
+        if not hidden or any(units < 1 for units in hidden):
+            raise ValueError(f"hidden is {list(hidden)}, allowed: 1 or more units in each of 1 or more layers")
+        size = flat_size(input_shape)
+        sizes = [size, *hidden]
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(sizes)])
+        self.branches = nn.ModuleList()
+        self.inputs, self.size = size, hidden[-1]
+
+    def add_capacity(self, units: int) -> nn.Module:
+        """A branch of so many hidden units. Raises ValueError for fewer than 1."""
+        if units < 1:
+            raise ValueError(f"units are {units}, allowed: 1 or more")
+        like = self.layers[0].weight
+        assert isinstance(like, Tensor)
+        branch = nn.Sequential(nn.Linear(self.inputs, units), nn.ReLU(), nn.Linear(units, self.size, bias=False))
+        branch.to(like.device, like.dtype)
+        nn.init.zeros_(branch[2].weight)  # type: ignore[arg-type]
+        self.branches.append(branch)
+        return branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x uint8 (R, ...) -> (R, size)."""
+        like = self.layers[0].weight
+        assert isinstance(like, Tensor)
+        x = x.flatten(1).to(like.dtype).div_(255.0)
+        h = x
+        for layer in self.layers[:-1]:
+            h = F.relu(layer(h))
+        z: Tensor = self.layers[-1](h)
+        for branch in self.branches:
+            z = z + branch(x)
+        return F.relu(z)

@@ -1,0 +1,79 @@
+"""Growth on demand: more units where a task stays hard."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Strategy, Traits, check_range
+from everloop.loop.strategies.rehearsal import observed_output
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class Growth(Strategy):
+    """If a task's loss has not come below `threshold` after `patience` batches, the network gets `units` more, and again.
+
+    The idea of dynamically expandable networks (Yoon et al. 2018, section 3.2: expand if the loss stays above a threshold), without
+    their sparsity and splitting. For a network that can grow: a part with `add_capacity(units)`, which returns the new part
+    and changes nothing yet, such as `everloop.agents.GrowingMLP`. It keeps nothing from being forgotten: combine it.
+
+    units: for each growth, from 0. With 0 training is plain, to the last bit. threshold: of the mean loss of the last
+    `patience` batches, in nats. limit: how many growths in all.
+    """
+
+    traits: ClassVar[Traits] = Traits(copies=0, control=False, for_learning=True)
+
+    def __init__(self, units: int = 64, threshold: float = 0.3, patience: int = 100, limit: int = 10, seed: int = 0) -> None:
+        check_range("units", units, 0)
+        check_range("threshold", threshold, 0)
+        check_range("patience", patience, 1)
+        check_range("limit", limit, 0)
+        self.units, self.threshold, self.patience, self.limit = units, threshold, patience, limit
+        self.generator = torch.Generator().manual_seed(seed)
+        self.losses: list[float] = []
+        self.grown = 0
+
+    def check(self, learner: Learner) -> None:
+        if not self.units:
+            return
+        _growing(learner.module)
+        if not learner.labelled:
+            raise ValueError("growth goes by the loss of labels, allowed in control: progressive")
+
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        self.losses = []
+
+    def observe(self, batch: Batch, learner: Learner) -> None:
+        if not self.units or self.grown == self.limit or batch.target is None:
+            return
+        self.losses.append(-float(learner.likelihood.log_prob(observed_output(batch, learner), batch.target).mean()))
+        if len(self.losses) < self.patience:
+            return
+        if sum(self.losses) / len(self.losses) > self.threshold:
+            with torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else []):
+                torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+                learner.add_weights(list(_growing(learner.module).add_capacity(self.units).parameters()))
+            self.grown += 1
+            learner.on_scalars(learner.steps, {"growth/units": float(self.grown * self.units)})
+        self.losses = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self.losses), "grown": self.grown, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses, self.grown = list(state["losses"]), state["grown"]
+        self.generator.set_state(state["generator"])
+
+
+def _growing(module: nn.Module) -> Any:
+    """The part of the network that can grow."""
+    for part in module.modules():
+        if hasattr(part, "add_capacity"):
+            return part
+    raise ValueError("the network cannot grow, allowed for growth: one that can (architecture growing)")

@@ -1,0 +1,95 @@
+"""Progressive networks: a new column for each task, which reads the frozen ones of the tasks before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Strategy, Traits
+from everloop.loop.strategies.task_head import TaskHeads
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class Progressive(Strategy):
+    """Nothing learned is ever changed (Rusu et al. 2016): forgetting is impossible, and the network grows with every task.
+
+    For a network with columns: a part that has `add_column()`, which returns the new one, and the number `column` of the one in
+    use, such as `everloop.agents.ProgressiveMLP`. What is not in a column, but for the last layer, is frozen after the first task.
+    Deviation: laterals are linear, without the adapters of eq. 2.
+
+    columns: False leaves the network as it is, and training plain to the last bit.
+    Memory: a column for each task; its laterals grow with the number of those before it. The task's id chooses the column.
+    """
+
+    traits: ClassVar[Traits] = Traits(copies=1, grows=True, task_id=True)
+
+    def __init__(self, columns: bool = True, seed: int = 0) -> None:
+        self.columns = columns
+        self.generator = torch.Generator().manual_seed(seed)
+        self.heads, self.column = TaskHeads(), dict[int, int]()  # task id -> its column
+
+    def check(self, learner: Learner) -> None:
+        if not self.columns:
+            return
+        _columned(learner.module)
+        if not learner.told:
+            raise ValueError("progressive chooses a column by the task's id, allowed where the world tells it (scenario_type task)")
+
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        if not self.columns:
+            return
+        network: Any = _columned(learner.module)
+        if task.id in self.column:
+            raise ValueError(f"task {task.id} comes back, allowed with progressive: each task once, as its column is frozen")
+        if self.column:
+            last = set(learner.last_layer().parameters())
+            for p in learner.module.parameters():
+                if p not in last:
+                    p.requires_grad_(False)
+                    p.grad = None
+            with torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else []):
+                torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+                learner.add_weights(list(network.add_column().parameters()))
+        self.column[task.id] = network.column
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        if self.columns:
+            self.heads.keep(task.id, learner)
+
+    @contextmanager
+    def view(self, task: Task, learner: Learner) -> Iterator[None]:
+        """The task's own column and head."""
+        if task.id not in self.column:
+            yield
+            return
+        network: Any = _columned(learner.module)
+        now, network.column = network.column, self.column[task.id]
+        try:
+            with self.heads.shown(task.id, learner):
+                yield
+        finally:
+            network.column = now
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"column": dict(self.column), "heads": self.heads.state_dict(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.column = dict(state["column"])
+        self.heads.load_state_dict(state["heads"])
+        self.generator.set_state(state["generator"])
+
+
+def _columned(module: nn.Module) -> nn.Module:
+    """The part of the network that has columns."""
+    for part in module.modules():
+        if hasattr(part, "add_column"):
+            return part
+    raise ValueError("the network has no columns, allowed for progressive: one that has (architecture progressive)")
