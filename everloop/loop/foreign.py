@@ -160,9 +160,9 @@ class Attached(Learner):
     def initial_state(self, batch: int) -> Tensor:
         return torch.zeros(batch, 0, device=self.device)
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Mean cross-entropy."""
-        return F.cross_entropy(self.outputs(batch).flatten(0, 1), self.targets(batch).flatten())
+        return F.cross_entropy(self.outputs_with(batch, weights).flatten(0, 1), self.targets(batch).flatten())
 
     def targets(self, batch: Batch) -> Tensor:
         """The labels."""

@@ -78,8 +78,11 @@ class Learner(ABC):
     notes: Sequence[str] = ()
 
     @abstractmethod
-    def loss(self, batch: Batch) -> Tensor:
-        """The mean loss of the outputs against `batch.target`: a scalar without side effects."""
+    def loss(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The mean loss of the outputs against `batch.target`: a scalar without side effects.
+
+        With `weights` by name as if they were the network's own.
+        """
 
     @abstractmethod
     def targets(self, batch: Batch) -> Tensor:
@@ -165,8 +168,10 @@ class Learner(ABC):
             handle.remove()
         return seen[0]
 
-    def outputs_with(self, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
-        """`outputs` as they would be with these weights, by name, in place of the network's own."""
+    def outputs_with(self, batch: Batch, weights: Mapping[str, Tensor] | None) -> Tensor:
+        """`outputs` as they would be with these weights, by name, in place of the network's own, if they are given."""
+        if weights is None:
+            return self.outputs(batch)
 
         def module(*args: Any, **kwargs: Any) -> Any:
             return functional_call(self.module, dict(weights), args, kwargs)

@@ -276,10 +276,10 @@ class SB3Learner(Learner):
         """Seed torch, numpy and the world's next reset."""
         self.model.set_random_seed(seed)
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """KL(stored outputs || now), the mean over steps: policy distillation. PPO's own loss stays in SB3."""
         assert batch.target is not None, "a stored batch holds the outputs to imitate"
-        return self.likelihood.kl(batch.target, self.outputs(batch)).mean()
+        return self.likelihood.kl(batch.target, self.outputs_with(batch, weights)).mean()
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:

@@ -67,9 +67,9 @@ class SupervisedLearner(Learner):
         single = {"prediction": output.prediction.float()} | ({} if heads is None else {"heads": heads.float()})
         return output._replace(**single), state  # type: ignore[attr-defined]
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Mean cross-entropy of the labels `batch.target`."""
-        return self._loss(self.outputs(batch), self.targets(batch))
+        return self._loss(self.outputs_with(batch, weights), self.targets(batch))
 
     def _loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         if self.counts is not None:

@@ -84,6 +84,7 @@ def _judge(name: str, traits: Traits, now: Situation) -> Advice:
     copies = traits.copies * (now.tasks if traits.grows else 1)
     keeps = [f"{_bytes(4 * copies * now.weights)} beside the network"] if copies else []
     keeps += [f"up to {now.examples} examples"] if traits.examples else []
+    keeps += [f"a network of the architecture {traits.network}"] if traits.network else []
     return Advice(name, "; ".join(reasons or keeps or ["nothing kept"]), not reasons, traits.for_learning)
 
 

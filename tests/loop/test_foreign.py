@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from loop_helpers import distance, ignore, mlp, same, stream, weights
-from test_strategy_contract import CONTROL_ONLY, STREAM, TOLD_ONLY, active
+from test_strategy_contract import CONTROL_ONLY, NETWORKS, OWN_WORLD, STREAM, TOLD_ONLY, active
 from torch import Tensor, nn
 
 from everloop.loop import EWC, Attached, Batch, Learner, LwF, Replay, Strategy, SupervisedLearner, attach
 
-NAMES = sorted(set(STREAM) - TOLD_ONLY)
+REFUSED = TOLD_ONLY | CONTROL_ONLY | OWN_WORLD | set(NETWORKS)
+NAMES = sorted(set(STREAM) - REFUSED)
 Examples = tuple[Tensor, Tensor]
 
 
@@ -233,7 +234,7 @@ def test_another_optimizer_can_take_over() -> None:
     assert distance(weights(module), expected) < 1e-6
 
 
-@pytest.mark.parametrize("name", sorted(TOLD_ONLY | CONTROL_ONLY))
+@pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_cannot_work_is_refused_before_anything_is_touched(name: str) -> None:
     module, optimizer, _, _ = small()
     with pytest.raises(ValueError, match="allowed"):

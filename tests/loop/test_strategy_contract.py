@@ -32,6 +32,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "continual_backprop": {"replacement_rate": 0.05, "maturity": 4, "interval": 2},
     "l2_init": {"strength": 0.1},
     "lora": {"rank": 2},
+    "reptile": {"iterations": 3},
+    "maml": {"iterations": 3},
+    "la_maml": {"capacity": 40, "batch_size": 8},
     "growth": {"units": 3, "threshold": 0.0, "patience": 5},
 }
 """Settings under which a strategy does all that it can within a few steps."""
@@ -40,6 +43,8 @@ EMPTY: dict[str, dict[str, Any]] = {
     "gdumb": {"epochs": 0},
     "packnet": {"share": 0.0},
     "lora": {"rank": 0},
+    "reptile": {"iterations": 0},
+    "maml": {"iterations": 0},
     "progressive": {"columns": False},
     "growth": {"units": 0},
     "continual_backprop": {"replacement_rate": 0.0},
@@ -48,7 +53,8 @@ EMPTY: dict[str, dict[str, Any]] = {
 """What stands for strength 0."""
 
 CONTROL_ONLY = {"clear"}
-LABELS_ONLY = {"er_ace", "gdumb", "icarl", "growth"}
+LABELS_ONLY = {"er_ace", "gdumb", "icarl", "growth", "la_maml", "maml", "reptile"}
+OWN_WORLD = {"maml", "reptile"}
 NETWORKS = {"progressive": ProgressiveMLP, "growth": GrowingMLP}
 TOLD_ONLY = {"lora", "packnet", "progressive"}
 NOT_TOLD_ONLY = {"icarl"}

@@ -56,7 +56,10 @@ def test_what_is_said_to_fit_a_kind_of_world_is_not_refused_there(name: str) -> 
     ):
         learner = Experiment(scenario, ["none"]).learner
         strategy = STRATEGIES[name]()
-        if works:
+        if traits.network:
+            with pytest.raises(ValueError, match=f"architecture {traits.network}"):
+                learner.attach([strategy])
+        elif works:
             learner.attach([strategy])
             assert learner.strategies == [strategy]
         else:

@@ -14,9 +14,11 @@ from everloop.loop.strategies.growth import Growth
 from everloop.loop.strategies.icarl import ICaRL
 from everloop.loop.strategies.l2 import L2
 from everloop.loop.strategies.l2_init import L2Init
+from everloop.loop.strategies.la_maml import LaMAML
 from everloop.loop.strategies.lora import LoRA
 from everloop.loop.strategies.lwf import LwF
 from everloop.loop.strategies.mas import MAS
+from everloop.loop.strategies.meta import MAML, Reptile
 from everloop.loop.strategies.mir import MIR
 from everloop.loop.strategies.packnet import PackNet
 from everloop.loop.strategies.progressive import Progressive
@@ -47,6 +49,9 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "lora": LoRA,
     "progressive": Progressive,
     "growth": Growth,
+    "reptile": Reptile,
+    "maml": MAML,
+    "la_maml": LaMAML,
     "continual_backprop": ContinualBackprop,
     "l2_init": L2Init,
     "shrink_and_perturb": ShrinkAndPerturb,
@@ -61,6 +66,7 @@ __all__ = [
     "EWC",
     "GEM",
     "L2",
+    "MAML",
     "MAS",
     "MIR",
     "SI",
@@ -72,12 +78,14 @@ __all__ = [
     "ICaRL",
     "KroneckerEWC",
     "L2Init",
+    "LaMAML",
     "LoRA",
     "LwF",
     "PackNet",
     "Progressive",
     "RWalk",
     "Replay",
+    "Reptile",
     "ShrinkAndPerturb",
     "Strategy",
     "Traits",

@@ -24,7 +24,7 @@ class Traits:
     copies: how many numbers it keeps for each weight. grows: and for each task.
     task_id: it has to be told the task at test time. class_incremental: it helps where it is not told, and every task brings
     new classes. streams, control: where it works. several_passes: it is for tasks whose examples come more than once.
-    for_learning: it keeps the network able to learn, rather than from forgetting.
+    network: the architecture it asks for, if not any. for_learning: it keeps the network able to learn, rather than from forgetting.
     """
 
     boundaries: bool = True
@@ -36,6 +36,7 @@ class Traits:
     streams: bool = True
     control: bool = True
     several_passes: bool = False
+    network: str = ""
     for_learning: bool = False
 
 

@@ -29,7 +29,7 @@ class Progressive(Strategy):
     Memory: a column for each task; its laterals grow with the number of those before it. The task's id chooses the column.
     """
 
-    traits: ClassVar[Traits] = Traits(copies=1, grows=True, task_id=True)
+    traits: ClassVar[Traits] = Traits(copies=1, grows=True, task_id=True, network="progressive")
 
     def __init__(self, columns: bool = True, seed: int = 0) -> None:
         self.columns = columns

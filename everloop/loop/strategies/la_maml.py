@@ -1,0 +1,103 @@
+"""Look-ahead MAML: steps on new examples that do not hurt stored ones, with a rate for every weight."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Traits, check_range
+from everloop.loop.strategies.rehearsal import Rehearsal, check_labels
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+
+class LaMAML(Rehearsal):
+    """The fresh batch is learned in parts by fast weights; the loss after each step on it and on stored examples leads the slow ones.
+
+        w_(k+1) = w_k - max(0, a) g_k,  g_k the gradient on part k,  w_0 = w
+        alpha:  a <- a - alpha_lr * d/da mean_k L(w_(k+1))  =  a + alpha_lr * mean_k (grad L(w_(k+1)) * sum_(j <= k) g_j)
+        weights:  w <- w - max(0, a) * mean_k grad L(w_(k+1))            (Gupta et al. 2020, algorithm 1 and eq. 6-8)
+
+    L is the loss on the fresh batch and a draw from memory. First order, as in the authors' code. The step is taken by plain gradient
+    descent, whatever its learning rate; any other optimizer rescales it, and what is written above no longer holds.
+
+    strength: 1 as written, 0 is plain training to the last bit; between them the two gradients are mixed.
+    alpha: a at first, of all weights, from 0. alpha_lr: from 0. parts: of the fresh batch, from 1.
+    capacity, memory, batch_size: as in Replay.
+    Memory: a number for each weight, beside the examples.
+    """
+
+    traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, copies=1, class_incremental=True, control=False)
+
+    def __init__(
+        self,
+        strength: float = 1.0,
+        capacity: int = 1000,
+        batch_size: int = 64,
+        alpha: float = 0.1,
+        alpha_lr: float = 0.1,
+        parts: int = 5,
+        memory: str = "reservoir",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(strength, capacity, batch_size, memory, seed)
+        check_range("strength", strength, 0, 1)
+        check_range("alpha", alpha, 0)
+        check_range("alpha_lr", alpha_lr, 0)
+        check_range("parts", parts, 1)
+        self.alpha, self.alpha_lr, self.parts = alpha, alpha_lr, parts
+        self.rates: dict[str, Tensor] = {}  # a
+
+    def check(self, learner: Learner) -> None:
+        if not learner.labelled:
+            check_labels(learner, "la_maml", "replay, clear")
+        super().check(learner)
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        if self.strength == 0 or batch is None:
+            return
+        weights = learner.weights()
+        for name, w in weights.items():
+            self.rates.setdefault(name, torch.full_like(w, self.alpha))
+        stored = self.draw(learner)
+        meta, drift = self._look_ahead(learner, batch, stored)
+        lr = {p: float(group["lr"]) for group in learner.optimizer.param_groups for p in group["params"]}
+        with torch.no_grad():
+            for name, w in weights.items():
+                self.rates[name] = self.rates[name] + self.alpha_lr * drift[name]
+                if w.grad is not None:
+                    w.grad.lerp_(self.rates[name].clamp(min=0) * meta[name] / lr[w], self.strength)
+
+    def _look_ahead(self, learner: Learner, batch: Batch, stored: Batch | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """mean_k of grad L(w_(k+1)), and of its product with the gradients that led there."""
+        fast: dict[str, Tensor] = {name: w.detach().requires_grad_() for name, w in learner.weights().items()}
+        led, meta, drift = ({name: torch.zeros_like(w) for name, w in fast.items()} for _ in range(3))
+        parts = list(batch.split(-(-len(batch) // self.parts)))
+        for part in parts:
+            g = _gradients(learner.loss(part, fast), fast)
+            led = {name: led[name] + g[name] for name in led}
+            fast = {name: (w - self.rates[name].clamp(min=0) * g[name]).detach().requires_grad_() for name, w in fast.items()}
+            loss = learner.loss(batch, fast)
+            if stored is not None:
+                loss = (loss * len(batch) + learner.loss(stored, fast) * len(stored)) / (len(batch) + len(stored))
+            ahead = _gradients(loss, fast)
+            for name in fast:
+                meta[name] += ahead[name] / len(parts)
+                drift[name] += ahead[name] * led[name] / len(parts)
+        return meta, drift
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"rates": dict(self.rates)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.rates = dict(state["rates"])
+
+
+def _gradients(loss: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return {name: torch.zeros_like(w) if g is None else g for (name, w), g in zip(weights.items(), found, strict=True)}

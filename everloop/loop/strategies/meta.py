@@ -1,0 +1,120 @@
+"""Reptile and MAML: before the first task, find weights from which a few steps learn a task."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Strategy, Traits, check_range
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+Weights = Mapping[str, Tensor]
+
+
+class _Pretraining(Strategy):
+    """Meta-training over tasks of the learner's world, before its first task begins.
+
+    tasks: ids of those that are trained on; of all in the world if none, which is fair only as an upper bound: give tasks that
+        are not learned afterwards. iterations: from 0; with 0 training is plain, to the last bit.
+    inner_lr: of the steps within a task, by plain gradient descent; outer_lr: of the step towards what they led to.
+    adaptation_steps: steps within a task, each on `batches` batches of the world.
+    """
+
+    traits: ClassVar[Traits] = Traits(control=False, for_learning=True)
+
+    def __init__(
+        self,
+        inner_lr: float = 0.05,
+        outer_lr: float = 0.5,
+        adaptation_steps: int = 5,
+        iterations: int = 200,
+        batches: int = 1,
+        tasks: list[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_range("inner_lr", inner_lr, 0)
+        check_range("outer_lr", outer_lr, 0)
+        check_range("adaptation_steps", adaptation_steps, 1)
+        check_range("iterations", iterations, 0)
+        check_range("batches", batches, 1)
+        self.inner_lr, self.outer_lr, self.adaptation_steps = inner_lr, outer_lr, adaptation_steps
+        self.iterations, self.batches, self.tasks = iterations, batches, tasks
+        self.rng = np.random.default_rng(seed)
+        self.done = iterations == 0
+
+    def check(self, learner: Learner) -> None:
+        if self.iterations and not (learner.labelled and hasattr(learner, "world")):
+            raise ValueError("meta-training draws labelled examples from the learner's world, allowed: streams that are our own")
+        known = [task.id for task in learner.world.tasks] if self.iterations else []
+        for task in (self.tasks or []) if self.iterations else []:
+            if task not in known:
+                raise ValueError(f"tasks hold {task}, allowed: {', '.join(map(str, known))}")
+
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        if self.done:
+            return
+        self.done = True
+        ids = self.tasks or [t.id for t in learner.world.tasks]
+        for _ in range(self.iterations):
+            chosen = int(self.rng.choice(ids))
+            parts = (self.adaptation_steps + 1) * self.batches
+            drawn = learner.rollout(learner.world, [chosen], parts, int(self.rng.integers(2**31)))
+            self.improve(learner, list(drawn.split(-(-len(drawn) // (self.adaptation_steps + 1)))))
+
+    @abstractmethod
+    def improve(self, learner: Learner, batches: Sequence[Batch]) -> None:
+        """One iteration: `adaptation_steps` batches of a task to adapt to, and one more."""
+
+    def adapted(self, learner: Learner, batches: Sequence[Batch], create_graph: bool) -> dict[str, Tensor]:
+        """The weights after a step of plain gradient descent on each batch."""
+        weights: dict[str, Tensor] = dict(learner.weights())
+        for batch in batches:
+            loss = learner.loss(batch, weights)
+            gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, allow_unused=True)
+            steps = zip(weights.items(), gradients, strict=True)
+            weights = {name: w if g is None else w - self.inner_lr * g for (name, w), g in steps}
+            if not create_graph:
+                weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
+        return weights
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done, "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.done = state["done"]
+        self.rng.bit_generator.state = state["rng"]
+
+
+class Reptile(_Pretraining):
+    """w <- w + outer_lr (w' - w), w' the weights after `adaptation_steps` steps on a task   (Nichol et al. 2018, eq. 1)."""
+
+    def improve(self, learner: Learner, batches: Sequence[Batch]) -> None:
+        adapted = self.adapted(learner, batches[: self.adaptation_steps], create_graph=False)
+        with torch.no_grad():
+            for name, w in learner.weights().items():
+                w.lerp_(adapted[name], self.outer_lr)
+
+
+class MAML(_Pretraining):
+    """w <- w - outer_lr d L(w') / d w, w' the weights after `adaptation_steps` steps on a task, L on other examples of it.
+
+    Finn et al. 2017, algorithm 2, one task an iteration. The derivative goes through the steps, second order and all.
+    """
+
+    def improve(self, learner: Learner, batches: Sequence[Batch]) -> None:
+        adapted = self.adapted(learner, batches[: self.adaptation_steps], create_graph=True)
+        weights = learner.weights()
+        gradients = torch.autograd.grad(learner.loss(batches[-1], adapted), list(weights.values()), allow_unused=True)
+        with torch.no_grad():
+            for w, g in zip(weights.values(), gradients, strict=True):
+                if g is not None:
+                    w.sub_(g, alpha=self.outer_lr)
