@@ -204,12 +204,16 @@ class Learner(ABC):
     @contextmanager
     def judging(self) -> Iterator[None]:
         """The network as it is judged: without what is random in training, such as dropout."""
-        training = self.module.training
+        modes = {part: part.training for part in self.module.modules()}
         self.module.eval()
+        for part, mode in modes.items():
+            if isinstance(part, nn.RNNBase):
+                part.training = mode  # cuDNN goes back through it only in training
         try:
             yield
         finally:
-            self.module.train(training)
+            for part, mode in modes.items():
+                part.training = mode
 
     @torch.no_grad()
     def act(

@@ -35,11 +35,12 @@ def mean_powers(learner: Learner, batches: Iterable[Batch], score: Score, power:
     parameters: list[Tensor] = [p for p in learner.module.parameters() if p.requires_grad]
     totals = {p: torch.zeros_like(p) for p in parameters}
     examples = 0
-    for batch in batches:
-        for chunk in batch.split(CHUNK):
-            examples += len(chunk)
-            for p, sums in _powers(learner.module, chunk, score, power, by_hooks).items():
-                totals[p] += sums
+    with learner.judging():  # a batch norm in training would make every example's gradient one of all of them
+        for batch in batches:
+            for chunk in batch.split(CHUNK):
+                examples += len(chunk)
+                for p, sums in _powers(learner.module, chunk, score, power, by_hooks).items():
+                    totals[p] += sums
     if not examples:
         raise ValueError("a mean over examples needs at least 1 of them, got 0")
     return [totals[p] / examples for p in parameters]

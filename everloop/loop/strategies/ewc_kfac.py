@@ -29,8 +29,9 @@ class KroneckerEWC(Strategy):
         penalty = strength / 2 * sum_k vec(W - W_k)' (A_k x G_k) vec(W - W_k)        (Ritter et al. 2018, section 3)
         grad W += strength * sum_k G_k (W - W_k) A_k
 
-    A_k is the mean of a a' over examples, of the layer's inputs with a 1 for the bias; G_k that of g g', the gradients at its
-    outputs of log p(x), x drawn from the model. Weights outside linear layers are held by their diagonal Fisher information.
+    A_k is the mean over steps of a a', of the layer's inputs with a 1 for the bias; G_k the mean over examples of g g', of
+    the gradients at its outputs of log p(x), x drawn from the model. Weights outside linear layers are held by their
+    diagonal Fisher information.
 
     strength: lambda, from 0. With 0 training is plain, to the last bit.
     examples: how many of the examples at a task's end the means are over.
@@ -77,22 +78,22 @@ class KroneckerEWC(Strategy):
     def _factors(self, learner: Learner, batches: Sequence[Batch]) -> dict[nn.Linear, tuple[Tensor, Tensor]]:
         """A and G of every linear layer that is called once, with a row for each step."""
         sums: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
-        count = 0
+        steps = examples = 0
         for batch in batches:
-            with recorded_layers(learner.module, _is_trained_linear) as calls:
+            with learner.judging(), recorded_layers(learner.module, _is_trained_linear) as calls:
                 log_p = learner.log_likelihood(batch, self._draws(learner))
             rows = batch.length * len(batch)
             once = {layer: c[0] for layer, c in calls.items() if len(c) == 1 and c[0][0].shape[:-1] == (rows,) and c[0][1] is not None}
             edges = [edge for _, edge in once.values() if edge is not None]
-            gradients = torch.autograd.grad(log_p.sum(), edges, allow_unused=True)
-            count += rows
+            gradients = torch.autograd.grad(log_p.sum(), edges, allow_unused=True) if edges else ()
+            steps, examples = steps + rows, examples + len(batch)
             for (layer, (x, _)), g in zip(once.items(), gradients, strict=True):
                 if g is not None and isinstance(layer, nn.Linear):
                     a, g = x.detach().to(layer.weight.dtype), g.to(layer.weight.dtype)
                     a = F.pad(a, (0, 1), value=1.0) if layer.bias is not None else a
                     A, G = sums.get(layer, (0.0, 0.0))
                     sums[layer] = (A + a.T @ a, G + g.T @ g)
-        return {layer: (A / count, G / count) for layer, (A, G) in sums.items()}
+        return {layer: (A / steps, G / examples) for layer, (A, G) in sums.items()}
 
     def _draws(self, learner: Learner) -> torch.Generator:
         seed = int(torch.randint(2**62, (), generator=self.generator))

@@ -10,6 +10,7 @@ import torch
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_strength
 from everloop.loop.strategies.quadratic import Quadratic, snapshot
+from everloop.loop.strategies.warn import ClassIncrementalWarning
 from everloop.loop.world import Task
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class L2(Strategy):
 
     def __init__(self, strength: float = 0.1) -> None:
         self.strength, self.anchor = check_strength(strength), Quadratic()
+        self.warning = ClassIncrementalWarning("l2")
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         if self.strength:
@@ -36,11 +38,13 @@ class L2(Strategy):
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
         if self.strength:
+            self.warning.look(learner, batches)
             now = snapshot(learner)
             self.anchor.move({name: torch.ones_like(w) for name, w in now.items()}, now, decay=0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.anchor.state_dict()
+        return {"anchor": self.anchor.state_dict(), "warning": self.warning.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.anchor.load_state_dict(state)
+        self.anchor.load_state_dict(state["anchor"])
+        self.warning.load_state_dict(state["warning"])

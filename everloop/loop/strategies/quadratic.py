@@ -51,7 +51,7 @@ class Quadratic:
         """w <- argmin_v |v - w|^2 / (2 lr) + strength / 2 P (v - c)^2 = (w + lr strength P c) / (1 + lr strength P)."""
         names = {p: name for name, p in learner.weights().items() if name in self.precision}
         for group in learner.optimizer.param_groups:
-            for p in (p for p in group["params"] if p in names):
+            for p in (p for p in group["params"] if p in names and p.grad is not None):
                 a = float(group["lr"]) * strength * self.precision[names[p]]
                 p.add_((self.center[names[p]] - p) * (a / (1 + a)))
 

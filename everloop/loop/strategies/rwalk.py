@@ -54,7 +54,8 @@ class RWalk(Strategy):
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         if self.strength == 0:
             return
-        if self.steps % self.interval == 0 and batch is not None:
+        new = learner.weights().keys() - self.fisher.keys()
+        if batch is not None and (new or self.steps % self.interval == 0):
             self._close_interval(learner)
             self._average(learner, batch)
         self.steps += 1
@@ -69,6 +70,8 @@ class RWalk(Strategy):
         if self.strength == 0:
             return
         self.warning.look(learner, batches)
+        if not self.steps:
+            return  # learned together with a task that has ended already
         self._close_interval(learner)
         score = _scaled(self.score)
         self.past = {name: (self.past[name] + s) / 2 if name in self.past else s for name, s in score.items()}
@@ -87,6 +90,8 @@ class RWalk(Strategy):
         """Scores of the steps since the last one."""
         now = snapshot(learner)
         for name, omega in self.path.omega.items():
+            if name not in self.fisher:
+                continue
             distance = self.fisher[name] * (now[name] - self.start[name]) ** 2 / 2
             score = omega.clamp(min=0) / (distance + self.EPSILON)
             self.score[name] = self.score[name] + score if name in self.score else score

@@ -48,6 +48,9 @@ class SI(Strategy):
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         if self.strength:
+            for name, p in learner.weights().items():
+                if name not in self.start:  # a weight that has come while the task is learned
+                    self.start[name] = p.detach().clone()
             self.path.before_step(learner)
             self.anchor.pull(learner, 2 * self.strength)
 

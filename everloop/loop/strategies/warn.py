@@ -27,7 +27,7 @@ class ClassIncrementalWarning:
 
     def look(self, learner: Learner, batches: Sequence[Batch]) -> None:
         """At a task's end, with examples of it."""
-        if any(isinstance(strategy, Rehearsal) for strategy in learner.strategies):
+        if any(isinstance(strategy, Rehearsal) and strategy.strength for strategy in learner.strategies):
             return  # stored examples do what the penalty cannot
         if self.said or not learner.labelled or not isinstance(learner.likelihood, Categorical) or learner.told:
             return

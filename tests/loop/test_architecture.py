@@ -1,0 +1,290 @@
+"""PackNet, LoRA, progressive columns, growth: what they promise about old tasks, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import ignore, keyword_grid, same, stream, weights
+from test_strategy_contract import stream_learner
+from torch import Tensor, nn
+
+from everloop.agents import MLP, Classifier, ConvNet5, GrowingMLP, ProgressiveMLP
+from everloop.loop import EWC, Batch, Growth, Learner, LoRA, PackNet, Progressive, Strategy, SupervisedLearner, Training
+
+Finish = Callable[[Learner, Strategy, int], None]
+
+
+def told(backbone: nn.Module, rate: float = 1e-3) -> SupervisedLearner:
+    """A head for each of the digits' five tasks, under Adam."""
+    torch.manual_seed(0)
+    return SupervisedLearner(
+        Classifier(backbone, 2, tasks=5), stream(label_space="within_task", task_cue=True), Training(learning_rate=rate)
+    )
+
+
+def examples(learner: Learner, task: int, seed: int = 5) -> Batch:
+    return learner.rollout(stream(label_space="within_task", task_cue=True), [task], 6, seed)
+
+
+def teach(learner: Learner, strategies: list[Strategy], task: int, steps: int = 96) -> None:
+    for strategy in strategies:
+        strategy.begin_task(learner.world.tasks[task], learner)
+    learner.learn([task], steps, ignore)
+    batch = examples(learner, task)
+    for strategy in strategies:
+        strategy.end_task(learner.world.tasks[task], learner, [batch])
+
+
+@torch.no_grad()
+def seen(learner: Learner, strategy: Strategy, task: int, batch: Batch) -> Tensor:
+    with strategy.view(learner.world.tasks[task], learner), learner.judging():
+        return learner.outputs(batch)
+
+
+class Normed(nn.Module):
+    """Linear layers with a batch norm, whose statistics every task moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 12
+        self.layers = nn.Sequential(nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = self.layers(x.flatten(1).float() / 255)
+        return rows
+
+
+KEEPERS: dict[str, tuple[Callable[[], Strategy], Callable[[], nn.Module]]] = {
+    "packnet": (lambda: PackNet(retrain_steps=10), lambda: MLP((8, 8, 1), (16, 16))),
+    "packnet, batch norm": (lambda: PackNet(retrain_steps=10), Normed),
+    "packnet, convolutions": (lambda: PackNet(retrain_steps=2), lambda: ConvNet5((8, 8, 1), (12, 12))),
+    "lora": (lambda: LoRA(rank=2), lambda: MLP((8, 8, 1), (16, 16))),
+    "lora, pre-trained": (lambda: LoRA(rank=2, train_base=False), lambda: MLP((8, 8, 1), (16, 16))),
+    "progressive": (Progressive, lambda: ProgressiveMLP((8, 8, 1), (16, 16))),
+}
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_under_its_view_an_old_task_is_bit_equal_after_three_more_under_adam(name: str) -> None:
+    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
+    learner = told(backbone)
+    learner.attach([strategy])
+    then: dict[int, tuple[Batch, Tensor]] = {}
+    for task in range(4):
+        teach(learner, [strategy], task, 64)
+        batch = examples(learner, task, seed=77)
+        then[task] = batch, seen(learner, strategy, task, batch)
+    for task, (batch, outputs) in then.items():
+        assert torch.equal(seen(learner, strategy, task, batch), outputs)
+    bare = learner.outputs(then[0][0]).detach()
+    assert not torch.equal(bare, then[0][1])  # without the view it is not the same network any more
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_a_view_leaves_no_trace(name: str) -> None:
+    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
+    learner = told(backbone)
+    learner.attach([strategy])
+    for task in range(2):
+        teach(learner, [strategy], task, 32)
+    before, state = weights(learner.module), {name: b.clone() for name, b in learner.module.named_buffers()}
+    trained = [p.requires_grad for p in learner.module.parameters()]
+    batch = examples(learner, 0)
+    outputs = seen(learner, Strategy(), 1, batch)
+    with pytest.raises(KeyError), strategy.view(learner.world.tasks[0], learner):
+        raise KeyError
+    assert same(before, weights(learner.module))
+    assert all(torch.equal(b, state[name]) for name, b in learner.module.named_buffers())
+    assert [p.requires_grad for p in learner.module.parameters()] == trained
+    assert torch.equal(seen(learner, Strategy(), 1, batch), outputs)
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_later_tasks_can_still_be_learned(name: str) -> None:
+    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
+    learner = told(backbone, rate=1e-2)
+    learner.attach([strategy])
+    teach(learner, [strategy], 0)
+    strategy.begin_task(learner.world.tasks[1], learner)
+    batch = examples(learner, 1, seed=3)
+    before = float(learner.loss(batch).detach())
+    learner.learn([1], 1600, ignore)
+    assert float(learner.loss(batch).detach()) < 0.8 * before
+
+
+def test_packnet_gives_each_task_its_share_of_what_is_free_the_largest_weights_first() -> None:
+    learner, packnet = told(MLP((8, 8, 1), (16, 16))), PackNet(share=0.25, retrain_steps=0)
+    learner.attach([packnet])
+    name, free = "backbone.layers.0.weight", 64 * 16
+    for task in range(3):
+        packnet.begin_task(learner.world.tasks[task], learner)
+        learner.learn([task], 64, ignore)
+        trained = dict(learner.module.named_parameters())[name].detach().clone()
+        was_free = packnet.owner[name] == 0 if packnet.owner else torch.ones_like(trained, dtype=torch.bool)
+        packnet.end_task(learner.world.tasks[task], learner, [examples(learner, task)])
+        mine = packnet.owner[name] == task + 1
+        assert int(mine.sum()) == round(0.25 * free)
+        assert bool(trained[mine].abs().min() >= trained[was_free & ~mine].abs().max())
+        now = dict(learner.module.named_parameters())[name]
+        assert not now[was_free & ~mine].any()
+        assert torch.equal(now[mine], trained[mine])
+        free -= round(0.25 * free)
+    heads = packnet.owner["heads.linear.weight"].reshape(5, 2, 16)
+    assert [heads[k].unique().tolist() for k in range(5)] == [[1], [2], [3], [0], [0]]
+    assert packnet.owner["backbone.layers.0.bias"].unique().tolist() == [1]
+
+
+def test_packnet_retrains_only_what_the_task_owns() -> None:
+    learner, packnet = told(MLP((8, 8, 1), (16, 16))), PackNet(share=0.5, retrain_steps=20)
+    learner.attach([packnet])
+    teach(learner, [packnet], 0)
+    first = {name: p.detach().clone() for name, p in learner.module.named_parameters()}
+    teach(learner, [packnet], 1)
+    for name, p in learner.module.named_parameters():
+        owner = packnet.owner[name]
+        assert torch.equal(p[owner == 1], first[name][owner == 1])
+        if p.ndim > 1 and "heads" not in name:
+            assert not p[owner == 0].any()
+            assert not torch.equal(p[owner == 2], first[name][owner == 2])
+
+
+def test_lora_trains_nothing_but_the_adapter_and_the_last_layer() -> None:
+    learner, lora = told(MLP((8, 8, 1), (16, 16))), LoRA(rank=3)
+    learner.attach([lora])
+    teach(learner, [lora], 0)
+    base = {name.replace("base_layer.", ""): p.detach().clone() for name, p in learner.module.named_parameters()}
+    lora.begin_task(learner.world.tasks[1], learner)
+    batch = examples(learner, 1)
+    with torch.no_grad():
+        fresh = learner.outputs(batch)
+    assert sum(p.numel() for n, p in learner.weights().items() if "lora" in n) == 3 * (64 + 16) + 3 * (16 + 16)
+    learner.learn([1], 64, ignore)
+    for name, p in learner.module.named_parameters():
+        if "lora" not in name and "heads" not in name:
+            assert torch.equal(p, base[name.replace("base_layer.", "")])
+    assert not torch.equal(learner.outputs(batch).detach(), fresh)
+
+
+def test_a_new_adapter_changes_nothing_and_a_merged_one_neither() -> None:
+    torch.manual_seed(0)
+    learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (16, 16)), 10), stream())
+    lora = LoRA(rank=2, adapters="online", alpha=6.0)
+    learner.attach([lora])
+    teach_shared(learner, lora, 0)
+    batch = learner.rollout(stream(), [0], 4, 0)
+    before = learner.outputs(batch).detach()
+    lora.begin_task(learner.world.tasks[1], learner)
+    assert torch.equal(learner.outputs(batch).detach(), before)
+    learner.learn([1], 64, ignore)
+    learned = learner.outputs(batch).detach()
+    W = dict(learner.module.named_parameters())["backbone.layers.0.base_layer.weight"]
+    A, B = (dict(learner.module.named_parameters())[f"backbone.layers.0.lora_{m}.online.weight"].detach().clone() for m in "AB")
+    then = W.detach().clone()
+    lora.end_task(learner.world.tasks[1], learner, [batch])
+    torch.testing.assert_close(W.detach(), then + 6.0 / 2 * B @ A)
+    torch.testing.assert_close(learner.outputs(batch).detach(), learned, rtol=1e-4, atol=1e-5)
+
+
+def teach_shared(learner: Learner, strategy: Strategy, task: int) -> None:
+    strategy.begin_task(learner.world.tasks[task], learner)
+    learner.learn([task], 64, ignore)
+    strategy.end_task(learner.world.tasks[task], learner, [learner.rollout(stream(), [task], 4, 0)])
+
+
+def test_progressive_columns_are_the_papers_equation() -> None:
+    torch.manual_seed(0)
+    net = ProgressiveMLP((2, 2, 1), (3, 5))
+    x = torch.randint(256, (7, 2, 2, 1), dtype=torch.uint8)
+    plain = MLP((2, 2, 1), (3, 5))
+    plain.load_state_dict({f"layers.{2 * i}.{p}": getattr(net.columns[0].own[i], p) for i in range(2) for p in ("weight", "bias")})
+    torch.testing.assert_close(net(x), plain(x))
+    net.add_column()
+    net.add_column()
+    rows, (a, b, c) = x.flatten(1).float() / 255, net.columns
+    first = [torch.relu(column.own[0](rows)) for column in (a, b, c)]
+    U = c.laterals[0].weight.split(3, dim=1)
+    expected = torch.relu(c.own[1](first[2]) + first[0] @ U[0].T + first[1] @ U[1].T)
+    torch.testing.assert_close(net(x), expected)
+    assert net.column == 2
+    net.column = 0
+    torch.testing.assert_close(net(x), plain(x))
+
+
+def test_a_task_that_comes_back_has_no_column_to_learn_in() -> None:
+    learner, progressive = told(ProgressiveMLP((8, 8, 1), (8, 8))), Progressive()
+    learner.attach([progressive])
+    teach(learner, [progressive], 0)
+    with pytest.raises(ValueError, match="task 0 comes back, allowed with progressive: each task once"):
+        progressive.begin_task(learner.world.tasks[0], learner)
+
+
+def test_a_network_grows_where_the_loss_stays_high_and_nothing_changes_at_that_moment() -> None:
+    def grown(threshold: float) -> int:
+        torch.manual_seed(0)
+        learner = SupervisedLearner(Classifier(GrowingMLP((8, 8, 1), (6, 6)), 10), stream())
+        growth = Growth(units=4, threshold=threshold, patience=4, limit=3)
+        learner.attach([growth])
+        growth.begin_task(learner.world.tasks[0], learner)
+        learner.learn([0], 8 * 40, ignore)
+        branches = learner.module.get_submodule("backbone.branches")
+        assert len(list(branches.children())) == growth.grown
+        return growth.grown
+
+    assert grown(0.0) == 3
+    assert grown(100.0) == 0
+    torch.manual_seed(0)
+    net, x = GrowingMLP((8, 8, 1), (6, 6)), torch.randint(256, (5, 8, 8, 1), dtype=torch.uint8)
+    before = net(x)
+    net.add_capacity(7)
+    assert torch.equal(net(x), before)
+    assert sum(p.numel() for p in net.branches.parameters()) == 64 * 7 + 7 + 7 * 6
+
+
+def test_what_has_grown_is_trained_and_other_strategies_go_on() -> None:
+    torch.manual_seed(0)
+    learner = SupervisedLearner(Classifier(GrowingMLP((8, 8, 1), (6, 6)), 10), stream())
+    growth, ewc = Growth(units=4, threshold=0.0, patience=4, limit=1), EWC(10.0)
+    learner.attach([growth, ewc])
+    for task in range(2):
+        for s in (growth, ewc):
+            s.begin_task(learner.world.tasks[task], learner)
+        learner.learn([task], 64, ignore)
+        ewc.end_task(learner.world.tasks[task], learner, [learner.rollout(stream(), [task], 4, 0)])
+    V = learner.module.get_submodule("backbone.branches.0.2").weight
+    assert float(V.detach().abs().max()) > 0  # type: ignore[operator, union-attr]
+    assert "backbone.branches.0.2.weight" in ewc.anchor.precision
+
+
+@pytest.mark.parametrize(
+    ("strategy", "bad"),
+    [
+        *[(PackNet, bad) for bad in keyword_grid(share=[-0.1, 1.1], retrain_steps=[-1], batch_size=[0])],
+        *[(LoRA, bad) for bad in keyword_grid(rank=[-1], alpha=[0.0, -2.0], adapters=["many"])],
+        *[(Growth, bad) for bad in keyword_grid(units=[-1], threshold=[-0.5], patience=[0], limit=[-2])],
+    ],
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
+def test_settings_that_cannot_be_are_refused_by_name_and_value(strategy: type[Strategy], bad: dict[str, Any]) -> None:
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=f"{name} is {value!r}, allowed: "):
+        strategy(**bad)
+
+
+def test_networks_without_units_are_refused() -> None:
+    for network in (ProgressiveMLP, GrowingMLP):
+        with pytest.raises(ValueError, match="hidden is"):
+            network((8, 8, 1), ())
+        with pytest.raises(ValueError, match="hidden is"):
+            network((8, 8, 1), (3, 0))
+    with pytest.raises(ValueError, match="units are 0, allowed: 1 or more"):
+        GrowingMLP((8, 8, 1)).add_capacity(0)
+
+
+def test_lora_without_a_layer_to_adapt_is_refused() -> None:
+    learner = stream_learner("lora")
+    learner.module = Classifier(MLP((8, 8, 1), ()), 2, tasks=5)
+    with pytest.raises(ValueError, match="no linear layer below the last one"):
+        LoRA(train_base=False).begin_task(learner.world.tasks[0], learner)
