@@ -1,0 +1,276 @@
+"""Continual backprop, shrink and perturb, Reptile, MAML, La-MAML: the written rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import FixedLearner, FlatNet, distance, ignore, keyword_grid, mlp, same, stream, vector_batch, weights
+from torch import Tensor, nn
+
+from everloop.agents import MLP, Classifier
+from everloop.loop import MAML, Batch, Categorical, ContinualBackprop, LaMAML, Reptile, ShrinkAndPerturb, Strategy, SupervisedLearner
+from everloop.loop.strategies.continual_backprop import hidden_layers
+
+
+def learner_of(layers: nn.Module, lr: float = 0.1, adam: bool = False) -> FixedLearner:
+    module = FlatNet(layers, "x").double()
+    optimizer = torch.optim.Adam(module.parameters(), lr=lr) if adam else torch.optim.SGD(module.parameters(), lr=lr)
+    return FixedLearner(module, Categorical(3), optimizer)
+
+
+def two_layers(seed: int = 0, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 6), act(), nn.Linear(6, 5), act(), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Identity])
+def test_hidden_units_are_found_behind_any_usual_activation(act: type[nn.Module]) -> None:
+    layers = two_layers(act=act)
+    found = hidden_layers(learner_of(layers), vector_batch(2, 4, 3))
+    assert [(layer.reads, layer.feeds) for layer in found] == [(layers[0], layers[2]), (layers[2], layers[4])]
+
+
+def test_units_that_something_else_reads_too_or_changes_are_left_alone() -> None:
+    class Forked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.a(x))
+            return self.b(h) + self.c(h)  # type: ignore[no-any-return]
+
+    for layers in (Forked(), nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)), nn.Linear(4, 3)):
+        learner = learner_of(layers)
+        assert hidden_layers(learner, vector_batch(2, 4, 3)) == []
+        with pytest.raises(ValueError, match="continual_backprop finds no hidden units, allowed: "):
+            ContinualBackprop(0.1).observe(vector_batch(2, 4, 3), learner)
+
+
+def test_utility_is_the_running_mean_of_activity_times_outgoing_weights() -> None:
+    layers = two_layers()
+    learner, strategy, batch = learner_of(layers, lr=0.0), ContinualBackprop(1e-9, decay=0.9, interval=2), vector_batch(8, 4, 3)
+    strategy.observe(batch, learner)
+    learner.minibatch = batch
+    for _ in range(6):
+        strategy.after_step(learner)
+    h = torch.relu(layers[0](batch.obs["x"][0]))
+    expected = (1 - 0.9**6) * h.abs().mean(0) * layers[2].weight.abs().sum(0)
+    torch.testing.assert_close(strategy.layers[0].utility.double(), expected.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_the_least_useful_mature_units_are_replaced_at_the_written_rate() -> None:
+    """rate * units * steps of them; incoming weights within the initial bound, outgoing ones 0, moments of Adam 0."""
+    layers = two_layers()
+    learner = learner_of(layers, lr=1e-3, adam=True)
+    strategy, batch = ContinualBackprop(1 / 60 + 1e-9, maturity=5, decay=0.5, interval=1), vector_batch(8, 4, 3)
+    strategy.observe(batch, learner)
+    learner.minibatch = batch
+    for _ in range(5):
+        learner.optimizer.zero_grad()
+        learner.loss(batch).backward()  # type: ignore[no-untyped-call]
+        learner.optimizer.step()
+        strategy.after_step(learner)
+    before = weights(learner.module)
+    for _ in range(9):  # 6 units * 1/60 * 9 steps: not yet a whole one
+        strategy.after_step(learner)
+    assert same(weights(learner.module), before)
+    least = int(strategy.layers[0].utility.argmin())
+    strategy.after_step(learner)
+    changed = [int(i) for i in (layers[0].weight != before[0]).any(1).nonzero()]
+    assert changed == [least]
+    assert float(layers[0].weight[least].detach().abs().max()) <= 4**-0.5
+    assert not layers[2].weight[:, least].any()
+    assert float(layers[0].bias[least].detach()) == 0.0
+    moments = learner.optimizer.state[layers[2].weight]["exp_avg"]
+    assert not moments[:, least].any()
+    assert moments.any()
+    assert float(strategy.layers[0].age[least]) == 0.0
+
+
+def test_a_replaced_unit_changes_the_outputs_by_what_it_gave_and_no_more() -> None:
+    layers = two_layers()
+    learner, batch = learner_of(layers), vector_batch(8, 4, 3)
+    strategy = ContinualBackprop(1 / 6, maturity=0, interval=1)
+    strategy.observe(batch, learner)
+    with torch.no_grad():
+        layers[2].weight[:, 1] = 0.0  # a unit of no use
+    learner.minibatch, before = batch, learner.outputs(batch).detach()
+    frozen = layers[4].weight.detach().clone()
+    strategy.layers = strategy.layers[:1]
+    strategy.after_step(learner)
+    torch.testing.assert_close(learner.outputs(batch).detach(), before, rtol=0, atol=1e-12)
+    assert torch.equal(layers[4].weight, frozen)
+    assert strategy.layers[0].age.tolist().index(0.0) == 1
+
+
+def test_shrink_and_perturb_is_the_written_mixture_before_every_task_but_the_first() -> None:
+    torch.manual_seed(0)
+    learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (12,)), 10), stream())
+    strategy = ShrinkAndPerturb(shrink=0.7, noise=0.2, seed=3)
+    before = weights(learner.module)
+    strategy.begin_task(learner.world.tasks[0], learner)
+    assert same(weights(learner.module), before)
+    strategy.begin_task(learner.world.tasks[1], learner)
+    fresh = [(now - 0.7 * old) / 0.2 for now, old in zip(weights(learner.module), before, strict=True)]
+    bounds = [64**-0.5, 64**-0.5, 12**-0.5, 12**-0.5]
+    assert all(float(x.abs().max()) <= b + 1e-5 for x, b in zip(fresh, bounds, strict=True))
+    assert float(fresh[0].std()) == pytest.approx(64**-0.5 / 3**0.5, rel=0.1)  # uniform, as nn.Linear draws
+    pure = ShrinkAndPerturb(shrink=0.5, noise=0.0)
+    then = weights(learner.module)
+    for task in range(2):
+        pure.begin_task(learner.world.tasks[task], learner)
+    assert distance(weights(learner.module), [0.5 * w for w in then]) < 1e-7
+
+
+def digits() -> SupervisedLearner:
+    return SupervisedLearner(mlp(hidden=12), stream())
+
+
+class Recorded(Reptile):
+    """Keeps the batches of each iteration."""
+
+    def improve(self, learner: Any, batches: Any) -> None:
+        self.last = list(batches)
+        super().improve(learner, batches)
+
+
+def test_reptile_goes_part_of_the_way_to_the_adapted_weights() -> None:
+    learner, reptile = digits(), Recorded(inner_lr=0.3, outer_lr=0.4, adaptation_steps=3, iterations=1, tasks=[2])
+    before = weights(learner.module)
+    reptile.begin_task(learner.world.tasks[0], learner)
+    after = weights(learner.module)
+    twin = digits()
+    sgd = torch.optim.SGD(twin.module.parameters(), lr=0.3)
+    for batch in reptile.last[:3]:
+        sgd.zero_grad()
+        twin.loss(batch).backward()  # type: ignore[no-untyped-call]
+        sgd.step()
+    expected = [w + 0.4 * (v - w) for w, v in zip(before, weights(twin.module), strict=True)]
+    assert len(reptile.last) == 4
+    assert set(reptile.last[0].target.flatten().tolist()) <= {4, 5}
+    assert distance(after, expected) < 1e-12
+
+
+def test_mamls_gradient_is_the_derivative_through_the_inner_steps() -> None:
+    """By central differences: move one weight, adapt again, look at the loss."""
+    learner = digits()
+    maml = MAML(inner_lr=0.5, outer_lr=1.0, adaptation_steps=2)
+    batches = [learner.rollout(stream(), [1], 2, seed) for seed in range(3)]
+    before = weights(learner.module)
+    maml.improve(learner, batches)
+    steps = [w - now for w, now in zip(before, weights(learner.module), strict=True)]
+
+    def adapted_loss(shift: float, layer: int, at: tuple[int, ...]) -> float:
+        twin = digits()
+        with torch.no_grad():
+            list(twin.module.parameters())[layer][at] += shift
+        sgd = torch.optim.SGD(twin.module.parameters(), lr=0.5)
+        for batch in batches[:2]:
+            sgd.zero_grad()
+            twin.loss(batch).backward()  # type: ignore[no-untyped-call]
+            sgd.step()
+        return float(twin.loss(batches[2]).detach())
+
+    for layer, at in ((0, (3, 20)), (0, (7, 44)), (1, (5,)), (2, (2, 6)), (3, (3,))):
+        slope = (adapted_loss(1e-5, layer, at) - adapted_loss(-1e-5, layer, at)) / 2e-5
+        assert float(steps[layer][at]) == pytest.approx(slope, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("method", [Reptile, MAML])
+def test_pretrained_weights_adapt_faster_than_random_ones(method: type[Reptile] | type[MAML]) -> None:
+    def loss_after_a_step(learner: SupervisedLearner) -> float:
+        total = 0.0
+        for task in range(5):
+            batch, other = (learner.rollout(stream(), [task], 4, seed) for seed in (100, 200))
+            w = MAML(inner_lr=0.5).adapted(learner, [batch], create_graph=False)
+            total += float(learner.loss(other, w).detach())
+        return total / 5
+
+    plain, trained = digits(), digits()
+    method(inner_lr=0.5, outer_lr=0.5, adaptation_steps=1, iterations=60).begin_task(trained.world.tasks[0], trained)
+    assert loss_after_a_step(trained) < 0.8 * loss_after_a_step(plain)
+
+
+def test_tasks_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ValueError, match="tasks hold 7, allowed: 0, 1, 2, 3, 4"):
+        digits().attach([Reptile(tasks=[1, 7])])
+
+
+def test_la_maml_is_the_written_update() -> None:
+    """Two parts, a draw that is known, plain gradient descent; a second step has the rates of the first."""
+    layers = two_layers()
+    learner = learner_of(layers, lr=0.7)
+    strategy = LaMAML(alpha=0.2, alpha_lr=0.5, parts=2, capacity=6, batch_size=4)
+    batch, old = vector_batch(6, 4, 3), vector_batch(6, 4, 3, seed=1)
+    strategy.observe(old, learner)
+    drawn: list[Batch] = []
+    draw = strategy.draw
+
+    def noted(*args: Any, **kwargs: Any) -> Batch | None:
+        stored = draw(*args, **kwargs)
+        assert stored is not None
+        drawn.append(stored)
+        return stored
+
+    strategy.draw = noted  # type: ignore[method-assign]
+    learner.attach([strategy])
+    rates = [torch.full_like(w, 0.2) for w in weights(learner.module)]
+    for _ in range(2):
+        start = weights(learner.module)
+        learner.minibatch = batch
+        learner.updater.step(learner.loss(batch))
+        fast, led = [w.clone() for w in start], [torch.zeros_like(w) for w in start]
+        meta, drift = ([torch.zeros_like(w) for w in start] for _ in range(2))
+        for part in (batch[:3], batch[3:]):
+            g = gradients_at(fast, [(1.0, part)])
+            led = [a + b for a, b in zip(led, g, strict=True)]
+            fast = [w - a.clamp(min=0) * x for w, a, x in zip(fast, rates, g, strict=True)]
+            ahead = gradients_at(fast, [(0.6, batch), (0.4, drawn[-1])])
+            meta = [m + x / 2 for m, x in zip(meta, ahead, strict=True)]
+            drift = [d + x * y / 2 for d, x, y in zip(drift, ahead, led, strict=True)]
+        rates = [a + 0.5 * d for a, d in zip(rates, drift, strict=True)]
+        expected = [w - a.clamp(min=0) * m for w, a, m in zip(start, rates, meta, strict=True)]
+        assert distance(weights(learner.module), expected) < 1e-12
+        assert distance(list(strategy.rates.values()), rates) < 1e-12
+
+
+def gradients_at(values: list[Tensor], parts: list[tuple[float, Batch]]) -> list[Tensor]:
+    """Of the weighted sum of losses, in a network with these weights."""
+    twin = learner_of(two_layers())
+    with torch.no_grad():
+        for p, value in zip(twin.module.parameters(), values, strict=True):
+            p.copy_(value)
+    loss = torch.stack([share * twin.loss(part) for share, part in parts]).sum()
+    return list(torch.autograd.grad(loss, list(twin.module.parameters())))
+
+
+def test_meta_training_draws_from_nobody_elses_generator_and_happens_once() -> None:
+    learner, reptile = digits(), Reptile(iterations=2)
+    state = torch.get_rng_state()
+    reptile.begin_task(learner.world.tasks[0], learner)
+    then = weights(learner.module)
+    reptile.begin_task(learner.world.tasks[1], learner)
+    assert same(weights(learner.module), then)
+    assert torch.equal(torch.get_rng_state(), state)
+    learner.attach([reptile])
+    learner.learn([0], 16, ignore)
+    assert not same(weights(learner.module), then)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "bad"),
+    [
+        *[(ContinualBackprop, b) for b in keyword_grid(replacement_rate=[-0.1, 1.5], maturity=[-1], decay=[-0.1, 1.1], interval=[0])],
+        *[(ShrinkAndPerturb, b) for b in keyword_grid(shrink=[-0.1, 1.1], noise=[-1.0])],
+        *[(s, b) for s in (Reptile, MAML) for b in keyword_grid(inner_lr=[-1.0], outer_lr=[-1.0], adaptation_steps=[0], iterations=[-1])],
+        *[(LaMAML, b) for b in keyword_grid(strength=[-0.1, 1.1], alpha=[-1.0], alpha_lr=[-1.0], parts=[0], memory=["many"])],
+    ],
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
+def test_settings_that_cannot_be_are_refused_by_name_and_value(strategy: type[Strategy], bad: dict[str, Any]) -> None:
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=f"{name} is {value!r}, allowed: "):
+        strategy(**bad)
