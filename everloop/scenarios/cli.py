@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -186,7 +187,8 @@ def _go(experiment: Experiment, out: Path) -> int:
     for note in experiment.learner.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
     try:
-        with ProgressBar(title, console) as progress:
+        with ProgressBar(title, console) as progress, warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: console.print(f"note: {message}", highlight=False, markup=False)
             result = experiment.run([progress])
     except NotFiniteError as error:
         return _fail(f"{error}; the run stopped, what it has logged is in {out}")
