@@ -13,7 +13,7 @@ from everloop.loop.evaluate import mean_return, scores
 from everloop.loop.fisher import diagonal_fisher
 from everloop.loop.foreign import Attached, attach
 from everloop.loop.learner import Learner
-from everloop.loop.likelihood import Categorical, Gaussian, Likelihood, Tags, likelihood_for
+from everloop.loop.likelihood import Categorical, Gaussian, Likelihood, SquashedGaussian, Tags, likelihood_for
 from everloop.loop.memory import MEMORIES, Memory, Reservoir, herding
 from everloop.loop.monitors import Divergence
 from everloop.loop.nested import NestedOptimizer, levels_by_depth
@@ -57,9 +57,15 @@ from everloop.loop.world import NotFiniteError, World
 
 if TYPE_CHECKING:
     from everloop.loop.sb3 import SB3Learner
+    from everloop.loop.sb3_off_policy import DQNLearner, SACLearner
     from everloop.loop.vec_env import WorldVecEnv
 
-_LAZY = {"SB3Learner": "everloop.loop.sb3", "WorldVecEnv": "everloop.loop.vec_env"}
+_LAZY = {
+    "DQNLearner": "everloop.loop.sb3_off_policy",
+    "SACLearner": "everloop.loop.sb3_off_policy",
+    "SB3Learner": "everloop.loop.sb3",
+    "WorldVecEnv": "everloop.loop.vec_env",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -90,6 +96,7 @@ __all__ = [
     "Categorical",
     "ContinualBackprop",
     "DERPlusPlus",
+    "DQNLearner",
     "Divergence",
     "Evaluation",
     "GDumb",
@@ -115,8 +122,10 @@ __all__ = [
     "Reptile",
     "Reservoir",
     "Result",
+    "SACLearner",
     "SB3Learner",
     "ShrinkAndPerturb",
+    "SquashedGaussian",
     "Strategy",
     "SupervisedLearner",
     "Tags",

@@ -44,7 +44,8 @@ def every_class(learner: Learner) -> Score:
     """
 
     def score(batch: Batch) -> Tensor:
-        log_p = torch.log_softmax(learner.outputs(batch), -1)
+        assert isinstance(learner.likelihood, Categorical)
+        log_p = torch.log_softmax(learner.likelihood.logits(learner.outputs(batch)), -1)
         return (log_p.detach().exp().sqrt() * log_p)[0].T
 
     return score

@@ -61,6 +61,7 @@ class Learner(ABC):
     sequence_length: how many steps an example has.
     on_scalars: called with (step, {name: value}) now and then, about the training itself.
     labelled: whether targets are labels that the world reveals.
+    may_grow: whether the network may get new weights while it learns.
     notes: which of the options asked for do nothing here, and why.
     """
 
@@ -75,6 +76,7 @@ class Learner(ABC):
     on_scalars: Callable[[int, dict[str, float]], None] = staticmethod(lambda step, scalars: None)
     max_grad_norm: float | None = None
     labelled: bool = False
+    may_grow: bool = True
     notes: Sequence[str] = ()
 
     @abstractmethod

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -35,30 +37,41 @@ class Likelihood(Protocol):
 
 
 class Categorical(Likelihood):
-    """Logits (..., classes); labels int64 (...)."""
+    """softmax(p / temperature) over classes; logits p (..., classes), labels int64 (...).
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    temperature: above 0; other than 1 where p are no logits but values, whose Boltzmann policy this then is.
+    Raises ValueError for a temperature outside its range.
+    """
+
+    def __init__(self, classes: int, temperature: float = 1.0) -> None:
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}, allowed: more than 0")
+        self.classes, self.temperature = classes, temperature
+
+    def logits(self, p: Tensor) -> Tensor:
+        """p / temperature, which a softmax makes probabilities of."""
+        return p if self.temperature == 1.0 else p / self.temperature
 
     def size(self) -> int:
         return self.classes
 
     def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
-        return -F.cross_entropy(p.reshape(-1, self.classes), x.reshape(-1), reduction="none").reshape(x.shape)
+        logits = self.logits(p).reshape(-1, self.classes)
+        return -F.cross_entropy(logits, x.reshape(-1), reduction="none").reshape(x.shape)
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        flat = torch.softmax(p, -1).reshape(-1, self.classes)
+        flat = torch.softmax(self.logits(p), -1).reshape(-1, self.classes)
         return torch.multinomial(flat, 1, generator=generator).reshape(p.shape[:-1])
 
     def mode(self, p: Tensor) -> Tensor:
         return p.argmax(-1)
 
     def entropy(self, p: Tensor) -> Tensor:
-        log_p = torch.log_softmax(p, -1)
+        log_p = torch.log_softmax(self.logits(p), -1)
         return -(log_p.exp() * log_p).sum(-1)
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        log_p, log_q = torch.log_softmax(p, -1), torch.log_softmax(q, -1)
+        log_p, log_q = (torch.log_softmax(self.logits(z), -1) for z in (p, q))
         return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -133,6 +146,60 @@ class Gaussian(Likelihood):
         (mean_p, log_p), (mean_q, log_q) = self.split(p), self.split(q)
         ratio, shift = torch.exp(2 * (log_p - log_q)), (mean_p - mean_q) * torch.exp(-log_q)
         return (log_q - log_p + 0.5 * (ratio + shift * shift - 1)).sum(-1)
+
+
+class SquashedGaussian(Gaussian):
+    """tanh of a diagonal Gaussian, stretched to the actions' range: the policy of SAC (Haarnoja et al. 2018, appendix C).
+
+        action = low + (high - low) * (tanh(u) + 1) / 2,   u ~ N(mean, std^2)
+
+    Outputs (..., 2 * dims): the mean of u, then its log standard deviation, bounded to [-20, 2] as in Stable-Baselines3.
+    KL divergences are those of u, since squashing is one to one. Towards the ends of their range actions no longer tell u,
+    in float32 from |u| = 8 on, where log_prob takes u as 8.3.
+
+    low, high: the range of actions, (dims,). Raises ValueError unless it is finite.
+    """
+
+    LOW, HIGH = -20.0, 2.0
+    EPSILON = 1e-6  # keeps the logarithm of the squashing's slope finite, as in Stable-Baselines3
+
+    def __init__(self, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
+        self.low, self.high = torch.as_tensor(np.asarray(low)), torch.as_tensor(np.asarray(high))
+        if not bool(torch.isfinite(self.high - self.low).all()) or not bool((self.high > self.low).all()):
+            raise ValueError(f"actions range from {self.low.tolist()} to {self.high.tolist()}, allowed: finite ranges that are not empty")
+        super().__init__(len(self.low))
+
+    def split(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = torch.split(p, self.dims, -1)
+        return mean, log_std.clamp(self.LOW, self.HIGH)
+
+    def stretch(self, y: Tensor) -> Tensor:
+        """From [-1, 1] to the actions' range."""
+        low, high = self.low.to(y), self.high.to(y)
+        return low + 0.5 * (y + 1.0) * (high - low)
+
+    def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
+        low, high = self.low.to(p), self.high.to(p)
+        limit = 1.0 - torch.finfo(p.dtype).eps
+        y = (2.0 * (x - low) / (high - low) - 1.0).clamp(-limit, limit)
+        slope = torch.log(1.0 - y * y + self.EPSILON) + torch.log(0.5 * (high - low))
+        return super().log_prob(p, torch.atanh(y)) - slope.sum(-1)
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.stretch(torch.tanh(super().sample(p, generator)))
+
+    def mode(self, p: Tensor) -> Tensor:
+        """The image of the Gaussian's mode, which SAC acts by when it does not explore."""
+        return self.stretch(torch.tanh(super().mode(p)))
+
+    def entropy(self, p: Tensor) -> Tensor:
+        """H(u) + E[log |d action / du|], the mean by Gauss-Hermite quadrature."""
+        nodes, weights = (torch.as_tensor(v).to(p) for v in np.polynomial.hermite_e.hermegauss(64))
+        mean, log_std = self.split(p)
+        u = mean[..., None] + log_std.exp()[..., None] * nodes
+        log_slope = 2.0 * (math.log(2.0) - u.abs() - F.softplus(-2.0 * u.abs()))  # of tanh: log(1 - tanh(u)^2)
+        range_ = torch.log(0.5 * (self.high - self.low)).to(p)
+        return super().entropy(p) + ((log_slope * weights).sum(-1) / math.sqrt(2 * math.pi) + range_).sum(-1)
 
 
 def likelihood_for(action_space: spaces.Space[object]) -> Likelihood:

@@ -1,12 +1,11 @@
-"""The learner of control worlds: Stable-Baselines3's PPO and RecurrentPPO, unforked. All that knows their insides is here."""
+"""The on-policy learner of control worlds: Stable-Baselines3's PPO and RecurrentPPO, unforked."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from einops import rearrange
 from gymnasium import spaces
@@ -14,20 +13,14 @@ from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from torch import Tensor, nn
+from torch import Tensor
 
 from everloop.loop.batch import Batch
-from everloop.loop.learner import Learner, Prediction, Tick
+from everloop.loop.learner import Tick
 from everloop.loop.likelihood import likelihood_for
-from everloop.loop.vec_env import WorldVecEnv
+from everloop.loop.sb3_base import NetworkFactory, Observations, Observer, SB3Base, as_world, transposed, world_space
 from everloop.loop.world import World
-
-NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
-Observations = Mapping[str, Tensor]
 
 
 class _NetworkPolicy(BasePolicy):
@@ -53,21 +46,14 @@ class _NetworkPolicy(BasePolicy):
     ) -> None:
         """transposed: the images that SB3 turns channels-first; the network is made for them as the world shows them."""
         BasePolicy.__init__(self, observation_space, action_space, **kwargs)  # SB3's own would build networks of theirs
-        assert isinstance(observation_space, spaces.Dict)
         self.channels_first = set(transposed)
-        parts = dict(observation_space.spaces)
-        for name in self.channels_first:
-            space = parts[name]
-            assert isinstance(space, spaces.Box)
-            shape = (*space.shape[1:], space.shape[0])
-            parts[name] = spaces.Box(space.low.reshape(shape), space.high.reshape(shape), dtype=np.uint8)
-        self.network = network(spaces.Dict(parts), action_space)
+        self.network = network(world_space(observation_space, self.channels_first), action_space)
         self.likelihood = likelihood_for(action_space)
         self.optimizer = self.optimizer_class(self.parameters(), **{"lr": lr_schedule(1), **self.optimizer_kwargs})
 
     def as_world(self, obs: Observations) -> dict[str, Tensor]:
         """Images with the channels last, as worlds have them."""
-        return {n: rearrange(x, "... c h w -> ... h w c") if n in self.channels_first else x for n, x in obs.items()}
+        return as_world(obs, self.channels_first)
 
     def run(self, obs: Observations, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (n l), state (n, H), start bool (n l) -> prediction (n l, P), value (n l, 1), state (n, H)."""
@@ -86,11 +72,6 @@ class _NetworkPolicy(BasePolicy):
         self.minibatch = Batch(rows, torch.ones_like(start)[None], action=actions[None])
         self.on_judged(self.minibatch, p)
         return values, self.likelihood.log_prob(p, actions), self.likelihood.entropy(p)
-
-
-def _transposed(space: Any) -> list[str]:
-    """The images of a world that SB3 turns channels-first."""
-    return [name for name, part in space.items() if is_image_space(part) and not is_image_space_channels_first(part)]
 
 
 class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
@@ -163,38 +144,16 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
         return self.choose(p, deterministic), self._states(state).pi
 
 
-class _Observer(BaseCallback):
-    """Counts steps and hands every finished rollout to the strategies."""
+class _Observer(Observer):
+    """Observes SB3's rollout buffer when it is full."""
 
-    def __init__(self, learner: SB3Learner, tick: Tick) -> None:
-        super().__init__()
-        self.learner, self.tick = learner, tick
+    learner: SB3Learner
 
-    def _on_step(self) -> bool:
-        self.learner.steps += self.learner.world.num_envs
-        return True
-
-    def _on_rollout_end(self) -> None:
-        batch = self.learner.rollout_batch()
-        for strategy in self.learner.strategies:
-            strategy.observe(batch, self.learner)
-        self.tick(batch.length * len(batch))
+    def collected(self) -> Batch:
+        return self.learner.rollout_batch()
 
 
-class _Scalars(KVWriter):
-    """Passes what SB3 logs about its training to `learner.on_scalars`."""
-
-    def __init__(self, learner: SB3Learner) -> None:
-        self.learner = learner
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        numbers = {k: float(v) for k, v in key_values.items() if isinstance(v, (int, float, np.number))}
-        self.learner.on_scalars(self.learner.steps, {k: v for k, v in numbers.items() if math.isfinite(v)})
-
-    def close(self) -> None: ...
-
-
-class SB3Learner(Learner):
+class SB3Learner(SB3Base):
     """PPO (Schulman et al. 2017) or RecurrentPPO of Stable-Baselines3 around a network of ours.
 
     network: called with (observation space, action space) of the world, makes a module with a value head.
@@ -215,37 +174,31 @@ class SB3Learner(Learner):
         seed: int = 0,
         device: str = "auto",
     ) -> None:
+        super().__init__(world, parameters, max_grad_norm)
         recurrent = algorithm is RecurrentPPO
-        for name in sorted({"max_grad_norm", "policy_kwargs", "use_sde", "seed", "device"} & set(parameters or {})):
-            raise ValueError(f"parameters hold {name!r}, which the learner sets itself")
-        self.world, self.max_grad_norm, self.sequence_length = world, max_grad_norm, sequence_length
-        self.env = WorldVecEnv(world)
-        self.model = algorithm(
+        model = algorithm(
             RecurrentNetworkPolicy if recurrent else NetworkPolicy,  # type: ignore[arg-type]
             self.env,
             **(parameters or {}),
             max_grad_norm=math.inf,
             policy_kwargs={
                 "network": network,
-                "transposed": _transposed(world.single_observation_space),
+                "transposed": transposed(world.single_observation_space),
                 "optimizer_kwargs": {"fused": True, "eps": 1e-5},
             },
             seed=seed,
             device=device,
         )
-        if sequence_length < 1 or self.model.n_steps % sequence_length:
-            raise ValueError(f"sequence_length is {sequence_length}, allowed: a divisor of n_steps = {self.model.n_steps}")
-        policy: Any = self.model.policy
-        self.policy = policy
-        self.module = self.policy.get_submodule("network")
-        self.optimizer = self.policy.optimizer
+        if sequence_length < 1 or model.n_steps % sequence_length:
+            raise ValueError(f"sequence_length is {sequence_length}, allowed: a divisor of n_steps = {model.n_steps}")
+        self.sequence_length = sequence_length
         self.likelihood = likelihood_for(world.single_action_space)
-        self.model.set_logger(Logger(None, [_Scalars(self)]))
         self._real: Tensor | None = None
+        policy: Any = model.policy
+        self._adopt(model, policy.network, policy.optimizer)
         policy.on_judged = self._join_output_losses
         if recurrent:
             self._note_padding()
-        self.attach([])
 
     def _note_padding(self) -> None:
         """Keep each recurrent minibatch's mask, which SB3 does not hand on to the policy: True for real steps."""
@@ -253,10 +206,10 @@ class SB3Learner(Learner):
 
         def noted(batch_size: int | None = None) -> Iterator[Any]:
             for data in get(batch_size):
-                self._real = data.mask > 0.5  # type: ignore[attr-defined]
+                self._real = data.mask > 0.5
                 yield data
 
-        self.model.rollout_buffer.get = noted  # type: ignore[method-assign, assignment]
+        self.model.rollout_buffer.get = noted
 
     @property
     def minibatch(self) -> Batch | None:  # type: ignore[override]
@@ -264,39 +217,13 @@ class SB3Learner(Learner):
         batch: Batch | None = self.policy.minibatch
         return batch if batch is None or self._real is None else batch[self._real]
 
-    def _join_output_losses(self, batch: Batch, prediction: Tensor) -> None:
-        """Let the gradients of the strategies' output losses join PPO's own where it flows back to the prediction."""
-        leaf = prediction.detach()[None].requires_grad_()
-        losses = self.output_losses(batch, Prediction(leaf))
-        if losses:
-            (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), leaf)
-            prediction.register_hook(lambda own: own + gradient[0])  # type: ignore[no-untyped-call]
-
-    def seed(self, seed: int) -> None:
-        """Seed torch, numpy and the world's next reset."""
-        self.model.set_random_seed(seed)
-
-    def loss(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """KL(stored outputs || now), the mean over steps: policy distillation. PPO's own loss stays in SB3."""
-        assert batch.target is not None, "a stored batch holds the outputs to imitate"
-        return self.likelihood.kl(batch.target, self.outputs_with(batch, weights)).mean()
-
-    @torch.no_grad()
-    def targets(self, batch: Batch) -> Tensor:
-        """The policy's outputs now."""
-        return self.outputs(batch)
-
-    def observed(self, batch: Batch) -> Tensor | None:
-        return batch.action
-
-    def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
-        self.env.tasks, self.env.steps = tasks, self.steps
-        self.model.learn(steps, callback=_Observer(self, tick), log_interval=1)
+    def _observer(self, tick: Tick) -> Observer:
+        return _Observer(self, tick)
 
     def rollout_batch(self) -> Batch:
         """The rollout just collected, cut into examples of `sequence_length` steps."""
         buffer = self.model.rollout_buffer
-        obs = {name: torch.from_numpy(x).to(self.device) for name, x in buffer.observations.items()}  # type: ignore[attr-defined]
+        obs = {name: torch.from_numpy(x).to(self.device) for name, x in buffer.observations.items()}
         actions = torch.from_numpy(buffer.actions)
         if isinstance(self.world.single_action_space, spaces.Discrete):
             actions = rearrange(actions, "t b 1 -> t b").long()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from everloop.agents import Agent
 from everloop.envs import make_vec
@@ -12,6 +12,7 @@ from everloop.loop import Learner, World, likelihood_for
 from everloop.scenarios.scenario import Scenario, Split
 
 SEQUENCE = 16  # steps of a stored example of a recurrent policy
+SAC = {"buffer_size": 100_000, "learning_starts": 1000, "batch_size": 128, "tau": 0.02}
 
 
 @dataclass
@@ -21,14 +22,17 @@ class SwitchingPlant(Scenario):
     num_tasks: how many; each has its own dynamics and target.
     steps: world steps of training for each task.
     task_cue: show the task as a modality; otherwise the agent must feel it from how the plant answers.
-    recurrent: an agent with a memory under RecurrentPPO, else one without under PPO.
-    learning_rate, n_epochs, batch_size, n_steps, ent_coef, gamma, gae_lambda: of PPO, as Stable-Baselines3 names them.
+    algorithm: "ppo", or "sac", which learns from a replay buffer that each task begins empty.
+    recurrent: an agent with a memory under RecurrentPPO, else one without; by default with a memory where the algorithm can.
+    learning_rate, gamma: of either, as Stable-Baselines3 names them.
+    n_epochs, batch_size, n_steps, ent_coef, gae_lambda: of PPO.
+    gradient_steps: of SAC, updates after each step of all copies.
     token_size, hidden_size: of the agent.
     world_seed: draws the plants; the run's seed if none.
     """
 
     name: ClassVar[str] = "switching-plant"
-    summary: ClassVar[str] = "control: a simulated plant switches dynamics and target (PPO, policy distillation as replay)"
+    summary: ClassVar[str] = "control: a simulated plant switches dynamics and target (PPO or SAC, policy distillation as replay)"
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "ewc": {"strength": 1.0},
         "replay": {"strength": 1.0, "capacity": 1000, "batch_size": 32},
@@ -36,7 +40,8 @@ class SwitchingPlant(Scenario):
     num_tasks: int = 3
     steps: int = 32_768
     task_cue: bool = True
-    recurrent: bool = True
+    algorithm: Literal["ppo", "sac"] = "ppo"
+    recurrent: bool | None = None
     learning_rate: float = 1e-3
     n_epochs: int = 5
     batch_size: int = 512
@@ -44,6 +49,7 @@ class SwitchingPlant(Scenario):
     ent_coef: float = 0.0
     gamma: float = 0.9
     gae_lambda: float = 0.9
+    gradient_steps: int = 1
     token_size: int = 64
     hidden_size: int = 128
     world_seed: int | None = None
@@ -63,25 +69,27 @@ class SwitchingPlant(Scenario):
     def learner(self, world: World, seed: int) -> Learner:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}, allowed: more than 0")
-        for name, least in (("n_steps", SEQUENCE), ("n_epochs", 1), ("batch_size", 2)):
+        for name, least in (("n_steps", SEQUENCE), ("n_epochs", 1), ("batch_size", 2), ("gradient_steps", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, allowed: {least} or more")
+        if self.algorithm == "sac":
+            if self.recurrent:
+                raise ValueError("recurrent is True, allowed for sac: False")
+            return self._sac(world, seed)
+        return self._ppo(world, seed, recurrent=self.recurrent is not False)
+
+    def _agent(self, observation_space: Any, outputs: int, **parameters: Any) -> Agent:
+        return Agent(observation_space, outputs, token_size=self.token_size, attention_heads=4, hidden_size=self.hidden_size, **parameters)
+
+    def _ppo(self, world: World, seed: int, recurrent: bool) -> Learner:
         from sb3_contrib import RecurrentPPO
         from stable_baselines3 import PPO
 
         from everloop.loop.sb3 import SB3Learner
 
         def network(observation_space: Any, action_space: Any) -> Agent:
-            return Agent(
-                observation_space,
-                likelihood_for(action_space).size(),
-                value_head=True,
-                recurrent=self.recurrent,
-                token_size=self.token_size,
-                attention_heads=4,
-                hidden_size=self.hidden_size,
-                prediction_scale=0.01,
-            )
+            outputs = likelihood_for(action_space).size()
+            return self._agent(observation_space, outputs, value_head=True, recurrent=recurrent, prediction_scale=0.01)
 
         parameters = {
             "learning_rate": self.learning_rate,
@@ -92,8 +100,20 @@ class SwitchingPlant(Scenario):
             "gamma": self.gamma,
             "gae_lambda": self.gae_lambda,
         }
-        algorithm = RecurrentPPO if self.recurrent else PPO
-        return SB3Learner(world, network, algorithm, parameters, sequence_length=SEQUENCE if self.recurrent else 1, seed=seed, device="cpu")
+        algorithm = RecurrentPPO if recurrent else PPO
+        return SB3Learner(world, network, algorithm, parameters, sequence_length=SEQUENCE if recurrent else 1, seed=seed, device="cpu")
+
+    def _sac(self, world: World, seed: int) -> Learner:
+        from everloop.loop.sb3_off_policy import SACLearner
+
+        def actor(observation_space: Any, action_space: Any) -> Agent:
+            return self._agent(observation_space, 2 * action_space.shape[0], recurrent=False, prediction_scale=0.01)
+
+        def critic(observation_space: Any) -> Agent:
+            return self._agent(observation_space, 1, recurrent=False)
+
+        parameters = SAC | {"learning_rate": self.learning_rate, "gamma": self.gamma, "gradient_steps": self.gradient_steps}
+        return SACLearner(world, actor, critic, parameters, seed=seed, device="cpu")
 
     def task_steps(self, world: World, task: int) -> int:
         return self.steps

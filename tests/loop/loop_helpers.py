@@ -9,16 +9,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.vector import VectorWrapper
+from gymnasium.vector.utils import batch_space
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 from torch import Tensor, nn
 
 from everloop.agents import Agent
 from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv, VectorFeedback
-from everloop.loop import Batch, Categorical, SupervisedLearner, likelihood_for
+from everloop.loop import Batch, Categorical, DQNLearner, SACLearner, SupervisedLearner, likelihood_for
 from everloop.loop.sb3 import SB3Learner
+from everloop.loop.sb3_off_policy import OffPolicyLearner
 
 PPO_PARAMETERS: dict[str, Any] = {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "learning_rate": 1e-2, "gamma": 0.9, "ent_coef": 0.5}
+REPLAYED: dict[str, Any] = {"learning_rate": 1e-2, "buffer_size": 400, "learning_starts": 15, "batch_size": 16, "gamma": 0.8}
+DQN_PARAMETERS: dict[str, Any] = REPLAYED | {"train_freq": 2, "target_update_interval": 16, "exploration_fraction": 0.5}
+SAC_PARAMETERS: dict[str, Any] = REPLAYED | {"train_freq": 2}
 
 
 class Output(NamedTuple):
@@ -105,6 +111,64 @@ def control_learner(recurrent: bool = False, world: Any = None, parameters: dict
         device="cpu",
         **({"sequence_length": 4 if recurrent else 1} | kwargs),
     )
+
+
+class Dial(VectorWrapper[Any, Any, Any, Any, Any]):
+    """A world whose action is one of the settings -1 and 1 of each of its controls, or none."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        controls = env.single_action_space.shape[0]
+        self.settings = np.concatenate([np.eye(controls), -np.eye(controls), np.zeros((1, controls))]).astype(np.float32)
+        self.single_action_space = spaces.Discrete(len(self.settings))
+        self.action_space = batch_space(self.single_action_space, env.num_envs)
+        self.tasks, self.reward_range, self.reference = env.tasks, env.reward_range, env.reference
+
+    def step(self, actions: Any) -> Any:
+        return self.env.step(self.settings[actions])
+
+
+class ConcatNet(nn.Module):
+    """Two layers on all modalities side by side."""
+
+    def __init__(self, space: Any, outputs: int, hidden: int = 8) -> None:
+        super().__init__()
+        self.names = sorted(space.spaces)
+        inputs = sum(int(np.prod(space[name].shape)) for name in self.names)
+        self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+
+    def initial_state(self, batch: int) -> Tensor:
+        return torch.zeros(batch, 1)
+
+    def forward(self, obs: Any, state: Tensor, start: Tensor) -> tuple[Output, Tensor]:
+        x = torch.cat([obs[name].flatten(2) for name in self.names], -1).flatten(0, 1)
+        return Output(self.layers(x).unflatten(0, start.shape), None), state
+
+
+def actor_net(observation_space: Any, action_space: spaces.Space[Any]) -> ConcatNet:
+    return ConcatNet(observation_space, likelihood_for(action_space).size())
+
+
+def critic_net(observation_space: Any) -> ConcatNet:
+    return ConcatNet(observation_space, 1)
+
+
+def dial_plant(num_envs: int = 4, horizon: int = 5, **parameters: Any) -> Any:
+    """A small plant with five discrete actions, and feedback."""
+    parameters = {"num_tasks": 3, "observation_dim": 3, "latent_dim": 2, "action_dim": 2} | parameters
+    return VectorFeedback(Dial(PlantVectorEnv(num_envs, horizon=horizon, **parameters)))
+
+
+def off_policy_world(sac: bool, num_envs: int = 4, **parameters: Any) -> Any:
+    return (plant if sac else dial_plant)(num_envs, **parameters)
+
+
+def off_policy_learner(sac: bool = False, world: Any = None, parameters: dict[str, Any] | None = None, **kwargs: Any) -> OffPolicyLearner:
+    """DQN or SAC on a small plant."""
+    world = off_policy_world(sac) if world is None else world
+    if sac:
+        return SACLearner(world, actor_net, critic_net, SAC_PARAMETERS | (parameters or {}), **{"device": "cpu"} | kwargs)
+    return DQNLearner(world, actor_net, DQN_PARAMETERS | (parameters or {}), **{"device": "cpu"} | kwargs)
 
 
 def weights(module: nn.Module) -> list[Tensor]:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import random_states
-from torch import Tensor
+from loop_helpers import FixedLearner, FlatNet, random_states, vector_batch
+from torch import Tensor, nn
+from torch.distributions import AffineTransform, Independent, Normal, TanhTransform, TransformedDistribution, kl_divergence
 from torch.distributions import Categorical as TorchCategorical
-from torch.distributions import Independent, Normal, kl_divergence
 
-from everloop.loop import Categorical, Gaussian, Likelihood, Tags, likelihood_for
+from everloop.loop import Categorical, Gaussian, Likelihood, SquashedGaussian, Tags, diagonal_fisher, likelihood_for
 
 shapes = st.sampled_from([(), (3,), (2, 3)])
 sizes = st.integers(1, 4)
 seeds = st.integers(0, 10_000)
+
+FAMILIES = pytest.mark.parametrize(
+    "likelihood",
+    [Categorical(3), Categorical(3, temperature=2.0), Gaussian(2), SquashedGaussian([-1.0, 0.0], [1.0, 5.0]), Tags(2, 3)],
+    ids=["categorical", "boltzmann", "gaussian", "squashed", "tags"],
+)
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -69,6 +78,72 @@ def test_gaussian_is_torchs(shape: tuple[int, ...], dims: int, seed: int) -> Non
 
 
 @settings(deadline=None, max_examples=50)
+@given(shape=shapes, classes=sizes, temperature=st.floats(0.3, 3.0), seed=seeds)
+def test_a_temperature_divides_the_outputs(shape: tuple[int, ...], classes: int, temperature: float, seed: int) -> None:
+    likelihood, plain = Categorical(classes, temperature), Categorical(classes)
+    p, q = draw(seed, *shape, classes), draw(seed + 1, *shape, classes)
+    x = torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(likelihood.log_prob(p, x), plain.log_prob(p / temperature, x))
+    assert torch.equal(likelihood.entropy(p), plain.entropy(p / temperature))
+    assert torch.equal(likelihood.kl(p, q), plain.kl(p / temperature, q / temperature))
+    a, b = (family.sample(z, torch.Generator().manual_seed(0)) for family, z in ((likelihood, p), (plain, p / temperature)))
+    assert torch.equal(a, b)
+
+
+def test_the_exact_fisher_information_knows_the_temperature() -> None:
+    """What draws come to in the end."""
+    torch.manual_seed(0)
+    module = FlatNet(nn.Linear(2, 3), "x").double()
+    learner = FixedLearner(module, Categorical(3, temperature=0.5))
+    few = vector_batch(4, 2, 3)
+    many = few[torch.arange(4).repeat(5000)]
+    exact = diagonal_fisher(learner, [few], exact=True)
+    for f, drawn in zip(exact, diagonal_fisher(learner, [many], torch.Generator().manual_seed(0)), strict=True):
+        torch.testing.assert_close(f, drawn, rtol=0.1, atol=0.01)
+
+
+LOW, HIGH = np.array([-1.0, 0.0, 2.0]), np.array([1.0, 5.0, 3.0])
+
+
+@settings(deadline=None, max_examples=50)
+@given(shape=shapes, seed=seeds)
+def test_squashed_gaussian_is_torchs(shape: tuple[int, ...], seed: int) -> None:
+    likelihood, p, q = SquashedGaussian(LOW, HIGH), draw(seed, *shape, 6) / 2, draw(seed + 1, *shape, 6) / 2
+    middle, half = torch.as_tensor((LOW + HIGH) / 2), torch.as_tensor((HIGH - LOW) / 2)
+    mean, log_std = p[..., :3], p[..., 3:].clamp(-20, 2)
+    squashed = TransformedDistribution(Normal(mean, log_std.exp()), [TanhTransform(), AffineTransform(middle, half)])
+    x = middle + half * torch.tanh(draw(seed + 2, *shape, 3) / 2)
+    torch.testing.assert_close(likelihood.log_prob(p, x), squashed.log_prob(x).sum(-1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(likelihood.kl(p, q), kl_divergence(normal(likelihood, p), normal(likelihood, q)))
+    torch.testing.assert_close(likelihood.mode(p), middle + half * torch.tanh(mean))
+    action = likelihood.sample(p, torch.Generator().manual_seed(seed))
+    u = mean + log_std.exp() * torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    torch.testing.assert_close(action, middle + half * torch.tanh(u))
+
+
+@pytest.mark.parametrize(("mean", "log_std"), [(0.0, -3.0), (0.0, 0.0), (1.5, 0.5), (-4.0, -1.0), (3.0, 2.0)])
+def test_a_squashed_gaussians_density_integrates_to_1_and_to_its_entropy(mean: float, log_std: float) -> None:
+    likelihood = SquashedGaussian([0.0], [5.0])
+    u = torch.linspace(-18, 18, 400_001, dtype=torch.float64)
+    x = 2.5 * (torch.tanh(u) + 1)
+    log_density = likelihood.log_prob(torch.tensor([mean, log_std], dtype=torch.float64).expand(len(u), 2), x[:, None])
+    inside = u.abs() < 6.5  # beyond, the guard of the logarithm in log_prob is felt
+    total = torch.trapezoid(log_density.exp()[inside], x[inside])
+    theirs = torch.distributions.Normal(mean, math.exp(log_std))
+    exact = theirs.log_prob(u) - 2 * (math.log(2) - u.abs() - torch.nn.functional.softplus(-2 * u.abs())) - math.log(2.5)
+    assert float(total) == pytest.approx(float(theirs.cdf(torch.tensor(6.5)) - theirs.cdf(torch.tensor(-6.5))), rel=0.1)
+    entropy = -torch.trapezoid(theirs.log_prob(u).exp() * exact, u)
+    if log_std < 1.5:  # else the Gaussian leaves the grid
+        assert float(likelihood.entropy(torch.tensor([mean, log_std], dtype=torch.float64))) == pytest.approx(float(entropy), abs=0.02)
+
+
+@pytest.mark.parametrize(("low", "high"), [([-math.inf], [1.0]), ([0.0], [math.inf]), ([1.0], [1.0]), ([2.0], [1.0])])
+def test_a_range_that_is_not_finite_or_empty_is_refused(low: list[float], high: list[float]) -> None:
+    with pytest.raises(ValueError, match="allowed: finite ranges that are not empty"):
+        SquashedGaussian(low, high)
+
+
+@settings(deadline=None, max_examples=50)
 @given(seed=seeds, size=sizes)
 @pytest.mark.parametrize("kind", [Categorical, Gaussian])
 def test_divergence_is_0_from_itself_and_never_negative(kind: type[Categorical] | type[Gaussian], size: int, seed: int) -> None:
@@ -105,7 +180,7 @@ def test_draws_have_the_gaussians_mean_and_variance_and_no_correlation() -> None
     assert abs(float(torch.corrcoef(x.T)[0, 1])) < 5 / n**0.5
 
 
-@pytest.mark.parametrize("likelihood", [Categorical(3), Gaussian(2), Tags(2, 3)], ids=["categorical", "gaussian", "tags"])
+@FAMILIES
 def test_a_generator_decides_the_draw_and_spares_the_global_ones(likelihood: Likelihood) -> None:
     p, states = draw(0, 20, likelihood.size()), random_states()
     a, b, c = (likelihood.sample(p, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
@@ -116,7 +191,7 @@ def test_a_generator_decides_the_draw_and_spares_the_global_ones(likelihood: Lik
     assert random_states() != states
 
 
-@pytest.mark.parametrize("likelihood", [Categorical(3), Gaussian(2), Tags(2, 3)], ids=["categorical", "gaussian", "tags"])
+@FAMILIES
 def test_log_prob_is_differentiable_in_the_outputs(likelihood: Likelihood) -> None:
     p = draw(0, 4, likelihood.size()).requires_grad_()
     x = likelihood.sample(p.detach(), torch.Generator().manual_seed(0))

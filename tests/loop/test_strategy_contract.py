@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_helpers import control_learner, ignore, plant, same, stream, weights
+from loop_helpers import control_learner, ignore, off_policy_learner, off_policy_world, plant, same, stream, weights
 from torch import Tensor
 
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
-from everloop.loop import STRATEGIES, Learner, Strategy, SupervisedLearner, Training
+from everloop.loop import STRATEGIES, Gaussian, Learner, Strategy, SupervisedLearner, Training
 
 SMALL: dict[str, dict[str, Any]] = {
     "replay": {"capacity": 40, "batch_size": 8},
@@ -88,11 +88,10 @@ def train(learner: Learner, strategies: list[Strategy], tasks: list[int], attach
     """Learn `tasks` one after the other, with a beginning and an end for each; what a run does."""
     if attach:
         learner.attach(strategies)
-    world = (
-        stream(task_cue=learner.told, label_space="within_task" if learner.told else "global")
-        if learner.labelled
-        else plant(6, task_cue=True)
-    )
+    if learner.labelled:
+        world: Any = stream(task_cue=learner.told, label_space="within_task" if learner.told else "global")
+    else:
+        world = off_policy_world(sac=isinstance(learner.likelihood, Gaussian), num_envs=6, task_cue=True)
     for task in tasks:
         for strategy in strategies:
             strategy.begin_task(learner.world.tasks[task], learner)
@@ -102,9 +101,19 @@ def train(learner: Learner, strategies: list[Strategy], tasks: list[int], attach
             strategy.end_task(learner.world.tasks[task], learner, [batch])
 
 
-MAKERS: dict[str, Callable[[str], Learner]] = {"stream": stream_learner, "control": control}
+def dqn(name: str = "") -> Learner:
+    return off_policy_learner(world=off_policy_world(sac=False, task_cue=True))
+
+
+def sac(name: str = "") -> Learner:
+    return off_policy_learner(sac=True, world=off_policy_world(sac=True, task_cue=True))
+
+
+MAKERS: dict[str, Callable[[str], Learner]] = {"stream": stream_learner, "control": control, "dqn": dqn, "sac": sac}
 CASES = [("stream", name) for name in STREAM] + [("control", name) for name in CONTROL]
+ALL_CASES = CASES + [(kind, name) for kind in ("dqn", "sac") for name in CONTROL if (kind, name) != ("dqn", "lora")]
 EVERY = pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES])
+EVERYWHERE = pytest.mark.parametrize(("kind", "name"), ALL_CASES, ids=[f"{kind}-{name}" for kind, name in ALL_CASES])
 
 
 @EVERY
@@ -118,7 +127,7 @@ def test_the_empty_setting_is_plain_training_to_the_last_bit(kind: str, name: st
     assert same(*ends)
 
 
-@EVERY
+@EVERYWHERE
 def test_it_changes_training(kind: str, name: str) -> None:
     """Else the other tests of this file would say nothing."""
     ends = []
@@ -131,7 +140,7 @@ def test_it_changes_training(kind: str, name: str) -> None:
     assert all(bool(torch.isfinite(w).all()) for w in ends[1])
 
 
-@EVERY
+@EVERYWHERE
 def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None:
     """Saved in the midst of a task; what happens to the first strategy afterwards does not reach the copy."""
 
@@ -215,6 +224,11 @@ def test_what_needs_the_task_is_refused_where_it_is_not_told(name: str) -> None:
 def test_what_tells_all_classes_apart_is_refused_where_the_task_is_told(name: str) -> None:
     with pytest.raises(ValueError, match="allowed where the task is told"):
         stream_learner("packnet").attach([active(name)])
+
+
+def test_new_weights_are_refused_where_a_target_network_would_not_have_them() -> None:
+    with pytest.raises(ValueError, match="lora adds weights"):
+        dqn("lora").attach([active("lora")])
 
 
 def test_a_recurrent_policys_single_steps_are_not_distilled() -> None:

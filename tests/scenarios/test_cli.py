@@ -55,7 +55,12 @@ def test_joint_training_has_one_row_and_null_where_nothing_can_be_computed(tmp_p
     assert result["average_score"] > 0.5
 
 
-@pytest.mark.parametrize("words", [DIGITS, PLANT, [*PLANT, "--recurrent", "false"]], ids=["stream", "recurrent control", "control"])
+SAC = [*PLANT, "--algorithm", "sac", "--token-size", "8", "--hidden-size", "8"]
+
+
+@pytest.mark.parametrize(
+    "words", [DIGITS, PLANT, [*PLANT, "--recurrent", "false"], SAC], ids=["stream", "recurrent control", "control", "off-policy control"]
+)
 def test_the_same_seed_gives_the_same_result_to_the_bit(words: list[str], tmp_path: Path) -> None:
     results = []
     for name in ("a", "b"):
@@ -112,6 +117,9 @@ def test_tasks_choose_what_is_trained_and_in_which_order(tmp_path: Path) -> None
         (["run", "switching-plant", "--n-epochs", "0"], ["n_epochs is 0"]),
         (["run", "switching-plant", "--batch-size", "0"], ["batch_size is 0"]),
         (["run", "switching-plant", "--n-steps", "-16"], ["n_steps is -16"]),
+        (["run", "switching-plant", "--algorithm", "sac", "--recurrent", "true"], ["recurrent is True", "allowed for sac: False"]),
+        (["run", "switching-plant", "--algorithm", "dqn"], ["dqn", "sac"]),
+        (["run", "switching-plant", "--gradient-steps", "0"], ["gradient_steps is 0"]),
         (["run", "switching-plant", "--world-seed", "-1"], ["world_seed is -1"]),
         (["run", "switching-plant", "--consolidation-steps", "5"], ["consolidation_steps is 5", "multiple of 16"]),
         (["run", "switching-plant", "--num-tasks", "40", "--strategies", "joint"], ["40 tasks", "at most 32"]),

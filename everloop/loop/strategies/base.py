@@ -99,6 +99,12 @@ def check_strength(strength: float, name: str = "strength") -> float:
     return strength
 
 
+def check_may_grow(learner: Learner, strategy: str) -> None:
+    """Raise ValueError if the network must keep the weights it has."""
+    if not learner.may_grow:
+        raise ValueError(f"{strategy} adds weights, which the algorithm's target network would not have, allowed here: replay, ewc")
+
+
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
     """Raise ValueError unless `value` is in [low, high]."""
     if not low <= value <= high:

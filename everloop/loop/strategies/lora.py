@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from everloop.loop.batch import Batch
-from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_range
+from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_may_grow, check_range
 from everloop.loop.strategies.task_head import TaskHeads
 from everloop.loop.world import Task
 
@@ -59,6 +59,7 @@ class LoRA(Strategy):
         if self.rank == 0:
             return
         _peft()
+        check_may_grow(learner, "lora")
         if self.adapters == "task" and not learner.told:
             raise ValueError("lora chooses an adapter by the task's id, allowed where it is not told: adapters online")
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from everloop.loop.batch import Batch
-from everloop.loop.strategies.base import Strategy, Traits
+from everloop.loop.strategies.base import Strategy, Traits, check_may_grow
 from everloop.loop.strategies.task_head import TaskHeads
 from everloop.loop.world import Task
 
@@ -40,6 +40,7 @@ class Progressive(Strategy):
         if not self.columns:
             return
         _columned(learner.module)
+        check_may_grow(learner, "progressive")
         if not learner.told:
             raise ValueError("progressive chooses a column by the task's id, allowed where the world tells it (scenario_type task)")
 

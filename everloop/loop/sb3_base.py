@@ -1,0 +1,142 @@
+"""What the learners around Stable-Baselines3's algorithms share."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from torch import Tensor, nn
+
+from everloop.loop.batch import Batch
+from everloop.loop.learner import Learner, Prediction, Tick
+from everloop.loop.vec_env import WorldVecEnv
+from everloop.loop.world import World
+
+NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
+Observations = Mapping[str, Tensor]
+
+RESERVED = {"max_grad_norm", "policy_kwargs", "use_sde", "seed", "device"}
+"""Arguments of SB3's algorithms that a learner sets itself."""
+
+
+def transposed(space: Any) -> list[str]:
+    """The images of a world that SB3 turns channels-first."""
+    return [name for name, part in space.items() if is_image_space(part) and not is_image_space_channels_first(part)]
+
+
+def world_space(space: spaces.Space[Any], channels_first: Collection[str]) -> spaces.Dict:
+    """SB3's observation space as the world has it, images channels-last."""
+    assert isinstance(space, spaces.Dict)
+    parts = dict(space.spaces)
+    for name in channels_first:
+        image = parts[name]
+        assert isinstance(image, spaces.Box)
+        shape = (*image.shape[1:], image.shape[0])
+        parts[name] = spaces.Box(image.low.reshape(shape), image.high.reshape(shape), dtype=np.uint8)
+    return spaces.Dict(parts)
+
+
+def as_world(obs: Observations, channels_first: Collection[str]) -> dict[str, Tensor]:
+    """SB3's observations (..., C, H, W) as the world shows them (..., H, W, C); whatever is no image as it is."""
+    return {n: rearrange(x, "... c h w -> ... h w c") if n in channels_first else x for n, x in obs.items()}
+
+
+class Observer(BaseCallback):
+    """Counts steps and hands what has been collected to the strategies, before the algorithm learns from it."""
+
+    def __init__(self, learner: SB3Base, tick: Tick) -> None:
+        super().__init__()
+        self.learner, self.tick = learner, tick
+
+    def _on_step(self) -> bool:
+        self.learner.steps += self.learner.world.num_envs
+        return True
+
+    def collected(self) -> Batch:
+        """The experience since the last update, each example once."""
+        raise NotImplementedError
+
+    def _on_rollout_end(self) -> None:
+        batch = self.collected()
+        for strategy in self.learner.strategies:
+            strategy.observe(batch, self.learner)
+        self.tick(batch.length * len(batch))
+
+
+class Scalars(KVWriter):
+    """Passes what SB3 logs about its training to `learner.on_scalars`."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        numbers = {k: float(v) for k, v in key_values.items() if isinstance(v, (int, float, np.number))}
+        self.learner.on_scalars(self.learner.steps, {k: v for k, v in numbers.items() if math.isfinite(v)})
+
+    def close(self) -> None: ...
+
+
+class SB3Base(Learner):
+    """A network of ours inside an algorithm of SB3, which owns the loop over steps and updates.
+
+    env: the world as SB3 has it. model: the algorithm. policy: what SB3 calls its networks through.
+    log_interval: rollouts (on-policy) or episodes (off-policy) between two reports to `on_scalars`.
+    """
+
+    model: Any
+    policy: Any
+    log_interval: int = 1
+
+    def __init__(self, world: World, parameters: Mapping[str, Any] | None, max_grad_norm: float) -> None:
+        for name in sorted(RESERVED & set(parameters or {})):
+            raise ValueError(f"parameters hold {name!r}, which the learner sets itself")
+        self.world, self.max_grad_norm = world, max_grad_norm
+        self.env = WorldVecEnv(world)
+
+    def _adopt(self, model: Any, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take over `model`, of which strategies see `module` and its `optimizer`."""
+        self.model, self.policy, self.module, self.optimizer = model, model.policy, module, optimizer
+        model.set_logger(Logger(None, [Scalars(self)]))
+        self.attach([])
+
+    def _join_output_losses(self, batch: Batch, prediction: Tensor) -> None:
+        """Let the gradients of the strategies' output losses join the algorithm's own where it flows back to `prediction` (b, P)."""
+        leaf = prediction.detach()[None].requires_grad_()
+        losses = self.output_losses(batch, Prediction(leaf))
+        if losses:
+            (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), leaf)
+            prediction.register_hook(lambda own: own + gradient[0])  # type: ignore[no-untyped-call]
+
+    def seed(self, seed: int) -> None:
+        """Seed torch, numpy, the draws of random actions and the world's next reset."""
+        self.model.set_random_seed(seed)
+
+    def loss(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """KL(stored outputs || now), the mean over steps: policy distillation. The algorithm's own loss stays in SB3."""
+        assert batch.target is not None, "a stored batch holds the outputs to imitate"
+        return self.likelihood.kl(batch.target, self.outputs_with(batch, weights)).mean()
+
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Tensor:
+        """The network's outputs now."""
+        return self.outputs(batch)
+
+    def observed(self, batch: Batch) -> Tensor | None:
+        return batch.action
+
+    @abstractmethod
+    def _observer(self, tick: Tick) -> Observer:
+        """What counts and observes during a call of `learn`."""
+
+    def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
+        self.env.tasks, self.env.steps = tasks, self.steps
+        self.model.learn(steps, callback=self._observer(tick), log_interval=self.log_interval)

@@ -1,0 +1,332 @@
+"""The off-policy learners of control worlds: Stable-Baselines3's DQN and SAC, unforked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from gymnasium import spaces
+from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.dqn.policies import DQNPolicy
+from stable_baselines3.sac.policies import Actor, SACPolicy
+from torch import Tensor, nn
+
+from everloop.loop.batch import Batch, to_tensor
+from everloop.loop.learner import Tick
+from everloop.loop.likelihood import Categorical, SquashedGaussian
+from everloop.loop.sb3_base import NetworkFactory, Observations, Observer, SB3Base, as_world, transposed, world_space
+from everloop.loop.world import Arrays, World
+
+ACTION = "action"
+CriticFactory = Callable[[spaces.Dict], nn.Module]
+
+
+def _ignore(obs: Observations, prediction: Tensor) -> None:
+    """Nobody wants to know."""
+
+
+class _Rows(nn.Module):
+    """A network of ours as SB3 calls it: observations (b, ...) -> predictions (b, P), every row an example of its own."""
+
+    def __init__(self, network: nn.Module, channels_first: Collection[str]) -> None:
+        super().__init__()
+        if getattr(network, "memory", None) is not None:
+            raise ValueError("the network has a memory, allowed for DQN and SAC: one without")
+        self.network, self.channels_first = network, set(channels_first)
+        self.on_prediction: Callable[[Observations, Tensor], None] = _ignore  # the learner's
+
+    def forward(self, obs: Observations) -> Tensor:
+        rows = {name: x[None] for name, x in as_world(obs, self.channels_first).items()}
+        first = next(iter(rows.values()))
+        start = torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
+        output, _ = self.network(rows, self.network.initial_state(first.shape[1]), start)  # type: ignore[operator]
+        prediction: Tensor = output.prediction[0]
+        self.on_prediction(obs, prediction)
+        return prediction
+
+    def set_training_mode(self, mode: bool) -> None:
+        self.train(mode)
+
+
+class QPolicy(DQNPolicy):
+    """For DQN: `network` makes the Q-network and its target, with a prediction for each action."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Discrete,
+        lr_schedule: Any,
+        *,
+        network: NetworkFactory,
+        transposed: Collection[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        self.make: Callable[[], _Rows] = lambda: _Rows(network(world_space(observation_space, transposed), action_space), transposed)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def make_q_net(self) -> Any:
+        """What SB3 calls twice when it builds the policy."""
+        return self.make().to(self.device)
+
+    def _predict(self, obs: Any, deterministic: bool = True) -> Tensor:
+        q: Tensor = self.q_net(obs)
+        return q.argmax(-1)
+
+
+class _Actor(Actor):
+    """SB3's actor, but that mean and log standard deviation (b, dims) come from a network of ours."""
+
+    def __init__(self, rows: _Rows, likelihood: SquashedGaussian, observation_space: spaces.Space[Any], action_space: spaces.Box) -> None:
+        BasePolicy.__init__(self, observation_space, action_space, squash_output=True)  # SB3's own would build networks of theirs
+        self.use_sde = False
+        self.action_dist: Any = SquashedDiagGaussianDistribution(likelihood.dims)
+        self.rows, self.likelihood = rows, likelihood
+
+    def get_action_dist_params(self, obs: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        return *self.likelihood.split(self.rows(obs)), {}
+
+
+class _Critic(nn.Module):
+    """Two Q-networks of ours; the action (b, dims), in [-1, 1], is one more modality."""
+
+    def __init__(self, networks: Sequence[_Rows]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, obs: Observations, actions: Tensor) -> tuple[Tensor, ...]:
+        return tuple(network({**obs, ACTION: actions}) for network in self.networks)
+
+    def set_training_mode(self, mode: bool) -> None:
+        self.train(mode)
+
+
+class SquashedPolicy(SACPolicy):
+    """For SAC: `network` makes the actor, with mean and log standard deviation, and `critic` each of two critics and their targets."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Any,
+        *,
+        network: NetworkFactory,
+        critic: CriticFactory,
+        transposed: Collection[str] = (),
+        use_sde: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        space = world_space(observation_space, transposed)
+        box = spaces.Box(-1.0, 1.0, action_space.shape, np.float32)
+        likelihood = SquashedGaussian(action_space.low, action_space.high)
+        self.new_actor: Callable[[], _Actor] = lambda: _Actor(
+            _Rows(network(space, action_space), transposed), likelihood, observation_space, action_space
+        )
+        self.new_critic: Callable[[], _Rows] = lambda: _Rows(critic(spaces.Dict({**space.spaces, ACTION: box})), transposed)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def make_actor(self, features_extractor: Any = None) -> Any:
+        """What SB3 calls once when it builds the policy."""
+        return self.new_actor().to(self.device)
+
+    def make_critic(self, features_extractor: Any = None) -> Any:
+        """What SB3 calls twice when it builds the policy."""
+        return _Critic([self.new_critic(), self.new_critic()]).to(self.device)
+
+
+class _Observer(Observer):
+    """Keeps what is collected between two trainings, since SB3's replay buffer mixes it with what is older."""
+
+    learner: OffPolicyLearner
+
+    def _on_rollout_start(self) -> None:
+        self.rows: list[tuple[Arrays, Any]] = []
+
+    def _on_step(self) -> bool:
+        self.rows.append((self.model._last_obs, self.locals["actions"]))  # type: ignore[arg-type]
+        return super()._on_step()
+
+    def collected(self) -> Batch:
+        obs, actions = zip(*self.rows, strict=True)
+        learner, device = self.learner, self.learner.device
+        shown = {name: to_tensor(np.stack([o[name] for o in obs]), device) for name in obs[0]}
+        start = torch.ones(len(obs), len(actions[0]), dtype=torch.bool, device=device)
+        return Batch(
+            as_world(shown, learner.channels_first),
+            start,
+            action=to_tensor(np.stack(actions), device),
+            task=torch.from_numpy(learner.env.played).to(device),
+        ).sequences(1)
+
+
+class OffPolicyLearner(SB3Base):
+    """What DQN and SAC share: a replay buffer. Construct `DQNLearner` or `SACLearner`.
+
+    Strategies observe each `train_freq` steps of experience once, as examples of one step, before the updates that follow.
+    `minibatch` is what an update has drawn from the replay buffer; nobody knows of which tasks. Every call of `learn` begins
+    with `learning_starts` random steps and runs through SB3's schedules (learning rate, exploration) from their beginning.
+
+    reset_buffer: empty the replay buffer when other tasks are learned than before, so that old tasks are remembered by
+        strategies alone, as in Continual World (Wolczyk et al. 2021). Otherwise updates draw from all tasks that
+        `buffer_size` still holds: perfect memory, as long as it lasts, without any strategy.
+    """
+
+    channels_first: Collection[str] = ()
+
+    def __init__(self, world: World, parameters: Mapping[str, Any] | None, max_grad_norm: float, reset_buffer: bool) -> None:
+        super().__init__(world, parameters, max_grad_norm)
+        self.reset_buffer, self.log_interval = reset_buffer, world.num_envs
+        self.channels_first = transposed(world.single_observation_space)
+        self._sampled: Observations | None = None
+        self._tasks: list[int] | None = None  # of which the replay buffer is full
+
+    def _follow(self, rows: _Rows) -> None:
+        """Keep each minibatch, which SB3 does not hand on to the policy, and let output losses join where `rows` judges it."""
+        sample = self.model.replay_buffer.sample
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            data = sample(*args, **kwargs)
+            self._sampled = data.observations
+            shown = {name: x[None] for name, x in as_world(data.observations, self.channels_first).items()}
+            start = torch.ones(1, len(data.actions), dtype=torch.bool, device=data.actions.device)
+            self.minibatch = Batch(shown, start, action=self._as_taken(data.actions)[None])
+            return data
+
+        def joined(obs: Observations, prediction: Tensor) -> None:
+            if obs is self._sampled and prediction.requires_grad:
+                assert self.minibatch is not None
+                self._join_output_losses(self.minibatch, prediction)
+
+        self.model.replay_buffer.sample = noted
+        rows.on_prediction = joined
+
+    def _as_taken(self, actions: Tensor) -> Tensor:
+        """Actions in the world's units, of those in the replay buffer."""
+        raise NotImplementedError
+
+    def _observer(self, tick: Tick) -> Observer:
+        return _Observer(self, tick)
+
+    def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
+        if self.reset_buffer and self._tasks != list(tasks):
+            self.model.replay_buffer.reset()
+        self._tasks = list(tasks)
+        super().learn(tasks, steps, tick)
+
+
+class DQNLearner(OffPolicyLearner):
+    """DQN (Mnih et al. 2015) of Stable-Baselines3 around a network of ours.
+
+    Strategies accompany the Q-network's updates; its target network follows as ever. To them the Q-values are the Boltzmann
+    policy softmax(Q / temperature), so that a loss against stored Q-values is, of policy distillation's (Rusu et al. 2016, eq. 3),
+
+        KL(softmax(Q_stored / temperature) || softmax(Q / temperature))
+
+    There only the teacher is sharpened, by 0.01, since the student is a policy. Here the student goes on as a Q-network, and must
+    not be pulled towards Q-values a hundred times as far apart: so both are, and the loss is 0 where nothing has changed.
+    `rollout` draws from that policy; `act` without a generator is greedy; training explores as DQN does.
+
+    network: called with (observation space, action space) of the world, makes a module without memory whose prediction is
+        (T, B, actions); called a second time for the target network.
+    parameters: keyword arguments of SB3's DQN (learning_rate, buffer_size, train_freq, ...).
+    temperature: above 0, in the unit of returns. Where it is small against the gaps between Q-values, what matters is which
+        action is best, and the Fisher information of all that is certain vanishes.
+    max_grad_norm: clips the gradient after the strategies have edited it; SB3's own clipping is off.
+    reset_buffer: as in `OffPolicyLearner`.
+    Raises ValueError for a world whose actions are not discrete, a network with a memory and values outside these ranges.
+    """
+
+    may_grow = False  # SB3 goes through its weights and the target network's side by side
+
+    def __init__(
+        self,
+        world: World,
+        network: NetworkFactory,
+        parameters: Mapping[str, Any] | None = None,
+        temperature: float = 0.1,
+        max_grad_norm: float = 10.0,
+        reset_buffer: bool = True,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        super().__init__(world, parameters, max_grad_norm, reset_buffer)
+        space = world.single_action_space
+        if not (isinstance(space, spaces.Discrete) and space.start == 0):
+            raise ValueError(f"action space is {space}, allowed for DQN: Discrete from 0")
+        self.likelihood = Categorical(int(space.n), temperature)
+        model = DQN(
+            QPolicy,
+            self.env,
+            **(parameters or {}),
+            max_grad_norm=math.inf,
+            policy_kwargs={"network": network, "transposed": self.channels_first, "optimizer_kwargs": {"fused": True}},
+            seed=seed,
+            device=device,
+        )
+        rows: Any = model.policy.q_net
+        self._adopt(model, rows.network, model.policy.optimizer)
+        self._follow(rows)
+
+    def _as_taken(self, actions: Tensor) -> Tensor:
+        return rearrange(actions, "b 1 -> b").long()
+
+
+class SACLearner(OffPolicyLearner):
+    """SAC (Haarnoja et al. 2018) of Stable-Baselines3 around networks of ours.
+
+    Strategies accompany the updates of the actor alone: it is what acts, and to hold the critics as well did not
+    help in Continual World (Wolczyk et al. 2021, section 4). They are free to become those of the task at hand.
+
+    network: called with (observation space, action space) of the world, makes the actor: a module without memory whose
+        prediction (T, B, 2 * dims) is as in `SquashedGaussian`.
+    critic: called with the observation space and, as one more modality "action", the action in [-1, 1]; makes a module whose
+        prediction is (T, B, 1). Called four times: two critics and their targets.
+    parameters: keyword arguments of SB3's SAC (learning_rate, buffer_size, ent_coef, ...).
+    max_grad_norm: clips the actor's gradient after the strategies have edited it; infinity, as in SB3, leaves it.
+    reset_buffer: as in `OffPolicyLearner`.
+    Raises ValueError for a world whose actions are no flat Box with finite bounds or which shows a modality "action", and for a
+    network with a memory.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        network: NetworkFactory,
+        critic: CriticFactory,
+        parameters: Mapping[str, Any] | None = None,
+        max_grad_norm: float = math.inf,
+        reset_buffer: bool = True,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
+        super().__init__(world, parameters, max_grad_norm, reset_buffer)
+        space, shown = world.single_action_space, world.single_observation_space
+        if not (isinstance(space, spaces.Box) and len(space.shape) == 1):
+            raise ValueError(f"action space is {space}, allowed for SAC: a flat Box")
+        if isinstance(shown, spaces.Dict) and ACTION in shown.spaces:
+            raise ValueError(f"the world shows a modality {ACTION!r}, which SAC's critics need for theirs, allowed: another name")
+        self.likelihood: SquashedGaussian = SquashedGaussian(space.low, space.high)
+        model = SAC(
+            SquashedPolicy,
+            self.env,
+            **(parameters or {}),
+            policy_kwargs={
+                "network": network,
+                "critic": critic,
+                "transposed": self.channels_first,
+                "optimizer_kwargs": {"fused": True},
+            },
+            seed=seed,
+            device=device,
+        )
+        actor: Any = model.actor
+        self._adopt(model, actor.rows.network, actor.optimizer)
+        self._follow(actor.rows)
+
+    def _as_taken(self, actions: Tensor) -> Tensor:
+        return self.likelihood.stretch(actions)
