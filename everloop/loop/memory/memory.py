@@ -61,9 +61,11 @@ class Memory(ABC):
             return np.zeros(0, np.int64)
         # rejection: what it costs does not grow with the memory, and what is left is as uniform as what was drawn
         task, found = self.items["task"], np.zeros(0, np.int64)
+        among = np.zeros(tasks.max() + 2, np.bool_)  # its last entry stands for all tasks beyond
+        among[tasks] = True
         for _ in range(TRIES):
             rows = self.rng.integers(0, self.size, 2 * count)
-            found = np.append(found, rows[np.isin(task[rows], tasks)])
+            found = np.append(found, rows[among.take(task[rows], mode="clip")])
             if len(found) >= count:
                 return found[:count]
         rows = self.rows_of(tasks)
