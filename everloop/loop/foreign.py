@@ -125,9 +125,8 @@ class Attached(Learner):
         batches = [self.batch(inputs, labels) for inputs, labels in examples]
         if not batches:
             raise ValueError("a task ends with 0 batches of examples, allowed: 1 or more")
-        with self.judging():
-            for strategy in self.strategies:
-                strategy.end_task(self.current, self, batches)
+        for strategy in self.strategies:
+            strategy.end_task(self.current, self, batches)
         self.minibatch, self.current = None, None
 
     @contextmanager
@@ -162,7 +161,10 @@ class Attached(Learner):
 
     def loss(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """Mean cross-entropy."""
-        return F.cross_entropy(self.outputs_with(batch, weights).flatten(0, 1), self.targets(batch).flatten())
+        return self.loss_of(self.outputs_with(batch, weights), self.targets(batch))
+
+    def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.flatten(0, 1), target.flatten())
 
     def targets(self, batch: Batch) -> Tensor:
         """The labels."""

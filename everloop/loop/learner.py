@@ -86,6 +86,10 @@ class Learner(ABC):
         With `weights` by name as if they were the network's own.
         """
 
+    def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """`loss` of outputs that are there already, where targets are labels."""
+        raise NotImplementedError
+
     @abstractmethod
     def targets(self, batch: Batch) -> Tensor:
         """What a memory should keep as `target` for `batch`, if it is stored now."""

@@ -31,7 +31,8 @@ class _NetworkPolicy(BasePolicy):
     """
 
     minibatch: Batch | None = None
-    on_judged: Any = staticmethod(lambda batch, prediction: None)  # the learner's, called with what a loss is about to judge
+    on_judged: Any = staticmethod(lambda batch, prediction, heads: prediction)  # the learner's, called with what a loss is about to judge
+    heads: Tensor | None = None  # of the last pass, (l, n, K, P)
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class _NetworkPolicy(BasePolicy):
         n = len(state)
         sequences = {name: rearrange(x, "(n l) ... -> l n ...", n=n) for name, x in self.as_world(obs).items()}
         output, state = self.network(sequences, state, rearrange(start, "(n l) -> l n", n=n))
+        self.heads = getattr(output, "heads", None)
         return rearrange(output.prediction, "l n p -> (n l) p"), rearrange(output.value, "l n -> (n l) 1"), state
 
     def choose(self, p: Tensor, deterministic: bool) -> Tensor:
@@ -70,7 +72,8 @@ class _NetworkPolicy(BasePolicy):
         p, values, _ = self.run(obs, state, start)
         rows = {name: x[None] for name, x in self.as_world(obs).items()}
         self.minibatch = Batch(rows, torch.ones_like(start)[None], action=actions[None])
-        self.on_judged(self.minibatch, p)
+        heads = None if self.heads is None else rearrange(self.heads, "l n k p -> (n l) k p")
+        p, self.heads = self.on_judged(self.minibatch, p, heads), None
         return values, self.likelihood.log_prob(p, actions), self.likelihood.entropy(p)
 
 

@@ -85,6 +85,19 @@ class Scalars(KVWriter):
     def close(self) -> None: ...
 
 
+class _Join(torch.autograd.Function):
+    """x, and on the way back given gradients for some tensors beside its own: pairs of a tensor and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *pairs: Tensor) -> Tensor:
+        ctx.save_for_backward(*pairs[1::2])
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, own: Tensor) -> Any:
+        return own, *(x for gradient in ctx.saved_tensors for x in (gradient, None))
+
+
 class SB3Base(Learner):
     """A network of ours inside an algorithm of SB3, which owns the loop over steps and updates.
 
@@ -108,13 +121,20 @@ class SB3Base(Learner):
         model.set_logger(Logger(None, [Scalars(self)]))
         self.attach([])
 
-    def _join_output_losses(self, batch: Batch, prediction: Tensor) -> None:
-        """Let the gradients of the strategies' output losses join the algorithm's own where it flows back to `prediction` (b, P)."""
-        leaf = prediction.detach()[None].requires_grad_()
-        losses = self.output_losses(batch, Prediction(leaf))
-        if losses:
-            (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), leaf)
-            prediction.register_hook(lambda own: own + gradient[0])  # type: ignore[no-untyped-call]
+    def _join_output_losses(self, batch: Batch, prediction: Tensor, heads: Tensor | None = None) -> Tensor:
+        """`prediction` (b, P); where the algorithm's gradient flows back to it, those of the strategies' output losses join.
+
+        heads: those of all tasks (b, K, P), where there are several; they get theirs by the same way.
+        """
+        outputs = [prediction] if heads is None else [prediction, heads]
+        leaves = [x.detach()[None].requires_grad_() for x in outputs]
+        losses = self.output_losses(batch, Prediction(leaves[0], heads=None if heads is None else leaves[1]))
+        if not losses:
+            return prediction
+        gradients = torch.autograd.grad(torch.stack(losses).sum(), leaves, allow_unused=True)
+        pairs = [(x, g[0]) for x, g in zip(outputs, gradients, strict=True) if g is not None]
+        joined: Tensor = _Join.apply(prediction, *(x for pair in pairs for x in pair))  # type: ignore[no-untyped-call]
+        return joined
 
     def seed(self, seed: int) -> None:
         """Seed torch, numpy, the draws of random actions and the world's next reset."""

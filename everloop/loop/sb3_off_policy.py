@@ -27,8 +27,9 @@ ACTION = "action"
 CriticFactory = Callable[[spaces.Dict], nn.Module]
 
 
-def _ignore(obs: Observations, prediction: Tensor) -> None:
+def _ignore(obs: Observations, prediction: Tensor, heads: Tensor | None) -> Tensor:
     """Nobody wants to know."""
+    return prediction
 
 
 class _Rows(nn.Module):
@@ -39,16 +40,15 @@ class _Rows(nn.Module):
         if getattr(network, "memory", None) is not None:
             raise ValueError("the network has a memory, allowed for DQN and SAC: one without")
         self.network, self.channels_first = network, set(channels_first)
-        self.on_prediction: Callable[[Observations, Tensor], None] = _ignore  # the learner's
+        self.on_prediction: Callable[[Observations, Tensor, Tensor | None], Tensor] = _ignore  # the learner's
 
     def forward(self, obs: Observations) -> Tensor:
         rows = {name: x[None] for name, x in as_world(obs, self.channels_first).items()}
         first = next(iter(rows.values()))
         start = torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
         output, _ = self.network(rows, self.network.initial_state(first.shape[1]), start)  # type: ignore[operator]
-        prediction: Tensor = output.prediction[0]
-        self.on_prediction(obs, prediction)
-        return prediction
+        heads = getattr(output, "heads", None)
+        return self.on_prediction(obs, output.prediction[0], None if heads is None else heads[0])
 
     def set_training_mode(self, mode: bool) -> None:
         self.train(mode)
@@ -197,10 +197,11 @@ class OffPolicyLearner(SB3Base):
             self.minibatch = Batch(shown, start, action=self._as_taken(data.actions)[None])
             return data
 
-        def joined(obs: Observations, prediction: Tensor) -> None:
-            if obs is self._sampled and prediction.requires_grad:
-                assert self.minibatch is not None
-                self._join_output_losses(self.minibatch, prediction)
+        def joined(obs: Observations, prediction: Tensor, heads: Tensor | None) -> Tensor:
+            if obs is not self._sampled or not prediction.requires_grad:
+                return prediction
+            assert self.minibatch is not None
+            return self._join_output_losses(self.minibatch, prediction, heads)
 
         self.model.replay_buffer.sample = noted
         rows.on_prediction = joined

@@ -57,9 +57,9 @@ class Grouped(Memory):
         if self.size < self.capacity:
             row = self.size
             self.size += 1
-        elif mine < self.largest:
-            row = self._remove(self._find_largest(choice), choice)
-        elif self._admits(group, score, chance):
+        elif mine < self.largest and mine + 1 == self.seen[group]:  # it never lost one, nor was refused one
+            row = self._remove(self._find_largest(chance), choice)
+        elif mine and self._admits(group, score, chance):
             row = self._remove(group, choice)
         else:
             return None

@@ -82,7 +82,8 @@ class Memory(ABC):
         target = self.items.get("target")
         if target is None or target.dtype.kind != "i" or not self.size:
             return {}
-        labels, counts = np.unique(target[: self.size], return_counts=True)
+        stored = target[: self.size]
+        labels, counts = np.unique(stored[stored >= 0], return_counts=True)  # of tags, those below 0 are none
         return {int(label): float(count / counts.sum()) for label, count in zip(labels, counts, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:

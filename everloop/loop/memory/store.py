@@ -58,4 +58,5 @@ class Store:
 def _allocate(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     if np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize <= IN_MEMORY:
         return np.zeros(shape, dtype)
-    return np.memmap(tempfile.TemporaryFile(prefix="everloop-"), dtype, "w+", shape=shape)  # the map keeps the file open
+    with tempfile.TemporaryFile(prefix="everloop-") as file:  # the map keeps what is in it
+        return np.memmap(file, dtype, "w+", shape=shape)

@@ -107,7 +107,7 @@ def check_may_grow(learner: Learner, strategy: str) -> None:
 
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
     """Raise ValueError unless `value` is in [low, high]."""
-    if not low <= value <= high:
+    if not low <= value <= high or value == float("inf"):
         raise ValueError(f"{name} is {value}, allowed: {f'{low} or more' if high == float('inf') else f'{low} to {high}'}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from everloop.loop.batch import Batch
@@ -41,15 +40,15 @@ class ERACE(Rehearsal):
     def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
         if self.strength == 0 or batch.target is None:
             return None
-        logits, labels = output.prediction.flatten(0, 1), batch.target.flatten()
+        logits, labels = output.prediction, batch.target
         present = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         present[labels] = True
         absent = present.logical_not() if self.seen is None else self.seen & ~present
         first, self.seen = self.seen is None, present if self.seen is None else self.seen | present
         if first or not absent.any():
             return None
-        own = F.cross_entropy(logits.masked_fill(absent, -torch.inf), labels)
-        return own - F.cross_entropy(logits, labels)  # in place of the plain loss, which is there already
+        own = learner.loss_of(logits.masked_fill(absent, -torch.inf), labels)
+        return own - learner.loss_of(logits, labels)  # in place of the plain loss, which is there already
 
     def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
         stored = self.draw(learner) if self.strength else None

@@ -67,7 +67,9 @@ class GDumb(Rehearsal):
         super().end_task(task, learner, batches)
         if not self.epochs or not len(self.memory):
             return
+        training = learner.module.training
         learner.module.load_state_dict(self.initial)
+        learner.module.train()
         optimizer = torch.optim.SGD(learner.weights().values(), self.learning_rate, momentum=0.9, weight_decay=1e-6)
         steps = self.epochs * -(-len(self.memory) // self.batch_size)
         rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, self.learning_rate / 100)
@@ -79,6 +81,7 @@ class GDumb(Rehearsal):
                 torch.nn.utils.clip_grad_norm_(learner.weights().values(), 10.0)
                 optimizer.step()
                 rate.step()
+        learner.module.train(training)
         for p in learner.weights().values():
             p.grad = None
 

@@ -59,7 +59,8 @@ class GEM(Rehearsal):
         g = _flat([p.grad for p in live if p.grad is not None])
         if bool((G @ g >= 0).all()):
             return
-        v = solve_dual((G @ G.T).double().cpu().numpy(), (G @ g).double().cpu().numpy(), self.margin)
+        exact = G.double()  # past gradients that agree have a Gram matrix which single precision makes indefinite
+        v = solve_dual((exact @ exact.T).cpu().numpy(), (exact @ g.double()).cpu().numpy(), self.margin)
         pull = self.strength * (torch.from_numpy(v).to(G) @ G)
         for p, part in zip(live, torch.split(pull, [p.numel() for p in live]), strict=True):
             assert p.grad is not None

@@ -26,7 +26,7 @@ class ICaRL(Strategy):
     """Exemplars chosen by herding; sigmoid outputs that distil the old network; the nearest class mean decides.
 
         loss = sum over classes of BCE(sigmoid(z), t),  t = sigmoid(z*) for classes of ended tasks, else 1[y = class]
-        guess = argmin_y || phi(x) / |phi(x)| - mu_y ||,  mu_y the mean of class y's exemplars' phi / |phi|
+        guess = argmin_y || phi(x) / |phi(x)| - mu_y ||,  mu_y the mean of class y's exemplars' phi / |phi|, of length 1 again
 
     Rebuffi et al. 2017, eq. 1, algorithms 1 to 5. phi(x) is what the network's last linear layer sees. The fresh batch is
     joined by as many stored exemplars as `batch_size` says, of the classes of ended tasks. The exemplars are chosen from
@@ -58,7 +58,7 @@ class ICaRL(Strategy):
         if self.strength == 0:
             return None
         assert batch.target is not None
-        plain = F.cross_entropy(output.prediction.flatten(0, 1), batch.target.flatten())
+        plain = learner.loss_of(output.prediction, batch.target)
         return self.strength * (self._loss(learner, batch, output.prediction) - plain)
 
     def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:

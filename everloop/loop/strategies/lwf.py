@@ -93,4 +93,4 @@ class LwF(Strategy):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.teacher, self.past = state["teacher"], list(state["past"])
-        self.seen, self.old = state["seen"], state["old"]
+        self.seen, self.old = (None if x is None else x.clone() for x in (state["seen"], state["old"]))

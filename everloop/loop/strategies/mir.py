@@ -55,7 +55,7 @@ class MIR(Rehearsal):
     def interference(self, learner: Learner, stored: Batch) -> Tensor:
         """How much each example's loss would grow, (B,)."""
         rates = {p: float(g["lr"]) * self.lookahead for g in learner.optimizer.param_groups for p in g["params"]}
-        ahead = {name: p if p.grad is None else p - rates[p] * p.grad for name, p in learner.weights().items()}
+        ahead = {name: p if p.grad is None else p - rates.get(p, 0.0) * p.grad for name, p in learner.weights().items()}
         return _losses(learner, learner.outputs_with(stored, ahead), stored) - _losses(learner, learner.outputs(stored), stored)
 
 

@@ -18,6 +18,7 @@ class Quadratic:
     def __init__(self) -> None:
         self.precision: dict[str, Tensor] = {}  # P
         self.center: dict[str, Tensor] = {}  # c
+        self._shift: dict[str, Tensor] = {}  # w - c
 
     def __bool__(self) -> bool:
         return bool(self.precision)
@@ -39,12 +40,12 @@ class Quadratic:
 
     def pull(self, learner: Learner, strength: float) -> None:
         """grad += strength P (w - c), of every weight that has a gradient."""
-        rows = [(p, name) for name, p in learner.weights().items() if p.grad is not None and name in self.precision]
-        if not rows:
-            return
-        grads, weights = [p.grad for p, _ in rows if p.grad is not None], [p.detach() for p, _ in rows]
-        shifts = torch._foreach_sub(weights, [self.center[name] for _, name in rows])
-        torch._foreach_addcmul_(grads, shifts, [self.precision[name] for _, name in rows], strength)
+        for name, p in learner.weights().items():
+            if p.grad is not None and name in self.precision:
+                if name not in self._shift or self._shift[name].shape != p.shape:
+                    self._shift[name] = torch.empty_like(p)  # kept: to allocate it anew would cost as much as to fill it
+                shift = torch.sub(p.detach(), self.center[name], out=self._shift[name])
+                p.grad.addcmul_(shift, self.precision[name], value=strength)
 
     @torch.no_grad()
     def pull_implicitly(self, learner: Learner, strength: float) -> None:
