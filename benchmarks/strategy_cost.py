@@ -1,6 +1,6 @@
-"""What each strategy costs a training step: `python benchmarks/strategy_cost.py [--networks mlp convnet agent] [--tasks]`.
+"""What each strategy costs a training step: `python benchmarks/strategy_cost.py [--networks mlp convnet agent] [--threads 1] [--tasks]`.
 
-A plain step and a strategy's take turns, on one thread, with fused Adam and the same batch of 128 on both sides; printed
+A plain step and a strategy's take turns, with fused Adam and the same batch of 128 on both sides; printed
 is the ratio of the medians. Rehearsal draws 128 stored examples with every step. `--tasks` measures the step after 1, 10,
 30 and 100 tasks instead, on the MLP, and draws docs/cost_by_tasks.png.
 """
@@ -160,16 +160,17 @@ def by_tasks(names: list[str], picture: Path) -> None:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     known = ["nested", *[name for name in STRATEGIES if name not in LEFT_OUT]]
     parser = argparse.ArgumentParser()
     parser.add_argument("--networks", nargs="+", default=["mlp", "convnet", "agent"])
     parser.add_argument("--strategies", nargs="+", default=known, choices=known)
     parser.add_argument("--tasks", action="store_true")
     parser.add_argument("--picture", type=Path, default=Path("docs/cost_by_tasks.png"))
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     learner: Learner = ready("agent", [])
-    print(f"one thread, batch {BATCH}; weights: agent {sum(p.numel() for p in learner.module.parameters()):,}")
+    print(f"threads {args.threads}, batch {BATCH}; weights: agent {sum(p.numel() for p in learner.module.parameters()):,}")
     if args.tasks:
         by_tasks(args.strategies, args.picture)
     else:
