@@ -117,6 +117,8 @@ def _reproduce(name: str, words: Sequence[str]) -> Callable[[], int]:
     args = _reproduce_parser().parse_args([name, *words])
     rows = [part.strip() for part in args.rows.split(",") if part.strip()]
     choose_rows(load_table(name), rows)
+    if args.jobs < 1:
+        raise ValueError(f"jobs is {args.jobs}, allowed: 1 or more")
 
     def go() -> int:
         console = Console()
