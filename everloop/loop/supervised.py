@@ -29,7 +29,7 @@ class SupervisedLearner(Learner):
     to tell its class.
 
     training: rate, precision, device and the like.
-    optimizer: Adam, fused, with `training.learning_rate`, unless one is given.
+    optimizer: as `training` says, unless one is given.
     Raises ValueError for options that do not fit the world.
     """
 
@@ -48,7 +48,7 @@ class SupervisedLearner(Learner):
         self.module, self.world, self.training = module, world, training
         self.likelihood = likelihood_for(world.single_action_space)
         self.notes = training.prepare(module)
-        self.optimizer = optimizer or torch.optim.Adam(module.parameters(), lr=training.learning_rate, fused=True)
+        self.optimizer = optimizer or training.make_optimizer(module)
         self.rate = RATES[training.rate](self.optimizer)
         self.mixed = training.precision == "bfloat16" and torch.amp.is_autocast_available(self.device.type)
         if training.balanced:

@@ -8,12 +8,18 @@ from typing import Literal
 import torch
 from torch import nn
 
+CHOICES = (
+    ("optimizer", ("adam", "sgd")),
+    ("rate", ("constant", "cosine", "plateau", "drift")),
+    ("precision", ("float32", "bfloat16")),
+)
+
 
 @dataclass(frozen=True)
 class Training:
     """Options of `SupervisedLearner`. Where the device or the network lacks one, it does nothing and leaves a note.
 
-    learning_rate: of Adam.
+    learning_rate: of the optimizer.
     rate: "constant"; "cosine" falls to 0 over each task; "plateau" halves where the loss no longer falls, from the
         full rate at each task's beginning; "drift" does the same without knowing tasks: it returns to the full rate
         when a detector finds that the loss has jumped (extra `drift`).
@@ -26,6 +32,7 @@ class Training:
         (Ren et al. 2020, "Balanced meta-softmax", eq. 4). In training only; for classes.
     device: "auto" takes a GPU where there is one; else as torch names it. Batches reach a GPU from pinned memory,
         while it still computes.
+    optimizer: "adam", or "sgd", plain gradient descent.
     Raises ValueError, naming the value, for what is outside these ranges.
     """
 
@@ -37,15 +44,22 @@ class Training:
     channels_last: bool = False
     balanced: bool = False
     device: str = "auto"
+    optimizer: Literal["adam", "sgd"] = "adam"
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate is {self.learning_rate}, allowed: more than 0")
-        for name, allowed in (("rate", ("constant", "cosine", "plateau", "drift")), ("precision", ("float32", "bfloat16"))):
+        for name, allowed in CHOICES:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, allowed: {', '.join(allowed)}")
         if self.accumulate < 1:
             raise ValueError(f"accumulate is {self.accumulate}, allowed: 1 or more")
+
+    def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of the module's weights."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(module.parameters(), lr=self.learning_rate, fused=True)
+        return torch.optim.Adam(module.parameters(), lr=self.learning_rate, fused=True)
 
     def find_device(self) -> torch.device:
         """The device that is asked for. Raises ValueError for one that this machine has not."""

@@ -145,8 +145,7 @@ class StreamScenario(Scenario):
         """What trains it; the learner's own if none."""
         if self.periods is None:
             return None
-        adam = torch.optim.Adam(module.parameters(), lr=self.training.learning_rate, fused=True)
-        return NestedOptimizer(adam, levels_of(module) or levels_by_depth(module, self.periods))
+        return NestedOptimizer(self.training.make_optimizer(module), levels_of(module) or levels_by_depth(module, self.periods))
 
     def task_steps(self, world: World, task: int) -> int:
         if self.iterations is not None:

@@ -282,3 +282,14 @@ def test_river_missing_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "river.drift", None)
     with pytest.raises(ImportError, match=r'needs the package river: pip install "everloop\[drift\]"'):
         SupervisedLearner(mlp(), stream(8), Training(rate="drift"))
+
+
+def test_plain_gradient_descent_is_the_written_step() -> None:
+    world = stream()
+    learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (6,)), 10), world, Training(optimizer="sgd", learning_rate=0.3))
+    batch = learner.rollout(stream(), [0], 1, 0)
+    before = weights(learner.module)
+    gradients = torch.autograd.grad(learner.loss(batch), list(learner.module.parameters()))
+    learner.updater.step(learner.loss(batch))
+    expected = [w - 0.3 * g for w, g in zip(before, gradients, strict=True)]
+    assert distance(weights(learner.module), expected) < 1e-7
