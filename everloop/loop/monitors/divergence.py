@@ -55,18 +55,13 @@ class Divergence:
                 weights = {f"{name}.{key}": value for key, value in module.state_dict().items()}
                 if weights and weights.keys() <= frozen.state_dict().keys():  # a module that has grown is another one
                     self.values[f"weights/{task}/{name}"] = _distance(frozen, weights)
-                    mixed = functional_call(frozen, weights, (probe.obs, _empty(frozen, probe), probe.start))[0]
+                    mixed = functional_call(frozen, weights, (probe.obs, learner.initial_state(len(probe)), probe.start))[0]
                     self.values[f"kl/{task}/{name}"] = self._kl(learner, then, mixed.prediction)
         return self
 
     @staticmethod
     def _kl(learner: Learner, then: Tensor, now: Tensor) -> float:
         return float(learner.likelihood.kl(then, now).mean())
-
-
-def _empty(module: nn.Module, batch: Batch) -> Tensor:
-    state: Tensor = module.initial_state(len(batch))  # type: ignore[operator]
-    return state
 
 
 def _distance(frozen: nn.Module, weights: dict[str, Tensor]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -44,7 +45,7 @@ class AGEM(Rehearsal):
             torch._foreach_add_(grads, reference, alpha=-self.strength * float(dot / inner(reference, reference)))
 
 
-def gradient(loss: Tensor, weights: list[torch.nn.Parameter]) -> list[Tensor]:
+def gradient(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     """d loss / d weights, 0 for those it does not depend on; no `.grad` is touched."""
     found = torch.autograd.grad(loss, weights, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(weights, found, strict=True)]

@@ -94,8 +94,7 @@ class Strategy:
 
 def check_strength(strength: float, name: str = "strength") -> float:
     """`strength`, or ValueError if it is negative or not finite."""
-    if not 0 <= strength < float("inf"):
-        raise ValueError(f"{name} is {strength}, allowed: 0 or more")
+    check_range(name, strength, 0)
     return strength
 
 

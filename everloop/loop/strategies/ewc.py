@@ -10,6 +10,7 @@ import torch
 from everloop.loop.batch import Batch
 from everloop.loop.fisher import check_exact, diagonal_fisher
 from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_range, check_strength
+from everloop.loop.strategies.chance import generator_for
 from everloop.loop.strategies.quadratic import Quadratic, first_examples, snapshot
 from everloop.loop.strategies.warn import ClassIncrementalWarning
 from everloop.loop.world import Task
@@ -92,8 +93,7 @@ class EWC(Strategy):
         """A generator where the model is, if labels are drawn."""
         if self.fisher != "sampled":
             return None
-        seed = int(torch.randint(2**62, (), generator=self.generator))
-        return torch.Generator(learner.device).manual_seed(seed)
+        return generator_for(learner, self.generator)
 
     def state_dict(self) -> dict[str, Any]:
         return {"anchor": self.anchor.state_dict(), "generator": self.generator.get_state(), "warning": self.warning.state_dict()}

@@ -13,6 +13,7 @@ from everloop.loop.batch import Batch
 from everloop.loop.fisher import diagonal_fisher
 from everloop.loop.per_example import recorded_layers
 from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
+from everloop.loop.strategies.chance import generator_for
 from everloop.loop.strategies.quadratic import Quadratic, first_examples, snapshot
 from everloop.loop.strategies.warn import ClassIncrementalWarning
 from everloop.loop.world import Task
@@ -72,7 +73,7 @@ class KroneckerEWC(Strategy):
         held = {p for layer in factors for p in layer.parameters()}
         for layer, (A, G) in factors.items():
             self.layers.setdefault(names[layer], []).append((A, G, _weights(layer).clone()))
-        diagonal = zip(learner.weights().items(), diagonal_fisher(learner, taken, self._draws(learner)), strict=True)
+        diagonal = zip(learner.weights().items(), diagonal_fisher(learner, taken, generator_for(learner, self.generator)), strict=True)
         self.rest.add({name: d for (name, p), d in diagonal if p not in held}, snapshot(learner))
 
     def _factors(self, learner: Learner, batches: Sequence[Batch]) -> dict[nn.Linear, tuple[Tensor, Tensor]]:
@@ -81,7 +82,7 @@ class KroneckerEWC(Strategy):
         steps = examples = 0
         for batch in batches:
             with learner.judging(), recorded_layers(learner.module, _is_trained_linear) as calls:
-                log_p = learner.log_likelihood(batch, self._draws(learner))
+                log_p = learner.log_likelihood(batch, generator_for(learner, self.generator))
             rows = batch.length * len(batch)
             once = {layer: c[0] for layer, c in calls.items() if len(c) == 1 and c[0][0].shape[:-1] == (rows,) and c[0][1] is not None}
             edges = [edge for _, edge in once.values() if edge is not None]
@@ -94,10 +95,6 @@ class KroneckerEWC(Strategy):
                     A, G = sums.get(layer, (0.0, 0.0))
                     sums[layer] = (A + a.T @ a, G + g.T @ g)
         return {layer: (A / steps, G / examples) for layer, (A, G) in sums.items()}
-
-    def _draws(self, learner: Learner) -> torch.Generator:
-        seed = int(torch.randint(2**62, (), generator=self.generator))
-        return torch.Generator(learner.device).manual_seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
         own = {"layers": {name: list(tasks) for name, tasks in self.layers.items()}, "generator": self.generator.get_state()}

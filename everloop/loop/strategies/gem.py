@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from everloop.loop.batch import Batch
@@ -73,6 +72,8 @@ def solve_dual(P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: f
     With P = L L' and u = v - margin it is min |L' u + L^-1 (q + P margin)|^2 over u >= 0 (Lawson & Hanson 1974). P gets
     a trace of the identity, as tasks' gradients may be the same.
     """
+    from scipy.optimize import nnls  # takes a tenth of a second to load, which only GEM needs
+
     size = len(q)
     L = np.linalg.cholesky(P + np.eye(size) * (1e-10 * np.trace(P) / size + 1e-30))
     shifted = q + P @ np.full(size, margin)

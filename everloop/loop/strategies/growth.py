@@ -9,6 +9,7 @@ from torch import nn
 
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_range
+from everloop.loop.strategies.chance import own_draws
 from everloop.loop.strategies.rehearsal import observed_output
 from everloop.loop.world import Task
 
@@ -56,8 +57,7 @@ class Growth(Strategy):
         if len(self.losses) < self.patience:
             return
         if sum(self.losses) / len(self.losses) > self.threshold:
-            with torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else []):
-                torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+            with own_draws(learner, self.generator):
                 learner.add_weights(list(_growing(learner.module).add_capacity(self.units).parameters()))
             self.grown += 1
             learner.on_scalars(learner.steps, {"growth/units": float(self.grown * self.units)})

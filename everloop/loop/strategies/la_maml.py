@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from everloop.loop.batch import Batch
+from everloop.loop.strategies.agem import gradient
 from everloop.loop.strategies.base import Traits, check_range
 from everloop.loop.strategies.rehearsal import Rehearsal, check_labels
 
@@ -99,5 +100,4 @@ class LaMAML(Rehearsal):
 
 
 def _gradients(loss: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    return {name: torch.zeros_like(w) if g is None else g for (name, w), g in zip(weights.items(), found, strict=True)}
+    return dict(zip(weights, gradient(loss, list(weights.values())), strict=True))

@@ -13,7 +13,8 @@ from torch import nn
 
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_may_grow, check_range
-from everloop.loop.strategies.task_head import TaskHeads
+from everloop.loop.strategies.chance import own_draws
+from everloop.loop.strategies.task_head import TaskHeads, freeze_below
 from everloop.loop.world import Task
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class LoRA(Strategy):
         if self.rank == 0 or (self.train_base and not self.names):
             return
         if not self.frozen:
-            self._freeze(learner)
+            freeze_below(learner)
+            self.frozen = True
         name = self.names.get(task.id) or (ONLINE if self.adapters == ONLINE else f"task_{task.id}")
         if name not in _adapters(learner.module):
             self._inject(name, learner)
@@ -83,14 +85,6 @@ class LoRA(Strategy):
         elif active is not None:
             self._merge(active, learner.module)
 
-    def _freeze(self, learner: Learner) -> None:
-        last = set(learner.last_layer().parameters())
-        for p in learner.module.parameters():
-            if p not in last:
-                p.requires_grad_(False)
-                p.grad = None
-        self.frozen = True
-
     def _inject(self, name: str, learner: Learner) -> None:
         """New adapters in all linear layers, and into the optimizer."""
         last = learner.last_layer()
@@ -101,11 +95,9 @@ class LoRA(Strategy):
         if not targets:
             raise ValueError("lora finds no linear layer below the last one, allowed: networks that have one")
         config = _peft().LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=targets)
-        with torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else []):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # of the tasks before
-                _peft().inject_adapter_in_model(config, learner.module, name)
+        with own_draws(learner, self.generator), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # of the tasks before
+            _peft().inject_adapter_in_model(config, learner.module, name)
         for p in last.parameters():
             p.requires_grad_(True)  # injecting freezes all that is no adapter
         learner.add_weights(_adapter_weights(name, learner.module))

@@ -11,7 +11,8 @@ from torch import nn
 
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_may_grow
-from everloop.loop.strategies.task_head import TaskHeads
+from everloop.loop.strategies.chance import own_draws
+from everloop.loop.strategies.task_head import TaskHeads, freeze_below
 from everloop.loop.world import Task
 
 if TYPE_CHECKING:
@@ -51,13 +52,8 @@ class Progressive(Strategy):
         if task.id in self.column:
             raise ValueError(f"task {task.id} comes back, allowed with progressive: each task once, as its column is frozen")
         if self.column:
-            last = set(learner.last_layer().parameters())
-            for p in learner.module.parameters():
-                if p not in last:
-                    p.requires_grad_(False)
-                    p.grad = None
-            with torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else []):
-                torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+            freeze_below(learner)
+            with own_draws(learner, self.generator):
                 learner.add_weights(list(network.add_column().parameters()))
         self.column[task.id] = network.column
 

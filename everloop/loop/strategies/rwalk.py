@@ -11,6 +11,7 @@ from torch import Tensor
 from everloop.loop.batch import Batch
 from everloop.loop.fisher import diagonal_fisher
 from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
+from everloop.loop.strategies.chance import generator_for
 from everloop.loop.strategies.path import PathIntegral
 from everloop.loop.strategies.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.warn import ClassIncrementalWarning
@@ -81,8 +82,7 @@ class RWalk(Strategy):
 
     def _average(self, learner: Learner, batch: Batch) -> None:
         """F's moving average takes in the batch at hand."""
-        seed = int(torch.randint(2**62, (), generator=self.generator))
-        fisher = diagonal_fisher(learner, [batch], torch.Generator(learner.device).manual_seed(seed))
+        fisher = diagonal_fisher(learner, [batch], generator_for(learner, self.generator))
         for name, F in zip(learner.weights(), fisher, strict=True):
             self.fisher[name] = self.decay * self.fisher[name] + (1 - self.decay) * F if name in self.fisher else F
 

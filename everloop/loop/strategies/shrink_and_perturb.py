@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from everloop.loop.strategies.base import Strategy, Traits, check_range
+from everloop.loop.strategies.chance import own_draws
 from everloop.loop.world import Task
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ class ShrinkAndPerturb(Strategy):
         fresh = copy.deepcopy(learner.module)
         for p in fresh.parameters():
             p.zero_()
-        with torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else []):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+        with own_draws(learner, self.generator):
             for layer in fresh.modules():
                 if callable(reset := getattr(layer, "reset_parameters", None)):
                     reset()

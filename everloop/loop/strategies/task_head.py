@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from everloop.loop.learner import Learner
 
 
+def freeze_below(learner: Learner) -> None:
+    """From now on only the last layer is trained, and what comes anew."""
+    last = set(learner.last_layer().parameters())
+    for p in learner.module.parameters():
+        if p not in last:
+            p.requires_grad_(False)
+            p.grad = None
+
+
 class TaskHeads:
     """Keeps the last layer at every task's end, and puts it back where the task is evaluated.
 
