@@ -27,7 +27,7 @@ RESULT = "result.json"
 class Row:
     """One published number.
 
-    run: what is run, as words after `everloop run`. published: the number, in %; None where nothing is published.
+    run: what is run, as words after `everloop run`; {seed} in it is the run's seed. published: the number, in %; None where nothing is published.
     standing: how the number was come by. search: how settings were chosen. machine: where it was run, if not here.
     exact: a number above the published one is as wrong as one below it, as for a lower bound.
     """
@@ -92,7 +92,8 @@ def run_rows(table: Table, rows: Sequence[Row], out: Path, jobs: int, tell: Call
         folder = folder_of(table, row, out) / str(seed)
         if (folder / RESULT).exists():
             return
-        words = ["run", *words_of(table, row), "--seed", str(seed), "--out", str(folder), "--overwrite"]
+        own = [word.replace("{seed}", str(seed)) for word in words_of(table, row)]
+        words = ["run", *own, "--seed", str(seed), "--out", str(folder), "--overwrite"]
         done = subprocess.run([sys.executable, "-m", "everloop", *words], capture_output=True, text=True)
         if done.returncode:
             raise ValueError(f"everloop {shlex.join(words)}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
@@ -143,7 +144,7 @@ def markdown(table: Table, out: Path) -> str:
         )
     lines += ["", "| method | column | command | the published number | settings |", "|---|---|---|---|---|"]
     for row in table.rows:
-        command = shlex.join(["everloop", "run", *words_of(table, row)])
+        command = shlex.join(word.replace("{seed}", "SEED") for word in ["everloop", "run", *words_of(table, row), "--seed", "SEED"])
         lines.append(f"| {row.method} | {row.column} | `{command}` | {row.standing or '-'} | {' '.join((row.search or '-').split())} |")
     return "\n".join(lines) + "\n"
 

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 TABLE = """
 title: Digits
 source: nobody, 2026.
-common: --epochs 1 --tasks 0,1 --eval-every 100000 --consolidation-steps 1
-seeds: [0, 1]
+common: --epochs 1 --tasks 0,{seed} --eval-every 100000 --consolidation-steps 1
+seeds: [1, 2]
 rows:
   - {method: none, column: class, published: 50.0, exact: true, run: split-digits --strategies none}
   - {method: ER, column: class, published: 0.0, run: split-digits --strategies replay}
@@ -39,17 +39,22 @@ def test_the_command_runs_what_is_missing_and_writes_the_table(table: Path, tmp_
     words = ["reproduce", str(table), "--rows", "class", "--out", str(out), "--report", str(report)]
     assert main(words) == 0
     first = capsys.readouterr().out
-    assert first.count("seed 0:") == first.count("seed 1:") == 2
+    assert first.count("seed 1:") == first.count("seed 2:") == 2
     loaded = load_table(str(table))
     folder = folder_of(loaded, loaded.rows[1], out)
-    found = [100 * np.mean(json.loads((folder / seed / "result.json").read_text())["returns"][-1]) for seed in "01"]
+    found = [100 * np.mean(json.loads((folder / seed / "result.json").read_text())["returns"][-1]) for seed in "12"]
     error = np.std(found, ddof=1) / 2**0.5
     text = report.read_text()
     assert f"| ER | class | 0.0 | {np.mean(found):.1f} | {error:.2f} | 2 | pass |" in text
     assert "| later | task | - | - | - | 0 | - |" in text
-    assert "`everloop run split-digits --epochs 1 --tasks 0,1 --eval-every 100000 --consolidation-steps 1 --strategies replay`" in text
+    command = "split-digits --epochs 1 --tasks 0,SEED --eval-every 100000 --consolidation-steps 1 --strategies replay --seed SEED"
+    assert f"`everloop run {command}`" in text
+    assert all(
+        json.loads((folder / seed / "result.json").read_text())["tasks"][1].startswith(first)
+        for seed, first in zip("12", "24", strict=True)
+    )
     assert main(words) == 0
-    assert "seed 0:" not in capsys.readouterr().out  # nothing is run twice
+    assert "seed 1:" not in capsys.readouterr().out  # nothing is run twice
     assert report.read_text() == text
 
 
