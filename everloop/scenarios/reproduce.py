@@ -27,9 +27,9 @@ RESULT = "result.json"
 class Row:
     """One published number.
 
-    run: what is run, as words after `everloop run`; {seed} in it is the run's seed. published: the number, in %; None where nothing is published.
-    standing: how the number was come by. search: how settings were chosen. machine: where it was run, if not here.
-    exact: a number above the published one is as wrong as one below it, as for a lower bound.
+    run: what is run, as words after `everloop run`; {seed} in it is the run's seed. published: the number, in %; None where
+    nothing is published. standing: how the number was come by. search: how settings were chosen. machine: where it was run,
+    if not here. exact: a number above the published one is as wrong as one below it, as for a lower bound.
     """
 
     method: str
