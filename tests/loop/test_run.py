@@ -103,6 +103,26 @@ def test_the_result_holds_the_score_matrix_and_what_lies_between(kind: str) -> N
     assert result.wall_seconds > 0
 
 
+@pytest.mark.parametrize("flushed", [False, True])
+def test_numbers_too_small_for_a_float_are_0_in_a_run_and_what_they_were_after_it(flushed: bool) -> None:
+    """Many times slower to calculate with, and of no weight; other code of the process keeps its own way."""
+    found = []
+
+    class Spy(Listener):
+        def on_steps(self, steps: int) -> None:
+            found.append(float(torch.tensor([1e-40]) * 1))
+
+    torch.set_flush_denormal(flushed)
+    try:
+        learner, evaluation, consolidation = setting("stream")
+        run(learner, plan(), evaluation, consolidation, [], [Spy()])
+        assert found
+        assert not any(found)
+        assert (float(torch.tensor([1e-40]) * 1) == 0) is flushed
+    finally:
+        torch.set_flush_denormal(False)
+
+
 @KINDS
 def test_one_step_has_one_evaluation(kind: str) -> None:
     learner, evaluation, consolidation = setting(kind)
