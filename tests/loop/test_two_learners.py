@@ -1,0 +1,148 @@
+"""One strategy, two learners: where PPO's loss is the cross-entropy of what was done, both end at the same weights.
+
+PPO on one step a copy, once over it, without discount, value, entropy or normalised advantages, in a world that
+rewards whatever is done by 1: the advantage is 1, and the gradient that of -log pi(a|s), the cross-entropy of a.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from loop_helpers import Output, distance, ignore, weights
+from stable_baselines3 import PPO
+from torch import Tensor, nn
+
+from everloop.envs import Task
+from everloop.loop import STRATEGIES, Batch, Learner, Strategy, SupervisedLearner
+from everloop.loop.sb3 import SB3Learner
+
+COPIES, SIZE, CLASSES, STEPS, RATE = 32, 5, 3, 15, 0.03
+SETTINGS: dict[str, dict[str, Any]] = {
+    "l2": {"strength": 1.0},
+    "ewc": {"strength": 50.0, "fisher": "exact"},
+    "ewc_kfac": {"strength": 50.0},
+    "si": {"strength": 5.0},
+    "mas": {"strength": 5.0},
+    "rwalk": {"strength": 5.0, "interval": 3},
+    "lwf": {},
+    "replay": {},
+    "der": {"strength": 1.0},
+    "derpp": {"strength": 1.0},
+    "mir": {},
+    "gem": {},
+    "agem": {},
+    "packnet": {"share": 0.5, "retrain_steps": 5},
+    "continual_backprop": {"replacement_rate": 0.05, "maturity": 4, "interval": 2},
+    "l2_init": {"strength": 0.1},
+    "shrink_and_perturb": {"shrink": 0.99},
+}
+
+
+class Guesses(VectorEnv):
+    """Points around a place of the task's own; any guess is rewarded by 1. What was done is noted, or is the label."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    tasks = tuple(Task(k, f"place {k}", {}) for k in range(3))
+    reward_range = (1.0, 1.0)
+
+    def __init__(self, labels: dict[int, list[Any]] | None = None) -> None:
+        self.num_envs, self.labels = COPIES, labels
+        cue = spaces.Box(0, 1, (len(self.tasks),), np.float32)
+        self.single_observation_space = spaces.Dict({"cue": cue, "x": spaces.Box(-np.inf, np.inf, (SIZE,), np.float32)})
+        self.single_action_space = spaces.Discrete(CLASSES)
+        self.done: dict[int, list[Any]] = {task.id: [] for task in self.tasks}
+        self.task = 0
+
+    def reference(self, task: int) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def _look(self) -> dict[str, Any]:
+        place = np.random.default_rng(self.task).normal(size=SIZE)
+        x = place + np.random.default_rng([self.task, self.count]).normal(size=(COPIES, SIZE))
+        return {"cue": np.eye(len(self.tasks), dtype=np.float32)[[self.task] * COPIES], "x": x.astype(np.float32)}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.task, self.count = (options or {}).get("task", self.task), 0
+        return self._look(), {"task": np.full(COPIES, self.task)}
+
+    def step(self, actions: Any) -> Any:
+        self.done[self.task].append(np.array(actions))
+        info = {"task": np.full(COPIES, self.task)}
+        if self.labels is not None:
+            info["label"] = self.labels[self.task][self.count]
+        self.count += 1
+        never = np.zeros(COPIES, dtype=bool)
+        return self._look(), np.ones(COPIES), never, never, info
+
+
+class Net(nn.Module):
+    """Two layers; the value is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(SIZE, 12), nn.ReLU(), nn.Linear(12, CLASSES))
+
+    def initial_state(self, batch: int) -> Tensor:
+        return torch.zeros(batch, 1)
+
+    def forward(self, obs: dict[str, Tensor], state: Tensor, start: Tensor) -> tuple[Output, Tensor]:
+        prediction = self.layers(obs["x"])
+        return Output(prediction, prediction[..., 0] * 0.0), state
+
+
+def by_ppo(strategies: list[Strategy], monkeypatch: pytest.MonkeyPatch) -> tuple[Learner, dict[int, list[Any]]]:
+    parameters = {"n_steps": 1, "batch_size": COPIES, "n_epochs": 1, "learning_rate": RATE, "gamma": 0.0, "vf_coef": 0.0}
+    world = Guesses()
+    learner = SB3Learner(world, lambda *_: Net(), PPO, parameters | {"ent_coef": 0.0, "normalize_advantage": False}, device="cpu")
+
+    def sure(batch: Batch) -> Tensor:
+        """What a policy puts out that is sure of what was done: the divergence from it is the cross-entropy."""
+        return batch.target if batch.action is None else 1e3 * F.one_hot(batch.action, CLASSES).float()
+
+    monkeypatch.setattr(learner, "targets", sure)
+    monkeypatch.setattr(np.random, "permutation", np.arange)  # a rollout is one minibatch, in its own order
+    train(learner, strategies)
+    return learner, world.done
+
+
+def by_labels(strategies: list[Strategy], labels: dict[int, list[Any]]) -> Learner:
+    module = Net()
+    optimizer = torch.optim.Adam(module.parameters(), lr=RATE, eps=1e-5, fused=True)
+    learner = SupervisedLearner(module, Guesses(labels), optimizer=optimizer, max_grad_norm=0.5)
+    train(learner, strategies)
+    return learner
+
+
+def train(learner: Learner, strategies: list[Strategy]) -> None:
+    learner.attach(strategies)
+    for task in Guesses.tasks:
+        for strategy in strategies:
+            strategy.begin_task(task, learner)
+        learner.learn([task.id], STEPS * COPIES, ignore)
+        x = torch.randn(1, 40, SIZE, generator=torch.Generator().manual_seed(task.id))
+        done = torch.arange(40)[None] % CLASSES
+        batch = Batch({"x": x}, torch.ones(1, 40, dtype=torch.bool), action=done, task=torch.full((40,), task.id))
+        batch = batch if not learner.labelled else Batch(batch.obs, batch.start, target=done, task=batch.task)
+        for strategy in strategies:
+            strategy.end_task(task, learner, [batch])
+
+
+def made(name: str) -> list[Strategy]:
+    return [] if name == "none" else [STRATEGIES[name](**SETTINGS[name])]
+
+
+@pytest.mark.parametrize("name", ["none", *SETTINGS])
+def test_ppo_and_the_supervised_learner_end_at_the_same_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ppo, done = by_ppo(made(name), monkeypatch)
+    labels = by_labels(made(name), done)
+    assert [len(actions) for actions in done.values()] == [STEPS] * 3
+    assert distance(weights(ppo.module), weights(labels.module)) < 1e-5
+    if name != "none":
+        assert distance(weights(labels.module), weights(by_labels([], done).module)) > 1e-2, "the strategy did nothing"
