@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def diagonal_fisher(
     learner: Learner, batches: Iterable[Batch], generator: torch.Generator | None = None, by_hooks: bool = True, exact: bool = False
-) -> list[Tensor]:
-    """F_i = mean over examples of (d log p(x | example) / d w_i)^2, one tensor for each trainable parameter.
+) -> dict[str, Tensor]:
+    """F_i = mean over examples of (d log p(x | example) / d w_i)^2, for each of `learner.weights()`.
 
     x is drawn from the model if there is a generator (the Fisher information proper), else it is what the
     batch holds (the "empirical Fisher"; Kunstner et al. 2019 on the difference). With `exact` the square is

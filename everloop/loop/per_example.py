@@ -23,8 +23,8 @@ Calls = dict[nn.Module, list[tuple[Tensor, GradientEdge | None]]]
 CHUNK = 32  # examples at once: bounds the memory of per-example gradients, and the cost of the loop's backwards
 
 
-def mean_powers(learner: Learner, batches: Iterable[Batch], score: Score, power: int, by_hooks: bool = True) -> list[Tensor]:
-    """mean over examples of sum_s |d score_s(example) / d w_i|^power, one tensor for each trainable parameter.
+def mean_powers(learner: Learner, batches: Iterable[Batch], score: Score, power: int, by_hooks: bool = True) -> dict[str, Tensor]:
+    """mean over examples of sum_s |d score_s(example) / d w_i|^power, for each of `learner.weights()`.
 
     score: batch -> (S, B), S scalars of each example.
     The mean of powers, not the power of a minibatch's mean, so it does not depend on how the examples are batched.
@@ -32,8 +32,7 @@ def mean_powers(learner: Learner, batches: Iterable[Batch], score: Score, power:
     GRU's) cost one backward each example. `by_hooks=False` loops for all: the same numbers, slowly.
     Raises ValueError without any example.
     """
-    parameters: list[Tensor] = [p for p in learner.module.parameters() if p.requires_grad]
-    totals = {p: torch.zeros_like(p) for p in parameters}
+    totals: dict[Tensor, Tensor] = {p: torch.zeros_like(p) for p in learner.weights().values()}
     examples = 0
     with learner.judging():  # a batch norm in training would make every example's gradient one of all of them
         for batch in batches:
@@ -43,7 +42,7 @@ def mean_powers(learner: Learner, batches: Iterable[Batch], score: Score, power:
                     totals[p] += sums
     if not examples:
         raise ValueError("a mean over examples needs at least 1 of them, got 0")
-    return [totals[p] / examples for p in parameters]
+    return {name: totals[p] / examples for name, p in learner.weights().items()}
 
 
 @contextmanager

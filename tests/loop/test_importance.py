@@ -124,7 +124,7 @@ def test_means_of_powers_are_those_of_every_example_and_score_by_itself(
     learner, size = classifier(net)
     batch, score = vector_batch(examples, size, 3, length, seed=examples), two_scores(learner)
     expected = by_single_examples(learner, batch, score, power)
-    for a, b in zip(mean_powers(learner, batch.split(cut), score, power, by_hooks), expected, strict=True):
+    for a, b in zip(mean_powers(learner, batch.split(cut), score, power, by_hooks).values(), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
@@ -137,9 +137,9 @@ def test_absolute_values_are_taken_before_the_mean_and_before_the_sum_over_score
         outputs = learner.outputs(batch)[0, :, 0]
         return torch.stack([outputs, -outputs])
 
-    (absolute,) = mean_powers(learner, [batch], score, 1)
+    (absolute,) = mean_powers(learner, [batch], score, 1).values()
     assert absolute.tolist() == [[6.0]]
-    (squared,) = mean_powers(learner, [batch], score, 2)
+    (squared,) = mean_powers(learner, [batch], score, 2).values()
     assert squared.tolist() == [[18.0]]
 
 
@@ -149,9 +149,9 @@ def test_batch_norm_does_not_mix_the_examples_whose_gradients_are_taken() -> Non
     learner, batch = vector_learner(layers, 3), vector_batch(40, 4, 3)
     learner.loss(batch)  # statistics of some batch
     before = [b.clone() for b in learner.module.buffers()]
-    whole = diagonal_fisher(learner, [batch])
-    parts = diagonal_fisher(learner, batch.split(7))
-    looped = diagonal_fisher(learner, [batch], by_hooks=False)
+    whole = diagonal_fisher(learner, [batch]).values()
+    parts = diagonal_fisher(learner, batch.split(7)).values()
+    looped = diagonal_fisher(learner, [batch], by_hooks=False).values()
     assert same(list(learner.module.buffers()), before)
     assert learner.module.training
     assert distance(whole, parts) < 1e-12
@@ -166,7 +166,7 @@ def test_exact_fisher_of_logistic_regression() -> None:
     torch.manual_seed(0)
     learner, batch = vector_learner(nn.Linear(4, 2), 2), vector_batch(50, 4, 2)
     x, p = batch.obs["x"][0], torch.sigmoid(torch.diff(learner.outputs(batch)[0].detach(), dim=-1)[:, 0])
-    weight, bias = diagonal_fisher(learner, [batch], exact=True)
+    weight, bias = diagonal_fisher(learner, [batch], exact=True).values()
     variance = (p * (1 - p))[:, None]
     torch.testing.assert_close(weight, (variance * x**2).mean(0).expand(2, 4), rtol=1e-12, atol=0.0)
     torch.testing.assert_close(bias, variance.mean().expand(2), rtol=1e-12, atol=0.0)
@@ -189,7 +189,7 @@ def by_classes(learner: FixedLearner, batch: Batch) -> list[Tensor]:
 def test_exact_fisher_is_the_sum_over_classes_of_probability_times_squared_gradient(net: str, by_hooks: bool) -> None:
     learner, size = classifier(net)
     batch = vector_batch(37, size, 3)
-    for a, b in zip(diagonal_fisher(learner, [batch], by_hooks=by_hooks, exact=True), by_classes(learner, batch), strict=True):
+    for a, b in zip(diagonal_fisher(learner, [batch], by_hooks=by_hooks, exact=True).values(), by_classes(learner, batch), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-15)
 
 
@@ -199,8 +199,8 @@ def test_exact_fisher_depends_on_no_batching_no_order_and_no_labels(cut: int, or
     learner, _ = classifier("mlp")
     batch = vector_batch(70, 4, 3)
     shuffled = Batch({"x": batch.obs["x"][:, order]}, batch.start)
-    whole = diagonal_fisher(learner, [batch], exact=True)
-    for a, b in zip(diagonal_fisher(learner, shuffled.split(cut), exact=True), whole, strict=True):
+    whole = diagonal_fisher(learner, [batch], exact=True).values()
+    for a, b in zip(diagonal_fisher(learner, shuffled.split(cut), exact=True).values(), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=0.0)
 
 
@@ -208,7 +208,7 @@ def test_exact_fisher_is_finite_and_vanishes_where_the_model_is_certain() -> Non
     learner = vector_learner(nn.Linear(4, 3), 3)
     with torch.no_grad():
         learner.module.layers.bias.copy_(torch.tensor([2000.0, 0.0, -2000.0]))
-    for f in diagonal_fisher(learner, [vector_batch(5, 4, 3)], exact=True):
+    for f in diagonal_fisher(learner, [vector_batch(5, 4, 3)], exact=True).values():
         assert torch.equal(f, torch.zeros_like(f))
 
 

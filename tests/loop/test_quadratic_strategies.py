@@ -449,7 +449,7 @@ def twice() -> nn.Module:
 def test_weights_outside_plain_linear_layers_are_held_by_the_diagonal(build: Callable[[], nn.Module], outside: set[str]) -> None:
     torch.manual_seed(0)
     learner, strategy, batch = learner_of(build()), KroneckerEWC(2.0), vector_batch(11, 4, 3)
-    fisher = dict(zip(learner.weights(), diagonal_fisher(learner, [batch], torch.Generator(), by_hooks=False), strict=True))
+    fisher = dict(zip(learner.weights(), diagonal_fisher(learner, [batch], torch.Generator(), by_hooks=False).values(), strict=True))
     then = {n: p.detach().clone() for n, p in learner.weights().items()}
     strategy.end_task(Named(), learner, [batch])
     assert set(strategy.rest.precision) == outside
@@ -465,7 +465,7 @@ def test_a_kronecker_pull_works_where_there_is_no_linear_layer() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.Flatten())
     learner, strategy, batch = learner_of(layers), KroneckerEWC(2.0), vector_batch(11, 4, 3)
-    fisher = diagonal_fisher(learner, [batch], torch.Generator(), by_hooks=False)
+    fisher = diagonal_fisher(learner, [batch], torch.Generator(), by_hooks=False).values()
     then = weights(learner.module)
     strategy.end_task(Named(), learner, [batch])
     move(learner, 5)
@@ -489,7 +489,7 @@ def test_an_example_informs_by_all_its_steps() -> None:
     learner.likelihood = EveryPair(3)
     x = vector_batch(1, 2, 3).obs["x"].repeat(2, 9, 1)
     batch = Batch({"x": x}, torch.tensor([[True], [False]]).repeat(1, 9))
-    weight, bias = diagonal_fisher(learner, [batch], torch.Generator())
+    weight, bias = diagonal_fisher(learner, [batch], torch.Generator()).values()
     torch.testing.assert_close(weight, 2 * 2 / 9 * x[0, :1].square().expand(3, 2))
     strategy = KroneckerEWC(1.0)
     strategy.end_task(Named(), learner, [batch])

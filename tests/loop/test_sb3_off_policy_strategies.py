@@ -96,7 +96,7 @@ def plain_training(
         model.learn(96)
         if anchored:
             batch = looker.rollout(off_policy_world(sac, 6), [task], 8, seed=task)
-            policy.anchors = [*policy.anchors, (diagonal_fisher(looker, [batch], by_hooks=False), weights(looker.module))]
+            policy.anchors = [*policy.anchors, (diagonal_fisher(looker, [batch], by_hooks=False).values(), weights(looker.module))]
         found.append(weights(looker.module))
     return found
 

@@ -72,7 +72,7 @@ def plain_training(recurrent: bool, tasks: int, strength: float = 0.0) -> list[l
         model.learn(64)
         if strength:
             batch = looker.rollout(plant(6), [task], 8, seed=task)
-            policy.anchors = [*policy.anchors, (diagonal_fisher(looker, [batch], by_hooks=False), weights(policy.network))]
+            policy.anchors = [*policy.anchors, (diagonal_fisher(looker, [batch], by_hooks=False).values(), weights(policy.network))]
         found.append(weights(policy.network))
     return found
 

@@ -82,8 +82,7 @@ class EWC(Strategy):
             return
         self.warning.look(learner, batches)
         taken = first_examples(batches, self.examples)
-        diagonal = diagonal_fisher(learner, taken, self._draws(learner), exact=self.fisher == "exact")
-        fisher = dict(zip(learner.weights(), diagonal, strict=True))
+        fisher = diagonal_fisher(learner, taken, self._draws(learner), exact=self.fisher == "exact")
         if self.anchors == "online":
             self.anchor.move(fisher, snapshot(learner), self.decay)
         else:

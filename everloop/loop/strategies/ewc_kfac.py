@@ -70,11 +70,11 @@ class KroneckerEWC(Strategy):
         taken = first_examples(batches, self.examples)
         factors = self._factors(learner, taken)
         names = {layer: name for name, layer in learner.module.named_modules()}
-        held = {p for layer in factors for p in layer.parameters()}
+        held = {f"{names[layer]}.{part}" for layer in factors for part, _ in layer.named_parameters()}
         for layer, (A, G) in factors.items():
             self.layers.setdefault(names[layer], []).append((A, G, _weights(layer).clone()))
-        diagonal = zip(learner.weights().items(), diagonal_fisher(learner, taken, generator_for(learner, self.generator)), strict=True)
-        self.rest.add({name: d for (name, p), d in diagonal if p not in held}, snapshot(learner))
+        diagonal = diagonal_fisher(learner, taken, generator_for(learner, self.generator))
+        self.rest.add({name: d for name, d in diagonal.items() if name not in held}, snapshot(learner))
 
     def _factors(self, learner: Learner, batches: Sequence[Batch]) -> dict[nn.Linear, tuple[Tensor, Tensor]]:
         """A and G of every linear layer that is called once, with a row for each step."""

@@ -50,7 +50,7 @@ class MAS(Strategy):
 
         self.warning.look(learner, batches)
         importance = mean_powers(learner, first_examples(batches, self.examples), squared_norm, 1)
-        self.anchor.move(dict(zip(learner.weights(), importance, strict=True)), snapshot(learner))
+        self.anchor.move(importance, snapshot(learner))
 
     def state_dict(self) -> dict[str, Any]:
         return {"anchor": self.anchor.state_dict(), "warning": self.warning.state_dict()}

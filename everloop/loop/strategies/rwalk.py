@@ -82,8 +82,7 @@ class RWalk(Strategy):
 
     def _average(self, learner: Learner, batch: Batch) -> None:
         """F's moving average takes in the batch at hand."""
-        fisher = diagonal_fisher(learner, [batch], generator_for(learner, self.generator))
-        for name, F in zip(learner.weights(), fisher, strict=True):
+        for name, F in diagonal_fisher(learner, [batch], generator_for(learner, self.generator)).items():
             self.fisher[name] = self.decay * self.fisher[name] + (1 - self.decay) * F if name in self.fisher else F
 
     def _close_interval(self, learner: Learner) -> None:
