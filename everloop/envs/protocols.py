@@ -172,19 +172,26 @@ class Permuted(Protocol):
 class Rotated(Protocol):
     """Every task shows all images turned by another angle, in degrees (Lopez-Paz & Ranzato 2017, section 5.1).
 
-    angles: of each task; if none, `num_tasks` angles from 0 in equal steps below 180.
+    angles: of each task; if none, `num_tasks` angles from 0 in equal steps below 180, or with a `seed` drawn from
+        0 to 180, each angle as likely as another (Buzzega et al. 2020, section 4.1).
     """
 
     num_tasks: int = 10
     angles: Sequence[float] | None = None
+    seed: int | None = None
 
     def assign(self, train: Examples, test: Examples) -> Assignment:
         _check_tasks(self.num_tasks)
-        angles = [180.0 * k / self.num_tasks for k in range(self.num_tasks)] if self.angles is None else list(self.angles)
+        angles = self._angles() if self.angles is None else list(self.angles)
         _check_tasks(len(angles))
         tasks = [Task(k, f"rotation-{k}", {"angle": angle}) for k, angle in enumerate(angles)]
         height, width, _ = _image_shape(train)
         return _all_examples(tasks, train, test, rotate_pixels(height, width, angles))
+
+    def _angles(self) -> list[float]:
+        if self.seed is not None:
+            return [float(angle) for angle in np.random.default_rng(self.seed).uniform(0, 180, self.num_tasks)]
+        return [180.0 * k / self.num_tasks for k in range(self.num_tasks)]
 
 
 PROTOCOLS: Mapping[str, type[Protocol]] = {

@@ -45,7 +45,8 @@ class PermutedMNIST(ImageScenario):
 class RotatedMNIST(ImageScenario):
     """MNIST, turned by another angle in each task (Lopez-Paz & Ranzato 2017).
 
-    num_tasks: how many, at equal steps from 0 below 180 degrees. angles: of each task, in degrees, instead.
+    num_tasks: how many, at equal steps from 0 below 180 degrees. angle_seed: draws them from 0 to 180 instead.
+    angles: or those of each task, in degrees.
     """
 
     name: ClassVar[str] = "rotated-mnist"
@@ -54,7 +55,8 @@ class RotatedMNIST(ImageScenario):
     folder: ClassVar[str] = "mnist"
     hub: ClassVar[str | None] = "ylecun/mnist"
     num_tasks: int = 10
+    angle_seed: int | None = None
     angles: list[float] | None = None
 
     def protocol(self) -> Protocol:
-        return Rotated(self.num_tasks, self.angles)
+        return Rotated(self.num_tasks, self.angles, self.angle_seed)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import rotate
@@ -143,6 +144,14 @@ def test_a_quarter_turn_is_exact_and_other_angles_are_scipys() -> None:
             turned = [rotate(image.astype(float), angle, reshape=False, order=1, mode="constant") for image in original]
             inner = (slice(None), slice(2, 6), slice(2, 6))  # scipy counts the border otherwise
             np.testing.assert_allclose(obs["image"].astype(float)[inner], np.array(turned)[inner], atol=0.51)
+
+
+def test_drawn_angles_are_anywhere_in_half_a_turn_and_the_seed_s_own() -> None:
+    first, again, other = (Rotated(400, seed=seed).assign(*digits()).tasks for seed in (1, 1, 2))
+    assert first == again != other
+    angles = np.array([task.params["angle"] for task in first])
+    assert scipy.stats.kstest(angles / 180, "uniform").pvalue > 0.01
+    assert [task.params["angle"] for task in Rotated(4).assign(*digits()).tasks] == [0, 45, 90, 135]
 
 
 @given(disjoint=st.floats(0, 1), blur=st.floats(0, 1), seed=st.integers(0, 5))
