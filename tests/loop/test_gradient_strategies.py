@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import FixedLearner, control_learner, ignore, keyword_grid, same, vector_batch, vector_learner, weights
 from scipy.optimize import minimize
+from strategy_helpers import Named
 from torch import nn
 
 from everloop.loop import AGEM, GEM, Batch
@@ -23,11 +24,6 @@ INPUTS, CLASSES = 3, 4
 EITHER = pytest.mark.parametrize("kind", [AGEM, GEM])
 Vector = npt.NDArray[np.float64]
 seeds = st.integers(0, 2**32)
-
-
-class Named(NamedTuple):
-    id: int
-    name: str = "any"
 
 
 def task_batch(task: int, examples: int = 6) -> Batch:

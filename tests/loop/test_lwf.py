@@ -26,6 +26,7 @@ from loop_helpers import (
     vector_batch,
     weights,
 )
+from strategy_helpers import Named
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier
@@ -34,11 +35,6 @@ from everloop.loop.sb3 import SB3Learner
 
 INPUTS, CLASSES = 3, 5
 seeds = st.integers(0, 2**31)
-
-
-class Named(NamedTuple):
-    id: int
-    name: str = "any"
 
 
 class ManyHeads(nn.Module):

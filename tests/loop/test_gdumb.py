@@ -1,0 +1,128 @@
+"""GDumb: weights come from the memory alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from loop_helpers import (
+    distance,
+    same,
+    weights,
+)
+from rehearsal_helpers import (
+    CLASSES,
+    INPUTS,
+    by_hand,
+    cross_entropies,
+    examples,
+    gradients,
+    learner_of,
+    perturb,
+    step,
+    stored,
+)
+from strategy_helpers import Named, Untold
+from torch import Tensor, nn
+
+from everloop.loop import (
+    GDumb,
+    attach,
+)
+
+
+def dumb_learner(gdumb: GDumb, tasks: Sequence[int] = (0, 1)) -> Untold:
+    """Stores two tasks' examples while nothing is learned."""
+    learner = learner_of([gdumb])
+    for task in tasks:
+        gdumb.begin_task(Named(task), learner)
+        for i in range(3):
+            step(learner, examples(6, task, seed=10 * task + i))
+    return learner
+
+
+def test_nothing_is_learned_from_the_stream_whatever_the_optimizer() -> None:
+    for make in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        gdumb = GDumb(epochs=2, capacity=12)
+        learner = learner_of()
+        learner.optimizer = make(learner.module.parameters(), lr=0.1, weight_decay=0.1)
+        learner.attach([gdumb])
+        for task in (0, 1):
+            start = weights(learner.module)
+            gdumb.begin_task(Named(task), learner)
+            for i in range(3):
+                step(learner, examples(6, task, seed=i))
+            assert same(weights(learner.module), start)
+            gdumb.end_task(Named(task), learner, [])
+            assert not same(weights(learner.module), start)
+
+
+def test_the_weights_at_a_tasks_end_depend_on_the_memory_and_the_first_weights_alone() -> None:
+    """Whatever the network, its gradients and the optimizer were led to in between."""
+    ends = []
+    for led_astray in (False, True):
+        gdumb = GDumb(epochs=3, capacity=12, batch_size=4)
+        learner = dumb_learner(gdumb)
+        if led_astray:
+            perturb(learner.module, 5, 3.0)
+            for p in learner.module.parameters():
+                p.grad = torch.full_like(p, 7.0)
+            learner.optimizer.step()
+        gdumb.end_task(Named(1), learner, [])
+        ends.append(weights(learner.module))
+    assert same(*ends)
+
+
+def test_it_is_momentum_descent_on_shuffled_passes_over_the_memory_at_a_cosines_rate() -> None:
+    """v <- 0.9 v + g + 1e-6 w, |g| <= 10; w <- w - rate v; rate_t = r / 100 + (r - r / 100) (1 + cos(pi t / steps)) / 2."""
+    gdumb = GDumb(epochs=3, capacity=10, batch_size=4, learning_rate=0.3)
+    learner, module = dumb_learner(gdumb), learner_of().module
+    rng, t, steps = copy.deepcopy(gdumb.memory.rng), 0, 3 * 3
+    velocity = [torch.zeros_like(p) for p in module.parameters()]
+    kept = stored(gdumb, learner)
+    for _ in range(3):
+        for rows in np.array_split(rng.permutation(10), 3):
+            x, y = kept.obs["x"][0][rows], kept.target[0][rows]  # type: ignore[index]
+            grads = gradients(cross_entropies(by_hand(module, x), y).mean(), module)
+            norm = math.sqrt(sum(float((g**2).sum()) for g in grads))
+            rate = 0.003 + 0.297 * (1 + math.cos(math.pi * t / steps)) / 2
+            for p, v, g in zip(module.parameters(), velocity, grads, strict=True):
+                v.mul_(0.9).add_(g * min(1.0, 10.0 / norm) + 1e-6 * p.detach())
+                p.data -= rate * v
+            t += 1
+    gdumb.end_task(Named(1), learner, [])
+    assert distance(weights(learner.module), weights(module)) < 1e-9
+
+
+class Moody(nn.Module):
+    """Notes in which mode it is learned from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.modes = nn.Linear(INPUTS, CLASSES), set[bool]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.modes |= {self.training} if torch.is_grad_enabled() else set()
+        return self.linear(x)
+
+
+def test_in_a_loop_of_somebody_elses_it_trains_in_training_mode_as_in_ours() -> None:
+    """Else batch norm would stay at the statistics of an untrained network."""
+    module, batch = Moody(), examples(12)
+    loop = attach([GDumb(epochs=2)], module, torch.optim.SGD(module.parameters(), lr=0.1))
+    loop.begin_task(0)
+    x, y = batch.obs["x"][0].float(), batch.target[0]  # type: ignore[index]
+    loop.observe(x, y)
+    loop.end_task([(x, y)])
+    assert module.modes == {True}
+    assert module.training
+
+
+def test_the_examples_that_are_kept_are_a_share_of_each_class() -> None:
+    gdumb = GDumb(capacity=10)
+    learner = learner_of([gdumb])
+    gdumb.observe(examples(30, labels=[0] * 20 + [1] * 8 + [2] * 2), learner)
+    assert torch.bincount(stored(gdumb, learner).target[0]).tolist() == [4, 4, 2]  # type: ignore[index]

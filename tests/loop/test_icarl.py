@@ -1,0 +1,168 @@
+"""iCaRL: herding, the nearest mean, and its losses as written."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from loop_helpers import (
+    distance,
+    ignore,
+    stream,
+    weights,
+)
+from rehearsal_helpers import (
+    CLASSES,
+    RATE,
+    by_hand,
+    cross_entropies,
+    digit_learner,
+    examples,
+    gradients,
+    learner_of,
+    perturb,
+    step,
+)
+from strategy_helpers import Named
+from torch import Tensor
+
+from everloop.loop import (
+    ICaRL,
+)
+
+
+def features_by_hand(module: Any, x: Tensor) -> Tensor:
+    phi = torch.tanh(x @ module.layers[0].weight.T + module.layers[0].bias)
+    return (phi / phi.norm(dim=1, keepdim=True)).detach()
+
+
+def herd(phi: Tensor, count: int) -> list[int]:
+    """Each next exemplar makes the mean of those picked the nearest to the mean of all."""
+    picked: list[int] = []
+    for _ in range(count):
+        left = [i for i in range(len(phi)) if i not in picked]
+        picked.append(min(left, key=lambda i: float((phi[[*picked, i]].mean(0) - phi.mean(0)).norm())))
+    return picked
+
+
+class Increments:
+    """Two tasks of two classes each, learned by iCaRL; what it should know of them, worked out beside it."""
+
+    def __init__(self, strength: float = 1.0, capacity: int = 9) -> None:
+        self.icarl = ICaRL(strength, capacity, batch_size=5)
+        self.learner, self.exemplars = learner_of([self.icarl]), dict[int, Tensor]()
+        for task, labels in enumerate(([3, 0], [1, 4])):
+            self.icarl.begin_task(Named(task), self.learner)
+            for i in range(3):
+                step(self.learner, examples(8, task, seed=10 * task + i, labels=labels * 4))
+            self.end_task(task, labels)
+
+    def end_task(self, task: int, labels: list[int]) -> None:
+        brought = [examples(6, task, seed=100 * task + i, labels=labels * 3) for i in range(2)]
+        self.old = copy.deepcopy(self.learner.module)
+        x, y = (torch.cat([b.obs["x"][0] for b in brought]), torch.cat([b.target[0] for b in brought]))  # type: ignore[index]
+        share = self.icarl.capacity // (len(self.exemplars) + len(labels))
+        self.exemplars = {label: chosen[:share] for label, chosen in self.exemplars.items()}
+        for label in labels:
+            mine = x[y == label]
+            self.exemplars[label] = mine[herd(features_by_hand(self.old, mine), min(share, len(mine)))]
+        self.icarl.end_task(Named(task), self.learner, brought)
+
+
+@pytest.mark.parametrize("capacity", [4, 9, 40])
+def test_exemplars_are_those_of_herding_and_every_class_has_the_same_share(capacity: int) -> None:
+    """capacity / classes of each; when new classes come, the best of the old ones stay."""
+    made = Increments(capacity=capacity)
+    assert set(made.icarl.rows) == set(made.exemplars) == {0, 1, 3, 4}
+    for label, rows in made.icarl.rows.items():
+        items = made.icarl.store.read(np.array(rows))
+        np.testing.assert_array_equal(items["obs.x"][:, 0], made.exemplars[label].numpy())
+        assert set(items["target"].flatten().tolist()) == {label}
+        assert len(rows) == min(6, capacity // 4)
+    taken = [row for rows in made.icarl.rows.values() for row in rows]
+    assert len(set(taken)) == len(taken) <= capacity
+
+
+def test_under_its_view_the_nearest_mean_of_exemplars_answers() -> None:
+    """Means of normalised features, normalised again; classes of no exemplar are never guessed; afterwards all is as it was."""
+    made = Increments()
+    x = examples(200, seed=77).obs["x"]
+    batch = examples(200, seed=77)
+    usual = made.learner.outputs(batch)
+    with made.icarl.view(Named(), made.learner):
+        guesses = made.learner.outputs(batch).argmax(-1)[0]
+    assert torch.equal(made.learner.outputs(batch), usual)
+    assert torch.equal(usual[0], by_hand(made.learner.module, x[0]))
+    phi, labels = features_by_hand(made.learner.module, x[0]), sorted(made.exemplars)
+    means = torch.stack([features_by_hand(made.learner.module, made.exemplars[label]).mean(0) for label in labels])
+    distances = torch.stack([(phi - mean / mean.norm()).norm(dim=1) for mean in means], 1)
+    assert guesses.tolist() == [labels[i] for i in distances.argmin(1).tolist()]
+    assert set(guesses.tolist()) == set(labels)
+
+
+def test_before_the_first_tasks_end_its_view_changes_nothing() -> None:
+    icarl, batch = ICaRL(), examples(9)
+    learner = learner_of([icarl])
+    with icarl.view(Named(), learner):
+        seen = learner.outputs(batch)
+    assert torch.equal(seen, learner.outputs(batch))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exemplars(strength: float) -> None:
+    """-sum_c t log s(z_c) + (1 - t) log(1 - s(z_c)), t = s(z*_c) for classes of ended tasks, else whether c is the label."""
+    made = Increments(strength)
+    icarl, learner, old = made.icarl, made.learner, made.old
+    perturb(learner.module, 4, 0.2)
+    before, batch = copy.deepcopy(learner.module), examples(6, 2, seed=5, labels=[2, 2, 2, 0, 2, 1])
+    rows = np.concatenate([np.array(r) for r in icarl.rows.values()])
+    drawn = icarl.store.read(rows[copy.deepcopy(icarl.rng).integers(0, len(rows), 5)])
+
+    def written(x: Tensor, y: Tensor) -> Tensor:
+        s, s_old = torch.sigmoid(by_hand(before, x)), torch.sigmoid(by_hand(old, x)).detach()
+        total = torch.zeros(len(x), dtype=torch.float64)
+        for c in range(CLASSES):
+            t = s_old[:, c] if c in made.exemplars else (y == c).double()
+            total = total - t * s[:, c].log() - (1 - t) * (1 - s[:, c]).log()
+        return total.mean()
+
+    x, y = batch.obs["x"][0], batch.target[0]  # type: ignore[index]
+    stored_x, stored_y = torch.from_numpy(drawn["obs.x"][:, 0]), torch.from_numpy(drawn["target"][:, 0])
+    total = strength * (written(x, y) + written(stored_x, stored_y)) + (1 - strength) * cross_entropies(by_hand(before, x), y).mean()
+    step(learner, batch)
+    expected = [p.detach() - RATE * g for p, g in zip(before.parameters(), gradients(total, before), strict=True)]
+    assert distance(weights(learner.module), expected) < 1e-9
+
+
+def test_at_strength_1_icarls_losses_are_all_whatever_the_plain_loss_is() -> None:
+    ends = []
+    for balanced in (False, True):
+        learner, icarl = digit_learner(balanced), ICaRL(capacity=20, batch_size=4)
+        learner.attach([icarl])
+        for task in (0, 1):
+            learner.learn([task], 64, ignore)
+            icarl.end_task(learner.world.tasks[task], learner, [learner.rollout(stream(), [task], 4, seed=task)])
+        ends.append(weights(learner.module))
+    assert distance(*ends) < 1e-12
+
+
+def test_in_its_first_task_icarl_learns_the_labels_alone() -> None:
+    icarl = ICaRL()
+    learner = learner_of([icarl])
+    before, batch = copy.deepcopy(learner.module), examples(6)
+    s, t = torch.sigmoid(by_hand(before, batch.obs["x"][0])), F.one_hot(batch.target[0], CLASSES)  # type: ignore[index]
+    total = -(t * s.log() + (1 - t) * (1 - s).log()).sum(1).mean()
+    step(learner, batch)
+    expected = [p.detach() - RATE * g for p, g in zip(before.parameters(), gradients(total, before), strict=True)]
+    assert distance(weights(learner.module), expected) < 1e-9
+
+
+def test_more_classes_than_exemplars_are_refused_by_name_and_value() -> None:
+    icarl = ICaRL(capacity=2)
+    learner = learner_of([icarl])
+    with pytest.raises(ValueError, match=r"^capacity is 2, allowed: 3 or more$"):
+        icarl.end_task(Named(), learner, [examples(6, labels=[0, 1, 2] * 2)])

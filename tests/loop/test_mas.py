@@ -1,0 +1,82 @@
+"""MAS: importance by finite differences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from loop_helpers import (
+    FixedLearner,
+    distance,
+    vector_batch,
+)
+from strategy_helpers import (
+    Named,
+    Weights,
+    by_single_examples,
+    classifier,
+    edited,
+    move,
+    pull,
+)
+
+from everloop.loop import Batch
+from everloop.loop.strategies import MAS
+
+
+def by_differences(learner: FixedLearner, batch: Batch, step: float = 1e-5) -> Weights:
+    """Mean over examples of | d |f(x)|^2 / d w |, by central differences in every single weight."""
+    result = {}
+    with torch.no_grad():
+        for name, p in learner.weights().items():
+            slopes = torch.zeros_like(p)
+            for i in range(p.numel()):
+                flat, values = p.view(-1), []
+                for shift in (step, -2 * step):
+                    flat[i] += shift
+                    values.append((learner.outputs(batch) ** 2).sum((0, 2)))
+                flat[i] += step
+                slopes.view(-1)[i] = ((values[0] - values[1]) / (2 * step)).abs().mean()
+            result[name] = slopes
+    return result
+
+
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("net", ["mlp", "convolution", "layer norm"])
+def test_mas_importance_by_finite_differences(net: str, length: int) -> None:
+    learner, size = classifier(net)
+    batch, strategy = vector_batch(9, size, 3, length), MAS()
+    unlabelled = Batch(batch.obs, batch.start)
+    expected = by_differences(learner, batch)
+    strategy.end_task(Named(), learner, [unlabelled])
+    for name, omega in strategy.anchor.precision.items():
+        torch.testing.assert_close(omega, expected[name], rtol=1e-6, atol=1e-8)
+    parameters = list(learner.weights().values())
+    together = torch.autograd.grad((learner.outputs(batch) ** 2).sum((0, 2)).mean(), parameters)
+    assert distance(list(expected.values()), [g.abs() for g in together]) > 1e-2  # the mean of absolutes is not the absolute mean
+
+
+def test_mas_importance_depends_on_no_batching_and_is_of_the_first_examples() -> None:
+    learner, batch = classifier("mlp")[0], vector_batch(50, 4, 3)
+    found = []
+    for batches in ([batch], [batch[:1], batch[1:38], batch[38:]], [batch[:45], batch[45:]]):
+        strategy = MAS(examples=45)
+        strategy.end_task(Named(), learner, batches)
+        found.append(list(strategy.anchor.precision.values()))
+    assert distance(found[0], found[1]) < 1e-12
+    assert distance(found[0], found[2]) < 1e-12
+    strategy = MAS(examples=46)
+    strategy.end_task(Named(), learner, [batch])
+    assert distance(found[0], list(strategy.anchor.precision.values())) > 1e-6
+
+
+def test_mas_sums_importance_over_tasks_and_holds_to_the_last_weights() -> None:
+    """The pull is the gradient of strength * sum_i Omega_i (w_i - w*_i)^2."""
+    learner, strategy = classifier("mlp")[0], MAS(0.7)
+    importance = {n: torch.zeros_like(p) for n, p in learner.weights().items()}
+    for task in range(3):
+        last, batch = move(learner, task), vector_batch(7, 4, 3, seed=task)
+        expected = by_single_examples(learner, batch, lambda b: (learner.outputs(b) ** 2).sum((0, 2))[None], 1)
+        strategy.end_task(Named(task), learner, [batch])
+        importance = {n: total + e for (n, total), e in zip(importance.items(), expected, strict=True)}
+        move(learner, 10 + task)
+        assert distance(edited(learner, strategy), pull(learner, 0.7, importance, last)) < 1e-10

@@ -1,0 +1,197 @@
+"""RWalk: two weights by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import (
+    FixedLearner,
+    FlatNet,
+    distance,
+    vector_batch,
+)
+from strategy_helpers import (
+    Named,
+    classifier,
+    edited,
+    pull,
+)
+from torch import Tensor, nn
+
+from everloop.loop import Batch, Gaussian
+from everloop.loop.strategies import SI, RWalk
+
+
+class Unit(Gaussian):
+    """y ~ N(p, 1) whose every draw lies at p + 1: the squared gradient of log p is that of p."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
+        return (-0.5 * (x - p) ** 2).sum(-1)
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return p + 1
+
+
+class Regression(FixedLearner):
+    """y = w x with two weights; loss = mean of (y - w x)^2 / 2."""
+
+    def __init__(self) -> None:
+        super().__init__(FlatNet(nn.Linear(2, 1, bias=False), "x").double(), Unit(), None)
+        self.move([0.3, -0.2])
+
+    def move(self, w: list[float]) -> None:
+        with torch.no_grad():
+            self.module.layers.weight.copy_(torch.tensor([w]))
+
+    @property
+    def w(self) -> Tensor:
+        weight: Tensor = self.module.layers.weight.detach()[0].clone()
+        return weight
+
+    def take_step(self, batch: Batch) -> None:
+        self.minibatch = batch
+        self.updater.step(self.loss(batch))
+
+
+def regression_batches(task: int, count: int) -> list[Batch]:
+    """Each of 4 examples, with another scale of x in each."""
+    g = torch.Generator().manual_seed(task)
+    best = torch.tensor([[2.0, -1.0], [-1.0, 3.0], [0.5, 0.5]], dtype=torch.float64)[task]
+    batches = []
+    for i in range(count):
+        x = torch.randn(1, 4, 2, generator=g, dtype=torch.float64) * torch.tensor([0.5 + 0.3 * i, 1.5])
+        batches.append(Batch({"x": x}, torch.ones(1, 4, dtype=torch.bool), (x @ best)[..., None]))
+    return batches
+
+
+class HandMade:
+    """Riemannian walk of two weights as the paper writes it: eq. 6, 8 and sections 4.1 and 4.3."""
+
+    def __init__(self, strength: float, interval: int, decay: float, w: Tensor) -> None:
+        self.strength, self.interval, self.decay, self.w = strength, interval, decay, w
+        self.fisher: Tensor | None = None
+        self.past: Tensor | None = None
+        self.importance, self.center = torch.zeros(2).double(), torch.zeros(2).double()
+
+    def learn(self, batches: Sequence[Batch]) -> None:
+        score = torch.zeros(2).double()
+        for first in range(0, len(batches), self.interval):
+            x = batches[first].obs["x"][0]
+            now = (x**2).mean(0)
+            self.fisher = now if self.fisher is None else self.decay * self.fisher + (1 - self.decay) * now
+            start, drop = self.w, torch.zeros(2).double()
+            for batch in batches[first : first + self.interval]:
+                x, y = batch.obs["x"][0], batch.target[0, :, 0]  # type: ignore[index]
+                own = -((y - x @ self.w)[:, None] * x).mean(0)
+                after = self.w - 0.1 * (own + 2 * self.strength * self.importance * (self.w - self.center))
+                drop -= own * (after - self.w)
+                self.w = after
+            score += drop.clamp(min=0) / (0.5 * self.fisher * (self.w - start) ** 2 + 1e-3)
+        assert self.fisher is not None
+        scaled = score / score.max()
+        self.past = scaled if self.past is None else (self.past + scaled) / 2
+        self.importance, self.center = self.fisher / self.fisher.max() + self.past, self.w
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("interval", [1, 2, 3, 50])
+def test_rwalk_of_two_weights_by_hand(interval: int, decay: float) -> None:
+    learner, strategy = Regression(), RWalk(0.2, interval, decay)
+    learner.attach([strategy])
+    hand = HandMade(0.2, interval, decay, learner.w)
+    for task in range(3):
+        batches = regression_batches(task, 7)
+        strategy.begin_task(Named(task), learner)
+        for batch in batches:
+            learner.take_step(batch)
+        strategy.end_task(Named(task), learner, batches)
+        hand.learn(batches)
+        torch.testing.assert_close(learner.w, hand.w, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(strategy.anchor.precision["layers.weight"][0], hand.importance, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(strategy.anchor.center["layers.weight"][0], hand.center, rtol=1e-12, atol=1e-12)
+    assert float((hand.importance[0] - hand.importance[1]).abs()) > 0.03
+
+
+def test_rwalks_first_step_in_numbers() -> None:
+    """x = (1, 2), y = 1, w = 0, lr 0.1: g = -(1, 2), way 0.1 (1, 2), omega 0.1 (1, 4), F (1, 4), and so on to the score."""
+    learner, strategy = Regression(), RWalk(1.0, interval=1)
+    learner.move([0.0, 0.0])
+    learner.attach([strategy])
+    batch = Batch({"x": torch.tensor([[[1.0, 2.0]]]).double()}, torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1, 1).double())
+    learner.take_step(batch)
+    strategy.end_task(Named(), learner, [batch])
+    score = [0.1 / (0.5 * 1 * 0.01 + 1e-3), 0.4 / (0.5 * 4 * 0.04 + 1e-3)]  # 16.7 and 4.9: the first is the larger
+    expected = torch.tensor([0.25 + 1.0, 1.0 + score[1] / score[0]]).double()
+    torch.testing.assert_close(strategy.anchor.precision["layers.weight"][0], expected, rtol=1e-6, atol=0.0)
+    assert strategy.anchor.center["layers.weight"][0].tolist() == [0.1, 0.2]
+
+
+def test_rwalk_scales_both_parts_to_at_most_1_over_all_layers() -> None:
+    learner = classifier("mlp")[0]
+    strategy = RWalk(interval=2)
+    learner.attach([strategy])
+    for task in range(2):
+        learner.minibatch = vector_batch(30, 4, 3, seed=task)
+        for _ in range(5):
+            learner.updater.step(learner.loss(learner.minibatch))
+        strategy.end_task(Named(task), learner, [learner.minibatch])
+        fisher = max(float(F.max()) for F in strategy.fisher.values())
+        parts = [strategy.anchor.precision[n] - F / fisher for n, F in strategy.fisher.items()]
+        largest = max(float(s.max()) for s in parts)
+        assert largest == pytest.approx(1.0, rel=1e-9) if task == 0 else 0.5 <= largest <= 1.0 + 1e-9
+        assert min(float(s.min()) for s in parts) > -1e-12
+
+
+def test_rwalks_pull_is_its_penaltys_gradient() -> None:
+    """strength * sum_i (F_i + s_i) (w_i - w*_i)^2"""
+    learner, strategy = Regression(), RWalk(0.7, interval=2)
+    learner.attach([strategy])
+    batches = regression_batches(0, 5)
+    for batch in batches:
+        learner.take_step(batch)
+    strategy.end_task(Named(), learner, batches)
+    hand = HandMade(0.7, 2, 0.9, torch.tensor([0.3, -0.2]).float().double())
+    hand.learn(batches)
+    learner.move([5.0, -7.0])
+    expected = pull(learner, 0.7, {"layers.weight": hand.importance[None]}, {"layers.weight": hand.center[None]})
+    assert distance(edited(learner, strategy), expected) < 1e-10
+
+
+def test_rwalk_waits_for_the_first_batch() -> None:
+    """A step of which nobody says what it learned from is no part of any interval."""
+    learner, strategy = Regression(), RWalk(interval=2)
+    learner.attach([strategy])
+    batch = regression_batches(0, 1)[0]
+    learner.updater.step(learner.loss(batch))
+    strategy.end_task(Named(), learner, [batch])
+    assert not strategy.anchor
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        SI(),
+        pytest.param(
+            RWalk(interval=2),
+        ),
+    ],
+    ids=["si", "rwalk"],
+)
+def test_tasks_that_were_learned_together_and_end_together_count_once(strategy: Any) -> None:
+    learner = Regression()
+    learner.attach([strategy])
+    batches = regression_batches(0, 5)
+    for task in range(2):
+        strategy.begin_task(Named(task), learner)
+    for batch in batches:
+        learner.take_step(batch)
+    strategy.end_task(Named(0), learner, batches)
+    once = dict(strategy.anchor.precision)
+    strategy.end_task(Named(1), learner, batches)
+    assert distance(list(strategy.anchor.precision.values()), list(once.values())) < 1e-12
