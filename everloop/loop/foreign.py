@@ -159,11 +159,8 @@ class Attached(Learner):
     def initial_state(self, batch: int) -> Tensor:
         return torch.zeros(batch, 0, device=self.device)
 
-    def loss(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Mean cross-entropy."""
-        return self.loss_of(self.outputs_with(batch, weights), self.targets(batch))
-
     def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy."""
         return F.cross_entropy(outputs.flatten(0, 1), target.flatten())
 
     def targets(self, batch: Batch) -> Tensor:

@@ -79,16 +79,17 @@ class Learner(ABC):
     may_grow: bool = True
     notes: Sequence[str] = ()
 
-    @abstractmethod
     def loss(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """The mean loss of the outputs against `batch.target`: a scalar without side effects.
 
         With `weights` by name as if they were the network's own.
         """
+        assert batch.target is not None, "a batch that is learned from holds what should come out"
+        return self.loss_of(self.outputs_with(batch, weights), batch.target)
 
+    @abstractmethod
     def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """`loss` of outputs that are there already, where targets are labels."""
-        raise NotImplementedError
+        """`loss` of outputs that are there already."""
 
     @abstractmethod
     def targets(self, batch: Batch) -> Tensor:

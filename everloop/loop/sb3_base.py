@@ -140,10 +140,9 @@ class SB3Base(Learner):
         """Seed torch, numpy, the draws of random actions and the world's next reset."""
         self.model.set_random_seed(seed)
 
-    def loss(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """KL(stored outputs || now), the mean over steps: policy distillation. The algorithm's own loss stays in SB3."""
-        assert batch.target is not None, "a stored batch holds the outputs to imitate"
-        return self.likelihood.kl(batch.target, self.outputs_with(batch, weights)).mean()
+    def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """KL(target || outputs), the mean over steps: policy distillation. The algorithm's own loss stays in SB3."""
+        return self.likelihood.kl(target, outputs).mean()
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:

@@ -67,11 +67,8 @@ class SupervisedLearner(Learner):
         single = {"prediction": output.prediction.float()} | ({} if heads is None else {"heads": heads.float()})
         return output._replace(**single), state  # type: ignore[attr-defined]
 
-    def loss(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Mean cross-entropy of the labels `batch.target`."""
-        return self.loss_of(self.outputs_with(batch, weights), self.targets(batch))
-
     def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of the labels."""
         if self.counts is not None:
             outputs = outputs + self.counts.log()
         if isinstance(self.likelihood, Categorical):  # the same number from one kernel, a fifth of a small network's step cheaper

@@ -59,6 +59,10 @@ class DERPlusPlus(DER):
         self.label_strength = check_strength(label_strength, "label_strength")
 
     def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
-        dark = super().extra_loss(learner, batch)
-        stored = self.draw(learner) if dark is not None else None
-        return dark if dark is None or stored is None else dark + self.label_strength * learner.loss(stored)
+        # with replacement, so that one draw of twice as many is two independent ones, and takes a single forward pass
+        stored = self.draw(learner, count=2 * self.batch_size) if self.strength else None
+        if stored is None or stored.output is None or stored.target is None:
+            return None
+        n, h = self.batch_size, learner.outputs(stored)
+        dark = F.mse_loss(h[:, :n], stored.output[:, :n])
+        return self.strength * dark + self.label_strength * learner.loss_of(h[:, n:], stored.target[:, n:])
