@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from everloop.agents.networks import flat_size
 
 
+def _sizes(input_shape: Sequence[int], hidden: Sequence[int]) -> tuple[int, ...]:
+    """Of the input and of every layer."""
+    if not hidden or any(units < 1 for units in hidden):
+        raise ValueError(f"hidden is {list(hidden)}, allowed: 1 or more units in each of 1 or more layers")
+    return flat_size(input_shape), *hidden
+
+
 class _Column(nn.Module):
     """Layers of one task, each reading its own last layer and, through laterals, those of all earlier columns."""
 
@@ -43,10 +50,8 @@ class ProgressiveMLP(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], hidden: Sequence[int] = (400, 400)) -> None:
         super().__init__()
-        if not hidden or any(units < 1 for units in hidden):
-            raise ValueError(f"hidden is {list(hidden)}, allowed: 1 or more units in each of 1 or more layers")
-        size = flat_size(input_shape)
-        self.sizes, self.size = (size, *hidden), hidden[-1]
+        self.sizes = _sizes(input_shape, hidden)
+        self.size = self.sizes[-1]
         self.columns = nn.ModuleList([_Column(self.sizes, 0)])
         self.column = 0
 
@@ -77,13 +82,10 @@ class GrowingMLP(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], hidden: Sequence[int] = (400, 400)) -> None:
         super().__init__()
-        if not hidden or any(units < 1 for units in hidden):
-            raise ValueError(f"hidden is {list(hidden)}, allowed: 1 or more units in each of 1 or more layers")
-        size = flat_size(input_shape)
-        sizes = [size, *hidden]
+        sizes = _sizes(input_shape, hidden)
         self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(sizes)])
         self.branches = nn.ModuleList()
-        self.inputs, self.size = size, hidden[-1]
+        self.inputs, self.size = sizes[0], sizes[-1]
 
     def add_capacity(self, units: int) -> nn.Module:
         """A branch of so many hidden units. Raises ValueError for fewer than 1."""
