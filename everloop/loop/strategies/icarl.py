@@ -47,7 +47,6 @@ class ICaRL(Strategy):
         self.store, self.rows = Store(capacity), dict[int, list[int]]()  # rows of each class, the best first
         self.rng = np.random.default_rng(0)
         self.teacher: nn.Module | None = None
-        self.means: Tensor | None = None  # (classes known, features)
 
     def check(self, learner: Learner) -> None:
         check_labels(learner, "icarl", "replay, derpp")
@@ -82,12 +81,15 @@ class ICaRL(Strategy):
             return
         self._choose(learner, batches)
         self.teacher = learner.frozen_copy()
+
+    def _means(self, learner: Learner) -> Tensor:
+        """mu (classes known, features) as the network sees the exemplars now, far away for classes without any."""
         with learner.judging():
             known = {label: self._features(learner, self._read(np.array(rows), learner)) for label, rows in self.rows.items()}
-        size = next(iter(known.values())).shape[1]
-        self.means = torch.full((max(known) + 1, size), torch.inf, device=learner.device)
+        means = next(iter(known.values())).new_full((max(known) + 1, learner.last_layer().in_features), 1e4)
         for label, features in known.items():
-            self.means[label] = F.normalize(features.mean(0), dim=0)
+            means[label] = F.normalize(features.mean(0), dim=0)
+        return means
 
     def _choose(self, learner: Learner, batches: Sequence[Batch]) -> None:
         """Make room, then herd the new classes' exemplars into it (algorithms 4 and 5)."""
@@ -117,13 +119,13 @@ class ICaRL(Strategy):
     @contextmanager
     def view(self, task: Task, learner: Learner) -> Iterator[None]:
         """The nearest mean of exemplars answers in place of the last layer, once there are any."""
-        if self.means is None:
+        if not self.rows:
             yield
             return
-        means = self.means
+        means = self._means(learner)
 
         def nearest(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            distances = torch.cdist(F.normalize(inputs[0].to(means.dtype), dim=-1), means.nan_to_num(posinf=1e4))
+            distances = torch.cdist(F.normalize(inputs[0].to(means.dtype), dim=-1), means)
             guess = torch.full_like(output, -torch.inf)
             guess[..., : len(means)] = -distances.to(output.dtype)
             return guess
@@ -136,11 +138,11 @@ class ICaRL(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         rows = {label: list(rows) for label, rows in self.rows.items()}
-        own = {"rows": rows, "teacher": self.teacher, "means": self.means, "rng": self.rng.bit_generator.state}
+        own = {"rows": rows, "teacher": self.teacher, "rng": self.rng.bit_generator.state}
         return own | {"store": self.store.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.store.load_state_dict(state["store"])
         self.rows = {label: list(rows) for label, rows in state["rows"].items()}
-        self.teacher, self.means = state["teacher"], state["means"]
+        self.teacher = state["teacher"]
         self.rng.bit_generator.state = state["rng"]
