@@ -1,0 +1,176 @@
+"""Whole runs against the leanest loop by hand: `python benchmarks/whole_runs.py [--strategies ewc replay] [--updates 200] [--rounds 5]`.
+
+Wanted: at most 1.15 times its time. 5 tasks of 2 classes (60,000 synthetic images of 28 x 28, uint8), MLP 784-400-400-10, batch
+128, fused Adam on both sides, the same examples in the same order. Ours: a stream, a supervised learner, its `learn`, and the strategy's
+`begin_task` and `end_task` with the 512 examples played for the latter, as in `closed_loop.run`; no evaluation and no monitors. By hand
+(by_hand.py, by_hand_rehearsal.py): arrays, and the same 512 examples at a task's end. Both flush denormals. "none, arrays" is ours
+without the stream, in a world that only indexes arrays. The sides take turns, task by task; medians over rounds.
+
+Before that both sides run 10 updates a task: the distance of their weights over the way that these have come must be below 1e-3. (Over
+long runs rounding grows to anything. GEM's memory by hand is another than ours, so its weights are not compared.)
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from by_hand import BATCH, RATE, Hand, Phase, Rows, Run, ewc, l2, lwf, mas, none, packnet, si
+from by_hand_rehearsal import CAPACITY, CLASSES, agem, der, derpp, er_ace, gem, replay
+from torch import Tensor
+
+from everloop.agents import MLP, Classifier
+from everloop.envs import Examples, make_vec
+from everloop.loop import STRATEGIES, SupervisedLearner, Training, World
+from everloop.loop.world import play
+
+TASKS, END, SEED = 5, 512, 0
+CHECKED, TOLERANCE = 10, 1e-3  # updates a task, relative distance
+ARRAYS = "none, arrays"
+HAND: dict[str, Callable[[Hand], Run]] = {
+    **{f.__name__: f for f in (none, l2, ewc, mas, si, lwf, replay, der, derpp, er_ace, agem, gem, packnet)},
+    ARRAYS: none,
+}
+MEMORY = {"capacity": CAPACITY, "batch_size": BATCH}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "l2": {"strength": 0.1},
+    "ewc": {"strength": 100.0, "fisher": "empirical"},  # labels drawn would be others on each side
+    "mas": {"strength": 0.1},
+    "si": {"strength": 1.0},
+    **dict.fromkeys(("replay", "der", "er_ace", "agem", "gem"), MEMORY),
+    "derpp": {"capacity": CAPACITY, "batch_size": BATCH // 2},  # it draws twice
+}
+DIFFERENT = {"gem"}  # another memory by hand
+
+
+def synthetic(count: int) -> Examples:
+    """A faint pattern of its class in every image of noise; one label in ten is wrong, so that gradients do not vanish."""
+    rng = np.random.default_rng(0)
+    labels, patterns = rng.integers(0, CLASSES, count), rng.integers(0, 64, (CLASSES, 28, 28, 1), np.uint8)
+    images = rng.integers(0, 192, (count, 28, 28, 1), np.uint8) + patterns[labels]
+    wrong = rng.random(count) < 0.1
+    return Examples(images, np.where(wrong, labels ^ 1, labels), [str(c) for c in range(CLASSES)])
+
+
+def stream(data: Examples, cue: bool) -> Any:
+    """Classes 0 and 1, 2 and 3, ..., told apart by one head; PackNet has to be told the task, though the network does not look at it."""
+    protocol = {"kind": "classes", "classes_per_task": CLASSES // TASKS}
+    world = make_vec("everloop:everloop/ImageStream-v0", BATCH, data=(data, data), protocol=protocol, task_cue=cue)
+    world.reset(seed=SEED)
+    return world
+
+
+def shown(world: World, task: int, steps: int, seed: int | None = None) -> Rows:
+    """The rows of the data that `world` shows in the next steps of `task`, (steps, BATCH)."""
+    play(world, [task], seed)
+    return np.stack([world.step(np.zeros(BATCH, np.int64))[4]["index"] for _ in range(steps)])
+
+
+class Indexed:
+    """The leanest world: what the phases hold, from arrays."""
+
+    num_envs = BATCH
+
+    def __init__(self, world: World, data: Examples, phases: list[Phase]) -> None:
+        self.tasks, self.data, self.phases = world.tasks, data, phases
+        self.single_observation_space, self.single_action_space = world.single_observation_space, world.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.rows, self.i = self.phases[options["task"]].rows, 0
+        return {"image": self.data.inputs[self.rows[0]]}, {}
+
+    def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
+        info, self.i = {"label": self.data.labels[self.rows[self.i]]}, self.i + 1
+        return {"image": self.data.inputs[self.rows[self.i % len(self.rows)]]}, None, None, None, info
+
+    def reference(self, task: int) -> tuple[float, float]:
+        return 0.0, 1.0
+
+
+def network() -> Classifier:
+    torch.manual_seed(SEED)
+    return Classifier(MLP((28, 28, 1), (400, 400)), CLASSES)
+
+
+def ours(name: str, learner: SupervisedLearner, consolidation: World, updates: int) -> Run:
+    settings = {"retrain_steps": updates} if name == "packnet" else SETTINGS.get(name, {})
+    strategies = [] if HAND[name] is none else [STRATEGIES[name](**settings)]
+    learner.attach(strategies)
+    for task in learner.world.tasks:
+        for strategy in strategies:
+            strategy.begin_task(task, learner)
+        learner.learn([task.id], updates * BATCH, lambda steps: None)
+        batches = [learner.rollout(consolidation, [task.id], END // BATCH, SEED + 1 + task.id)] if strategies else []
+        for strategy in strategies:
+            strategy.end_task(task, learner, batches)
+        yield
+
+
+def in_turns(runs: list[Run]) -> list[float]:
+    """Seconds of each run, that take turns task by task."""
+    seconds = [0.0] * len(runs)
+    for _ in range(TASKS):
+        for i, run in enumerate(runs):
+            began = time.perf_counter()
+            next(run)
+            seconds[i] += time.perf_counter() - began
+    return seconds
+
+
+def compared(name: str, data: Examples, phases: list[Phase]) -> tuple[list[float], float]:
+    """Seconds of ours and by hand in one run of each, and how far apart they end."""
+    cue = name == "packnet"
+    world: Any = Indexed(stream(data, cue), data, phases) if name == ARRAYS else stream(data, cue)
+    module = network()
+    learner = SupervisedLearner(module, world, Training(RATE, device="cpu"))
+    hand = Hand(network(), data, phases)
+    seconds = in_turns([ours(name, learner, stream(data, cue), len(phases[0].rows)), HAND[name](hand)])
+    end, end_by_hand, begin = (flat(weights) for weights in (module.parameters(), hand.weights, network().parameters()))
+    return seconds, float((end - end_by_hand).norm() / (end - begin).norm())
+
+
+def flat(weights: Iterable[Tensor]) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in weights])
+
+
+def planned(data: Examples, updates: int) -> list[Phase]:
+    """What the streams will show."""
+    world, consolidation = stream(data, False), stream(data, False)
+    return [Phase(shown(world, k, updates), shown(consolidation, k, END // BATCH, SEED + 1 + k).flatten()) for k in range(TASKS)]
+
+
+def table(names: list[str], data: Examples, updates: int, rounds: int) -> None:
+    print("| strategy | ours, s | by hand, s | ratio | apart after the check |\n|---|---|---|---|---|")
+    short, phases = planned(data, CHECKED), planned(data, updates)
+    for name in names:
+        apart = compared(name, data, short)[1]
+        if not apart < TOLERANCE and name not in DIFFERENT:
+            raise SystemExit(f"{name}: the weights end {apart:.0e} of their way apart, allowed: {TOLERANCE}")
+        ours_s, hand_s = (
+            statistics.median(column) for column in zip(*[compared(name, data, phases)[0] for _ in range(rounds)], strict=True)
+        )
+        shown_apart = "-" if name in DIFFERENT else f"{apart:.0e}"
+        print(f"| {name} | {ours_s:.2f} | {hand_s:.2f} | {ours_s / hand_s:.2f} | {shown_apart} |", flush=True)
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    known = ["none", ARRAYS, *[name for name in HAND if HAND[name] is not none]]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--strategies", nargs="+", default=known, choices=known)
+    parser.add_argument("--updates", type=int, default=200, help="of each task")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    print(f"threads {args.threads}, {TASKS} tasks of {args.updates} updates, batch {BATCH}, medians of {args.rounds}; wanted: at most 1.15")
+    table(args.strategies, synthetic(60_000), args.updates, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
