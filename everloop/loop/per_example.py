@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 Score = Callable[[Batch], Tensor]
 Calls = dict[nn.Module, list[tuple[Tensor, GradientEdge | None]]]
-CHUNK = 32  # examples at once: bounds the memory of per-example gradients, and the cost of the loop's backwards
+CHUNK = 32  # examples at once: bounds the memory of a convolution's patches, and the cost of the loop's backwards
+ROWS = 512  # where there are neither
+Normalisation = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def mean_powers(learner: Learner, batches: Iterable[Batch], score: Score, power: int, by_hooks: bool = True) -> dict[str, Tensor]:
@@ -28,7 +30,7 @@ def mean_powers(learner: Learner, batches: Iterable[Batch], score: Score, power:
 
     score: batch -> (S, B), S scalars of each example.
     The mean of powers, not the power of a minibatch's mean, so it does not depend on how the examples are batched.
-    Linear, convolution and layer-norm layers cost one batched backward for all examples; parameters elsewhere (a
+    Linear, convolution and normalisation layers cost one batched backward for all examples; parameters elsewhere (a
     GRU's) cost one backward each example. `by_hooks=False` loops for all: the same numbers, slowly.
     Raises ValueError without any example.
     """
@@ -36,7 +38,7 @@ def mean_powers(learner: Learner, batches: Iterable[Batch], score: Score, power:
     examples = 0
     with learner.judging():  # a batch norm in training would make every example's gradient one of all of them
         for batch in batches:
-            for chunk in batch.split(CHUNK):
+            for chunk in batch.split(ROWS if _is_plain(learner.module) else CHUNK):
                 examples += len(chunk)
                 for p, sums in _powers(learner.module, chunk, score, power, by_hooks).items():
                     totals[p] += sums
@@ -74,16 +76,17 @@ def _powers(module: nn.Module, batch: Batch, score: Score, power: int, by_hooks:
     rows = batch.length * len(batch)
     exact = {layer: c for layer, c in calls.items() if all(x.shape[0] == rows and edge is not None for x, edge in c)}
     edges = [edge for c in exact.values() for _, edge in c if edge is not None]
+    factors = {layer: [_factor(layer, x.detach(), len(batch)) for x, _ in c] for layer, c in exact.items()}
     covered = {p for layer in exact for p in layer.parameters()}
     rest: list[Tensor] = [p for p in module.parameters() if p.requires_grad and p not in covered]
     result: dict[Tensor, Tensor] = {}
     for values in scores:
         grads = iter(torch.autograd.grad(values.sum(), edges, retain_graph=True, allow_unused=True) if edges else ())
         sums: dict[Tensor, Tensor] = {}
-        for layer, c in exact.items():
-            used = [(x.detach().to(g.dtype), g) for (x, _) in c if (g := next(grads)) is not None]
+        for layer, inputs in factors.items():
+            used = [(a.to(g.dtype), _outputs(layer, g, len(batch))) for a in inputs if (g := next(grads)) is not None]
             if used:
-                sums |= _layer_powers(layer, used, len(batch), power)
+                sums |= _layer_powers(layer, used, power)
         sums = {p: s for p, s in sums.items() if p.requires_grad} | _loop(values, rest, power)
         result = {p: result[p] + s if p in result else s for p, s in sums.items()} | {p: s for p, s in result.items() if p not in sums}
     return result
@@ -104,34 +107,57 @@ def _has_rule(layer: nn.Module) -> bool:
         return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     if isinstance(layer, nn.LayerNorm):
         return layer.elementwise_affine and len(layer.normalized_shape) == 1
-    return isinstance(layer, nn.Linear)
+    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        return layer.affine and layer.track_running_stats  # as it is judged it is the same map for every example
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.GroupNorm) and layer.affine)
 
 
-def _layer_powers(layer: nn.Module, calls: list[tuple[Tensor, Tensor]], examples: int, power: int) -> dict[Tensor, Tensor]:
-    """Sum over examples of powers of gradients of one layer, given its inputs and its outputs' gradients."""
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, Tensor)
-    x, g = calls[0]
-    if isinstance(layer, nn.Linear) and len(calls) == 1 and x.shape[:-1] == (examples,):
-        # one row each example: |g a'|^2 entrywise is g^2 (a^2)', no per-example gradient is ever formed
-        G, A = g.abs() ** power, x.abs() ** power
-        return {weight: einsum(G, A, "b o, b i -> o i")} | ({bias: G.sum(0)} if isinstance(bias, Tensor) else {})
-    weights, biases = zip(*(_per_example(layer, x, g, examples) for x, g in calls), strict=True)
-    sums = {weight: (torch.stack(weights).sum(0).abs() ** power).sum(0).reshape(weight.shape)}
-    return sums | ({bias: (torch.stack(biases).sum(0).abs() ** power).sum(0)} if isinstance(bias, Tensor) else {})
+def _is_plain(module: nn.Module) -> bool:
+    """Whether every parameter is a linear layer's."""
+    return all(isinstance(layer, nn.Linear) for layer in module.modules() if layer._parameters)
 
 
-def _per_example(layer: nn.Module, x: Tensor, g: Tensor, examples: int) -> tuple[Tensor, Tensor]:
-    """Gradients of weight (b, ...) and bias (b, out): sums over an example's steps and positions."""
+def _factor(layer: nn.Module, x: Tensor, examples: int) -> Tensor:
+    """What the gradient of a layer's outputs is multiplied with for its weight's: (b, steps and positions, features)."""
     if isinstance(layer, nn.Conv2d):
         assert not isinstance(layer.padding, str)
-        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        x, g = rearrange(patches, "r i p -> r p i"), rearrange(g, "r o h w -> r (h w) o")
-    g = _positions(g, examples)
+        return _positions(
+            rearrange(F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride), "r i p -> r p i"), examples
+        )
     if isinstance(layer, nn.LayerNorm):
-        normal = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-        return (g * _positions(normal, examples)).sum(1), g.sum(1)
-    return einsum(g, _positions(x, examples), "b p o, b p i -> b o i"), g.sum(1)
+        return _positions(F.layer_norm(x, layer.normalized_shape, eps=layer.eps), examples)
+    if isinstance(layer, nn.GroupNorm):
+        return _outputs(layer, F.group_norm(x, layer.num_groups, eps=layer.eps), examples)
+    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        return _outputs(layer, F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps), examples)
+    return _positions(x, examples)
+
+
+def _outputs(layer: nn.Module, g: Tensor, examples: int) -> Tensor:
+    """(b, steps and positions, features), of outputs that may have their features in the second place."""
+    first = not isinstance(layer, (nn.Linear, nn.LayerNorm)) and g.ndim > 2
+    return _positions(g.flatten(2).transpose(1, 2) if first else g, examples)
+
+
+def _layer_powers(layer: nn.Module, calls: list[tuple[Tensor, Tensor]], power: int) -> dict[Tensor, Tensor]:
+    """Sum over examples of powers of gradients of one layer, given its calls' factors and its outputs' gradients."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    a, g = calls[0]
+    if isinstance(layer, Normalisation):
+        sums = {weight: (sum((a * g).sum(1) for a, g in calls).abs() ** power).sum(0)}  # type: ignore[union-attr]
+    elif len(calls) == 1 and a.shape[1] == 1:
+        # one row each example: |g a'|^2 entrywise is g^2 (a^2)', no per-example gradient is ever formed
+        sums = {weight: ((g[:, 0].abs() ** power).T @ (a[:, 0].abs() ** power)).reshape(weight.shape)}
+    else:
+        total = weight.new_zeros(weight.shape[0], weight[0].numel(), dtype=g.dtype)
+        for i in range(len(a)):  # one at a time: all at once would not fit into any cache
+            one = sum(g[i].T @ a[i] for a, g in calls)
+            total += one.square_() if power == 2 else one.abs() ** power  # type: ignore[union-attr]
+        sums = {weight: total.reshape(weight.shape)}
+    if isinstance(bias, Tensor):
+        sums[bias] = (sum(g.sum(1) for _, g in calls).abs() ** power).sum(0)  # type: ignore[union-attr]
+    return sums
 
 
 def _positions(x: Tensor, examples: int) -> Tensor:

@@ -83,13 +83,29 @@ def pull(learner: FixedLearner, strength: float, importance: Weights, center: We
     return list(torch.autograd.grad(penalty, list(w.values())))  # type: ignore[arg-type]
 
 
+def images(norm: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (2, 3, 3)), nn.Conv2d(2, 4, 2), norm, nn.Tanh(), nn.Flatten(), nn.Linear(16, 3))
+
+
+def measured(norm: Any) -> nn.Module:
+    """A batch norm that has seen something."""
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.5, 2)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    return norm  # type: ignore[no-any-return]
+
+
 NETS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "mlp": (4, lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))),
     "convolution": (18, lambda: nn.Sequential(nn.Unflatten(1, (2, 3, 3)), nn.Conv2d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3))),
     "layer norm": (4, lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3))),
     "positions": (6, lambda: nn.Sequential(nn.Unflatten(1, (3, 2)), nn.Linear(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3))),
     "a layer used twice": (4, lambda: nn.Sequential(shared := nn.Linear(4, 4), nn.Tanh(), shared, nn.Tanh(), nn.Linear(4, 3))),
-    "group norm, which has no rule": (4, lambda: nn.Sequential(nn.Linear(4, 6), nn.GroupNorm(2, 6), nn.Tanh(), nn.Linear(6, 3))),
+    "group norm": (4, lambda: nn.Sequential(nn.Linear(4, 6), nn.GroupNorm(2, 6), nn.Tanh(), nn.Linear(6, 3))),
+    "group norm of images": (18, lambda: images(nn.GroupNorm(2, 4))),
+    "batch norm": (4, lambda: nn.Sequential(nn.Linear(4, 5), measured(nn.BatchNorm1d(5)), nn.Tanh(), nn.Linear(5, 3))),
+    "batch norm of images": (18, lambda: images(measured(nn.BatchNorm2d(4)))),
+    "a layer without a rule": (4, lambda: nn.Sequential(nn.Linear(4, 5), nn.PReLU(5), nn.Linear(5, 3))),
 }
 
 
@@ -97,7 +113,7 @@ def classifier(net: str) -> tuple[FixedLearner, int]:
     """A learner, and the size of its inputs."""
     size, build = NETS[net]
     torch.manual_seed(0)
-    return Untold(FlatNet(build(), "x").double(), Categorical(3)), size
+    return Untold(FlatNet(build(), "x").double().eval(), Categorical(3)), size
 
 
 def by_single_examples(learner: FixedLearner, batch: Batch, score: Callable[[Batch], Tensor], power: int) -> list[Tensor]:
