@@ -151,9 +151,12 @@ def _layer_powers(layer: nn.Module, calls: list[tuple[Tensor, Tensor]], power: i
         sums = {weight: ((g[:, 0].abs() ** power).T @ (a[:, 0].abs() ** power)).reshape(weight.shape)}
     else:
         total = weight.new_zeros(weight.shape[0], weight[0].numel(), dtype=g.dtype)
+        one = torch.empty_like(total)
         for i in range(len(a)):  # one at a time: all at once would not fit into any cache
-            one = sum(g[i].T @ a[i] for a, g in calls)
-            total += one.square_() if power == 2 else one.abs() ** power  # type: ignore[union-attr]
+            torch.mm(g[i].T, a[i], out=one)
+            for again, h in calls[1:]:
+                one.addmm_(h[i].T, again[i])
+            total.addcmul_(one, one) if power == 2 else total.add_(one.abs_() ** power)
         sums = {weight: total.reshape(weight.shape)}
     if isinstance(bias, Tensor):
         sums[bias] = (sum(g.sum(1) for _, g in calls).abs() ** power).sum(0)  # type: ignore[union-attr]
