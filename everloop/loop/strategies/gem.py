@@ -17,6 +17,8 @@ from everloop.loop.strategies.rehearsal import Rehearsal
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner
 
+BLOCK = 8192  # weights at once, which fit into a cache in double precision
+
 
 class GEM(Rehearsal):
     """An update may not raise the loss of any ended task's stored examples, to first order.
@@ -46,6 +48,7 @@ class GEM(Rehearsal):
         super().__init__(strength, capacity, batch_size, memory, seed)
         check_range("margin", margin, 0)
         self.margin = margin
+        self._gradients = torch.empty(0, 0)  # G
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         if self.strength == 0 or not len(self.past):
@@ -54,12 +57,15 @@ class GEM(Rehearsal):
         drawn = [stored for task in self.past if (stored := self.draw(learner, np.array([task]))) is not None]
         if not drawn:
             return
-        G = torch.stack([_flat(gradient(learner.loss(stored), live)) for stored in drawn])
-        g = _flat([p.grad for p in live if p.grad is not None])
+        g = torch.cat([p.grad.flatten() for p in live if p.grad is not None])
+        if self._gradients.shape != (len(drawn), len(g)) or self._gradients.device != g.device or self._gradients.dtype != g.dtype:
+            self._gradients = g.new_empty(len(drawn), len(g))  # kept: to allocate it anew would cost as much as to fill it
+        G = self._gradients
+        for row, stored in zip(G, drawn, strict=True):
+            torch.cat([x.flatten() for x in gradient(learner.loss(stored), live)], out=row)
         if bool((G @ g >= 0).all()):
             return
-        exact = G.double()  # past gradients that agree have a Gram matrix which single precision makes indefinite
-        v = solve_dual((exact @ exact.T).cpu().numpy(), (exact @ g.double()).cpu().numpy(), self.margin)
+        v = solve_dual(*_products(G, g), self.margin)
         pull = self.strength * (torch.from_numpy(v).to(G) @ G)
         for p, part in zip(live, torch.split(pull, [p.numel() for p in live]), strict=True):
             assert p.grad is not None
@@ -81,5 +87,12 @@ def solve_dual(P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: f
     return u + margin
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([t.flatten() for t in tensors])
+def _products(G: Tensor, g: Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """G G' and G g in double precision, block by block: in single precision the Gram matrix of tasks that agree is indefinite."""
+    P = torch.zeros(len(G), len(G), dtype=torch.float64, device=G.device)
+    q = torch.zeros(len(G), dtype=torch.float64, device=G.device)
+    for rows, part in zip(torch.split(G, BLOCK, 1), torch.split(g, BLOCK), strict=True):
+        exact = rows.double()
+        P.addmm_(exact, exact.T)
+        q.addmv_(exact, part.double())
+    return P.cpu().numpy(), q.cpu().numpy()

@@ -102,7 +102,7 @@ class PackNet(Strategy):
         own = {name: (self.owner[name] == rank).to(p.dtype) for name, p in learner.weights().items() if name in self.owner}
         live = {name: p for name, p in learner.weights().items() if name in own}
         rate = float(learner.optimizer.param_groups[0]["lr"])
-        optimizer = torch.optim.Adam(live.values(), lr=rate)
+        optimizer = torch.optim.Adam(live.values(), lr=rate, fused=True)
         before = {name: p.detach().clone() for name, p in live.items()}
         for _ in range(self.retrain_steps):
             batch = batches[int(torch.randint(len(batches), (), generator=self.generator))]
