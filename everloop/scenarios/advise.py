@@ -13,8 +13,8 @@ ORDER = {
     "control": ["replay", "packnet", "clear", "derpp", "ewc", "mas", "si", "l2"],
     # van de Ven et al. 2022, table 2; Caccia et al. 2022; Buzzega et al. 2020; Aljundi et al. 2019
     "class": ["er_ace", "derpp", "replay", "mir", "der", "icarl", "gdumb", "agem", "gem"],
-    # van de Ven et al. 2022, table 2; Mallya & Lazebnik 2018; Lopez-Paz & Ranzato 2017
-    "other": ["replay", "derpp", "packnet", "lwf", "si", "ewc", "mas", "rwalk", "ewc_kfac", "gem", "agem", "er_ace", "mir"],
+    # van de Ven et al. 2022, table 2; Mallya & Lazebnik 2018; Serra et al. 2018, table 1; Lopez-Paz & Ranzato 2017
+    "other": ["replay", "derpp", "packnet", "hat", "lwf", "si", "ewc", "mas", "rwalk", "ewc_kfac", "gem", "agem", "er_ace", "mir"],
 }
 """What the literature and our own tables put first; what is not named comes after, in the order of the registry."""
 

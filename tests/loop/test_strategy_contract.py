@@ -29,6 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ewc_kfac": {"strength": 1.0},
     "rwalk": {"interval": 3},
     "packnet": {"retrain_steps": 5, "batch_size": 16},
+    "hat": {"period": 4, "rate": 0.5},
     "continual_backprop": {"replacement_rate": 0.05, "maturity": 4, "interval": 2},
     "l2_init": {"strength": 0.1},
     "lora": {"rank": 2},
@@ -42,6 +43,7 @@ SMALL: dict[str, dict[str, Any]] = {
 EMPTY: dict[str, dict[str, Any]] = {
     "gdumb": {"epochs": 0},
     "packnet": {"share": 0.0},
+    "hat": {"masks": False},
     "lora": {"rank": 0},
     "reptile": {"iterations": 0},
     "maml": {"iterations": 0},
@@ -56,7 +58,7 @@ CONTROL_ONLY = {"clear"}
 LABELS_ONLY = {"er_ace", "gdumb", "icarl", "growth", "la_maml", "maml", "reptile"}
 OWN_WORLD = {"maml", "reptile"}
 NETWORKS = {"progressive": ProgressiveMLP, "growth": GrowingMLP}
-TOLD_ONLY = {"lora", "packnet", "progressive"}
+TOLD_ONLY = {"hat", "lora", "packnet", "progressive"}
 NOT_TOLD_ONLY = {"icarl"}
 STREAM = sorted(set(STRATEGIES) - CONTROL_ONLY)
 CONTROL = sorted(set(STRATEGIES) - LABELS_ONLY - set(NETWORKS))
@@ -110,8 +112,11 @@ def sac(name: str = "") -> Learner:
 
 
 MAKERS: dict[str, Callable[[str], Learner]] = {"stream": stream_learner, "control": control, "dqn": dqn, "sac": sac}
+NO_TARGET = {("dqn", "hat"), ("dqn", "lora")}
+"""What a target network would not have."""
+
 CASES = [("stream", name) for name in STREAM] + [("control", name) for name in CONTROL]
-ALL_CASES = CASES + [(kind, name) for kind in ("dqn", "sac") for name in CONTROL if (kind, name) != ("dqn", "lora")]
+ALL_CASES = CASES + [(kind, name) for kind in ("dqn", "sac") for name in CONTROL if (kind, name) not in NO_TARGET]
 EVERY = pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES])
 EVERYWHERE = pytest.mark.parametrize(("kind", "name"), ALL_CASES, ids=[f"{kind}-{name}" for kind, name in ALL_CASES])
 
@@ -236,7 +241,7 @@ def test_a_recurrent_policys_single_steps_are_not_distilled() -> None:
         control_learner(recurrent=True).attach([active("lwf")])
 
 
-@pytest.mark.parametrize("name", sorted(set(CONTROL) - {"lwf"}))
+@pytest.mark.parametrize("name", sorted(set(CONTROL) - {"hat", "lwf"}))
 def test_it_works_in_recurrent_control(name: str) -> None:
     learner = control_learner(recurrent=True, world=plant(task_cue=True))
     learner.seed(0)

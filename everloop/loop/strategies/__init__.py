@@ -11,6 +11,7 @@ from everloop.loop.strategies.ewc_kfac import KroneckerEWC
 from everloop.loop.strategies.gdumb import GDumb
 from everloop.loop.strategies.gem import GEM
 from everloop.loop.strategies.growth import Growth
+from everloop.loop.strategies.hat import HAT
 from everloop.loop.strategies.icarl import ICaRL
 from everloop.loop.strategies.l2 import L2
 from everloop.loop.strategies.l2_init import L2Init
@@ -46,6 +47,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "gem": GEM,
     "agem": AGEM,
     "packnet": PackNet,
+    "hat": HAT,
     "lora": LoRA,
     "progressive": Progressive,
     "growth": Growth,
@@ -65,6 +67,7 @@ __all__ = [
     "ERACE",
     "EWC",
     "GEM",
+    "HAT",
     "L2",
     "MAML",
     "MAS",

@@ -1,0 +1,205 @@
+"""Hard attention to the task: each task learns which units it uses, and what connects them stays as it is from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from everloop.loop.batch import Batch
+from everloop.loop.strategies.base import Strategy, Traits, check_range
+from everloop.loop.strategies.chance import generator_for
+from everloop.loop.strategies.quadratic import snapshot
+from everloop.loop.strategies.task_head import TaskHeads
+from everloop.loop.strategies.unit_masks import Layer, hidden_layers, inputs_used, unit_masks, weights_used
+from everloop.loop.world import Task
+
+if TYPE_CHECKING:
+    from everloop.loop.learner import Learner
+
+LIMIT, FLAT = 6.0, 50.0  # of |e|, and of |s e|, beyond which a mask counts as constant (section 2.5)
+LEAST = 16.0  # sigmoid(-16) = 1e-7
+ROWS = 64  # examples on which `inputs_used` looks
+
+
+class HAT(Strategy):
+    """A mask over the units of every hidden layer, learned together with the weights (Serra et al. 2018).
+
+        h <- a h,   a = sigmoid(s e)                                                                      (eq. 1)
+        s = 1 / s_max + (s_max - 1 / s_max) (b - 1) / (B - 1)      at update b of every B = period        (eq. 3)
+        loss + sparsity sum a (1 - a^<t) / sum (1 - a^<t)          a^<t the maximum over past tasks       (eq. 4, 5)
+        e <- e - rate s_max sigmoid(e) sigmoid(-e) dL/da           where |s e| <= 50; |e| stays below 6   (section 2.5)
+        g_ij <- (1 - min(a_i^<t, a_j^<t)) g_ij                     of the weight from unit j to unit i    (eq. 2)
+
+    Units are the outputs of linear layers and the channels of convolutions. A bias is as firm as its unit; all else below the
+    last layer (norms) is the first task's. The last layer is kept as each task left it. Where the task's id is known, `view`
+    shows its mask. A task that comes back begins with its mask.
+
+    Deviations: from a task's end on its mask is 1 where e > 0, else 0, and eq. 2 holds for the step as well, since moments of
+    Adam move weights without a gradient: so past tasks stay exactly as they were, under any optimizer. e descends by itself,
+    without the optimizer and its clipping. A layer is masked before its activation (with ReLU the same), and an input that
+    is not 0 where units are off (after a sigmoid, a norm) counts as used.
+
+    masks: False leaves the network as it is, and training plain to the last bit.
+    s_max: from 1. sparsity: c in the paper, from 0. rate: of e, above 0; in the paper that of the weights.
+    period: updates in which masks harden, an epoch in the paper. A task should not end while they are soft.
+    Memory: two copies of the weights; for each task a number a unit, and a last layer.
+    """
+
+    traits: ClassVar[Traits] = Traits(copies=2, task_id=True, several_passes=True)
+
+    def __init__(
+        self,
+        masks: bool = True,
+        s_max: float = 400.0,
+        sparsity: float = 0.75,
+        rate: float = 0.05,
+        period: int = 100,
+        seed: int = 0,
+    ) -> None:
+        check_range("s_max", s_max, 1)
+        check_range("sparsity", sparsity, 0)
+        check_range("rate", rate, 1e-12)
+        check_range("period", period, 1)
+        self.masks, self.s_max, self.sparsity, self.rate, self.period = masks, s_max, sparsity, rate, period
+        self.generator = torch.Generator().manual_seed(seed)
+        self.heads = TaskHeads()
+        self.e: dict[str, Tensor] = {}  # by layer
+        self.learned: dict[int, dict[str, Tensor]] = {}  # task id -> its e
+        self.units: dict[str, Tensor] = {}  # a^<t of a layer's outputs
+        self.inputs: dict[str, Tensor] = {}  # and of its inputs
+        self.used: dict[str, Tensor] = {}  # by weight: min(a_i^<t, a_j^<t)
+        self.kept: dict[str, Tensor] = {}  # the weight as it is to be, where that is 1
+        self.updates, self.learning = 0, False  # of the task at hand
+        self._layers: dict[str, Layer] = {}
+
+    def check(self, learner: Learner) -> None:
+        if not self.masks:
+            return
+        if not learner.told:
+            raise ValueError("hat chooses a mask by the task's id, allowed where the world tells it (scenario_type task, task_cue)")
+        if not learner.may_grow:
+            raise ValueError("hat masks units, which the algorithm's target network would not do, allowed here: replay, ewc")
+        for part in learner.module.modules():
+            if isinstance(part, (nn.RNNBase, nn.RNNCellBase)):
+                raise ValueError("hat masks units of linear layers and convolutions, allowed: networks without a recurrent layer")
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or any(p.requires_grad for p in part.parameters())):
+                raise ValueError("hat makes units small, which a batch norm undoes, allowed: networks without one (norm group)")
+        self._layers = hidden_layers(learner)
+        if not self._layers:
+            raise ValueError("hat finds no units below the last layer, allowed: networks with a linear layer or a convolution there")
+        self._show(self._now())  # a saved state goes on in a network made anew
+
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        if not self.masks:
+            return
+        for name, a in self._masks().items():
+            drawn = torch.randn(len(a), generator=self.generator).to(a)
+            self.e[name] = self.learned[task.id][name].clone() if task.id in self.learned else drawn
+            self.units.setdefault(name, torch.zeros_like(drawn))
+            a.grad = None
+        self.updates, self.learning = 0, True
+        self._show(self._now())
+
+    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
+        if not self.learning:
+            return None
+        masks = self._masks()
+        a, free = torch.cat(list(masks.values())), 1 - torch.cat([self.units[name] for name in masks])
+        return self.sparsity * (a * free).sum() / free.sum().clamp(min=1)
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        rows = [(p.grad, self.used[name]) for name, p in learner.weights().items() if p.grad is not None and name in self.used]
+        if rows:
+            gradients, used = (list(column) for column in zip(*rows, strict=True))
+            torch._foreach_addcmul_(gradients, gradients, used, value=-1.0)
+
+    @torch.no_grad()
+    def after_step(self, learner: Learner) -> None:
+        rows = [(p, self.kept[name], self.used[name]) for name, p in learner.weights().items() if name in self.used]
+        if rows:
+            weights, kept, used = (list(column) for column in zip(*rows, strict=True))
+            torch._foreach_lerp_(weights, kept, used)  # exactly `kept` where used is 1, exactly w where it is 0
+        if not self.learning:
+            return
+        s = self._s()
+        for name, a in self._masks().items():
+            e = self.e[name]
+            if a.grad is not None:
+                slope = torch.sigmoid(e) * torch.sigmoid(-e) * ((s * e).abs() <= FLAT)
+                e.sub_(self.rate * self.s_max * slope * a.grad).clamp_(-LIMIT, LIMIT)
+                a.grad = None
+        self.updates += 1
+        self._show(self._now())
+
+    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+        if not self.masks:
+            return
+        self.learning = False
+        self._show(self._now())
+        self.learned[task.id] = dict(self.e)
+        self.units = {name: torch.maximum(self.units[name], a) for name, a in self._now().items()}
+        examples = batches[0][torch.arange(ROWS, device=learner.device) % len(batches[0])]
+        for name, now in inputs_used(learner, examples, self._layers, generator_for(learner, self.generator)).items():
+            self.inputs[name] = torch.maximum(now, self.inputs.get(name, now))
+        self.used = weights_used(learner, examples, self._layers, self.units, self.inputs)
+        self.kept = {name: w for name, w in snapshot(learner).items() if name in self.used}
+        self.heads.keep(task.id, learner)
+
+    def _s(self) -> float:
+        """At the update to come."""
+        way = (self.updates % self.period) / (self.period - 1) if self.period > 1 else 1.0
+        return 1 / self.s_max + (self.s_max - 1 / self.s_max) * way
+
+    def _now(self) -> dict[str, Tensor]:
+        """The masks at the update to come; between tasks those of the last one."""
+        return _soft(self._s(), self.e) if self.learning else _hard(self.e)
+
+    def _masks(self) -> dict[str, Tensor]:
+        """The masks in use, by layer."""
+        return unit_masks(self._layers)
+
+    @torch.no_grad()
+    def _show(self, masks: Mapping[str, Tensor]) -> None:
+        if masks and self._layers:
+            for name, a in self._masks().items():
+                a.copy_(masks[name])
+
+    @contextmanager
+    def view(self, task: Task, learner: Learner) -> Iterator[None]:
+        """The task's own mask and head; of a task that has not ended the mask at hand, as hard as it will be."""
+        if not self.e:
+            yield
+            return
+        now = {name: a.detach().clone() for name, a in self._masks().items()}
+        self._show(_hard(self.learned.get(task.id, self.e)))
+        try:
+            with self.heads.shown(task.id, learner):
+                yield
+        finally:
+            self._show(now)
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"e": {name: e.clone() for name, e in self.e.items()}, "learned": dict(self.learned), "heads": self.heads.state_dict()}
+        own |= {"units": dict(self.units), "inputs": dict(self.inputs), "used": dict(self.used), "kept": dict(self.kept)}
+        return own | {"updates": self.updates, "learning": self.learning, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.e, self.learned = {name: e.clone() for name, e in state["e"].items()}, dict(state["learned"])
+        self.units, self.inputs, self.used, self.kept = (dict(state[name]) for name in ("units", "inputs", "used", "kept"))
+        self.updates, self.learning = state["updates"], state["learning"]
+        self.generator.set_state(state["generator"])
+        self.heads.load_state_dict(state["heads"])
+        self._show(self._now())
+
+
+def _soft(s: float, e: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """sigmoid(s e), but from 1e-7 up, or 0 where constant: gradients through less would be slow to compute."""
+    return {name: torch.sigmoid((s * x).clamp(min=-LEAST)) * (s * x >= -FLAT) for name, x in e.items()}
+
+
+def _hard(e: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: (x > 0).to(x.dtype) for name, x in e.items()}
