@@ -197,8 +197,8 @@ class HAT(Strategy):
 
 
 def _soft(s: float, e: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """sigmoid(s e), but from 1e-7 up, or 0 where constant: gradients through less would be slow to compute."""
-    return {name: torch.sigmoid((s * x).clamp(min=-LEAST)) * (s * x >= -FLAT) for name, x in e.items()}
+    """sigmoid(s e), but from 1e-7 up: gradients through less would be numbers that a CPU is slow to calculate with."""
+    return {name: torch.sigmoid((s * x).clamp(min=-LEAST)) for name, x in e.items()}
 
 
 def _hard(e: Mapping[str, Tensor]) -> dict[str, Tensor]:
