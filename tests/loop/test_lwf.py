@@ -111,19 +111,20 @@ def gradients(loss: Tensor | None, module: nn.Module) -> list[Tensor]:
     temperature=st.floats(0.5, 4.0),
     tasks=st.lists(st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=4), min_size=1, max_size=3),
     fresh=st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=4),
+    outputs=st.sampled_from(["past", "all"]),
     seed=seeds,
 )
 def test_the_gradient_is_that_of_the_divergence_over_the_classes_of_ended_tasks(
-    strength: float, temperature: float, tasks: list[list[int]], fresh: list[int], seed: int
+    strength: float, temperature: float, tasks: list[list[int]], fresh: list[int], outputs: str, seed: int
 ) -> None:
-    """strength * ended tasks * mean T^2 KL(softmax(z* / T) || softmax(z / T)), of old classes' outputs alone."""
-    learner, lwf = learner_of(), LwF(strength, temperature)
+    """strength * ended tasks * mean T^2 KL(softmax(z* / T) || softmax(z / T)), of old classes' outputs alone, or of all."""
+    learner, lwf = learner_of(), LwF(strength, temperature, outputs)
     for task, labels in enumerate(tasks):
         then = pass_task(learner, lwf, task, [labelled(labels, seed)])
     perturb(learner.module, seed)
     lwf.begin_task(Named(len(tasks)), learner)
     batch = labelled(fresh, seed + 1)
-    old = sorted({label for labels in tasks for label in labels})
+    old = sorted({label for labels in tasks for label in labels}) if outputs == "past" else list(range(CLASSES))
     for _ in range(2):  # the fresh classes have been seen by now, and are not old for that
         loss = lwf.output_loss(learner, batch, learner.forward(batch))
         z_then, z = learner.outputs(batch, then).detach()[..., old], learner.outputs(batch)[..., old]
@@ -358,9 +359,11 @@ def test_in_ppo_it_is_the_heads_of_ended_tasks_that_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", keyword_grid(strength=[-0.5, float("nan"), float("inf")], temperature=[0.0, -1.0, float("nan"), float("inf")]), ids=str
+    "bad",
+    keyword_grid(strength=[-0.5, float("nan"), float("inf")], temperature=[0.0, -1.0, float("nan"), float("inf")], outputs=["new"]),
+    ids=str,
 )
 def test_settings_that_cannot_be_are_refused_by_name_and_value(bad: dict[str, Any]) -> None:
     ((name, value),) = bad.items()
-    with pytest.raises(ValueError, match=f"^{name} is {value}, allowed: "):
+    with pytest.raises(ValueError, match=f"^{name} is {value!r}, allowed: "):
         LwF(**bad)

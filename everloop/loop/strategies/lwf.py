@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical, Gaussian
-from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
+from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_range, check_strength
 from everloop.loop.world import Task
 
 if TYPE_CHECKING:
@@ -26,20 +26,23 @@ class LwF(Strategy):
         loss += strength * sum over ended tasks k of T^2 KL(softmax(z_k* / T) || softmax(z_k / T))
 
     z_k are the outputs of task k's head, where there is one for each task; else the outputs for all classes seen in
-    ended tasks, so that each ended task weighs as much as the one at hand (Li & Hoiem 2017, eq. 2-4; weights and T^2 as
-    in van de Ven et al. 2022). In control it is the KL divergence of the policies. No examples are stored, and no forward pass
-    is made beside the old network's. With a memory of examples beside it, `lwf,replay` is LwF with replay.
+    ended tasks, so that each ended task weighs as much as the one at hand (Li & Hoiem 2017, eq. 2-4; the weight of each task
+    as in van de Ven et al. 2022). In control it is the KL divergence of the policies. No examples are stored, and no forward
+    pass is made beside the old network's. With a memory of examples beside it, `lwf,replay` is LwF with replay.
 
     strength: from 0. With 0 training is plain, to the last bit.
     temperature: T, above 0; of classes, tags and discrete actions.
+    outputs: "past", as above, or "all": of the network with one head also what it said of classes that no ended task had,
+        the task's own among them, which the old network holds to be improbable (van de Ven et al. 2022, in their code).
     Memory: a copy of the network.
     """
 
     traits: ClassVar[Traits] = Traits(copies=1, several_passes=True)
 
-    def __init__(self, strength: float = 1.0, temperature: float = 2.0) -> None:
+    def __init__(self, strength: float = 1.0, temperature: float = 2.0, outputs: str = "past") -> None:
         check_range("temperature", temperature, 1e-3)
-        self.strength, self.temperature = check_strength(strength), temperature
+        check_choice("outputs", outputs, ("past", "all"))
+        self.strength, self.temperature, self.outputs = check_strength(strength), temperature, outputs
         self.teacher: nn.Module | None = None
         self.past: list[int] = []  # ids of ended tasks
         self.seen: Tensor | None = None  # bool (P,), classes observed so far
@@ -65,7 +68,7 @@ class LwF(Strategy):
             old: Tensor = then.heads[:, :, self.past]  # type: ignore[index]
             return self.strength * self._distance(learner, old, heads[:, :, self.past]).mean((0, 1)).sum()
         p, q = then.prediction, output.prediction
-        if self.old is not None:
+        if self.old is not None and self.outputs == "past":
             p, q = (z.masked_fill(~self.old, NEVER) for z in (p, q))
         return self.strength * len(self.past) * self._distance(learner, p, q).mean()
 
