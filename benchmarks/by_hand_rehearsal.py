@@ -50,15 +50,16 @@ def rehearsed(h: Hand, loss: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], 
     buffer = Buffer()
     for k, phase in enumerate(h.phases):
         for x, y in h.batches(phase):
-            kept, rows = buffer.add(x, y, k)
-            if past_only and not k:
-                h.backward(F.cross_entropy(h.outputs(x), y))
+            drawn = buffer.draw(k if past_only else None) if buffer.offered and (k or not past_only) else None
+            if drawn is None:
+                z = h.outputs(x)
+                h.backward(F.cross_entropy(z, y))
             else:
-                drawn = buffer.draw(k if past_only else None)
                 stored, labels = buffer.read(drawn)
                 z = h.outputs(torch.cat([x, stored]))
-                buffer.z[rows] = z.detach()[kept]
                 h.backward(loss(z[: len(x)], y, z[len(x) :], labels, buffer.z[drawn]))
+            kept, rows = buffer.add(x, y, k)
+            buffer.z[rows] = z.detach()[kept]
             h.adam.step()
         yield
 

@@ -61,6 +61,7 @@ class Learner(ABC):
     sequence_length: how many steps an example has.
     on_scalars: called with (step, {name: value}) now and then, about the training itself.
     labelled: whether targets are labels that the world reveals.
+    recalls_ahead: whether what strategies recall goes through the network together with the fresh batch, not after it.
     may_grow: whether the network may get new weights while it learns.
     notes: which of the options asked for do nothing here, and why.
     """
@@ -76,6 +77,7 @@ class Learner(ABC):
     on_scalars: Callable[[int, dict[str, float]], None] = staticmethod(lambda step, scalars: None)
     max_grad_norm: float | None = None
     labelled: bool = False
+    recalls_ahead: bool = False
     may_grow: bool = True
     notes: Sequence[str] = ()
 
@@ -135,6 +137,10 @@ class Learner(ABC):
         """What the strategies add to the loss of the fresh `batch`."""
         return [loss for s in self.strategies if (loss := s.output_loss(self, batch, output)) is not None]
 
+    def recall(self) -> list[tuple[Strategy, Batch]]:
+        """What the strategies rehearse with the coming update, each with its strategy."""
+        return [(s, stored) for s in self.strategies if (stored := s.recall(self)) is not None]
+
     @property
     def device(self) -> torch.device:
         """Where the network is."""
@@ -143,6 +149,14 @@ class Learner(ABC):
     def forward(self, batch: Batch, module: nn.Module | None = None) -> NetworkOutput:
         """Outputs for `batch`, its memory empty at first; of `module` instead of the learner's if given."""
         return self.apply(module or self.module, batch.obs, self.initial_state(len(batch)), batch.start)[0]
+
+    def forward_together(self, batches: Sequence[Batch]) -> list[NetworkOutput]:
+        """Outputs for each of `batches`, of examples of the same length, from one forward pass."""
+        obs = {name: torch.cat([batch.obs[name] for batch in batches], 1) for name in batches[0].obs}
+        output = self.forward(Batch(obs, torch.cat([batch.start for batch in batches], 1)))
+        sizes = [len(batch) for batch in batches]
+        parts = [None if x is None else x.split(sizes, 1) for x in (output.prediction, output.value, getattr(output, "heads", None))]
+        return [Prediction(*(None if x is None else x[i] for x in parts)) for i in range(len(batches))]  # type: ignore[arg-type]
 
     def initial_state(self, batch: int) -> Tensor:
         """The network's empty memory, for `batch` examples."""

@@ -15,10 +15,12 @@ from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learner import Learner, NetworkOutput, Tick
 from everloop.loop.learning_rate import RATES
 from everloop.loop.likelihood import Categorical, Tags, likelihood_for
+from everloop.loop.strategies.base import Strategy
 from everloop.loop.training import Training
 from everloop.loop.world import Arrays, World, check_finite, play
 
 LOG_EVERY = 20  # updates
+Recalled = tuple[Strategy, Batch, NetworkOutput]  # who recalls it, the examples, the network's output for them
 
 
 class SupervisedLearner(Learner):
@@ -36,6 +38,7 @@ class SupervisedLearner(Learner):
     mixed: bool = False  # forward passes in bfloat16
     counts: Tensor | None = None  # of each label so far, for a balanced softmax
     labelled = True
+    recalls_ahead = True
 
     def __init__(
         self,
@@ -101,22 +104,18 @@ class SupervisedLearner(Learner):
         for i in range(updates):
             check_finite(obs, self.steps)
             shown = {name: to_tensor(value[None], device) for name, value in obs.items()}
-            output = self.apply(self.module, shown, empty, start)[0]
-            outputs = output.prediction
-            guess = self.likelihood.mode(outputs[0].detach()).cpu().numpy()
+            output, recalled = self._look(shown, start, empty)
+            guess = self.likelihood.mode(output.prediction[0].detach()).cpu().numpy()
             obs, _, _, _, info = self.world.step(guess)
             if "label" not in info:
                 raise ValueError('the world\'s info has no "label", allowed for supervised learning: worlds that reveal it')
             label = to_tensor(np.asarray(info["label"], dtype=np.int64), device)
             if self.counts is not None:
                 self.counts += torch.bincount(label, minlength=len(self.counts))
-            loss = self.loss_of(outputs, label)
+            loss = self.loss_of(output.prediction, label)
             if self.strategies:
-                self.minibatch = Batch(shown, start, target=label[None], output=outputs.detach(), task=task)
-                for strategy in self.strategies:
-                    strategy.observe(self.minibatch, self)
-                for extra in self.output_losses(self.minibatch, output):
-                    loss = loss + extra
+                self.minibatch = Batch(shown, start, target=label[None], output=output.prediction.detach(), task=task)
+                loss = self._accompany(loss, self.minibatch, output, recalled)
             self.rate.next()
             together = min(parts, updates - i // parts * parts)  # a task's last step may have fewer parts
             losses.append(self.updater.step(loss, together))
@@ -125,6 +124,24 @@ class SupervisedLearner(Learner):
                 self._report(sum(losses) / LOG_EVERY)
                 losses.clear()
             tick(copies)
+
+    def _look(self, shown: Mapping[str, Tensor], start: Tensor, empty: Tensor) -> tuple[NetworkOutput, list[Recalled]]:
+        """The output for what the world shows, and what strategies recall with the outputs for it, from one forward pass."""
+        recalled = self.recall() if self.recalls_ahead else []
+        if not recalled:
+            return self.apply(self.module, shown, empty, start)[0], []
+        output, *others = self.forward_together([Batch(shown, start), *(stored for _, stored in recalled)])
+        return output, [(strategy, stored, other) for (strategy, stored), other in zip(recalled, others, strict=True)]
+
+    def _accompany(self, loss: Tensor, batch: Batch, output: NetworkOutput, recalled: Sequence[Recalled]) -> Tensor:
+        """`loss`, and what the strategies add to it."""
+        for strategy in self.strategies:
+            strategy.observe(batch, self)
+        for extra in self.output_losses(batch, output):
+            loss = loss + extra
+        for strategy, stored, other in recalled:
+            loss = loss + strategy.recall_loss(self, stored, other)
+        return loss
 
     def _report(self, loss: float) -> None:
         self.rate.average(loss)

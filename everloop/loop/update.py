@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Updater:
     """Runs the strategies around every step of a learner's optimizer.
 
-        zero_grad, loss, backward | extra losses, edit_gradients, clip | step | after_step
+        zero_grad, loss, backward | extra losses, losses of what is recalled, edit_gradients, clip | step | after_step
 
     The middle and the end run from the optimizer's own step hooks, so that it makes no difference who calls
     `optimizer.step()`: `step` below, or an algorithm of Stable-Baselines3 in the depth of its training.
@@ -82,6 +82,9 @@ class Updater:
     def _edit(self) -> None:
         batch = self.learner.minibatch
         extra = [loss for s in self.strategies if (loss := s.extra_loss(self.learner, batch)) is not None]
+        if not self.learner.recalls_ahead:
+            recalled = self.learner.recall()
+            extra += [s.recall_loss(self.learner, stored, self.learner.forward(stored)) for s, stored in recalled]
         if extra:
             torch.stack(extra).sum().backward()  # type: ignore[no-untyped-call]
         for strategy in self.strategies:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from everloop.agents import Agent
 from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv, VectorFeedback
-from everloop.loop import Batch, Categorical, DQNLearner, SACLearner, SupervisedLearner, likelihood_for
+from everloop.loop import Batch, Categorical, DQNLearner, Learner, SACLearner, Strategy, SupervisedLearner, likelihood_for
 from everloop.loop.sb3 import SB3Learner
 from everloop.loop.sb3_off_policy import OffPolicyLearner
 
@@ -57,7 +57,9 @@ def mlp(outputs: int = 10, inputs: int = 64, hidden: int = 6, seed: int = 0) -> 
 
 
 class FixedLearner(SupervisedLearner):
-    """A supervised learner without a world, for batches made by hand."""
+    """A supervised learner without a world, for batches made by hand; it recalls when its updater steps."""
+
+    recalls_ahead = False
 
     def __init__(self, module: nn.Module, likelihood: Any, optimizer: torch.optim.Optimizer | None = None) -> None:
         self.module, self.likelihood = module, likelihood
@@ -197,3 +199,9 @@ def ignore(steps: int) -> None:
 def keyword_grid(**values: Sequence[Any]) -> list[dict[str, Any]]:
     """One dict for each value: {name: value}."""
     return [{name: value} for name, options in values.items() for value in options]
+
+
+def rehearsal_loss(strategy: Strategy, learner: Learner) -> Tensor | None:
+    """The loss of what `strategy` recalls now, from a forward pass of its own; None if that is nothing."""
+    stored = strategy.recall(learner)
+    return None if stored is None else strategy.recall_loss(learner, stored, learner.forward(stored))

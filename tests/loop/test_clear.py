@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from loop_helpers import (
     control_learner,
+    rehearsal_loss,
 )
 from rehearsal_helpers import (
     KINDS,
@@ -41,7 +42,7 @@ def test_clear_clones_policy_and_value_as_they_were_when_the_experience_was_stor
     s, s_now = log_s.exp(), log_s_now.exp()
     kl = ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
     written = 0.7 * kl + 0.3 * ((now.value - drawn.value) ** 2).mean()  # type: ignore[operator]
-    loss = clear.extra_loss(learner, None)
+    loss = rehearsal_loss(clear, learner)
     torch.testing.assert_close(loss, written, rtol=1e-4, atol=1e-6)
     found = gradients(loss, learner.module)
     assert close(found, gradients(written, learner.module), 1e-3, 1e-5)
@@ -56,6 +57,6 @@ def test_without_a_value_strength_clear_clones_the_policy_alone() -> None:
     learner.attach([clear])
     train(learner, clear, [0])
     away(learner)
-    found = gradients(clear.extra_loss(learner, None), learner.module)
+    found = gradients(rehearsal_loss(clear, learner), learner.module)
     for (name, _), g in zip(learner.module.named_parameters(), found, strict=True):
         assert not name.startswith("value") or not g.any()

@@ -13,6 +13,7 @@ from loop_helpers import (
     FlatNet,
     control_learner,
     distance,
+    rehearsal_loss,
     weights,
 )
 from rehearsal_helpers import (
@@ -101,7 +102,7 @@ def test_ders_gradient_is_that_of_the_squared_distance_to_stored_outputs_and_ano
     written = alpha * ((dark.output[0] - h) ** 2).sum() / h.numel()  # type: ignore[index]
     if plus:
         written = written + beta * cross_entropies(by_hand(learner.module, labelled.obs["x"][0]), labelled.target[0]).mean()  # type: ignore[index]
-    loss = der.extra_loss(learner, None)
+    loss = rehearsal_loss(der, learner)
     assert close(gradients(loss, learner.module), gradients(written, learner.module))
     assert not torch.equal(dark.obs["x"], labelled.obs["x"])
 
@@ -118,7 +119,7 @@ def test_in_control_der_plus_plus_adds_the_divergence_from_the_policy_of_the_rol
     s, s_now = log_s.exp(), log_s_now.exp()
     kl = ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
     written = 0.6 * ((dark.output - learner.outputs(dark)) ** 2).mean() + 0.8 * kl
-    loss = der.extra_loss(learner, None)
+    loss = rehearsal_loss(der, learner)
     torch.testing.assert_close(loss, written, rtol=1e-4, atol=1e-6)
     assert close(gradients(loss, learner.module), gradients(written, learner.module), 1e-3, 1e-5)
     assert float(kl.detach()) > 1e-4

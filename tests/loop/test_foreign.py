@@ -52,6 +52,7 @@ class Pixels(nn.Module):
 def our_loop(strategy: Strategy, sgd: bool) -> tuple[list[Tensor], Recorder]:
     module, recorder = mlp(hidden=12), Recorder()
     learner = SupervisedLearner(module, stream(), optimizer=optimizer_of(module, sgd))
+    learner.recalls_ahead = False  # but when the optimizer steps, as in a foreign loop
     learner.attach([strategy, recorder])
     for task in range(3):
         for s in (strategy, recorder):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_helpers import control_learner, distance, ignore, keyword_grid, mlp, same, stream, weights
+from loop_helpers import control_learner, distance, ignore, keyword_grid, mlp, rehearsal_loss, same, stream, weights
 from torch import Tensor
 
 from everloop.envs.data import digits
@@ -30,17 +30,18 @@ def train(learner: Learner, replay: Replay, tasks: list[int], steps: int = 64) -
 
 
 class Rehearsed:
-    """Notes every batch on which `learner.loss` is computed."""
+    """Notes every batch that `replay` recalls."""
 
-    def __init__(self, learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches: list[Batch] = []
-        original = learner.loss
+        original = replay.recall
 
-        def loss(batch: Batch) -> Tensor:
-            self.batches.append(batch)
-            return original(batch)
+        def recall(learner: Learner) -> Batch | None:
+            stored = original(learner)
+            self.batches += [] if stored is None else [stored]
+            return stored
 
-        monkeypatch.setattr(learner, "loss", loss)
+        monkeypatch.setattr(replay, "recall", recall)
 
     def tasks(self) -> set[int]:
         return {int(t) for batch in self.batches for t in batch.task}  # type: ignore[union-attr]
@@ -48,7 +49,7 @@ class Rehearsed:
 
 def test_only_ended_tasks_are_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, replay = digit_learner(), Replay(capacity=200, batch_size=5)
-    rehearsed = Rehearsed(learner, monkeypatch)
+    rehearsed = Rehearsed(replay, monkeypatch)
     train(learner, replay, [0])
     assert rehearsed.batches == []
     train(learner, replay, [1])
@@ -62,7 +63,7 @@ def test_only_ended_tasks_are_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_task_that_comes_back_is_rehearsed_again_only_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, replay = digit_learner(), Replay(capacity=200, batch_size=5)
     train(learner, replay, [0, 1])
-    rehearsed = Rehearsed(learner, monkeypatch)
+    rehearsed = Rehearsed(replay, monkeypatch)
     train(learner, replay, [0])
     assert rehearsed.tasks() == {1}
     rehearsed.batches.clear()
@@ -74,6 +75,7 @@ def test_the_update_is_along_the_loss_plus_strength_times_the_stored_examples_lo
     learner, replay = digit_learner(), Replay(strength=0.7, capacity=40, batch_size=6)
     train(learner, replay, [0])
     learner.learn([1], 8, ignore)  # the reservoir now holds both tasks
+    learner.recalls_ahead = False
     before, fresh = weights(learner.module), learner.rollout(stream(), [2], 1, seed=0)
     state = replay.memory.rng.bit_generator.state
     drawn = replay.memory.draw(6, np.array([0]))
@@ -108,7 +110,7 @@ def test_at_a_control_tasks_end_the_policys_own_outputs_become_the_target(recurr
     assert len(stored) == 20 if not recurrent else len(stored) > 1
     assert stored.length == learner.sequence_length
     torch.testing.assert_close(stored.target, learner.outputs(stored).detach(), rtol=1e-5, atol=1e-6)
-    loss = replay.extra_loss(learner, None)
+    loss = rehearsal_loss(replay, learner)
     assert loss is not None
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
     parameters = [p for n, p in learner.module.named_parameters() if not n.startswith("value")]
@@ -127,7 +129,7 @@ def test_in_control_the_loss_is_the_divergence_from_the_stored_policy(recurrent:
     state = replay.memory.rng.bit_generator.state
     batch = Batch.from_items(replay.memory.read(replay.memory.draw(4, np.array([0]))), learner.device)
     replay.memory.rng.bit_generator.state = state
-    loss = replay.extra_loss(learner, None)
+    loss = rehearsal_loss(replay, learner)
 
     (m, log_s), (m_now, log_s_now) = Gaussian(2).split(batch.target), Gaussian(2).split(learner.outputs(batch))  # type: ignore[arg-type]
     s, s_now = log_s.exp(), log_s_now.exp()

@@ -21,6 +21,7 @@ from loop_helpers import (
     off_policy_world,
     plant,
     random_states,
+    rehearsal_loss,
     same,
     weights,
 )
@@ -183,7 +184,7 @@ def test_a_strategys_loss_adds_its_gradient_to_the_algorithms(sac: bool, make: C
                 assert batch is not None
                 state = self.strategy.state_dict()
                 loss = self.strategy.output_loss(learner, batch, learner.forward(batch))
-                loss = self.strategy.extra_loss(learner, batch) if loss is None else loss
+                loss = rehearsal_loss(self.strategy, learner) if loss is None else loss
                 self.strategy.load_state_dict(state)
                 assert float(loss.detach()) > 1e-6
                 self.own = list(torch.autograd.grad(loss, list(learner.module.parameters())))

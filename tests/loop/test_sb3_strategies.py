@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import PPO_PARAMETERS, agent, control_learner, distance, ignore, plant, recurrent_agent, same, weights
+from loop_helpers import PPO_PARAMETERS, agent, control_learner, distance, ignore, plant, recurrent_agent, rehearsal_loss, same, weights
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 from torch import Tensor
@@ -157,7 +157,7 @@ def test_replay_adds_its_losss_gradient_to_ppos(recurrent: bool) -> None:
             self.gradient = [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in parameters]
             if self.replay is not None:
                 self.replay.memory.rng.bit_generator.state = self.state
-                loss = self.replay.extra_loss(learner, batch)
+                loss = rehearsal_loss(self.replay, learner)
                 assert loss is not None
                 assert float(loss.detach()) > 1e-6
                 found = torch.autograd.grad(loss, parameters, allow_unused=True)

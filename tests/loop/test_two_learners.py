@@ -116,6 +116,7 @@ def by_labels(strategies: list[Strategy], labels: dict[int, list[Any]]) -> Learn
     module = Net()
     optimizer = torch.optim.Adam(module.parameters(), lr=RATE, eps=1e-5, fused=True)
     learner = SupervisedLearner(module, Guesses(labels), optimizer=optimizer, max_grad_norm=0.5)
+    learner.recalls_ahead = False  # but after the batch has been stored, as PPO does
     train(learner, strategies)
     return learner
 

@@ -67,6 +67,17 @@ class Strategy:
         """
         return None
 
+    def recall(self, learner: Learner) -> Batch | None:
+        """Stored examples to rehearse with the coming update, or None.
+
+        Where the loop is ours they go through the network together with the fresh batch, and are recalled before it is seen.
+        """
+        return None
+
+    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
+        """A scalar to add to the loss: of the examples recalled and what the network puts out for them."""
+        raise NotImplementedError(f"{type(self).__name__} recalls examples, and has no loss of them")
+
     def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
         """A scalar to add to the loss of `batch`, or None."""
         return None

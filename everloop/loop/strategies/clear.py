@@ -15,7 +15,7 @@ from everloop.loop.strategies.base import Traits, check_strength
 from everloop.loop.strategies.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learner import Learner, NetworkOutput
 
 
 class CLEAR(Rehearsal):
@@ -55,11 +55,11 @@ class CLEAR(Rehearsal):
         now = replace(batch, target=output.prediction, value=output.value, action=None, output=None)
         self.memory.write(rows, now.to_items())
 
-    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
-        stored = self.draw(learner) if self.strength else None
-        if stored is None or stored.target is None:
-            return None
-        output = learner.forward(stored)
+    def recall(self, learner: Learner) -> Batch | None:
+        return self.draw(learner) if self.strength else None
+
+    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
+        assert stored.target is not None
         loss = self.strength * learner.likelihood.kl(stored.target, output.prediction).mean()
         if output.value is not None and stored.value is not None:
             loss = loss + self.value_strength * (output.value - stored.value).square().mean()

@@ -12,7 +12,7 @@ from everloop.loop.strategies.base import Traits, check_strength
 from everloop.loop.strategies.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learner import Learner, NetworkOutput
 
 
 class DER(Rehearsal):
@@ -32,11 +32,12 @@ class DER(Rehearsal):
     def __init__(self, strength: float = 0.5, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)
 
-    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
-        stored = self.draw(learner) if self.strength else None
-        if stored is None or stored.output is None:
-            return None
-        return self.strength * F.mse_loss(learner.outputs(stored), stored.output)
+    def recall(self, learner: Learner) -> Batch | None:
+        return self.draw(learner) if self.strength else None
+
+    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
+        assert stored.output is not None
+        return self.strength * F.mse_loss(output.prediction, stored.output)
 
 
 class DERPlusPlus(DER):
@@ -58,11 +59,12 @@ class DERPlusPlus(DER):
         super().__init__(strength, capacity, batch_size, memory, seed)
         self.label_strength = check_strength(label_strength, "label_strength")
 
-    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
-        # with replacement, so that one draw of twice as many is two independent ones, and takes a single forward pass
-        stored = self.draw(learner, count=2 * self.batch_size) if self.strength else None
-        if stored is None or stored.output is None or stored.target is None:
-            return None
-        n, h = self.batch_size, learner.outputs(stored)
+    def recall(self, learner: Learner) -> Batch | None:
+        # with replacement, so that one draw of twice as many is two independent ones
+        return self.draw(learner, count=2 * self.batch_size) if self.strength else None
+
+    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
+        assert stored.output is not None and stored.target is not None  # noqa: PT018
+        n, h = self.batch_size, output.prediction
         dark = F.mse_loss(h[:, :n], stored.output[:, :n])
         return self.strength * dark + self.label_strength * learner.loss_of(h[:, n:], stored.target[:, n:])

@@ -50,9 +50,12 @@ class ERACE(Rehearsal):
         own = learner.loss_of(logits.masked_fill(absent, -torch.inf), labels)
         return own - learner.loss_of(logits, labels)  # in place of the plain loss, which is there already
 
-    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
-        stored = self.draw(learner) if self.strength else None
-        return None if stored is None else self.strength * learner.loss(stored)
+    def recall(self, learner: Learner) -> Batch | None:
+        return self.draw(learner) if self.strength else None
+
+    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
+        assert stored.target is not None
+        return self.strength * learner.loss_of(output.prediction, stored.target)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"seen": self.seen}

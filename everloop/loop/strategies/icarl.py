@@ -60,12 +60,14 @@ class ICaRL(Strategy):
         plain = learner.loss_of(output.prediction, batch.target)
         return self.strength * (self._loss(learner, batch, output.prediction) - plain)
 
-    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
+    def recall(self, learner: Learner) -> Batch | None:
         if self.strength == 0 or not self.rows:
             return None
         known = np.concatenate([np.array(rows) for rows in self.rows.values()])
-        stored = self._read(known[self.rng.integers(0, len(known), self.batch_size)], learner)
-        return self.strength * self._loss(learner, stored, learner.outputs(stored))
+        return self._read(known[self.rng.integers(0, len(known), self.batch_size)], learner)
+
+    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
+        return self.strength * self._loss(learner, stored, output.prediction)
 
     def _loss(self, learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
         assert batch.target is not None

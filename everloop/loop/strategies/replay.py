@@ -14,7 +14,7 @@ from everloop.loop.strategies.rehearsal import Rehearsal
 from everloop.loop.world import Task
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learner import Learner, NetworkOutput
 
 
 class Replay(Rehearsal):
@@ -47,9 +47,12 @@ class Replay(Rehearsal):
         super().__init__(strength, capacity, batch_size, memory, seed)
         self.current = current
 
-    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
-        stored = self.draw(learner, None if self.current else self.past) if self.strength else None
-        return None if stored is None else self.strength * learner.loss(stored)
+    def recall(self, learner: Learner) -> Batch | None:
+        return self.draw(learner, None if self.current else self.past) if self.strength else None
+
+    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
+        assert stored.target is not None
+        return self.strength * learner.loss_of(output.prediction, stored.target)
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
         rows = self.memory.rows_of(np.array([task.id]))

@@ -1,0 +1,116 @@
+"""What strategies rehearse goes through the network together with the fresh batch: the update is the same, in one pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import distance, ignore, mlp, stream, vector_batch, vector_learner, weights
+from torch import Tensor, nn
+
+from everloop.agents import MLP, Classifier
+from everloop.loop import DER, ERACE, Batch, DERPlusPlus, ICaRL, Learner, Replay, Strategy, SupervisedLearner
+
+RATE = 0.05
+REHEARSING: dict[str, Callable[[], Strategy]] = {
+    "replay": lambda: Replay(0.7, capacity=40, batch_size=6, current=True),
+    "replay of ended tasks": lambda: Replay(0.7, capacity=40, batch_size=6),
+    "der": lambda: DER(0.7, capacity=40, batch_size=6),
+    "derpp": lambda: DERPlusPlus(0.7, 0.3, capacity=40, batch_size=6),
+    "er_ace": lambda: ERACE(0.7, capacity=40, batch_size=6),
+    "icarl": lambda: ICaRL(0.7, capacity=40, batch_size=6),
+}
+
+
+def learner_of(module: nn.Module | None = None, **world: Any) -> SupervisedLearner:
+    module = module or mlp(hidden=12)
+    return SupervisedLearner(module, stream(**world), optimizer=torch.optim.SGD(module.parameters(), lr=RATE))
+
+
+def learn(learner: Learner, tasks: list[int], steps: int = 64) -> None:
+    for k in tasks:
+        task, batch = learner.world.tasks[k], learner.rollout(stream(), [k], 8, seed=k)
+        for strategy in learner.strategies:
+            strategy.begin_task(task, learner)
+        learner.learn([k], steps, ignore)
+        for strategy in learner.strategies:
+            strategy.end_task(task, learner, [batch])
+
+
+@pytest.mark.parametrize("heads", [1, 3], ids=["one head", "a head for each task"])
+def test_the_outputs_of_one_pass_are_those_of_one_for_each_batch(heads: int) -> None:
+    torch.manual_seed(0)
+    learner = vector_learner(nn.Linear(3, 4), 4)
+    learner.module = Classifier(MLP((1, 1, 3), (6,)), 4, tasks=heads)
+    batches = []
+    for i, size in enumerate((5, 1, 3)):
+        plain = vector_batch(size, 3, 4, seed=i)
+        cue = nn.functional.one_hot(torch.arange(size)[None] % 3, 3).float()
+        batches.append(Batch({"image": plain.obs["x"].reshape(1, size, 1, 1, 3), "cue": cue}, plain.start))
+    for batch, together in zip(batches, learner.forward_together(batches), strict=True):
+        alone = learner.forward(batch)
+        torch.testing.assert_close(together.prediction, alone.prediction)
+        assert together.value is None
+        assert (together.heads is None) == (heads == 1)
+        if alone.heads is not None:
+            torch.testing.assert_close(together.heads, alone.heads)
+
+
+@pytest.mark.parametrize("name", REHEARSING)
+def test_an_update_is_along_the_losses_as_they_would_be_of_a_pass_each(name: str) -> None:
+    """loss(fresh) + what the strategy adds to it + its loss of what it recalls, which is stored before the batch is seen."""
+    strategy, learner = REHEARSING[name](), learner_of()
+    learner.attach([strategy])
+    learn(learner, [0])
+    strategy.begin_task(learner.world.tasks[1], learner)
+    learner.learn([1], 8, ignore)
+    twin, before = copy.deepcopy(strategy), copy.deepcopy(learner.module)
+    learner.learn([1], 8, ignore)
+    fresh = learner.minibatch
+    assert fresh is not None
+    there = learner_of(before)
+    stored = twin.recall(there)
+    assert stored is not None
+    assert len(stored) == (12 if name == "derpp" else 6)
+    twin.observe(fresh, there)
+    output = there.forward(fresh)
+    total = there.loss_of(output.prediction, fresh.target) + twin.recall_loss(there, stored, there.forward(stored))  # type: ignore[arg-type]
+    added = twin.output_loss(there, fresh, output)
+    total = total if added is None else total + added
+    expected = [p - RATE * g for p, g in zip(weights(before), torch.autograd.grad(total, list(before.parameters())), strict=True)]
+    assert distance(weights(learner.module), expected) < 1e-12
+    assert distance(weights(learner.module), weights(before)) > 1e-4
+
+
+def test_an_update_is_one_pass_whoever_rehearses() -> None:
+    learner = learner_of()
+    learner.attach([Replay(1.0, 40, 6), DER(0.5, 40, 3), ERACE(0.5, 40, 2)])
+    learn(learner, [0])
+    rows: list[int] = []
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        rows.append(output[0].prediction.shape[1])
+
+    learner.strategies[0].begin_task(learner.world.tasks[1], learner)
+    with learner.module.register_forward_hook(note):
+        learner.learn([1], 3 * 8, ignore)
+    assert rows == [8 + 6 + 3 + 2] * 3
+
+
+def test_the_world_is_told_the_guesses_for_what_it_shows() -> None:
+    learner, told = learner_of(), list[Tensor]()
+    learner.attach([Replay(1.0, 40, 6, current=True)])
+    learn(learner, [0])
+    before, step = copy.deepcopy(learner.module), learner.world.step
+
+    def noted(guess: Any) -> Any:
+        told.append(torch.as_tensor(guess))
+        return step(guess)
+
+    learner.world.step = noted  # type: ignore[method-assign]
+    learner.learn([1], 8, ignore)
+    assert learner.minibatch is not None
+    assert torch.equal(told[0], learner.outputs(learner.minibatch, before).argmax(-1)[0])
