@@ -67,15 +67,12 @@ class Bench(SupervisedLearner):
 
     def update(self, batch: Batch) -> None:
         """As `learn` does it."""
-        output = self.forward(batch)
+        output, recalled = self._look(batch.obs, batch.start, self.initial_state(BATCH))
         assert batch.target is not None
         loss = self.loss_of(output.prediction, batch.target[0])
         if self.strategies:
             self.minibatch = replace(batch, output=output.prediction.detach())
-            for strategy in self.strategies:
-                strategy.observe(self.minibatch, self)
-            for extra in self.output_losses(self.minibatch, output):
-                loss = loss + extra
+            loss = self._accompany(loss, self.minibatch, output, recalled)
         self.updater.step(loss)
 
 
