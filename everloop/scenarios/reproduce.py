@@ -129,8 +129,8 @@ def verdict(row: Row, values: Sequence[float], points: float) -> str:
     return "pass" if close or (off > 0 and not row.exact) else f"**fail** ({off:+.1f})"
 
 
-def markdown(table: Table, out: Path) -> str:
-    """The table's section of the report."""
+def comparison(table: Table, out: Path) -> str:
+    """What was published beside what was found, in Markdown."""
     lines = [f"## {table.title}", "", f"Published: {table.source} Seeds: {', '.join(map(str, table.seeds))}. Machine: {table.machine}."]
     lines += [f"Tolerance: {table.points:g} points or 2 standard errors, whichever is more, or above. {table.notes}".strip(), ""]
     lines += ["| method | column | published | ours | standard error | seeds | verdict |", "|---|---|---|---|---|---|---|"]
@@ -142,7 +142,12 @@ def markdown(table: Table, out: Path) -> str:
         lines.append(
             f"| {row.method} | {row.column} | {published} | {mean} | {error} | {len(values)} | {verdict(row, values, table.points)} |"
         )
-    lines += ["", "| method | column | command | the published number | settings |", "|---|---|---|---|---|"]
+    return "\n".join(lines) + "\n"
+
+
+def commands(table: Table) -> str:
+    """What is run for each row, and where its published number and its settings come from, in Markdown."""
+    lines = ["| method | column | command | the published number | settings |", "|---|---|---|---|---|"]
     for row in table.rows:
         command = shlex.join(word.replace("{seed}", "SEED") for word in ["everloop", "run", *words_of(table, row), "--seed", "SEED"])
         lines.append(f"| {row.method} | {row.column} | `{command}` | {row.standing or '-'} | {' '.join((row.search or '-').split())} |")
@@ -175,12 +180,12 @@ def choose_rows(table: Table, wanted: Sequence[str]) -> list[Row]:
 
 
 def reproduce(name: str, rows: Sequence[str], out: Path, report: Path, jobs: int, tell: Callable[[str], None]) -> str:
-    """Run the table's rows, write its section of the report, and return that."""
+    """Run the table's rows, write its section of the report, and return the comparison in it."""
     table = load_table(name)
     chosen = choose_rows(table, rows)
     try:
         run_rows(table, chosen, out, jobs, tell)
     finally:
-        text = markdown(table, out)
-        write_section(table.name, text, report)
+        text = comparison(table, out)
+        write_section(table.name, f"{text}\n{commands(table)}", report)
     return text
