@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class LwF(Strategy):
 
     traits: ClassVar[Traits] = Traits(copies=1, several_passes=True)
 
-    def __init__(self, strength: float = 1.0, temperature: float = 2.0, outputs: str = "past") -> None:
+    def __init__(self, strength: float = 1.0, temperature: float = 2.0, outputs: Literal["past", "all"] = "past") -> None:
         check_range("temperature", temperature, 1e-3)
         check_choice("outputs", outputs, ("past", "all"))
         self.strength, self.temperature, self.outputs = check_strength(strength), temperature, outputs

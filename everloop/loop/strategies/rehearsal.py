@@ -26,7 +26,7 @@ class Rehearsal(Strategy):
 
     strength: from 0. With 0 nothing is stored, and training is plain to the last bit.
     capacity: stored examples in all. memory: the rule that says which (`everloop.loop.MEMORIES`).
-    batch_size: how many are drawn with every update.
+    batch_size: how many are drawn with every batch that is learned from.
     """
 
     stores_output: ClassVar[bool] = False
