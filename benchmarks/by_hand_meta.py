@@ -1,0 +1,45 @@
+"""Meta-training before the first task, by hand, for `whole_runs.py`: the first phase holds its batches, (iterations, STEPS + 1, BATCH)."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from by_hand import Hand, Rows, Run, none, pixels
+from by_hand_exemplars import through
+from torch import Tensor
+
+STEPS, INNER, REPTILE, MAML = 5, 0.01, 0.5, 0.05  # and the outer rates
+
+
+def pretrained(h: Hand, improve: Callable[[Hand, Rows], None]) -> Run:
+    meta, *h.phases = h.phases
+    for rows in meta.rows:
+        improve(h, rows)
+    yield from none(h)
+
+
+def reptile(h: Hand) -> Run:
+    def improve(h: Hand, rows: Rows) -> None:
+        start = h.copies()
+        for x, y in map(h.examples, rows[:STEPS]):
+            grads = torch.autograd.grad(F.cross_entropy(h.outputs(x), y), h.weights)
+            with torch.no_grad():
+                torch._foreach_add_(h.weights, grads, alpha=-INNER)
+        with torch.no_grad():
+            torch._foreach_lerp_(h.weights, start, 1 - REPTILE)
+
+    return pretrained(h, improve)
+
+
+def maml(h: Hand) -> Run:
+    def improve(h: Hand, rows: Rows) -> None:
+        adapted: list[Tensor] = h.weights
+        for x, y in map(h.examples, rows[:STEPS]):
+            grads = torch.autograd.grad(F.cross_entropy(through(pixels(x), adapted), y), adapted, create_graph=True)
+            adapted = list(torch._foreach_sub(adapted, torch._foreach_mul(grads, INNER)))
+        x, y = h.examples(rows[STEPS])
+        grads = torch.autograd.grad(F.cross_entropy(through(pixels(x), adapted), y), h.weights)
+        with torch.no_grad():
+            torch._foreach_add_(h.weights, grads, alpha=-MAML)
+
+    return pretrained(h, improve)
