@@ -80,7 +80,6 @@ def ewc_kfac(h: Hand) -> Run:
             outs.append(layer(z))
             z = F.relu(outs[-1])
         edges = torch.autograd.grad(drawn_loss(outs[-1], next_seed(generator)), outs)
-        next_seed(generator)  # ours: for weights outside of linear layers, of which there are none
         for layer, tasks, a, g in zip(layers, held, inputs, edges, strict=True):
             tasks.append((a.T @ a / len(a), g.T @ g / len(a), with_bias(layer)))
         yield

@@ -28,10 +28,10 @@ class _Column(nn.Module):
         # the first layer reads the input, which all columns share
         self.laterals = nn.ModuleList([nn.Linear(earlier * a, b, bias=False) for a, b in pairwise(sizes[1:])] if earlier else [])
 
-    def forward(self, x: Tensor, others: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """x (R, inputs); the hidden layers (R, h_i) of each earlier column -> those of this one."""
+    def forward(self, x: Tensor, others: Sequence[Sequence[Tensor]], count: int) -> list[Tensor]:
+        """x (R, inputs); hidden layers (R, h_i) of each earlier column -> the first `count` of this one."""
         hidden: list[Tensor] = []
-        for i, layer in enumerate(self.own):
+        for i, layer in enumerate(self.own[:count]):
             z = layer(hidden[-1] if hidden else x)
             if i and len(self.laterals):
                 z = z + self.laterals[i - 1](torch.cat([layers[i - 1] for layers in others], dim=1))
@@ -66,9 +66,11 @@ class ProgressiveMLP(nn.Module):
         """x uint8 (R, ...) -> features of the column in use (R, size)."""
         x = x.flatten(1).to(next(self.parameters()).dtype).div_(255.0)
         layers: list[list[Tensor]] = []
-        for column in self.columns[: self.column + 1]:
-            layers.append(column(x, layers))
-        return layers[-1][-1]
+        depth = len(self.sizes) - 1
+        for column in self.columns[: self.column]:
+            layers.append(column(x, layers, depth - 1))  # nobody reads an earlier column's last layer
+        features: Tensor = self.columns[self.column](x, layers, depth)[-1]
+        return features
 
 
 class GrowingMLP(nn.Module):

@@ -139,9 +139,8 @@ def comparison(table: Table, out: Path) -> str:
         mean = f"{statistics.mean(values):.1f}" if values else "-"
         error = f"{statistics.stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else "-"
         published = "-" if row.published is None else f"{row.published:.1f}"
-        lines.append(
-            f"| {row.method} | {row.column} | {published} | {mean} | {error} | {len(values)} | {verdict(row, values, table.points)} |"
-        )
+        said = verdict(row, values, table.points) + (f", on {row.machine}" if row.machine else "")
+        lines.append(f"| {row.method} | {row.column} | {published} | {mean} | {error} | {len(values)} | {said} |")
     return "\n".join(lines) + "\n"
 
 

@@ -23,7 +23,7 @@ seeds: [1, 2]
 rows:
   - {method: none, column: class, published: 50.0, exact: true, run: split-digits --strategies none}
   - {method: ER, column: class, published: 0.0, run: split-digits --strategies replay}
-  - {method: later, column: task, run: split-digits --scenario-type task --strategies none}
+  - {method: later, column: task, run: split-digits --scenario-type task --strategies none, machine: a GPU}
 """
 
 
@@ -46,7 +46,7 @@ def test_the_command_runs_what_is_missing_and_writes_the_table(table: Path, tmp_
     error = np.std(found, ddof=1) / 2**0.5
     text = report.read_text()
     assert f"| ER | class | 0.0 | {np.mean(found):.1f} | {error:.2f} | 2 | pass |" in text
-    assert "| later | task | - | - | - | 0 | - |" in text
+    assert "| later | task | - | - | - | 0 | -, on a GPU |" in text
     command = "split-digits --epochs 1 --tasks 0,SEED --eval-every 100000 --consolidation-steps 1 --strategies replay --seed SEED"
     assert f"`everloop run {command}`" in text
     assert [json.loads((folder / seed / "result.json").read_text())["phases"] for seed in "12"] == [[["0-1"], ["2-3"]], [["0-1"], ["4-5"]]]

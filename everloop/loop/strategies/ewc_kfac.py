@@ -73,8 +73,9 @@ class KroneckerEWC(Strategy):
         held = {f"{names[layer]}.{part}" for layer in factors for part, _ in layer.named_parameters()}
         for layer, (A, G) in factors.items():
             self.layers.setdefault(names[layer], []).append((A, G, _weights(layer).clone()))
-        diagonal = diagonal_fisher(learner, taken, generator_for(learner, self.generator))
-        self.rest.add({name: d for name, d in diagonal.items() if name not in held}, snapshot(learner))
+        if learner.weights().keys() - held:
+            diagonal = diagonal_fisher(learner, taken, generator_for(learner, self.generator))
+            self.rest.add({name: d for name, d in diagonal.items() if name not in held}, snapshot(learner))
 
     def _factors(self, learner: Learner, batches: Sequence[Batch]) -> dict[nn.Linear, tuple[Tensor, Tensor]]:
         """A and G of every linear layer that is called once, with a row for each step."""

@@ -70,7 +70,8 @@ class GDumb(Rehearsal):
         training = learner.module.training
         learner.module.load_state_dict(self.initial)
         learner.module.train()
-        optimizer = torch.optim.SGD(learner.weights().values(), self.learning_rate, momentum=0.9, weight_decay=1e-6)
+        weights = list(learner.weights().values())
+        optimizer = torch.optim.SGD(weights, self.learning_rate, momentum=0.9, weight_decay=1e-6, fused=True)
         steps = self.epochs * -(-len(self.memory) // self.batch_size)
         rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, self.learning_rate / 100)
         for _ in range(self.epochs):
@@ -78,11 +79,11 @@ class GDumb(Rehearsal):
             for rows in np.array_split(order, -(-len(order) // self.batch_size)):
                 optimizer.zero_grad()
                 learner.loss(self.read(rows, learner)).backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(learner.weights().values(), 10.0)
+                torch.nn.utils.clip_grad_norm_(weights, 10.0)
                 optimizer.step()
                 rate.step()
         learner.module.train(training)
-        for p in learner.weights().values():
+        for p in weights:
             p.grad = None
 
     def state_dict(self) -> dict[str, Any]:
