@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -47,6 +47,16 @@ class Batch:
     def __getitem__(self, examples: Any) -> Batch:
         """The examples that a slice, index tensor or mask selects."""
         return self._map(lambda x: x[:, examples], lambda task: task[examples])
+
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Batch:
+        """The examples of all `batches`, of as many steps each; of targets only if all have them, and nothing else."""
+        targets = [batch.target for batch in batches if batch.target is not None]
+        return cls(
+            {name: torch.cat([batch.obs[name] for batch in batches], 1) for name in batches[0].obs},
+            torch.cat([batch.start for batch in batches], 1),
+            torch.cat(targets, 1) if len(targets) == len(batches) else None,
+        )
 
     def split(self, size: int) -> Iterator[Batch]:
         """Batches of at most `size` examples, in order."""

@@ -152,8 +152,7 @@ class Learner(ABC):
 
     def forward_together(self, batches: Sequence[Batch]) -> list[NetworkOutput]:
         """Outputs for each of `batches`, of examples of the same length, from one forward pass."""
-        obs = {name: torch.cat([batch.obs[name] for batch in batches], 1) for name in batches[0].obs}
-        output = self.forward(Batch(obs, torch.cat([batch.start for batch in batches], 1)))
+        output = self.forward(Batch.join(batches))
         sizes = [len(batch) for batch in batches]
         parts = [None if x is None else x.split(sizes, 1) for x in (output.prediction, output.value, getattr(output, "heads", None))]
         return [Prediction(*(None if x is None else x[i] for x in parts)) for i in range(len(batches))]  # type: ignore[arg-type]

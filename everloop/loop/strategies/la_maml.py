@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -64,31 +65,28 @@ class LaMAML(Rehearsal):
         weights = learner.weights()
         for name, w in weights.items():
             self.rates.setdefault(name, torch.full_like(w, self.alpha))
-        stored = self.draw(learner)
-        meta, drift = self._look_ahead(learner, batch, stored)
+        meta, drift = self._look_ahead(learner, batch, self.draw(learner))
         lr = {p: float(group["lr"]) for group in learner.optimizer.param_groups for p in group["params"]}
         with torch.no_grad():
-            for name, w in weights.items():
-                self.rates[name] = self.rates[name] + self.alpha_lr * drift[name]
+            for (name, w), g, d in zip(weights.items(), meta, drift, strict=True):
+                self.rates[name] = self.rates[name] + self.alpha_lr * d
                 if w.grad is not None:
-                    w.grad.lerp_(self.rates[name].clamp(min=0) * meta[name] / lr[w], self.strength)
+                    w.grad.lerp_(self.rates[name].clamp(min=0) * g / lr[w], self.strength)
 
-    def _look_ahead(self, learner: Learner, batch: Batch, stored: Batch | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _look_ahead(self, learner: Learner, batch: Batch, stored: Batch | None) -> tuple[list[Tensor], list[Tensor]]:
         """mean_k of grad L(w_(k+1)), and of its product with the gradients that led there."""
-        fast: dict[str, Tensor] = {name: w.detach().requires_grad_() for name, w in learner.weights().items()}
-        led, meta, drift = ({name: torch.zeros_like(w) for name, w in fast.items()} for _ in range(3))
+        names, fast = list(learner.weights()), [w.detach() for w in learner.weights().values()]
+        a = [self.rates[name].clamp(min=0) for name in names]
+        led, meta, drift = ([torch.zeros_like(w) for w in fast] for _ in range(3))
+        both = batch if stored is None else Batch.join([batch, stored])
         parts = list(batch.split(-(-len(batch) // self.parts)))
         for part in parts:
-            g = _gradients(learner.loss(part, fast), fast)
-            led = {name: led[name] + g[name] for name in led}
-            fast = {name: (w - self.rates[name].clamp(min=0) * g[name]).detach().requires_grad_() for name, w in fast.items()}
-            loss = learner.loss(batch, fast)
-            if stored is not None:
-                loss = (loss * len(batch) + learner.loss(stored, fast) * len(stored)) / (len(batch) + len(stored))
-            ahead = _gradients(loss, fast)
-            for name in fast:
-                meta[name] += ahead[name] / len(parts)
-                drift[name] += ahead[name] * led[name] / len(parts)
+            g = _gradient(learner, part, names, fast)
+            torch._foreach_add_(led, g)
+            fast = list(torch._foreach_addcmul(fast, a, g, value=-1))
+            ahead = _gradient(learner, both, names, fast)
+            torch._foreach_add_(meta, ahead, alpha=1 / len(parts))
+            torch._foreach_addcmul_(drift, ahead, led, value=1 / len(parts))
         return meta, drift
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,5 +97,7 @@ class LaMAML(Rehearsal):
         self.rates = dict(state["rates"])
 
 
-def _gradients(loss: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return dict(zip(weights, gradient(loss, list(weights.values())), strict=True))
+def _gradient(learner: Learner, batch: Batch, names: Sequence[str], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Of the loss of `batch`, with these weights in place of the network's own."""
+    leaves = [w.detach().requires_grad_() for w in weights]
+    return gradient(learner.loss(batch, dict(zip(names, leaves, strict=True))), leaves)
