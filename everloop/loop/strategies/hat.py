@@ -104,18 +104,17 @@ class HAT(Strategy):
         self.updates, self.learning = 0, True
         self._show(self._now())
 
-    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
-        if not self.learning:
-            return None
-        masks = self._masks()
-        a, free = torch.cat(list(masks.values())), 1 - torch.cat([self.units[name] for name in masks])
-        return self.sparsity * (a * free).sum() / free.sum().clamp(min=1)
-
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         rows = [(p.grad, self.used[name]) for name, p in learner.weights().items() if p.grad is not None and name in self.used]
         if rows:
             gradients, used = (list(column) for column in zip(*rows, strict=True))
             torch._foreach_addcmul_(gradients, gradients, used, value=-1.0)
+        if self.learning:
+            masks = self._masks()
+            free = {name: 1 - self.units[name] for name in masks}
+            price = self.sparsity / torch.cat(list(free.values())).sum().clamp(min=1)  # R is linear in a: no need to go back through it
+            for name, a in masks.items():
+                a.grad = price * free[name] if a.grad is None else a.grad + price * free[name]
 
     @torch.no_grad()
     def after_step(self, learner: Learner) -> None:
