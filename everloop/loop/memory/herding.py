@@ -15,12 +15,14 @@ def herding(features: Tensor, count: int) -> Tensor:
     """
     if not 1 <= count <= len(features):
         raise ValueError(f"count is {count}, allowed: 1 to {len(features)}")
-    mean, total = features.mean(0), torch.zeros_like(features[0])
-    left = torch.ones(len(features), dtype=torch.bool, device=features.device)
+    device = features.device
+    features = features.cpu().double()  # so that the difference of large numbers below is as good as the distance itself
+    mean, total, squares = features.mean(0), torch.zeros_like(features[0]), features.square().sum(1)
+    left = torch.ones(len(features), dtype=torch.bool)
     order = []
     for k in range(1, count + 1):
-        distances = ((mean - (features + total) / k) ** 2).sum(1)
+        distances = squares - 2 * features @ (k * mean - total)  # k^2 times the squared distance, but for what is the same for all
         order.append(int(distances.masked_fill(~left, torch.inf).argmin()))
         left[order[-1]] = False
         total = total + features[order[-1]]
-    return torch.tensor(order, device=features.device)
+    return torch.tensor(order, device=device)
