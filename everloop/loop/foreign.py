@@ -198,16 +198,22 @@ class Attached(Learner):
         return frozen
 
     def state_dict(self) -> dict[str, Any]:
-        """Of all strategies; the module's and the optimizer's are the loop's own business."""
-        return {"strategies": [strategy.state_dict() for strategy in self.strategies], "steps": self.steps}
+        """Of all strategies, and the task at hand; the module's and the optimizer's are the loop's own business."""
+        own = {"steps": self.steps, "task": None if self.current is None else tuple(self.current)}
+        return own | {"strategies": [strategy.state_dict() for strategy in self.strategies]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError for the state of other strategies."""
+        """To be loaded before the module's and the optimizer's, which may need weights that come back with it.
+
+        Raises ValueError for the state of other strategies.
+        """
         if len(state["strategies"]) != len(self.strategies):
             raise ValueError(f"the state is of {len(state['strategies'])} strategies, allowed: {len(self.strategies)}")
         self.steps = state["steps"]
+        self.current = None if state["task"] is None else ForeignTask(*state["task"])
         for strategy, own in zip(self.strategies, state["strategies"], strict=True):
             strategy.load_state_dict(own)
+            strategy.rebuild(self)
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if self.label_name is None or self._asking or not module.training or not torch.is_grad_enabled():

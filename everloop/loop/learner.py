@@ -126,20 +126,24 @@ class Learner(ABC):
     def attach(self, strategies: Sequence[Strategy]) -> None:
         """Let `strategies` accompany every update from now on, in this order, in place of earlier ones.
 
-        Raises ValueError if one of them cannot work here, or not beside the others; then all is as it was.
+        A strategy whose state was restored first gives a network made anew its structure back; the states of the network and
+        the optimizer can be loaded then. Raises ValueError if one of them cannot work here, or not beside the others; then
+        all is as it was.
         """
         before, self.strategies = self.strategies, list(strategies)
         try:
             for strategy in strategies:
                 strategy.check(self)
-            if len(names := [type(s).__name__ for s in strategies if s.replaces_loss]) > 1:
-                raise ValueError(f"{' and '.join(names)} each replace the plain loss, allowed: one of them")
+            _check_one("replace the plain loss", [s for s in strategies if s.replaces_loss])
+            _check_one("add weights", [s for s in strategies if s.adds_weights])
         except Exception:
             self.strategies = before
             raise
         if hasattr(self, "updater"):
             self.updater.detach()
         self.updater = Updater(self, self.strategies, self.max_grad_norm)
+        for strategy in strategies:
+            strategy.rebuild(self)
 
     def output_losses(self, batch: Batch, output: NetworkOutput) -> list[Tensor]:
         """What the strategies add to the loss of the fresh `batch`."""
@@ -305,3 +309,9 @@ class Learner(ABC):
             to_tensor(np.stack(actions), self.device),
             to_tensor(played, self.device),
         ).sequences(self.sequence_length)
+
+
+def _check_one(what: str, strategies: Sequence[Strategy]) -> None:
+    """Raise ValueError if there are several that do `what`."""
+    if len(strategies) > 1:
+        raise ValueError(f"{' and '.join(type(s).__name__ for s in strategies)} each {what}, allowed: one of them")

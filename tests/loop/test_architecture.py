@@ -299,12 +299,18 @@ def test_progressive_columns_are_the_papers_equation() -> None:
     torch.testing.assert_close(net(x), plain(x))
 
 
-def test_a_task_that_comes_back_has_no_column_to_learn_in() -> None:
+def test_a_task_that_comes_back_gets_a_new_column_and_the_other_tasks_stay_as_they_were() -> None:
     learner, progressive = told(ProgressiveMLP((8, 8, 1), (8, 8))), Progressive()
     learner.attach([progressive])
+    for task in (0, 1):
+        teach(learner, [progressive], task)
+    batches = [examples(learner, task) for task in (0, 1)]
+    then = [seen(learner, progressive, task, batch) for task, batch in enumerate(batches)]
     teach(learner, [progressive], 0)
-    with pytest.raises(ValueError, match="task 0 comes back, allowed with progressive: each task once"):
-        progressive.begin_task(learner.world.tasks[0], learner)
+    now = [seen(learner, progressive, task, batch) for task, batch in enumerate(batches)]
+    assert progressive.column == {0: 2, 1: 1}
+    assert torch.equal(now[1], then[1])
+    assert not torch.equal(now[0], then[0])
 
 
 def test_tasks_of_one_phase_share_a_column() -> None:

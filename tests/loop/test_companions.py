@@ -92,6 +92,13 @@ def test_a_proximal_step_moves_nothing_that_belongs_to_a_past_task(made: Any) ->
     assert torch.equal(seen(learner, keeper, 0, batch), then)
 
 
+def test_one_strategy_in_a_list_adds_weights() -> None:
+    learner = told(ProgressiveMLP((8, 8, 1), (12,)))
+    with pytest.raises(ValueError, match=r"^Progressive and LoRA each add weights, allowed: one of them$"):
+        learner.attach([Progressive(), LoRA()])
+    assert learner.strategies == []
+
+
 GROWING: dict[str, tuple[Any, Any]] = {
     "lora": (lambda: LoRA(rank=2), MLP),
     "progressive": (Progressive, ProgressiveMLP),

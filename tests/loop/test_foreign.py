@@ -12,7 +12,7 @@ from loop_helpers import distance, ignore, mlp, same, stream, weights
 from test_strategy_contract import CONTROL_ONLY, NETWORKS, OWN_WORLD, STREAM, TOLD_ONLY, active
 from torch import Tensor, nn
 
-from everloop.loop import EWC, Attached, Batch, Learner, LwF, Replay, Strategy, SupervisedLearner, attach
+from everloop.loop import EWC, Attached, Batch, Learner, LoRA, LwF, Replay, Strategy, SupervisedLearner, attach
 
 REFUSED = TOLD_ONLY | CONTROL_ONLY | OWN_WORLD | set(NETWORKS)
 NAMES = sorted(set(STREAM) - REFUSED)
@@ -193,6 +193,32 @@ def test_a_restored_state_goes_on_bit_for_bit() -> None:
     assert same(final(True), final(False))
 
 
+def test_a_restored_state_gives_a_module_made_anew_its_adapters_back() -> None:
+    def final(anew: bool) -> list[Tensor]:
+        module, optimizer, x, y = small()
+        loop = attach([LoRA(rank=2, adapters="online")], module, optimizer)
+        for task in range(2):
+            loop.begin_task(task)
+            by_hand(module, optimizer, x + task, y)
+            loop.end_task([(x + task, y)])
+        loop.begin_task(2)
+        by_hand(module, optimizer, x + 2, y)
+        if anew:
+            states = copy.deepcopy((loop.state_dict(), module.state_dict(), optimizer.state_dict()))
+            by_hand(module, optimizer, x, y)
+            module, optimizer, *_ = small()
+            loop = attach([LoRA(rank=2, adapters="online")], module, optimizer)
+            loop.load_state_dict(states[0])
+            module.load_state_dict(states[1])
+            optimizer.load_state_dict(states[2])
+        for _ in range(3):
+            by_hand(module, optimizer, x + 2, y)
+        loop.end_task([(x + 2, y)])
+        return weights(module)
+
+    assert same(final(True), final(False))
+
+
 def test_the_gradient_is_clipped_after_the_strategies() -> None:
     module, optimizer, x, y = small()
     loop = attach([EWC(1e4)], module, optimizer, max_grad_norm=0.5)
@@ -257,7 +283,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(RuntimeError, match="does not learn by itself"):
         loop.learn([0], 1, ignore)
     with pytest.raises(ValueError, match="the state is of 2 strategies, allowed: 1"):
-        loop.load_state_dict({"strategies": [{}, {}], "steps": 0})
+        loop.load_state_dict({"strategies": [{}, {}], "steps": 0, "task": None})
     with pytest.raises(ValueError, match="the network has no linear layer"):
         attach([], nn.Conv2d(1, 1, 1), torch.optim.SGD(nn.Conv2d(1, 1, 1).parameters(), lr=0.1))
     assert isinstance(loop, Attached)

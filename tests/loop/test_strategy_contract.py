@@ -170,6 +170,45 @@ def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None
     assert same(final(restore=True), final(restore=False))
 
 
+@pytest.mark.parametrize("midst", [False, True], ids=["between tasks", "in the midst of a task"])
+@pytest.mark.parametrize("name", STREAM)
+def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -> None:
+    """As in a process of its own: nothing is left of the first but what was saved."""
+
+    def final(anew: bool) -> list[Tensor]:
+        learner, strategy = stream_learner(name), active(name)
+        learner.seed(0)
+        train(learner, [strategy], [0, 1])
+        if midst:
+            strategy.begin_task(learner.world.tasks[2], learner)
+            learner.learn([2], 64, ignore)
+        if anew:
+            file = io.BytesIO()
+            world: Any = learner.world
+            parts = strategy.state_dict(), learner.module.state_dict(), learner.optimizer.state_dict(), world.state_dict()
+            torch.save((*parts, learner.steps, torch.get_rng_state()), file)
+            learner.learn([2], 64, ignore)
+            file.seek(0)
+            states = torch.load(file, weights_only=False)
+            learner, strategy = stream_learner(name), active(name)
+            strategy.load_state_dict(states[0])
+            learner.attach([strategy])
+            learner.module.load_state_dict(states[1])
+            learner.optimizer.load_state_dict(states[2])
+            learner.world.load_state_dict(states[3])
+            learner.steps = states[4]
+            torch.set_rng_state(states[5])
+        if midst:
+            learner.learn([2], 64, ignore)
+            strategy.end_task(learner.world.tasks[2], learner, [learner.rollout(learner.world, [2], 8, seed=2)])
+        train(learner, [strategy], [3], attach=False)
+        batch = learner.rollout(learner.world, [0], 8, seed=0)
+        with strategy.view(learner.world.tasks[0], learner), learner.judging(), torch.no_grad():
+            return [*weights(learner.module), learner.outputs(batch)]
+
+    assert same(final(anew=True), final(anew=False))
+
+
 @EVERY
 def test_a_saved_state_does_not_change_afterwards(kind: str, name: str) -> None:
     def flat(state: Any) -> list[Any]:

@@ -53,8 +53,17 @@ class Strategy:
     replaces_loss: bool = False
     """Whether its loss of the fresh batch takes the place of the plain one, which it takes away: one strategy in a list may."""
 
+    adds_weights: bool = False
+    """Whether the network gets new weights from it: one strategy in a list may."""
+
     def check(self, learner: Learner) -> None:
         """Before anything is learned: raises ValueError that says why, if this strategy cannot work in `learner`."""
+
+    def rebuild(self, learner: Learner) -> None:
+        """After `check` of all strategies: a network made anew gets the parts that this one, restored, had added to the former.
+
+        Their values come with the network's own state, which is to be loaded after this.
+        """
 
     def begin_task(self, task: Task, learner: Learner) -> None:
         """Before the first step of `task`."""
@@ -100,11 +109,11 @@ class Strategy:
         return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs; with `load_state_dict` it goes on as if never interrupted."""
+        """All that a resumed run needs beside the network's and the optimizer's state; with it, it goes on as if never interrupted."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Take over what `state_dict` gave, before the strategy is attached."""
 
 
 def check_strength(strength: float, name: str = "strength") -> float:

@@ -21,14 +21,15 @@ class Growth(Strategy):
     """If a task's loss has not come below `threshold` after `patience` batches, the network gets `units` more, and again.
 
     The idea of dynamically expandable networks (Yoon et al. 2018, section 3.2: expand if the loss stays above a threshold), without
-    their sparsity and splitting. For a network that can grow: a part with `add_capacity(units)`, which returns the new part
-    and changes nothing yet, such as `everloop.agents.GrowingMLP`. It keeps nothing from being forgotten: combine it.
+    their sparsity and splitting. For a network that can grow: a part with `branches` and `add_capacity(units)`, which returns a new
+    one and changes nothing yet, such as `everloop.agents.GrowingMLP`. It keeps nothing from being forgotten: combine it.
 
     units: for each growth, from 0. With 0 training is plain, to the last bit. threshold: of the mean loss of the last
     `patience` batches, in nats. limit: how many growths in all.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, control=False, network="growing", for_learning=True)
+    adds_weights = True
 
     def __init__(self, units: int = 64, threshold: float = 0.3, patience: int = 100, limit: int = 10, seed: int = 0) -> None:
         check_range("units", units, 0)
@@ -47,6 +48,10 @@ class Growth(Strategy):
         if not learner.labelled:
             raise ValueError("growth goes by the loss of labels, allowed in control: progressive")
 
+    def rebuild(self, learner: Learner) -> None:
+        while self.grown > len(_growing(learner.module).branches):
+            self._grow(learner, torch.Generator())
+
     def begin_task(self, task: Task, learner: Learner) -> None:
         self.losses = []
 
@@ -57,11 +62,14 @@ class Growth(Strategy):
         if len(self.losses) < self.patience:
             return
         if sum(self.losses) / len(self.losses) > self.threshold:
-            with own_draws(learner, self.generator):
-                learner.add_weights(list(_growing(learner.module).add_capacity(self.units).parameters()))
+            self._grow(learner, self.generator)
             self.grown += 1
             learner.on_scalars(learner.steps, {"growth/units": float(self.grown * self.units)})
         self.losses = []
+
+    def _grow(self, learner: Learner, generator: torch.Generator) -> None:
+        with own_draws(learner, generator):
+            learner.add_weights(list(_growing(learner.module).add_capacity(self.units).parameters()))
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": list(self.losses), "grown": self.grown, "generator": self.generator.get_state()}

@@ -94,7 +94,9 @@ class HAT(Strategy):
         self._layers = hidden_layers(learner)
         if not self._layers:
             raise ValueError("hat finds no units below the last layer, allowed: networks with a linear layer or a convolution there")
-        self._show(self._now())  # a saved state goes on in a network made anew
+
+    def rebuild(self, learner: Learner) -> None:
+        self._show(self._now())
 
     def begin_task(self, task: Task, learner: Learner) -> None:
         if not self.masks:

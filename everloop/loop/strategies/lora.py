@@ -40,6 +40,7 @@ class LoRA(Strategy):
     """
 
     traits: ClassVar[Traits] = Traits(copies=0.1, grows=True, task_id=True, several_passes=True)
+    adds_weights = True
 
     def __init__(
         self,
@@ -56,6 +57,8 @@ class LoRA(Strategy):
         self.generator = torch.Generator().manual_seed(seed)
         self.heads = TaskHeads()
         self.names: dict[int, str | None] = {}  # task id -> its adapter; None: the bare network
+        self.made: list[str] = []  # the adapters, in the order in which they came
+        self.active: str | None = None
         self.frozen = False
 
     def check(self, learner: Learner) -> None:
@@ -69,34 +72,50 @@ class LoRA(Strategy):
         if self.adapters == ONLINE:
             check_first(self, "lora with adapters online", learner)
 
+    def rebuild(self, learner: Learner) -> None:
+        if self.frozen:
+            freeze_below(learner)
+        for name in self.made:
+            if name not in _adapters(learner.module):
+                self._inject(name, learner, torch.Generator())
+        if self.made:
+            self._use(self.active, learner.module)
+            self._settle(learner)
+
     def begin_task(self, task: Task, learner: Learner) -> None:
         if self.rank == 0 or (self.train_base and not self.frozen):
             return
         self._freeze(learner)
         name = self.names.pop(task.id, None) or (ONLINE if self.adapters == ONLINE else f"task_{task.id}")
         self.heads.forget(task.id)
-        if name not in _adapters(learner.module):
-            self._inject(name, learner)
+        if name not in self.made:
+            self._inject(name, learner, self.generator)
+            self.made.append(name)
+        self.active = name
         self._use(name, learner.module)
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
         if self.rank == 0:
             return
-        active = _active(learner.module)
-        self.names[task.id] = active
+        self.names[task.id] = self.active
         if self.adapters == "task":
             self.heads.keep(task.id, learner)
-            _set_trained(dict.fromkeys(_adapter_weights(active, learner.module), False))
-        elif active is not None:
-            self._merge(active, learner)
+        elif self.active is not None:
+            self._merge(self.active, learner)
         self._freeze(learner)
+        self._settle(learner)
 
     def _freeze(self, learner: Learner) -> None:
         if not self.frozen:
             freeze_below(learner)
             self.frozen = True
 
-    def _inject(self, name: str, learner: Learner) -> None:
+    def _settle(self, learner: Learner) -> None:
+        """An adapter whose task has ended stays as it is."""
+        if self.adapters == "task" and self.active in self.names.values():
+            _set_trained(dict.fromkeys(_adapter_weights(self.active, learner.module), False))
+
+    def _inject(self, name: str, learner: Learner, generator: torch.Generator) -> None:
         """New adapters in all linear layers, and into the optimizer."""
         if not _lora_layers(learner.module):
             heads = set(head_weights(learner))
@@ -107,7 +126,7 @@ class LoRA(Strategy):
             raise ValueError("lora finds no linear layer below the last one, allowed: networks that have one")
         exactly = "|".join(map(re.escape, targets))  # a list would be one of endings: "0" of "2.0"
         config = _peft().LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=exactly)
-        with own_draws(learner, self.generator), warnings.catch_warnings():
+        with own_draws(learner, generator), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # of the tasks before
             _peft().inject_adapter_in_model(config, learner.module, name)
         for p in head_weights(learner):
@@ -136,21 +155,22 @@ class LoRA(Strategy):
         if task.id not in self.names or self.adapters == ONLINE:
             yield
             return
-        active, trained = _active(learner.module), {p: p.requires_grad for p in learner.module.parameters()}
+        trained = {p: p.requires_grad for p in learner.module.parameters()}
         self._use(self.names[task.id], learner.module)
         try:
             with self.heads.shown(task.id, learner):
                 yield
         finally:
-            self._use(active, learner.module)
+            self._use(self.active, learner.module)
             _set_trained(trained)  # choosing an adapter freezes the others
 
     def state_dict(self) -> dict[str, Any]:
-        own = {"names": dict(self.names), "frozen": self.frozen, "generator": self.generator.get_state()}
-        return own | {"heads": self.heads.state_dict()}
+        own = {"names": dict(self.names), "made": list(self.made), "active": self.active, "frozen": self.frozen}
+        return own | {"heads": self.heads.state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.names, self.frozen = dict(state["names"]), state["frozen"]
+        self.names, self.made = dict(state["names"]), list(state["made"])
+        self.active, self.frozen = state["active"], state["frozen"]
         self.generator.set_state(state["generator"])
         self.heads.load_state_dict(state["heads"])
 
@@ -168,12 +188,6 @@ def _lora_layers(module: nn.Module) -> list[Any]:
 
 def _adapters(module: nn.Module) -> set[str]:
     return {name for layer in _lora_layers(module) for name in layer.lora_A}
-
-
-def _active(module: nn.Module) -> str | None:
-    """The adapter in use."""
-    layers = _lora_layers(module)
-    return None if not layers or layers[0].disable_adapters else str(layers[0].active_adapters[0])
 
 
 def _adapter_weights(name: str | None, module: nn.Module) -> list[nn.Parameter]:

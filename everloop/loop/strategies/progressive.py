@@ -22,22 +22,23 @@ if TYPE_CHECKING:
 class Progressive(Strategy):
     """Nothing learned is ever changed (Rusu et al. 2016): forgetting is impossible, and the network grows with every task.
 
-    For a network with columns: a part that has `add_column()`, which returns the new one, and the number `column` of the one in
+    For a network with `columns`: a part that has `add_column()`, which returns the new one, and the number `column` of the one in
     use, such as `everloop.agents.ProgressiveMLP`. What is not in a column, but for the last layer and a value head, is frozen after
-    the first task. Tasks of one phase share a column. A task can be learned once, since its column is frozen: a strategy does not
-    see the schedule, so one that comes back is refused when it does.
+    the first task. Tasks of one phase share a column, and a task that comes back gets a new one, which reads its old one.
     Deviation: laterals are linear, without the adapters of eq. 2.
 
     columns: False leaves the network as it is, and training plain to the last bit.
-    Memory: a column for each task; its laterals grow with the number of those before it. The task's id chooses the column.
+    Memory: a column for each phase; its laterals grow with the number of those before it. The task's id chooses the column.
     """
 
     traits: ClassVar[Traits] = Traits(copies=1, grows=True, task_id=True, network="progressive")
+    adds_weights = True
 
     def __init__(self, columns: bool = True, seed: int = 0) -> None:
         self.columns = columns
         self.generator = torch.Generator().manual_seed(seed)
         self.heads, self.column = TaskHeads(), dict[int, int]()  # task id -> its column
+        self.ended = False  # the phase of the newest column
 
     def check(self, learner: Learner) -> None:
         if not self.columns:
@@ -48,21 +49,33 @@ class Progressive(Strategy):
         if not learner.told:
             raise ValueError("progressive chooses a column by the task's id, allowed where the world tells it (scenario_type task)")
 
+    def rebuild(self, learner: Learner) -> None:
+        if not self.columns:
+            return
+        for _ in range(len(_columned(learner.module).columns), max(self.column.values(), default=0) + 1):
+            freeze_below(learner)
+            self._add_column(learner, torch.Generator())
+        if self.ended:
+            freeze_below(learner)
+
     def begin_task(self, task: Task, learner: Learner) -> None:
         if not self.columns:
             return
-        network: Any = _columned(learner.module)
-        if task.id in self.column:
-            raise ValueError(f"task {task.id} comes back, allowed with progressive: each task once, as its column is frozen")
-        if any(self.column[ended] == network.column for ended in self.heads.kept):
-            with own_draws(learner, self.generator):
-                learner.add_weights(list(network.add_column().parameters()))
-        self.column[task.id] = network.column
+        if self.ended:
+            self._add_column(learner, self.generator)
+            self.ended = False
+        self.column[task.id] = _columned(learner.module).column
+        self.heads.forget(task.id)
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
         if self.columns:
             freeze_below(learner)
             self.heads.keep(task.id, learner)
+            self.ended = True
+
+    def _add_column(self, learner: Learner, generator: torch.Generator) -> None:
+        with own_draws(learner, generator):
+            learner.add_weights(list(_columned(learner.module).add_column().parameters()))
 
     @contextmanager
     def view(self, task: Task, learner: Learner) -> Iterator[None]:
@@ -70,7 +83,7 @@ class Progressive(Strategy):
         if task.id not in self.column:
             yield
             return
-        network: Any = _columned(learner.module)
+        network = _columned(learner.module)
         now, network.column = network.column, self.column[task.id]
         try:
             with self.heads.shown(task.id, learner):
@@ -79,15 +92,16 @@ class Progressive(Strategy):
             network.column = now
 
     def state_dict(self) -> dict[str, Any]:
-        return {"column": dict(self.column), "heads": self.heads.state_dict(), "generator": self.generator.get_state()}
+        own = {"column": dict(self.column), "ended": self.ended, "generator": self.generator.get_state()}
+        return own | {"heads": self.heads.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.column = dict(state["column"])
+        self.column, self.ended = dict(state["column"]), state["ended"]
         self.heads.load_state_dict(state["heads"])
         self.generator.set_state(state["generator"])
 
 
-def _columned(module: nn.Module) -> nn.Module:
+def _columned(module: nn.Module) -> Any:
     """The part of the network that has columns."""
     for part in module.modules():
         if hasattr(part, "add_column"):
