@@ -205,7 +205,7 @@ class Learner(ABC):
         return seen[0]
 
     def outputs_with(self, batch: Batch, weights: Mapping[str, Tensor] | None) -> Tensor:
-        """`outputs` as they would be with these weights, by name, in place of the network's own, if they are given."""
+        """`outputs` as they would be with these weights (and buffers), by name, in place of the network's own, if they are given."""
         if weights is None:
             return self.outputs(batch)
 
@@ -214,6 +214,10 @@ class Learner(ABC):
 
         with self._keeping_activations():
             return self.apply(module, batch.obs, self.initial_state(len(batch)), batch.start)[0].prediction  # type: ignore[arg-type]
+
+    def buffers_aside(self) -> dict[str, Tensor]:
+        """Copies of the network's buffers; given to `outputs_with` or `loss`, the statistics of the network itself stay as they are."""
+        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
     @contextmanager
     def _keeping_activations(self) -> Iterator[None]:

@@ -6,13 +6,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from loop_helpers import distance, ignore, mlp, same, stream, weights
 from test_strategy_contract import CONTROL_ONLY, NETWORKS, OWN_WORLD, STREAM, TOLD_ONLY, active
 from torch import Tensor, nn
 
-from everloop.loop import EWC, Attached, Batch, Learner, LoRA, LwF, Replay, Strategy, SupervisedLearner, attach
+from everloop.loop import DER, EWC, Attached, Batch, Learner, LoRA, LwF, Replay, Strategy, SupervisedLearner, attach
 
 REFUSED = TOLD_ONLY | CONTROL_ONLY | OWN_WORLD | set(NETWORKS)
 NAMES = sorted(set(STREAM) - REFUSED)
@@ -217,6 +218,23 @@ def test_a_restored_state_gives_a_module_made_anew_its_adapters_back() -> None:
         return weights(module)
 
     assert same(final(True), final(False))
+
+
+def test_outputs_that_are_stored_leave_no_trace_in_the_network() -> None:
+    """They are those that the loop's own forward pass is about to give, with its dropout and the batch's own statistics."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
+    der = DER(capacity=8, batch_size=4)
+    loop = attach([der], module, torch.optim.SGD(module.parameters(), lr=0.1))
+    x, y = torch.randn(8, 4), torch.randint(3, (8,))
+    before, drawn = {name: buffer.clone() for name, buffer in module.named_buffers()}, torch.get_rng_state()
+    loop.begin_task(0)
+    loop.observe(x, y)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    stored = der.read(np.arange(8), loop)
+    assert stored.output is not None
+    assert torch.equal(stored.output[0], module(stored.obs["input"][0]))
 
 
 def test_the_gradient_is_clipped_after_the_strategies() -> None:

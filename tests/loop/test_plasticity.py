@@ -327,6 +327,19 @@ def test_la_maml_is_the_written_update() -> None:
         assert distance(list(strategy.rates.values()), rates) < 1e-12
 
 
+def test_la_maml_looks_ahead_without_a_trace_in_the_statistics() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
+    learner, batch = learner_of(layers), vector_batch(6, 4, 3)
+    learner.attach([LaMAML(parts=2)])
+    learner.minibatch = batch
+    loss = learner.loss(batch)
+    before = {name: buffer.clone() for name, buffer in layers.named_buffers()}
+    learner.updater.step(loss)
+    assert before["1.num_batches_tracked"] == 1
+    assert all(torch.equal(buffer, before[name]) for name, buffer in layers.named_buffers())
+
+
 def gradients_at(values: list[Tensor], parts: list[tuple[float, Batch]]) -> list[Tensor]:
     """Of the weighted sum of losses, in a network with these weights."""
     twin = learner_of(two_layers())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -91,11 +91,12 @@ class LaMAML(Rehearsal):
         led, meta, drift = ([torch.zeros_like(w) for w in fast] for _ in range(3))
         both = batch if stored is None else Batch.join([batch, stored])
         parts = list(batch.split(-(-len(batch) // self.parts)))
+        aside = learner.buffers_aside()  # statistics of fast weights are not the network's
         for part in parts:
-            g = _gradient(learner, part, names, fast)
+            g = _gradient(learner, part, dict(zip(names, fast, strict=True)), aside)
             torch._foreach_add_(led, g)
             fast = list(torch._foreach_addcmul(fast, a, g, value=-1))
-            ahead = _gradient(learner, both, names, fast)
+            ahead = _gradient(learner, both, dict(zip(names, fast, strict=True)), aside)
             torch._foreach_add_(meta, ahead, alpha=1 / len(parts))
             torch._foreach_addcmul_(drift, ahead, led, value=1 / len(parts))
         return meta, drift
@@ -108,7 +109,7 @@ class LaMAML(Rehearsal):
         self.rates = dict(state["rates"])
 
 
-def _gradient(learner: Learner, batch: Batch, names: Sequence[str], weights: Sequence[Tensor]) -> list[Tensor]:
-    """Of the loss of `batch`, with these weights in place of the network's own."""
-    leaves = [w.detach().requires_grad_() for w in weights]
-    return gradient(learner.loss(batch, dict(zip(names, leaves, strict=True))), leaves)
+def _gradient(learner: Learner, batch: Batch, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> list[Tensor]:
+    """Of the loss of `batch`, with these weights and buffers in place of the network's own."""
+    leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
+    return gradient(learner.loss(batch, leaves | dict(buffers)), list(leaves.values()))

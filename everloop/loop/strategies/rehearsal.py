@@ -118,11 +118,11 @@ class Rehearsal(Strategy):
 
 
 def observed_output(batch: Batch, learner: Learner) -> Tensor:
-    """What the network put out for `batch`; it is asked again where the algorithm did not say."""
+    """What the network put out for `batch`; where the algorithm did not say it is asked as in training, without a trace."""
     if batch.output is not None:
         return batch.output
-    with torch.no_grad():
-        return learner.outputs(batch)
+    with torch.no_grad(), torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else []):
+        return learner.outputs_with(batch, learner.buffers_aside())
 
 
 def check_labels(learner: Learner, strategy: str, instead: str) -> None:
