@@ -1,4 +1,4 @@
-"""Meta-training before the first task, by hand, for `whole_runs.py`: the first phase holds its batches, (iterations, STEPS + 1, BATCH)."""
+"""Meta-training before the first task, by hand, for `whole_runs.py`: the first phase holds its batches, (iterations, steps, BATCH)."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def pretrained(h: Hand, improve: Callable[[Hand, Rows], None]) -> Run:
 def reptile(h: Hand) -> Run:
     def improve(h: Hand, rows: Rows) -> None:
         start = h.copies()
-        for x, y in map(h.examples, rows[:STEPS]):
+        for x, y in map(h.examples, rows):
             grads = torch.autograd.grad(F.cross_entropy(h.outputs(x), y), h.weights)
             with torch.no_grad():
                 torch._foreach_add_(h.weights, grads, alpha=-INNER)

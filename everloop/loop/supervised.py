@@ -20,7 +20,7 @@ from everloop.loop.learning_rate import RATES
 from everloop.loop.likelihood import Categorical, Tags, likelihood_for
 from everloop.loop.strategies.base import Strategy
 from everloop.loop.training import Training
-from everloop.loop.world import Arrays, World, check_finite, play
+from everloop.loop.world import Arrays, World, check_finite, labels_of, play
 
 LOG_EVERY = 20  # updates
 Recalled = tuple[Strategy, Batch, NetworkOutput]  # who recalls it, the examples, the network's output for them
@@ -121,9 +121,7 @@ class SupervisedLearner(Learner):
             output, recalled = self._look(seen)
             guess = self.likelihood.mode(output.prediction[0].detach()).cpu().numpy()
             obs, _, _, _, info = self.world.step(guess)
-            if "label" not in info:
-                raise ValueError('the world\'s info has no "label", allowed for supervised learning: worlds that reveal it')
-            label = to_tensor(np.asarray(info["label"], dtype=np.int64), device)
+            label = to_tensor(labels_of(info), device)
             if self.counts is not None:
                 self.counts += torch.bincount(label, minlength=len(self.counts))
             target = label[None]

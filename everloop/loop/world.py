@@ -58,6 +58,13 @@ def play(world: World, tasks: Sequence[int], seed: int | None = None) -> tuple[A
     return obs, played
 
 
+def labels_of(info: dict[str, Any]) -> npt.NDArray[np.int64]:
+    """The labels that a step has revealed, (B, ...). Raises ValueError if it has not."""
+    if "label" not in info:
+        raise ValueError('the world\'s info has no "label", allowed for supervised learning: worlds that reveal it')
+    return np.asarray(info["label"], dtype=np.int64)
+
+
 def check_finite(obs: Arrays, step: int, rewards: npt.NDArray[Any] | None = None) -> None:
     """Raise NotFiniteError that names the modality, or the reward; integer modalities are finite by nature."""
     if rewards is not None and not np.isfinite(rewards).all():

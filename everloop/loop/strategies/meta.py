@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from everloop.loop.batch import Batch
+from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.strategies.base import Strategy, Traits, check_range
-from everloop.loop.world import Task
+from everloop.loop.world import Task, check_finite, labels_of, play
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner
 
 Weights = Mapping[str, Tensor]
+Loss = Callable[[Weights], Tensor]
 
 
 class _Pretraining(Strategy):
@@ -67,24 +68,26 @@ class _Pretraining(Strategy):
         ids = self.tasks or [t.id for t in learner.world.tasks]
         for _ in range(self.iterations):
             chosen = int(self.rng.choice(ids))
-            parts = (self.adaptation_steps + 1) * self.batches
-            drawn = learner.rollout(learner.world, [chosen], parts, int(self.rng.integers(2**31)))
-            self.improve(learner, list(drawn.split(-(-len(drawn) // (self.adaptation_steps + 1)))))
+            loss = _played(learner, chosen, self.batches, int(self.rng.integers(2**31)))
+            self.improve(learner, [loss] * (self.adaptation_steps + 1))
 
     @abstractmethod
-    def improve(self, learner: Learner, batches: Sequence[Batch]) -> None:
-        """One iteration: `adaptation_steps` batches of a task to adapt to, and one more."""
+    def improve(self, learner: Learner, losses: Sequence[Loss]) -> None:
+        """One iteration: `adaptation_steps` losses of a task to adapt to, and one more."""
 
-    def adapted(self, learner: Learner, batches: Sequence[Batch], create_graph: bool) -> dict[str, Tensor]:
-        """The weights after a step of plain gradient descent on each batch."""
-        weights: dict[str, Tensor] = dict(learner.weights())
-        for batch in batches:
-            loss = learner.loss(batch, weights)
-            gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, allow_unused=True)
-            steps = zip(weights.items(), gradients, strict=True)
-            weights = {name: w if g is None else w - self.inner_lr * g for (name, w), g in steps}
-            if not create_graph:
-                weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
+    def adapted(self, learner: Learner, losses: Sequence[Loss], create_graph: bool) -> dict[str, Tensor]:
+        """The weights after a step of plain gradient descent on each loss."""
+        own = learner.weights().items()
+        weights: dict[str, Tensor] = {name: w if create_graph else w.detach().clone().requires_grad_() for name, w in own}
+        for loss in losses:
+            gradients = torch.autograd.grad(loss(weights), list(weights.values()), create_graph=create_graph, allow_unused=True)
+            steps = [(name, w, g) for (name, w), g in zip(weights.items(), gradients, strict=True) if g is not None]
+            if create_graph:
+                weights |= {name: w - self.inner_lr * g for name, w, g in steps}
+                continue
+            with torch.no_grad():
+                for _, w, g in steps:
+                    w.sub_(g, alpha=self.inner_lr)
         return weights
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,8 +101,8 @@ class _Pretraining(Strategy):
 class Reptile(_Pretraining):
     """w <- w + outer_lr (w' - w), w' the weights after `adaptation_steps` steps on a task   (Nichol et al. 2018, eq. 1)."""
 
-    def improve(self, learner: Learner, batches: Sequence[Batch]) -> None:
-        adapted = self.adapted(learner, batches[: self.adaptation_steps], create_graph=False)
+    def improve(self, learner: Learner, losses: Sequence[Loss]) -> None:
+        adapted = self.adapted(learner, losses[: self.adaptation_steps], create_graph=False)
         with torch.no_grad():
             for name, w in learner.weights().items():
                 w.lerp_(adapted[name], self.outer_lr)
@@ -111,12 +114,34 @@ class MAML(_Pretraining):
     Finn et al. 2017, algorithm 2, one task an iteration. The derivative goes through the steps, second order and all.
     """
 
-    def improve(self, learner: Learner, batches: Sequence[Batch]) -> None:
+    def improve(self, learner: Learner, losses: Sequence[Loss]) -> None:
         weights = learner.weights()
         with sdpa_kernel(SDPBackend.MATH):  # attention's faster ways have no second derivative
-            adapted = self.adapted(learner, batches[: self.adaptation_steps], create_graph=True)
-            gradients = torch.autograd.grad(learner.loss(batches[-1], adapted), list(weights.values()), allow_unused=True)
+            adapted = self.adapted(learner, losses[: self.adaptation_steps], create_graph=True)
+            gradients = torch.autograd.grad(losses[-1](adapted), list(weights.values()), allow_unused=True)
         with torch.no_grad():
             for w, g in zip(weights.values(), gradients, strict=True):
                 if g is not None:
                     w.sub_(g, alpha=self.outer_lr)
+
+
+def _played(learner: Learner, task: int, batches: int, seed: int) -> Loss:
+    """The mean loss of a network with given weights on the next `batches` batches that the world shows of `task`.
+
+    The world goes on with the guesses of that network, from the same forward pass.
+    """
+    obs, played = play(learner.world, [task], seed)
+    start = torch.ones(1, len(played), dtype=torch.bool, device=learner.device)
+
+    def loss(weights: Weights) -> Tensor:
+        nonlocal obs
+        losses: list[Tensor] = []
+        for _ in range(batches):
+            check_finite(obs, learner.steps)
+            shown = Batch({name: to_tensor(value[None], learner.device) for name, value in obs.items()}, start)
+            outputs = learner.outputs_with(shown, weights)
+            obs, _, _, _, info = learner.world.step(learner.likelihood.mode(outputs[0].detach()).cpu().numpy())
+            losses.append(learner.loss_of(outputs, to_tensor(labels_of(info), learner.device)[None]))
+        return torch.stack(losses).mean()
+
+    return loss
