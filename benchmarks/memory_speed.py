@@ -7,9 +7,11 @@ what people write by hand: a list of dicts, and an index by `rng.choice`. Median
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from everloop.loop.memory import MEMORIES, Memory
@@ -41,6 +43,15 @@ def insert(memory: Memory, batch: dict[str, Any]) -> None:
     memory.write(rows, {name: value[kept] for name, value in batch.items()})
 
 
+def insert_all(memory: Memory, batches: list[dict[str, Any]]) -> None:
+    for batch in batches:
+        insert(memory, batch)
+
+
+def drawn(memory: Memory, tasks: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[Any]]:
+    return memory.read(memory.draw(BATCH, tasks))
+
+
 def filled(name: str, capacity: int) -> Memory:
     memory, rng = MEMORIES[name](capacity), np.random.default_rng(0)
     while len(memory) < capacity:
@@ -57,16 +68,15 @@ def main() -> None:
     for name in MEMORIES:
         for capacity in (1000, 10_000, 50_000):
             memory = filled(name, capacity)
-            draw = median_us(lambda m=memory: m.read(m.draw(BATCH)))
-            some = median_us(lambda m=memory: m.read(m.draw(BATCH, past)))
+            draw = median_us(partial(drawn, memory))
+            some = median_us(partial(drawn, memory, past))
             batches = [items(rng) for _ in range(20)]
             ones = [items(rng, 1) for _ in range(50)]
-            inserted = median_us(lambda m=memory, b=batches: [insert(m, batch) for batch in b], 10) / (20 * BATCH)
-            single = median_us(lambda m=memory, b=ones: [insert(m, batch) for batch in b], 10) / 50
+            inserted = median_us(partial(insert_all, memory, batches), 10) / (20 * BATCH)
+            single = median_us(partial(insert_all, memory, ones), 10) / 50
             fresh = MEMORIES[name](20 * BATCH)
             began = time.perf_counter()
-            for batch in batches:
-                insert(fresh, batch)
+            insert_all(fresh, batches)
             fill = (time.perf_counter() - began) * 1e6 / (20 * BATCH)
             print(f"| {name} | {capacity:,} | {draw:.0f} | {some:.0f} | {inserted:.2f} | {single:.1f} | {fill:.2f} |", flush=True)
     stored = items(rng, 50_000)["obs.image"]

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from torch import nn
 
 from everloop.agents import MLP, Agent, Classifier, ConvNet5
 from everloop.loop import STRATEGIES, Batch, Categorical, Learner, NestedOptimizer, Strategy, SupervisedLearner, levels_by_depth
+from everloop.loop.learning_rate import RATES
 
 matplotlib.use("Agg")
 BATCH, CLASSES, ROUNDS = 128, 10, 120
@@ -63,17 +65,16 @@ class Bench(SupervisedLearner):
         adam = torch.optim.Adam(module.parameters(), lr=1e-4, fused=True)
         self.module, self.likelihood = module, Categorical(CLASSES)
         self.optimizer = NestedOptimizer(adam, levels_by_depth(module, [1, 2, 4])) if nested else adam
+        self.rate = RATES["constant"](self.optimizer)
         self.attach(strategies)
 
     def update(self, batch: Batch) -> None:
         """As `learn` does it."""
-        output, recalled = self._look(batch.obs, batch.start, self.initial_state(BATCH))
         assert batch.target is not None
-        loss = self.loss_of(output.prediction, batch.target[0])
-        if self.strategies:
-            self.minibatch = replace(batch, output=output.prediction.detach())
-            loss = self._accompany(loss, self.minibatch, output, recalled)
-        self.updater.step(loss)
+        output, recalled = self._look(batch)
+        for strategy in self.strategies:
+            strategy.observe(replace(batch, output=output.prediction.detach()), self)
+        self._update(batch, batch.target, output, recalled, parts=1)
 
 
 def mlp() -> nn.Module:
@@ -122,9 +123,9 @@ def seconds(call: Callable[[], Any]) -> float:
 
 def ratio(plain: Bench, other: Bench, network: str, rounds: int = ROUNDS) -> float:
     batches = [fresh(network, 7 + i, 99) for i in range(8)]
-    pairs = [(seconds(lambda b=batches[i % 8]: plain.update(b)), seconds(lambda b=batches[i % 8]: other.update(b))) for i in range(rounds)]
+    pairs = [tuple(seconds(partial(bench.update, batches[i % 8])) for bench in (plain, other)) for i in range(rounds)]
     a, b = (statistics.median(column) for column in zip(*pairs[5:], strict=True))
-    return b / a
+    return float(b / a)
 
 
 def by_network(networks: list[str], names: list[str]) -> None:

@@ -45,7 +45,7 @@ class Bare:
 
     def __init__(self, hidden: tuple[int, ...], images: Any, labels: Any) -> None:
         net = network(hidden)
-        self.net = torch.nn.Sequential(*net.backbone.layers, net.heads.linear)  # type: ignore[union-attr,arg-type]
+        self.net = torch.nn.Sequential(*net.backbone.get_submodule("layers").children(), net.heads.linear)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)
         self.images, self.labels = torch.from_numpy(images.reshape(N, -1)), torch.from_numpy(labels)
 
@@ -55,7 +55,7 @@ class Bare:
             rows = order[i * batch : (i + 1) * batch]
             loss = F.cross_entropy(self.net(self.images[rows].float().div_(255.0)), self.labels[rows])
             self.optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         return (time.perf_counter() - began) / steps
 
