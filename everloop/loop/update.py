@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from everloop.loop.world import NotFiniteError
 
@@ -42,8 +43,8 @@ class Updater:
 
     def detach(self) -> None:
         """Take the hooks off the optimizer."""
-        for hook in self._hooks:
-            hook.remove()
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def step(self, loss: Tensor, parts: int = 1) -> float:
         """One update along `loss`; returns its value. Raises NotFiniteError before anything has changed.
@@ -60,8 +61,22 @@ class Updater:
         (loss if parts == 1 else loss / parts).backward()  # type: ignore[no-untyped-call]
         self._parts = (self._parts + 1) % parts
         if self._parts == 0:
-            _step(self.learner.optimizer)
+            self._step(self.learner.optimizer)
         return value
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        """optimizer.step(), but for torch's record around it, a tenth of a small network's update, if nobody else has hooked it."""
+        step = type(optimizer).step
+        hooks = len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
+        anyones = _global_optimizer_pre_hooks or _global_optimizer_post_hooks or "step" in vars(optimizer)
+        if anyones or hooks > len(self._hooks) or not hasattr(step, "hooked"):
+            optimizer.step()
+            return
+        if self._hooks:
+            self._edit()
+        step.__wrapped__(optimizer)  # type: ignore[attr-defined]
+        if self._hooks:
+            self._follow()
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """The gradient is there; or, if the optimizer is given a closure that computes it, it will be when that returns."""
@@ -99,15 +114,8 @@ class Updater:
             raise NotFiniteError(f"the gradient's norm is {size} at step {self.learner.steps}, allowed: finite numbers")
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._follow()
+
+    def _follow(self) -> None:
         for strategy in reversed(self.strategies):
             strategy.after_step(self.learner)
-
-
-def _step(optimizer: torch.optim.Optimizer) -> None:
-    """optimizer.step(), but for the profiler's record around it, a tenth of a small network's update, if nobody has hooked it."""
-    step = type(optimizer).step
-    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
-    if hooked or not hasattr(step, "hooked"):
-        optimizer.step()
-    else:
-        step.__wrapped__(optimizer)  # type: ignore[attr-defined]

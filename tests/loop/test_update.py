@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import FixedLearner, same, vector_batch, vector_learner, weights
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from everloop.loop import Batch, Learner, NotFiniteError, Strategy
 
@@ -113,6 +116,33 @@ def test_it_makes_no_difference_who_steps_the_optimizer() -> None:
     other.loss(batch).backward()  # type: ignore[no-untyped-call]
     other.optimizer.step()
     assert same(weights(learner.module), weights(other.module))
+
+
+@pytest.mark.parametrize("strategies", [False, True])
+@pytest.mark.parametrize("whose", ["the optimizer's", "everybody's", "a schedule's"])
+def test_hooks_of_others_run_beside_ours(whose: str, strategies: bool) -> None:
+    learner, batch = classifier()
+    calls: list[str] = []
+    if strategies:
+        learner.attach([Recorder("a", calls)])
+
+    def noted(*args: Any) -> None:
+        calls.append("theirs")
+
+    if whose == "a schedule's":
+        step = learner.optimizer.step
+        learner.optimizer.step = lambda *args, **kwargs: (noted(), step(*args, **kwargs))[1]  # type: ignore[method-assign]
+        handle = None
+    else:
+        handle = (
+            learner.optimizer.register_step_post_hook(noted) if whose == "the optimizer's" else register_optimizer_step_post_hook(noted)
+        )
+    before = weights(learner.module)
+    learner.updater.step(learner.loss(batch))
+    if handle is not None:
+        handle.remove()
+    assert sorted(calls) == sorted(["theirs", *["a.extra_loss", "a.edit_gradients", "a.after_step"] * strategies])
+    assert not same(before, weights(learner.module))
 
 
 def test_detached_strategies_are_silent_and_attached_ones_replace_the_earlier() -> None:
