@@ -123,6 +123,17 @@ class Learner(ABC):
         self.optimizer.param_groups[0]["params"].extend(weights)  # a group of their own would be none that a schedule knows
         self.updater.parameters.extend(weights)
 
+    def check(self, strategies: Sequence[Strategy]) -> None:
+        """Raise ValueError if one of `strategies` cannot work here, or not beside the others."""
+        before, self.strategies = self.strategies, list(strategies)
+        try:
+            for strategy in strategies:
+                strategy.check(self)
+            _check_one("replace the plain loss", [s for s in strategies if s.replaces_loss])
+            _check_one("add weights", [s for s in strategies if s.adds_weights])
+        finally:
+            self.strategies = before
+
     def attach(self, strategies: Sequence[Strategy]) -> None:
         """Let `strategies` accompany every update from now on, in this order, in place of earlier ones.
 
@@ -130,15 +141,8 @@ class Learner(ABC):
         the optimizer can be loaded then. Raises ValueError if one of them cannot work here, or not beside the others; then
         all is as it was.
         """
-        before, self.strategies = self.strategies, list(strategies)
-        try:
-            for strategy in strategies:
-                strategy.check(self)
-            _check_one("replace the plain loss", [s for s in strategies if s.replaces_loss])
-            _check_one("add weights", [s for s in strategies if s.adds_weights])
-        except Exception:
-            self.strategies = before
-            raise
+        self.check(strategies)
+        self.strategies = list(strategies)
         if hasattr(self, "updater"):
             self.updater.detach()
         self.updater = Updater(self, self.strategies, self.max_grad_norm)

@@ -60,6 +60,7 @@ class Experiment:
         }
         self.strategies: list[Strategy] = [STRATEGIES[name](**values) for name, values in self.settings.items()]
         self.learner, self.plan, self.evaluation, self.consolidation = scenario.build(seed, joint=self.names == [JOINT])
+        self.learner.check(self.strategies)
         if self.out is not None and holds_run(self.out) and not overwrite:
             raise FileExistsError(f"{out} already holds a run, allowed: an empty folder, or --overwrite")
         self._fresh = True

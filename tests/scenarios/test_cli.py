@@ -126,6 +126,10 @@ def test_tasks_choose_what_is_trained_and_in_which_order(tmp_path: Path) -> None
         (["run", "everloop.scenarios:Scenario"], ["everloop.scenarios:Scenario", "name"]),
         ([*DIGITS, "--strategies", "none", "--ewc.strength", "-1"], ["-1", "0 or more"]),
         ([*DIGITS, "--seed", "99999999999999"], ["99999999999999"]),
+        ([*DIGITS, "--strategies", "packnet"], ["packnet", "scenario_type task"]),
+        ([*DIGITS, "--strategies", "continual_backprop"], ["continual_backprop finds no hidden units", "two linear layers in a row"]),
+        ([*DIGITS, "--strategies", "replay,packnet", "--scenario-type", "task"], ["packnet is number 2", "the first"]),
+        (["run", "switching-plant", "--strategies", "icarl"], ["icarl", "replay"]),
     ],
     ids=lambda value: " ".join(value)[:40],
 )

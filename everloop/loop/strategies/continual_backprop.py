@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everloop.loop.batch import Batch
+from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.strategies.base import Strategy, Traits, check_range
 
 if TYPE_CHECKING:
@@ -42,13 +44,13 @@ class ContinualBackprop(Strategy):
         each step, replacement_rate of the units older than `maturity`, those of the smallest u: incoming weights drawn
         anew, outgoing weights 0, so that the network's outputs change by no more than the old unit gave
 
-    Units, looked for at the first batch: between two linear layers with nothing but an activation between them, and read by
+    Units: between two linear layers with nothing but an activation between them, and read by
     nothing else. A layer that is frozen, or was not called, is left alone. u is measured every `interval` steps. The moments
     that Adam keeps for the replaced weights become 0.
 
     replacement_rate: rho, in [0, 1] (1e-4 in the paper). With 0 training is plain, to the last bit.
     maturity: steps that a new unit is left alone. Memory: two numbers a unit.
-    Raises ValueError, at the first batch, for a network without such units.
+    Raises ValueError for a network without such units; in a loop that is not ours, at the first batch.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, for_learning=True)
@@ -64,13 +66,21 @@ class ContinualBackprop(Strategy):
         self.steps = 0
         self._state: list[dict[str, Any]] = []  # of layers, from load_state_dict
 
+    def check(self, learner: Learner) -> None:
+        if self.replacement_rate and hasattr(learner, "world"):
+            self._find(learner, _any_two(learner))
+
     def observe(self, batch: Batch, learner: Learner) -> None:
         if self.replacement_rate and not self.layers:
-            self.layers = hidden_layers(learner, batch[:2])
-            if not self.layers:
-                raise ValueError("continual_backprop finds no hidden units, allowed: networks with two linear layers in a row")
+            self.layers = self._find(learner, batch[:2])
             for layer, state in zip(self.layers, self._state, strict=False):
                 layer.utility, layer.age, layer.due = state["utility"].clone(), state["age"].clone(), state["due"]
+
+    def _find(self, learner: Learner, batch: Batch) -> list[_Layer]:
+        layers = hidden_layers(learner, batch)
+        if not layers:
+            raise ValueError("continual_backprop finds no hidden units, allowed: networks with two linear layers in a row (architecture mlp)")
+        return layers
 
     @torch.no_grad()
     def after_step(self, learner: Learner) -> None:
@@ -118,6 +128,15 @@ class ContinualBackprop(Strategy):
         self.generator.set_state(state["generator"])
 
 
+def _any_two(learner: Learner) -> Batch:
+    """Two observations such as the learner's world might show."""
+    space = copy.deepcopy(learner.world.single_observation_space)
+    space.seed(0)
+    shown = [space.sample() for _ in range(2)]
+    obs = {name: to_tensor(np.stack([one[name] for one in shown])[None], learner.device) for name in shown[0]}
+    return Batch(obs, torch.ones(1, 2, dtype=torch.bool, device=learner.device))
+
+
 @torch.no_grad()
 def hidden_layers(learner: Learner, batch: Batch) -> list[_Layer]:
     """Pairs of linear layers of which the second sees just the first one's outputs after an activation, and nothing else sees them."""
@@ -159,7 +178,8 @@ def _activity(learner: Learner, batch: Batch, layers: list[_Layer]) -> dict[nn.L
     seen: dict[nn.Linear, Tensor] = {}
     feeds = [layer.feeds for layer in layers]
     handles = [f.register_forward_pre_hook(lambda f, x: seen.__setitem__(f, x[0].abs().flatten(0, -2).float().mean(0))) for f in feeds]
-    learner.outputs(batch)
+    with learner.judging():
+        learner.outputs(batch)
     for handle in handles:
         handle.remove()
     return seen

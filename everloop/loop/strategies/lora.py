@@ -71,6 +71,7 @@ class LoRA(Strategy):
             raise ValueError("lora chooses an adapter by the task's id, allowed where it is not told: adapters online")
         if self.adapters == ONLINE:
             check_first(self, "lora with adapters online", learner)
+        _targets(learner)
 
     def rebuild(self, learner: Learner) -> None:
         if self.frozen:
@@ -117,14 +118,7 @@ class LoRA(Strategy):
 
     def _inject(self, name: str, learner: Learner, generator: torch.Generator) -> None:
         """New adapters in all linear layers, and into the optimizer."""
-        if not _lora_layers(learner.module):
-            heads = set(head_weights(learner))
-            targets = [n for n, layer in learner.module.named_modules() if isinstance(layer, nn.Linear) and layer.weight not in heads]
-        else:
-            targets = [n for n, layer in learner.module.named_modules() if layer in _lora_layers(learner.module)]
-        if not targets:
-            raise ValueError("lora finds no linear layer below the last one, allowed: networks that have one")
-        exactly = "|".join(map(re.escape, targets))  # a list would be one of endings: "0" of "2.0"
+        exactly = "|".join(map(re.escape, _targets(learner)))  # a list would be one of endings: "0" of "2.0"
         config = _peft().LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=exactly)
         with own_draws(learner, generator), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # of the tasks before
@@ -180,6 +174,16 @@ def _peft() -> Any:
         return import_module("peft")
     except ImportError:
         raise ValueError('lora needs the extra lora: pip install "everloop[lora]"') from None
+
+
+def _targets(learner: Learner) -> list[str]:
+    """Names of the linear layers below the last one. Raises ValueError without any."""
+    layers, heads = set(_lora_layers(learner.module)), set(head_weights(learner))
+    linear = {layer for layer in learner.module.modules() if isinstance(layer, nn.Linear) and layer.weight not in heads}
+    names = [name for name, layer in learner.module.named_modules() if layer in (layers or linear)]
+    if not names:
+        raise ValueError("lora finds no linear layer below the last one, allowed: networks that have one")
+    return names
 
 
 def _lora_layers(module: nn.Module) -> list[Any]:
