@@ -8,7 +8,7 @@ from by_hand import Hand, Rows, Run, none, pixels
 from by_hand_exemplars import through
 from torch import Tensor
 
-STEPS, INNER, REPTILE, MAML = 5, 0.01, 0.5, 0.05  # and the outer rates
+STEPS, INNER, REPTILE, MAML = 5, 0.01, 0.5, 1e-3  # and the outer rates
 
 
 def pretrained(h: Hand, improve: Callable[[Hand, Rows], None]) -> Run:
@@ -32,6 +32,8 @@ def reptile(h: Hand) -> Run:
 
 
 def maml(h: Hand) -> Run:
+    adam = torch.optim.Adam(h.weights, MAML, fused=True)
+
     def improve(h: Hand, rows: Rows) -> None:
         adapted: list[Tensor] = h.weights
         for x, y in map(h.examples, rows[:STEPS]):
@@ -39,7 +41,8 @@ def maml(h: Hand) -> Run:
             adapted = list(torch._foreach_sub(adapted, torch._foreach_mul(grads, INNER)))
         x, y = h.examples(rows[STEPS])
         grads = torch.autograd.grad(F.cross_entropy(through(pixels(x), adapted), y), h.weights)
-        with torch.no_grad():
-            torch._foreach_add_(h.weights, grads, alpha=-MAML)
+        for w, g in zip(h.weights, grads, strict=True):
+            w.grad = g
+        adam.step()
 
     return pretrained(h, improve)

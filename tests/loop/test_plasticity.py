@@ -247,11 +247,9 @@ def test_reptile_goes_part_of_the_way_to_the_adapted_weights(batches: int) -> No
 def test_mamls_gradient_is_the_derivative_through_the_inner_steps() -> None:
     """By central differences: move one weight, adapt again, look at the loss."""
     learner = digits()
-    maml = MAML(inner_lr=0.5, outer_lr=1.0, adaptation_steps=2)
+    maml = MAML(inner_lr=0.5, adaptation_steps=2)
     batches = [learner.rollout(stream(), [1], 2, seed) for seed in range(3)]
-    before = weights(learner.module)
-    maml.improve(learner, [partial(learner.loss, batch) for batch in batches])
-    steps = [w - now for w, now in zip(before, weights(learner.module), strict=True)]
+    gradient = maml.gradient(learner, [partial(learner.loss, batch) for batch in batches])
 
     def adapted_loss(shift: float, layer: int, at: tuple[int, ...]) -> float:
         twin = digits()
@@ -266,11 +264,29 @@ def test_mamls_gradient_is_the_derivative_through_the_inner_steps() -> None:
 
     for layer, at in ((0, (3, 20)), (0, (7, 44)), (1, (5,)), (2, (2, 6)), (3, (3,))):
         slope = (adapted_loss(1e-5, layer, at) - adapted_loss(-1e-5, layer, at)) / 2e-5
-        assert float(steps[layer][at]) == pytest.approx(slope, rel=1e-4, abs=1e-8)
+        g = gradient[layer]
+        assert g is not None
+        assert float(g[at]) == pytest.approx(slope, rel=1e-4, abs=1e-8)
 
 
-@pytest.mark.parametrize("method", [Reptile, MAML])
-def test_pretrained_weights_adapt_faster_than_random_ones(method: type[Reptile] | type[MAML]) -> None:
+def test_mamls_outer_step_is_adams() -> None:
+    """Of which the first is outer_lr against the gradient's sign."""
+    learner, twin = digits(), digits()
+    maml = MAML(outer_lr=0.01, iterations=1, tasks=[3], seed=4)
+    before = weights(learner.module)
+    maml.begin_task(learner.world.tasks[0], learner)
+    rng = np.random.default_rng(4)
+    rng.choice([3])
+    shown = twin.rollout(stream(), [3], 6, int(rng.integers(2**31)))
+    gradient = maml.gradient(twin, [partial(twin.loss, batch) for batch in shown.split(8)])
+    for w, now, g in zip(before, weights(learner.module), gradient, strict=True):
+        assert g is not None
+        torch.testing.assert_close(now, w - 0.01 * g / (g.abs() + 1e-8))
+    assert all(p.grad is None for p in learner.module.parameters())
+
+
+@pytest.mark.parametrize(("method", "outer_lr"), [(Reptile, 0.5), (MAML, 0.01)])
+def test_pretrained_weights_adapt_faster_than_random_ones(method: type[Reptile] | type[MAML], outer_lr: float) -> None:
     def loss_after_a_step(learner: SupervisedLearner) -> float:
         total = 0.0
         for task in range(5):
@@ -280,7 +296,7 @@ def test_pretrained_weights_adapt_faster_than_random_ones(method: type[Reptile] 
         return total / 5
 
     plain, trained = digits(), digits()
-    method(inner_lr=0.5, outer_lr=0.5, adaptation_steps=1, iterations=60).begin_task(trained.world.tasks[0], trained)
+    method(inner_lr=0.5, outer_lr=outer_lr, adaptation_steps=1, iterations=60).begin_task(trained.world.tasks[0], trained)
     assert loss_after_a_step(trained) < 0.8 * loss_after_a_step(plain)
 
 

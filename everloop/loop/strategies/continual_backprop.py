@@ -79,7 +79,9 @@ class ContinualBackprop(Strategy):
     def _find(self, learner: Learner, batch: Batch) -> list[_Layer]:
         layers = hidden_layers(learner, batch)
         if not layers:
-            raise ValueError("continual_backprop finds no hidden units, allowed: networks with two linear layers in a row (architecture mlp)")
+            raise ValueError(
+                "continual_backprop finds no hidden units, allowed: networks with two linear layers in a row (architecture mlp)"
+            )
         return layers
 
     @torch.no_grad()

@@ -109,20 +109,40 @@ class Reptile(_Pretraining):
 
 
 class MAML(_Pretraining):
-    """w <- w - outer_lr d L(w') / d w, w' the weights after `adaptation_steps` steps on a task, L on other examples of it.
+    """Descends along d L(w') / d w, w' the weights after `adaptation_steps` steps on a task, L on other examples of it.
 
-    Finn et al. 2017, algorithm 2, one task an iteration. The derivative goes through the steps, second order and all.
+    Finn et al. 2017, algorithm 2, one task an iteration. The derivative goes through the steps, second order and all; the outer
+    step is Adam's, as in the paper's experiments (section 5.1).
     """
 
+    def __init__(
+        self,
+        inner_lr: float = 0.05,
+        outer_lr: float = 1e-3,
+        adaptation_steps: int = 5,
+        iterations: int = 200,
+        batches: int = 1,
+        tasks: list[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(inner_lr, outer_lr, adaptation_steps, iterations, batches, tasks, seed)
+
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        if not self.done:
+            self.adam = torch.optim.Adam(learner.weights().values(), self.outer_lr, fused=True)
+        super().begin_task(task, learner)
+
     def improve(self, learner: Learner, losses: Sequence[Loss]) -> None:
-        weights = learner.weights()
+        for w, g in zip(learner.weights().values(), self.gradient(learner, losses), strict=True):
+            w.grad = g
+        self.adam.step()
+        self.adam.zero_grad()
+
+    def gradient(self, learner: Learner, losses: Sequence[Loss]) -> Sequence[Tensor | None]:
+        """d L(w') / d w for every weight; None for those on which nothing depends."""
         with sdpa_kernel(SDPBackend.MATH):  # attention's faster ways have no second derivative
             adapted = self.adapted(learner, losses[: self.adaptation_steps], create_graph=True)
-            gradients = torch.autograd.grad(losses[-1](adapted), list(weights.values()), allow_unused=True)
-        with torch.no_grad():
-            for w, g in zip(weights.values(), gradients, strict=True):
-                if g is not None:
-                    w.sub_(g, alpha=self.outer_lr)
+            return torch.autograd.grad(losses[-1](adapted), list(learner.weights().values()), allow_unused=True)
 
 
 def _played(learner: Learner, task: int, batches: int, seed: int) -> Loss:
