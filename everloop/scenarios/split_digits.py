@@ -22,7 +22,13 @@ class SplitDigits(StreamScenario):
     name: ClassVar[str] = "split-digits"
     summary: ClassVar[str] = "image stream: scikit-learn's digits, 5 tasks of 2 classes (class-, domain-, task-incremental)"
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "ewc": {"strength": 100.0},
+        "l2": {"strength": 1.0},
+        "ewc": {"strength": 1e3},
+        "ewc_kfac": {"strength": 1e5},
+        "si": {"strength": 1e4},
+        "mas": {"strength": 3.0},
+        "rwalk": {"strength": 100.0},
+        "lwf": {"strength": 0.25},
         "replay": {"strength": 1.0, "capacity": 500, "batch_size": 32},
     }
     epochs: int = 10
