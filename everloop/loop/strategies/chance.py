@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,9 +22,14 @@ def generator_for(learner: Learner, own: torch.Generator) -> torch.Generator:
     return torch.Generator(learner.device).manual_seed(next_seed(own))
 
 
+def unnoticed(learner: Learner) -> AbstractContextManager[None]:
+    """A context after which torch's global generators are as they were before."""
+    return torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else [])
+
+
 @contextmanager
 def own_draws(learner: Learner, own: torch.Generator) -> Iterator[None]:
     """While the context lasts, torch's global generators are seeded from the strategy's own; then they are as they were."""
-    with torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else []):
+    with unnoticed(learner):
         torch.manual_seed(next_seed(own))
         yield

@@ -15,6 +15,7 @@ from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical
 from everloop.loop.memory import MEMORIES, Memory
 from everloop.loop.strategies.base import Strategy, check_choice, check_range, check_strength
+from everloop.loop.strategies.chance import unnoticed
 from everloop.loop.world import Task
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def observed_output(batch: Batch, learner: Learner) -> Tensor:
     """What the network put out for `batch`; where the algorithm did not say it is asked as in training, without a trace."""
     if batch.output is not None:
         return batch.output
-    with torch.no_grad(), torch.random.fork_rng(devices=[learner.device] if learner.device.type == "cuda" else []):
+    with torch.no_grad(), unnoticed(learner):
         return learner.outputs_with(batch, learner.buffers_aside())
 
 
