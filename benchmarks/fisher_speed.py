@@ -2,7 +2,7 @@
 
 Wanted: at least 10 times as fast, and equal to 1e-5. The loop is what people write by hand: for every example a forward pass, autograd
 of log p of a label drawn from the model, squares added up; over all labels a backward pass for each, weighed by its probability. The
-loop gets the labels that ours draws. Networks and batches are those of strategy_cost.py. The sides take turns; medians. "a plain pass" is
+loop gets the labels that ours draws. Networks and batches are those of benches.py. The sides take turns; medians. "a plain pass" is
 the ceiling: how many times as fast as the loop one forward and backward pass of the whole batch is, which knows no example's own gradient.
 Last column: the largest difference of an entry over the largest entry of its tensor, of the worst tensor.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from strategy_cost import CLASSES, Bench, convnet, fresh, mlp
+from benches import CLASSES, Bench, convnet, fresh, mlp
 from torch import Tensor
 
 from everloop.loop import Batch, Categorical, diagonal_fisher

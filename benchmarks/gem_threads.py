@@ -1,7 +1,7 @@
 """GEM's update on one torch thread and on two: `python benchmarks/gem_threads.py [--tasks 5 10 20] [--rounds 40]`.
 
 Its dual is small, a row for each ended task, and is solved by numpy and scipy beside torch: do two pools of threads fight for the cores?
-On the MLP of strategy_cost.py, with as many stored examples of each task as fresh ones, batch 128, a step beside
+On the MLP of benches.py, with as many stored examples of each task as fresh ones, batch 128, a step beside
 
 - GEM's whole update: all gradients, the memory, the dual;
 - the same with numpy's and scipy's BLAS held to one thread, to tell whether that one is in torch's way;
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from strategy_cost import BATCH, Bench, Task, fresh, mlp
+from benches import BATCH, Bench, Task, fresh, mlp
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from everloop.loop import GEM

@@ -1,0 +1,150 @@
+"""Learners without a loop around them, for what measures single steps: `ready` makes one, `ratio` times two of them in turns."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from everloop.agents import MLP, Agent, Classifier, ConvNet5, GrowingMLP, ProgressiveMLP
+from everloop.loop import STRATEGIES, Batch, Categorical, ICaRL, Learner, NestedOptimizer, Strategy, SupervisedLearner, levels_by_depth
+from everloop.loop.learning_rate import RATES
+from everloop.loop.sb3 import SB3Learner
+from everloop.scenarios.switching_plant import SwitchingPlant
+
+BATCH, CLASSES = 128, 10
+COLUMN = 40  # units in each layer of `progressive`'s columns: a hundred of 400 would hold 800 million weights
+CONTROL = "control"
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{name: {"capacity": 1000, "batch_size": BATCH} for name in ("replay", "der", "er_ace", "mir", "icarl", "agem", "gem")},
+    "derpp": {"capacity": 1000, "batch_size": BATCH // 2},  # it draws twice
+    "ewc": {"strength": 1.0},
+    "packnet": {"retrain_steps": 1},
+    "gdumb": {"epochs": 1},
+    "growth": {"threshold": 0.0, "patience": 1},  # every batch is too hard, until the limit
+    "reptile": {"iterations": 0},  # over before the first step
+    "maml": {"iterations": 0},
+}
+IN_CONTROL = {"capacity": 1000, "batch_size": 32}  # a minibatch has as many sequences
+Step = Callable[[int], None]
+
+
+class Task(NamedTuple):
+    id: int
+    name: str
+
+
+class Bench(SupervisedLearner):
+    """A supervised learner without a world."""
+
+    told = True
+
+    def __init__(self, module: nn.Module, strategies: list[Strategy], nested: bool = False) -> None:
+        adam = torch.optim.Adam(module.parameters(), lr=1e-4, fused=True)
+        self.module, self.likelihood = module, Categorical(CLASSES)
+        self.optimizer = NestedOptimizer(adam, levels_by_depth(module, [1, 2, 4])) if nested else adam
+        self.rate = RATES["constant"](self.optimizer)
+        self.told = not any(isinstance(strategy, ICaRL) for strategy in strategies)
+        self.attach(strategies)
+
+    def update(self, batch: Batch) -> None:
+        """As `learn` does it."""
+        assert batch.target is not None
+        output, recalled = self._look(batch)
+        for strategy in self.strategies:
+            strategy.observe(replace(batch, output=output.prediction.detach()), self)
+        self._update(batch, batch.target, output, recalled, parts=1)
+
+
+def mlp(strategy: str = "") -> nn.Module:
+    """784-400-400-10, in the form that the strategy works on."""
+    if strategy == "progressive":
+        return Classifier(ProgressiveMLP((28, 28, 1), (COLUMN, COLUMN)), CLASSES)
+    return Classifier((GrowingMLP if strategy == "growth" else MLP)((28, 28, 1), (400, 400)), CLASSES)
+
+
+def convnet(strategy: str = "") -> nn.Module:
+    return Classifier(ConvNet5((32, 32, 3), (256,)), CLASSES)
+
+
+def agent(strategy: str = "") -> nn.Module:
+    space = spaces.Dict({"image": spaces.Box(0, 255, (28, 28, 1), np.uint8), "sensor": spaces.Box(-1, 1, (16,), np.float32)})
+    return Agent(space, CLASSES, token_size=192, hidden_size=384)
+
+
+NETWORKS = {"mlp": mlp, "convnet": convnet, "agent": agent}
+
+
+def fresh(network: str, seed: int, task: int = 0) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    shape = (32, 32, 3) if network == "convnet" else (28, 28, 1)
+    obs = {"image": torch.randint(256, (1, BATCH, *shape), dtype=torch.uint8, generator=g)}
+    if network == "agent":
+        obs["sensor"] = torch.rand(1, BATCH, 16, generator=g)
+    start = torch.ones(1, BATCH, dtype=torch.bool)
+    return Batch(obs, start, target=torch.randint(CLASSES, (1, BATCH), generator=g), task=torch.full((BATCH,), task))
+
+
+def ready(network: str, name: str, tasks: int = 1, plain: bool = False) -> Step:
+    """Training steps with a strategy (or "nested" levels) that has ended `tasks` tasks and begun another; `plain`: without it."""
+    torch.manual_seed(0)
+    if network == CONTROL:
+        return _in_control([] if plain else [STRATEGIES[name](**IN_CONTROL)], tasks)
+    settings = SETTINGS.get(name, {}) | ({"limit": min(tasks, 10)} if name == "growth" else {})
+    strategies = [] if plain or name == "nested" else [STRATEGIES[name](**settings)]
+    bench = Bench(NETWORKS[network](name), strategies, nested=name == "nested" and not plain)
+    _live(bench, tasks, bench.update, lambda k, seed: fresh(network, seed, k))
+    batches = [fresh(network, 7 + i, tasks) for i in range(8)]
+    return lambda i: bench.update(batches[i % 8])
+
+
+def _in_control(strategies: list[Strategy], tasks: int) -> Step:
+    """PPO of `switching-plant`; a step is all that follows a rollout: 20 updates, and what the strategies do with it."""
+    scenario = SwitchingPlant()
+    learner = cast(SB3Learner, scenario.learner(scenario.world("train", 32, 0), 0))
+    learner.attach(strategies)
+    collected: list[Batch] = []
+    learner.learn([0], 1, lambda steps: collected.append(learner.rollout_batch()))
+
+    def played(task: int, seed: int = 0) -> Batch:
+        return replace(collected[0], task=torch.full((len(collected[0]),), task))
+
+    def observe(batch: Batch) -> None:
+        for strategy in strategies:
+            strategy.observe(batch, learner)
+
+    def step(i: int) -> None:
+        observe(played(tasks))
+        learner.model.train()
+
+    _live(learner, tasks, observe, played)
+    return step
+
+
+def _live(learner: Learner, tasks: int, update: Callable[[Batch], None], batch: Callable[[int, int], Batch]) -> None:
+    """`tasks` tasks of one batch each, and the begin of another."""
+    for k in range(tasks + 1):
+        for strategy in learner.strategies:
+            strategy.begin_task(Task(k, str(k)), learner)
+        update(batch(k, k))
+        for strategy in learner.strategies if k < tasks else []:
+            strategy.end_task(Task(k, str(k)), learner, [batch(k, 1000 + k)])
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def ratio(plain: Step, other: Step, rounds: int) -> float:
+    """Of the medians of steps taken in turns, after five to warm up."""
+    pairs = [tuple(seconds(partial(step, i)) for step in (plain, other)) for i in range(rounds + 5)]
+    a, b = (statistics.median(column) for column in zip(*pairs[5:], strict=True))
+    return float(b / a)
