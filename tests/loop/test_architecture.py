@@ -320,6 +320,22 @@ def test_tasks_of_one_phase_share_a_column() -> None:
     assert progressive.column == {0: 0, 1: 0, 2: 1}
 
 
+def test_one_of_two_tasks_with_a_common_adapter_comes_back_to_a_copy_of_it() -> None:
+    learner, lora = told(MLP((8, 8, 1), (8, 8)), rate=1e-2), LoRA(rank=2, train_base=False)
+    world = stream(label_space="within_task", task_cue=True)
+    run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [lora])
+    batches = [examples(learner, task) for task in range(3)]
+    then = [seen(learner, lora, task, batch) for task, batch in enumerate(batches)]
+    with lora.view(learner.world.tasks[0], learner):
+        below = learner.features(batches[0])
+    lora.begin_task(learner.world.tasks[0], learner)
+    assert torch.equal(learner.features(batches[0]), below)
+    learner.learn([0], 64, ignore)
+    lora.end_task(learner.world.tasks[0], learner, [batches[0]])
+    now = [seen(learner, lora, task, batch) for task, batch in enumerate(batches)]
+    assert [torch.equal(a, b) for a, b in zip(now, then, strict=True)] == [False, True, True]
+
+
 def test_a_network_grows_where_the_loss_stays_high_and_nothing_changes_at_that_moment() -> None:
     def grown(threshold: float) -> int:
         torch.manual_seed(0)

@@ -36,6 +36,7 @@ class LoRA(Strategy):
     train_base: the first task trains the whole network; False from the beginning only adapters, for a network that is
         pre-trained.
     The last layer is always trained, and a value head; with "task" the last layer is kept as each task left it. All else is frozen.
+    Tasks of one phase share an adapter; one of them that comes back alone goes on with a copy of it.
     Memory: rank * (i + o) numbers a layer, for each task.
     """
 
@@ -87,13 +88,27 @@ class LoRA(Strategy):
         if self.rank == 0 or (self.train_base and not self.frozen):
             return
         self._freeze(learner)
-        name = self.names.pop(task.id, None) or (ONLINE if self.adapters == ONLINE else f"task_{task.id}")
+        before = self.names.pop(task.id, None)
+        name = self._adapter_for(task, before)
         self.heads.forget(task.id)
         if name not in self.made:
             self._inject(name, learner, self.generator)
             self.made.append(name)
+        if before not in (None, name):
+            weights = zip(_adapter_weights(name, learner.module), _adapter_weights(before, learner.module), strict=True)
+            with torch.no_grad():
+                for new, old in weights:
+                    new.copy_(old)
         self.active = name
         self._use(name, learner.module)
+
+    def _adapter_for(self, task: Task, before: str | None) -> str:
+        """The one that the task had `before`, unless other tasks keep it."""
+        if self.adapters == ONLINE:
+            return ONLINE
+        kept = set(self.names.values())
+        own = f"task_{task.id}" if f"task_{task.id}" not in kept else f"task_{task.id}_{len(self.made)}"
+        return own if before is None or before in kept else before
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
         if self.rank == 0:
