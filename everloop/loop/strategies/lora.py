@@ -36,7 +36,8 @@ class LoRA(Strategy):
     train_base: the first task trains the whole network; False from the beginning only adapters, for a network that is
         pre-trained.
     The last layer is always trained, and a value head; with "task" the last layer is kept as each task left it. All else is frozen.
-    Tasks of one phase share an adapter; one of them that comes back alone goes on with a copy of it.
+    A task that comes back goes on with its adapter and last layer as they were. Tasks of one phase share an adapter, of which one
+    that comes back alone gets a copy.
     Memory: rank * (i + o) numbers a layer, for each task.
     """
 
@@ -90,7 +91,7 @@ class LoRA(Strategy):
         self._freeze(learner)
         before = self.names.pop(task.id, None)
         name = self._adapter_for(task, before)
-        self.heads.forget(task.id)
+        self.heads.resume(task.id, learner)
         if name not in self.made:
             self._inject(name, learner, self.generator)
             self.made.append(name)

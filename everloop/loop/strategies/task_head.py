@@ -52,6 +52,11 @@ class TaskHeads:
         """`task` is learned again: its head is the one that is trained now."""
         self.kept.pop(task, None)
 
+    def resume(self, task: int, learner: Learner) -> None:
+        """`task` is learned again, from the head that it had."""
+        if task in self.kept:
+            self._load(dict(learner.last_layer().named_parameters()), self.kept.pop(task))
+
     @contextmanager
     def shown(self, task: int, learner: Learner) -> Iterator[None]:
         """The last layer as it was at the end of `task`; as it is, if that has not ended."""
