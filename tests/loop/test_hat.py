@@ -165,17 +165,23 @@ def test_a_saved_state_goes_on_bit_for_bit_in_a_network_made_anew(steps: int | N
     assert all(same(a, b) for a, b in zip(final(True), final(False), strict=True))
 
 
-def test_a_task_that_comes_back_begins_with_its_mask() -> None:
+def test_a_task_that_comes_back_begins_with_its_mask_and_head_and_its_view_shows_what_is_being_learned() -> None:
     learner, hat = layered()
     learn(learner, hat, 0)
     learn(learner, hat, 1)
-    first = {name: e.clone() for name, e in hat.learned[0].items()}
+    first, head = {name: e.clone() for name, e in hat.learned[0].items()}, hat.heads.kept[0]
     hat.begin_task(Named(0), learner)
+    assert all(torch.equal(p, head[name]) for name, p in learner.last_layer().named_parameters())
     assert all(torch.equal(hat.e[name], e) for name, e in first.items())
     for batch in batches(3, 3):
         learner.updater.step(learner.loss(batch))
-    assert all(torch.equal(hat.learned[0][name], e) for name, e in first.items())  # until it ends again
     assert not all(torch.equal(hat.e[name], e) for name, e in first.items())
+    (batch,) = batches(1, 9)
+    with hat.view(Named(0), learner):
+        shown = learner.outputs(batch).detach()
+    hat.end_task(Named(0), learner, [batch])
+    with hat.view(Named(0), learner):
+        assert torch.equal(learner.outputs(batch), shown)
 
 
 def test_what_the_outputs_do_not_depend_on_stays_free_in_control() -> None:

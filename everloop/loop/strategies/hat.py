@@ -101,9 +101,11 @@ class HAT(Strategy):
     def begin_task(self, task: Task, learner: Learner) -> None:
         if not self.masks:
             return
+        self.heads.resume(task.id, learner)
+        before = self.learned.pop(task.id, None)
         for name, a in self._masks().items():
             drawn = torch.randn(len(a), generator=self.generator).to(a)
-            self.e[name] = self.learned[task.id][name].clone() if task.id in self.learned else drawn
+            self.e[name] = drawn if before is None else before[name].clone()
             self.units.setdefault(name, torch.zeros_like(drawn))
             a.grad = None
         self.updates, self.learning = 0, True
