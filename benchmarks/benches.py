@@ -128,11 +128,12 @@ def _in_control(strategies: list[Strategy], tasks: int) -> Step:
 
 
 def _live(learner: Learner, tasks: int, update: Callable[[Batch], None], batch: Callable[[int, int], Batch]) -> None:
-    """`tasks` tasks of one batch each, and the begin of another."""
+    """`tasks` tasks of 100 batches in all, so that memories are full of them, and the begin of another."""
     for k in range(tasks + 1):
         for strategy in learner.strategies:
             strategy.begin_task(Task(k, str(k)), learner)
-        update(batch(k, k))
+        for i in range(-(-100 // tasks) if k < tasks else 1):
+            update(batch(k, 100 * k + i))
         for strategy in learner.strategies if k < tasks else []:
             strategy.end_task(Task(k, str(k)), learner, [batch(k, 1000 + k)])
 
