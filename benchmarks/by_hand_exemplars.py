@@ -154,6 +154,8 @@ def gdumb(h: Hand) -> Run:
     initial, memory, epochs = h.copies(), Balanced(), 3 * len(h.phases[0].rows) // 20
     for phase in h.phases:
         for x, y in h.batches(phase):
+            with torch.no_grad():
+                h.outputs(x)  # the world asks for a guess
             memory.add(x, y)
         with torch.no_grad():
             torch._foreach_copy_(h.weights, initial)

@@ -63,6 +63,16 @@ def test_nothing_is_learned_from_the_stream_whatever_the_optimizer() -> None:
             assert not same(weights(learner.module), start)
 
 
+def test_no_gradient_is_asked_for_while_the_stream_passes() -> None:
+    learner, calls = learner_of([GDumb(epochs=1, capacity=12)]), list[Tensor]()
+    next(learner.module.parameters()).register_hook(calls.append)
+    step(learner, examples(6, 0, seed=0))
+    assert not calls
+    learner.attach([GDumb(epochs=0)])
+    step(learner, examples(6, 0, seed=0))
+    assert len(calls) == 1
+
+
 def test_the_weights_at_a_tasks_end_depend_on_the_memory_and_the_first_weights_alone() -> None:
     """Whatever the network, its gradients and the optimizer were led to in between."""
     ends = []

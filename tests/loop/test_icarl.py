@@ -127,7 +127,7 @@ def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exem
     icarl.begin_task(Named(2), learner)
     perturb(learner.module, 4, 0.2)
     before, batch = copy.deepcopy(learner.module), examples(6, 2, seed=5, labels=[2, 2, 2, 0, 2, 1])
-    rows = np.concatenate([np.array(r) for r in icarl.rows.values()])
+    rows = np.concatenate(list(icarl.rows.values()))
     drawn = icarl.store.read(rows[copy.deepcopy(icarl.rng).integers(0, len(rows), 5)])
 
     def written(x: Tensor, y: Tensor) -> Tensor:
@@ -198,9 +198,9 @@ def test_exemplars_of_a_class_that_comes_back_are_herded_anew_from_the_old_ones_
     icarl.end_task(Named(2), learner, [brought])
     for label, candidates in ((3, torch.cat([x[y == 3], made.exemplars[3]])), (2, x[y == 2])):
         chosen = candidates[herd(features_by_hand(learner.module, candidates), 4)]
-        np.testing.assert_array_equal(icarl.store.read(np.array(icarl.rows[label]))["obs.x"][:, 0], chosen.numpy())
+        np.testing.assert_array_equal(icarl.store.read(icarl.rows[label])["obs.x"][:, 0], chosen.numpy())
     for label, kept in others.items():
-        np.testing.assert_array_equal(icarl.store.read(np.array(icarl.rows[label]))["obs.x"][:, 0], kept[:4].numpy())
+        np.testing.assert_array_equal(icarl.store.read(icarl.rows[label])["obs.x"][:, 0], kept[:4].numpy())
     assert len({row for rows in icarl.rows.values() for row in rows}) == 20
 
 

@@ -53,6 +53,9 @@ class Strategy:
     replaces_loss: bool = False
     """Whether its loss of the fresh batch takes the place of the plain one, which it takes away: one strategy in a list may."""
 
+    learns_later: bool = False
+    """Whether nothing is learned from the stream while it passes: learners of our own then spare themselves the backward pass."""
+
     adds_weights: bool = False
     """Whether the network gets new weights from it: one strategy in a list may."""
 

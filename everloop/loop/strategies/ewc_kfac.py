@@ -57,7 +57,9 @@ class KroneckerEWC(Strategy):
             if not isinstance(layer, nn.Linear) or layer.weight.grad is None:
                 continue  # frozen, or wrapped by an adapter, which freezes it
             now = _weights(layer)
-            pull = self.strength * torch.stack([G @ (now - then) @ A for A, G, then in tasks]).sum(0)
+            pull = torch.zeros_like(now)
+            for A, G, then in tasks:
+                pull.addmm_(G @ (now - then), A, alpha=self.strength)
             layer.weight.grad += pull[:, : layer.in_features]
             if layer.bias is not None and layer.bias.grad is not None:
                 layer.bias.grad += pull[:, -1]

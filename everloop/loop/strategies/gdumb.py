@@ -43,7 +43,7 @@ class GDumb(Rehearsal):
         check_range("epochs", epochs, 0)
         check_range("learning_rate", learning_rate, 1e-12)
         super().__init__(1.0 if epochs else 0.0, capacity, batch_size, memory, seed)
-        self.epochs, self.learning_rate = epochs, learning_rate
+        self.epochs, self.learning_rate, self.learns_later = epochs, learning_rate, epochs > 0
         self.initial: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}  # statistics of norms, which the stream passing by would move
 

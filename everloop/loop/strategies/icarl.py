@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
 from everloop.loop.memory import Store, herding
+from everloop.loop.memory.store import Rows
 from everloop.loop.strategies.base import Strategy, Traits, check_range
 from everloop.loop.strategies.rehearsal import check_labels
 from everloop.loop.world import Task
@@ -44,7 +45,7 @@ class ICaRL(Strategy):
         check_range("strength", strength, 0, 1)
         check_range("batch_size", batch_size, 1)
         self.strength, self.capacity, self.batch_size = strength, capacity, batch_size
-        self.store, self.rows = Store(capacity), dict[int, list[int]]()  # rows of each class, the best first
+        self.store, self.rows = Store(capacity), dict[int, Rows]()  # of each class, the best first
         self.rng = np.random.default_rng(seed)
         self.teacher: nn.Module | None = None
         self.brought = set[int]()  # classes seen in the task at hand
@@ -74,7 +75,7 @@ class ICaRL(Strategy):
     def recall(self, learner: Learner) -> Batch | None:
         if self.strength == 0 or not self.rows:
             return None
-        known = np.concatenate([np.array(rows) for rows in self.rows.values()])
+        known = np.concatenate(list(self.rows.values()))
         return learner.augmented(self._read(known[self.rng.integers(0, len(known), self.batch_size)], learner))
 
     def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
@@ -98,7 +99,7 @@ class ICaRL(Strategy):
     def _means(self, learner: Learner) -> Tensor:
         """mu (classes known, features) as the network sees the exemplars now, far away for classes without any."""
         with learner.judging():
-            known = {label: self._features(learner, self._read(np.array(rows), learner)) for label, rows in self.rows.items()}
+            known = {label: self._features(learner, self._read(rows, learner)) for label, rows in self.rows.items()}
         means = next(iter(known.values())).new_full((max(known) + 1, learner.last_layer().in_features), 1e4)
         for label, features in known.items():
             means[label] = F.normalize(features.mean(0), dim=0)
@@ -108,7 +109,7 @@ class ICaRL(Strategy):
         """Make room, then herd the exemplars of the classes that came into it (algorithms 4 and 5)."""
         came = {label for batch in batches if batch.target is not None for label in batch.target[0].tolist()}
         back = [row for label in sorted(came & set(self.rows)) for row in self.rows[label]]
-        batches = [*batches, self._read(np.array(back), learner)] if back else batches
+        batches = [*batches, self._read(np.array(back, np.int64), learner)] if back else batches
         labels = torch.cat([batch.target[0] for batch in batches if batch.target is not None])
         share = self.capacity // len(came | set(self.rows))
         self.rows = {label: rows[:share] for label, rows in self.rows.items() if label not in came}
@@ -120,14 +121,14 @@ class ICaRL(Strategy):
         for label in sorted(came):
             candidates = torch.nonzero(labels == label)[:, 0]
             best = candidates[herding(features[candidates], min(share, len(candidates)))].cpu().numpy()
-            self.rows[label], free = free[: len(best)], free[len(best) :]
-            self.store.write(np.array(self.rows[label]), {name: value[best] for name, value in together.items()})
+            self.rows[label], free = np.array(free[: len(best)], np.int64), free[len(best) :]
+            self.store.write(self.rows[label], {name: value[best] for name, value in together.items()})
 
     def _features(self, learner: Learner, batch: Batch) -> Tensor:
         with torch.no_grad():
             return _normalized(learner.features(batch))
 
-    def _read(self, rows: Any, learner: Learner) -> Batch:
+    def _read(self, rows: Rows, learner: Learner) -> Batch:
         return Batch.from_items(self.store.read(rows), learner.device)
 
     @contextmanager
@@ -151,13 +152,13 @@ class ICaRL(Strategy):
             handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        rows = {label: list(rows) for label, rows in self.rows.items()}
+        rows = {label: rows.copy() for label, rows in self.rows.items()}
         own = {"rows": rows, "brought": sorted(self.brought), "teacher": self.teacher, "rng": self.rng.bit_generator.state}
         return own | {"store": self.store.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.store.load_state_dict(state["store"])
-        self.rows = {label: list(rows) for label, rows in state["rows"].items()}
+        self.rows = {label: rows.copy() for label, rows in state["rows"].items()}
         self.brought, self.teacher = set(state["brought"]), state["teacher"]
         self.rng.bit_generator.state = state["rng"]
 

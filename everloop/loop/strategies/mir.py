@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Traits, check_range
@@ -56,10 +56,15 @@ class MIR(Rehearsal):
     @torch.no_grad()
     def interference(self, learner: Learner, stored: Batch) -> Tensor:
         """How much each example's loss would grow, (B,)."""
-        rates = {p: float(g["lr"]) * self.lookahead for g in learner.optimizer.param_groups for p in g["params"]}
-        ahead = {name: p if p.grad is None else p - rates.get(p, 0.0) * p.grad for name, p in learner.weights().items()}
+        moved: dict[nn.Parameter, Tensor] = {}
+        for group in learner.optimizer.param_groups:
+            live = [p for p in group["params"] if p.grad is not None]
+            if live:
+                ahead = torch._foreach_add(live, [p.grad for p in live], alpha=-float(group["lr"]) * self.lookahead)
+                moved |= zip(live, ahead, strict=True)
+        weights = {name: moved.get(p, p) for name, p in learner.weights().items()}
         with learner.judging():
-            return _losses(learner, learner.outputs_with(stored, ahead), stored) - _losses(learner, learner.outputs(stored), stored)
+            return _losses(learner, learner.outputs_with(stored, weights), stored) - _losses(learner, learner.outputs(stored), stored)
 
 
 def _losses(learner: Learner, outputs: Tensor, stored: Batch) -> Tensor:
