@@ -58,7 +58,7 @@ class Hand:
 
 
 def pixels(x: Tensor) -> Tensor:
-    return x.float().div_(255.0)
+    return x.to(torch.get_default_dtype()).div_(255.0)
 
 
 def none(h: Hand) -> Run:
@@ -190,8 +190,8 @@ def packnet(h: Hand) -> Run:
                 with torch.no_grad():
                     torch._foreach_lerp_(h.weights, kept, owned)
         claim(h, owner, k)
-        retrain(h, [(o == k).float() for o in owner], phase, generator)
-        kept, owned = h.copies(), [(o > 0).float() for o in owner]
+        retrain(h, [(o == k).to(torch.get_default_dtype()) for o in owner], phase, generator)
+        kept, owned = h.copies(), [(o > 0).to(torch.get_default_dtype()) for o in owner]
         free = [1 - o for o in owned]
         yield
 

@@ -48,6 +48,8 @@ def la_maml(h: Hand) -> Run:
         for x, y in h.batches(phase):
             buffer.add(x, y, k)
             stored, labels = buffer.read(buffer.draw())
+            with torch.no_grad():
+                h.outputs(x)  # the world asks for a guess
             z, together = pixels(torch.cat([x, stored])), torch.cat([y, labels])
             fast, steps = [p.detach() for p in h.weights], [-r.clamp(min=0) for r in rates]
             led, meta, drift = ([torch.zeros_like(p) for p in h.weights] for _ in range(3))
@@ -81,7 +83,7 @@ def icarl(h: Hand) -> Run:
                 rows = torch.from_numpy(rng.integers(0, len(images), BATCH))
                 x, y = torch.cat([x, images[rows]]), torch.cat([y, labels[rows]])
             z = pixels(x)
-            target = F.one_hot(y, CLASSES).float()
+            target = F.one_hot(y, CLASSES).to(torch.get_default_dtype())
             if teacher is not None:
                 with torch.no_grad():
                     target[:, old] = torch.sigmoid(teacher(z)[:, old])

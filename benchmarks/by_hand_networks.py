@@ -40,7 +40,7 @@ def hat(h: Hand) -> Run:
                 for e_i, a_i, pull in zip(e, a, sparsity, strict=True):
                     slope = torch.sigmoid(e_i) * torch.sigmoid(-e_i) * ((s * e_i).abs() <= 50.0)
                     e_i.sub_(0.05 * 400 * slope * (a_i.grad + pull)).clamp_(-6.0, 6.0)
-        past = [torch.maximum(u, (e_i > 0).float()) for u, e_i in zip(past, e, strict=True)]
+        past = [torch.maximum(u, (e_i > 0).to(torch.get_default_dtype())) for u, e_i in zip(past, e, strict=True)]
         used = [past[0][:, None].expand_as(hidden[0].weight).contiguous(), past[0], torch.minimum(past[1][:, None], past[0]), past[1]]
         now = h.copies()
         kept = now[:-2]

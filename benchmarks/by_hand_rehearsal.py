@@ -124,7 +124,7 @@ def gem(h: Hand) -> Run:
                 if (dots < 0).any():
                     L = np.linalg.cholesky((G @ G.T).double().numpy() + 1e-3 * np.eye(k))  # as its authors do
                     v = nnls(L.T, -np.linalg.solve(L, dots.double().numpy()))[0]
-                    pull = torch.from_numpy(v).float() @ G
+                    pull = torch.from_numpy(v).to(G) @ G
                     for g, add in zip(grads, torch.split(pull, [g.numel() for g in grads]), strict=True):
                         g += add.view_as(g)
             h.adam.step()

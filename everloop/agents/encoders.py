@@ -6,6 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from everloop.agents.networks import precision
+
 
 class VectorEncoder(nn.Module):
     """A flat float modality (R, D) -> tokens (R, 1, token_size), by one hidden layer."""
@@ -16,7 +18,7 @@ class VectorEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (R, D), any number type -> (R, 1, token_size)."""
-        token: Tensor = self.layers(x.float())
+        token: Tensor = self.layers(x.to(precision(self)))
         return rearrange(token, "r d -> r 1 d")
 
 
@@ -55,7 +57,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x uint8 (R, H, W, C) -> (R, 1, token_size)."""
-        x = rearrange(x, "r h w c -> r c h w").float() / 255.0 - 0.5
+        x = rearrange(x, "r h w c -> r c h w").to(precision(self)) / 255.0 - 0.5
         x = self.convolutions(x)
         x = self.project(rearrange(x, "r c h w -> r (c h w)"))
         return rearrange(torch.tanh(x), "r d -> r 1 d")

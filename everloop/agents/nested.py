@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from everloop.agents.networks import ImageShape, normalisation, standard_pixels, through
+from everloop.agents.networks import ImageShape, normalisation, precision, standard_pixels, through
 
 PERIODS = (1, 10, 100)
 
@@ -78,7 +78,7 @@ class NestedConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x uint8 (R, H, W, C) -> (R, size)."""
-        features: Tensor = self.memory(self.stages(standard_pixels(x)).mean((2, 3)))
+        features: Tensor = self.memory(self.stages(standard_pixels(x, precision(self))).mean((2, 3)))
         return features
 
     def levels(self) -> dict[int, list[nn.Parameter]]:

@@ -20,12 +20,17 @@ ImageShape = Sequence[int]
 Norm = Literal["batch", "group"]
 
 
-def standard_pixels(x: Tensor) -> Tensor:
+def precision(module: nn.Module) -> torch.dtype:
+    """That of the weights; single where there are none."""
+    return next((p.dtype for p in module.parameters()), torch.float32)
+
+
+def standard_pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 (R, H, W, C) -> float (R, C, H, W), (x / 255 - 0.5) / 0.25: about standardised for natural images."""
-    return rearrange(x, "r h w c -> r c h w").to(torch.float32, copy=True).sub_(127.5).div_(63.75)
+    return rearrange(x, "r h w c -> r c h w").to(dtype, copy=True).sub_(127.5).div_(63.75)
 
 
-def pixels_to_1(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def pixels_to_1(x: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 (R, ...) -> float (R, size), x / 255."""
     return x.flatten(1).to(dtype, copy=True).div_(255.0)  # a copy: floats would be the caller's own
 
@@ -62,7 +67,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x uint8 (R, ...) -> (R, size)."""
-        features: Tensor = self.layers(pixels_to_1(x))
+        features: Tensor = self.layers(pixels_to_1(x, precision(self)))
         return features
 
 
@@ -112,7 +117,7 @@ class ResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x uint8 (R, H, W, C) -> (R, 8 * width)."""
-        x = self.stem(standard_pixels(x))
+        x = self.stem(standard_pixels(x, precision(self)))
         for block in self.blocks:
             x = through(block, x, self.checkpointing and self.training)
         return x.mean((2, 3))
@@ -156,7 +161,7 @@ class ConvNet5(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x uint8 (R, H, W, C) -> (R, size)."""
-        x = standard_pixels(x)
+        x = standard_pixels(x, precision(self))
         for block in self.convolutions:
             x = through(block, x, self.checkpointing and self.training and not self.frozen)
         features: Tensor = self.layers(x.flatten(1))

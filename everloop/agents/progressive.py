@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everloop.agents.networks import flat_size, pixels_to_1
+from everloop.agents.networks import flat_size, pixels_to_1, precision
 
 
 def _sizes(input_shape: Sequence[int], hidden: Sequence[int]) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ class ProgressiveMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x uint8 (R, ...) -> features of the column in use (R, size)."""
-        x = pixels_to_1(x, next(self.parameters()).dtype)
+        x = pixels_to_1(x, precision(self))
         layers: list[list[Tensor]] = []
         depth = len(self.sizes) - 1
         for column in self.columns[: self.column]:
@@ -103,9 +103,7 @@ class GrowingMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x uint8 (R, ...) -> (R, size)."""
-        like = self.layers[0].weight
-        assert isinstance(like, Tensor)
-        x = pixels_to_1(x, like.dtype)
+        x = pixels_to_1(x, precision(self))
         h = x
         for layer in self.layers[:-1]:
             h = F.relu(layer(h))

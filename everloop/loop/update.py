@@ -34,7 +34,7 @@ class Updater:
         self.learner, self.strategies, self.max_grad_norm = learner, strategies, max_grad_norm
         self.parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
         self._parts = 0  # of the batch at hand, in the gradient so far
-        self._later = any(strategy.learns_later for strategy in strategies)
+        self._backward = all(strategy.wants_gradient(learner) for strategy in strategies)
         self._hooks = []
         if strategies or max_grad_norm is not None:  # with neither there is nothing to do, and even that would cost time
             self._hooks = [
@@ -59,7 +59,7 @@ class Updater:
         if self._parts == 0:
             for p in self.parameters:  # as optimizer.zero_grad() does, without its profiler, a tenth of a small network's step
                 p.grad = None
-        if not self._later:
+        if self._backward:
             (loss if parts == 1 else loss / parts).backward()  # type: ignore[no-untyped-call]
         self._parts = (self._parts + 1) % parts
         if self._parts == 0:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from everloop.agents import MLP, Agent, Classifier, ConvNet5, GrowingMLP, ProgressiveMLP, ResNet18
+from everloop.agents import MLP, Agent, Classifier, ConvNet5, GrowingMLP, NestedConvNet, ProgressiveMLP, ResNet18
 
 
 def images(rows: int, *shape: int, seed: int = 0) -> Tensor:
@@ -51,6 +51,14 @@ def test_images_that_are_floats_already_stay_as_they_are(network: Any) -> None:
     floats, net = shown.float(), network((8, 8, 3)).eval()
     assert torch.equal(net(floats), net(shown))
     assert torch.equal(floats, shown.float())
+
+
+@pytest.mark.parametrize("network", [MLP, ResNet18, ConvNet5, ProgressiveMLP, GrowingMLP, NestedConvNet])
+def test_features_are_as_precise_as_the_weights(network: Any) -> None:
+    shown, net = images(3, 16, 16, 3), network((16, 16, 3)).eval()
+    single, double = net(shown), net.double()(shown)
+    assert double.dtype == torch.float64
+    assert 0 < (single - double).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

@@ -53,9 +53,6 @@ class Strategy:
     replaces_loss: bool = False
     """Whether its loss of the fresh batch takes the place of the plain one, which it takes away: one strategy in a list may."""
 
-    learns_later: bool = False
-    """Whether nothing is learned from the stream while it passes: learners of our own then spare themselves the backward pass."""
-
     adds_weights: bool = False
     """Whether the network gets new weights from it: one strategy in a list may."""
 
@@ -97,6 +94,10 @@ class Strategy:
     def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
         """A scalar to add to the loss of `batch`, or None."""
         return None
+
+    def wants_gradient(self, learner: Learner) -> bool:
+        """Whether `edit_gradients` leaves anything of the losses' gradient; if not, learners of our own do without the backward pass."""
+        return True
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         """Change the parameters' `.grad` in place, after all losses and before clipping."""

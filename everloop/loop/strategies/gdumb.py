@@ -43,7 +43,7 @@ class GDumb(Rehearsal):
         check_range("epochs", epochs, 0)
         check_range("learning_rate", learning_rate, 1e-12)
         super().__init__(1.0 if epochs else 0.0, capacity, batch_size, memory, seed)
-        self.epochs, self.learning_rate, self.learns_later = epochs, learning_rate, epochs > 0
+        self.epochs, self.learning_rate = epochs, learning_rate
         self.initial: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}  # statistics of norms, which the stream passing by would move
 
@@ -65,6 +65,9 @@ class GDumb(Rehearsal):
         if not self.initial:
             self.initial = {name: value.clone() for name, value in learner.module.state_dict().items()}
         self.buffers = {name: value.clone() for name, value in learner.module.named_buffers()}
+
+    def wants_gradient(self, learner: Learner) -> bool:
+        return not self.epochs
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         if self.epochs:

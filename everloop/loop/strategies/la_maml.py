@@ -62,6 +62,9 @@ class LaMAML(Rehearsal):
             raise ValueError(f"accumulate is {learner.accumulate}, allowed with la_maml, which looks ahead on one batch: 1")
         super().check(learner)
 
+    def wants_gradient(self, learner: Learner) -> bool:
+        return self.strength < 1 or len(learner.strategies) > 1
+
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         if self.strength == 0 or batch is None:
             return
@@ -69,13 +72,16 @@ class LaMAML(Rehearsal):
         for name, w in weights.items():
             self.rates.setdefault(name, torch.full_like(w, self.alpha))
         meta, drift = self._look_ahead(learner, batch, self.draw(learner))
-        own = self._fresh(learner, batch)
+        own = self._fresh(learner, batch) if self.wants_gradient(learner) else {}
         lr = {p: float(group["lr"]) for group in learner.optimizer.param_groups for p in group["params"]}
         with torch.no_grad():
             for (name, w), g, d in zip(weights.items(), meta, drift, strict=True):
                 self.rates[name] = self.rates[name] + self.alpha_lr * d
-                if w.grad is not None:
-                    w.grad.add_(self.rates[name].clamp(min=0) * g / lr[w] - own[name], alpha=self.strength)
+                step = self.rates[name].clamp(min=0) * g / lr[w]
+                if not own:
+                    w.grad = step
+                elif w.grad is not None:
+                    w.grad.add_(step - own[name], alpha=self.strength)
 
     def _fresh(self, learner: Learner, batch: Batch) -> dict[str, Tensor]:
         """The gradient that this one replaces: of the fresh batch alone, without what other strategies have added."""
