@@ -20,6 +20,7 @@ from scipy.stats import chi2, chisquare
 
 from everloop.loop import MEMORIES, Batch, Memory, herding
 from everloop.loop.memory import ClassBalanced, Informative, Ring, Store, Uncertain, store
+from everloop.loop.memory.grouped import Grouped
 
 GROUPED = [ClassBalanced, Ring, Uncertain, Informative]
 EVERY = pytest.mark.parametrize("kind", GROUPED, ids=lambda kind: kind.__name__)
@@ -92,6 +93,18 @@ def test_a_ring_keeps_of_each_task_the_last_ones(told: Offers, capacity: int, cu
     fill(memory, told, cut)
     for task, numbers in held(memory).items():
         assert numbers == told_of(task, told)[-len(numbers) :]
+
+
+@settings(deadline=None, max_examples=200)
+@given(batches=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12)), min_size=1, max_size=12), capacity=capacities, seed=seeds)
+def test_a_ring_does_with_a_batch_what_it_does_one_by_one(batches: list[tuple[int, int]], capacity: int, seed: int) -> None:
+    whole, single = Ring(capacity, seed), Ring(capacity, seed)
+    for task, count in batches:
+        tasks = np.full(count, task)
+        kept, rows = whole.reserve(count, tasks)
+        expected = Grouped.reserve(single, count, tasks)
+        assert list(zip(kept, rows, strict=True)) == list(zip(*expected, strict=True))
+        assert str(whole.state_dict()) == str(single.state_dict())
 
 
 @pytest.mark.parametrize("kind", [Uncertain, Informative])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from abc import abstractmethod
 from collections import deque
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,22 @@ class Ring(Grouped):
     """Of each task the last ones it was offered (Lopez-Paz & Ranzato 2017, section 3)."""
 
     group_by = "task"
+
+    def reserve(self, offers: int, groups: Rows | None = None, scores: npt.NDArray[np.floating[Any]] | None = None) -> Kept:
+        assert groups is not None, "a grouped memory is told the groups"
+        task = int(groups[0]) if offers else -1
+        mine = self.members.get(task, ())
+        grows = len(mine) < self.largest and len(mine) == self.seen.get(task, 0)
+        if self.size < self.capacity or not mine or grows or (groups != task).any():
+            return super().reserve(offers, groups, scores)
+        # a task that has its share, as in most batches: its oldest rows in turn, all at once
+        self.rng.random((offers, 2))  # as it is drawn on the other way
+        self.seen[task] += offers
+        self.offered += offers
+        rows = np.fromiter(islice(mine, offers), np.int64)
+        mine.rotate(-offers)
+        first = np.arange(len(rows))
+        return first + (offers - 1 - first) // len(mine) * len(mine), rows
 
     def _add(self, group: int, row: int, score: float) -> None:
         self.members.setdefault(group, deque()).append(row)

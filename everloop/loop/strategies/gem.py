@@ -17,7 +17,7 @@ from everloop.loop.strategies.rehearsal import Rehearsal
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner
 
-BLOCK = 8192  # weights at once, which fit into a cache in double precision
+BLOCK = 32_768  # weights at once, whose copies in double precision fit into a cache
 
 
 class GEM(Rehearsal):
@@ -48,7 +48,7 @@ class GEM(Rehearsal):
         super().__init__(strength, capacity, batch_size, memory, seed)
         check_range("margin", margin, 0)
         self.margin = margin
-        self._gradients = torch.empty(0, 0)  # G
+        self._gradients = torch.empty(0, 0)  # G, and g as its last row
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         if self.strength == 0 or not len(self.past):
@@ -59,15 +59,17 @@ class GEM(Rehearsal):
         drawn = [stored for task in self.past if (stored := self.draw(learner, np.array([task]))) is not None]
         if not drawn:
             return
-        g = torch.cat([p.grad.flatten() for p in live if p.grad is not None])
-        if self._gradients.shape != (len(drawn), len(g)) or self._gradients.device != g.device or self._gradients.dtype != g.dtype:
-            self._gradients = g.new_empty(len(drawn), len(g))  # kept: to allocate it anew would cost as much as to fill it
-        G = self._gradients
-        for row, stored in zip(G, drawn, strict=True):
-            torch.cat([x.flatten() for x in gradient(learner.loss(stored), live)], out=row)
+        own = [p.grad for p in live if p.grad is not None]
+        shape = (len(drawn) + 1, sum(g.numel() for g in own))
+        if self._gradients.shape != shape or self._gradients.device != own[0].device or self._gradients.dtype != own[0].dtype:
+            self._gradients = own[0].new_empty(shape)  # kept: to allocate it anew would cost as much as to fill it
+        G, g = self._gradients[:-1], self._gradients[-1]
+        for row, gradients in zip(self._gradients, [*(gradient(learner.loss(stored), live) for stored in drawn), own], strict=True):
+            torch.cat([x.flatten() for x in gradients], out=row)
         if bool((G @ g >= 0).all()):
             return
-        v = solve_dual(*_products(G, g), self.margin)
+        products = _gram(self._gradients)
+        v = solve_dual(products[:-1, :-1], products[:-1, -1], self.margin)
         pull = self.strength * (torch.from_numpy(v).to(G) @ G)
         for p, part in zip(live, torch.split(pull, [p.numel() for p in live]), strict=True):
             assert p.grad is not None
@@ -89,12 +91,10 @@ def solve_dual(P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: f
     return u + margin
 
 
-def _products(G: Tensor, g: Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """G G' and G g in double precision, block by block: in single precision the Gram matrix of tasks that agree is indefinite."""
-    P = torch.zeros(len(G), len(G), dtype=torch.float64, device=G.device)
-    q = torch.zeros(len(G), dtype=torch.float64, device=G.device)
-    for rows, part in zip(torch.split(G, BLOCK, 1), torch.split(g, BLOCK), strict=True):
+def _gram(G: Tensor) -> npt.NDArray[np.float64]:
+    """G G' in double precision, block by block: in single precision the Gram matrix of tasks that agree is indefinite."""
+    gram = torch.zeros(len(G), len(G), dtype=torch.float64, device=G.device)
+    for rows in torch.split(G, BLOCK, 1):
         exact = rows.double()
-        P.addmm_(exact, exact.T)
-        q.addmv_(exact, part.double())
-    return P.cpu().numpy(), q.cpu().numpy()
+        gram.addmm_(exact, exact.T)
+    return gram.cpu().numpy()

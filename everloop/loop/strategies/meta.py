@@ -84,10 +84,9 @@ class _Pretraining(Strategy):
             steps = [(name, w, g) for (name, w), g in zip(weights.items(), gradients, strict=True) if g is not None]
             if create_graph:
                 weights |= {name: w - self.inner_lr * g for name, w, g in steps}
-                continue
-            with torch.no_grad():
-                for _, w, g in steps:
-                    w.sub_(g, alpha=self.inner_lr)
+            elif steps:
+                with torch.no_grad():
+                    torch._foreach_add_([w for _, w, _ in steps], [g for *_, g in steps], alpha=-self.inner_lr)
         return weights
 
     def state_dict(self) -> dict[str, Any]:
