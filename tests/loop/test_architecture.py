@@ -206,6 +206,21 @@ def test_lora_adapts_the_layers_below_the_last_one_whatever_their_names_end_in()
     assert sorted(loop.weights()) == ["0.lora_A.online.weight", "0.lora_B.online.weight", "2.0.bias", "2.0.weight"]
 
 
+def test_packnet_gives_a_task_that_comes_back_another_share_and_its_view_shows_what_is_being_learned() -> None:
+    learner, packnet = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), PackNet(retrain_steps=10)
+    learner.attach([packnet])
+    for task in (0, 1):
+        teach(learner, [packnet], task, 32)
+    batches = [examples(learner, task, seed=77) for task in (0, 1)]
+    other = seen(learner, packnet, 1, batches[1])
+    packnet.begin_task(learner.world.tasks[0], learner)
+    learner.learn([0], 160, ignore)
+    assert torch.equal(seen(learner, packnet, 0, batches[0]), learner.outputs(batches[0]).detach())
+    packnet.end_task(learner.world.tasks[0], learner, [examples(learner, 0)])
+    assert packnet.ranks == {1: 2, 0: 3}
+    assert torch.equal(seen(learner, packnet, 1, batches[1]), other)
+
+
 @pytest.mark.parametrize("train_base", [True, False])
 def test_a_task_is_learned_again_from_where_it_was_and_its_view_shows_what_is_being_learned(train_base: bool) -> None:
     learner, lora = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), LoRA(rank=2, train_base=train_base)

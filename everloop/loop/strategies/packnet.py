@@ -58,6 +58,9 @@ class PackNet(Strategy):
         if self.share:
             check_first(self, "packnet", learner)
 
+    def begin_task(self, task: Task, learner: Learner) -> None:
+        self.ranks.pop(task.id, None)  # one that comes back gets another share, beside what it had
+
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         rows = [(p.grad, self._free[name]) for name, p in learner.weights().items() if p.grad is not None and name in self.owner]
         if rows:
