@@ -36,17 +36,22 @@ def mean_powers(learner: Learner, batches: Iterable[Batch], score: Score, power:
     for all: the same numbers, slowly.
     Raises ValueError without any example.
     """
-    totals: dict[Tensor, Tensor] = {p: torch.zeros_like(p) for p in learner.weights().values()}
+    totals: dict[Tensor, Tensor] = {}
     examples = 0
     with learner.judging():  # a batch norm in training would make every example's gradient one of all of them
         for batch in batches:
             for chunk in batch.split(ROWS if _is_plain(learner.module) else CHUNK):
                 examples += len(chunk)
-                for p, sums in _powers(learner.module, chunk, score, power, by_hooks).items():
-                    totals[p] += sums
+                _add(totals, _powers(learner.module, chunk, score, power, by_hooks))
     if not examples:
         raise ValueError("a mean over examples needs at least 1 of them, got 0")
-    return {name: totals[p] / examples for name, p in learner.weights().items()}
+    return {name: totals[p].div_(examples) if p in totals else torch.zeros_like(p) for name, p in learner.weights().items()}
+
+
+def _add(totals: dict[Tensor, Tensor], sums: dict[Tensor, Tensor]) -> None:
+    """To the totals, which take the place of the sums that come first."""
+    for p, s in sums.items():
+        totals[p] = totals[p].add_(s) if p in totals else s
 
 
 @contextmanager
@@ -85,16 +90,20 @@ def _powers(module: nn.Module, batch: Batch, score: Score, power: int, by_hooks:
     covered = {p for layer in exact for p in layer.parameters()}
     rest: list[Tensor] = [p for p in module.parameters() if p.requires_grad and p not in covered]
     result: dict[Tensor, Tensor] = {}
+    rowwise: dict[nn.Module, Tensor] = {}  # sum over scores of |g|^power, one row each example
     for values in scores:
         grads = iter(torch.autograd.grad(values.sum(), edges, retain_graph=True, allow_unused=True) if edges else ())
-        sums: dict[Tensor, Tensor] = {}
         for layer, inputs in factors.items():
             used = [(a.to(g.dtype), _outputs(layer, g, len(batch))) for a in inputs if (g := next(grads)) is not None]
-            if used:
-                sums |= _layer_powers(layer, used, power)
-        sums = {p: s for p, s in sums.items() if p.requires_grad} | _loop(values, rest, power)
-        result = {p: result[p] + s if p in result else s for p, s in sums.items()} | {p: s for p, s in result.items() if p not in sums}
-    return result
+            if used and _is_rowwise(layer, used):
+                powers = used[0][1][:, 0].abs() ** power
+                rowwise[layer] = rowwise[layer].add_(powers) if layer in rowwise else powers
+            elif used:
+                _add(result, _layer_powers(layer, used, power))
+        _add(result, _loop(values, rest, power))
+    for layer, powers in rowwise.items():
+        _add(result, _row_powers(layer, factors[layer][0], powers, power))
+    return {p: s for p, s in result.items() if p.requires_grad}
 
 
 def _loop(values: Tensor, parameters: list[Tensor], power: int) -> dict[Tensor, Tensor]:
@@ -151,6 +160,21 @@ def _outputs(layer: nn.Module, g: Tensor, examples: int) -> Tensor:
     return _positions(g.flatten(2).transpose(1, 2) if first else g, examples)
 
 
+def _is_rowwise(layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> bool:
+    return not isinstance(layer, Normalisation) and len(calls) == 1 and calls[0][0].shape[1] == 1
+
+
+def _row_powers(layer: nn.Module, a: Tensor, powers: Tensor, power: int) -> dict[Tensor, Tensor]:
+    """Of a layer that has one row each example: |g a'|^2 entrywise is g^2 (a^2)', no example's own gradient is ever formed.
+
+    Scores that have the same inputs have one product: sum_s (g_s^2)' a^2 = (sum_s g_s^2)' a^2.
+    """
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    sums = {weight: (powers.T @ (a[:, 0].to(powers.dtype).abs() ** power)).reshape(weight.shape)}
+    return sums | ({bias: powers.sum(0)} if isinstance(bias, Tensor) else {})
+
+
 def _layer_powers(layer: nn.Module, calls: list[tuple[Tensor, Tensor]], power: int) -> dict[Tensor, Tensor]:
     """Sum over examples of powers of gradients of one layer, given its calls' factors and its outputs' gradients."""
     weight, bias = layer.weight, layer.bias
@@ -158,9 +182,6 @@ def _layer_powers(layer: nn.Module, calls: list[tuple[Tensor, Tensor]], power: i
     a, g = calls[0]
     if isinstance(layer, Normalisation):
         sums = {weight: (sum((a * g).sum(1) for a, g in calls).abs() ** power).sum(0)}  # type: ignore[union-attr]
-    elif len(calls) == 1 and a.shape[1] == 1:
-        # one row each example: |g a'|^2 entrywise is g^2 (a^2)', no per-example gradient is ever formed
-        sums = {weight: ((g[:, 0].abs() ** power).T @ (a[:, 0].abs() ** power)).reshape(weight.shape)}
     else:
         total = weight.new_zeros(weight.shape[0], weight[0].numel(), dtype=g.dtype)
         one = torch.empty_like(total)
