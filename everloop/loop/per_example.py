@@ -49,9 +49,9 @@ def mean_powers(learner: Learner, batches: Iterable[Batch], score: Score, power:
 
 
 def _add(totals: dict[Tensor, Tensor], sums: dict[Tensor, Tensor]) -> None:
-    """To the totals, which take the place of the sums that come first."""
+    """To the totals, which are as precise as the weights, and take the place of the sums that come first."""
     for p, s in sums.items():
-        totals[p] = totals[p].add_(s) if p in totals else s
+        totals[p] = totals[p].add_(s) if p in totals else s.to(p.dtype)
 
 
 @contextmanager
@@ -90,18 +90,18 @@ def _powers(module: nn.Module, batch: Batch, score: Score, power: int, by_hooks:
     covered = {p for layer in exact for p in layer.parameters()}
     rest: list[Tensor] = [p for p in module.parameters() if p.requires_grad and p not in covered]
     result: dict[Tensor, Tensor] = {}
-    rowwise: dict[nn.Module, Tensor] = {}  # sum over scores of |g|^power, one row each example
+    by_rows: dict[nn.Module, Tensor] = {}  # sum over scores of |g|^power, (b, features)
     for values in scores:
         grads = iter(torch.autograd.grad(values.sum(), edges, retain_graph=True, allow_unused=True) if edges else ())
         for layer, inputs in factors.items():
             used = [(a.to(g.dtype), _outputs(layer, g, len(batch))) for a in inputs if (g := next(grads)) is not None]
-            if used and _is_rowwise(layer, used):
+            if used and _has_one_row(layer, inputs):
                 powers = used[0][1][:, 0].abs() ** power
-                rowwise[layer] = rowwise[layer].add_(powers) if layer in rowwise else powers
+                by_rows[layer] = by_rows[layer].add_(powers) if layer in by_rows else powers
             elif used:
                 _add(result, _layer_powers(layer, used, power))
         _add(result, _loop(values, rest, power))
-    for layer, powers in rowwise.items():
+    for layer, powers in by_rows.items():
         _add(result, _row_powers(layer, factors[layer][0], powers, power))
     return {p: s for p, s in result.items() if p.requires_grad}
 
@@ -160,14 +160,15 @@ def _outputs(layer: nn.Module, g: Tensor, examples: int) -> Tensor:
     return _positions(g.flatten(2).transpose(1, 2) if first else g, examples)
 
 
-def _is_rowwise(layer: nn.Module, calls: list[tuple[Tensor, Tensor]]) -> bool:
-    return not isinstance(layer, Normalisation) and len(calls) == 1 and calls[0][0].shape[1] == 1
+def _has_one_row(layer: nn.Module, inputs: list[Tensor]) -> bool:
+    """Whether each example goes through the layer once, as one row."""
+    return not isinstance(layer, Normalisation) and len(inputs) == 1 and inputs[0].shape[1] == 1
 
 
 def _row_powers(layer: nn.Module, a: Tensor, powers: Tensor, power: int) -> dict[Tensor, Tensor]:
-    """Of a layer that has one row each example: |g a'|^2 entrywise is g^2 (a^2)', no example's own gradient is ever formed.
+    """Of a layer through which each example goes once, as one row: |g a'|^2 entrywise is g^2 (a^2)'.
 
-    Scores that have the same inputs have one product: sum_s (g_s^2)' a^2 = (sum_s g_s^2)' a^2.
+    No example's own gradient is ever formed, and scores share one product: sum_s (g_s^2)' a^2 = (sum_s g_s^2)' a^2.
     """
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)

@@ -13,7 +13,9 @@ from loop_helpers import (
     FixedLearner,
     FlatNet,
     distance,
+    mlp,
     same,
+    stream,
     vector_batch,
     vector_learner,
 )
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.nn.utils.prune import random_unstructured
 
-from everloop.loop import Batch, Categorical, Gaussian, diagonal_fisher
+from everloop.loop import Batch, Categorical, Gaussian, SupervisedLearner, Training, diagonal_fisher
 from everloop.loop.fisher import every_class
 from everloop.loop.per_example import mean_powers
 from everloop.loop.strategies import EWC
@@ -73,6 +75,30 @@ def test_absolute_values_are_taken_before_the_mean_and_before_the_sum_over_score
     assert absolute.tolist() == [[6.0]]
     (squared,) = mean_powers(learner, [batch], score, 2).values()
     assert squared.tolist() == [[18.0]]
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_call_of_a_layer_on_which_no_score_depends_lends_no_inputs_to_the_others(power: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 3).double()
+    learner, batch = vector_learner(layer, 3), vector_batch(5, 4, 3)
+
+    def score(batch: Batch) -> Tensor:
+        x = batch.obs["x"][0]
+        layer(x.square())
+        return layer(x).square().sum(1)[None]
+
+    fast, slow = (mean_powers(learner, [batch], score, power, by_hooks) for by_hooks in (True, False))
+    for name, value in slow.items():
+        torch.testing.assert_close(fast[name], value)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_in_mixed_precision_means_are_as_precise_as_the_weights(exact: bool) -> None:
+    learner = SupervisedLearner(mlp().float(), stream(), Training(precision="bfloat16", device="cpu"))
+    batches = [learner.rollout(stream(), [0], 16, seed) for seed in range(3)]
+    fisher = diagonal_fisher(learner, batches, None if exact else torch.Generator().manual_seed(0), exact=exact)
+    assert {value.dtype for value in fisher.values()} == {torch.float32}
 
 
 def test_batch_norm_does_not_mix_the_examples_whose_gradients_are_taken() -> None:
