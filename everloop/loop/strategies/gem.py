@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -64,8 +65,9 @@ class GEM(Rehearsal):
         if self._gradients.shape != shape or self._gradients.device != own[0].device or self._gradients.dtype != own[0].dtype:
             self._gradients = own[0].new_empty(shape)  # kept: to allocate it anew would cost as much as to fill it
         G, g = self._gradients[:-1], self._gradients[-1]
-        for row, gradients in zip(self._gradients, [*(gradient(learner.loss(stored), live) for stored in drawn), own], strict=True):
-            torch.cat([x.flatten() for x in gradients], out=row)
+        _fill(g, own)
+        for row, stored in zip(G, drawn, strict=True):
+            _fill(row, gradient(learner.loss(stored), live))
         if bool((G @ g >= 0).all()):
             return
         products = _gram(self._gradients)
@@ -74,6 +76,10 @@ class GEM(Rehearsal):
         for p, part in zip(live, torch.split(pull, [p.numel() for p in live]), strict=True):
             assert p.grad is not None
             p.grad += part.view_as(p)
+
+
+def _fill(row: Tensor, gradients: Sequence[Tensor]) -> None:
+    torch.cat([x.flatten() for x in gradients], out=row)
 
 
 def solve_dual(P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: float = 0.0) -> npt.NDArray[np.float64]:
