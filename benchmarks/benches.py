@@ -62,23 +62,24 @@ class Bench(SupervisedLearner):
         self._update(batch, batch.target, output, recalled, parts=1)
 
 
+BACKBONES: dict[str, Callable[..., Any]] = {"progressive": partial(ProgressiveMLP, hidden=(COLUMN, COLUMN)), "growth": GrowingMLP}
+
+
 def mlp(strategy: str = "") -> nn.Module:
     """784-400-400-10, in the form that the strategy works on."""
-    if strategy == "progressive":
-        return Classifier(ProgressiveMLP((28, 28, 1), (COLUMN, COLUMN)), CLASSES)
-    return Classifier((GrowingMLP if strategy == "growth" else MLP)((28, 28, 1), (400, 400)), CLASSES)
+    return Classifier(BACKBONES.get(strategy, MLP)((28, 28, 1)), CLASSES)
 
 
-def convnet(strategy: str = "") -> nn.Module:
+def convnet() -> nn.Module:
     return Classifier(ConvNet5((32, 32, 3), (256,)), CLASSES)
 
 
-def agent(strategy: str = "") -> nn.Module:
+def agent() -> nn.Module:
     space = spaces.Dict({"image": spaces.Box(0, 255, (28, 28, 1), np.uint8), "sensor": spaces.Box(-1, 1, (16,), np.float32)})
     return Agent(space, CLASSES, token_size=192, hidden_size=384)
 
 
-NETWORKS = {"mlp": mlp, "convnet": convnet, "agent": agent}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "convnet": convnet, "agent": agent}
 
 
 def fresh(network: str, seed: int, task: int = 0) -> Batch:
@@ -98,7 +99,7 @@ def ready(network: str, name: str, tasks: int = 1, plain: bool = False) -> Step:
         return _in_control([] if plain else [STRATEGIES[name](**IN_CONTROL)], tasks)
     settings = SETTINGS.get(name, {}) | ({"limit": min(tasks, 10)} if name == "growth" else {})
     strategies = [] if plain or name == "nested" else [STRATEGIES[name](**settings)]
-    bench = Bench(NETWORKS[network](name), strategies, nested=name == "nested" and not plain)
+    bench = Bench(mlp(name) if network == "mlp" else NETWORKS[network](), strategies, nested=name == "nested" and not plain)
     _live(bench, tasks, bench.update, lambda k, seed: fresh(network, seed, k))
     batches = [fresh(network, 7 + i, tasks) for i in range(8)]
     return lambda i: bench.update(batches[i % 8])
