@@ -11,7 +11,6 @@ import torch
 from architecture_helpers import examples, four_tasks, seen, teach, told
 from loop_helpers import PPO_PARAMETERS, agent, ignore, keyword_grid, plant, same, stream, weights
 from stable_baselines3 import PPO
-from test_strategy_contract import stream_learner
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Agent, Classifier, ConvNet5, GrowingMLP, ProgressiveMLP
@@ -27,7 +26,6 @@ from everloop.loop import (
     ShrinkAndPerturb,
     Strategy,
     SupervisedLearner,
-    attach,
 )
 from everloop.loop.closed_loop import Plan, run
 
@@ -134,78 +132,6 @@ def test_packnet_retrains_only_what_the_task_owns() -> None:
             assert not torch.equal(p[owner == 2], first[name][owner == 2])
 
 
-def test_lora_trains_nothing_but_the_adapter_and_the_last_layer() -> None:
-    learner, lora = told(MLP((8, 8, 1), (16, 16))), LoRA(rank=3)
-    learner.attach([lora])
-    teach(learner, [lora], 0)
-    base = {name.replace("base_layer.", ""): p.detach().clone() for name, p in learner.module.named_parameters()}
-    lora.begin_task(learner.world.tasks[1], learner)
-    batch = examples(learner, 1)
-    with torch.no_grad():
-        fresh = learner.outputs(batch)
-    assert sum(p.numel() for n, p in learner.weights().items() if "lora" in n) == 3 * (64 + 16) + 3 * (16 + 16)
-    learner.learn([1], 64, ignore)
-    for name, p in learner.module.named_parameters():
-        if "lora" not in name and "heads" not in name:
-            assert torch.equal(p, base[name.replace("base_layer.", "")])
-    assert not torch.equal(learner.outputs(batch).detach(), fresh)
-
-
-def test_a_new_adapter_changes_nothing_and_a_merged_one_neither() -> None:
-    torch.manual_seed(0)
-    learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (16, 16)), 10), stream())
-    lora = LoRA(rank=2, adapters="online", alpha=6.0)
-    learner.attach([lora])
-    teach_shared(learner, lora, 0)
-    batch = learner.rollout(stream(), [0], 4, 0)
-    before = learner.outputs(batch).detach()
-    lora.begin_task(learner.world.tasks[1], learner)
-    assert torch.equal(learner.outputs(batch).detach(), before)
-    learner.learn([1], 64, ignore)
-    learned = learner.outputs(batch).detach()
-    W = dict(learner.module.named_parameters())["backbone.layers.0.base_layer.weight"]
-    A, B = (dict(learner.module.named_parameters())[f"backbone.layers.0.lora_{m}.online.weight"].detach().clone() for m in "AB")
-    then = W.detach().clone()
-    lora.end_task(learner.world.tasks[1], learner, [batch])
-    torch.testing.assert_close(W.detach(), then + 6.0 / 2 * B @ A)
-    torch.testing.assert_close(learner.outputs(batch).detach(), learned, rtol=1e-4, atol=1e-5)
-    new_A, new_B = (dict(learner.module.named_parameters())[f"backbone.layers.0.lora_{m}.online.weight"] for m in "AB")
-    assert not new_B.any()
-    assert not (new_A == A).any()
-    assert not learner.optimizer.state.keys() & {new_A, new_B}
-
-
-def test_what_holds_weights_holds_the_adapter_that_begins_anew() -> None:
-    """An online adapter's B is 0 after each task, and there EWC is to keep it: so lora comes first."""
-    torch.manual_seed(0)
-    learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (16, 16)), 10), stream())
-    lora, ewc = LoRA(rank=2, adapters="online"), EWC(100.0)
-    with pytest.raises(ValueError, match=r"^lora with adapters online is number 2 of the strategies, allowed: the first$"):
-        learner.attach([ewc, lora])
-    learner.attach([lora, ewc])
-    for task in range(2):
-        for strategy in (lora, ewc):
-            strategy.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], 64, ignore)
-        batch = learner.rollout(stream(), [task], 4, 0)
-        for strategy in (lora, ewc):
-            strategy.end_task(learner.world.tasks[task], learner, [batch])
-    held = {name: center for name, center in ewc.anchor.center.items() if "lora" in name}
-    now = dict(learner.module.named_parameters())
-    assert len(held) == 4
-    assert all(torch.equal(center, now[name]) for name, center in held.items())
-    assert all(not center.any() for name, center in held.items() if "lora_B" in name)
-    assert any(ewc.anchor.precision[name].any() for name in held if "lora_B" in name)
-
-
-def test_lora_adapts_the_layers_below_the_last_one_whatever_their_names_end_in() -> None:
-    """Layer "0" is not "2.0"."""
-    module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Sequential(nn.Linear(6, 3)))
-    loop = attach([LoRA(rank=2, adapters="online", train_base=False)], module, torch.optim.SGD(module.parameters(), lr=0.1))
-    loop.begin_task(0)
-    assert sorted(loop.weights()) == ["0.lora_A.online.weight", "0.lora_B.online.weight", "2.0.bias", "2.0.weight"]
-
-
 def test_packnet_gives_a_task_that_comes_back_another_share_and_its_view_shows_what_is_being_learned() -> None:
     learner, packnet = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), PackNet(retrain_steps=10)
     learner.attach([packnet])
@@ -219,22 +145,6 @@ def test_packnet_gives_a_task_that_comes_back_another_share_and_its_view_shows_w
     packnet.end_task(learner.world.tasks[0], learner, [examples(learner, 0)])
     assert packnet.ranks == {1: 2, 0: 3}
     assert torch.equal(seen(learner, packnet, 1, batches[1]), other)
-
-
-@pytest.mark.parametrize("train_base", [True, False])
-def test_a_task_is_learned_again_from_where_it_was_and_its_view_shows_what_is_being_learned(train_base: bool) -> None:
-    learner, lora = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), LoRA(rank=2, train_base=train_base)
-    learner.attach([lora])
-    for task in (0, 1):
-        teach(learner, [lora], task, 32)
-    batch = examples(learner, 0, seed=77)
-    before = seen(learner, lora, 0, batch)
-    lora.begin_task(learner.world.tasks[0], learner)
-    assert torch.equal(seen(learner, lora, 0, batch), before)
-    assert sum("lora" in name for name in learner.weights()) == 4
-    learner.learn([0], 160, ignore)
-    assert torch.equal(seen(learner, lora, 0, batch), learner.outputs(batch).detach())
-    assert not torch.equal(seen(learner, lora, 0, batch), before)
 
 
 @pytest.mark.parametrize(("keeper", "network"), [(LoRA, MLP), (Progressive, ProgressiveMLP)])
@@ -290,12 +200,6 @@ def test_in_any_order_with_what_changes_weights_between_tasks_an_old_task_is_bit
     assert torch.equal(seen(learner, strategy, 0, batch), then)
 
 
-def teach_shared(learner: Learner, strategy: Strategy, task: int) -> None:
-    strategy.begin_task(learner.world.tasks[task], learner)
-    learner.learn([task], 64, ignore)
-    strategy.end_task(learner.world.tasks[task], learner, [learner.rollout(stream(), [task], 4, 0)])
-
-
 def test_progressive_columns_are_the_papers_equation() -> None:
     torch.manual_seed(0)
     net = ProgressiveMLP((2, 2, 1), (3, 5))
@@ -334,20 +238,6 @@ def test_tasks_of_one_phase_share_a_column() -> None:
     world = stream(label_space="within_task", task_cue=True)
     run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [progressive])
     assert progressive.column == {0: 0, 1: 0, 2: 1}
-
-
-def test_one_of_two_tasks_with_a_common_adapter_comes_back_to_a_copy_of_it() -> None:
-    learner, lora = told(MLP((8, 8, 1), (8, 8)), rate=1e-2), LoRA(rank=2, train_base=False)
-    world = stream(label_space="within_task", task_cue=True)
-    run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [lora])
-    batches = [examples(learner, task) for task in range(3)]
-    then = [seen(learner, lora, task, batch) for task, batch in enumerate(batches)]
-    lora.begin_task(learner.world.tasks[0], learner)
-    assert torch.equal(seen(learner, lora, 0, batches[0]), then[0])
-    learner.learn([0], 64, ignore)
-    lora.end_task(learner.world.tasks[0], learner, [batches[0]])
-    now = [seen(learner, lora, task, batch) for task, batch in enumerate(batches)]
-    assert [torch.equal(a, b) for a, b in zip(now, then, strict=True)] == [False, True, True]
 
 
 def test_a_network_grows_where_the_loss_stays_high_and_nothing_changes_at_that_moment() -> None:
@@ -410,10 +300,3 @@ def test_networks_without_units_are_refused() -> None:
             network((8, 8, 1), (3, 0))
     with pytest.raises(ValueError, match="units are 0, allowed: 1 or more"):
         GrowingMLP((8, 8, 1)).add_capacity(0)
-
-
-def test_lora_without_a_layer_to_adapt_is_refused() -> None:
-    learner = stream_learner("lora")
-    learner.module = Classifier(MLP((8, 8, 1), ()), 2, tasks=5)
-    with pytest.raises(ValueError, match="no linear layer below the last one"):
-        LoRA(train_base=False).begin_task(learner.world.tasks[0], learner)
