@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from everloop.contract import ACCURACY, Metric
 from everloop.envs.corruptions import Alteration, find_alterations, other_data
 from everloop.envs.data import Examples
 from everloop.envs.protocols import Protocol, SplitClasses, find_protocol
@@ -51,6 +52,7 @@ class StreamVectorEnv(TaskVectorEnv):
     Raises ValueError, in one line that names the value, for what does not fit the data, and for tasks without examples.
     """
 
+    metric: Metric = ACCURACY
     modality: ClassVar[str]
     alterations: ClassVar[Mapping[str, Alteration]]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
 
+from everloop.contract import Metric
 from everloop.envs.corruptions import TEXT_ALTERATIONS
 from everloop.envs.data import Examples, entity_f1, load_text
 from everloop.envs.protocols import Protocol
@@ -22,19 +23,18 @@ class TextStreamVectorEnv(StreamVectorEnv):
     `StreamVectorEnv`.
 
     With tags (labels (N, L)) the action is a tag for every token, the reward the share that is right, and a pass over
-    the test split is judged by the F1 of whole entities (`judge`). Told apart by task, an entity counts as found only
+    the test split is scored by the F1 of whole entities (`metric`). Told apart by task, an entity counts as found only
     with its own task's tag.
     """
 
     modality = "tokens"
-    judge: Callable[[int, Ints, Ints], float] | None = None
     alterations: ClassVar = TEXT_ALTERATIONS
 
     def _assign(self, protocol: Protocol, train: Examples, test: Examples, split: str, label_space: str) -> None:
         super()._assign(protocol, train, test, split, label_space)
         if train.labels.ndim == 2:
             self._tags = self._tag_names(train.classes, by_task=label_space == "global")
-            self.judge = self._entity_f1
+            self.metric = Metric("entity F1", "%", self._entity_f1)
 
     def _tag_names(self, classes: Sequence[str], by_task: bool) -> list[str]:
         """Each action's tag; "B-person" of the task politics is "B-politics/person" where tasks are told apart."""

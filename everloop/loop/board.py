@@ -42,7 +42,7 @@ class Board(Listener):
                 self._scalar(f"forgetting/{task}", lost, evaluation.step)
         for name, value in divergence.items():
             self._scalar(name, value, evaluation.step)
-        if len(result.scores) > evaluation.phase:  # the evaluation at the phase's end
+        if evaluation.ends_phase:
             self._averages(result, evaluation.step)
             self._matrix(result, evaluation.step)
         self.writer.flush()

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from everloop.loop.batch import spread
-from everloop.loop.evaluate import returns, scaled
+from everloop.loop.evaluate import returns, scaled, score_metric
 from everloop.loop.learner import Learner
 from everloop.loop.monitors import Divergence
 from everloop.loop.result import Evaluation, Result
@@ -120,23 +120,30 @@ class _Run:
         self.divergence = Divergence()
         self.phase = 0
         learner.attach(strategies)
+        learner.on_scalars = self.on_scalars
         names = [task.name for task in evaluation.tasks]
-        self.result = Result(names, [list(p) for p in plan.phases], before=self.measure(phases=0).scores)
+        self.result = Result(names, [list(p) for p in plan.phases], score_metric(evaluation))
+        self.result.evaluations.append(self.measure(None))
 
-    def measure(self, phases: int) -> Evaluation:
-        """An evaluation now, when `phases` phases have begun."""
-        seen = {task for tasks in self.plan.phases[:phases] for task in tasks}
-        now = returns(self.learner, self.evaluation, self.strategies, self.plan.seed, None if self.plan.eval_tasks == "all" else seen)
-        return Evaluation(self.learner.steps, max(0, phases - 1), scaled(self.evaluation, now), now)
+    def on_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        for listener in self.listeners:
+            listener.on_scalars(step, scalars)
+
+    def measure(self, phase: int | None, ends_phase: bool = False) -> Evaluation:
+        """An evaluation now, while `phase` is under way."""
+        seen = None
+        if self.plan.eval_tasks == "seen":
+            seen = {task for tasks in self.plan.phases[: 0 if phase is None else phase + 1] for task in tasks}
+        now = returns(self.learner, self.evaluation, self.strategies, self.plan.seed, seen)
+        return Evaluation(self.learner.steps, phase, ends_phase, scaled(self.evaluation, now), now)
 
     def go(self) -> Result:
-        began = time.perf_counter()
+        self.began = time.perf_counter()
         for listener in self.listeners:
             listener.on_begin(self.result, sum(self.plan.steps))
         for phase in range(len(self.plan.phases)):
             self.phase = phase
             self.play_phase()
-            self.result.wall_seconds = time.perf_counter() - began
         for listener in self.listeners:
             listener.on_end(self.result)
         return self.result
@@ -156,20 +163,17 @@ class _Run:
             for strategy in self.strategies:
                 strategy.end_task(task, self.learner, [batch])
             self.divergence.remember(task.name, self.learner, spread([batch], PROBE)[0])
-        now = self.measure(self.phase + 1)
-        self.result.scores.append(now.scores)
-        self.result.returns.append(now.returns)
-        self.record(now)
+        self.record(self.measure(self.phase, ends_phase=True))
 
     def tick(self, steps: int) -> None:
         for listener in self.listeners:
             listener.on_steps(steps)
-        last = self.result.evaluations[-1].step if self.result.evaluations else 0
+        last = self.result.evaluations[-1].step
         if self.learner.steps < self.phase_end and self.learner.steps - last >= self.plan.eval_every:
-            self.record(self.measure(self.phase + 1))
+            self.record(self.measure(self.phase))
 
     def record(self, now: Evaluation) -> None:
-        self.result.steps = self.learner.steps
+        self.result.steps, self.result.wall_seconds = self.learner.steps, time.perf_counter() - self.began
         self.result.evaluations.append(now)
         divergence = self.divergence.update(self.learner).values
         for listener in self.listeners:

@@ -161,6 +161,11 @@ class Learner(ABC):
         """`batch` as it is to be learned from: itself, unless the learner makes its images a little different each time."""
         return batch
 
+    def gradient_norm(self) -> float | None:
+        """The norm of the latest update's gradient, as the optimizer used it; None where there is none."""
+        gradients = [p.grad for p in self.updater.parameters if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
+
     @property
     def device(self) -> torch.device:
         """Where the network is."""

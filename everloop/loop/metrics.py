@@ -1,6 +1,6 @@
 """Measures of continual learning, each a function of the score matrix.
 
-S[i][j] is the score on task j after phase i, 0 a random agent and 1 the best known. `phases[i]` are the
+S[i][j] is the score on task j after phase i: an accuracy in %, a score from 0 (random) to 1 (best known), or a return. `phases[i]` are the
 tasks that phase i trains. In the formulas j's own phase is the last one that trains it. A measure that
 cannot be computed, for example forgetting after a single phase or with a nan score, is None.
 """
@@ -14,7 +14,7 @@ Matrix = Sequence[Sequence[float]]
 Phases = Sequence[Sequence[int]]
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean(values: Sequence[float]) -> float | None:
     """The mean, or None where there is nothing to average or a value is not finite."""
     return sum(values) / len(values) if values and all(math.isfinite(v) for v in values) else None
 
@@ -33,7 +33,17 @@ def _trained(phases: Phases) -> list[int]:
 
 def average_score(S: Matrix, phases: Phases) -> float | None:
     """mean_j S[T][j] over the trained tasks, T the last phase (Lopez-Paz & Ranzato 2017, ACC)."""
-    return _mean([S[-1][j] for j in _trained(phases)])
+    return mean([S[-1][j] for j in _trained(phases)])
+
+
+def average_incremental_score(S: Matrix, phases: Phases) -> float | None:
+    """mean_i mean_j S[i][j] over the phases i and the tasks j trained by the end of i.
+
+    Of accuracies the average incremental accuracy (Rebuffi et al. 2017, "iCaRL", section 4), here with a mean over tasks
+    where the tasks' test examples differ in number.
+    """
+    averages = [average_score(S[: i + 1], phases[: i + 1]) for i in range(len(S))]
+    return None if None in averages else mean([a for a in averages if a is not None])
 
 
 def task_forgetting(history: Sequence[float]) -> float | None:
@@ -48,24 +58,24 @@ def forgetting(S: Matrix, phases: Phases) -> float | None:
     """
     old = [j for j in _trained(phases) if _last(phases, j) < len(phases) - 1]
     values = [task_forgetting([row[j] for row in S[_first(phases, j) :]]) for j in old]
-    return None if None in values else _mean([v for v in values if v is not None])
+    return None if None in values else mean([v for v in values if v is not None])
 
 
 def backward_transfer(S: Matrix, phases: Phases) -> float | None:
     """mean_j (S[T][j] - S[j][j]) over tasks not trained in the last phase T (Lopez-Paz & Ranzato 2017, BWT)."""
     old = [j for j in _trained(phases) if _last(phases, j) < len(phases) - 1]
-    return _mean([S[-1][j] - S[_last(phases, j)][j] for j in old])
+    return mean([S[-1][j] - S[_last(phases, j)][j] for j in old])
 
 
 def forward_transfer(S: Matrix, phases: Phases, before: Sequence[float]) -> float | None:
     """mean_j (S[j-1][j] - before[j]) over tasks not trained in the first phase (Lopez-Paz & Ranzato 2017, FWT)."""
     later = [j for j in _trained(phases) if _first(phases, j) > 0]
-    return _mean([S[_first(phases, j) - 1][j] - before[j] for j in later])
+    return mean([S[_first(phases, j) - 1][j] - before[j] for j in later])
 
 
 def learning_accuracy(S: Matrix, phases: Phases) -> float | None:
     """mean_j S[j][j], the score right after a task's own training (Riemer et al. 2019, LA)."""
-    return _mean([S[_last(phases, j)][j] for j in _trained(phases)])
+    return mean([S[_last(phases, j)][j] for j in _trained(phases)])
 
 
 def anytime_score(steps: Sequence[int], scores: Matrix, seen: Sequence[Collection[int]]) -> float | None:
@@ -74,7 +84,7 @@ def anytime_score(steps: Sequence[int], scores: Matrix, seen: Sequence[Collectio
     The area under the curve of the average score over what has been seen, for whoever may be asked at any time
     (Koh et al. 2022, "Online continual learning on class incremental blurry task configuration", A_AUC).
     """
-    averages = [_mean([row[j] for j in tasks]) for row, tasks in zip(scores, seen, strict=True)]
+    averages = [mean([row[j] for j in tasks]) for row, tasks in zip(scores, seen, strict=True)]
     if not averages or None in averages:
         return None
     spans = [now - last for now, last in zip(steps, [0, *steps[:-1]], strict=True)]

@@ -80,6 +80,9 @@ class Scalars(KVWriter):
 
     def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
         numbers = {k: float(v) for k, v in key_values.items() if isinstance(v, (int, float, np.number))}
+        norm = self.learner.gradient_norm()
+        if norm is not None:
+            numbers["train/gradient_norm"] = norm
         self.learner.on_scalars(self.learner.steps, {k: v for k, v in numbers.items() if math.isfinite(v)})
 
     def close(self) -> None: ...

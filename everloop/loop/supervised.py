@@ -162,7 +162,12 @@ class SupervisedLearner(Learner):
 
     def _report(self, loss: float) -> None:
         self.rate.average(loss)
-        self.on_scalars(self.steps, {"train/loss": loss, "train/learning_rate": self.optimizer.param_groups[0]["lr"]})
+        norm = self.gradient_norm()
+        self.on_scalars(
+            self.steps,
+            {"train/loss": loss, "train/learning_rate": self.optimizer.param_groups[0]["lr"]}
+            | ({} if norm is None else {"train/gradient_norm": norm}),
+        )
 
 
 def _images(world: World) -> list[str]:

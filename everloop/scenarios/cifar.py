@@ -19,6 +19,7 @@ class SplitCIFAR10(SplitImages):
     needs: ClassVar[str] = 'CIFAR-10: folder "cifar10" in EVERLOOP_DATA, or the Hub (uoft-cs/cifar10); extra data'
     folder: ClassVar[str] = "cifar10"
     hub: ClassVar[str | None] = "uoft-cs/cifar10"
+    evaluations_per_task: ClassVar[int] = 3
     architecture: Architecture = "reduced-resnet18"
     batch_size: int = 32
 
@@ -36,6 +37,7 @@ class SplitCIFAR100(SplitImages):
     needs: ClassVar[str] = 'CIFAR-100: folder "cifar100" in EVERLOOP_DATA, or the Hub (uoft-cs/cifar100); extra data'
     folder: ClassVar[str] = "cifar100"
     hub: ClassVar[str | None] = "uoft-cs/cifar100"
+    evaluations_per_task: ClassVar[int] = 3
     architecture: Architecture = "reduced-resnet18"
     batch_size: int = 32
     classes_per_task: int = 10

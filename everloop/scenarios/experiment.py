@@ -76,17 +76,18 @@ class Experiment:
         self._fresh = False
         self.learner.seed(self.seed)  # whatever else drew random numbers since this was made
         if self.out is None:
-            return run(self.learner, self.plan, self.evaluation, self.consolidation, self.strategies, listeners)
+            return self._run(listeners)
         _clear(self.out)
         (self.out / CONFIG).write_text(yaml.safe_dump(self.config(), sort_keys=False))
         board = Board(self.out)
-        self.learner.on_scalars = board.on_scalars
         try:
-            result = run(self.learner, self.plan, self.evaluation, self.consolidation, self.strategies, [board, *listeners])
+            return self._run([board, Record(self.out / RESULT), *listeners])
         finally:
             board.close()
-        write_json(self.out / RESULT, result.to_dict(self.scenario.name, self.names, self.seed))
-        return result
+
+    def _run(self, listeners: Sequence[Listener]) -> Result:
+        named = Named(self.scenario.name, self.names, self.seed)
+        return run(self.learner, self.plan, self.evaluation, self.consolidation, self.strategies, [named, *listeners])
 
     def config(self) -> dict[str, Any]:
         """The complete settings, and what they were run with."""
@@ -103,6 +104,30 @@ class Experiment:
             "threads": torch.get_num_threads(),
             "packages": {name: version(name) for name in PACKAGES},
         }
+
+
+class Named(Listener):
+    """Writes into the result what was run."""
+
+    def __init__(self, scenario: str, strategies: list[str], seed: int) -> None:
+        self.scenario, self.strategies, self.seed = scenario, strategies, seed
+
+    def on_begin(self, result: Result, total_steps: int) -> None:
+        result.scenario, result.strategies, result.seed = self.scenario, self.strategies, self.seed
+
+
+class Record(Listener):
+    """Writes result.json before training and after each phase."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_begin(self, result: Result, total_steps: int) -> None:
+        write_json(self.path, result.to_dict())
+
+    def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
+        if result.evaluations[-1].ends_phase:
+            write_json(self.path, result.to_dict())
 
 
 def complete_settings(strategy: type[Strategy], given: Mapping[str, Any], seed: int) -> dict[str, Any]:

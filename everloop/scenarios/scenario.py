@@ -29,6 +29,9 @@ class Scenario(ABC):
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings of strategies that suit this scenario better than their own defaults."""
 
+    evaluations_per_task: ClassVar[int] = 10
+    """How many evaluations a task gets on average, if `eval_every` does not say when they are made."""
+
     tasks: list[str] | None = None
 
     @abstractmethod
@@ -43,7 +46,7 @@ class Scenario(ABC):
     def task_steps(self, world: World, task: int) -> int:
         """World steps of training that `task` gets."""
 
-    eval_every: int = 10_000
+    eval_every: int | None = None
     eval_tasks: Literal["all", "seen"] = "all"
     consolidation_steps: int = 32
 
@@ -73,7 +76,10 @@ class Scenario(ABC):
             raise ValueError(
                 f"{len(ids)} tasks are to be trained at once, allowed: at most {self.num_envs}, one for each copy of the world"
             )
-        plan = Plan(phases, steps, self.eval_every, self.consolidation_steps, 10_000 + seed, self.eval_tasks)
+        every = self.eval_every
+        if every is None:
+            every = max(1, sum(steps) // (self.evaluations_per_task * max(1, len(ids))))
+        plan = Plan(phases, steps, every, self.consolidation_steps, 10_000 + seed, self.eval_tasks)
         learner = self.learner(world, seed)
         if self.consolidation_steps % learner.sequence_length:
             raise ValueError(f"consolidation_steps is {self.consolidation_steps}, allowed: a multiple of {learner.sequence_length}")

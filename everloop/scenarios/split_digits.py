@@ -34,7 +34,6 @@ class SplitDigits(StreamScenario):
     epochs: int = 10
     batch_size: int = 32
     training: Training = field(default_factory=Training)
-    eval_every: int = 512
     eval_tasks: Literal["all", "seen"] = "all"
     consolidation_steps: int = 32
 

@@ -65,7 +65,6 @@ class StreamScenario(Scenario):
     workers: int = 0
     held_out: int = 0
     data: str | None = None
-    eval_every: int = 10_000
     eval_tasks: Literal["all", "seen"] = "seen"
     consolidation_steps: int = 8
 

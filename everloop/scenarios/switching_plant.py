@@ -53,7 +53,6 @@ class SwitchingPlant(Scenario):
     token_size: int = 64
     hidden_size: int = 128
     world_seed: int | None = None
-    eval_every: int = 4096
     consolidation_steps: int = 64
 
     def world(self, split: Split, num_envs: int, seed: int) -> World:

@@ -37,7 +37,6 @@ class TextScenario(StreamScenario):
     }
     epochs: int = 5
     batch_size: int = 32
-    eval_every: int = 5_000
     length: int = 128
     checkpoint: str | None = None
     size: int = 128
