@@ -196,9 +196,7 @@ class Result:
             raise ValueError(f"{file} can't be read: {error}") from None
         if not isinstance(content, dict) or content.get("version") != VERSION:
             found = content.get("version") if isinstance(content, dict) else None
-            raise ValueError(
-                f"{file} has format version {found}, this everloop reads version {VERSION}: run it again, or read it with the everloop that wrote it"
-            )
+            raise ValueError(f"{file} has format version {found}; this everloop reads version {VERSION}, so run it again")
         try:
             return cls._from(content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

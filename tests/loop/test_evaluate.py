@@ -13,9 +13,11 @@ import torch
 from loop_helpers import FlatNet, control_learner, mlp, plant, random_states, same, stream, weights
 from torch import Tensor, nn
 
+from everloop.contract import RETURN, SCORE
 from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv
 from everloop.envs.data import from_arrays
 from everloop.loop import Learner, NotFiniteError, Strategy, SupervisedLearner, Training, mean_return, scores
+from everloop.loop.evaluate import returns, score_metric
 from everloop.loop.world import Task
 
 
@@ -46,8 +48,8 @@ def test_a_streams_return_is_its_accuracy_on_all_test_examples(
     world = stream(num_envs, split="test", episode_length=episode_length)
     expected = accuracy(learned, world, task)
     assert 0.1 < expected < 1.0
-    assert mean_return(learned, world, task, seed=0) == pytest.approx(expected * episode_length, rel=1e-9)
-    assert scores(learned, world, [], seed=0)[task] == pytest.approx((expected - 0.1) / 0.9, rel=1e-9)
+    assert mean_return(learned, world, task, seed=0) == pytest.approx(expected, rel=1e-9)
+    assert scores(learned, world, [], seed=0)[task] == pytest.approx(100 * expected, rel=1e-9)
 
 
 def test_measuring_twice_gives_the_same_and_disturbs_nothing(learned: SupervisedLearner) -> None:
@@ -77,13 +79,13 @@ def told_stream(num_envs: int = 3, **kwargs: Any) -> ImageStreamVectorEnv:
     return ImageStreamVectorEnv(num_envs, from_arrays(images, labels, images, labels), split="test", **kwargs)
 
 
-def test_a_perfect_guesser_scores_1_and_one_that_is_always_wrong_less_than_0() -> None:
+def test_a_perfect_guesser_scores_100_percent_and_one_that_is_always_wrong_0() -> None:
     world = told_stream()
-    assert scores(SupervisedLearner(FlatNet(Told(0)), world), world, [], seed=0) == pytest.approx([1.0, 1.0])
-    assert scores(SupervisedLearner(FlatNet(Told(1)), world), world, [], seed=0) == pytest.approx([-1 / 3, -1 / 3])
+    assert scores(SupervisedLearner(FlatNet(Told(0)), world), world, [], seed=0) == pytest.approx([100.0, 100.0])
+    assert scores(SupervisedLearner(FlatNet(Told(1)), world), world, [], seed=0) == [0.0, 0.0]
 
 
-def test_guessing_one_label_of_a_balanced_pair_scores_0() -> None:
+def test_guessing_one_label_of_a_balanced_pair_scores_50_percent() -> None:
     class One(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -93,7 +95,7 @@ def test_guessing_one_label_of_a_balanced_pair_scores_0() -> None:
             return self.logits.expand(len(x), -1)
 
     world = told_stream(label_space="within_task")
-    assert scores(SupervisedLearner(FlatNet(One()), world), world, [], seed=0) == pytest.approx([0.0, 0.0])
+    assert scores(SupervisedLearner(FlatNet(One()), world), world, [], seed=0) == pytest.approx([50.0, 50.0])
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feed-forward", "recurrent"])
@@ -138,13 +140,17 @@ def test_random_actions_score_0_and_optimal_control_scores_1() -> None:
     assert best == pytest.approx([1.0, 1.0], abs=0.05)
 
 
-def test_a_score_that_nobody_can_scale_is_nan_and_not_0(monkeypatch: pytest.MonkeyPatch, learned: SupervisedLearner) -> None:
-    world = stream(8, split="test")
-    known = world.reference
+def test_without_a_reference_for_every_task_scores_are_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean over scores and returns would mean nothing."""
+    learner, world = control_learner(), plant(5, horizon=6)
+    known = [world.reference(task.id) for task in world.tasks]
+    found = returns(learner, world, [], seed=0)
+    assert score_metric(world) == SCORE
+    assert scores(learner, world, [], seed=0) == [(G - low) / (high - low) for G, (low, high) in zip(found, known, strict=True)]
     for unknown in ((np.nan, 32.0), (3.2, np.nan), (np.nan, np.nan)):
-        monkeypatch.setattr(world, "reference", lambda task, unknown=unknown: unknown if task == 1 else known(task))
-        result = scores(learned, world, [], seed=0)
-        assert np.isnan(result).tolist() == [False, True, False, False, False]
+        monkeypatch.setattr(world, "reference", lambda task, unknown=unknown: unknown if task == 1 else known[task])
+        assert score_metric(world) == RETURN
+        assert scores(learner, world, [], seed=0) == found
 
 
 class Viewing(Strategy):

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from everloop.contract import SCORE
 from everloop.loop import Evaluation, Result
 from everloop.loop.metrics import (
     anytime_score,
+    average_incremental_score,
     average_score,
     backward_transfer,
     forgetting,
@@ -148,24 +150,23 @@ def test_trained_once_each_the_average_is_what_was_learned_plus_what_came_back(s
 
 
 def ended(scores: Matrix, phases: list[list[int]], before: list[float]) -> Result:
-    """A run as the loop leaves it: every phase's end is an evaluation too."""
-    result = Result([f"t{j}" for j in range(len(before))], phases, before, steps=len(scores))
-    for i, row in enumerate(scores):
-        result.scores.append(row)
-        result.evaluations.append(Evaluation(i + 1, i, row))
-    return result
+    """A run as the loop leaves it."""
+    first = Evaluation(0, None, False, list(before), list(before))
+    ends = [Evaluation(i + 1, i, True, list(row), list(row)) for i, row in enumerate(scores)]
+    return Result([f"t{j}" for j in range(len(before))], phases, SCORE, [first, *ends], steps=len(scores))
 
 
 def test_a_results_measures_are_those_of_its_matrix() -> None:
     result = ended(S, IN_ORDER, BEFORE)
     assert result.average_score == average_score(S, IN_ORDER)
+    assert result.average_incremental_score == average_incremental_score(S, IN_ORDER)
     assert result.forgetting == forgetting(S, IN_ORDER)
     assert result.backward_transfer == backward_transfer(S, IN_ORDER)
     assert result.forward_transfer == forward_transfer(S, IN_ORDER, BEFORE)
     assert result.learning_accuracy == learning_accuracy(S, IN_ORDER)
 
 
-MEASURES = ["average_score", "forgetting", "backward_transfer", "forward_transfer", "learning_accuracy"]
+MEASURES = ["average_score", "average_incremental_score", "forgetting", "backward_transfer", "forward_transfer", "learning_accuracy"]
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
@@ -177,7 +178,7 @@ def test_a_run_that_is_not_over_has_the_measures_of_the_phases_behind_it(done: i
 
 def test_forgetting_now_compares_the_latest_evaluation_with_the_best_since_the_first_training() -> None:
     result = ended([[0.9, 0.1, 0.2], [0.7, 0.8, 0.3]], IN_ORDER, BEFORE)
-    result.evaluations.append(Evaluation(3, 2, [0.6, 0.85, 0.4]))
+    result.evaluations.append(Evaluation(3, 2, False, [0.6, 0.85, 0.4], []))
     now = result.forgetting_now()
     assert now[:2] == [pytest.approx(0.3), pytest.approx(-0.05)]
     assert now[2] is None
@@ -190,6 +191,16 @@ def test_the_last_forgetting_of_every_old_task_averages_to_the_runs_forgetting(s
     old = [value for value in result.forgetting_now()[:2] if value is not None and math.isfinite(value)]
     assert len(old) == 2
     assert sum(old) / 2 == pytest.approx(result.forgetting, abs=1e-9)
+
+
+def test_the_average_incremental_score_is_the_mean_of_the_averages_over_the_tasks_so_far() -> None:
+    """By hand: 0.9, then (0.5 + 0.8) / 2, then (0.3 + 0.6 + 0.9) / 3; a task that comes back counts once."""
+    S = [[0.9, 0.0, 0.0], [0.5, 0.8, 0.0], [0.3, 0.6, 0.9]]
+    assert average_incremental_score(S, [[0], [1], [2]]) == pytest.approx((0.9 + 0.65 + 0.6) / 3)
+    assert average_incremental_score(S, [[0], [1], [0]]) == pytest.approx((0.9 + 0.65 + 0.45) / 3)
+    assert average_incremental_score(S[:1], [[0, 1, 2]]) == pytest.approx(0.3)
+    assert average_incremental_score([[math.nan, 1.0], [1.0, 1.0]], [[0], [1]]) is None
+    assert average_incremental_score([], []) is None
 
 
 def test_the_anytime_score_is_the_area_under_the_mean_over_the_tasks_seen_so_far() -> None:
