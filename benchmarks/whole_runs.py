@@ -159,7 +159,8 @@ def compared(name: str, data: Examples, phases: list[Phase]) -> tuple[list[float
     world: Any = Indexed(stream(data, cue), data, phases) if name == ARRAYS else stream(data, cue)
     module = network(name)
     begin = {p: p.detach().clone() for p in module.parameters()}
-    learner = SupervisedLearner(module, world, Training(RATE, device="cpu", optimizer="sgd" if name == "la_maml" else "adam"))
+    descent = torch.optim.SGD(module.parameters(), RATE, fused=True) if name == "la_maml" else None
+    learner = SupervisedLearner(module, world, Training(RATE, device="cpu"), descent)
     hand = Hand(network(), data, phases)
     seconds = in_turns([ours(name, learner, stream(data, cue), len(phases[-1].rows)), HAND[name](hand)])
     way = flat(p - begin.get(p, 0.0) for p in module.parameters())

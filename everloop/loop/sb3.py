@@ -19,7 +19,17 @@ from torch import Tensor
 from everloop.loop.batch import Batch
 from everloop.loop.learner import Tick
 from everloop.loop.likelihood import likelihood_for
-from everloop.loop.sb3_base import NetworkFactory, Observations, Observer, SB3Base, as_world, transposed, world_space
+from everloop.loop.sb3_base import (
+    NetworkFactory,
+    Observations,
+    Observer,
+    OptimizerFactory,
+    SB3Base,
+    as_world,
+    optimizer_arguments,
+    transposed,
+    world_space,
+)
 from everloop.loop.world import World
 
 
@@ -164,6 +174,7 @@ class SB3Learner(SB3Base):
     parameters: keyword arguments of that algorithm (n_steps, batch_size, learning_rate, ...).
     max_grad_norm: clips the gradient after the strategies have edited it; SB3's own clipping is off.
     sequence_length: how many steps a stored example of a recurrent policy has; divides n_steps.
+    optimizer: called with the parameters and `lr`, makes the optimizer; torch's Adam if None.
     """
 
     def __init__(
@@ -176,6 +187,7 @@ class SB3Learner(SB3Base):
         sequence_length: int = 1,
         seed: int = 0,
         device: str = "auto",
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(world, parameters, max_grad_norm)
         recurrent = algorithm is RecurrentPPO
@@ -187,7 +199,7 @@ class SB3Learner(SB3Base):
             policy_kwargs={
                 "network": network,
                 "transposed": transposed(world.single_observation_space),
-                "optimizer_kwargs": {"fused": True, "eps": 1e-5},
+                **optimizer_arguments(optimizer, eps=1e-5),
             },
             seed=seed,
             device=device,

@@ -22,10 +22,18 @@ from everloop.loop.vec_env import WorldVecEnv
 from everloop.loop.world import World
 
 NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
 Observations = Mapping[str, Tensor]
 
 RESERVED = {"max_grad_norm", "policy_kwargs", "use_sde", "seed", "device"}
 """Arguments of SB3's algorithms that a learner sets itself."""
+
+
+def optimizer_arguments(optimizer: OptimizerFactory | None, **adam: Any) -> dict[str, Any]:
+    """The policy's arguments that make its optimizer: `optimizer`, or torch's Adam with `adam`."""
+    if optimizer is None:
+        return {"optimizer_kwargs": {"fused": True, **adam}}
+    return {"optimizer_class": optimizer}
 
 
 def transposed(space: Any) -> list[str]:

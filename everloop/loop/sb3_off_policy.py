@@ -20,7 +20,17 @@ from torch import Tensor, nn
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learner import Tick
 from everloop.loop.likelihood import Categorical, SquashedGaussian
-from everloop.loop.sb3_base import NetworkFactory, Observations, Observer, SB3Base, as_world, transposed, world_space
+from everloop.loop.sb3_base import (
+    NetworkFactory,
+    Observations,
+    Observer,
+    OptimizerFactory,
+    SB3Base,
+    as_world,
+    optimizer_arguments,
+    transposed,
+    world_space,
+)
 from everloop.loop.world import Arrays, World
 
 ACTION = "action"
@@ -239,6 +249,7 @@ class DQNLearner(OffPolicyLearner):
         action is best, and the Fisher information of all that is certain vanishes.
     max_grad_norm: clips the gradient after the strategies have edited it; SB3's own clipping is off.
     reset_buffer: as in `OffPolicyLearner`.
+    optimizer: called with the parameters and `lr`, makes the optimizer of each network; torch's Adam if None.
     Raises ValueError for a world whose actions are not discrete, a network with a memory and values outside these ranges.
     """
 
@@ -254,6 +265,7 @@ class DQNLearner(OffPolicyLearner):
         reset_buffer: bool = True,
         seed: int = 0,
         device: str = "auto",
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(world, parameters, max_grad_norm, reset_buffer)
         space = world.single_action_space
@@ -265,7 +277,7 @@ class DQNLearner(OffPolicyLearner):
             self.env,
             **(parameters or {}),
             max_grad_norm=math.inf,
-            policy_kwargs={"network": network, "transposed": self.channels_first, "optimizer_kwargs": {"fused": True}},
+            policy_kwargs={"network": network, "transposed": self.channels_first, **optimizer_arguments(optimizer)},
             seed=seed,
             device=device,
         )
@@ -290,6 +302,7 @@ class SACLearner(OffPolicyLearner):
     parameters: keyword arguments of SB3's SAC (learning_rate, buffer_size, ent_coef, ...).
     max_grad_norm: clips the actor's gradient after the strategies have edited it; infinity, as in SB3, leaves it.
     reset_buffer: as in `OffPolicyLearner`.
+    optimizer: called with the parameters and `lr`, makes the optimizer of each network; torch's Adam if None.
     Raises ValueError for a world whose actions are no flat Box with finite bounds or which shows a modality "action", and for a
     network with a memory.
     """
@@ -304,6 +317,7 @@ class SACLearner(OffPolicyLearner):
         reset_buffer: bool = True,
         seed: int = 0,
         device: str = "auto",
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(world, parameters, max_grad_norm, reset_buffer)
         space, shown = world.single_action_space, world.single_observation_space
@@ -320,7 +334,7 @@ class SACLearner(OffPolicyLearner):
                 "network": network,
                 "critic": critic,
                 "transposed": self.channels_first,
-                "optimizer_kwargs": {"fused": True},
+                **optimizer_arguments(optimizer),
             },
             seed=seed,
             device=device,

@@ -34,7 +34,7 @@ class SupervisedLearner(Learner):
     to tell its class.
 
     training: rate, precision, device and the like.
-    optimizer: as `training` says, unless one is given.
+    optimizer: of the module's weights; Adam at `training.learning_rate` if None.
     Raises ValueError for options that do not fit the world.
     """
 

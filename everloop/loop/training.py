@@ -11,7 +11,6 @@ from torch import nn
 from everloop.loop.augment import AUGMENTATIONS
 
 CHOICES = (
-    ("optimizer", ("adam", "sgd")),
     ("rate", ("constant", "cosine", "plateau", "drift")),
     ("precision", ("float32", "bfloat16")),
     ("augment", AUGMENTATIONS),
@@ -40,7 +39,6 @@ class Training:
         (Ren et al. 2020, "Balanced meta-softmax", eq. 4). In training only; for classes.
     device: "auto" takes a GPU where there is one; else as torch names it. Batches reach a GPU from pinned memory,
         while it still computes.
-    optimizer: "adam", or "sgd", plain gradient descent.
     Raises ValueError, naming the value, for what is outside these ranges.
     """
 
@@ -54,7 +52,6 @@ class Training:
     channels_last: bool = False
     balanced: bool = False
     device: str = "auto"
-    optimizer: Literal["adam", "sgd"] = "adam"
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < float("inf"):
@@ -69,9 +66,7 @@ class Training:
             raise ValueError(f"updates_per_batch is {self.updates_per_batch}, allowed with accumulate {self.accumulate}: 1")
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of the module's weights."""
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(module.parameters(), lr=self.learning_rate, fused=True)
+        """Adam for the module's weights: what a learner uses that is given no optimizer of another kind."""
         return torch.optim.Adam(module.parameters(), lr=self.learning_rate, fused=True)
 
     def find_device(self) -> torch.device:

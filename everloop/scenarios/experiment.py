@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 import platform
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,12 @@ import yaml
 import everloop
 from everloop.loop import STRATEGIES, Board, Listener, Result, Strategy, run
 from everloop.loop.result import write_json
+from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened
+from everloop.scenarios.names import find_object, from_registry, is_path
 from everloop.scenarios.scenario import Scenario
+from everloop.scenarios.settings import plain
 
 PLAIN, JOINT = "none", "joint"
-CONFIG, RESULT, EVENTS = "config.yaml", "result.json", "events.out.tfevents.*"
 PACKAGES = (
     *("everloop", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "einops", "scipy", "scikit-learn"),
     *("tensorboard", "matplotlib", "jsonargparse", "rich", "pyyaml"),
@@ -32,78 +37,114 @@ PACKAGES = (
 class Experiment:
     """A scenario with strategies and a seed, checked and ready to run.
 
-    strategies: names in their order of application; ["none"] is plain fine-tuning, ["joint"] trains on all
-        tasks at once.
-    settings: strategy name -> keyword arguments, over the scenario's own.
-    out: the run's folder; None leaves nothing behind.
-    overwrite: replace a run that `out` already holds.
-    Raises ValueError or FileExistsError, in one clear line, before anything is written.
+    Args:
+        scenario: What is run.
+        strategies: Names in their order of application, as a list or comma-separated: of `STRATEGIES`, or
+            "package.module:Class" of your own. "none" is plain fine-tuning, "joint" trains on all tasks at once.
+        seed: Of networks, worlds and strategies, from 0.
+        out: The run's folder; None leaves nothing behind.
+        settings: Strategy name (of one's own: the class's name) -> keyword arguments, over the scenario's own.
+        overwrite: Replace a run that `out` already holds.
+        imports: Modules that a repetition of the run has to import first; they are written into config.yaml.
+
+    Raises:
+        ValueError, FileExistsError: In one clear line, before anything is written.
     """
 
     def __init__(
         self,
         scenario: Scenario,
-        strategies: Sequence[str] = (PLAIN,),
+        strategies: str | Sequence[str] = PLAIN,
         seed: int = 0,
         out: Path | str | None = None,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         overwrite: bool = False,
+        imports: Sequence[str] = (),
     ) -> None:
         self.scenario, self.seed, self.out = scenario, seed, None if out is None else Path(out)
-        self.names = check_strategies(strategies)
+        self.names, self.overwrite, self.imports = check_strategies(strategies), overwrite, list(imports)
         if not 0 <= seed < 2**31:
             raise ValueError(f"seed is {seed}, allowed: 0 to {2**31 - 1}")
         self.settings = {
-            name: complete_settings(STRATEGIES[name], {**scenario.strategy_settings.get(name, {}), **(settings or {}).get(name, {})}, seed)
+            key: complete_settings(find_strategy(name), {**scenario.strategy_settings.get(key, {}), **(settings or {}).get(key, {})}, seed)
             for name in self.names
-            if name in STRATEGIES
+            if name not in (PLAIN, JOINT)
+            for key in [strategy_key(name)]
         }
-        self.strategies: list[Strategy] = [STRATEGIES[name](**values) for name, values in self.settings.items()]
+        self.strategies: list[Strategy] = [
+            make_strategy(name, self.settings[strategy_key(name)]) for name in self.names if name not in (PLAIN, JOINT)
+        ]
         self.learner, self.plan, self.evaluation, self.consolidation = scenario.build(seed, joint=self.names == [JOINT])
         self.learner.check(self.strategies)
-        if self.out is not None and holds_run(self.out) and not overwrite:
-            raise FileExistsError(f"{out} already holds a run, allowed: an empty folder, or --overwrite")
+        if self.out is not None:
+            self.move_to(self.out)
         self._fresh = True
 
-    def run(self, listeners: Sequence[Listener] = ()) -> Result:
-        """Run it, and write config.yaml, TensorBoard events and, at the end, result.json.
+    @property
+    def title(self) -> str:
+        """Scenario and strategies, for people to read."""
+        return f"{self.scenario.name} {'+'.join(map(strategy_key, self.names))}"
 
-        Raises NotFiniteError where training breaks down; what was logged until then stays. An experiment runs
-        once: RuntimeError the second time.
+    @property
+    def notes(self) -> list[str]:
+        """Which options do nothing here, and why."""
+        return list(self.learner.notes)
+
+    def move_to(self, out: Path) -> None:
+        """Let `out` be the run's folder. Raises FileExistsError if it holds a run that is not to be replaced."""
+        if not self.overwrite:
+            check_free(out)
+        self.out = out
+
+    def run(self, listeners: Sequence[Listener] = ()) -> Result:
+        """Run it, and write config.yaml, environment.json, TensorBoard events and, after each phase, result.json.
+
+        Raises:
+            NotFiniteError: Where training breaks down; what was logged until then stays.
+            RuntimeError: The second time; an experiment runs once.
         """
         if not self._fresh:
-            raise RuntimeError("this experiment has run already, make a new one")
+            raise RuntimeError("this experiment has run already; make a new one")
         self._fresh = False
         self.learner.seed(self.seed)  # whatever else drew random numbers since this was made
         if self.out is None:
             return self._run(listeners)
-        _clear(self.out)
-        (self.out / CONFIG).write_text(yaml.safe_dump(self.config(), sort_keys=False))
-        board = Board(self.out)
-        try:
-            return self._run([board, Record(self.out / RESULT), *listeners])
-        finally:
-            board.close()
+        files = {
+            CONFIG: yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True),
+            ENVIRONMENT: json.dumps(environment(), indent=2) + "\n",
+        }
+        with opened(self.out, files, self.overwrite):
+            board = Board(self.out)
+            try:
+                return self._run([board, Record(self.out / RESULT), *listeners])
+            finally:
+                board.close()
 
     def _run(self, listeners: Sequence[Listener]) -> Result:
-        named = Named(self.scenario.name, self.names, self.seed)
+        named = Named(self.scenario.name, [strategy_key(name) for name in self.names], self.seed)
         return run(self.learner, self.plan, self.evaluation, self.consolidation, self.strategies, [named, *listeners])
 
     def config(self) -> dict[str, Any]:
-        """The complete settings, and what they were run with."""
-        return {
-            "scenario": self.scenario.name,
-            "seed": self.seed,
-            "strategies": self.names,
-            "strategy_settings": self.settings,
-            "scenario_settings": {**asdict(self.scenario), "num_envs": self.scenario.num_envs, "eval_envs": self.scenario.eval_envs},
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "git_revision": _git_revision(),
-            "python": platform.python_version(),
-            "machine": platform.platform(),
-            "threads": torch.get_num_threads(),
-            "packages": {name: version(name) for name in PACKAGES},
+        """The complete settings, as `everloop run --config` reads them."""
+        strategies = {
+            key: {name: plain(value) for name, value in values.items() if name != "seed" or value != self.seed}
+            for key, values in self.settings.items()
         }
+        return {
+            "scenario": scenario_path(type(self.scenario)),
+            **({"import": self.imports} if self.imports else {}),
+            "strategies": self.names,
+            "seed": self.seed,
+            "threads": torch.get_num_threads(),
+            **{field.name: plain(getattr(self.scenario, field.name)) for field in fields(self.scenario)},
+            **strategies,
+        }
+
+    def folder(self) -> Path:
+        """Where a run goes that is not told where: runs/SCENARIO/STRATEGIES-HASH/SEED, the hash of all settings but the seed."""
+        settings = {key: value for key, value in self.config().items() if key != "seed"}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        return Path("runs", self.scenario.name, f"{'+'.join(map(strategy_key, self.names))}-{digest}", str(self.seed))
 
 
 class Named(Listener):
@@ -130,42 +171,89 @@ class Record(Listener):
             write_json(self.path, result.to_dict())
 
 
+def scenario_path(scenario: type[Scenario]) -> str:
+    """The name by which `everloop run` finds the class: a registered one, or its path."""
+    from everloop.scenarios import SCENARIOS
+
+    return scenario.name if SCENARIOS.get(scenario.name) is scenario else f"{scenario.__module__}:{scenario.__qualname__}"
+
+
+def strategy_key(name: str) -> str:
+    """What a strategy is called in settings, titles and folders: its name; of one's own the name of the class."""
+    return name.rpartition(":")[2] if is_path(name) else name
+
+
+def find_strategy(name: str) -> type[Strategy]:
+    """The strategy class called `name`, or at "package.module:Class". Raises ValueError that names it."""
+    if not is_path(name):
+        found: type[Strategy] = from_registry("strategy", name, {PLAIN: None, JOINT: None, **STRATEGIES}, ", or package.module:Class")
+        return found
+    cls = find_object(name)
+    if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
+        raise ValueError(f"strategy {name!r} is {cls!r}, which is no subclass of everloop.loop.Strategy")
+    return cls
+
+
+def make_strategy(name: str, settings: Mapping[str, Any]) -> Strategy:
+    """The strategy called `name`. Raises ValueError that names it beside the setting."""
+    try:
+        return find_strategy(name)(**settings)
+    except (ValueError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{strategy_key(name)}: {error}") from None
+
+
 def complete_settings(strategy: type[Strategy], given: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """All constructor arguments of `strategy`: those given, the run's seed if it takes one, and its defaults."""
     parameters = signature(strategy).parameters
+    for name in given:
+        if name not in parameters:
+            raise ValueError(f"{strategy.__name__} has no setting {name!r}; it has {', '.join(parameters)}")
     bound = signature(strategy).bind(**({"seed": seed} if "seed" in parameters else {}) | dict(given))
     bound.apply_defaults()
     return dict(bound.arguments)
 
 
-def check_strategies(names: Sequence[str]) -> list[str]:
-    """`names` if each is known, once, and "none" and "joint" stand alone; else ValueError that names the culprit."""
-    allowed = [PLAIN, JOINT, *STRATEGIES]
+def check_strategies(given: str | Sequence[str]) -> list[str]:
+    """The names in `given` if each is known, once, and "none" and "joint" stand alone.
+
+    Raises:
+        ValueError: That names the culprit.
+    """
+    names = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else list(given)
     if not names:
-        raise ValueError(f"strategies are empty, allowed: {', '.join(allowed)}")
-    for name in names:
-        if name not in allowed:
-            raise ValueError(f"unknown strategy {name!r}: choose from {', '.join(allowed)}")
-        if name in (PLAIN, JOINT) and len(names) > 1:
-            raise ValueError(f"strategy {name!r} cannot be combined with others, got {','.join(names)}")
-        if list(names).count(name) > 1:
-            raise ValueError(f"strategy {name!r} is named twice, allowed: once")
-    return list(names)
+        raise ValueError(f"strategies are empty; choose from {', '.join([PLAIN, JOINT, *STRATEGIES])}")
+    keys = [strategy_key(name) for name in names]
+    for name, key in zip(names, keys, strict=True):
+        if name in (PLAIN, JOINT):
+            if len(names) > 1:
+                raise ValueError(f"strategy {name!r} can't be combined with others; strategies are {','.join(names)}")
+            continue
+        find_strategy(name)
+        if keys.count(key) > 1:
+            raise ValueError(f"strategy {key!r} is named twice; name it once")
+        if is_path(name) and key in STRATEGIES:
+            raise ValueError(f"strategy {name!r} has the name of another one, {key!r}; rename the class")
+    return names
 
 
-def holds_run(folder: Path) -> bool:
-    """Whether `folder` has the files of a run, finished or not. Raises ValueError if it, or where it lies, is a file."""
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise ValueError(f"{place} is a file, allowed: a folder")
-    return (folder / CONFIG).exists() or (folder / RESULT).exists() or any(folder.glob(EVENTS))
+def environment() -> dict[str, Any]:
+    """What a run was made with: command, versions, machine."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
 
 
-def _clear(folder: Path) -> None:
-    """Make the folder; take away the files of an earlier run, and nothing else."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in [folder / CONFIG, folder / RESULT, *folder.glob(EVENTS)]:
-        old.unlink(missing_ok=True)
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _git_revision() -> str | None:

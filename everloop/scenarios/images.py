@@ -26,6 +26,7 @@ class ImageScenario(StreamScenario):
         "reduced-resnet18", 20 filters; "resnet18"; "nested", convolutions in a continuum memory, base width 32;
         "progressive" and "growing", an mlp to which the strategies of these names can add.
     width: of the architecture, if not its usual one.
+    layers: hidden layers of "mlp", "progressive" and "growing".
     norm: of ResNets, "batch" as published, or "group", which carries nothing from task to task.
     pretrain: a data set, a folder or a Hub id, on which the convolutions of "convnet" are trained beforehand and then
         frozen, for `pretrain_epochs` passes; a result once reached is kept in the cache.
@@ -39,6 +40,7 @@ class ImageScenario(StreamScenario):
 
     architecture: Architecture = "mlp"
     width: int | None = None
+    layers: int = 2
     norm: Literal["batch", "group"] = "batch"
     pretrain: str | None = None
     pretrain_epochs: int = 10
@@ -52,10 +54,12 @@ class ImageScenario(StreamScenario):
     def backbone(self, world: World) -> nn.Module:
         """The network below the head."""
         shape = world.single_observation_space["image"].shape  # type: ignore[index]
+        if self.layers < 0:
+            raise ValueError(f"layers is {self.layers}, allowed: 0 or more")
         width: dict[str, Any] = {} if self.width is None else {"width": self.width}
         match self.architecture:
             case "mlp":
-                return MLP(shape, 2 * [width.get("width", 400)])
+                return MLP(shape, self.layers * [width.get("width", 400)])
             case "convnet":
                 return self._convnet(shape)
             case "reduced-resnet18":
@@ -63,12 +67,26 @@ class ImageScenario(StreamScenario):
             case "resnet18":
                 return ResNet18(shape, **width, norm=self.norm)
             case "progressive":
-                return ProgressiveMLP(shape, 2 * [width.get("width", 400)])
+                return ProgressiveMLP(shape, self.layers * [width.get("width", 400)])
             case "growing":
-                return GrowingMLP(shape, 2 * [width.get("width", 400)])
+                return GrowingMLP(shape, self.layers * [width.get("width", 400)])
             case "nested":
                 return NestedConvNet(shape, **width, periods=PERIODS if self.periods is None else self.periods)
         raise ValueError(f"architecture is {self.architecture!r}, allowed: {', '.join(get_args(Architecture))}")
+
+    def without_effect(self) -> dict[str, str]:
+        unused = super().without_effect()
+        if self.network is not None:
+            return unused | dict.fromkeys(["architecture", "width", "layers", "norm", "pretrain", "pretrain_epochs"], "network replaces it")
+        if self.architecture not in ("mlp", "progressive", "growing"):
+            unused["layers"] = f"architecture {self.architecture} has layers of its own"
+        if "resnet18" not in self.architecture:
+            unused["norm"] = "it is for ResNets"
+        if self.architecture != "convnet":
+            unused |= dict.fromkeys(["pretrain", "pretrain_epochs"], "it is for architecture convnet")
+        elif self.pretrain is None:
+            unused["pretrain_epochs"] = "pretrain names no data"
+        return unused
 
     def _convnet(self, shape: tuple[int, ...]) -> ConvNet5:
         net = ConvNet5(shape, 2 * [2000 if self.width is None else self.width])
@@ -94,6 +112,9 @@ class SplitImages(ImageScenario):
     class_seed: int | None = None
     disjoint_ratio: float = 1.0
     blurry_ratio: float = 0.1
+
+    def without_effect(self) -> dict[str, str]:
+        return super().without_effect() | ({"blurry_ratio": "disjoint_ratio is 1"} if self.disjoint_ratio == 1 else {})
 
     def protocol(self) -> Protocol:
         if self.disjoint_ratio == 1:

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
 import shlex
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from threading import Event
 
 import yaml
 
+from everloop.loop import Result
+from everloop.scenarios.folder import complete
+from everloop.scenarios.jobs import run_all
+from everloop.scenarios.names import did_you_mean
+
 TABLES = Path("benchmarks/tables")
-REPORT = Path("docs/reproduction.md")
-RESULT = "result.json"
+REPORT = "report.md"
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """What `everloop reproduce` is asked for.
+
+    Args:
+        table: The name of a table, or the path of one in YAML.
+        rows: Comma-separated methods or columns that are run; all if none are named.
+        jobs: How many runs go at once, one thread each.
+        out: The folder of the runs.
+        report: The Markdown file that the table is written into; by default OUT/TABLE/report.md.
+    """
+
+    table: str
+    rows: list[str] = field(default_factory=list)
+    jobs: int = 1
+    out: Path = Path("runs/reproduce")
+    report: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,9 @@ def load_table(name: str) -> Table:
     path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in TABLES.glob("*.yaml"))) or f"none in {TABLES}"
-        raise ValueError(f"table {name!r} is not there, allowed: a path, or one of {known}")
+        raise ValueError(
+            f"unknown table {name!r}.{did_you_mean(name, known.split(', ')) or f' Name one of {known}, or the path of a YAML file.'}"
+        )
     try:
         data = yaml.safe_load(path.read_text())
         rows = [Row(**row) for row in data.pop("rows")]
@@ -89,38 +109,36 @@ def folder_of(table: Table, row: Row, out: Path) -> Path:
 def run_rows(table: Table, rows: Sequence[Row], out: Path, jobs: int, tell: Callable[[str], None]) -> None:
     """Run what `out` does not hold yet, `jobs` at once, one thread each.
 
-    Raises ValueError with a run's own error; what has not begun by then never does.
+    Raises:
+        ValueError: With a run's own error; what has not begun by then never does.
     """
-    failed = Event()
+    cells = [(row, seed) for seed in table.seeds for row in rows if not complete(folder_of(table, row, out) / str(seed))]
+    commands = [
+        [
+            *("run", *(word.replace("{seed}", str(seed)) for word in words_of(table, row))),
+            *("--seed", str(seed), "--out", str(folder_of(table, row, out) / str(seed)), "--overwrite", "--quiet"),
+        ]
+        for row, seed in cells
+    ]
 
-    def one(row: Row, seed: int) -> None:
-        folder = folder_of(table, row, out) / str(seed)
-        if failed.is_set() or (folder / RESULT).exists():
-            return
-        own = [word.replace("{seed}", str(seed)) for word in words_of(table, row)]
-        words = ["run", *own, "--seed", str(seed), "--out", str(folder), "--overwrite"]
-        done = subprocess.run([sys.executable, "-m", "everloop", *words], capture_output=True, text=True)
-        if done.returncode:
-            failed.set()
-            raise ValueError(f"everloop {shlex.join(words)}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
-        tell(f"{row.method}, {row.column}, seed {seed}: {accuracy(folder):.2f}")
+    def ended(i: int, error: str | None) -> None:
+        row, seed = cells[i]
+        if error is not None:
+            raise ValueError(f"everloop {shlex.join(commands[i])}: {error}")
+        tell(f"{row.method}, {row.column}, seed {seed}: {accuracy(folder_of(table, row, out) / str(seed)):.2f}")
 
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(one, row, seed) for seed in table.seeds for row in rows]
-        for future in waiting:
-            future.result()
+    run_all(commands, jobs, ended)
 
 
 def accuracy(folder: Path) -> float:
     """Mean over the tasks of the accuracy after the last phase, in %."""
-    last: list[float] = json.loads((folder / RESULT).read_text())["returns"][-1]
-    return 100 * statistics.mean(last)
+    return statistics.mean(Result.load(folder).scores[-1])
 
 
 def numbers(table: Table, row: Row, out: Path) -> list[float]:
     """The accuracies of the seeds that have been run."""
     folders = [folder_of(table, row, out) / str(seed) for seed in table.seeds]
-    return [accuracy(folder) for folder in folders if (folder / RESULT).exists()]
+    return [accuracy(folder) for folder in folders if complete(folder)]
 
 
 def verdict(row: Row, values: Sequence[float], points: float) -> str:
@@ -186,13 +204,17 @@ def choose_rows(table: Table, wanted: Sequence[str]) -> list[Row]:
     return [r for r in table.rows if (not methods or r.method in methods) and (not columns or r.column in columns)]
 
 
-def reproduce(name: str, rows: Sequence[str], out: Path, report: Path, jobs: int, tell: Callable[[str], None]) -> str:
-    """Run the table's rows, write its section of the report, and return the comparison in it."""
-    table = load_table(name)
-    chosen = choose_rows(table, rows)
-    try:
-        run_rows(table, chosen, out, jobs, tell)
-    finally:
-        text = comparison(table, out)
-        write_section(table.name, f"{text}\n{commands(table)}", report)
-    return text
+def reproduce(asked: Reproduce, tell: Callable[[str], None]) -> tuple[str, Path]:
+    """Run the table's rows and write its section of the report; returns the comparison in it, and the report.
+
+    A run that fails leaves the report as it is.
+    """
+    if asked.jobs < 1:
+        raise ValueError(f"jobs is {asked.jobs}, allowed: 1 or more")
+    table = load_table(asked.table)
+    chosen = choose_rows(table, asked.rows)
+    report = asked.out / table.name / REPORT if asked.report is None else asked.report
+    run_rows(table, chosen, asked.out, asked.jobs, tell)
+    text = comparison(table, asked.out)
+    write_section(table.name, f"{text}\n{commands(table)}", report)
+    return text, report

@@ -50,6 +50,10 @@ class Scenario(ABC):
     eval_tasks: Literal["all", "seen"] = "all"
     consolidation_steps: int = 32
 
+    def without_effect(self) -> dict[str, str]:
+        """Settings that do nothing beside the others, each with the reason."""
+        return {}
+
     @property
     def num_envs(self) -> int:
         """Copies of the world that are learned from."""

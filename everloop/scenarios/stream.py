@@ -12,14 +12,38 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import nn
 
-from everloop.agents import levels_of
+from everloop.agents import Classifier, OwnBackbone, levels_of
 from everloop.envs import PRESETS, Examples, Protocol, Schedule, make_vec
-from everloop.loop import Learner, NestedOptimizer, SupervisedLearner, Training, World, levels_by_depth
+from everloop.loop import Learner, NestedOptimizer, SupervisedLearner, Training, World, levels_by_depth, likelihood_for
+from everloop.scenarios.names import Factory, find_object, first_required, make_optimizer
 from everloop.scenarios.scenario import Scenario, Split
 
 DATA = "EVERLOOP_DATA"
+ADAM = Factory("adam")
+
+
+def own_network(factory: Factory, world: World, heads: int) -> nn.Module:
+    """The user's network, with a linear head for each of `heads` tasks.
+
+    Raises:
+        ValueError: In one line, where it can't be made or can't read what the world shows.
+    """
+    modality, space = next((n, s) for n, s in world.single_observation_space.spaces.items() if n in ("image", "tokens"))  # type: ignore[attr-defined]
+    actions = world.single_action_space
+    tags = isinstance(actions, spaces.MultiDiscrete)
+    shape = tuple(space.shape)
+    arguments = [(shape[2], *shape[:2]) if modality == "image" else shape] if first_required(find_object(factory.path)) else []
+    try:
+        net = factory(*arguments)
+    except Exception as error:  # the network is the user's own: anything can happen in it
+        raise ValueError(f"network {factory.path} can't be made: {type(error).__name__}: {error}") from error
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"network {factory.path} makes {type(net).__name__}, which is no torch module")
+    outputs = likelihood_for(actions).size() // (shape[0] if tags else 1)
+    return Classifier(OwnBackbone(net, shape, per_token=tags), outputs, modality, heads)
 
 
 @dataclass
@@ -36,6 +60,9 @@ class StreamScenario(Scenario):
     iterations: batches of training that each task gets, instead of whole passes.
     batch_size: examples a step.
     training: learning rate, precision, device and the like.
+    optimizer: of torch, by name ("adamw", "sgd") or by its path, with its settings; it learns at training.learning_rate.
+    network: a torch module of your own in place of the scenario's, by its path, with its settings: called with the shape of
+        an input, images (C, H, W), if it has a required argument; it makes features of images (N, C, H, W) from 0 to 1.
     periods: nested learning: the network's continuum memories, or else its layers from the last to the first, in as many
         levels, change every so many steps (`everloop.loop.NestedOptimizer`); all at every step if none.
     workers: threads that prepare the next examples while the network learns.
@@ -61,6 +88,8 @@ class StreamScenario(Scenario):
     iterations: int | None = None
     batch_size: int = 128
     training: Training = field(default_factory=Training)
+    optimizer: Factory = ADAM
+    network: Factory | None = None
     periods: list[int] | None = None
     workers: int = 0
     held_out: int = 0
@@ -137,14 +166,23 @@ class StreamScenario(Scenario):
         return Schedule(**ratios, gradual=self.gradual, passes=self.epochs, order=order)
 
     def learner(self, world: World, seed: int) -> Learner:
-        module = self.module(world, len(world.tasks) if self.scenario_type == "task" else 1).to(self.training.find_device())
-        return SupervisedLearner(module, world, self.training, self.optimizer(module))
+        heads = len(world.tasks) if self.scenario_type == "task" else 1
+        module = self.module(world, heads) if self.network is None else own_network(self.network, world, heads)
+        module = module.to(self.training.find_device())
+        return SupervisedLearner(module, world, self.training, self.make_optimizer(module))
 
-    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer | None:
-        """What trains it; the learner's own if none."""
+    def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """What trains the module's weights."""
+        optimizer = make_optimizer(self.optimizer, module.parameters(), self.training.learning_rate)
         if self.periods is None:
-            return None
-        return NestedOptimizer(self.training.make_optimizer(module), levels_of(module) or levels_by_depth(module, self.periods))
+            return optimizer
+        return NestedOptimizer(optimizer, levels_of(module) or levels_by_depth(module, self.periods))
+
+    def without_effect(self) -> dict[str, str]:
+        unused = super().without_effect()
+        if self.iterations is not None:
+            unused["epochs"] = "iterations says how much is trained"
+        return unused
 
     def task_steps(self, world: World, task: int) -> int:
         if self.iterations is not None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
+
+import torch
 
 from everloop.agents import Agent
 from everloop.envs import make_vec
 from everloop.loop import Learner, World, likelihood_for
+from everloop.scenarios.names import Factory, make_optimizer
 from everloop.scenarios.scenario import Scenario, Split
 
 SEQUENCE = 16  # steps of a stored example of a recurrent policy
@@ -27,6 +31,7 @@ class SwitchingPlant(Scenario):
     learning_rate, gamma: of either, as Stable-Baselines3 names them.
     n_epochs, batch_size, n_steps, ent_coef, gae_lambda: of PPO.
     gradient_steps: of SAC, updates after each step of all copies.
+    optimizer: of torch, by name ("adamw", "sgd") or by its path, with its settings; the algorithm's Adam if none.
     token_size, hidden_size: of the agent.
     world_seed: draws the plants; the run's seed if none.
     """
@@ -50,6 +55,7 @@ class SwitchingPlant(Scenario):
     gamma: float = 0.9
     gae_lambda: float = 0.9
     gradient_steps: int = 1
+    optimizer: Factory | None = None
     token_size: int = 64
     hidden_size: int = 128
     world_seed: int | None = None
@@ -100,7 +106,16 @@ class SwitchingPlant(Scenario):
             "gae_lambda": self.gae_lambda,
         }
         algorithm = RecurrentPPO if recurrent else PPO
-        return SB3Learner(world, network, algorithm, parameters, sequence_length=SEQUENCE if recurrent else 1, seed=seed, device="cpu")
+        return SB3Learner(
+            world,
+            network,
+            algorithm,
+            parameters,
+            sequence_length=SEQUENCE if recurrent else 1,
+            seed=seed,
+            device="cpu",
+            optimizer=self._optimizer(),
+        )
 
     def _sac(self, world: World, seed: int) -> Learner:
         from everloop.loop.sb3_off_policy import SACLearner
@@ -112,7 +127,15 @@ class SwitchingPlant(Scenario):
             return self._agent(observation_space, 1, recurrent=False)
 
         parameters = SAC | {"learning_rate": self.learning_rate, "gamma": self.gamma, "gradient_steps": self.gradient_steps}
-        return SACLearner(world, actor, critic, parameters, seed=seed, device="cpu")
+        return SACLearner(world, actor, critic, parameters, seed=seed, device="cpu", optimizer=self._optimizer())
+
+    def without_effect(self) -> dict[str, str]:
+        if self.algorithm == "sac":
+            return dict.fromkeys(["n_epochs", "batch_size", "n_steps", "ent_coef", "gae_lambda"], "it is for algorithm ppo")
+        return {"gradient_steps": "it is for algorithm sac"}
+
+    def _optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:
+        return None if self.optimizer is None else partial(make_optimizer, self.optimizer)
 
     def task_steps(self, world: World, task: int) -> int:
         return self.steps

@@ -41,6 +41,14 @@ class TextScenario(StreamScenario):
     checkpoint: str | None = None
     size: int = 128
 
+    def without_effect(self) -> dict[str, str]:
+        unused = super().without_effect()
+        if self.network is not None:
+            unused["size"] = "network replaces it"
+        elif self.checkpoint is not None:
+            unused["size"] = "checkpoint has a size of its own"
+        return unused
+
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
         """The texts, (train, test), as tokens."""
         return load_text(self.given(self.folder), tokenizer=tokenizer, length=self.length, columns=("domain",))

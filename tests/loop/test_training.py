@@ -332,7 +332,8 @@ def test_river_missing_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_plain_gradient_descent_is_the_written_step() -> None:
     world = stream()
-    learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (6,)), 10), world, Training(optimizer="sgd", learning_rate=0.3))
+    net = Classifier(MLP((8, 8, 1), (6,)), 10)
+    learner = SupervisedLearner(net, world, Training(0.3), torch.optim.SGD(net.parameters(), 0.3))
     batch = learner.rollout(stream(), [0], 1, 0)
     before = weights(learner.module)
     gradients = torch.autograd.grad(learner.loss(batch), list(learner.module.parameters()))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +23,8 @@ COLUMN = r"u?int\d+|(large_)?string"  # types of labels and of further columns; 
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether it can be meant as one: `name` or `owner/name`."""
-    return isinstance(source, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source) is not None
+    """True if it can be meant as one: `owner/name`."""
+    return isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
 
 
 def load_splits(source: str, scratch: Path | None = None) -> Any:
@@ -30,10 +34,37 @@ def load_splits(source: str, scratch: Path | None = None) -> Any:
     """
     datasets = needed("datasets", "data", "reading a data set")
     try:
-        return datasets.load_dataset(source, cache_dir=None if scratch is None else str(scratch))
+        with contextlib.nullcontext() if scratch is not None or hub_answers() else offline():
+            return datasets.load_dataset(source, cache_dir=None if scratch is None else str(scratch))
     except Exception as error:  # of the network, the Hub, the file system, or of the reader of any format
         allowed = "one of the Hub that can be reached or was before" if scratch is None else "a folder in the layout of the Hub"
         raise ValueError(f"data set {source} can't be loaded ({first_line(error)}), allowed: {allowed}") from error
+
+
+def hub_answers() -> bool:
+    """True if the Hub can be reached; also where a proxy stands in between, since only a request would tell."""
+    hub = urlsplit(needed("huggingface_hub", "data", "reading a data set").constants.ENDPOINT)
+    if getproxies():
+        return True
+    try:
+        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """The libraries of the Hub use what they have stored, and do not try for half a minute to reach it."""
+    places = [(needed(name, "data", "reading a data set"), "HF_HUB_OFFLINE") for name in ("datasets.config", "huggingface_hub.constants")]
+    before = [getattr(place, name) for place, name in places]
+    for place, name in places:
+        setattr(place, name, True)
+    try:
+        yield
+    finally:
+        for (place, name), value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 def located(kind: str, source: str | Path, arguments: str) -> tuple[str, Callable[[Path], Any]]:
@@ -46,7 +77,7 @@ def located(kind: str, source: str | Path, arguments: str) -> tuple[str, Callabl
     if folder.is_dir():
         return f"{kind}-{fingerprint(arguments, folder)}", lambda scratch: load_splits(str(folder), scratch)
     if not is_hub_id(source):
-        raise ValueError(f"source is {str(source)!r}, allowed: a folder that exists, or the id of a data set on the Hub")
+        raise ValueError(f"source is {str(source)!r}, allowed: a folder that exists, or the id of a data set on the Hub, owner/name")
     data = load_splits(str(source))
     files = [file["filename"] for split in sorted(data) for file in data[split].cache_files]  # their paths tell the revision
     return f"{kind}-{fingerprint(arguments, str(source), *files)}", lambda scratch: data

@@ -1,0 +1,252 @@
+"""What `everloop run` is asked for: flags and YAML become an experiment."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from everloop.loop import STRATEGIES
+from everloop.scenarios import SCENARIOS
+from everloop.scenarios.experiment import PLAIN, Experiment, check_strategies, find_strategy, make_strategy, strategy_key
+from everloop.scenarios.names import Factory, find_object, find_optimizer, first_required, from_registry, import_module, is_path
+from everloop.scenarios.scenario import Scenario
+from everloop.scenarios.settings import Given, Schema, Setting, check, convert, read_words, read_yaml, schema_of, with_files
+
+FLAGS = ("overwrite", "quiet", "json", "help", "print_config")
+"""Flags that take no value."""
+
+
+def _settings(*entries: tuple[str, Any, Any, str]) -> Schema:
+    return {entry[0]: Setting(*entry) for entry in entries}
+
+
+GENERAL = _settings(
+    (
+        "strategies",
+        list[str],
+        [PLAIN],
+        "Comma-separated, in their order of application; none: plain fine-tuning, joint: all tasks at once;"
+        " package.module:Class of your own. A semicolon separates sets, each of which is run.",
+    ),
+    ("seed", int, 0, "Of networks, worlds and strategies."),
+    ("threads", int, 1, "CPU threads of torch. Small networks gain nothing from more than 1."),
+    ("import", list[str], [], "Modules to import first: they may register environments, scenarios and strategies."),
+)
+WHERE = _settings(
+    ("config", str | None, None, "A YAML file of settings, such as the config.yaml of a run. Flags win over it."),
+    ("out", str | None, None, "The run's folder. By default runs/SCENARIO/STRATEGIES-HASH/SEED, the hash of all settings."),
+    ("overwrite", bool, False, "Replace a run that the folder holds."),
+    ("seeds", str | None, None, "Several seeds, such as 0-4 or 0,3,7: one run each."),
+    ("jobs", int, 1, "Of several runs, how many go at once."),
+    ("quiet", bool, False, "Print errors only."),
+    ("json", bool, False, "Print the result as one JSON object, progress on stderr; of several runs a list."),
+    ("print_config", bool, False, "Print all settings as a commented YAML file, and run nothing."),
+)
+
+
+@dataclass
+class Request:
+    """What was asked for, checked.
+
+    Args:
+        scenario: The scenario's class.
+        strategies: The sets of strategies, each of which is run.
+        values: Every setting by its key, given or default.
+        given: The keys that were given.
+        flags: The flags of the command line by key, as text.
+        schema: The scenario's settings.
+        groups: Of each strategy, chosen or not, its settings.
+    """
+
+    scenario: type[Scenario]
+    strategies: list[list[str]]
+    values: dict[str, Any]
+    given: set[str]
+    flags: Given
+    schema: Schema
+    groups: dict[str, Schema]
+
+    def experiment(self, names: Sequence[str], seed: int, out: Path | None) -> Experiment:
+        """The experiment with the strategies `names`. Raises ValueError, in one line, for settings that can't be."""
+        settings = {
+            key: {setting.key.partition(".")[2]: self.values[setting.key] for setting in schema.values() if setting.key in self.given}
+            for key, schema in self.groups.items()
+        }
+        return Experiment(
+            build(self.scenario, self.values, self.given), names, seed, out, settings, self.values["overwrite"], self.values["import"]
+        )
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds to be run."""
+        return [self.values["seed"]] if self.values["seeds"] is None else read_seeds(self.values["seeds"])
+
+    def notes(self, scenario: Scenario) -> list[str]:
+        """One line for each given setting that has no effect."""
+        chosen = {strategy_key(name) for names in self.strategies for name in names}
+        said = []
+        for key in sorted(self.given):
+            group = key.partition(".")[0]
+            if group in self.groups and group not in chosen:
+                said.append(f"{key} has no effect: strategy {group} is not among {', '.join(sorted(chosen))}")
+        for key, why in scenario.without_effect().items():
+            if key in self.given and self.values[key] != self.schema[key].default:
+                said.append(f"{key} has no effect: {why}")
+        return said
+
+
+def read(words: Sequence[str]) -> Request:
+    """The request that follows `everloop run`. Raises ValueError, in one line, for what can't be."""
+    positional, flags = read_words(words, FLAGS)
+    if len(positional) > 1:
+        raise ValueError(f"{positional[1]!r} is not expected after {positional[0]!r}; settings are written --key value")
+    config = flags.get("config")
+    given = {**(read_yaml(config) if config is not None else {}), **flags}
+    name = positional[0] if positional else given.get("scenario")
+    if not isinstance(name, str):
+        raise ValueError(f"no scenario is named; write everloop run SCENARIO, one of {', '.join(SCENARIOS)}")
+    given.pop("scenario", None)
+    for module in convert(GENERAL["import"], given.get("import", [])):
+        import_module(module)
+    scenario = find_scenario(name)
+    strategies = _strategy_sets(given)
+    schema, groups = scenario_schema(scenario), strategy_schemas(scenario, strategies)
+    everything = GENERAL | WHERE | schema | {key: setting for group in groups.values() for key, setting in group.items()}
+    given = with_files(given, everything)
+    schema |= (inside := factory_settings(scenario, given))
+    everything |= inside
+    values = {key: setting.default for key, setting in everything.items()} | check(given, everything)
+    _check_numbers(values)
+    _check_unused(groups, strategies, values, set(given))
+    return Request(scenario, strategies, values, set(given), flags, schema, groups)
+
+
+def _strategy_sets(given: Given) -> list[list[str]]:
+    """The sets of strategies asked for; `given` keeps the first."""
+    value = given.get("strategies", PLAIN)
+    sets = value.split(";") if isinstance(value, str) else [value]
+    names = [check_strategies(convert(GENERAL["strategies"], part)) for part in sets if part != "" or len(sets) == 1]
+    given.pop("strategies", None)
+    return names
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    for name in ("threads", "jobs"):
+        if not 1 <= values[name] <= 1024:
+            raise ValueError(f"{name} is {values[name]}, allowed: 1 to 1024")
+
+
+def _check_unused(groups: Mapping[str, Schema], sets: Sequence[Sequence[str]], values: Mapping[str, Any], given: Collection[str]) -> None:
+    """Raise ValueError for values out of range of strategies that are not chosen: settings are checked whether they are used or not."""
+    chosen = {strategy_key(name) for names in sets for name in names}
+    for key, schema in groups.items():
+        if key not in chosen and any(setting in given for setting in schema):
+            make_strategy(key, {name.partition(".")[2]: values[name] for name in schema if name in given})
+
+
+def read_seeds(text: str) -> list[int]:
+    """The seeds in "0-4", "3" or "0,2,5-7". Raises ValueError for anything else, and for one that is named twice."""
+    seeds: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.strip().partition("-")
+            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        raise ValueError(f"seeds is {text!r}; write them as 0-4 or 0,3,7") from None
+    if not seeds or len(set(seeds)) < len(seeds) or len(seeds) > 10_000:
+        raise ValueError(f"seeds is {text!r}, which names {'none' if not seeds else 'one twice, or more than 10,000'}")
+    return seeds
+
+
+def find_scenario(name: str) -> type[Scenario]:
+    """The scenario class called `name`, or at "package.module:Class". Raises ValueError that names it."""
+    if not is_path(name):
+        registered: type[Scenario] = from_registry("scenario", name, SCENARIOS, ", or package.module:Class")
+        return registered
+    found = find_object(name)
+    if not (inspect.isclass(found) and issubclass(found, Scenario) and hasattr(found, "name") and hasattr(found, "summary")):
+        raise ValueError(f"scenario {name!r} is {found!r}; it must be a subclass of everloop.scenarios.Scenario with a name and a summary")
+    taken = {field.name for field in fields(found)} & {*GENERAL, *WHERE, *STRATEGIES, "scenario"}
+    if taken:
+        raise ValueError(f"scenario {name!r} has a field {min(taken)!r}, which is a setting of every run; rename the field")
+    return found
+
+
+def scenario_schema(scenario: type[Scenario]) -> Schema:
+    """The settings of a scenario."""
+    return schema_of(scenario)
+
+
+def strategy_schemas(scenario: type[Scenario], sets: Sequence[Sequence[str]] = ()) -> dict[str, Schema]:
+    """The settings of every registered strategy, and of one's own in `sets`, with the scenario's defaults."""
+    own = {strategy_key(name): name for names in sets for name in names if is_path(name)}
+    found = {}
+    for key, name in {**{name: name for name in STRATEGIES}, **own}.items():
+        schema = schema_of(find_strategy(name), f"{key}.", defaults=scenario.strategy_settings.get(key, {}))
+        if f"{key}.seed" in schema:
+            schema[f"{key}.seed"] = Setting(f"{key}.seed", int | None, None, "Of its own random draws; by default the run's seed.")
+        found[key] = schema
+    return found
+
+
+def factories(scenario: type[Scenario]) -> list[str]:
+    """The fields of the scenario that are classes by name."""
+    hints = get_type_hints(scenario)
+    return [field.name for field in fields(scenario) if Factory in (hints[field.name], *get_args(hints[field.name]))]
+
+
+def factory_settings(scenario: type[Scenario], given: Given) -> Schema:
+    """The settings of the classes that are named in `given` or by default, such as `optimizer.weight_decay`.
+
+    Raises:
+        ValueError: For a class that can't be found.
+    """
+    found: Schema = {}
+    for name in factories(scenario):
+        default = next(field.default for field in fields(scenario) if field.name == name)
+        path = given.get(name, default)
+        if isinstance(path, Factory):
+            path = path.path
+        if path is None or path in ("null", "none"):
+            continue
+        if not isinstance(path, str):
+            raise ValueError(f"{name} is {path!r}; it must be a name, or package.module:Class")
+        what = find_object(find_optimizer(path) if name == "optimizer" else path)
+        found |= schema_of(what, f"{name}.", skip={first_required(what) or "", *(("lr",) if name == "optimizer" else ())})
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(what).parameters.values()):
+            found |= {key: Setting(key, Any, None, "") for key in given if key.startswith(f"{name}.") and key not in found}
+    return found
+
+
+def build(scenario: type[Scenario], values: Mapping[str, Any], given: Collection[str]) -> Scenario:
+    """The scenario with these settings. Raises ValueError, in one line, for values out of range."""
+    arguments: dict[str, Any] = {}
+    hints = get_type_hints(scenario)
+    for field in fields(scenario):
+        kind = hints[field.name]
+        if field.name in factories(scenario):
+            arguments[field.name] = _factory(field.name, values, given)
+        elif inspect.isclass(kind) and is_dataclass(kind):
+            arguments[field.name] = _grouped(kind, f"{field.name}.", values)
+        else:
+            arguments[field.name] = values[field.name]
+    return scenario(**arguments)
+
+
+def _factory(name: str, values: Mapping[str, Any], given: Collection[str]) -> Factory | None:
+    what = values[name]
+    if what is None:
+        return None
+    inside = {key.partition(".")[2]: values[key] for key in sorted(given) if key.startswith(f"{name}.")}
+    return Factory(what.path if isinstance(what, Factory) else what, inside)
+
+
+def _grouped(kind: Callable[..., Any], prefix: str, values: Mapping[str, Any]) -> Any:
+    inside = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+    try:
+        return kind(**inside)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{prefix.rstrip('.')}: {error}") from None

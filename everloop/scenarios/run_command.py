@@ -1,0 +1,214 @@
+"""`everloop run`: one run in this process, or several in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from everloop.loop import STRATEGIES, NotFiniteError, Result
+from everloop.scenarios import SCENARIOS, arguments
+from everloop.scenarios.arguments import GENERAL, WHERE, Request
+from everloop.scenarios.experiment import JOINT, PLAIN, Experiment, find_strategy, scenario_path, strategy_key
+from everloop.scenarios.folder import ERROR, RESULT, complete
+from everloop.scenarios.help import commented_yaml, first_line, help_text
+from everloop.scenarios.jobs import run_all
+from everloop.scenarios.names import is_path
+from everloop.scenarios.report import ProgressBar, print_scores
+from everloop.scenarios.scenario import Scenario
+from everloop.scenarios.settings import Schema, Setting
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+BAD_INPUT = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
+"""What wrong settings, missing packages and a full disk end in: one line, and exit status 2."""
+
+
+def fail(message: str, status: int = USAGE_ERROR) -> int:
+    """Say what is wrong in one line; returns the exit status."""
+    print(f"everloop: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def prepare_run(words: list[str]) -> Callable[[], int]:
+    """What the words after `everloop run` ask for, checked and ready to go."""
+    request = arguments.read(words)
+    torch.set_num_threads(request.values["threads"])
+    if request.values["print_config"]:
+        return partial(_print_config, request)
+    if len(request.strategies) * len(request.seeds) > 1:
+        return _prepare_many(request)
+    out = request.values["out"]
+    experiment = request.experiment(request.strategies[0], request.seeds[0], None if out is None else Path(out))
+    if out is None:
+        experiment.move_to(experiment.folder())
+    return partial(_go, experiment, [*experiment.notes, *request.notes(experiment.scenario)], request.values)
+
+
+def _console(values: dict[str, Any], notes: Sequence[str]) -> Console:
+    """Where people read what happens; with --json that is stderr."""
+    console = Console(stderr=values["json"], quiet=values["quiet"])
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    return console
+
+
+def _go(experiment: Experiment, notes: Sequence[str], values: dict[str, Any]) -> int:
+    console, out = _console(values, notes), experiment.out
+    assert out is not None
+    try:
+        with ProgressBar(experiment.title, console) as progress, warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: console.print(f"note: {message}", highlight=False, markup=False)
+            result = experiment.run([progress])
+    except NotFiniteError as error:
+        return fail(f"{error}; the run stopped, what it has logged is in {out}")
+    except FileExistsError as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return fail(f"interrupted at step {experiment.learner.steps}; what it has logged is in {out}", INTERRUPTED)
+    except Exception as error:  # anything can happen in a world, a network or a strategy of the user's own
+        return fail(_traced(error, out, experiment.learner.steps))
+    if values["json"]:
+        print(json.dumps(result.to_dict(), indent=2))
+    print_scores({f"{experiment.title}, seed {experiment.seed}": result}, console)
+    console.print(f"{out / RESULT}    watch: tensorboard --logdir {out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _traced(error: Exception, out: Path, step: int) -> str:
+    """What went wrong, in one line; the traceback is left in the run's folder, if that can be written."""
+    line = f"{type(error).__name__} at step {step}: {error}"
+    try:
+        (out / ERROR).write_text("".join(traceback.format_exception(error)))
+    except OSError:
+        return line
+    return f"{line}; the traceback is in {out / ERROR}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One of several runs: its title, its folder, and its command's words."""
+
+    title: str
+    folder: Path
+    words: list[str]
+
+
+def _prepare_many(request: Request) -> Callable[[], int]:
+    first = [request.experiment(names, request.seeds[0], None) for names in request.strategies]
+    cells = [
+        _cell(request, names, experiment, seed)
+        for names, experiment in zip(request.strategies, first, strict=True)
+        for seed in request.seeds
+    ]
+    return partial(_go_many, cells, [*first[0].notes, *request.notes(first[0].scenario)], request.values)
+
+
+def _cell(request: Request, names: Sequence[str], experiment: Experiment, seed: int) -> Cell:
+    group, out = experiment.folder().parent, request.values["out"]
+    folder = (group if out is None else Path(out) / group.name) / str(seed)
+    kept = {key: value for key, value in request.flags.items() if key not in ("seeds", "jobs", "json")}
+    own = {"strategies": ",".join(names), "seed": seed, "out": folder, "overwrite": "true", "quiet": "true"}
+    flags = [f"--{key}={value}" for key, value in {**kept, **own}.items()]
+    return Cell(f"{experiment.title} seed {seed}", folder, ["run", scenario_path(request.scenario), *flags])
+
+
+def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]) -> int:
+    """Run what is not complete yet; a run that fails is named at the end, and the others go on."""
+    console = _console(values, notes)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    todo = [cell for cell in cells if values["overwrite"] or not complete(cell.folder)]
+    for cell in cells:
+        if cell not in todo:
+            say(f"{cell.title}: already in {cell.folder}")
+    failed: list[str] = []
+
+    def ended(i: int, error: str | None) -> None:
+        if error is not None:
+            failed.append(f"{todo[i].title}: {error}")
+            say(f"{todo[i].title}: failed: {error}")
+            return
+        result = Result.load(todo[i].folder)
+        say(f"{todo[i].title}: average {result.metric.name} {result.metric.text(result.average_score)} {result.metric.unit}".rstrip())
+
+    run_all([cell.words for cell in todo], values["jobs"], ended)
+    folders = [cell.folder for cell in cells if complete(cell.folder)]
+    if values["json"]:
+        print(json.dumps([Result.load(folder).to_dict() for folder in folders], indent=2))
+    if folders:
+        say(f"compare them: everloop compare {shlex.join(sorted({str(folder.parent) for folder in folders}))}")
+    return fail(f"{len(failed)} of {len(cells)} runs failed: {'; '.join(failed)}") if failed else 0
+
+
+def _print_config(request: Request) -> int:
+    names, scenario = request.strategies[0], request.scenario
+    general = {"scenario": Setting("scenario", str, None, "What is run."), **GENERAL}
+    made = arguments.factories(scenario)
+    own = {key: setting for key, setting in request.schema.items() if "." not in key or key.partition(".")[0] not in made}
+    chosen = {f"strategy {name}": request.groups[strategy_key(name)] for name in names if name not in (PLAIN, JOINT)}
+    values = request.values | {"strategies": names, "scenario": scenario_path(scenario)}
+    values |= {name: getattr(arguments.build(scenario, request.values, request.given), name) for name in made}
+    for title, schema in chosen.items():  # a seed that is not given is the run's
+        chosen[title] = {key: setting for key, setting in schema.items() if not (key.endswith(".seed") and values[key] is None)}
+    print(commented_yaml({"general": general, f"scenario {scenario.name}": own, **chosen}, values), end="")
+    return 0
+
+
+def run_help(words: list[str]) -> str:
+    """The help of `run`, of a scenario, or, after `--help STRATEGY`, of a strategy."""
+    names = [word for word in words if not word.startswith("-")]
+    scenario = next((arguments.find_scenario(name) for name in names if name in SCENARIOS or is_path(name)), None)
+    strategy = next((name for name in names if name in STRATEGIES), None)
+    if strategy is not None:
+        return strategy_help(strategy, scenario or SCENARIOS["split-digits"])
+    if names and scenario is None:
+        arguments.find_scenario(names[0])
+    return _general_help() if scenario is None else _scenario_help(scenario)
+
+
+def _general_help() -> str:
+    return help_text(
+        "everloop run SCENARIO [--KEY VALUE ...]\n       everloop run --config FILE [--KEY VALUE ...]",
+        "Run a scenario: one of these, or package.module:Class of your own.",
+        {"scenarios": {name: scenario.summary for name, scenario in SCENARIOS.items()}, "settings of every run": {**GENERAL, **WHERE}},
+        "everloop run SCENARIO --help lists the settings of a scenario too.",
+    )
+
+
+def _scenario_help(scenario: type[Scenario]) -> str:
+    groups: dict[str, Schema] = {}
+    for key, setting in arguments.scenario_schema(scenario).items():
+        group = key.rpartition(".")[0]
+        groups.setdefault(f"settings of {group or scenario.name}", {})[key] = setting
+    name = scenario_path(scenario)
+    return help_text(
+        f"everloop run {name} [--KEY VALUE ...]",
+        scenario.summary + (f"\nNeeds {scenario.needs}." if scenario.needs else ""),
+        {"settings of every run": {**GENERAL, **WHERE}, **groups, "strategies": strategy_lines()},
+        f"everloop run {name} --help STRATEGY lists the settings of a strategy. Values in brackets are the defaults.",
+    )
+
+
+def strategy_help(name: str, scenario: type[Scenario]) -> str:
+    """The settings of one strategy, with the scenario's defaults."""
+    about = first_line(find_strategy(name))
+    schema = arguments.strategy_schemas(scenario)[name]
+    return help_text(f"--strategies {name} [--{name}.KEY VALUE ...]", about, {f"settings of {name}, in {scenario.name}": schema})
+
+
+def strategy_lines() -> dict[str, str]:
+    """Every strategy by name, with what it is."""
+    special = {PLAIN: "Plain fine-tuning, the lower bound.", JOINT: "All tasks at once, the upper bound."}
+    return special | {name: first_line(strategy) for name, strategy in STRATEGIES.items()}

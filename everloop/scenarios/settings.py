@@ -1,0 +1,300 @@
+"""Settings: what a class can be given, read from flags and YAML, checked, and written again.
+
+A setting has a dotted key, such as `training.learning_rate` or `ewc.strength`: the flag is `--KEY VALUE`, and in YAML
+the parts before the last dot are mappings. Everything on the command line goes through here.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import yaml
+from docstring_parser import ParseError
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentError, ArgumentParser
+
+from everloop.scenarios.names import Factory, did_you_mean
+
+CLASS = "class"
+"""In YAML, the entry of a factory's mapping that holds its path."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that can be set.
+
+    Args:
+        key: Its dotted name.
+        kind: The type of its value.
+        default: Its value if nothing is given.
+        help: What it means.
+    """
+
+    key: str
+    kind: Any
+    default: Any
+    help: str
+
+
+Schema = dict[str, Setting]
+Given = dict[str, Any]
+
+
+def schema_of(what: Callable[..., Any], prefix: str = "", skip: Collection[str] = (), defaults: Mapping[str, Any] | None = None) -> Schema:
+    """The settings of a class or function, from its signature; those of a dataclass inside it come with dotted keys.
+
+    Args:
+        prefix: What its keys begin with, dot included.
+        skip: Parameters that are left out.
+        defaults: Values in place of the signature's own defaults.
+    """
+    hints, docs, found = _hints(what), docs_of(what), Schema()
+    for name, parameter in inspect.signature(what).parameters.items():
+        if name in skip or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        kind = hints.get(name, Any)
+        default = (defaults or {}).get(name, _default(what, name, parameter))
+        if inspect.isclass(kind) and is_dataclass(kind) and kind is not Factory:
+            inner = {} if default is MISSING else {field.name: getattr(default, field.name) for field in fields(default)}
+            found |= schema_of(kind, f"{prefix}{name}.", defaults=inner)
+        else:
+            found[f"{prefix}{name}"] = Setting(f"{prefix}{name}", kind, default, docs.get(name, ""))
+    return found
+
+
+def _hints(what: Callable[..., Any]) -> dict[str, Any]:
+    """Types by parameter; none where they can't be resolved."""
+    try:
+        return get_type_hints(what if not inspect.isclass(what) or is_dataclass(what) else what.__init__)
+    except (NameError, TypeError):
+        return {}
+
+
+def _default(what: Callable[..., Any], name: str, parameter: inspect.Parameter) -> Any:
+    made: dict[str, Field[Any]] = {field.name: field for field in fields(what)} if is_dataclass(what) else {}
+    factory: Any = made[name].default_factory if name in made else MISSING
+    if factory is not MISSING:
+        return factory()
+    return MISSING if parameter.default is parameter.empty else parameter.default
+
+
+@lru_cache(maxsize=256)
+def docs_of(what: Callable[..., Any]) -> Mapping[str, str]:
+    """What the docstrings of a class and its parents say about each parameter; the nearest class wins."""
+    found: dict[str, str] = {}
+    for cls in reversed(inspect.getmro(what) if inspect.isclass(what) else (what,)):
+        try:
+            parsed = parse_docstring(cls.__dict__.get("__doc__") or "").params
+        except ParseError:  # of somebody else's class
+            continue
+        found |= {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in parsed}
+    return found
+
+
+def read_words(words: Sequence[str], flags: Collection[str] = ()) -> tuple[list[str], Given]:
+    """(positional words, given settings) of a command line: `--key value`, `--key=value`, and `--flag` alone, which is true.
+
+    Args:
+        flags: Keys that never take the next word as their value.
+    """
+    positional: list[str] = []
+    given = Given()
+    i = 0
+    while i < len(words):
+        word, i = words[i], i + 1
+        if not word.startswith("--"):
+            positional.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        if not equals and key not in flags and i < len(words) and not words[i].startswith("--"):
+            value, i = words[i], i + 1
+        given[key] = value if equals or value else "true"
+    return positional, given
+
+
+def read_yaml(file: str) -> Given:
+    """The settings in a YAML file, flat. Raises ValueError, in one line, for what can't be read."""
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{file} can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return Given()
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds {_brief(content)}; it must hold settings, one `key: value` a line")
+    return flat(content)
+
+
+def flat(content: Mapping[Any, Any], prefix: str = "") -> Given:
+    """Nested mappings as dotted keys; the class of a factory stands under the factory's own key."""
+    found = Given()
+    for name, value in content.items():
+        key = f"{prefix}{name}".replace("-", "_")
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{key}.")
+        else:
+            found[key.removesuffix(f".{CLASS}")] = value
+    return found
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings, values as YAML can hold them."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = key.split(".")
+        place = found
+        for part in path:
+            if not isinstance(place.get(part, {}), dict):  # the settings of a factory, whose path came first
+                place[part] = {CLASS: place[part]}
+            place = place.setdefault(part, {})
+        place[last] = plain(value)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """`value` as YAML and JSON can hold it: paths as text, numpy's numbers as Python's, members of enums by name."""
+    if isinstance(value, enum.Enum):
+        return value.name
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Factory):
+        return {CLASS: value.path, **{name: plain(inner) for name, inner in value.settings.items()}} if value.settings else value.path
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(inner) for name, inner in asdict(value).items()}
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, set | frozenset):
+        return sorted(plain(inner) for inner in value)
+    return str(value) if isinstance(value, Path) else repr(value)
+
+
+def with_files(given: Given, schema: Schema) -> Given:
+    """`given`, where a file in the place of a group, such as `--training train.yaml`, is read; single settings win over it."""
+    found = Given()
+    for key, value in given.items():
+        if key in schema or not any(known.startswith(f"{key}.") for known in schema):
+            continue
+        if not isinstance(value, str) or not value.endswith((".yaml", ".yml")):
+            raise ValueError(f"{key} is {_brief(value)}; it must be a mapping of its settings, or a YAML file that holds one")
+        found |= {f"{key}.{name}": inner for name, inner in read_yaml(value).items()}
+        given = {name: inner for name, inner in given.items() if name != key}
+    return found | given
+
+
+def check(given: Given, schema: Schema) -> dict[str, Any]:
+    """The given values in their types. Raises ValueError, in one line, for an unknown key and a value of another type."""
+    values = {}
+    for key, value in given.items():
+        if key not in schema:
+            raise ValueError(f"unknown setting {key!r}.{_near(key, schema)}")
+        values[key] = convert(schema[key], value)
+    return values
+
+
+def _near(key: str, schema: Schema) -> str:
+    group, dot, name = key.rpartition(".")
+    inside = [known.rpartition(".")[2] for known in schema if known.rpartition(".")[0] == group]
+    if hint := did_you_mean(name, inside):
+        return hint.replace("mean '", f"mean '{group}{dot}")
+    if hint := did_you_mean(key, schema):
+        return hint
+    return f" {group} has {', '.join(inside)}." if dot and inside else " --help lists all settings."
+
+
+def convert(setting: Setting, value: Any) -> Any:
+    """`value` in the setting's type; text is read as YAML, a comma-separated one as a list where a list is wanted.
+
+    Raises:
+        ValueError: That names the key, the value and what is possible.
+    """
+    kinds = _alternatives(setting.kind)
+    listed = next((kind for kind in kinds if get_origin(kind) is list or kind is list), None)
+    if listed is not None and isinstance(value, str) and value not in ("null", "") and not value.startswith("["):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if listed == list[str] and isinstance(value, list):
+        value = [str(part) if isinstance(part, int) and not isinstance(part, bool) else part for part in value]
+    if listed is not None and value == "":
+        value = []
+    if value is None and setting.default is not None and NoneType not in kinds and Any not in kinds:
+        raise ValueError(f"{setting.key} is null; it must be {possible(setting.kind)}")
+    if Any in kinds:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    if Factory in kinds:
+        if isinstance(value, str) or value is None:
+            return None if value in ("null", "none") else value
+        raise ValueError(f"{setting.key} is {_brief(value)}; it must be {possible(setting.kind)}")
+    try:
+        parsed = _typed(setting.kind).parse_object({"value": value}, defaults=False)
+    except (ArgumentError, ValueError, TypeError, OverflowError, RecursionError):
+        raise ValueError(
+            f"{setting.key} is {_brief(value)}; it must be {possible(setting.kind)}.{_near_choice(value, setting.kind)}"
+        ) from None
+    return parsed["value"]
+
+
+@lru_cache(maxsize=256)
+def _typed(kind: Any) -> ArgumentParser:
+    """What checks one value of the type `kind`."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    return parser
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    if get_origin(kind) in (Union, UnionType):
+        return [inner for part in get_args(kind) for inner in _alternatives(part)]
+    return [kind]
+
+
+def possible(kind: Any) -> str:
+    """What a value of the type `kind` can be, in words."""
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        NoneType: "null",
+        Path: "a path",
+        Any: "anything",
+        Factory: "a class by name or path",
+    }
+    words = []
+    for part in _alternatives(kind):
+        if part in names:
+            words.append(names[part])
+        elif get_origin(part) is Literal:
+            words.append("one of " + ", ".join(map(str, get_args(part))))
+        elif get_origin(part) in (list, tuple, Sequence):
+            inside = possible(get_args(part)[0]) if get_args(part) else "values"
+            words.append(f"a list, such as a,b,c, each {inside}")
+        elif inspect.isclass(part) and issubclass(part, enum.Enum):
+            words.append("one of " + ", ".join(part.__members__))
+        else:
+            words.append(getattr(part, "__name__", str(part)))
+    return " or ".join(words)
+
+
+def _near_choice(value: Any, kind: Any) -> str:
+    choices = [str(choice) for part in _alternatives(kind) if get_origin(part) is Literal for choice in get_args(part)]
+    return did_you_mean(value, choices) if isinstance(value, str) else ""
+
+
+def _brief(value: Any) -> str:
+    """The value in one line of at most 60 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
