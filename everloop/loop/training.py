@@ -21,25 +21,29 @@ CHOICES = (
 class Training:
     """Options of `SupervisedLearner`. Where the device or the network lacks one, it does nothing and leaves a note.
 
-    learning_rate: of the optimizer.
-    rate: "constant"; "cosine" falls to 0 over each task; "plateau" halves where the loss no longer falls, from the
-        full rate at each task's beginning; "drift" does the same without knowing tasks: it returns to the full rate
-        when a detector finds that the loss has jumped (extra `drift`).
-    precision: "bfloat16" computes forward passes in mixed precision. It needs no scaling of the loss, so strategies
-        see the gradients as they are.
-    accumulate: batches whose mean gradient makes one step.
-    updates_per_batch: steps along each batch, one after the other, each with other stored examples and another draw of
-        `augment`: how a single pass over a stream learns more of it. The guess comes before the first; the batch is stored
-        before the second.
-    augment: "crop_flip" shows the network every image mirrored or not and moved by up to 4 pixels, at random and anew
-        with each step (`everloop.loop.augment`); memories store images as they came. In training only.
-    checkpointing: recompute activations on the way back instead of keeping them; for networks with `checkpointing`.
-    channels_last: keep convolutions' weights channel by channel, as images come.
-    balanced: softmax with the labels' frequencies so far as prior, so that rare classes are not drowned
-        (Ren et al. 2020, "Balanced meta-softmax", eq. 4). In training only; for classes.
-    device: "auto" takes a GPU where there is one; else as torch names it. Batches reach a GPU from pinned memory,
-        while it still computes.
-    Raises ValueError, naming the value, for what is outside these ranges.
+    Args:
+        learning_rate: Of the optimizer, above 0.
+        rate: How the learning rate changes: constant; cosine falls to 0 over each task; plateau and
+            drift follow the loss. plateau halves it where the loss stops falling and restarts with
+            each task; drift restarts when a detector finds that the loss has jumped, and needs no
+            task boundaries (extra drift).
+        precision: bfloat16 computes forward passes in mixed precision. The loss is not scaled, so
+            strategies see the gradients as they are.
+        accumulate: Batches whose mean gradient makes one step, 1 or more.
+        updates_per_batch: Steps along each batch, 1 or more: how a single pass over a stream learns
+            more of it. Each step has other stored examples and another draw of `augment`. The guess
+            comes before the first; the batch is stored before the second.
+        augment: crop_flip mirrors and moves each image at random by up to 4 pixels, in training
+            only. Memories store images as they came (`everloop.loop.augment`).
+        checkpointing: Compute activations again on the way back instead of keeping them, in
+            networks that can.
+        channels_last: Keep convolutions' weights channel by channel, as images come.
+        balanced: Softmax with the labels' frequencies so far as prior, so that rare classes count
+            (Ren et al. 2020, eq. 4). In training only; for classes.
+        device: auto takes a GPU where there is one; else as torch names it.
+
+    Raises:
+        ValueError: That names the value, for what is outside these ranges.
     """
 
     learning_rate: float = 1e-3

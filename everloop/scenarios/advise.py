@@ -29,13 +29,19 @@ HIDDEN: dict[str, tuple[str, dict[str, Any]]] = {"lora": ("adapters online", {"t
 
 @dataclass(frozen=True)
 class Situation:
-    """What somebody has to do with.
+    """What somebody has to work with.
 
-    world: "control"; "batch", a stream whose tasks' examples come more than once; "stream", once.
-    boundaries: whether it is known when a task begins and ends. task_id: whether the task is told at test time.
-    classes: whether each task brings "new" classes or has the "same" as the others; of streams.
-    examples: how many may be stored. weights: how many the network has; tasks: how many there will be.
-    Raises ValueError for numbers below 0 and for words that are not among these.
+    Args:
+        world: batch: a stream whose tasks' examples come more than once; stream: once; control.
+        boundaries: Whether it is known when a task begins and ends.
+        task_id: Whether the task ID is available at test time.
+        classes: Whether each task brings new classes, or has the same as the others; of streams.
+        examples: How many examples may be stored, 0 or more.
+        weights: How many weights the network has, 0 or more.
+        tasks: How many tasks there will be, 1 or more.
+
+    Raises:
+        ValueError: That names the value, for what is outside these ranges.
     """
 
     world: Literal["batch", "stream", "control"] = "batch"

@@ -128,7 +128,7 @@ def _strategy_sets(given: Given) -> list[list[str]]:
     """The sets of strategies asked for; `given` keeps the first."""
     value = given.get("strategies", PLAIN)
     sets = value.split(";") if isinstance(value, str) else [value]
-    names = [check_strategies(convert(GENERAL["strategies"], part)) for part in sets if part != "" or len(sets) == 1]
+    names = [check_strategies(convert(GENERAL["strategies"], part)) for part in sets]
     given.pop("strategies", None)
     return names
 

@@ -14,7 +14,8 @@ from everloop.scenarios.images import Architecture, SplitImages
 class SplitImageNet256(SplitImages):
     """ImageNet in tasks of 10 classes each (Russakovsky et al. 2015), from Kaggle.
 
-    side: pixels to which every picture is scaled and cropped.
+    Args:
+        side: Pixels to which every picture is scaled and cropped.
     """
 
     name: ClassVar[str] = "split-imagenet256"

@@ -22,15 +22,20 @@ Architecture = Literal["mlp", "convnet", "reduced-resnet18", "resnet18", "nested
 class ImageScenario(StreamScenario):
     """A data set of images with the networks of published tables.
 
-    architecture: "mlp", fully connected, 2 x `width` units; "convnet", the 5 convolutions of van de Ven et al. 2022;
-        "reduced-resnet18", 20 filters; "resnet18"; "nested", convolutions in a continuum memory, base width 32;
-        "progressive" and "growing", an mlp to which the strategies of these names can add.
-    width: of the architecture, if not its usual one.
-    layers: hidden layers of "mlp", "progressive" and "growing".
-    norm: of ResNets, "batch" as published, or "group", which carries nothing from task to task.
-    pretrain: a data set, a folder or a Hub id, on which the convolutions of "convnet" are trained beforehand and then
-        frozen, for `pretrain_epochs` passes; a result once reached is kept in the cache.
     "nested" is a network like any other until `periods` say at which steps its blocks change.
+
+    Args:
+        architecture: The network, by name; network replaces it. mlp: fully connected; convnet: the
+            5 convolutions of van de Ven et al. 2022; reduced-resnet18: 20 filters; resnet18;
+            nested: convolutions in a continuum memory; progressive and growing: an mlp to which the
+            strategies of these names can add.
+        width: Units of a hidden layer, or filters of the first stage; if none, 400 in an mlp, the
+            usual number in others.
+        layers: Hidden layers of mlp, progressive and growing, 0 or more.
+        norm: Of ResNets: batch as published, or group, which carries nothing from task to task.
+        pretrain: A folder or Hub ID on which convnet's convolutions are trained first and then
+            frozen; not at all if none. The result is kept in the cache.
+        pretrain_epochs: Passes of that pre-training, 1 or more.
     """
 
     folder: ClassVar[str]
@@ -102,10 +107,13 @@ class ImageScenario(StreamScenario):
 class SplitImages(ImageScenario):
     """Each task holds some of the classes.
 
-    classes_per_task: a divisor of the number of classes.
-    class_seed: shuffles the classes before they are divided; in their own order if none.
-    disjoint_ratio: below 1 the stream is i-Blurry (Koh et al. 2022): this share of the classes belongs to one task
-        each, and `blurry_ratio` of the examples of the others are scattered over the other tasks.
+    Args:
+        classes_per_task: A divisor of the number of classes.
+        class_seed: Shuffles the classes before they are divided; in their own order if none.
+        disjoint_ratio: 1 gives every class to one task; below 1 the stream is i-Blurry (Koh et
+            al. 2022). Then this share of the classes belongs to one task each.
+        blurry_ratio: With i-Blurry, the share of a class's examples that is scattered over the
+            other tasks.
     """
 
     classes_per_task: int = 2

@@ -24,9 +24,11 @@ class SplitMNIST(SplitImages):
 
 @dataclass
 class PermutedMNIST(ImageScenario):
-    """MNIST, the pixels in another order in each task (Goodfellow et al. 2013).
+    """MNIST, with the pixels in another order in each task (Goodfellow et al. 2013).
 
-    num_tasks: how many; task 0 shows the digits as they are. permutation_seed: draws the orders.
+    Args:
+        num_tasks: How many tasks, 1 or more; task 0 shows the digits as they are.
+        permutation_seed: Draws the orders.
     """
 
     name: ClassVar[str] = "permuted-mnist"
@@ -45,8 +47,11 @@ class PermutedMNIST(ImageScenario):
 class RotatedMNIST(ImageScenario):
     """MNIST, turned by another angle in each task (Lopez-Paz & Ranzato 2017).
 
-    num_tasks: how many, at equal steps from 0 below 180 degrees. angle_seed: draws them from 0 to 180 instead.
-    angles: or those of each task, in degrees.
+    Args:
+        num_tasks: How many tasks, 1 or more; the angles are at equal steps from 0 to below 180
+            degrees.
+        angle_seed: Draws the angles from 0 to 180 degrees instead.
+        angles: The angle of each task in degrees, in place of equal steps.
     """
 
     name: ClassVar[str] = "rotated-mnist"

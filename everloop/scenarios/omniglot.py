@@ -14,7 +14,8 @@ from everloop.scenarios.images import Architecture, ImageScenario
 class SplitOmniglot(ImageScenario):
     """Handwritten characters of 50 alphabets, each a task with its own 14 to 55 characters (Lake et al. 2015).
 
-    alphabets: how many of them, in the order of their names; all if none.
+    Args:
+        alphabets: How many of them, in the order of their names; all if none.
     """
 
     name: ClassVar[str] = "split-omniglot"

@@ -17,9 +17,17 @@ Split = Literal["train", "test"]
 
 @dataclass
 class Scenario(ABC):
-    """Subclass it, as a dataclass, to make an experiment of your own; its fields are its options.
+    """Subclass it, as a dataclass, to make an experiment of your own; its fields are its settings.
 
-    tasks: names or ids in the order of training, for example [plant-1, plant-0]; all in the world's order if none.
+    Args:
+        tasks: Names or IDs in the order of training, such as plant-1,plant-0; all in the world's
+            order if none.
+        eval_every: World steps (of a stream: examples) between two evaluations; if none, a few
+            evaluations a task.
+        eval_tasks: Which tasks an evaluation measures: all, which forward transfer needs, or those
+            seen so far.
+        consolidation_steps: World steps of each copy that strategies and monitors are given at a
+            task's end, 1 or more.
     """
 
     name: ClassVar[str]

@@ -115,9 +115,10 @@ def read_words(words: Sequence[str], flags: Collection[str] = ()) -> tuple[list[
             continue
         key, equals, value = word[2:].partition("=")
         key = key.replace("-", "_")
-        if not equals and key not in flags and i < len(words) and not words[i].startswith("--"):
-            value, i = words[i], i + 1
-        given[key] = value if equals or value else "true"
+        if not equals:
+            has_value = key not in flags and i < len(words) and not words[i].startswith("--")
+            value, i = (words[i], i + 1) if has_value else ("true", i)
+        given[key] = value
     return positional, given
 
 

@@ -48,28 +48,43 @@ def own_network(factory: Factory, world: World, heads: int) -> nn.Module:
 
 @dataclass
 class StreamScenario(Scenario):
-    """A data set as a sequence of tasks (van de Ven, Tuytelaars & Tolias 2022 name the three types).
+    """A data set as a sequence of tasks.
 
-    scenario_type: "class" tells the classes of all tasks apart without being told the task; "domain" says which of
-        the task's classes, without being told the task; "task" is told it, and has a head for each.
-    preset: what gets among a task's examples: "easy" nothing; "moderate" 10 % of the next task's, 5 % of past tasks',
-        5 % out of distribution; "hard" twice as much.
-    blur_ratio, other_task_ratio, ood_ratio: these shares one by one, in place of the preset's.
-    gradual: share of a visit in which a task passes into its neighbours.
-    epochs: passes over each task's examples; 1 is single-pass. The last batch is filled up from the next pass.
-    iterations: batches of training that each task gets, instead of whole passes.
-    batch_size: examples a step.
-    training: learning rate, precision, device and the like.
-    optimizer: of torch, by name ("adamw", "sgd") or by its path, with its settings; it learns at training.learning_rate.
-    network: a torch module of your own in place of the scenario's, by its path, with its settings: called with the shape of
-        an input, images (C, H, W), if it has a required argument; it makes features of images (N, C, H, W) from 0 to 1.
-    periods: nested learning: the network's continuum memories, or else its layers from the last to the first, in as many
-        levels, change every so many steps (`everloop.loop.NestedOptimizer`); all at every step if none.
-    workers: threads that prepare the next examples while the network learns.
-    held_out: how many training examples, the same ones for every seed, are left out of training and measured on in place
-        of the test examples: for choosing settings.
-    data: a local folder or a Hub id; by default a folder in EVERLOOP_DATA if that is set, else the Hub.
-    eval_tasks: what evaluations measure: the tasks "seen" so far, or "all", which forward transfer needs.
+    The three scenario types are those of van de Ven, Tuytelaars & Tolias 2022.
+
+    Args:
+        scenario_type: class: tell all tasks' classes apart; domain: the classes of a task, without
+            its ID; task: with its ID. With the task ID there is a head for each task.
+        preset: What gets among a task's examples: easy nothing, moderate or hard some of other
+            tasks and altered ones. moderate: 10 % of the next task's, 5 % of past tasks', 5 % out
+            of distribution; hard: twice as much.
+        blur_ratio: Share of the next task's examples, from 0 to 1; the preset's if none.
+        other_task_ratio: Share of past tasks' examples, from 0 to 1; the preset's if none.
+        ood_ratio: Share of examples that are altered, out of distribution, from 0 to 1; the
+            preset's if none.
+        gradual: Share of a visit in which a task passes gradually into its neighbours, from 0 to 1.
+        epochs: Passes over each task's examples, 1 or more. 1 is single-pass. The last batch is
+            filled up from the next pass.
+        iterations: Batches of training that each task gets, in place of whole passes; epochs decide
+            if none.
+        batch_size: Examples a step, 1 or more.
+        training: Learning rate, precision, device and the like.
+        optimizer: Of torch, by name (adamw, sgd) or path; its own settings are optimizer.KEY. It
+            learns at training.learning_rate.
+        network: A torch module of your own, package.module:Class; its own settings are network.KEY.
+            It makes features of images (N, C, H, W), floats from 0 to 1, or of token IDs (N, L);
+            the heads are added. If its class has a required argument, it gets the shape of one
+            input, of images (C, H, W).
+        periods: Nested learning: each level of layers changes every so many steps; all at every
+            step if none. Levels are the network's continuum memories, or else its layers from the
+            last to the first (NestedOptimizer).
+        workers: Threads that prepare the next examples while the network learns, 0 or more.
+        held_out: Training examples that are left out of training and measured on in place of the
+            test examples. The same ones for every seed: for choosing settings.
+        data: A folder, or owner/name on the Hugging Face Hub; if none, a folder in EVERLOOP_DATA if
+            that is set, else the Hub.
+        eval_tasks: What evaluations measure: the tasks seen so far, or all, which forward transfer
+            needs.
     """
 
     env_id: ClassVar[str] = "everloop/ImageStream-v0"

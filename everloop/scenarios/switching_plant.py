@@ -23,17 +23,28 @@ SAC = {"buffer_size": 100_000, "learning_starts": 1000, "batch_size": 128, "tau"
 class SwitchingPlant(Scenario):
     """Learn to steer `everloop/Plant-v0` in one task after the other.
 
-    num_tasks: how many; each has its own dynamics and target.
-    steps: world steps of training for each task.
-    task_cue: show the task as a modality; otherwise the agent must feel it from how the plant answers.
-    algorithm: "ppo", or "sac", which learns from a replay buffer that each task begins empty.
-    recurrent: an agent with a memory under RecurrentPPO, else one without; by default with a memory where the algorithm can.
-    learning_rate, gamma: of either, as Stable-Baselines3 names them.
-    n_epochs, batch_size, n_steps, ent_coef, gae_lambda: of PPO.
-    gradient_steps: of SAC, updates after each step of all copies.
-    optimizer: of torch, by name ("adamw", "sgd") or by its path, with its settings; the algorithm's Adam if none.
-    token_size, hidden_size: of the agent.
-    world_seed: draws the plants; the run's seed if none.
+    Args:
+        num_tasks: How many tasks, 1 or more; each has its own dynamics and target.
+        steps: World steps of training for each task.
+        task_cue: Show the task ID as a modality. Otherwise the agent must infer the task from how
+            the plant answers.
+        algorithm: ppo, or sac, which learns from a replay buffer that is emptied when a task
+            begins.
+        recurrent: An agent with a memory, under RecurrentPPO, or without one; if none, with a
+            memory where the algorithm can.
+        learning_rate: Of either algorithm, above 0.
+        n_epochs: Of PPO: passes over each rollout.
+        batch_size: Of PPO: steps of a minibatch.
+        n_steps: Of PPO: steps of each copy in a rollout, a multiple of 16 for a recurrent agent.
+        ent_coef: Of PPO: weight of the entropy bonus.
+        gamma: Discount factor, from 0 to 1.
+        gae_lambda: Of PPO: lambda of the generalized advantage estimate, from 0 to 1.
+        gradient_steps: Of SAC: updates after each step of all copies, 1 or more.
+        optimizer: Of torch, by name (adamw, sgd) or path; its own settings are optimizer.KEY. The
+            algorithm's Adam if none.
+        token_size: Features of each token of the agent, 1 or more.
+        hidden_size: Features of the agent's memory, 1 or more.
+        world_seed: Draws the plants; the run's seed if none.
     """
 
     name: ClassVar[str] = "switching-plant"

@@ -21,10 +21,11 @@ from everloop.scenarios.stream import StreamScenario
 class TextScenario(StreamScenario):
     """Texts, each domain a task, read by an embedding or by a transformer.
 
-    length: tokens of each text that are read.
-    checkpoint: a Hugging Face transformer, a local folder or a Hub id such as bert-base-uncased, with its own
-        tokenizer (extra `text`); by default words are hashed, and an embedding of `size` is learned.
-    size: features of the built-in embedding.
+    Args:
+        length: Tokens of each text that are read, 1 or more.
+        checkpoint: A Hugging Face transformer, a folder or Hub ID such as bert-base-uncased, with
+            its tokenizer (extra text). If none, words are hashed and an embedding is learned.
+        size: Features of that embedding, 1 or more.
     """
 
     folder: ClassVar[str]
@@ -111,7 +112,8 @@ class DomainNER(TextScenario):
 class DomainText(TextScenario):
     """Labelled text folders of your own, say news, then social media, then academic writing.
 
-    folders: one a domain, each with <class>/*.txt; they share the classes.
+    Args:
+        folders: One a domain, each with CLASS/*.txt; they share the classes.
     """
 
     name: ClassVar[str] = "domain-text"

@@ -1,4 +1,4 @@
-"""Averaged gradient episodic memory."""
+"""A-GEM: the gradient may not raise the mean loss of stored past examples."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ class AGEM(Rehearsal):
     g_ref is the gradient of the mean loss on a draw from the memory. The promise holds for plain gradient descent: an
     optimizer that rescales weights one by one (Adam) may still step uphill for the memory.
 
-    strength: 1 projects as written, less projects part of the way, 0 is plain training to the last bit.
-    capacity, memory, batch_size: as in Replay.
+    Args:
+        strength: 1 projects the gradient as written, less projects it part of the way, 0 is plain training.
+        capacity: How many examples are stored in all, 1 or more.
+        batch_size: How many stored examples are replayed with each update, 1 or more.
+        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+            informative.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(examples=True, class_incremental=True)

@@ -1,4 +1,4 @@
-"""CLEAR's cloning of policy and value."""
+"""CLEAR: clones the policy and value stored with past experience."""
 
 from __future__ import annotations
 
@@ -26,8 +26,15 @@ class CLEAR(Rehearsal):
     Drawn from everything stored, the task at hand included: boundaries need not be known. Only the cloning half of
     CLEAR: its off-policy half, V-trace on stored rewards, would need another algorithm than PPO.
 
-    strength, value_strength: from 0 (0.01 and 0.005 in the paper, beside V-trace). With strength 0 training is plain, to the
-    last bit. capacity: stored sequences; memory, batch_size: as in Replay.
+    Args:
+        strength: The weight of the policy's loss, 0 or more; 0 is plain training. The paper has 0.01, beside
+            V-trace.
+        value_strength: The weight of the value's loss, 0 or more. The paper has 0.005, beside V-trace.
+        capacity: How many sequences are stored in all, 1 or more.
+        batch_size: How many stored examples are replayed with each update, 1 or more.
+        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+            informative.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, streams=False)

@@ -1,4 +1,4 @@
-"""Continual backpropagation."""
+"""Continual backpropagation: resets the least useful hidden units."""
 
 from __future__ import annotations
 
@@ -48,9 +48,17 @@ class ContinualBackprop(Strategy):
     nothing else. A layer that is frozen, or was not called, is left alone. u is measured every `interval` steps. The moments
     that Adam keeps for the replaced weights become 0.
 
-    replacement_rate: rho, in [0, 1] (1e-4 in the paper). With 0 training is plain, to the last bit.
-    maturity: steps that a new unit is left alone. Memory: two numbers a unit.
-    Raises ValueError for a network without such units; in a loop that is not ours, at the first batch.
+    Memory: two numbers a unit.
+
+    Raises ValueError for a network without such units; in a foreign loop, at the first batch.
+
+    Args:
+        replacement_rate: Share of the mature units replaced at each step, in [0, 1]; rho in the paper, 1e-4
+            there. 0 is plain training.
+        maturity: Steps for which a new unit is left alone, 0 or more.
+        decay: Of the moving average of utility, in [0, 1].
+        interval: Steps between two measurements of utility, 1 or more.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, for_learning=True)

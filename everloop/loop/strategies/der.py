@@ -1,4 +1,4 @@
-"""Dark experience replay: stored examples with what the network said of them."""
+"""DER and DER++: replay against stored network outputs (DER++: and labels)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ class DER(Rehearsal):
     where the paper writes a sum over outputs. Drawn from everything stored, the task at hand included: boundaries
     need not be known.
 
-    strength: alpha, from 0. With 0 training is plain, to the last bit. capacity, memory, batch_size: as in Replay.
+    Args:
+        strength: Alpha, the weight of the loss against stored outputs, 0 or more; 0 is plain training.
+        capacity: How many examples are stored in all, 1 or more.
+        batch_size: How many stored examples are replayed with each update, 1 or more.
+        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+            informative.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)
@@ -43,8 +49,17 @@ class DER(Rehearsal):
 class DERPlusPlus(DER):
     """DER, and beside it loss += label_strength * mean loss on another draw, against labels.
 
-    Buzzega et al. 2020, eq. 7 with beta = label_strength, from 0. In control "labels" are the outputs of the policy when the
-    example was observed, compared by their KL divergence. The rest as in DER; strength 0 is plain training.
+    Buzzega et al. 2020, eq. 7. In control "labels" are the outputs of the policy when the example was observed, compared
+    by their KL divergence. All else is as in DER.
+
+    Args:
+        strength: Alpha, the weight of the loss against stored outputs, 0 or more; 0 is plain training.
+        label_strength: Beta, the weight of the loss against stored labels, 0 or more.
+        capacity: How many examples are stored in all, 1 or more.
+        batch_size: How many stored examples are replayed with each update, 1 or more.
+        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+            informative.
+        seed: Of its own random draws.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Experience replay with asymmetric cross-entropy."""
+"""ER-ACE: replay whose new classes do not push the old ones' logits down."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ class ERACE(Rehearsal):
     Deviation: no task is the first one, since none is told: classes are masked and rehearsed from the second batch on, in
     the authors' code from the second task on.
 
-    strength: from 0. With 0 training is plain, to the last bit. capacity, memory, batch_size: as in Replay.
+    Args:
+        strength: The weight of the replay loss, 0 or more; 0 is plain training.
+        capacity: How many examples are stored in all, 1 or more.
+        batch_size: How many stored examples are replayed with each update, 1 or more.
+        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+            informative.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True, control=False)

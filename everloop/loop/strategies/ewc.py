@@ -1,4 +1,4 @@
-"""Elastic weight consolidation."""
+"""EWC: a quadratic penalty on weights that are important to past tasks."""
 
 from __future__ import annotations
 
@@ -32,15 +32,21 @@ class EWC(Strategy):
         online:    c <- w*,                      P <- decay * P + F   (Schwarz et al. 2018, section 3.2)
         proximal:  w <- (w + lr strength P c) / (1 + lr strength P)   after the optimizer's step, instead
 
-    strength: lambda, from 0. With 0 training is plain, to the last bit.
-    anchors: "separate", or "online" with `decay` in [0, 1] (gamma in the paper).
-    fisher: "sampled" draws labels or actions from the model, "empirical" takes those in the data, "exact" averages over
-        all classes.
-    proximal: take the pull as an implicit step of its own. It lands between w and c whatever strength is, where an
-        explicit one overshoots and diverges as soon as lr * strength * P > 2; and Adam does not rescale it.
-    examples: how many of the examples at a task's end the Fisher information is averaged over.
-    Memory: three numbers a weight, whatever the number of tasks. Weights that the likelihood does not
-    depend on, such as a value head's, stay free. Raises ValueError for arguments outside these ranges.
+    Memory: three numbers a weight, whatever the number of tasks. Weights that the likelihood does not depend on, such
+    as a value head's, stay free.
+
+    Args:
+        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
+        anchors: separate keeps the sum over all tasks; online keeps the latest weights and a decaying Fisher
+            information.
+        decay: With online anchors, the factor of the earlier Fisher information at each task's end, in [0, 1];
+            gamma in the paper.
+        fisher: Labels or actions of the Fisher information: sampled from the model, empirical from the data, or
+            exact. Exact takes the mean over all classes.
+        proximal: Apply the penalty as a step of its own after the optimizer's. It lands between w and c for any
+            strength, where a gradient step diverges once lr * strength * P > 2; and Adam does not rescale it.
+        examples: How many examples of a finished task the Fisher information is averaged over, 1 or more.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(copies=3)

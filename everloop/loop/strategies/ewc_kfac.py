@@ -1,4 +1,4 @@
-"""EWC with the Fisher information of whole layers, Kronecker-factored."""
+"""EWC with Kronecker-factored Fisher information of whole layers."""
 
 from __future__ import annotations
 
@@ -34,9 +34,13 @@ class KroneckerEWC(Strategy):
     the gradients at its outputs of log p(x), x drawn from the model. Weights outside torch's own linear layers are held by
     their diagonal Fisher information.
 
-    strength: lambda, from 0. With 0 training is plain, to the last bit.
-    examples: how many of the examples at a task's end the means are over.
-    Memory: for each task and layer its weights and i^2 + o^2 numbers. So it grows with the tasks: where that is too much, use EWC.
+    Memory: for each task and layer its weights and i^2 + o^2 numbers, so it grows with the tasks. Where that is too
+    much, use EWC.
+
+    Args:
+        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
+        examples: How many examples of a finished task the factors are averaged over, 1 or more.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(copies=3, grows=True)

@@ -1,4 +1,4 @@
-"""Greedy sampler and dumb learner."""
+"""GDumb: stores examples only, and trains from scratch on them at task ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ class GDumb(Rehearsal):
     cosine (section 3, "Implementation details": 0.05 to 0.0005, batches of 16). Statistics of norms are of the memory alone.
     Deviations: a class keeps a uniform sample of its examples, not its first ones; no cutmix.
 
-    epochs: passes over the memory, from 0. With 0 training is plain, to the last bit. capacity, memory: as in Replay.
+    Args:
+        epochs: Passes over the memory at each task's end, 0 or more; 0 is plain training.
+        capacity: How many examples are stored in all, 1 or more.
+        batch_size: Examples of an update, 1 or more.
+        learning_rate: Of stochastic gradient descent at first, above 0; it falls by a cosine.
+        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+            informative.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(copies=1, examples=True, class_incremental=True, control=False)

@@ -1,4 +1,4 @@
-"""Gradient episodic memory."""
+"""GEM: an update may not raise the loss of any past task's stored examples."""
 
 from __future__ import annotations
 
@@ -30,9 +30,15 @@ class GEM(Rehearsal):
     The promise holds for plain gradient descent: an optimizer that rescales weights one by one (Adam) may still step
     uphill for a past task. One more backward pass for each ended task with every update.
 
-    strength: 1 projects as written, less projects part of the way, 0 is plain training to the last bit.
-    margin: from 0; a larger one favours past tasks (0.5 in the paper). The memory of the paper is "ring", of equal
-    parts for all tasks; batch_size: how many are drawn for each task. Memory: a gradient for each ended task, beside the examples.
+    Memory: a gradient for each ended task, beside the examples.
+
+    Args:
+        strength: 1 projects the gradient as written, less projects it part of the way, 0 is plain training.
+        capacity: How many examples are stored in all, 1 or more.
+        batch_size: How many stored examples of each ended task are drawn with each update, 1 or more.
+        margin: 0 or more; a larger one favours past tasks. The paper has 0.5.
+        memory: The rule that says which examples are stored; the paper has ring, equal parts for all tasks.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(examples=True, copies=1, grows=True, class_incremental=True)

@@ -1,4 +1,4 @@
-"""Growth on demand: more units where a task stays hard."""
+"""Growth on demand: adds units while a task's loss stays high."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ class Growth(Strategy):
     their sparsity and splitting. For a network that can grow: a part with `branches` and `add_capacity(units)`, which returns a new
     one and changes nothing yet, such as `everloop.agents.GrowingMLP`. It keeps nothing from being forgotten: combine it.
 
-    units: for each growth, from 0. With 0 training is plain, to the last bit. threshold: of the mean loss of the last
-    `patience` batches, in nats. limit: how many growths in all.
+    Args:
+        units: Units that each growth adds, 0 or more; 0 is plain training.
+        threshold: The mean loss of the last `patience` batches above which the network grows, in nats.
+        patience: Batches between two decisions, 1 or more.
+        limit: How many growths there can be in all, 0 or more.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, control=False, network="growing", for_learning=True)

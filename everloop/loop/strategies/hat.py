@@ -1,4 +1,4 @@
-"""Hard attention to the task: each task learns which units it uses, and what connects them stays as it is from then on."""
+"""HAT: learned masks over units protect what past tasks use."""
 
 from __future__ import annotations
 
@@ -45,10 +45,16 @@ class HAT(Strategy):
 
     It comes first in a list of strategies: the others build on its masks.
 
-    masks: False leaves the network as it is, and training plain to the last bit.
-    s_max: from 1. sparsity: c in the paper, from 0. rate: of e, above 0; in the paper that of the weights.
-    period: updates in which masks harden, an epoch in the paper. A task should not end while they are soft.
     Memory: two copies of the weights; for each task a number a unit, and a last layer.
+
+    Args:
+        masks: False leaves the network as it is; training is plain then.
+        s_max: The largest slope of the mask's sigmoid, 1 or more.
+        sparsity: The weight of the penalty on used units, 0 or more; c in the paper.
+        rate: Learning rate of the mask's embeddings e, above 0; in the paper that of the weights.
+        period: Updates in which masks harden, 1 or more; an epoch in the paper. A task should not end while
+            they are soft.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(copies=2, task_id=True, several_passes=True)

@@ -1,4 +1,4 @@
-"""Incremental classifier and representation learning."""
+"""iCaRL: exemplars by herding, distillation, nearest class mean."""
 
 from __future__ import annotations
 
@@ -35,8 +35,11 @@ class ICaRL(Strategy):
     again, from its first example on, and its exemplars are chosen anew, from the old ones and what the task's end brings.
     Deviation: the loss is a mean over the batch, and exemplars count as much as fresh examples.
 
-    strength: of the whole method: 0 is plain training, guesses and all, to the last bit; 1 is as written. Between them the
-    two losses are mixed. capacity: exemplars in all, 1 or more for each class.
+    Args:
+        strength: 1 is the method as written, 0 is plain training; in between the two losses are mixed.
+        capacity: How many exemplars are stored in all, at least one for each class.
+        batch_size: How many exemplars join each batch, 1 or more.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(copies=1, examples=True, class_incremental=True, control=False, several_passes=True)

@@ -1,4 +1,4 @@
-"""L2 distance to the last task's weights."""
+"""L2: a penalty on the distance to the last task's weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ class L2(Strategy):
         penalty = strength / 2 * sum_i (w_i - w*_i)^2
 
     The baseline that EWC was compared with (Kirkpatrick et al. 2017, figure 2; Continual World, section 4).
-    strength: lambda, from 0. With 0 training is plain, to the last bit. Memory: three numbers a weight.
+
+    Memory: three numbers a weight.
+
+    Args:
+        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
     """
 
     traits: ClassVar[Traits] = Traits(copies=3)

@@ -1,4 +1,4 @@
-"""L2 distance to the initial weights."""
+"""L2 to the initial weights, which keeps a network able to learn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ class L2Init(Strategy):
         penalty = strength * sum_i (w_i - w0_i)^2                  (Kumar et al. 2023, "regenerative regularization", eq. 1)
 
     Units that no longer serve return to their initial weights, from which they can learn again.
-    strength: lambda, from 0. With 0 training is plain, to the last bit. Memory: two copies of the weights.
+
+    Memory: two copies of the weights.
+
+    Args:
+        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, copies=2, for_learning=True)

@@ -1,4 +1,4 @@
-"""Look-ahead MAML: steps on new examples that do not hurt stored ones, with a rate for every weight."""
+"""La-MAML: meta-learned updates with a learning rate for every weight."""
 
 from __future__ import annotations
 
@@ -27,10 +27,18 @@ class LaMAML(Rehearsal):
     L is the loss on the fresh batch and a draw from memory. First order, as in the authors' code. The step is taken by plain gradient
     descent, whatever its learning rate; any other optimizer rescales it, and what is written above no longer holds.
 
-    strength: 1 as written, 0 is plain training to the last bit; between them the two gradients are mixed.
-    alpha: a at first, of all weights, from 0. alpha_lr: from 0. parts: of the fresh batch, from 1.
-    capacity, memory, batch_size: as in Replay.
     Memory: a number for each weight, beside the examples.
+
+    Args:
+        strength: 1 is the method as written, 0 is plain training; in between the two gradients are mixed.
+        capacity: How many examples are stored in all, 1 or more.
+        batch_size: How many stored examples are replayed with each update, 1 or more.
+        alpha: The first learning rate a of every weight, 0 or more.
+        alpha_lr: The learning rate of a, 0 or more.
+        parts: Into how many parts the new batch is divided, 1 or more.
+        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+            informative.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, copies=1, class_incremental=True, control=False)

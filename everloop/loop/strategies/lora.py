@@ -1,4 +1,4 @@
-"""Low-rank adapters: each task learns a small change of a network that stays as it is."""
+"""LoRA: low-rank adapters on a frozen network, one a task or online."""
 
 from __future__ import annotations
 
@@ -29,16 +29,21 @@ class LoRA(Strategy):
 
     Hu et al. 2022, section 4.1, by the library `peft` (extra `lora`). B begins as 0, so a new adapter changes nothing yet.
 
-    rank: from 0. With 0 training is plain, to the last bit. alpha: of the formula, above 0.
-    adapters: "task" gives each task its own, shown by `view`, which takes the task's id; "online" merges the adapter into the
-        network at each task's end, W <- W + (alpha / rank) B A, and begins it anew. Online it comes first in a list of
-        strategies: what holds weights at a task's end is to hold the new adapter's.
-    train_base: the first task trains the whole network; False from the beginning only adapters, for a network that is
-        pre-trained.
-    The last layer is always trained, and a value head; with "task" the last layer is kept as each task left it. All else is frozen.
-    A task that comes back goes on with its adapter and last layer as they were. Tasks of one phase share an adapter, of which one
-    that comes back alone gets a copy.
+    The last layer and a value head are always trained; with adapters a task, the last layer is kept as each task left it. All
+    else is frozen. A task that comes back continues with its own adapter and last layer. Tasks of one phase share an
+    adapter; one of them that comes back alone gets a copy.
+
     Memory: rank * (i + o) numbers a layer, for each task.
+
+    Args:
+        rank: Rank of the adapters, 0 or more; 0 is plain training.
+        alpha: Scale of the adapters, above 0.
+        adapters: task gives each task its own adapter and needs the task ID; online merges it into the network
+            at each task's end. Online, W <- W + (alpha / rank) B A and the adapter begins again; it then comes
+            first in a list of strategies, so that what holds weights at a task's end holds the new adapter's.
+        train_base: The first task trains the whole network. False trains adapters only, for a network that is
+            pre-trained.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(copies=0.1, grows=True, task_id=True, several_passes=True)

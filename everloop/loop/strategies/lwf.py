@@ -1,4 +1,4 @@
-"""Learning without forgetting."""
+"""LwF: distils the network of the last task's end on new examples."""
 
 from __future__ import annotations
 
@@ -30,11 +30,14 @@ class LwF(Strategy):
     as in van de Ven et al. 2022). In control it is the KL divergence of the policies. No examples are stored, and no forward
     pass is made beside the old network's. With a memory of examples beside it, `lwf,replay` is LwF with replay.
 
-    strength: from 0. With 0 training is plain, to the last bit.
-    temperature: T, above 0; of classes, tags and discrete actions.
-    outputs: "past", as above, or "all": of the network with one head also what it said of classes that no ended task had,
-        the task's own among them, which the old network holds to be improbable (van de Ven et al. 2022, in their code).
     Memory: a copy of the network.
+
+    Args:
+        strength: The weight of the distillation loss, 0 or more; 0 is plain training.
+        temperature: T, above 0; of classes, tags and discrete actions.
+        outputs: past distils the classes of ended tasks; all distils every output of a network with one head.
+            With all the old network also says that the new task's classes are improbable, as in the code of van
+            de Ven et al. 2022.
     """
 
     traits: ClassVar[Traits] = Traits(copies=1, several_passes=True)

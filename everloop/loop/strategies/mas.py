@@ -1,4 +1,4 @@
-"""Memory aware synapses."""
+"""MAS: a penalty weighted by how much the outputs depend on each weight."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ class MAS(Strategy):
         Omega_i = sum over tasks of the mean over examples of | d |f(x)|^2 / d w_i |   (eq. 3)
 
     The mean of absolute per-example gradients, so it does not depend on the batch size.
-    strength: lambda, from 0. With 0 training is plain, to the last bit.
-    examples: how many of the examples at a task's end the mean is over.
+
     Memory: three numbers a weight, whatever the number of tasks.
+
+    Args:
+        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
+        examples: How many examples of a finished task the importance is averaged over, 1 or more.
     """
 
     traits: ClassVar[Traits] = Traits(copies=3)

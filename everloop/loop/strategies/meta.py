@@ -1,4 +1,4 @@
-"""Reptile and MAML: before the first task, find weights from which a few steps learn a task."""
+"""Reptile and MAML: meta-training of the initial weights before task one."""
 
 from __future__ import annotations
 
@@ -98,7 +98,17 @@ class _Pretraining(Strategy):
 
 
 class Reptile(_Pretraining):
-    """w <- w + outer_lr (w' - w), w' the weights after `adaptation_steps` steps on a task   (Nichol et al. 2018, eq. 1)."""
+    """w <- w + outer_lr (w' - w), w' the weights after `adaptation_steps` steps on a task   (Nichol et al. 2018, eq. 1).
+
+    Args:
+        inner_lr: Learning rate of the adaptation steps, above 0.
+        outer_lr: Step of the initial weights, above 0.
+        adaptation_steps: Steps on a task in each iteration, 1 or more.
+        iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain training.
+        batches: Batches of each task in an iteration, 1 or more.
+        tasks: IDs of the tasks for meta-training; all tasks of the world if none.
+        seed: Of its own random draws.
+    """
 
     def improve(self, learner: Learner, losses: Sequence[Loss]) -> None:
         adapted = self.adapted(learner, losses[: self.adaptation_steps], create_graph=False)
@@ -112,6 +122,15 @@ class MAML(_Pretraining):
 
     Finn et al. 2017, algorithm 2, one task an iteration. The derivative goes through the steps, second order and all; the outer
     step is Adam's, as in the paper's experiments (section 5.1).
+
+    Args:
+        inner_lr: Learning rate of the adaptation steps, above 0.
+        outer_lr: Step of the initial weights, above 0.
+        adaptation_steps: Steps on a task in each iteration, 1 or more.
+        iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain training.
+        batches: Batches of each task in an iteration, 1 or more.
+        tasks: IDs of the tasks for meta-training; all tasks of the world if none.
+        seed: Of its own random draws.
     """
 
     def __init__(

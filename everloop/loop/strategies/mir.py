@@ -1,4 +1,4 @@
-"""Maximally interfered retrieval."""
+"""MIR: replays the stored examples that the coming update would hurt most."""
 
 from __future__ import annotations
 
@@ -24,8 +24,18 @@ class MIR(Rehearsal):
 
     w' is a plain gradient step with the optimizer's learning rate times `lookahead`, whatever the optimizer.
     Both losses l are of the network as it is judged, without dropout.
-    strength: from 0. With 0 training is plain, to the last bit. candidates: at least batch_size; capacity, memory as in Replay.
-    Two more forward passes over the candidates with every update.
+
+    Cost: two more forward passes over the candidates with every update.
+
+    Args:
+        strength: The weight of the replay loss, 0 or more; 0 is plain training.
+        capacity: How many examples are stored in all, 1 or more.
+        batch_size: How many stored examples are replayed with each update, 1 or more.
+        candidates: How many stored examples are compared with each update, at least batch_size.
+        lookahead: Length of the look-ahead step, in learning rates, 0 or more.
+        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+            informative.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)

@@ -1,4 +1,4 @@
-"""PackNet: each task keeps some of the weights that are still free, and nobody changes them any more."""
+"""PackNet: prunes after each task and freezes the task's own weights."""
 
 from __future__ import annotations
 
@@ -32,10 +32,14 @@ class PackNet(Strategy):
 
     It comes first in a list of strategies: the others build on what it has pruned.
 
-    share: of the free weights, in [0, 1]. With 0 training is plain, to the last bit.
-    retrain_steps: updates by Adam at the full rate, at the task's end, on the examples which that brings (`consolidation_steps` says
-        how many), with labels; in control towards the policy before pruning.
     Memory: three and a half copies of the weights.
+
+    Args:
+        share: The share of the free weights that each task gets, in [0, 1]; 0 is plain training.
+        retrain_steps: Updates by Adam after pruning, at the full rate, 0 or more. They use the examples of the
+            task's end (consolidation_steps says how many), with labels; in control the policy before pruning.
+        batch_size: Examples of a retraining update, 1 or more.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(copies=3.5, task_id=True, several_passes=True)

@@ -1,4 +1,4 @@
-"""Progressive networks: a new column for each task, which reads the frozen ones of the tasks before."""
+"""Progressive networks: a new column a task beside frozen earlier ones."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ class Progressive(Strategy):
     the first task. Tasks of one phase share a column, and a task that comes back gets a new one, which reads its old one.
     Deviation: laterals are linear, without the adapters of eq. 2.
 
-    columns: False leaves the network as it is, and training plain to the last bit.
-    Memory: a column for each phase; its laterals grow with the number of those before it. The task's id chooses the column.
+    Memory: a column for each phase; its laterals grow with the number of earlier ones. The task ID chooses the column.
+
+    Args:
+        columns: False leaves the network as it is; training is plain then.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(copies=1, grows=True, task_id=True, network="progressive")

@@ -1,4 +1,4 @@
-"""What all strategies that store examples have in common."""
+"""What all strategies that store examples share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experience replay: rehearse stored examples of past tasks beside every new batch."""
+"""Experience replay of stored examples; in control, policy distillation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ class Replay(Rehearsal):
     KL(stored || now): policy distillation on stored sequences (Rusu et al. 2016, eq. 3; "behavioural
     cloning" in Continual World, Wolczyk et al. 2021). The learner knows which, by its `targets` and `loss`.
 
-    strength: from 0. With 0 training is plain, to the last bit.
-    capacity: stored examples in all. memory: the rule that says which.
-    batch_size: how many are rehearsed with every update.
-    current: rehearse examples of the task at hand as well, as methods must that are not told of boundaries. Without it
-        only ended tasks are rehearsed, since the others still come in by themselves.
-    Memory: capacity examples, images as uint8. Raises ValueError for arguments outside their ranges.
+    Memory: capacity examples, images as uint8.
+
+    Args:
+        strength: The weight of the replay loss, 0 or more; 0 is plain training.
+        capacity: How many examples are stored in all, 1 or more.
+        batch_size: How many stored examples are replayed with each update, 1 or more.
+        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+            informative.
+        current: Replay examples of the current task too, not only of ended ones. Needed where task boundaries
+            are unknown.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)

@@ -1,4 +1,4 @@
-"""Riemannian walk."""
+"""RWalk: EWC's Fisher information plus path importance, online."""
 
 from __future__ import annotations
 
@@ -33,9 +33,13 @@ class RWalk(Strategy):
     Deviations: F is of labels drawn from the model, where the paper takes those of the data; and of the one batch at an
     interval's beginning, where the authors' code takes the mean over all of the interval's.
 
-    strength: lambda, from 0. With 0 training is plain, to the last bit. interval: steps, from 1. alpha: in [0, 1], 0.9 in
-        the authors' code.
     Memory: ten numbers a weight, whatever the number of tasks.
+
+    Args:
+        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
+        interval: Updates between two estimates of the Fisher information, 1 or more.
+        alpha: The weight of the new estimate in the moving average, in [0, 1]; 0.9 in the authors' code.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(copies=10)

@@ -1,4 +1,4 @@
-"""Shrink and perturb."""
+"""Shrink and perturb: shrinks weights and adds noise before each task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ class ShrinkAndPerturb(Strategy):
     w_fresh is drawn as the layers draw their own initial weights (`reset_parameters`); what has no such
     method is shrunk only. The optimizer's state stays. Tasks that are learned together count as one.
 
-    shrink: in [0, 1]; noise: from 0. With 1 and 0 training is plain, to the last bit.
+    Args:
+        shrink: Factor of the weights before each new task, in [0, 1]; 1 leaves them.
+        noise: Factor of the fresh weights that are added, 0 or more; 0 adds none.
+        seed: Of its own random draws.
     """
 
     traits: ClassVar[Traits] = Traits(for_learning=True)

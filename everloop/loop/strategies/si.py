@@ -1,4 +1,4 @@
-"""Synaptic intelligence."""
+"""SI: a penalty weighted by how much each weight lowered past losses."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ class SI(Strategy):
     g is the gradient before this strategy's own pull, before clipping; Delta_k how far the weight came in task k; w* the
     weights at the last task's end. Negative omega, of weights that went uphill, count as 0: a pull is never a push.
 
-    strength: c in the paper, from 0. With 0 training is plain, to the last bit. damping: xi, above 0.
-    Memory: seven numbers a weight, whatever the number of tasks; no examples, nothing to compute at a task's end.
+    Memory: seven numbers a weight, whatever the number of tasks; no examples, and no computation at a task's end.
+
+    Args:
+        strength: The weight of the penalty, 0 or more; c in the paper. 0 is plain training.
+        damping: Keeps the importance finite where a weight hardly moved, above 0; xi in the paper.
     """
 
     traits: ClassVar[Traits] = Traits(copies=7)

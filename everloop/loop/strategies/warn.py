@@ -1,4 +1,4 @@
-"""Says once that a method cannot help where it is used."""
+"""A warning, once, that a method can't help where it is used."""
 
 from __future__ import annotations
 

@@ -1,0 +1,109 @@
+"""Parts of a user's own, found by their paths: a strategy, networks, an optimizer, a scenario, settings of many types."""
+
+import enum
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from everloop.loop import Batch, Learner, Strategy
+from everloop.scenarios import SplitDigits
+
+
+class Slow(Strategy):
+    """Scales every gradient.
+
+    Args:
+        factor: What gradients are multiplied with.
+    """
+
+    def __init__(self, factor: float = 0.5) -> None:
+        if factor < 0:
+            raise ValueError(f"factor is {factor}, allowed: 0 or more")
+        self.factor = factor
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        for p in learner.weights().values():
+            if p.grad is not None:
+                p.grad *= self.factor
+
+
+class Net(nn.Module):
+    """A plain torch network that knows nothing of everloop."""
+
+    def __init__(self, shape: tuple[int, int, int], width: int = 16) -> None:
+        super().__init__()
+        channels, height, wide = shape
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * wide, width), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype == torch.float32
+        assert 0 <= x.min() <= x.max() <= 1
+        features: Tensor = self.layers(x)
+        return features
+
+
+class NoShape(nn.Module):
+    """Needs to know nothing of its input, and gives feature maps."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.LazyConv2d(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.conv(x)
+        return maps
+
+
+class Wrong(nn.Module):
+    """Gives what are no features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum()
+
+
+class Color(enum.Enum):
+    red = 1
+    green = 2
+
+
+@dataclass
+class Painted(SplitDigits):
+    """Digits, with settings of many types.
+
+    Args:
+        color: A member of an enum.
+        place: A path.
+        share: A number of numpy's.
+        names: A list.
+    """
+
+    name: ClassVar[str] = "split-digits"  # as the stock scenario: their runs must not meet
+    color: Color = Color.red
+    place: Path = Path("here/there")
+    share: Any = field(default_factory=lambda: np.float32(0.5))
+    names: list[str] = field(default_factory=lambda: ["a"])
+
+
+class Failing(SplitDigits):
+    """Its world breaks down after some steps."""
+
+    name = "failing"
+    summary = "a world that raises"
+
+    def world(self, split: Any, num_envs: int, seed: int) -> Any:
+        world: Any = super().world(split, num_envs, seed)
+        if split == "train":
+            step, left = world.step, [15]
+
+            def failing(actions: Any) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise RuntimeError("the sensor is\nunplugged")
+                return step(actions)
+
+            world.step = failing
+        return world

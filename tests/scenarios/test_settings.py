@@ -1,0 +1,241 @@
+"""Flags and YAML are one thing, and every mistake in them is one line."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from everloop.scenarios.names import Factory
+from everloop.scenarios.settings import check, convert, flat, nested, plain, read_words, read_yaml, schema_of, with_files
+
+
+class Size(enum.Enum):
+    small = 1
+    large = 2
+
+
+@dataclass
+class Inner:
+    """Inside.
+
+    Args:
+        rate: How fast.
+    """
+
+    rate: float = 0.5
+    kind: Literal["fast", "slow"] = "fast"
+
+
+@dataclass
+class Parent:
+    """Above.
+
+    Args:
+        count: How many.
+        note: Of the parent.
+    """
+
+    count: int = 3
+    note: str | None = None
+
+
+@dataclass
+class Child(Parent):
+    """Below.
+
+    Args:
+        note: Of the child.
+        size: How large.
+    """
+
+    size: Size = Size.small
+    numbers: list[int] | None = None
+    words: list[str] = field(default_factory=lambda: ["a"])
+    inner: Inner = field(default_factory=lambda: Inner(rate=0.25))
+    on: bool = False
+    made: Factory | None = None
+
+
+SCHEMA = schema_of(Child)
+
+
+def test_the_settings_of_a_class_have_their_types_defaults_and_meanings() -> None:
+    assert list(SCHEMA) == ["count", "note", "size", "numbers", "words", "inner.rate", "inner.kind", "on", "made"]
+    assert [SCHEMA[key].default for key in ("count", "note", "size", "words", "inner.rate")] == [3, None, Size.small, ["a"], 0.25]
+    assert {key: SCHEMA[key].help for key in ("count", "note", "size", "inner.rate", "on")} == {
+        "count": "How many.",
+        "note": "Of the child.",
+        "size": "How large.",
+        "inner.rate": "How fast.",
+        "on": "",
+    }
+    assert set(schema_of(Child, "x.", skip={"inner", "made"}, defaults={"count": 9})) == {
+        f"x.{n}" for n in ("count", "note", "size", "numbers", "words", "on")
+    }
+    assert schema_of(Child, "x.", defaults={"count": 9})["x.count"].default == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "positional", "found"),
+    [
+        ("run x --a 1 --b=2 --c", ["run", "x"], {"a": "1", "b": "2", "c": "true"}),
+        ("--quiet x --a-b.c-d -1", ["x"], {"quiet": "true", "a_b.c_d": "-1"}),
+        ("--a 1 --a 2", [], {"a": "2"}),
+        ("--a= --b", [], {"a": "", "b": "true"}),
+        ("--quiet=false x", ["x"], {"quiet": "false"}),
+        ("--a --b 1", [], {"a": "true", "b": "1"}),
+    ],
+)
+def test_words_become_settings(words: str, positional: list[str], found: dict[str, str]) -> None:
+    assert read_words(words.split(" "), ["quiet"]) == (positional, found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("count", "7", 7),
+        ("count", 7, 7),
+        ("note", "null", None),
+        ("note", "text", "text"),
+        ("size", "large", Size.large),
+        ("numbers", "1,2", [1, 2]),
+        ("numbers", "[1, 2]", [1, 2]),
+        ("numbers", [1, 2], [1, 2]),
+        ("numbers", "null", None),
+        ("words", "a,b", ["a", "b"]),
+        ("words", [1, "b"], ["1", "b"]),
+        ("words", "", []),
+        ("inner.rate", "1e-3", 1e-3),
+        ("inner.rate", 1, 1.0),
+        ("inner.kind", "slow", "slow"),
+        ("on", "true", True),
+        ("on", False, False),
+        ("made", "torch.optim.SGD", "torch.optim.SGD"),
+        ("made", "none", None),
+    ],
+)
+def test_values_come_in_their_types_from_flags_and_from_yaml(key: str, value: Any, expected: Any) -> None:
+    found = convert(SCHEMA[key], value)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("count", "many", "count is 'many'; it must be a whole number"),
+        ("count", True, "count is True; it must be a whole number"),
+        ("count", 3.5, "count is 3.5; it must be a whole number"),
+        ("count", None, "count is null; it must be a whole number"),
+        ("note", 3, "note is 3; it must be text or null"),
+        ("size", "huge", "size is 'huge'; it must be one of small, large"),
+        ("numbers", "a,b", "numbers is ['a', 'b']; it must be a list"),
+        ("inner.rate", "fast", "inner.rate is 'fast'; it must be a number"),
+        ("inner.kind", "fsat", "inner.kind is 'fsat'; it must be one of fast, slow. Did you mean 'fast'?"),
+        ("on", "perhaps", "on is 'perhaps'; it must be true or false"),
+        ("on", 1, "on is 1; it must be true or false"),
+        ("made", 3, "made is 3; it must be a class by name or path or null"),
+        ("count", "x" * 500, "count is 'xxx"),
+        ("count", "a\nb", "count is 'a\\nb'"),
+    ],
+)
+def test_a_value_of_another_type_is_one_line_with_key_value_and_what_is_possible(key: str, value: Any, said: str) -> None:
+    with pytest.raises(ValueError, match="it must be") as refused:
+        check({key: value}, SCHEMA)
+    assert str(refused.value).startswith(said)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("cuont", "unknown setting 'cuont'. Did you mean 'count'?"),
+        ("inner.raet", "unknown setting 'inner.raet'. Did you mean 'inner.rate'?"),
+        ("inner.zzz", "unknown setting 'inner.zzz'. inner has rate, kind."),
+        ("zzz", "unknown setting 'zzz'. --help lists all settings."),
+    ],
+)
+def test_an_unknown_key_is_one_line_with_the_nearest(key: str, said: str) -> None:
+    with pytest.raises(ValueError, match="unknown") as refused:
+        check({key: 1}, SCHEMA)
+    assert str(refused.value) == said
+
+
+def test_a_file_in_the_place_of_a_group_is_read_and_single_settings_win(tmp_path: Path) -> None:
+    file = tmp_path / "inner.yaml"
+    file.write_text("rate: 0.125\nkind: slow\n")
+    for given_ in ({"inner": str(file), "inner.kind": "fast"}, {"inner.kind": "fast", "inner": str(file)}):
+        assert with_files(given_, SCHEMA) == {"inner.rate": 0.125, "inner.kind": "fast"}
+    with pytest.raises(ValueError, match=r"^inner is 5; it must be a mapping of its settings, or a YAML file that holds one$"):
+        with_files({"inner": 5}, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[1, 2]", "holds [1, 2]; it must hold settings"),
+        ("a: [1", "is not YAML: "),
+        ("just text", "holds 'just text'"),
+        ("a: \x00", "is not YAML"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_one_line(content: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"x\.yaml") as refused:
+        read_yaml(str(file))
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="can't be read"):
+        read_yaml(str(tmp_path / "missing.yaml"))
+
+
+def test_an_empty_file_holds_no_settings(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("# nothing\n")
+    assert read_yaml(str(tmp_path / "x.yaml")) == {}
+
+
+PLAIN_VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.lists(st.integers(), max_size=3)
+)
+KEYS = st.from_regex(r"[a-z_]{1,6}(\.[a-z_]{1,6}){0,2}", fullmatch=True).filter(lambda key: "class" not in key.split("."))
+
+
+@given(values=st.dictionaries(KEYS, PLAIN_VALUES, max_size=6))
+def test_what_is_written_nested_is_read_flat_again(values: dict[str, Any]) -> None:
+    """Unless a key is a prefix of another one, which no schema has but for factories."""
+    if any(other.startswith(f"{key}.") for key in values for other in values):
+        return
+    assert flat(yaml.safe_load(yaml.safe_dump(nested(values)))) == values
+
+
+def test_a_factory_is_written_with_its_class_and_read_again() -> None:
+    written = nested({"optimizer": Factory("torch.optim.SGD", {"momentum": 0.9})})
+    assert written == {"optimizer": {"class": "torch.optim.SGD", "momentum": 0.9}}
+    assert flat(written) == {"optimizer": "torch.optim.SGD", "optimizer.momentum": 0.9}
+    assert nested({"optimizer": Factory("adam")}) == {"optimizer": "adam"}
+
+
+def test_any_setting_is_written_as_yaml_can_hold_it() -> None:
+    values = {
+        "a": Size.large,
+        "b": Path("x/y"),
+        "c": np.float32(0.5),
+        "d": np.int64(3),
+        "e": (1, 2),
+        "f": Inner(),
+        "g": {2, 1},
+        "h": {1: np.bool_(True)},
+    }
+    expected = {"a": "large", "b": "x/y", "c": 0.5, "d": 3, "e": [1, 2], "f": {"rate": 0.5, "kind": "fast"}, "g": [1, 2], "h": {"1": True}}
+    assert plain(values) == expected
+    assert yaml.safe_load(yaml.safe_dump(plain(values))) == expected
