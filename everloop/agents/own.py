@@ -49,4 +49,4 @@ class OwnBackbone(nn.Module):
             features: Tensor = self.net(x)
             return features
         features = self.net(rearrange(x, "r h w c -> r c h w").to(precision(self), copy=True).div_(255.0))
-        return features.flatten(1)
+        return features.flatten(1) if features.ndim > 2 else features

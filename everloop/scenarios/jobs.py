@@ -31,7 +31,8 @@ def run_all(commands: Sequence[Sequence[str]], jobs: int, ended: Callable[[int, 
             for i, (process, errors) in list(going.items()):
                 if process.poll() is not None:
                     del going[i]
-                    ended(i, _error(errors) if process.returncode else None)
+                    said = _last_line(errors)
+                    ended(i, said if process.returncode else None)
             time.sleep(0.02)
     finally:
         for process, _ in going.values():
@@ -41,7 +42,7 @@ def run_all(commands: Sequence[Sequence[str]], jobs: int, ended: Callable[[int, 
             errors.close()
 
 
-def _error(errors: BinaryIO) -> str:
+def _last_line(errors: BinaryIO) -> str:
     """The last line that was written, without the program's own name."""
     errors.seek(0)
     lines = errors.read().decode(errors="replace").strip().splitlines()

@@ -212,9 +212,9 @@ def _near(key: str, schema: Schema) -> str:
     inside = [known.rpartition(".")[2] for known in schema if known.rpartition(".")[0] == group]
     if hint := did_you_mean(name, inside):
         return hint.replace("mean '", f"mean '{group}{dot}")
-    if hint := did_you_mean(key, schema):
-        return hint
-    return f" {group} has {', '.join(inside)}." if dot and inside else " --help lists all settings."
+    if dot and inside:
+        return f" {group} has {', '.join(inside)}."
+    return did_you_mean(key, schema) or " --help lists all settings."
 
 
 def convert(setting: Setting, value: Any) -> Any:

@@ -1,0 +1,314 @@
+"""What flags and YAML ask for: the same settings make the same run, and no content of a file ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from own_parts import Color, Net, Painted, Slow
+
+from everloop.envs.data import digits
+from everloop.loop import STRATEGIES, Replay
+from everloop.scenarios import Experiment, SplitDigits, arguments
+from everloop.scenarios.cli import main, prepare
+from everloop.scenarios.names import Factory
+from everloop.scenarios.run_command import BAD_INPUT
+
+HERE = Path(__file__).parent
+SHORT = ["--iterations", "3", "--consolidation-steps", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+def result(folder: str) -> dict[str, Any]:
+    """What result.json says, but for the time that it took."""
+    content: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
+    del content["wall_seconds"]
+    return content
+
+
+def asked(*words: str) -> Experiment:
+    request = arguments.read(words)
+    return request.experiment(request.strategies[0], request.seeds[0], None)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["split-digits", "--strategies", "ewc,replay", "--ewc.strength", "7", "--seed", "3", "--training.rate", "cosine"],
+        ["split-digits", "--optimizer", "sgd", "--optimizer.momentum", "0.9", "--training.learning-rate", "0.05"],
+        ["own_parts:Painted", "--color", "green", "--place", "a/b", "--names", "x,y", "--share", "0.25"],
+        ["split-digits", "--strategies", "own_parts:Slow", "--Slow.factor", "0.25", "--network", "own_parts:Net", "--network.width", "5"],
+        ["split-digits", "--tasks", "8-9,0", "--scenario-type", "task", "--strategies", "packnet", "--packnet.retrain-steps", "2"],
+    ],
+    ids=["strategies", "optimizer", "own scenario", "own strategy and network", "tasks"],
+)
+def test_the_config_of_a_run_repeats_it_to_the_bit(words: list[str]) -> None:
+    assert main(["run", *words, *SHORT, "--quiet", "--out", "a"]) == 0
+    assert main(["run", "--config", "a/config.yaml", "--quiet", "--out", "b"]) == 0
+    assert result("a") == result("b")
+    assert Path("a/config.yaml").read_text() == Path("b/config.yaml").read_text()
+
+
+def test_a_printed_config_makes_the_same_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "split-digits",
+        "--strategies",
+        "ewc,replay",
+        "--replay.capacity",
+        "20",
+        "--optimizer",
+        "AdamW",
+        "--optimizer.weight-decay",
+        "0.1",
+        *SHORT,
+    ]
+    assert main(["run", *words, "--print-config"]) == 0
+    text = capsys.readouterr().out
+    Path("mine.yaml").write_text(text)
+    assert asked("--config", "mine.yaml").config() == asked(*words).config()
+    comments = [line.strip() for line in text.splitlines() if line.strip().startswith("#")]
+    assert any("Passes over each task's examples" in line for line in comments)
+    assert yaml.safe_load(text)["optimizer"] == {"class": "AdamW", "weight_decay": 0.1}
+    assert not Path("runs").exists()
+
+
+def test_flags_win_over_the_file_and_the_scenario_may_be_named_in_either() -> None:
+    Path("mine.yaml").write_text("scenario: split-mnist\nstrategies: [replay]\nepochs: 4\nreplay: {capacity: 9}\nseed: 5\n")
+    for words in (
+        ["split-digits", "--config", "mine.yaml", "--replay.capacity", "8"],
+        ["split-digits", "--replay.capacity=8", "--config=mine.yaml"],
+    ):
+        experiment = asked(*words)
+        assert isinstance(experiment.scenario, SplitDigits)
+        assert (experiment.scenario.epochs, experiment.seed, experiment.names) == (4, 5, ["replay"])
+        assert experiment.settings["replay"]["capacity"] == 8
+        assert experiment.settings["replay"]["batch_size"] == 32, "the scenario's own"
+
+
+@pytest.mark.parametrize("group", ["training", "replay"])
+def test_a_file_can_stand_for_a_group(group: str) -> None:
+    Path("part.yaml").write_text({"training": "learning_rate: 0.5\n", "replay": "capacity: 9\n"}[group])
+    experiment = asked("split-digits", "--strategies", "replay", f"--{group}", "part.yaml")
+    assert isinstance(experiment.scenario, SplitDigits)
+    assert experiment.scenario.training.learning_rate == (0.5 if group == "training" else 0.001)
+    assert experiment.settings["replay"]["capacity"] == (9 if group == "replay" else 500)
+
+
+def test_strategies_are_taken_as_a_string_a_list_or_by_their_paths() -> None:
+    for given_ in ("ewc,replay", "ewc, replay", ["ewc", "replay"]):
+        assert Experiment(SplitDigits(), given_).names == ["ewc", "replay"]
+    experiment = Experiment(SplitDigits(), ["own_parts:Slow", "replay"], settings={"Slow": {"factor": 0.25}})
+    slow, replay = experiment.strategies
+    assert isinstance(slow, Slow)
+    assert slow.factor == 0.25
+    assert isinstance(replay, Replay)
+    with pytest.raises(ValueError, match=r"^Slow: factor is -1, allowed: 0 or more$"):
+        Experiment(SplitDigits(), "own_parts:Slow", settings={"Slow": {"factor": -1}})
+    with pytest.raises(ValueError, match=r"^ReplayX has no setting|^Replay has no setting 'size'; it has strength, capacity"):
+        Experiment(SplitDigits(), "replay", settings={"replay": {"size": 3}})
+
+
+def test_a_gradient_that_is_scaled_learns_as_plain_descent_at_that_rate() -> None:
+    """The user's strategy is in the loop: factor 1/4 under gradient descent is a quarter of the learning rate, to the bit."""
+    plain = ["split-digits", *SHORT, "--optimizer", "sgd", "--quiet"]
+    assert (
+        main(["run", *plain, "--strategies", "own_parts:Slow", "--Slow.factor", "0.25", "--training.learning-rate", "0.5", "--out", "a"])
+        == 0
+    )
+    assert main(["run", *plain, "--training.learning-rate", "0.125", "--out", "b"]) == 0
+    assert result("a")["scores"] == result("b")["scores"]
+
+
+def test_a_network_of_the_users_own_learns_with_a_head_for_every_task() -> None:
+    for kind, outputs in (("class", 10), ("task", 10)):
+        experiment = asked("split-digits", "--network", "own_parts:Net", "--network.width", "64", "--scenario-type", kind)
+        module: Any = experiment.learner.module
+        assert isinstance(module.backbone.net, Net)
+        assert (module.heads.linear.in_features, module.heads.linear.out_features) == (64, outputs)
+        learned = experiment.run()
+        assert learned.learning_accuracy is not None
+        assert learned.learning_accuracy > 60
+    maps: Any = asked("split-digits", "--network", "own_parts:NoShape").learner.module
+    assert maps.backbone.size == 4 * 6 * 6, "feature maps are flattened"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--network", "own_parts:Wrong"], "network Wrong gives () for 2 inputs; it must give features (2, size)"),
+        (["--network", "own_parts:Color"], "network own_parts:Color can't be made"),
+        (["--network", "own_parts:Slow"], "network own_parts:Slow makes Slow, which is no torch module"),
+        (["--network", "own_parts:Net", "--network.depth", "3"], "unknown setting 'network.depth'"),
+        (["--strategies", "ewc,own_parts:Slow", "--Slow.factro", "2"], "Did you mean 'Slow.factor'?"),
+    ],
+)
+def test_a_part_of_the_users_own_that_does_not_fit_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "split-digits", *words]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert said in errors[0]
+
+
+def test_the_plants_agent_takes_any_optimizer_too() -> None:
+    for algorithm in ("ppo", "sac"):
+        experiment = asked(
+            "switching-plant", "--algorithm", algorithm, "--optimizer", "RMSprop", "--optimizer.momentum", "0.5", "--learning-rate", "0.01"
+        )
+        optimizer = experiment.learner.optimizer
+        assert type(optimizer).__name__ == "RMSprop"
+        assert (optimizer.defaults["momentum"], optimizer.param_groups[0]["lr"]) == (0.5, 0.01)
+
+
+def test_a_module_that_is_imported_first_may_register_names(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_names.py").write_text(
+        "from own_parts import Painted, Slow\nfrom everloop.loop import STRATEGIES\nfrom everloop.scenarios import SCENARIOS\n"
+        "STRATEGIES['slow'] = Slow\nSCENARIOS['painted'] = Painted\n"
+    )
+    from everloop.scenarios import SCENARIOS
+
+    strategies, scenarios = dict(STRATEGIES), dict(SCENARIOS)
+    try:
+        assert (
+            main(
+                ["run", "painted", "--import", "my_names", "--strategies", "slow", "--slow.factor", "0.5", *SHORT, "--quiet", "--out", "a"]
+            )
+            == 0
+        )
+        assert yaml.safe_load(Path("a/config.yaml").read_text())["import"] == ["my_names"]
+        assert main(["run", "--config", "a/config.yaml", "--quiet", "--out", "b"]) == 0
+        assert result("a") == result("b")
+    finally:
+        for registry, before in ((STRATEGIES, strategies), (SCENARIOS, scenarios)):
+            registry.clear()  # type: ignore[attr-defined]
+            registry.update(before)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--strategies", "replay", "--ewc.strength", "3"], "note: ewc.strength has no effect: strategy ewc is not among replay"),
+        (["--iterations", "2", "--epochs", "3"], "note: epochs has no effect: iterations says how much is trained"),
+    ],
+)
+def test_a_setting_without_effect_is_said(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "split-digits", *SHORT, *words, "--out", "x"]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("scenario", "setting", "value"),
+    [
+        ("switching-plant --algorithm sac", "n_epochs", "7"),
+        ("switching-plant", "gradient_steps", "7"),
+        ("split-mnist", "norm", "group"),
+        ("split-mnist", "pretrain_epochs", "3"),
+        ("split-mnist", "blurry_ratio", "0.5"),
+        ("split-mnist --architecture resnet18", "layers", "3"),
+        ("split-mnist --network own_parts:Net", "width", "3"),
+        ("domain-text --network own_parts:Net", "size", "3"),
+    ],
+)
+def test_every_scenario_knows_which_of_its_settings_do_nothing(scenario: str, setting: str, value: str) -> None:
+    request = arguments.read([*scenario.split(), f"--{setting}", value])
+    scenario_ = arguments.build(request.scenario, request.values, request.given)
+    assert [line.split()[0] for line in request.notes(scenario_)] == [setting]
+
+
+def test_different_settings_never_meet_in_one_folder() -> None:
+    variants = [
+        asked("split-digits"),
+        asked("split-digits", "--epochs", "9"),
+        asked("split-digits", "--strategies", "replay"),
+        asked("split-digits", "--strategies", "replay", "--replay.capacity", "9"),
+        asked("split-digits", "--optimizer", "sgd"),
+        asked("own_parts:Painted"),
+        asked("own_parts:Painted", "--color", "green"),
+        asked("split-digits", "--seed", "1"),
+    ]
+    folders = [experiment.folder() for experiment in variants]
+    assert len(set(folders)) == len(folders)
+    assert folders[0].parent == folders[-1].parent, "seeds of the same settings lie side by side"
+    assert asked("split-digits", "--epochs", "10").folder() == folders[0], "the default, given"
+
+
+def test_python_and_the_command_line_write_the_same_config() -> None:
+    made = Painted(color=Color.green, optimizer=Factory("sgd", {"momentum": 0.5}))
+    words = ["own_parts:Painted", "--color", "green", "--optimizer", "sgd", "--optimizer.momentum", "0.5", "--strategies", "ewc"]
+    assert Experiment(made, "ewc").config() == asked(*words).config()
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0-4", [0, 1, 2, 3, 4]), ("3", [3]), ("0,2,5-7", [0, 2, 5, 6, 7]), (" 1 , 2 ", [1, 2])])
+def test_seeds_are_written_as_ranges_and_lists(text: str, seeds: list[int]) -> None:
+    assert arguments.read_seeds(text) == seeds
+
+
+# --- whatever a file holds
+
+SCHEMA = arguments.GENERAL | arguments.scenario_schema(SplitDigits)
+SCHEMA |= {key: setting for group in arguments.strategy_schemas(SplitDigits).values() for key, setting in group.items()}
+NUMBERS = st.one_of(
+    st.integers(-3, 40),
+    st.sampled_from([2**31, 2**63, -(2**63), 10**30]),
+    st.floats(-10, 10),
+    st.sampled_from([float("nan"), float("inf"), 1e300]),
+)
+VALUES = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), NUMBERS, st.text(max_size=8), st.sampled_from(["ewc", "null", "1e-3", "none", "all", "sgd", "class"])
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=2)),
+    max_leaves=4,
+)
+FILES = st.dictionaries(
+    st.one_of(st.sampled_from(sorted({*SCHEMA, "training", "ewc", "optimizer.momentum"})), st.text(max_size=8)), VALUES, max_size=4
+)
+
+
+def check_file(content: dict[str, Any], strategies: str, folder: Path) -> None:
+    """Either it is an experiment, or it is refused in a line; nothing is written, and nothing else is raised."""
+    file = folder / "any.yaml"
+    file.write_text(yaml.safe_dump(content, allow_unicode=True))
+    try:
+        prepare(["run", "split-digits", "--config", str(file), "--strategies", strategies])
+    except BAD_INPUT as refused:
+        assert str(refused).strip()  # noqa: PT017 - it may as well be an experiment
+    assert [path.name for path in folder.iterdir()] == ["any.yaml"]
+
+
+CHOSEN = st.sampled_from(["none", "ewc", "replay", "lwf,der", "si,l2", "icarl", "gem", "joint"])
+FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=FIXTURES)
+@given(content=FILES, strategies=CHOSEN)
+def test_no_content_of_a_file_ends_in_a_traceback(content: dict[str, Any], strategies: str, tmp_path: Path) -> None:
+    digits()
+    check_file(content, strategies, tmp_path)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=5000, suppress_health_check=FIXTURES)
+@given(content=FILES, strategies=CHOSEN)
+def test_no_content_of_5000_files_ends_in_a_traceback(content: dict[str, Any], strategies: str, tmp_path: Path) -> None:
+    check_file(content, strategies, tmp_path)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=FIXTURES)
+@given(text=st.one_of(st.text(max_size=60), st.binary(max_size=60).map(lambda b: b.decode("latin-1"))))
+def test_no_text_in_a_file_ends_in_a_traceback(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "any.yaml"
+    file.write_text(text)
+    try:
+        prepare(["run", "split-digits", "--config", str(file)])
+    except BAD_INPUT as refused:
+        assert str(refused).strip()  # noqa: PT017 - it may as well be an experiment

@@ -1,0 +1,139 @@
+"""A run's folder: one run at a time, and what was there stays until the new run is complete."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from everloop.loop.result import write_json
+from everloop.scenarios import run_command
+from everloop.scenarios.cli import main
+from everloop.scenarios.folder import opened
+
+HERE = Path(__file__).parent
+SHORT = ["run", "split-digits", "--iterations", "3", "--consolidation-steps", "1", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(HERE))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_of_runs_that_begin_at_once_in_one_folder_one_runs_and_the_others_are_refused(tmp_path: Path) -> None:
+    words = ["run", "split-digits", "--iterations", "60", "--quiet", "--out", "x"]
+    begun = [
+        subprocess.Popen([sys.executable, "-m", "everloop", *words, "--seed", str(seed)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for seed in range(3)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in begun]
+    assert sorted(process.returncode for process in begun) == [0, 2, 2]
+    refused = [error for error in errors if error]
+    assert all("another run is writing into x" in error or "x already holds" in error for error in refused)
+    assert [error.count("\n") for error in refused] == [1, 1]
+    seed = next(i for i, process in enumerate(begun) if process.returncode == 0)
+    assert json.loads((tmp_path / "x" / "result.json").read_text())["seed"] == seed
+
+
+def test_the_default_folder_is_printed_and_a_second_run_of_the_same_settings_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word for word in SHORT if word != "--quiet"]) == 0
+    (folder,) = Path("runs/split-digits").glob("none-*/0")
+    assert str(folder) in capsys.readouterr().out
+    assert main(SHORT) == 2
+    assert f"{folder} already holds a run; choose another --out, or replace it with --overwrite" in capsys.readouterr().err
+    assert main([*SHORT, "--epochs", "3"]) == 0, "other settings, another folder"
+    assert main([*SHORT, "--seed", "1"]) == 0
+
+
+def test_what_a_new_run_replaces_is_kept_until_that_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, "--out", "x"]) == 0
+    old = {path.name: path.read_bytes() for path in Path("x").iterdir() if not path.name.startswith((".", "events"))}
+    failing = ["run", "own_parts:Failing", "--consolidation-steps", "1", "--quiet", "--out", "x", "--overwrite"]
+    for _ in range(2):  # a second failing attempt takes nothing of it either
+        assert main(failing) == 2
+        assert {name: Path("x", f"{name}.old").read_bytes() for name in old} == old
+        assert len(list(Path("x").glob("events*.old"))) == 1
+        assert not json.loads(Path("x/result.json").read_text())["complete"]
+    assert main([*SHORT, "--seed", "4", "--out", "x", "--overwrite"]) == 0
+    assert not list(Path("x").glob("*.old"))
+    assert json.loads(Path("x/result.json").read_text())["seed"] == 4
+    assert not Path("x/error.txt").exists()
+
+
+def test_an_error_in_a_users_world_is_one_line_and_its_traceback_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "own_parts:Failing", "--consolidation-steps", "1", "--out", "x"]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert errors == ["everloop: error: RuntimeError at step 480: the sensor is unplugged; the traceback is in x/error.txt"]
+    text = Path("x/error.txt").read_text()
+    assert "in failing" in text
+    assert text.endswith("RuntimeError: the sensor is\nunplugged\n")
+    assert main(["run", "own_parts:Failing", "--out", "x"]) == 2
+    assert "x already holds an unfinished run" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the operating system says it, from whichever write comes first."""
+    written = []
+
+    def full(path: Path, content: dict[str, object]) -> None:
+        written.append(path)
+        if len(written) > 2:
+            raise OSError(28, "No space left on device")
+        write_json(path, content)
+
+    monkeypatch.setattr("everloop.scenarios.experiment.write_json", full)
+    assert main([*SHORT, "--out", "x"]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert "No space left on device" in errors[0]
+    assert len(json.loads(Path("x/result.json").read_text())["scores"]) == 1, "what was written before is whole"
+
+
+def test_settings_that_can_not_be_written_leave_the_old_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("x")
+    assert main([*SHORT, "--out", "x"]) == 0
+    before = names(folder)
+    with pytest.raises(TypeError), opened(folder, {"config.yaml": "new", "environment.json": None}, overwrite=True):  # type: ignore[dict-item]
+        pass
+    assert names(folder) == before
+    assert "scenario: split-digits" in Path("x/config.yaml").read_text()
+
+
+def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, words, extra in (
+        ("river.drift", ["split-digits", "--training.rate", "drift"], "drift"),
+        ("datasets", ["split-mnist", "--data", "some/data"], "data"),
+        ("transformers", ["domain-text", "--folders", ".", "--checkpoint", "x"], "text"),
+        ("peft", ["split-digits", "--scenario-type", "task", "--strategies", "lora"], "lora"),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        assert main(["run", *words]) == 2
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert len(errors) == 1
+        assert f'pip install "everloop[{extra}]"' in errors[0]
+
+
+def test_data_that_is_not_there_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    for data in ("typo", "some/folder/that/is/not/there"):
+        assert main(["run", "split-mnist", "--data", data]) == 2
+        assert f"source is {data!r}" in capsys.readouterr().err
+    assert time.monotonic() - began < 10
+
+
+def test_ctrl_c_is_one_line_and_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_command, "run_all", interrupted)
+    assert main([*SHORT, "--seeds", "0-1"]) == 130
+    assert capsys.readouterr().err.strip() == "everloop: error: interrupted"

@@ -1,0 +1,111 @@
+"""Several runs from one command: the same as one by one, kept when complete, named when they fail."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everloop.scenarios.cli import main
+from everloop.scenarios.jobs import run_all
+
+HERE = Path(__file__).parent
+SHORT = ["run", "split-digits", "--iterations", "3", "--consolidation-steps", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def result(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    del content["wall_seconds"]
+    return content
+
+
+def test_sets_of_strategies_and_seeds_are_the_runs_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, "--strategies", "none;ewc,replay", "--ewc.strength", "3", "--seeds", "1-2", "--jobs", "2", "--json"]) == 0
+    told = capsys.readouterr()
+    results = json.loads(told.out)
+    assert [(r["strategies"], r["seed"]) for r in results] == [(["none"], 1), (["none"], 2), (["ewc", "replay"], 1), (["ewc", "replay"], 2)]
+    assert "compare them: everloop compare runs/split-digits/ewc+replay-" in told.err
+    for strategies in ("none", "ewc,replay"):
+        for seed in ("1", "2"):
+            words = [*SHORT, "--strategies", strategies, *(["--ewc.strength", "3"] if "ewc" in strategies else [])]
+            assert main([*words, "--seed", seed, "--out", f"alone-{strategies}-{seed}", "--quiet"]) == 0
+            (folder,) = Path("runs/split-digits").glob(f"{strategies.replace(',', '+')}-*/{seed}")
+            assert result(folder) == result(Path(f"alone-{strategies}-{seed}"))
+
+
+def test_complete_runs_are_kept_and_others_begin_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, "--seeds", "0-1", "--out", "grid", "--quiet"]) == 0
+    first, second = sorted(Path("grid").glob("none-*/*"))
+    content = json.loads((second / "result.json").read_text())
+    (second / "result.json").write_text(json.dumps({**content, "evaluations": content["evaluations"][:-1]}))
+    before = (first / "result.json").read_bytes()
+    capsys.readouterr()
+    assert main([*SHORT, "--seeds", "0-1", "--out", "grid"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"split-digits none seed 0: already in {first}"
+    assert lines[1].startswith("split-digits none seed 1: average accuracy ")
+    assert (first / "result.json").read_bytes() == before
+    assert json.loads((second / "result.json").read_text())["complete"]
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.syspath_prepend(str(HERE))
+    Path("mine.py").write_text(
+        "from own_parts import Failing\n"
+        "from everloop.scenarios import SplitDigits\n"
+        "class Sometimes(Failing):\n"
+        "    name = 'sometimes'\n"
+        "    def world(self, split, num_envs, seed):\n"
+        "        return (Failing if seed else SplitDigits).world(self, split, num_envs, seed)\n"
+    )
+    assert main(["run", "mine:Sometimes", "--iterations", "10", "--consolidation-steps", "1", "--seeds", "1,0", "--out", "grid"]) == 2
+    told = capsys.readouterr()
+    assert "sometimes none seed 0: average accuracy" in told.out
+    assert told.err.startswith("everloop: error: 1 of 2 runs failed: sometimes none seed 1: RuntimeError at step 480")
+    assert told.err.count("\n") == 1
+
+
+def test_a_mistake_is_found_before_the_first_run_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, "--strategies", "none;packnet", "--seeds", "0-4"]) == 2
+    assert "packnet" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_processes_do_not_outlive_the_one_that_started_them() -> None:
+    """When the caller breaks off, what still goes is stopped."""
+    long = [*SHORT, "--iterations", "100000", "--quiet", "--out"]
+
+    def broken(i: int, error: str | None) -> None:
+        raise ValueError("enough")
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="enough"):
+        run_all([[*long, "long"], ["list"]], 2, broken)
+    assert time.monotonic() - began < 60
+    assert main([*SHORT, "--out", "long", "--overwrite", "--quiet"]) == 0, "its folder is not locked any more"
+
+
+def test_ctrl_c_stops_all_runs_in_one_line(tmp_path: Path) -> None:
+    words = [*SHORT, "--iterations", "100000", "--seeds", "0-1", "--jobs", "2", "--out", "grid"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "everloop", *words], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    while len(list(tmp_path.glob("grid/*/*/result.json"))) < 2:
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "everloop: error: interrupted\n"
