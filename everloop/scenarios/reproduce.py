@@ -19,7 +19,7 @@ from everloop.scenarios.folder import complete
 from everloop.scenarios.jobs import run_all
 from everloop.scenarios.names import did_you_mean
 
-TABLES = Path("benchmarks/tables")
+TABLES = Path(__file__).parent / "tables"
 REPORT = "report.md"
 
 
@@ -77,7 +77,7 @@ class Table:
 
 
 def load_table(name: str) -> Table:
-    """The table in `benchmarks/tables/NAME.yaml`, or at a path. Raises ValueError, in one line, for what is not one."""
+    """The table called `name`, or at a path. Raises ValueError, in one line, for what is not one."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in TABLES.glob("*.yaml"))) or f"none in {TABLES}"

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everloop.scenarios import SplitDigits, reproduce
+from everloop.scenarios import SplitDigits
 from everloop.scenarios.cli import main
-from everloop.scenarios.reproduce import Row, choose_rows, folder_of, load_table, verdict, words_of, write_section
+from everloop.scenarios.reproduce import TABLES, Row, choose_rows, folder_of, load_table, run_rows, verdict, words_of, write_section
 
-ROOT = Path(__file__).parents[2]
 TABLE = """
 title: Digits
 source: nobody, 2026.
@@ -57,18 +54,12 @@ def test_the_command_runs_what_is_missing_and_writes_the_table(table: Path, tmp_
     assert report.read_text() == text
 
 
-def test_after_a_failed_run_no_other_begins(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    began: list[str] = []
-
-    def fails(words: list[str], **settings: Any) -> SimpleNamespace:
-        began.append(words[4])
-        return SimpleNamespace(returncode=2, stderr="it is bad", stdout="")
-
-    monkeypatch.setattr(reproduce.subprocess, "run", fails)
+def test_after_a_failed_run_no_other_begins(table: Path, tmp_path: Path) -> None:
     loaded = load_table(str(table))
-    with pytest.raises(ValueError, match="it is bad"):
-        reproduce.run_rows(loaded, loaded.rows, tmp_path, 1, print)
-    assert len(began) == 1
+    rows = [Row("bad", "class", "split-digits --strategies nothing"), *loaded.rows]
+    with pytest.raises(ValueError, match=r"--seed 1 --out .* --quiet: unknown strategy 'nothing'"):
+        run_rows(loaded, rows, tmp_path, 1, print)
+    assert not list(tmp_path.rglob("result.json"))
 
 
 def test_a_report_whose_section_has_no_end_is_left_as_it_is(tmp_path: Path) -> None:
@@ -77,6 +68,20 @@ def test_a_report_whose_section_has_no_end_is_left_as_it_is(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"has '<!-- digits -->' without '<!-- end of digits -->' after it, allowed: both or neither$"):
         write_section("digits", "new\n", report)
     assert report.read_text() == "<!-- digits -->\nold\n"
+
+
+def test_a_failed_table_leaves_the_report_as_it_is_and_none_is_written_outside_of_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(TABLE)
+    assert main(["reproduce", "mine.yaml", "--rows", "none"]) == 0
+    report = tmp_path / "runs" / "reproduce" / "mine" / "report.md"
+    before = report.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "runs"]
+    (tmp_path / "mine.yaml").write_text(TABLE.replace("split-digits --strategies none", "split-digits --strategies nothing"))
+    assert main(["reproduce", "mine.yaml"]) == 2
+    assert report.read_text() == before
 
 
 def test_another_command_is_another_run(table: Path, tmp_path: Path) -> None:
@@ -134,7 +139,8 @@ def test_rows_are_chosen_by_method_and_by_column(table: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["nowhere"], "table 'nowhere' is not there, allowed: a path, or one of"),
+        (["nowhere"], "unknown table 'nowhere'. Name one of online-cifar100, rotated-mnist, three-types"),
+        (["three-tpyes"], "unknown table 'three-tpyes'. Did you mean 'three-types'?"),
         (["DIGITS", "--rows", "EWC"], "row 'EWC' is not in table digits, allowed: ER, class, later, none, task"),
         (["DIGITS", "--jobs", "0"], "jobs is 0, allowed: 1 or more"),
         (["BROKEN"], "can't be read"),
@@ -152,7 +158,7 @@ def test_a_mistake_ends_in_one_line(words: list[str], line: str, table: Path, tm
     assert line in printed[0]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "tables").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(TABLES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_table_of_ours_says_where_its_numbers_are_from_and_how_settings_were_chosen(path: Path) -> None:
     table = load_table(str(path))
     assert len(table.seeds) >= 5
