@@ -13,7 +13,8 @@ from rich.console import Console
 
 from everloop.loop import Result, score_matrix_figure
 from everloop.scenarios import Experiment, Scenario, SplitDigits, SwitchingPlant
-from everloop.scenarios.report import ProgressBar, print_scores
+from everloop.scenarios.progress import Progress
+from everloop.scenarios.report import print_scores
 
 SCENARIOS: list[Scenario] = [SwitchingPlant(steps=12_288), SplitDigits(epochs=8)]
 STRATEGIES = {"plain fine-tuning": ["none"], "EWC + replay": ["ewc", "replay"]}
@@ -32,14 +33,18 @@ def main() -> None:
             name = f"{scenario.name}, {title}"
             out = arguments.out / scenario.name / "+".join(strategies)
             experiment = Experiment(scenario, strategies, arguments.seed, out, overwrite=True)
-            with ProgressBar(name, console) as progress:
+            console.print(name, highlight=False)
+            with Progress(console, name) as progress:
                 results[name] = experiment.run([progress])
     console.print()
     for scenario in SCENARIOS:
         print_scores({name: result for name, result in results.items() if name.startswith(scenario.name)}, console)
     picture = arguments.out / "scores.png"
     score_matrix_figure(results).savefig(picture, dpi=120)
-    console.print(f"score: 0 is a random agent, 1 the best known. Took {time.perf_counter() - began:.0f} s.", highlight=False)
+    console.print(
+        f"switching-plant: 0 is a random agent, 1 the best known; split-digits: accuracy in %. Took {time.perf_counter() - began:.0f} s.",
+        highlight=False,
+    )
     console.print(f"picture of the matrices: {picture}", highlight=False, soft_wrap=True)
     console.print(f"see it live:             tensorboard --logdir {arguments.out}", highlight=False, soft_wrap=True)
 

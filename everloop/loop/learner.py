@@ -104,6 +104,10 @@ class Learner(ABC):
     def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
         """Learn from at least `steps` world steps of `tasks`; `tick(n)` after every n of them."""
 
+    def updates(self, steps: int) -> int | None:
+        """How many optimizer steps `learn` takes in `steps` world steps of one call; None where that is not known in advance."""
+        return None
+
     def seed(self, seed: int) -> None:
         """Seed what training draws from. A run begins with it."""
         torch.manual_seed(seed)

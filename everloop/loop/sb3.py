@@ -235,6 +235,10 @@ class SB3Learner(SB3Base):
     def _observer(self, tick: Tick) -> Observer:
         return _Observer(self, tick)
 
+    def updates(self, steps: int) -> int:
+        rollout = int(self.model.n_steps) * self.world.num_envs
+        return -(-steps // rollout) * int(self.model.n_epochs) * -(-rollout // int(self.model.batch_size))
+
     def rollout_batch(self) -> Batch:
         """The rollout just collected, cut into examples of `sequence_length` steps."""
         buffer = self.model.rollout_buffer

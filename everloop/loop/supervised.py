@@ -107,6 +107,10 @@ class SupervisedLearner(Learner):
         view = AUGMENTATIONS[self.training.augment]
         return replace(batch, obs={name: view(value) if name in self.images else value for name, value in batch.obs.items()})
 
+    def updates(self, steps: int) -> int:
+        batches = -(-steps // self.world.num_envs)
+        return -(-batches // self.training.accumulate) * self.training.updates_per_batch
+
     def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
         obs, played = play(self.world, tasks)
         device, copies, parts, repeats = self.device, self.world.num_envs, self.training.accumulate, self.training.updates_per_batch

@@ -18,16 +18,19 @@ from typing import Any
 
 import torch
 import yaml
+from rich.console import Console
 
 import everloop
 from everloop.loop import STRATEGIES, Board, Listener, Result, Strategy, run
 from everloop.loop.result import write_json
 from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened
 from everloop.scenarios.names import find_object, from_registry, is_path
+from everloop.scenarios.progress import Progress
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import plain
 
 PLAIN, JOINT = "none", "joint"
+ENOUGH = 50  # updates a task, with which small networks learn digits (docs/results.md)
 PACKAGES = (
     *("everloop", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "einops", "scipy", "scikit-learn"),
     *("tensorboard", "matplotlib", "jsonargparse", "rich", "pyyaml"),
@@ -87,8 +90,18 @@ class Experiment:
 
     @property
     def notes(self) -> list[str]:
-        """Which options do nothing here, and why."""
-        return list(self.learner.notes)
+        """What should be known before it runs: options that do nothing here, and a task that is hardly trained."""
+        few = self._few_updates()
+        return [*self.learner.notes, *([] if few is None else [few])]
+
+    def _few_updates(self) -> str | None:
+        steps, phase = min((steps, i) for i, steps in enumerate(self.plan.steps))
+        updates = self.learner.updates(steps)
+        if updates is None or updates >= ENOUGH:
+            return None
+        task = self.evaluation.tasks[self.plan.phases[phase][0]].name
+        advice = f": {self.scenario.more_training}" if self.scenario.more_training else ""
+        return f"task {task} gets only {updates} updates, which may be too few to learn it (some {ENOUGH} are needed){advice}"
 
     def move_to(self, out: Path) -> None:
         """Let `out` be the run's folder. Raises FileExistsError if it holds a run that is not to be replaced."""
@@ -96,8 +109,12 @@ class Experiment:
             check_free(out)
         self.out = out
 
-    def run(self, listeners: Sequence[Listener] = ()) -> Result:
+    def run(self, listeners: Sequence[Listener] = (), progress: bool = False) -> Result:
         """Run it, and write config.yaml, environment.json, TensorBoard events and, after each phase, result.json.
+
+        Args:
+            listeners: Told of what happens, beside those that write the files.
+            progress: Show a bar in a terminal or a notebook, elsewhere plain lines on the standard output.
 
         Raises:
             NotFiniteError: Where training breaks down; what was logged until then stays.
@@ -107,6 +124,13 @@ class Experiment:
             raise RuntimeError("this experiment has run already; make a new one")
         self._fresh = False
         self.learner.seed(self.seed)  # whatever else drew random numbers since this was made
+        if progress:
+            with Progress(Console()) as bar:
+                return self._written([*listeners, bar])
+        return self._written(listeners)
+
+    def _written(self, listeners: Sequence[Listener]) -> Result:
+        """Run it, and write what it leaves into its folder, if it has one."""
         if self.out is None:
             return self._run(listeners)
         files = {

@@ -1,89 +1,83 @@
-"""Runs on the terminal: progress while they go, score matrices afterwards."""
+"""A result on the terminal: the score matrix, and what it comes down to."""
 
 from __future__ import annotations
 
-import math
-import time
+from collections import Counter
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
 
 from rich.columns import Columns
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
 from rich.table import Table
 
-from everloop.loop import Listener, Result
+from everloop.loop import Result
 
-REDRAW = 0.1  # seconds: a bar moved at every step would cost a small network a tenth of its time
-
-
-class ProgressBar(Listener):
-    """A bar over a run's world steps, with the task at hand and the latest scores. Use it in a `with`."""
-
-    def __init__(self, title: str, console: Console) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self.title, self.progress = title, Progress(*columns, TextColumn("{task.fields[scores]}"), console=console)
-
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.progress.stop()
-
-    def on_begin(self, result: Result, total_steps: int) -> None:
-        self.bar = self.progress.add_task(self.title, total=total_steps, scores="")
-        self.waiting, self.drawn = 0, time.monotonic()
-
-    def on_phase(self, result: Result, phase: int) -> None:
-        tasks = [result.tasks[j] for j in result.phases[phase]]
-        self.progress.update(self.bar, description=f"{self.title}: {tasks[0] if len(tasks) == 1 else 'all tasks'}")
-
-    def on_steps(self, steps: int) -> None:
-        self.waiting += steps
-        if time.monotonic() - self.drawn > REDRAW:
-            self.draw()
-
-    def draw(self) -> None:
-        """Show the steps that have come in since the last time."""
-        self.progress.advance(self.bar, self.waiting)
-        self.waiting, self.drawn = 0, time.monotonic()
-
-    def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
-        self.draw()
-        self.progress.update(self.bar, scores=" ".join(_number(score) for score in result.evaluations[-1].scores))
-
-    def on_end(self, result: Result) -> None:
-        self.progress.update(self.bar, description=self.title, completed=result.steps, total=result.steps)
-
-
-def score_table(title: str, result: Result) -> Table:
-    """The score matrix, with average score and forgetting below it; two of five tasks fit into 80 columns."""
-    caption = f"average score {_number(result.average_score)}, forgetting {_number(result.forgetting)}"
-    width = max(len(title), len(caption))
-    table = Table(title=title, caption=caption, box=None, padding=(0, 0, 0, 1), pad_edge=False, min_width=width)
-    table.add_column("after", no_wrap=True)
-    for task in result.tasks:
-        table.add_column(task, justify="right")
-    phases = [result.tasks[phase[0]] if len(phase) == 1 else "all" for phase in result.phases]
-    for name, row in zip(["nothing", *phases], [result.before, *result.scores], strict=True):
-        table.add_row(name, *(_number(score) for score in row))
-    return table
+GAP = 4  # columns between two matrices
+UNSCALED = (
+    "Returns are shown, since the world gives no reference. For scores from 0 (random) to 1 (best), let its "
+    "reference(task) return (random, best)."
+)
 
 
 def print_scores(results: Mapping[str, Result], console: Console) -> None:
-    """Score matrices side by side, as far as the terminal is wide: row = after which task, column = score on which."""
-    console.print(Columns([score_table(title, result) for title, result in results.items()], padding=(1, 4)))
+    """Score matrices side by side, as far as the terminal is wide: row = after which phase, column = on which task."""
+    tables = [score_table(title, result, console.width) for title, result in results.items()]
+    if len(tables) == 1:
+        tables[0].min_width = min(console.width, len(str(tables[0].caption)))  # room for the caption in one line
+    console.print(Columns(tables, padding=(1, GAP)))
+    if any(result.metric.name == "return" for result in results.values()):
+        console.print(UNSCALED, highlight=False)
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return "unknown"
-    return f"{value:.2f}" if math.isfinite(value) else "-"
+def summary(result: Result) -> str:
+    """Average and forgetting, and of accuracies the average incremental accuracy, in one line."""
+    name, unit = result.metric.name, f" {result.metric.unit}" if result.metric.unit else ""
+    points = " points" if unit == " %" else ""
+    said = [f"average {name} {result.metric.text(result.average_score, 'unknown')}{unit}"]
+    lost = "drop since the best" if name == "return" else "forgetting"
+    said.append(f"{lost} {result.metric.text(result.forgetting, 'unknown')}{points}")
+    if unit:
+        said.append(f"average incremental {result.metric.text(result.average_incremental_score, 'unknown')}{unit}")
+    return ", ".join(said)
+
+
+def phase_names(result: Result) -> list[str]:
+    """What each phase trained; numbered where a task comes back."""
+    names = [result.tasks[phase[0]] if len(phase) == 1 else "all tasks" for phase in result.finished]
+    count = Counter(names)
+    return [name if count[name] == 1 else f"{name} #{names[: i + 1].count(name)}" for i, name in enumerate(names)]
+
+
+def score_table(title: str, result: Result, width: int) -> Table:
+    """The score matrix with its summary below; where that is wider than `width`, a row for each task instead."""
+    text = result.metric.text
+    rows = {"before": result.before, **dict(zip(phase_names(result), result.scores, strict=True))}
+    sizes = [max(len(task), *(len(text(row[j])) for row in rows.values())) for j, task in enumerate(result.tasks)]
+    wanted = max(map(len, [*rows, "after"])) + sum(size + 1 for size in sizes)
+    caption = summary(result)
+    if wanted > width:
+        return _by_task(title, result, caption)
+    # two matrices of five tasks fit side by side into 80 columns
+    table = Table(
+        title=escape(title), caption=escape(caption), box=None, padding=(0, 0, 0, 1), pad_edge=False, min_width=min(wanted, width)
+    )
+    table.add_column("after", no_wrap=True)
+    for task in result.tasks:
+        table.add_column(escape(task), justify="right", no_wrap=True)
+    for name, row in rows.items():
+        table.add_row(escape(name), *(text(score) for score in row))
+    return table
+
+
+def _by_task(title: str, result: Result, caption: str) -> Table:
+    """Of each task the score before training, after its own, and at the end; the matrix is in result.json."""
+    note = f"{caption}\n(the whole matrix is in result.json)"
+    table = Table(title=escape(title), caption=escape(note), box=None, padding=(0, 0, 0, 2), pad_edge=False)
+    table.add_column("task", overflow="ellipsis", no_wrap=True)
+    for heading in ("before", "after its own training", "at the end"):
+        table.add_column(heading, justify="right")
+    for j, task in enumerate(result.tasks):
+        own = [row for row, phase in zip(result.scores, result.finished, strict=True) if j in phase]
+        numbers = [result.before[j], own[-1][j] if own else None, result.scores[-1][j] if result.scores else None]
+        table.add_row(escape(task), *(result.metric.text(number) for number in numbers))
+    return table

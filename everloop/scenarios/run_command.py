@@ -24,7 +24,8 @@ from everloop.scenarios.folder import ERROR, RESULT, complete
 from everloop.scenarios.help import commented_yaml, first_line, help_text
 from everloop.scenarios.jobs import run_all
 from everloop.scenarios.names import is_path
-from everloop.scenarios.report import ProgressBar, print_scores
+from everloop.scenarios.progress import Progress
+from everloop.scenarios.report import print_scores
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import Schema, Setting
 
@@ -63,10 +64,11 @@ def _console(values: dict[str, Any], notes: Sequence[str]) -> Console:
 
 
 def _go(experiment: Experiment, notes: Sequence[str], values: dict[str, Any]) -> int:
-    console, out = _console(values, notes), experiment.out
+    console, out, title = _console(values, notes), experiment.out, f"{experiment.title} seed {experiment.seed}"
     assert out is not None
     try:
-        with ProgressBar(experiment.title, console) as progress, warnings.catch_warnings():
+        console.print(f"{title}: {out}", highlight=False, markup=False, soft_wrap=True)
+        with Progress(console, title) as progress, warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: console.print(f"note: {message}", highlight=False, markup=False)
             result = experiment.run([progress])
     except NotFiniteError as error:
@@ -79,7 +81,7 @@ def _go(experiment: Experiment, notes: Sequence[str], values: dict[str, Any]) ->
         return fail(_traced(error, out, experiment.learner.steps))
     if values["json"]:
         print(json.dumps(result.to_dict(), indent=2))
-    print_scores({f"{experiment.title}, seed {experiment.seed}": result}, console)
+    print_scores({title: result}, console)
     console.print(f"{out / RESULT}    watch: tensorboard --logdir {out}", highlight=False, soft_wrap=True)
     return 0
 

@@ -37,6 +37,8 @@ class Scenario(ABC):
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings of strategies that suit this scenario better than their own defaults."""
 
+    more_training: ClassVar[str] = ""
+    """How a task gets more updates, for people to read."""
     evaluations_per_task: ClassVar[int] = 10
     """How many evaluations a task gets on average, if `eval_every` does not say when they are made."""
 

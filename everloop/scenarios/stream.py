@@ -88,6 +88,7 @@ class StreamScenario(Scenario):
     """
 
     env_id: ClassVar[str] = "everloop/ImageStream-v0"
+    more_training: ClassVar[str] = "raise --epochs, or lower --batch-size"
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "ewc": {"strength": 100.0},
         "replay": {"strength": 1.0, "capacity": 2000, "batch_size": 128},

@@ -53,6 +53,7 @@ class SwitchingPlant(Scenario):
         "ewc": {"strength": 1.0},
         "replay": {"strength": 1.0, "capacity": 1000, "batch_size": 32},
     }
+    more_training: ClassVar[str] = "raise --steps"
     num_tasks: int = 3
     steps: int = 32_768
     task_cue: bool = True

@@ -1,0 +1,129 @@
+"""Progress of a run: a bar in a terminal or a notebook, elsewhere a plain line now and then."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich import progress
+from rich.console import Console
+from rich.text import Text
+
+from everloop.loop import Listener, Result
+
+REDRAW = 0.1  # seconds: a bar moved at every step would cost a small network a tenth of its time
+SPEAK = 30.0  # seconds between two plain lines within a task
+BAR = range(8, 25)  # columns of the bar, where there is room for it
+
+
+class Progress(Listener):
+    """Shows the task, the step, the time left and the average over the tasks seen so far. Use it in a `with`.
+
+    Args:
+        console: Where it is shown. Without a terminal or a notebook behind it, plain lines are written.
+        title: What is run; by default the scenario, the strategies and the seed of the result.
+    """
+
+    def __init__(self, console: Console, title: str = "") -> None:
+        self.console, self.title = console, title
+        self.live = (console.is_terminal or console.is_jupyter) and not console.quiet
+        self.bar = progress.Progress(_Line(self), console=console, disable=not self.live, expand=True)
+        self.task, self.average = "", ""
+        self.done, self.total = 0, 1
+
+    def __enter__(self) -> Self:
+        self.began = self.drawn = self.spoke = time.monotonic()
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def on_begin(self, result: Result, total_steps: int) -> None:
+        self.total = total_steps
+        self.title = self.title or f"{result.scenario} {'+'.join(result.strategies)} seed {result.seed}".strip()
+        self.bar.add_task("", total=None)
+
+    def on_phase(self, result: Result, phase: int) -> None:
+        tasks = [result.tasks[j] for j in result.phases[phase]]
+        self.task = f"{tasks[0] if len(tasks) == 1 else 'all tasks'} ({phase + 1}/{len(result.phases)})"
+        self.speak()
+
+    def on_steps(self, steps: int) -> None:
+        self.done = min(self.done + steps, self.total)  # the last batch of a task may be more than was planned
+        now = time.monotonic()
+        if self.live and now - self.drawn > REDRAW:
+            self.draw()
+        elif now - self.spoke > SPEAK:
+            self.speak()
+
+    def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
+        average = result.metric.text(result.average_now(), "unknown")
+        self.average = f"{result.metric.name} {average} {result.metric.unit}".rstrip()
+        self.draw()
+        if result.evaluations[-1].ends_phase:
+            self.speak()
+
+    def on_end(self, result: Result) -> None:
+        self.done = self.total
+        self.draw()
+
+    def draw(self) -> None:
+        """Show in the bar what has come in since the last time."""
+        self.drawn = time.monotonic()
+        self.bar.refresh()
+
+    def speak(self) -> None:
+        """Write a plain line, where there is no bar."""
+        self.spoke = time.monotonic()
+        if not self.live:
+            facts = [f"task {self.task}, step {self.done} of {self.total}", *([f"average {self.average}"] if self.average else [])]
+            line = f"[{_clock(self.elapsed)}] {self.title}: {', '.join([*facts, f'{self.left} left'])}"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self.console.file.flush()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.began
+
+    @property
+    def left(self) -> str:
+        """The time left, if what remains takes as long a step as what is done."""
+        return _clock(self.elapsed * (self.total - self.done) / self.done) if self.done else "-:--:--"
+
+    def line(self, width: int) -> str:
+        """The bar's line: step, time and average whole, the bar and the task's name in what room is left."""
+        facts = f"{self.done}/{self.total}  {self.left} left" + (f"  {self.average}" if self.average else "")
+        room = width - len(facts) - 2
+        bar = min(BAR[-1], room - len(self.task) - 2)
+        if bar not in BAR:
+            return f"{_shortened(self.task, room)}  {facts}"
+        filled = round(bar * min(1.0, self.done / self.total))
+        return f"{self.task}  {'━' * filled}{'╌' * (bar - filled)}  {facts}"
+
+
+class _Line(progress.ProgressColumn):
+    """The whole of a bar's line, made to fit the terminal."""
+
+    def __init__(self, shown: Progress) -> None:
+        super().__init__()
+        self.shown = shown
+
+    def render(self, task: progress.Task) -> Text:
+        return Text(self.shown.line(self.shown.console.width), no_wrap=True, overflow="crop")
+
+
+def _shortened(name: str, width: int) -> str:
+    """`name`, its phase's number included, in at most `width` columns."""
+    if len(name) <= width:
+        return name
+    place = name[name.rfind(" (") :]
+    return name[: max(0, width - len(place) - 1)] + "…" + place
+
+
+def _clock(seconds: float) -> str:
+    """h:mm:ss"""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -1,0 +1,195 @@
+"""What a run looks like while it goes, in a terminal of any width and without one, and afterwards."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from everloop.contract import ACCURACY, RETURN, SCORE, Metric
+from everloop.loop import Evaluation, Result
+from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant, progress
+from everloop.scenarios.progress import Progress
+from everloop.scenarios.report import phase_names, print_scores, summary
+
+LONG = "a task with quite a long name [of brackets]"
+
+
+def console(width: int = 80, terminal: bool = True) -> Console:
+    return Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None)
+
+
+def text(shown: Console) -> str:
+    assert isinstance(shown.file, io.StringIO)
+    return shown.file.getvalue()
+
+
+def result(
+    tasks: int = 5, metric: Metric = ACCURACY, name: str = "{0}", phases: list[list[int]] | None = None, level: float = 50.0
+) -> Result:
+    names, row = [name.format(i) for i in range(tasks)], [level] * tasks
+    order = [[i] for i in range(tasks)] if phases is None else phases
+    ends = [Evaluation(100 * (i + 1), i, True, list(row), list(row)) for i in range(len(order))]
+    return Result(
+        names,
+        order,
+        metric,
+        [Evaluation(0, None, False, [0.0] * tasks, [0.0] * tasks), *ends],
+        scenario="digits",
+        strategies=["ewc", "replay"],
+        seed=3,
+    )
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("name", ["{0}", LONG + "{0}"], ids=["short", "long"])
+def test_task_step_time_and_average_are_whole_at_any_width(width: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, now = result(name=name), [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Progress(console(width)) as bar:
+        bar.on_begin(shown, 123_456)
+        shown.evaluations = shown.evaluations[:3]
+        bar.on_phase(shown, 2)
+        bar.on_evaluation(shown, {})
+        now[0] += 100
+        bar.on_steps(12_345)
+        line = bar.line(width)
+    left = round(100 * (123_456 - 12_345) / 12_345)
+    assert f"12345/123456  0:{left // 60:02}:{left % 60:02} left  accuracy 50.0 %" in line
+    assert "(3/5)" in line
+    assert len(line) <= width
+    assert ("━" in line) == (width - len(line.replace("━", "").replace("╌", "")) >= 8), "a bar where there is room for one"
+    assert line.startswith("2 (3/5)" if len(name) < 10 else "a task")
+
+
+def test_the_bars_share_is_the_share_of_the_steps() -> None:
+    with Progress(console()) as bar:
+        bar.on_begin(result(), 1000)
+        for done in (0, 250, 500, 1000, 1010):
+            bar.on_steps(done - bar.done)
+            line = bar.line(80)
+            filled, empty = line.count("━"), line.count("╌")
+            assert filled / (filled + empty) == pytest.approx(min(1, done / 1000), abs=0.5 / (filled + empty))
+            assert f"{min(done, 1000)}/1000" in line
+
+
+def test_without_a_terminal_plain_lines_come_with_every_task_and_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown, out = result(tasks=2), console(40, terminal=False)
+    with Progress(out) as lines:
+        lines.on_begin(shown, 200)
+        for phase in (0, 1):
+            lines.on_phase(shown, phase)
+            for _ in range(100):
+                now[0] += 0.9
+                lines.on_steps(1)
+            lines.on_evaluation(shown, {})
+    assert text(out).splitlines() == [
+        "[0:00:00] digits ewc+replay seed 3: task 0 (1/2), step 0 of 200, -:--:-- left",
+        "[0:00:31] digits ewc+replay seed 3: task 0 (1/2), step 34 of 200, 0:02:29 left",
+        "[0:01:01] digits ewc+replay seed 3: task 0 (1/2), step 68 of 200, 0:01:59 left",
+        "[0:01:30] digits ewc+replay seed 3: task 0 (1/2), step 100 of 200, average accuracy 50.0 %, 0:01:30 left",
+        "[0:01:30] digits ewc+replay seed 3: task 1 (2/2), step 100 of 200, average accuracy 50.0 %, 0:01:30 left",
+        "[0:02:01] digits ewc+replay seed 3: task 1 (2/2), step 134 of 200, average accuracy 50.0 %, 0:00:59 left",
+        "[0:02:31] digits ewc+replay seed 3: task 1 (2/2), step 168 of 200, average accuracy 50.0 %, 0:00:29 left",
+        "[0:03:00] digits ewc+replay seed 3: task 1 (2/2), step 200 of 200, average accuracy 50.0 %, 0:00:00 left",
+    ]
+
+
+def test_quiet_shows_nothing() -> None:
+    for terminal in (True, False):
+        out = Console(file=io.StringIO(), force_terminal=terminal, quiet=True)
+        with Progress(out) as quiet:
+            quiet.on_begin(result(), 10)
+            quiet.on_phase(result(), 0)
+            quiet.on_steps(10)
+            quiet.on_evaluation(result(), {})
+            quiet.on_end(result())
+        assert text(out) == ""
+
+
+def test_python_shows_progress_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    scenario = SplitDigits(iterations=2, consolidation_steps=1, tasks=["0-1"])
+    Experiment(scenario, "none").run()
+    assert capsys.readouterr().out == ""
+    Experiment(scenario, "none").run(progress=True)
+    assert "split-digits none seed 0: task 0-1 (1/1), step 64 of 64, average accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (ACCURACY, "average accuracy 50.0 %, forgetting 0.0 points, average incremental 50.0 %"),
+        (Metric("entity F1", "%"), "average entity F1 50.0 %, forgetting 0.0 points, average incremental 50.0 %"),
+        (SCORE, "average score 50.00, forgetting 0.00"),
+        (RETURN, "average return 50, drop since the best 0"),
+    ],
+)
+def test_the_summary_speaks_in_the_metrics_own_words(metric: Metric, said: str) -> None:
+    assert summary(result(metric=metric)) == said
+    out = console()
+    print_scores({"x": result(metric=metric)}, out)
+    assert said in text(out)
+    assert ("reference(task) return (random, best)" in " ".join(text(out).split())) == (metric == RETURN)
+
+
+@pytest.mark.parametrize(("tasks", "name"), [(5, "{0}"), (10, LONG + "{0}"), (20, "task {0}"), (1, "[a]")])
+def test_every_number_is_readable_at_80_columns(tasks: int, name: str) -> None:
+    shown = result(tasks, name=name)
+    for i, row in enumerate(shown.evaluations[1:]):
+        row.scores[:] = [10.0 + i] * tasks
+    out = console()
+    print_scores({"a [title]": shown}, out)
+    lines = text(out).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "a [title]" in text(out)
+    whole = tasks <= 5
+    assert ("the whole matrix is in result.json" in text(out)) != whole
+    last = f"{10.0 + tasks - 1:.1f}"
+    assert text(out).count(last) == (tasks if whole else tasks + 1) + (
+        text(out).count(f"accuracy {last}") + text(out).count(f"incremental {last}")
+    )
+    assert "…" not in text(out)
+
+
+def test_two_matrices_of_five_tasks_stand_side_by_side_in_80_columns() -> None:
+    shown = result(name="{0}-{0}")
+    out = console()
+    print_scores({"plain fine-tuning": shown, "EWC + replay": shown}, out)
+    assert any("plain fine-tuning" in line and "EWC + replay" in line for line in text(out).splitlines())
+
+
+def test_a_task_that_comes_back_has_rows_of_its_own() -> None:
+    assert phase_names(result(2, phases=[[0], [1], [0], [0, 1]])) == ["0 #1", "1", "0 #2", "all tasks"]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "updates"),
+    [
+        (SplitDigits(iterations=3), 3),
+        (SplitDigits(epochs=1, tasks=["0-1"]), 10),
+        (SwitchingPlant(steps=2048, num_tasks=1, token_size=8, hidden_size=8), 20),
+        (SwitchingPlant(steps=2049, num_tasks=1, token_size=8, hidden_size=8, recurrent=False, batch_size=512), 40),
+    ],
+    ids=["iterations", "epochs", "recurrent ppo", "ppo"],
+)
+def test_a_task_that_is_hardly_trained_is_named_with_the_updates_it_really_gets(scenario: Any, updates: int) -> None:
+    experiment = Experiment(scenario, "none")
+    (note,) = experiment.notes
+    assert f"gets only {updates} updates" in note
+    assert ("--epochs" if isinstance(scenario, SplitDigits) else "--steps") in note
+    counted = [0]
+
+    def count(*args: Any) -> None:
+        counted[0] += 1
+
+    experiment.learner.optimizer.register_step_post_hook(count)
+    experiment.plan = type(experiment.plan)([experiment.plan.phases[0]], [experiment.plan.steps[0]], 10**9, 16)
+    experiment.run()
+    assert counted[0] == updates
+    assert Experiment(SplitDigits(iterations=50), "none").notes == []
+    torch.manual_seed(0)
