@@ -138,7 +138,7 @@ class Experiment:
             ENVIRONMENT: json.dumps(environment(), indent=2) + "\n",
         }
         with opened(self.out, files, self.overwrite):
-            board = Board(self.out)
+            board = Board(self.out, self.config(), command())
             try:
                 return self._run([board, Record(self.out / RESULT), *listeners])
             finally:
@@ -260,10 +260,15 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
     return names
 
 
+def command() -> str:
+    """The command line of this process."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def environment() -> dict[str, Any]:
     """What a run was made with: command, versions, machine."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
         "git_revision": _git_revision(),
         "python": platform.python_version(),
         "machine": platform.platform(),
