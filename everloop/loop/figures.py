@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from everloop.contract import Metric
 from everloop.loop.result import Result
 
@@ -47,7 +45,7 @@ def colors(count: int) -> list[Any]:
 def curves_figure(result: Result, title: str = "") -> Figure:
     """Every task's score over the steps of training, with a mark where each phase begins."""
     tasks = len(result.tasks)
-    figure = new_figure(8.0 + (2.0 if tasks > 20 else 0.0), max(4.0, 0.16 * min(tasks, 40)))
+    figure = new_figure(6.4 + (2.0 if tasks > 20 else 0.0), max(3.6, 0.9 + 0.19 * min(tasks, 25)))
     axes: Axes = figure.subplots()
     steps = [now.step for now in result.evaluations]
     for j, (task, color) in enumerate(zip(result.tasks, colors(tasks), strict=True)):
@@ -64,16 +62,14 @@ def curves_figure(result: Result, title: str = "") -> Figure:
 
 
 def _mark_phases(axes: Axes, result: Result) -> None:
-    """A vertical line where each phase so far begins, with the name of its task where there is room for it."""
+    """A vertical line where each phase so far begins, its task's name above the plot where there is room for it."""
     begins = [0, *(row.step for row in result.rows)][: len(result.phases)]
-    for phase, begin in enumerate(begins):
+    for begin in begins:
         axes.axvline(begin, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
-        if len(result.phases) <= 20:
-            names = [result.tasks[j] for j in result.phases[phase]]
-            text = names[0] if len(names) == 1 else "all tasks"
-            axes.text(
-                begin, 1.0, f" {_literal(text[:14])}", transform=axes.get_xaxis_transform(), fontsize=7, rotation=90, va="top", color="0.4"
-            )
+    if len(result.phases) <= 20:
+        names = [result.tasks[phase[0]] if len(phase) == 1 else "all tasks" for phase in result.phases]
+        above = axes.secondary_xaxis("top")
+        above.set_xticks(begins, [_literal(name[:16]) for name in names[: len(begins)]], rotation=45, ha="left", fontsize=7)
 
 
 def score_matrix_figure(results: Mapping[str, Result]) -> Figure:
@@ -91,7 +87,7 @@ def score_matrix_figure(results: Mapping[str, Result]) -> Figure:
 def _draw_matrix(axes: Axes, result: Result, title: str) -> None:
     rows = [result.before, *result.scores]
     low, high, colormap = _color_range(result)
-    image = axes.imshow(rows, vmin=low, vmax=high, cmap=colormap, aspect="auto")
+    image: Any = axes.imshow(rows, vmin=low, vmax=high, cmap=colormap, aspect="auto")
     phases = [result.tasks[phase[0]] if len(phase) == 1 else "all tasks" for phase in result.finished]
     axes.set_yticks(range(len(rows)), ["before", *(f"after {_literal(name)}" for name in phases)], fontsize=8)
     axes.set_xticks(
@@ -101,7 +97,7 @@ def _draw_matrix(axes: Axes, result: Result, title: str) -> None:
     for i, row in enumerate(rows):
         for j, score in enumerate(row):
             if math.isfinite(score):
-                shade = sum(image.cmap(image.norm(np.float64(score)))[:3]) / 3
+                shade = sum(image.to_rgba(score)[:3]) / 3
                 axes.text(j, i, result.metric.text(score), ha="center", va="center", fontsize=7, color="white" if shade < 0.5 else "black")
     axes.figure.colorbar(image, ax=axes, label=axis_label(result.metric), shrink=0.8)
 

@@ -262,7 +262,8 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
 
 def command() -> str:
     """The command line of this process."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0]).name
+    return shlex.join(["everloop" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def environment() -> dict[str, Any]:
