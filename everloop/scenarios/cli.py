@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,9 @@ import everloop
 from everloop.loop import STRATEGIES
 from everloop.scenarios import SCENARIOS
 from everloop.scenarios.advise import Situation, advise, remarks
+from everloop.scenarios.compare import Compare, Comparisons, compare
+from everloop.scenarios.compare_output import check_picture, picture, print_comparisons, to_csv, to_latex, write
+from everloop.scenarios.experiment import command
 from everloop.scenarios.help import first_line, help_text
 from everloop.scenarios.names import did_you_mean
 from everloop.scenarios.reproduce import Reproduce, reproduce
@@ -106,6 +110,32 @@ def _show_list() -> int:
     return 0
 
 
+def _compare(words: list[str]) -> Ready:
+    folders, values = _read(schema_of(Compare), words, positional=10_000)
+    if not folders:
+        raise ValueError("no folder is named; write everloop compare FOLDER...")
+    asked = Compare(**values)
+    if asked.figure is not None:
+        check_picture(asked.figure)
+    return partial(_show_comparison, compare(folders, asked.baseline), asked)
+
+
+def _show_comparison(found: Comparisons, asked: Compare) -> int:
+    console = Console()
+    for note in found.notes:
+        print(note, file=sys.stderr)
+    print_comparisons(found, console)
+    for path, make in (
+        (asked.csv, partial(to_csv, found)),
+        (asked.latex, partial(to_latex, found, command())),
+        (asked.figure, lambda: picture(found, asked.figure or Path())),
+    ):
+        if path is not None:
+            write(path, make)
+            console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
 def _advise(words: list[str]) -> Ready:
     return partial(_show_advice, Situation(**_read(schema_of(Situation), words)[1]))
 
@@ -149,6 +179,12 @@ def _explained(about: str, words: str, prepare: Callable[[list[str]], Ready], sc
 COMMANDS = {
     "list": _explained("Scenarios, strategies and worlds.", "list", _list, dict),
     "run": Command("Run a scenario, with any strategies.", prepare_run, run_help),
+    "compare": _explained(
+        "Runs beside each other: means with intervals, differences paired by seed.",
+        "compare FOLDER... [--KEY VALUE ...]",
+        _compare,
+        lambda: schema_of(Compare),
+    ),
     "advise": _explained(
         "Which strategies fit what you have, and why the others do not.", "advise [--KEY VALUE ...]", _advise, lambda: schema_of(Situation)
     ),

@@ -1,0 +1,231 @@
+"""Runs beside each other: who is in which row, with which numbers, and what is left out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from everloop.contract import ACCURACY, RETURN, SCORE, Metric
+from everloop.loop import Evaluation, Result
+from everloop.loop.result import MEASURES, write_json
+from everloop.scenarios.cli import main
+from everloop.scenarios.compare import Comparisons, compare
+from everloop.scenarios.compare_output import curve, draw, print_comparisons, to_csv, to_latex
+
+Capture = pytest.CaptureFixture[str]
+
+
+def run_at(
+    folder: Path, level: float, seed: int, strategies: str = "ewc", metric: Metric = ACCURACY, phases: int = 2, **changes: Any
+) -> Path:
+    """A run of two tasks that ends with this average, 10 below what it had learned of the first."""
+    ends = [
+        Evaluation(100, 0, True, [level + 10, 0.0], [0.0, 0.0]),
+        Evaluation(150, 1, False, [level + 5, level - 5], [0.0, 0.0]),
+        Evaluation(200, 1, True, [level, level], [0.0, 0.0]),
+    ]
+    first = Evaluation(0, None, False, [0.0, 0.0], [0.0, 0.0])
+    scenario = changes.pop("scenario", "made-up")
+    evaluations = [first, *(ends if phases == 2 else ends[:1])]
+    result = Result(changes.pop("tasks", ["a", "b"]), [[0], [1]], metric, evaluations, 200, 1.0, scenario, strategies.split("+"), seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "result.json", result.to_dict())
+    config = {"scenario": scenario, "strategies": strategies.split("+"), "seed": seed, "threads": 1 + seed, "epochs": 3, **changes}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def grid(folder: Path) -> Path:
+    """none and ewc on seeds 0 to 2, which differ by 20 and a little, and joint on one."""
+    for seed, noise in enumerate([0.0, 3.0, -2.0]):
+        run_at(folder / f"x{seed}", 30 + noise, seed, "none")
+        run_at(folder / "deep" / f"y{seed}", 50 + noise + seed / 10, seed)
+    run_at(folder / "z", 90, 0, "joint")
+    return folder
+
+
+def shown(found: Comparisons, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    print_comparisons(found, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_seeds_of_the_same_settings_are_one_row_and_the_plain_one_is_the_baseline(tmp_path: Path) -> None:
+    (table,) = compare([grid(tmp_path)]).tables
+    assert [(group.label, sorted(group.results)) for group in table.groups] == [("none", [0, 1, 2]), ("ewc", [0, 1, 2]), ("joint", [0])]
+    assert table.baseline.label == "none"
+    none, ewc, joint = table.groups
+    assert table.estimate(none, "average_score").mean == pytest.approx((30 + 33 + 28) / 3)
+    assert table.estimate(ewc, "forgetting").mean == pytest.approx(10)
+    gap = table.difference(ewc)
+    assert gap is not None
+    assert (gap.n, gap.mean) == (3, pytest.approx(20.1))
+    assert gap.half is not None
+    assert gap.half < 0.3, "what the seeds have in common cancels"
+    assert table.difference(none) is None
+    alone = table.difference(joint)
+    assert alone is not None
+    assert (alone.n, alone.mean, alone.half) == (1, pytest.approx(60), None)
+
+
+def test_rows_that_would_be_called_the_same_say_where_they_differ(tmp_path: Path) -> None:
+    run_at(tmp_path / "a", 50, 0, ewc={"strength": 1.0, "decay": 1.0})
+    run_at(tmp_path / "b", 60, 0, ewc={"strength": 10.0, "decay": 1.0})
+    run_at(tmp_path / "c", 40, 0, "none")
+    (table,) = compare([tmp_path]).tables
+    assert [group.label for group in table.groups] == ["none", "ewc, ewc.strength=1.0", "ewc, ewc.strength=10.0"]
+
+
+def test_a_seed_of_a_strategys_own_and_threads_make_no_other_row(tmp_path: Path) -> None:
+    run_at(tmp_path / "a", 50, 0, ewc={"seed": 0, "strength": 1.0})
+    run_at(tmp_path / "b", 60, 1, ewc={"seed": 1, "strength": 1.0})
+    (table,) = compare([tmp_path]).tables
+    assert [sorted(group.results) for group in table.groups] == [[0, 1]]
+
+
+@pytest.mark.parametrize("changes", [{"scenario": "other"}, {"metric": SCORE}, {"tasks": ["a", "c"]}])
+def test_what_can_not_be_averaged_stands_in_tables_of_its_own(changes: dict[str, Any], tmp_path: Path) -> None:
+    run_at(tmp_path / "a", 50, 0)
+    run_at(tmp_path / "b", 0.6, 0, **changes)
+    assert [len(table.groups) for table in compare([tmp_path]).tables] == [1, 1]
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid(tmp_path / "g")
+    run_at(tmp_path / "g" / "late", 50, 3, phases=1)
+    run_at(tmp_path / "g" / "twin", 50, 0)
+    (tmp_path / "g" / "bad").mkdir()
+    (tmp_path / "g" / "bad" / "result.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    found = compare([tmp_path / "g", tmp_path / "empty"])
+    said = sorted(note.removeprefix(f"not compared: {tmp_path}") for note in found.notes)
+    assert said[0].startswith("/empty: it holds no result.json")
+    assert said[1].startswith("/g/bad: ")
+    assert said[2:] == ["/g/late: 1 of 2 phases have ended", "/g/twin: seed 0 of these settings is there already"]
+    assert main(["compare", str(tmp_path / "g")]) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "no folder is named"),
+        (["nowhere"], "nowhere is no folder"),
+        (["empty"], "there is no complete run to compare; not compared: empty: it holds no result.json"),
+        (["runs", "--baseline", "best"], "baseline is 'best'; the rows are none, ewc, joint"),
+        (["runs", "--figure", "x.gif"], "figure is x.gif; its name must end in .pdf, .png or .svg"),
+        (["runs", "--csv", "no/such/x.csv"], "no/such/x.csv can't be written: no/such is no folder"),
+        (["runs", "--cvs", "x"], "Did you mean 'csv'?"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grid(tmp_path / "runs")
+    (tmp_path / "empty").mkdir()
+    assert main(["compare", *words]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "runs"]
+
+
+def test_the_table_fits_into_80_columns_and_says_what_it_shows(tmp_path: Path) -> None:
+    text = shown(compare([grid(tmp_path)]))
+    assert max(map(len, text.splitlines())) <= 80
+    row = next(line for line in text.splitlines() if line.startswith("ewc"))
+    assert row.split() == ["ewc", "50.4", "±", "6.2", "10.0", "±", "0.0", "55.4", "±", "6.2", "3", "+20.1", "±", "0.2", "(3)"]
+    assert "average accuracy (%)" in " ".join(text.split())
+    assert "95 % confidence interval over n seeds" in " ".join(text.split())
+    assert "paired by seed" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("metric", "heading"), [(SCORE, "average score"), (RETURN, "average return")])
+def test_other_metrics_have_their_own_words(metric: Metric, heading: str, tmp_path: Path) -> None:
+    run_at(tmp_path / "a", 0.5, 0, metric=metric)
+    text = shown(compare([tmp_path]), 120)
+    assert heading in text
+    assert "%)" not in text
+
+
+def test_the_csv_holds_every_measure_of_every_row_whole(tmp_path: Path) -> None:
+    found = compare([grid(tmp_path)])
+    (table,) = found.tables
+    rows = list(csv.DictReader(io.StringIO(to_csv(found))))
+    assert len(rows) == len(table.groups) * len(MEASURES)
+    for row in rows:
+        group = next(group for group in table.groups if group.label == row["label"])
+        own, gap = table.estimate(group, row["measure"]), table.difference(group, row["measure"])
+        assert [row["mean"], row["low"], row["high"]] == ["" if x is None else repr(x) for x in (own.mean, own.low, own.high)]
+        assert row["difference"] == ("" if gap is None or gap.mean is None else repr(gap.mean))
+        assert row["seeds"] == " ".join(map(str, group.results))
+
+
+def test_the_latex_compiles_or_at_least_balances(tmp_path: Path) -> None:
+    run_at(tmp_path / "a", 50, 0, "ewc_kfac", note="50 % & more_{}")
+    run_at(tmp_path / "b", 60, 0, "ewc_kfac", note="~^\\#$")
+    text = to_latex(compare([tmp_path]), "everloop compare x")
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
+    assert r"ewc\_kfac, note=50 \% \& more\_\{\}" in text
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    assert all(line.replace(r"\&", "").count("&") == 5 for line in body.splitlines()[1:-1])
+    if shutil.which("pdflatex"):
+        source = f"\\documentclass{{article}}\n\\usepackage{{booktabs}}\n\\begin{{document}}\n{text}\\end{{document}}\n"
+        (tmp_path / "x.tex").write_text(source)
+        assert subprocess.run(["pdflatex", "-halt-on-error", "x.tex"], cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_the_picture_draws_each_seed_the_mean_and_the_curves(tmp_path: Path) -> None:
+    found = compare([grid(tmp_path)])
+    left, right = draw(found).axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["none", "ewc", "joint"]
+    seeds = [line for line in left.lines if line.get_marker() == "o"]
+    assert [sorted(line.get_xdata()) for line in seeds] == [[28, 30, 33], [pytest.approx(x) for x in (48.2, 50, 53.1)], [90]]
+    lines = {line.get_label(): line for line in right.lines if not str(line.get_label()).startswith("_")}
+    assert list(lines["none"].get_xdata()) == [100, 150, 200]
+    assert list(lines["none"].get_ydata()) == pytest.approx([np.mean([40, 43, 38]), np.mean([30, 33, 28]), np.mean([30, 33, 28])])
+    assert [line.get_xdata()[0] for line in right.lines if line.get_linestyle() == ":"] == [100]
+    steps, _, halves = curve(found.tables[0].groups[0])
+    assert steps == [100, 150, 200]
+    assert halves[0] == pytest.approx(found.tables[0].estimate(found.tables[0].groups[0], "average_score").half)
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(7)))
+def test_the_order_of_the_folders_does_not_matter(order: list[int], tmp_path: Path) -> None:
+    if not (tmp_path / "z").exists():
+        grid(tmp_path)
+    folders = sorted(path.parent for path in tmp_path.rglob("result.json"))
+    assert to_csv(compare([folders[i] for i in order])) == to_csv(compare([tmp_path]))
+
+
+def test_from_nothing_to_a_table_and_a_picture_in_two_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ["--iterations", "2", "--consolidation-steps", "1"]
+    assert main(["run", "split-digits", "--strategies", "none;replay", "--seeds", "0-1", "--jobs", "2", *short]) == 0
+    assert main(["compare", "runs/split-digits", "--figure", "x.pdf", "--csv", "x.csv", "--latex", "x.tex"]) == 0
+    assert Path("x.pdf").read_bytes().startswith(b"%PDF")
+    assert Path("x.tex").read_text().startswith("% ")
+    rows = [row for row in csv.DictReader(io.StringIO(Path("x.csv").read_text())) if row["measure"] == "average_score"]
+    for row in rows:
+        results = [json.loads(path.read_text()) for path in Path("runs").rglob("result.json")]
+        values = [r["average_score"] for r in results if "+".join(r["strategies"]) == row["label"]]
+        assert float(row["mean"]) == pytest.approx(np.mean(values))
+        assert row["n"] == "2"
+    assert [row["label"] for row in rows] == ["none", "replay"]
