@@ -1,12 +1,16 @@
-"""Every Python example in the README and the docs runs as it stands."""
+"""Every example of the README and the docs runs as it stands: Python blocks, and the README's commands in one folder."""
 
 import re
+import shlex
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
+import yaml
 
 from everloop.loop import STRATEGIES
+from everloop.scenarios import SCENARIOS, arguments
+from everloop.scenarios.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -15,6 +19,11 @@ EXAMPLES = [
     for page in PAGES
     for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
 ]
+REDUCED = {
+    "split-digits": ["--iterations", "2", "--consolidation-steps", "1"],
+    "switching-plant": ["--steps", "2048", "--tasks", "0,1", "--token-size", "8", "--hidden-size", "8"],
+}
+"""What makes the commands on built-in data short; those on other data are parsed only."""
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
@@ -30,7 +39,50 @@ def test_an_example_of_the_docs_runs(code: str) -> None:
     assert dict(STRATEGIES) == strategies
 
 
+def commands() -> list[list[str]]:
+    """The README's commands that begin with everloop, in their order, without variables before them."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    words = [[word for i, word in enumerate(line) if "=" not in word or i > 0] for line in lines]
+    return [line for line in words if line and line[0] == "everloop"]
+
+
+def test_the_readme_shows_every_command() -> None:
+    assert {line[1] for line in commands()} | {"reproduce"} == set(COMMANDS)
+
+
+def test_the_readmes_commands_run_as_printed_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one folder, so that no run meets another one's files."""
+    monkeypatch.chdir(tmp_path)
+    folders = 0
+    for line in commands():
+        words = line[1 : line.index(">")] if ">" in line else line[1:]
+        named = words[1] if words[0] == "run" and words[1] in SCENARIOS else "split-digits"
+        if words[0] == "compare":
+            continue  # of runs that were not made here; see test_compare
+        if words[0] == "run" and named not in REDUCED:
+            assert arguments.read(words[1:]).scenario is SCENARIOS[named]
+            continue
+        if words[0] == "run" and "--help" not in words:
+            words = [*words, *REDUCED[named]]
+        capsys.readouterr()
+        assert main(words) == 0, words
+        if ">" in line:
+            Path(line[-1]).write_text(capsys.readouterr().out)
+        found = len(list(Path("runs").rglob("result.json")))
+        assert found > folders or words[0] != "run" or "--help" in words or "--print-config" in words, f"{words} made no folder of its own"
+        folders = found
+    assert yaml.safe_load(Path("my.yaml").read_text())["ewc"]["strength"] == 10
+
+
 def test_every_page_that_is_linked_exists() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\(docs/([^)#:]+\.md)\)", (ROOT / "README.md").read_text()))
+    assert {page.name for page in PAGES[1:]} == linked

@@ -5,6 +5,7 @@ from everloop.scenarios.experiment import Experiment
 from everloop.scenarios.imagenet import SplitImageNet256
 from everloop.scenarios.images import ImageScenario, SplitImages
 from everloop.scenarios.mnist import PermutedMNIST, RotatedMNIST, SplitMNIST
+from everloop.scenarios.names import Factory
 from everloop.scenarios.omniglot import SplitOmniglot
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.split_digits import SplitDigits
@@ -39,6 +40,7 @@ __all__ = [
     "DomainSentiment",
     "DomainText",
     "Experiment",
+    "Factory",
     "ImageScenario",
     "PermutedMNIST",
     "RotatedMNIST",
