@@ -73,7 +73,7 @@ def main() -> None:
     print("| scenario | method | accuracy | forgetting | learning accuracy |")
     print("|---|---|---|---|---|")
     for kind, method in ((kind, method) for kind in args.kinds for method in args.methods):
-        tables = [np.array(runs[seed, kind, method].result()["returns"], dtype=float) * 100 for seed in args.seeds]
+        tables = [np.array(runs[seed, kind, method].result()["scores"], dtype=float) for seed in args.seeds]
         phases = [[task] for task in range(10)] if method != "joint" else [list(range(10))]
         forgotten = cell([forgetting(table.tolist(), phases) for table in tables], 1)
         learned = cell([None if method == "joint" else float(table.diagonal().mean()) for table in tables], 1)

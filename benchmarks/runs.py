@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from everloop.scenarios.folder import complete
+
 
 def run(words: Sequence[str], out: Path) -> dict[str, Any]:
     """The result of `everloop run *words`, from `out` if that run is finished there already; one thread each."""
-    if not (out / "result.json").exists():
-        command = [sys.executable, "-m", "everloop", "run", *words, "--out", str(out), "--overwrite"]
+    if not complete(out):
+        command = [sys.executable, "-m", "everloop", "run", *words, "--out", str(out), "--overwrite", "--quiet"]
         path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])  # scenarios that stand here
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
         if done.returncode:

@@ -1,7 +1,8 @@
 """Every strategy, as it comes, in every type of class, domain and task: `python benchmarks/survey.py --out runs/survey`.
 
 `everloop run split-digits`, nothing tuned: what a user gets who names a strategy and no more. Prints the table of docs/results.md:
-the mean score over the seeds after the last task, and the seeds' own; a refusal is a dash. One thread each, as many at once as
+the mean over the seeds of the average accuracy in % after the last task, and the seeds' own;
+a refusal is a dash. One thread each, as many at once as
 `--jobs` says; runs that the folder already holds are not repeated.
 """
 
@@ -24,7 +25,7 @@ def average(strategies: str, scenario_type: str, seed: int, folder: Path) -> flo
     try:
         result = run(words, folder / scenario_type / strategies / str(seed))
     except RuntimeError as refused:
-        if "allowed" not in str(refused):
+        if "everloop: error" not in str(refused):
             raise
         return None
     score: float = result["average_score"]
@@ -44,7 +45,7 @@ def main() -> None:
         }
         print(f"| strategy | {' | '.join(TYPES)} |\n|{'---|' * (len(TYPES) + 1)}")
         for name, kinds in futures.items():
-            print(f"| {name} | {' | '.join(cell([future.result() for future in waiting], 2) for waiting in kinds)} |", flush=True)
+            print(f"| {name} | {' | '.join(cell([future.result() for future in waiting], 1) for waiting in kinds)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,27 @@ def _bytes(size: float) -> str:
     return f"{size:.1f} GB"
 
 
+def next_command(now: Situation, advice: list[Advice]) -> str | None:
+    """What to run next: the first strategy that fits, in the built-in scenario that is most like the situation."""
+    fitting = [a for a in advice if a.fits and not a.for_learning]
+    if not fitting:
+        return None
+    words = ["everloop run", "switching-plant" if now.world == "control" else "split-digits"]
+    if now.world != "control":
+        kind = "class" if now.class_incremental else "task" if now.task_id == "told" else "domain"
+        words.append(f"--scenario-type {kind}")
+        words += ["--epochs 1"] if now.world == "stream" else []
+    words.append(f"--strategies {fitting[0].name}")
+    traits = STRATEGIES[fitting[0].name].traits
+    if traits.examples:
+        words.append(f"--{fitting[0].name}.capacity {now.examples}")
+    if fitting[0].name == "lora" and now.task_id == "hidden":
+        words.append("--lora.adapters online")
+    if fitting[0].name == "replay" and now.boundaries == "unknown":
+        words.append("--replay.current true")
+    return " ".join(words)
+
+
 def remarks(now: Situation, advice: list[Advice]) -> list[str]:
     """What the table does not say."""
     said = []

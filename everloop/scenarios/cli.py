@@ -18,7 +18,7 @@ from rich.table import Table
 import everloop
 from everloop.loop import STRATEGIES
 from everloop.scenarios import SCENARIOS
-from everloop.scenarios.advise import Situation, advise, remarks
+from everloop.scenarios.advise import Situation, advise, next_command, remarks
 from everloop.scenarios.compare import Compare, Comparisons, compare
 from everloop.scenarios.compare_output import check_picture, picture, print_comparisons, to_csv, to_latex, write
 from everloop.scenarios.experiment import command
@@ -152,7 +152,9 @@ def _show_advice(situation: Situation) -> int:
             table.add_row(a.name, escape(first_line(STRATEGIES[a.name])), escape(a.reason))
         console.print(table, "", highlight=False)
     for line in remarks(situation, advice):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False)
+    if (now := next_command(situation, advice)) is not None:
+        console.print(f"try it: {now}", highlight=False, soft_wrap=True)
     return 0
 
 

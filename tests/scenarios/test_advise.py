@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from everloop.loop import STRATEGIES, Strategy, Traits
 from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant
-from everloop.scenarios.advise import ORDER, Situation, advise, remarks
-from everloop.scenarios.cli import main
+from everloop.scenarios.advise import ORDER, Situation, advise, next_command, remarks
+from everloop.scenarios.cli import main, prepare
 
 
 def fitting(**facts: Any) -> list[str]:
@@ -126,7 +128,7 @@ def test_the_command_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--examples", "-1"], "examples is -1, allowed: 0 or more"),
         (["--tasks", "0"], "tasks is 0, allowed: 1 or more"),
-        (["--world", "sea"], "'batch', 'stream', 'control'"),
+        (["--world", "sea"], "batch, stream, control"),
         (["--nothing", "3"], "nothing"),
     ],
 )
@@ -135,3 +137,35 @@ def test_a_mistake_ends_in_one_line(words: list[str], line: str, capsys: pytest.
     printed = capsys.readouterr().err.strip().splitlines()
     assert len(printed) == 1
     assert line in printed[0]
+
+
+FACTS = {
+    "world": ["batch", "stream", "control"],
+    "boundaries": ["known", "unknown"],
+    "task_id": ["told", "hidden"],
+    "classes": ["new", "same"],
+    "examples": [0, 50],
+}
+
+
+@pytest.mark.parametrize("facts", [dict(zip(FACTS, values, strict=True)) for values in itertools.product(*FACTS.values())], ids=str)
+def test_the_command_to_run_next_can_be_run(facts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the strategy that is advised first, in a scenario of that kind; none where nothing fits."""
+    monkeypatch.chdir(tmp_path)
+    situation = Situation(**facts)
+    command = next_command(situation, advise(situation))
+    best = [a.name for a in advise(situation) if a.fits and not a.for_learning]
+    assert (command is None) == (not best)
+    if command is not None:
+        words = command.split()
+        assert words[:2] == ["everloop", "run"]
+        assert best[0] in words
+        assert callable(prepare(words[1:]))
+
+
+def test_advice_ends_with_that_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", "--examples", "70"]) == 0
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "try it: everloop run split-digits --scenario-type class --strategies er_ace --er_ace.capacity 70"
+    )
