@@ -19,31 +19,35 @@ CHOICES = (
 
 @dataclass(frozen=True)
 class Training:
-    """Options of `SupervisedLearner`. Where the device or the network lacks one, it does nothing and leaves a note.
+    """Options of `SupervisedLearner`.
+
+    An option that the device or the network does not support has no effect and leaves a note.
 
     Args:
-        learning_rate: Of the optimizer, above 0.
-        rate: How the learning rate changes: constant; cosine falls to 0 over each task; plateau and
-            drift follow the loss. plateau halves it where the loss stops falling and restarts with
-            each task; drift restarts when a detector finds that the loss has jumped, and needs no
-            task boundaries (extra drift).
-        precision: bfloat16 computes forward passes in mixed precision. The loss is not scaled, so
-            strategies see the gradients as they are.
-        accumulate: Batches whose mean gradient makes one step, 1 or more.
-        updates_per_batch: Steps along each batch, 1 or more: how a single pass over a stream learns
-            more of it. Each step has other stored examples and another draw of `augment`. The guess
-            comes before the first; the batch is stored before the second.
-        augment: crop_flip mirrors and moves each image at random by up to 4 pixels, in training
-            only. Memories store images as they came (`everloop.loop.augment`).
-        checkpointing: Compute activations again on the way back instead of keeping them, in
-            networks that can.
-        channels_last: Keep convolutions' weights channel by channel, as images come.
-        balanced: Softmax with the labels' frequencies so far as prior, so that rare classes count
-            (Ren et al. 2020, eq. 4). In training only; for classes.
-        device: auto takes a GPU where there is one; else as torch names it.
+        learning_rate: Learning rate of the optimizer, above 0.
+        rate: Schedule of the learning rate: constant, cosine, plateau or drift. cosine falls to 0
+            over each task. plateau halves the rate when the loss stops falling, and restarts with
+            each task. drift does the same but restarts when a detector finds that the loss has
+            risen, so it needs no task boundaries (extra drift).
+        precision: Precision of the forward passes: float32, or bfloat16 (mixed). The loss is not
+            scaled, so strategies see the gradients as they are.
+        accumulate: Batches whose mean gradient makes one update, 1 or more. More than 1 needs
+            updates_per_batch 1.
+        updates_per_batch: Updates on each batch, 1 or more; more of them learn more from a single
+            pass. Each update draws other stored examples and augments the batch again. The
+            prediction is made before the first update; the batch is stored before the second.
+        augment: Augmentation of training images: none, or crop_flip. crop_flip shifts each image
+            at random by up to 4 pixels and mirrors it with probability 1/2. Memories store the
+            original images (`everloop.loop.augment`).
+        checkpointing: Recompute activations in the backward pass to save memory, in networks that
+            can.
+        channels_last: Store the weights of convolutions channels-last, as images are.
+        balanced: Use a balanced softmax, whose prior is the label frequencies so far. Rare classes
+            then count (Ren et al. 2020, eq. 4). In training only, with one class per example.
+        device: Torch device, such as cpu or cuda:0; auto takes an accelerator if there is one.
 
     Raises:
-        ValueError: That names the value, for what is outside these ranges.
+        ValueError: For a value outside these ranges; it names the value.
     """
 
     learning_rate: float = 1e-3

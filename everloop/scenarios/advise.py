@@ -29,19 +29,20 @@ HIDDEN: dict[str, tuple[str, dict[str, Any]]] = {"lora": ("adapters online", {"t
 
 @dataclass(frozen=True)
 class Situation:
-    """What somebody has to work with.
+    """The conditions of a continual-learning problem, for which `everloop advise` ranks strategies.
 
     Args:
-        world: batch: a stream whose tasks' examples come more than once; stream: once; control.
-        boundaries: Whether it is known when a task begins and ends.
-        task_id: Whether the task ID is available at test time.
-        classes: Whether each task brings new classes, or has the same as the others; of streams.
-        examples: How many examples may be stored, 0 or more.
-        weights: How many weights the network has, 0 or more.
-        tasks: How many tasks there will be, 1 or more.
+        world: What is learned from: batch, stream or control. batch is a stream with several passes
+            over each task's examples, stream a single pass, and control reinforcement learning.
+        boundaries: Whether the start and the end of each task are known.
+        task_id: Whether the task ID is available at test time: told (yes) or hidden (no).
+        classes: Whether each task brings new classes (new) or all share them (same); for streams.
+        examples: Number of examples that may be stored, 0 or more.
+        weights: Number of weights of the network, 0 or more.
+        tasks: Number of tasks expected, 1 or more.
 
     Raises:
-        ValueError: That names the value, for what is outside these ranges.
+        ValueError: For a value outside these ranges; it names the value.
     """
 
     world: Literal["batch", "stream", "control"] = "batch"

@@ -15,7 +15,8 @@ class SplitImageNet256(SplitImages):
     """ImageNet in tasks of 10 classes each (Russakovsky et al. 2015), from Kaggle.
 
     Args:
-        side: Pixels to which every picture is scaled and cropped.
+        data: Folder with one folder of pictures for each class; downloaded from Kaggle if none.
+        side: Side of the images in pixels, 1 to 256; pictures are scaled and cropped to it.
     """
 
     name: ClassVar[str] = "split-imagenet256"

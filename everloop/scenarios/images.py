@@ -22,20 +22,23 @@ Architecture = Literal["mlp", "convnet", "reduced-resnet18", "resnet18", "nested
 class ImageScenario(StreamScenario):
     """A data set of images with the networks of published tables.
 
-    "nested" is a network like any other until `periods` say at which steps its blocks change.
+    The architecture "nested" is a network like any other until `periods` is set.
 
     Args:
-        architecture: The network, by name; network replaces it. mlp: fully connected; convnet: the
-            5 convolutions of van de Ven et al. 2022; reduced-resnet18: 20 filters; resnet18;
-            nested: convolutions in a continuum memory; progressive and growing: an mlp to which the
-            strategies of these names can add.
-        width: Units of a hidden layer, or filters of the first stage; if none, 400 in an mlp, the
-            usual number in others.
+        architecture: Network, by name; a network of your own (setting network) replaces it. mlp:
+            fully connected. convnet: the 5 convolutions of van de Ven et al. 2022.
+            reduced-resnet18: with 20 filters. resnet18: with 64. nested: convolutions in a
+            continuum memory. progressive and growing: an mlp to which the strategies progressive
+            and growth add columns or units.
+        width: Units of a hidden layer, or filters of the first stage; the usual number if none. 1
+            or more. The usual number is 400 in mlp, progressive and growing, 2000 in convnet, 20
+            in reduced-resnet18, 64 in resnet18 and 32 in nested.
         layers: Hidden layers of mlp, progressive and growing, 0 or more.
-        norm: Of ResNets: batch as published, or group, which carries nothing from task to task.
-        pretrain: A folder or Hub ID on which convnet's convolutions are trained first and then
-            frozen; not at all if none. The result is kept in the cache.
-        pretrain_epochs: Passes of that pre-training, 1 or more.
+        norm: Normalization in ResNets: batch, as published, or group. Group norm carries no
+            statistics from task to task.
+        pretrain: Data for pre-training the convolutions of convnet; no pre-training if none. A
+            folder or Hub ID. The convolutions are then frozen, and kept in the cache.
+        pretrain_epochs: Passes over the pre-training data, 1 or more.
     """
 
     folder: ClassVar[str]
@@ -105,15 +108,16 @@ class ImageScenario(StreamScenario):
 
 @dataclass
 class SplitImages(ImageScenario):
-    """Each task holds some of the classes.
+    """Images whose classes are divided among the tasks.
 
     Args:
-        classes_per_task: A divisor of the number of classes.
-        class_seed: Shuffles the classes before they are divided; in their own order if none.
-        disjoint_ratio: 1 gives every class to one task; below 1 the stream is i-Blurry (Koh et
-            al. 2022). Then this share of the classes belongs to one task each.
-        blurry_ratio: With i-Blurry, the share of a class's examples that is scattered over the
-            other tasks.
+        classes_per_task: Classes in each task, 1 or more; it must divide the number of classes.
+        class_seed: Seed for shuffling the classes before the split; in their own order if none.
+            With i-Blurry, none is seed 0.
+        disjoint_ratio: Share of classes that belong to one task only, from 0 to 1; 1 is a plain
+            split. Below 1 the stream is i-Blurry (Koh et al. 2022), for scenario_type class.
+        blurry_ratio: Share of a blurry class's examples scattered over other tasks, from 0 to 1.
+            Blurry are, with i-Blurry, the classes that do not belong to one task only.
     """
 
     classes_per_task: int = 2

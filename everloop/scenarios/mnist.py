@@ -27,8 +27,8 @@ class PermutedMNIST(ImageScenario):
     """MNIST, with the pixels in another order in each task (Goodfellow et al. 2013).
 
     Args:
-        num_tasks: How many tasks, 1 or more; task 0 shows the digits as they are.
-        permutation_seed: Draws the orders.
+        num_tasks: Number of tasks, 1 or more; the first shows the digits unpermuted.
+        permutation_seed: Seed for the pixel permutations, 0 or more.
     """
 
     name: ClassVar[str] = "permuted-mnist"
@@ -45,13 +45,12 @@ class PermutedMNIST(ImageScenario):
 
 @dataclass
 class RotatedMNIST(ImageScenario):
-    """MNIST, turned by another angle in each task (Lopez-Paz & Ranzato 2017).
+    """MNIST, rotated by another angle in each task (Lopez-Paz & Ranzato 2017).
 
     Args:
-        num_tasks: How many tasks, 1 or more; the angles are at equal steps from 0 to below 180
-            degrees.
-        angle_seed: Draws the angles from 0 to 180 degrees instead.
-        angles: The angle of each task in degrees, in place of equal steps.
+        num_tasks: Number of tasks, 1 or more, at equal steps from 0 to below 180 degrees.
+        angle_seed: Seed for drawing the angles from 0 to 180 degrees; equal steps if none.
+        angles: Angle of each task in degrees; it replaces num_tasks and angle_seed.
     """
 
     name: ClassVar[str] = "rotated-mnist"

@@ -12,10 +12,12 @@ from everloop.scenarios.images import Architecture, ImageScenario
 
 @dataclass
 class SplitOmniglot(ImageScenario):
-    """Handwritten characters of 50 alphabets, each a task with its own 14 to 55 characters (Lake et al. 2015).
+    """Handwritten characters of 50 alphabets, each a task (Lake et al. 2015).
+
+    A task has the 14 to 55 characters of its alphabet as classes.
 
     Args:
-        alphabets: How many of them, in the order of their names; all if none.
+        alphabets: Number of alphabets, in the order of their names, 1 or more; all if none.
     """
 
     name: ClassVar[str] = "split-omniglot"

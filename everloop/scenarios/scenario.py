@@ -1,4 +1,4 @@
-"""A scenario: a world, its tasks in an order, a budget, and what the agent is told at test time."""
+"""A scenario: a world, its tasks in an order, a budget, and whether the task ID is available."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ Split = Literal["train", "test"]
 
 @dataclass
 class Scenario(ABC):
-    """Subclass it, as a dataclass, to make an experiment of your own; its fields are its settings.
+    """A world, the order of its tasks, a training budget and how the tasks are evaluated.
+
+    Subclass it, as a dataclass, to make an experiment of your own; its fields are its settings.
 
     Args:
-        tasks: Names or IDs in the order of training, such as plant-1,plant-0; all in the world's
-            order if none.
-        eval_every: World steps (of a stream: examples) between two evaluations; if none, a few
-            evaluations a task.
-        eval_tasks: Which tasks an evaluation measures: all, which forward transfer needs, or those
-            seen so far.
-        consolidation_steps: World steps of each copy that strategies and monitors are given at a
-            task's end, 1 or more.
+        tasks: Names or IDs of the tasks in training order; all, in the world's order, if none. Such
+            as plant-1,plant-0.
+        eval_every: World steps between two evaluations, 1 or more; a few evaluations a task if
+            none. Steps are counted over all copies; in a stream a step is one example. Each task's
+            end is evaluated too.
+        eval_tasks: Tasks that an evaluation measures: all, or those seen so far. Forward transfer
+            needs all.
+        consolidation_steps: World steps per copy sampled at a task's end, for strategies and
+            monitors, 1 or more. A stream has batch_size copies, so this is a number of batches. For
+            a recurrent agent, a multiple of its sequence length.
     """
 
     name: ClassVar[str]

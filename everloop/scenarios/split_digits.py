@@ -17,7 +17,11 @@ from everloop.scenarios.stream import StreamScenario
 
 @dataclass
 class SplitDigits(StreamScenario):
-    """scikit-learn's digits in 5 tasks of 2 classes, learned by the agent."""
+    """The digits of scikit-learn in 5 tasks of 2 classes, learned by the agent.
+
+    Args:
+        data: Without effect: scikit-learn has the digits.
+    """
 
     name: ClassVar[str] = "split-digits"
     summary: ClassVar[str] = "image stream: scikit-learn's digits, 5 tasks of 2 classes (class-, domain-, task-incremental)"

@@ -53,38 +53,38 @@ class StreamScenario(Scenario):
     The three scenario types are those of van de Ven, Tuytelaars & Tolias 2022.
 
     Args:
-        scenario_type: class: tell all tasks' classes apart; domain: the classes of a task, without
-            its ID; task: with its ID. With the task ID there is a head for each task.
-        preset: What gets among a task's examples: easy nothing, moderate or hard some of other
-            tasks and altered ones. moderate: 10 % of the next task's, 5 % of past tasks', 5 % out
-            of distribution; hard: twice as much.
-        blur_ratio: Share of the next task's examples, from 0 to 1; the preset's if none.
-        other_task_ratio: Share of past tasks' examples, from 0 to 1; the preset's if none.
-        ood_ratio: Share of examples that are altered, out of distribution, from 0 to 1; the
-            preset's if none.
-        gradual: Share of a visit in which a task passes gradually into its neighbours, from 0 to 1.
-        epochs: Passes over each task's examples, 1 or more. 1 is single-pass. The last batch is
+        scenario_type: Class-, domain- or task-incremental learning. class: predict among the
+            classes of all tasks, without the task ID. domain: predict among the classes of a task,
+            without the task ID. task: the same with the task ID, and with a head for each task.
+        preset: How much other data is mixed into a task's examples: easy (none), moderate or hard.
+            moderate: 10 % from the next task, 5 % from past tasks, 5 % out of distribution. hard:
+            twice as much.
+        blur_ratio: Share of examples from the next task, from 0 to 1; the preset's if none. The
+            three ratios must sum to less than 1.
+        other_task_ratio: Share of examples from past tasks, from 0 to 1; the preset's if none.
+        ood_ratio: Share of examples altered out of distribution, from 0 to 1; the preset's if none.
+        gradual: Share of a visit to a task that blends into its neighbours, from 0 to 1; 0 is
+            abrupt. At the boundary every second example is the neighbour's.
+        epochs: Passes over each task's examples, 1 or more; 1 is single-pass. The last batch is
             filled up from the next pass.
-        iterations: Batches of training that each task gets, in place of whole passes; epochs decide
-            if none.
-        batch_size: Examples a step, 1 or more.
-        training: Learning rate, precision, device and the like.
-        optimizer: Of torch, by name (adamw, sgd) or path; its own settings are optimizer.KEY. It
-            learns at training.learning_rate.
-        network: A torch module of your own, package.module:Class; its own settings are network.KEY.
-            It makes features of images (N, C, H, W), floats from 0 to 1, or of token IDs (N, L);
-            the heads are added. If its class has a required argument, it gets the shape of one
-            input, of images (C, H, W).
-        periods: Nested learning: each level of layers changes every so many steps; all at every
-            step if none. Levels are the network's continuum memories, or else its layers from the
-            last to the first (NestedOptimizer).
-        workers: Threads that prepare the next examples while the network learns, 0 or more.
-        held_out: Training examples that are left out of training and measured on in place of the
-            test examples. The same ones for every seed: for choosing settings.
-        data: A folder, or owner/name on the Hugging Face Hub; if none, a folder in EVERLOOP_DATA if
-            that is set, else the Hub.
-        eval_tasks: What evaluations measure: the tasks seen so far, or all, which forward transfer
-            needs.
+        iterations: Training batches for each task, 1 or more; if none, epochs decide. It needs
+            gradual 0.
+        batch_size: Examples in each training batch, 1 or more.
+        training: Learning rate, precision, device and other options of training.
+        optimizer: Optimizer, by its name in torch (adamw, sgd) or path; its settings are
+            optimizer.KEY. Its learning rate is training.learning_rate.
+        network: Torch module of your own, as package.module:Class; its settings are network.KEY. It
+            turns images (N, C, H, W), floats from 0 to 1, or token IDs (N, L) into features; the
+            heads are added. If its class has a required argument, it gets the shape of one input,
+            of images (C, H, W).
+        periods: Nested learning: steps between updates of each level of layers; every step if none.
+            Each is 1 or more. Levels are the network's continuum memories if it has any, else its
+            layers from the last to the first (NestedOptimizer).
+        workers: Threads that prepare upcoming examples while the network learns, 0 or more.
+        held_out: Training examples held out to replace the test examples; 0 uses the test examples.
+            For choosing settings. The same examples for every seed.
+        data: Data set: a folder, or owner/name on the Hugging Face Hub. If none, the scenario's
+            folder in EVERLOOP_DATA if that is set, else its data set on the Hub if it has one.
     """
 
     env_id: ClassVar[str] = "everloop/ImageStream-v0"

@@ -21,30 +21,31 @@ SAC = {"buffer_size": 100_000, "learning_starts": 1000, "batch_size": 128, "tau"
 
 @dataclass
 class SwitchingPlant(Scenario):
-    """Learn to steer `everloop/Plant-v0` in one task after the other.
+    """Control of the simulated plant `everloop/Plant-v0`, one task after the other.
 
     Args:
-        num_tasks: How many tasks, 1 or more; each has its own dynamics and target.
-        steps: World steps of training for each task.
-        task_cue: Show the task ID as a modality. Otherwise the agent must infer the task from how
-            the plant answers.
-        algorithm: ppo, or sac, which learns from a replay buffer that is emptied when a task
+        num_tasks: Number of tasks, 1 or more, each with its own dynamics and target.
+        steps: World steps of training for each task, counted over all copies, 1 or more.
+        task_cue: Show the task ID as a modality of the observation. Otherwise the agent must infer
+            the task from the plant's response.
+        algorithm: Learning algorithm: ppo or sac. The replay buffer of sac is emptied when a task
             begins.
-        recurrent: An agent with a memory, under RecurrentPPO, or without one; if none, with a
-            memory where the algorithm can.
-        learning_rate: Of either algorithm, above 0.
-        n_epochs: Of PPO: passes over each rollout.
-        batch_size: Of PPO: steps of a minibatch.
-        n_steps: Of PPO: steps of each copy in a rollout, a multiple of 16 for a recurrent agent.
-        ent_coef: Of PPO: weight of the entropy bonus.
+        recurrent: Give the agent a recurrent memory; if none, ppo has one and sac has not. With it,
+            ppo is RecurrentPPO; sac allows none or false.
+        learning_rate: Learning rate of the algorithm, above 0.
+        n_epochs: PPO: passes over each rollout, 1 or more.
+        batch_size: PPO: steps in a minibatch, 2 or more.
+        n_steps: PPO: steps of each copy in a rollout, 16 or more. A multiple of 16 for a recurrent
+            agent.
+        ent_coef: PPO: weight of the entropy bonus.
         gamma: Discount factor, from 0 to 1.
-        gae_lambda: Of PPO: lambda of the generalized advantage estimate, from 0 to 1.
-        gradient_steps: Of SAC: updates after each step of all copies, 1 or more.
-        optimizer: Of torch, by name (adamw, sgd) or path; its own settings are optimizer.KEY. The
-            algorithm's Adam if none.
-        token_size: Features of each token of the agent, 1 or more.
-        hidden_size: Features of the agent's memory, 1 or more.
-        world_seed: Draws the plants; the run's seed if none.
+        gae_lambda: PPO: lambda of generalized advantage estimation, from 0 to 1.
+        gradient_steps: SAC: updates after each step of all copies, 1 or more.
+        optimizer: Optimizer, by its name in torch (adamw, sgd) or path; Adam if none. Its settings
+            are optimizer.KEY.
+        token_size: Features of each token in the agent, a multiple of 4.
+        hidden_size: Features of the agent's recurrent memory, 1 or more.
+        world_seed: Seed for the plants, 0 or more; the run's seed if none.
     """
 
     name: ClassVar[str] = "switching-plant"

@@ -19,13 +19,14 @@ from everloop.scenarios.stream import StreamScenario
 
 @dataclass
 class TextScenario(StreamScenario):
-    """Texts, each domain a task, read by an embedding or by a transformer.
+    """Texts in which each domain is a task, read by an embedding or by a transformer.
 
     Args:
-        length: Tokens of each text that are read, 1 or more.
-        checkpoint: A Hugging Face transformer, a folder or Hub ID such as bert-base-uncased, with
-            its tokenizer (extra text). If none, words are hashed and an embedding is learned.
-        size: Features of that embedding, 1 or more.
+        length: Tokens read from each text, 1 or more; the rest is cut off.
+        checkpoint: Hugging Face transformer, as a folder or Hub ID such as bert-base-uncased. It
+            comes with its tokenizer (extra text). If none, words are hashed and an embedding is
+            trained.
+        size: Features of the embedding that is trained without a checkpoint, 1 or more.
     """
 
     folder: ClassVar[str]
@@ -113,7 +114,9 @@ class DomainText(TextScenario):
     """Labelled text folders of your own, say news, then social media, then academic writing.
 
     Args:
-        folders: One a domain, each with CLASS/*.txt; they share the classes.
+        folders: Folders, one for each domain, each with CLASS/*.txt. They have the same classes and
+            different names.
+        data: Without effect: the texts are in folders.
     """
 
     name: ClassVar[str] = "domain-text"

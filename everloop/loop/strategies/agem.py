@@ -1,4 +1,4 @@
-"""A-GEM: the gradient may not raise the mean loss of stored past examples."""
+"""A-GEM: projects gradients that would raise the mean loss on past examples."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ if TYPE_CHECKING:
 
 
 class AGEM(Rehearsal):
-    """An update may not raise the mean loss of stored examples of ended tasks, to first order.
+    """Projects each gradient so that, to first order, the mean loss on past examples cannot rise.
 
-        g <- g - (g . g_ref) / (g_ref . g_ref) g_ref   if g . g_ref < 0             (Chaudhry et al. 2019, eq. 11)
+        g <- g - (g . g_ref) / (g_ref . g_ref) g_ref   if g . g_ref < 0
+                                                       (Chaudhry et al. 2019, eq. 11)
 
-    g_ref is the gradient of the mean loss on a draw from the memory. The promise holds for plain gradient descent: an
-    optimizer that rescales weights one by one (Adam) may still step uphill for the memory.
+    g_ref is the gradient of the mean loss on a sample of stored examples of ended tasks. The
+    guarantee holds for plain gradient descent. An optimizer that rescales each weight (Adam) may
+    still raise the loss on the memory.
 
     Args:
-        strength: 1 projects the gradient as written, less projects it part of the way, 0 is plain training.
-        capacity: How many examples are stored in all, 1 or more.
-        batch_size: How many stored examples are replayed with each update, 1 or more.
-        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+        strength: Share of the projection that is applied, 0 or more; 0 is plain training. 1 is the
+            method as published.
+        capacity: Number of examples stored in total, 1 or more.
+        batch_size: Number of stored examples replayed with each update, 1 or more.
+        memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
-        seed: Of its own random draws.
+        seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
     traits: ClassVar[Traits] = Traits(examples=True, class_incremental=True)

@@ -1,4 +1,4 @@
-"""CLEAR: clones the policy and value stored with past experience."""
+"""CLEAR: behavioural cloning of the policy and value on stored experience."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ if TYPE_CHECKING:
 
 
 class CLEAR(Rehearsal):
-    """On stored experience, keep doing and expecting what the agent did and expected when it was stored.
+    """Keeps the policy and the value close to their stored outputs on stored experience.
 
-        loss += strength * mean KL(pi_stored || pi) + value_strength * mean (V - V_stored)^2   (Rolnick et al. 2019, section 3.1)
+        loss += strength * mean KL(pi_stored || pi) + value_strength * mean (V - V_stored)^2
+                                                       (Rolnick et al. 2019, section 3.1)
 
-    Drawn from everything stored, the task at hand included: boundaries need not be known. Only the cloning half of
-    CLEAR: its off-policy half, V-trace on stored rewards, would need another algorithm than PPO.
+    Examples are replayed from all tasks, the current one included, so task boundaries need not be
+    known. This is the cloning half of CLEAR only. Its off-policy half, V-trace on stored rewards,
+    would need another algorithm than PPO.
 
     Args:
-        strength: The weight of the policy's loss, 0 or more; 0 is plain training. The paper has 0.01, beside
-            V-trace.
-        value_strength: The weight of the value's loss, 0 or more. The paper has 0.005, beside V-trace.
-        capacity: How many sequences are stored in all, 1 or more.
-        batch_size: How many stored examples are replayed with each update, 1 or more.
-        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+        strength: Weight of the policy cloning loss, 0 or more; 0 is plain training. The paper uses
+            0.01, together with V-trace.
+        value_strength: Weight of the value cloning loss, 0 or more. The paper uses 0.005, together
+            with V-trace.
+        capacity: Number of examples stored in total, 1 or more.
+        batch_size: Number of stored examples replayed with each update, 1 or more.
+        memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
-        seed: Of its own random draws.
+        seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, streams=False)

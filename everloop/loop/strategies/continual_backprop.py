@@ -1,4 +1,4 @@
-"""Continual backpropagation: resets the least useful hidden units."""
+"""Continual backpropagation: re-initializes the least useful hidden units."""
 
 from __future__ import annotations
 
@@ -38,27 +38,29 @@ class _Layer:
 
 
 class ContinualBackprop(Strategy):
-    """Stay able to learn: all the time, give the least useful hidden units new random weights.
+    """Preserves plasticity: keeps re-initializing the least useful hidden units during training.
 
-        u <- decay * u + (1 - decay) * mean |h| * sum |outgoing w|           (Dohare et al. 2024, eq. 1)
-        each step, replacement_rate of the units older than `maturity`, those of the smallest u: incoming weights drawn
-        anew, outgoing weights 0, so that the network's outputs change by no more than the old unit gave
+        u <- decay * u + (1 - decay) * mean |h| * sum |outgoing w|     (Dohare et al. 2024, eq. 1)
+        at each step, a share replacement_rate of the units older than `maturity`, those with the
+        smallest utility u: draw new incoming weights, set outgoing weights to 0
 
-    Units: between two linear layers with nothing but an activation between them, and read by
-    nothing else. A layer that is frozen, or was not called, is left alone. u is measured every `interval` steps. The moments
-    that Adam keeps for the replaced weights become 0.
+    A replaced unit changes the network's outputs by no more than the old unit contributed. Units
+    are those between two linear layers with only an activation between them, and read by nothing
+    else. A layer that is frozen, or was not called, is skipped. u is measured every `interval`
+    steps. Adam's moments of the replaced weights are set to 0.
 
     Memory: two numbers a unit.
 
-    Raises ValueError for a network without such units; in a foreign loop, at the first batch.
-
     Args:
-        replacement_rate: Share of the mature units replaced at each step, in [0, 1]; rho in the paper, 1e-4
-            there. 0 is plain training.
-        maturity: Steps for which a new unit is left alone, 0 or more.
-        decay: Of the moving average of utility, in [0, 1].
-        interval: Steps between two measurements of utility, 1 or more.
-        seed: Of its own random draws.
+        replacement_rate: Share of the mature units replaced per update, in [0, 1]; 0 is plain
+            training. rho in the paper, 1e-4 there.
+        maturity: Updates for which a new unit is protected from replacement, 0 or more.
+        decay: Decay of the moving average of a unit's utility per update, in [0, 1].
+        interval: Updates between two measurements of utility, 1 or more.
+        seed: Seed for the new weights of replaced units.
+
+    Raises:
+        ValueError: For a network without such units; in a foreign loop, at the first batch.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, for_learning=True)

@@ -1,4 +1,4 @@
-"""DER and DER++: replay against stored network outputs (DER++: and labels)."""
+"""Dark experience replay: matches stored outputs (DER++: labels too)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ if TYPE_CHECKING:
 
 
 class DER(Rehearsal):
-    """loss += strength * mean (z - h(x))^2 over stored (x, z), z the outputs when x was observed.
+    """Replays stored examples against the outputs that the network gave when it observed them.
 
-    Buzzega et al. 2020, eq. 6 with alpha = strength; the mean is over examples and outputs, as in the authors' code,
-    where the paper writes a sum over outputs. Drawn from everything stored, the task at hand included: boundaries
-    need not be known.
+        loss += strength * mean (z - h(x))^2 over stored (x, z)     (Buzzega et al. 2020, eq. 6)
+
+    z are the outputs when x was observed; strength is alpha in the paper. The mean is over examples
+    and outputs, as in the authors' code, where the paper writes a sum over outputs. Examples are
+    replayed from all tasks, the current one included, so task boundaries need not be known.
 
     Args:
-        strength: Alpha, the weight of the loss against stored outputs, 0 or more; 0 is plain training.
-        capacity: How many examples are stored in all, 1 or more.
-        batch_size: How many stored examples are replayed with each update, 1 or more.
-        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+        strength: Alpha, the weight of the loss against stored outputs, 0 or more; 0 is plain
+            training.
+        capacity: Number of examples stored in total, 1 or more.
+        batch_size: Number of stored examples replayed with each update, 1 or more.
+        memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
-        seed: Of its own random draws.
+        seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)
@@ -47,19 +50,22 @@ class DER(Rehearsal):
 
 
 class DERPlusPlus(DER):
-    """DER, and beside it loss += label_strength * mean loss on another draw, against labels.
+    """DER with a second loss against labels, on another sample of stored examples.
 
-    Buzzega et al. 2020, eq. 7. In control "labels" are the outputs of the policy when the example was observed, compared
-    by their KL divergence. All else is as in DER.
+        loss += label_strength * mean loss against labels            (Buzzega et al. 2020, eq. 7)
+
+    label_strength is beta in the paper. In control the "labels" are the policy's outputs when the
+    example was observed, compared by their KL divergence. Everything else is as in DER.
 
     Args:
-        strength: Alpha, the weight of the loss against stored outputs, 0 or more; 0 is plain training.
+        strength: Alpha, the weight of the loss against stored outputs, 0 or more; 0 is plain
+            training. Then the loss against labels is off too.
         label_strength: Beta, the weight of the loss against stored labels, 0 or more.
-        capacity: How many examples are stored in all, 1 or more.
-        batch_size: How many stored examples are replayed with each update, 1 or more.
-        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+        capacity: Number of examples stored in total, 1 or more.
+        batch_size: Number of stored examples replayed with each update, 1 or more.
+        memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
-        seed: Of its own random draws.
+        seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""ER-ACE: replay whose new classes do not push the old ones' logits down."""
+"""ER-ACE: replay whose loss on new classes spares the logits of past ones."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ if TYPE_CHECKING:
 
 
 class ERACE(Rehearsal):
-    """New classes are told apart from each other, and only rehearsal tells them from the old ones.
+    """Replay in which the loss of new examples does not push down the logits of past classes.
 
         loss of the fresh batch: cross-entropy over its own classes and those never seen
         loss of stored examples: cross-entropy over all classes, times strength
 
-    So a new class's examples do not push the old classes' logits down (Caccia et al. 2022, eq. 4; unseen classes
-    stay among the fresh batch's, as in the authors' code). Drawn from everything stored, the task at hand included.
-    Deviation: no task is the first one, since none is told: classes are masked and rehearsed from the second batch on, in
-    the authors' code from the second task on.
+    Only replay thus separates new classes from past ones (Caccia et al. 2022, eq. 4; unseen classes
+    stay in the fresh batch's loss, as in the authors' code). Examples are replayed from all tasks,
+    the current one included.
+
+    Deviation: task boundaries are not used. Masking and replay start with the second batch, where
+    the authors' code starts with the second task.
 
     Args:
-        strength: The weight of the replay loss, 0 or more; 0 is plain training.
-        capacity: How many examples are stored in all, 1 or more.
-        batch_size: How many stored examples are replayed with each update, 1 or more.
-        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+        strength: Weight of the replay loss, 0 or more; 0 is plain training.
+        capacity: Number of examples stored in total, 1 or more.
+        batch_size: Number of stored examples replayed with each update, 1 or more.
+        memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
-        seed: Of its own random draws.
+        seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True, control=False)

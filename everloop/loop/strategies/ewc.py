@@ -1,4 +1,4 @@
-"""EWC: a quadratic penalty on weights that are important to past tasks."""
+"""Elastic weight consolidation (EWC): a Fisher-weighted quadratic penalty."""
 
 from __future__ import annotations
 
@@ -20,33 +20,40 @@ if TYPE_CHECKING:
 
 
 class EWC(Strategy):
-    """Hold each weight where it was, as firmly as the old tasks' likelihood depends on it.
+    """Anchors each weight in proportion to how much the likelihood of past tasks depends on it.
 
-        penalty = strength / 2 * sum_k sum_i F_ki (w_i - w*_ki)^2          (Kirkpatrick et al. 2017, eq. 3)
+        penalty = strength / 2 * sum_k sum_i F_ki (w_i - w*_ki)^2
+                                                      (Kirkpatrick et al. 2017, eq. 3)
 
-    F_k is the diagonal Fisher information at the end of task k, w*_k the weights there. The gradient is
-    added in closed form. A sum of quadratics is one quadratic, so two numbers a weight hold every anchor:
+    F_k is the diagonal Fisher information at the end of task k, w*_k the weights there. The
+    gradient is added in closed form. A sum of quadratics is one quadratic, so two numbers a weight
+    hold all anchors:
 
         grad += strength * P * (w - c)
-        separate:  c <- (P c + F w*) / (P + F),  P <- P + F        exactly the sum above
-        online:    c <- w*,                      P <- decay * P + F   (Schwarz et al. 2018, section 3.2)
-        proximal:  w <- (w + lr strength P c) / (1 + lr strength P)   after the optimizer's step, instead
+        separate:  c <- (P c + F w*) / (P + F),  P <- P + F    exactly the sum above
+        online:    c <- w*,  P <- decay * P + F    (Schwarz et al. 2018, section 3.2)
+        proximal:  w <- (w + lr strength P c) / (1 + lr strength P)
+                   after the optimizer's step, in place of the gradient
 
-    Memory: three numbers a weight, whatever the number of tasks. Weights that the likelihood does not depend on, such
-    as a value head's, stay free.
+    Weights that the likelihood does not depend on, such as a value head's, stay free.
+
+    Memory: three numbers a weight, whatever the number of tasks.
 
     Args:
         strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
-        anchors: separate keeps the sum over all tasks; online keeps the latest weights and a decaying Fisher
-            information.
-        decay: With online anchors, the factor of the earlier Fisher information at each task's end, in [0, 1];
-            gamma in the paper.
-        fisher: Labels or actions of the Fisher information: sampled from the model, empirical from the data, or
-            exact. Exact takes the mean over all classes.
-        proximal: Apply the penalty as a step of its own after the optimizer's. It lands between w and c for any
-            strength, where a gradient step diverges once lr * strength * P > 2; and Adam does not rescale it.
-        examples: How many examples of a finished task the Fisher information is averaged over, 1 or more.
-        seed: Of its own random draws.
+        anchors: Anchors of past tasks: separate (one for each task) or online (the latest one).
+            separate is the sum over all tasks. online keeps the latest weights and a decaying sum
+            of the Fisher information.
+        decay: Factor on earlier Fisher information at each task's end, in [0, 1]. Only for
+            online anchors. Gamma in the paper.
+        fisher: Labels or actions for the Fisher information: sampled, empirical or exact. sampled
+            draws them from the model, empirical takes those of the data, and exact averages over
+            all classes with the model's probabilities.
+        proximal: Apply the penalty as a proximal step after the optimizer's step. It ends between w
+            and c for any strength, where a gradient step diverges once lr * strength * P > 2; and
+            Adam does not rescale it.
+        examples: Examples per finished task for estimating the Fisher information, 1 or more.
+        seed: Seed for labels or actions sampled from the model.
     """
 
     traits: ClassVar[Traits] = Traits(copies=3)

@@ -1,4 +1,4 @@
-"""EWC with Kronecker-factored Fisher information of whole layers."""
+"""EWC with a Kronecker-factored Fisher matrix for each linear layer."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ Factors = tuple[Tensor, Tensor, Tensor]  # A (i, i), G (o, o), W* (o, i), where 
 
 
 class KroneckerEWC(Strategy):
-    """Hold the weights of a linear layer together: also where only their joint change would hurt.
+    """EWC with Fisher information that includes how the weights of a linear layer interact.
 
-        penalty = strength / 2 * sum_k vec(W - W_k)' (A_k x G_k) vec(W - W_k)        (Ritter et al. 2018, section 3)
+        penalty = strength / 2 * sum_k vec(W - W_k)' (A_k x G_k) vec(W - W_k)
+                                                      (Ritter et al. 2018, section 3)
         grad W += strength * sum_k G_k (W - W_k) A_k
 
-    A_k is the mean over steps of a a', of the layer's inputs with a 1 for the bias; G_k the mean over examples of g g', of
-    the gradients at its outputs of log p(x), x drawn from the model. Weights outside torch's own linear layers are held by
-    their diagonal Fisher information.
+    A_k is the mean over steps of a a', where a are the layer's inputs, with a 1 for the bias. G_k
+    is the mean over examples of g g', where g are the gradients of log p(x) at the layer's outputs
+    and x is sampled from the model. Weights outside torch's linear layers are anchored with their
+    diagonal Fisher information.
 
-    Memory: for each task and layer its weights and i^2 + o^2 numbers, so it grows with the tasks. Where that is too
-    much, use EWC.
+    Memory: for each task and layer its weights and i^2 + o^2 numbers, so it grows with the tasks.
+    Where that is too much, use EWC.
 
     Args:
         strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
-        examples: How many examples of a finished task the factors are averaged over, 1 or more.
-        seed: Of its own random draws.
+        examples: Examples per finished task for estimating the factors, 1 or more.
+        seed: Seed for labels or actions sampled from the model.
     """
 
     traits: ClassVar[Traits] = Traits(copies=3, grows=True)

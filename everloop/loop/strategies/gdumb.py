@@ -1,4 +1,4 @@
-"""GDumb: stores examples only, and trains from scratch on them at task ends."""
+"""GDumb: stores examples; at each task's end trains from scratch on them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ if TYPE_CHECKING:
 
 
 class GDumb(Rehearsal):
-    """Learn nothing from the stream but which examples to keep; at each task's end train from scratch on these alone.
+    """Only stores examples from the stream; at each task's end trains from scratch on the memory.
 
-    Prabhu et al. 2020. What it reaches shows how much of a method's accuracy is due to its memory. The network starts
-    from the weights it had before the first task; stochastic gradient descent, its rate falling from `learning_rate` by a
-    cosine (section 3, "Implementation details": 0.05 to 0.0005, batches of 16). Statistics of norms are of the memory alone.
+    Prabhu et al. 2020. Its score shows how much of a method's accuracy is due to its memory. The
+    network starts from the weights it had before the first task. It is trained by stochastic
+    gradient descent, with a learning rate that falls from `learning_rate` by a cosine (section 3,
+    "Implementation details": 0.05 to 0.0005, batches of 16). The statistics of norms come from the
+    memory alone.
+
     Deviations: a class keeps a uniform sample of its examples, not its first ones; no cutmix.
 
     Args:
         epochs: Passes over the memory at each task's end, 0 or more; 0 is plain training.
-        capacity: How many examples are stored in all, 1 or more.
-        batch_size: Examples of an update, 1 or more.
-        learning_rate: Of stochastic gradient descent at first, above 0; it falls by a cosine.
-        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+        capacity: Number of examples stored in total, 1 or more.
+        batch_size: Number of stored examples in each update at a task's end, 1 or more.
+        learning_rate: Initial learning rate at each task's end, above 0. It falls by a cosine to
+            1 % of this.
+        memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
-        seed: Of its own random draws.
+        seed: Seed for choosing which examples are stored, and for their order, 0 or more.
     """
 
     traits: ClassVar[Traits] = Traits(copies=1, examples=True, class_incremental=True, control=False)

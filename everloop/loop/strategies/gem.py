@@ -1,4 +1,4 @@
-"""GEM: an update may not raise the loss of any past task's stored examples."""
+"""Gradient episodic memory (GEM): no update may raise a past task's loss."""
 
 from __future__ import annotations
 
@@ -22,23 +22,28 @@ BLOCK = 32_768  # weights at once, whose copies in double precision fit into a c
 
 
 class GEM(Rehearsal):
-    """An update may not raise the loss of any ended task's stored examples, to first order.
+    """Projects each gradient so that, to first order, no ended task's stored loss can rise.
 
-        g~ = argmin |g - g~|^2 / 2   with  g_k . g~ >= 0 for every ended task k        (Lopez-Paz & Ranzato 2017, eq. 8)
-        g~ = G' v + g,  v = argmin_(v >= margin) v' G G' v / 2 + g' G' v                (eq. 11; G has the rows g_k)
+        g~ = argmin |g - g~|^2 / 2   with  g_k . g~ >= 0 for every ended task k
+                                                      (Lopez-Paz & Ranzato 2017, eq. 8)
+        g~ = G' v + g,  v = argmin_(v >= margin) v' G G' v / 2 + g' G' v
+                                                      (eq. 11; G has the rows g_k)
 
-    The promise holds for plain gradient descent: an optimizer that rescales weights one by one (Adam) may still step
-    uphill for a past task. One more backward pass for each ended task with every update.
+    The guarantee holds for plain gradient descent. An optimizer that rescales each weight (Adam)
+    may still raise a past task's loss. Each update takes one more backward pass per ended task.
 
     Memory: a gradient for each ended task, beside the examples.
 
     Args:
-        strength: 1 projects the gradient as written, less projects it part of the way, 0 is plain training.
-        capacity: How many examples are stored in all, 1 or more.
-        batch_size: How many stored examples of each ended task are drawn with each update, 1 or more.
-        margin: 0 or more; a larger one favours past tasks. The paper has 0.5.
-        memory: The rule that says which examples are stored; the paper has ring, equal parts for all tasks.
-        seed: Of its own random draws.
+        strength: Share of the projection that is applied, 0 or more; 0 is plain training. 1 is the
+            method as published.
+        capacity: Number of examples stored in total, 1 or more.
+        batch_size: Number of stored examples of each ended task per update, 1 or more.
+        margin: Least weight of each past task's gradient in a projection, 0 or more. A larger one
+            favours past tasks. The paper uses 0.5.
+        memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
+            informative. The paper uses ring, equal parts for all tasks.
+        seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
     traits: ClassVar[Traits] = Traits(examples=True, copies=1, grows=True, class_incremental=True)

@@ -1,4 +1,4 @@
-"""Growth on demand: adds units while a task's loss stays high."""
+"""Network growth: adds hidden units while the loss stays high."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 
 
 class Growth(Strategy):
-    """If a task's loss has not come below `threshold` after `patience` batches, the network gets `units` more, and again.
+    """Adds `units` hidden units whenever the mean loss of `patience` batches exceeds `threshold`.
 
-    The idea of dynamically expandable networks (Yoon et al. 2018, section 3.2: expand if the loss stays above a threshold), without
-    their sparsity and splitting. For a network that can grow: a part with `branches` and `add_capacity(units)`, which returns a new
-    one and changes nothing yet, such as `everloop.agents.GrowingMLP`. It keeps nothing from being forgotten: combine it.
+    The idea of dynamically expandable networks (Yoon et al. 2018, section 3.2: expand if the loss
+    stays above a threshold), without their sparsity and splitting. It needs a network that can
+    grow: a part with `branches` and `add_capacity(units)`, which returns a new branch and leaves
+    the outputs unchanged, such as `everloop.agents.GrowingMLP`. It does not prevent forgetting, so
+    combine it with a strategy that does.
 
     Args:
-        units: Units that each growth adds, 0 or more; 0 is plain training.
-        threshold: The mean loss of the last `patience` batches above which the network grows, in nats.
-        patience: Batches between two decisions, 1 or more.
-        limit: How many growths there can be in all, 0 or more.
-        seed: Of its own random draws.
+        units: Hidden units added by each growth, 0 or more; 0 is plain training.
+        threshold: Mean loss above which the network grows, in nats, 0 or more.
+        patience: Batches over which the loss is averaged before each decision, 1 or more.
+        limit: Maximum number of growths in a run, 0 or more.
+        seed: Seed for the weights of new units.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, control=False, network="growing", for_learning=True)

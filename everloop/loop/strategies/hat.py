@@ -1,4 +1,4 @@
-"""HAT: learned masks over units protect what past tasks use."""
+"""Hard attention to the task (HAT): learned unit masks protect past tasks."""
 
 from __future__ import annotations
 
@@ -26,35 +26,41 @@ ROWS = 64  # examples on which `inputs_used` looks
 
 
 class HAT(Strategy):
-    """A mask over the units of every hidden layer, learned together with the weights (Serra et al. 2018).
+    """Learns a mask over the hidden units of each task, and protects the units that past tasks use.
 
-        h <- a h,   a = sigmoid(s e)                                                                      (eq. 1)
-        s = 1 / s_max + (s_max - 1 / s_max) (b - 1) / (B - 1)      at update b of every B = period        (eq. 3)
-        loss + sparsity sum a (1 - a^<t) / sum (1 - a^<t)          a^<t the maximum over past tasks       (eq. 4, 5)
-        e <- e - rate s_max sigmoid(e) sigmoid(-e) dL/da           where |s e| <= 50; |e| stays below 6   (section 2.5)
-        g_ij <- (1 - min(a_i^<t, a_j^<t)) g_ij                     of the weight from unit j to unit i    (eq. 2)
+        h <- a h,   a = sigmoid(s e)                              (Serra et al. 2018, eq. 1)
+        s = 1 / s_max + (s_max - 1 / s_max) (b - 1) / (B - 1)     (eq. 3)
+            at update b of every B = period
+        loss + sparsity sum a (1 - a^<t) / sum (1 - a^<t)         (eq. 4, 5)
+            a^<t the maximum over past tasks
+        e <- e - rate s_max sigmoid(e) sigmoid(-e) dL/da          (section 2.5)
+            where |s e| <= 50; |e| stays below 6
+        g_ij <- (1 - min(a_i^<t, a_j^<t)) g_ij                    (eq. 2)
+            of the weight from unit j to unit i
 
-    Units are the outputs of linear layers and the channels of convolutions. A bias is as firm as its unit; all else below the
-    last layer (norms) is the first task's. The last layer is kept as each task left it. Where the task's id is known, `view`
-    shows its mask. A task that comes back begins with its mask.
+    Units are the outputs of linear layers and the channels of convolutions. A bias is protected as
+    much as its unit. All other weights below the last layer (norms) belong to the first task. The
+    last layer is stored at each task's end. Where the task ID is available, `view` applies the
+    task's mask and last layer. A task that returns starts with its mask.
 
-    Deviations: from a task's end on its mask is 1 where e > 0, else 0, and eq. 2 holds for the step as well, since moments of
-    Adam move weights without a gradient: so past tasks stay exactly as they were, under any optimizer. e descends by itself,
-    without the optimizer and its clipping. A layer is masked before its activation (with ReLU the same), and an input that
-    is not 0 where units are off (after a sigmoid, a norm) counts as used.
+    Deviations: at a task's end its mask becomes 1 where e > 0, else 0. eq. 2 is applied to the step
+    as well, since Adam's moments move weights that have no gradient. Past tasks therefore stay
+    exactly as they were, under any optimizer. e descends without the optimizer and without
+    clipping. A layer is masked before its activation (equivalent for ReLU), and an input that is
+    not 0 where units are off (after a sigmoid, a norm) counts as used.
 
-    It comes first in a list of strategies: the others build on its masks.
+    It must come first in a list of strategies, since the others build on its masks.
 
     Memory: two copies of the weights; for each task a number a unit, and a last layer.
 
     Args:
-        masks: False leaves the network as it is; training is plain then.
-        s_max: The largest slope of the mask's sigmoid, 1 or more.
-        sparsity: The weight of the penalty on used units, 0 or more; c in the paper.
-        rate: Learning rate of the mask's embeddings e, above 0; in the paper that of the weights.
-        period: Updates in which masks harden, 1 or more; an epoch in the paper. A task should not end while
-            they are soft.
-        seed: Of its own random draws.
+        masks: Mask the units; false is plain training.
+        s_max: Largest slope of the mask's sigmoid, 1 or more.
+        sparsity: Weight of the penalty on used units, 0 or more. c in the paper.
+        rate: Learning rate of the mask embeddings e, above 0. In the paper that of the weights.
+        period: Updates over which the masks harden, 1 or more. An epoch in the paper. A task should
+            end with the last update of a period, when its masks are hard.
+        seed: Seed for initial mask embeddings, and for the noise that finds unused inputs.
     """
 
     traits: ClassVar[Traits] = Traits(copies=2, task_id=True, several_passes=True)

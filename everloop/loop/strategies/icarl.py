@@ -1,4 +1,4 @@
-"""iCaRL: exemplars by herding, distillation, nearest class mean."""
+"""iCaRL: exemplars by herding, distillation, nearest-class-mean classifier."""
 
 from __future__ import annotations
 
@@ -24,22 +24,27 @@ if TYPE_CHECKING:
 
 
 class ICaRL(Strategy):
-    """Exemplars chosen by herding; sigmoid outputs that distil the old network; the nearest class mean decides.
+    """Classifies by the nearest class mean of stored exemplars; distils past classes' outputs.
 
-        loss = sum over classes of BCE(sigmoid(z), t),  t = sigmoid(z*) for classes of ended tasks only, else 1[y = class]
-        guess = argmin_y || phi(x) / |phi(x)| - mu_y ||,  mu_y the mean of class y's exemplars' phi / |phi|, of length 1 again
+        loss = sum over classes of BCE(sigmoid(z), t)
+            t = sigmoid(z*) for classes of ended tasks only, else 1[y = class]
+        guess = argmin_y || phi(x) / |phi(x)| - mu_y ||
+            mu_y the mean of class y's exemplars' phi / |phi|, scaled to length 1
 
-    Rebuffi et al. 2017, eq. 1, algorithms 1 to 5. phi(x) is what the network's last linear layer sees. The fresh batch is
-    joined by as many stored exemplars as `batch_size` says, of the classes of ended tasks. The exemplars are chosen from
-    the examples that a task's end brings, capacity / classes of each class. A class that comes back is learned from labels
-    again, from its first example on, and its exemplars are chosen anew, from the old ones and what the task's end brings.
+    Rebuffi et al. 2017, eq. 1, algorithms 1 to 5. phi(x) is the input of the network's last linear
+    layer. `batch_size` exemplars of the classes of ended tasks are added to each fresh batch. At a
+    task's end exemplars are chosen by herding among the examples collected there, capacity /
+    classes of each class. A class that returns is learned from labels again, from its first example
+    on. Its exemplars are then chosen among the old ones and the new examples.
+
     Deviation: the loss is a mean over the batch, and exemplars count as much as fresh examples.
 
     Args:
-        strength: 1 is the method as written, 0 is plain training; in between the two losses are mixed.
-        capacity: How many exemplars are stored in all, at least one for each class.
-        batch_size: How many exemplars join each batch, 1 or more.
-        seed: Of its own random draws.
+        strength: Share of the method's loss, in [0, 1]; 1 is the method, 0 is plain training. In
+            between, the method's loss and the plain loss are mixed.
+        capacity: Number of exemplars stored in total, at least one for each class.
+        batch_size: Number of exemplars added to each batch, 1 or more.
+        seed: Seed for choosing which exemplars are replayed, 0 or more.
     """
 
     traits: ClassVar[Traits] = Traits(copies=1, examples=True, class_incremental=True, control=False, several_passes=True)

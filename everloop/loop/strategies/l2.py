@@ -1,4 +1,4 @@
-"""L2: a penalty on the distance to the last task's weights."""
+"""L2 penalty on the distance to the weights at the end of the last task."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 
 class L2(Strategy):
-    """Hold all weights where the last task left them, all alike.
+    """Anchors all weights equally where the last task ended.
 
         penalty = strength / 2 * sum_i (w_i - w*_i)^2
 
-    The baseline that EWC was compared with (Kirkpatrick et al. 2017, figure 2; Continual World, section 4).
+    The baseline that EWC was compared with (Kirkpatrick et al. 2017, figure 2; Continual World,
+    section 4).
 
     Memory: three numbers a weight.
 

@@ -1,4 +1,4 @@
-"""L2 to the initial weights, which keeps a network able to learn."""
+"""L2 penalty towards the initial weights, which preserves plasticity."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 class L2Init(Strategy):
-    """Stay able to learn: pull all weights towards where they began.
+    """Preserves plasticity with a penalty on the distance to the initial weights.
 
-        penalty = strength * sum_i (w_i - w0_i)^2                  (Kumar et al. 2023, "regenerative regularization", eq. 1)
+        penalty = strength * sum_i (w_i - w0_i)^2
+                                      (Kumar et al. 2023, "regenerative regularization", eq. 1)
 
-    Units that no longer serve return to their initial weights, from which they can learn again.
+    Units that are no longer useful return to their initial weights, from which they can learn
+    again.
 
     Memory: two copies of the weights.
 

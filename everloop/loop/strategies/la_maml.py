@@ -1,4 +1,4 @@
-"""La-MAML: meta-learned updates with a learning rate for every weight."""
+"""La-MAML: look-ahead meta-learning with a learned rate for every weight."""
 
 from __future__ import annotations
 
@@ -18,27 +18,32 @@ if TYPE_CHECKING:
 
 
 class LaMAML(Rehearsal):
-    """The fresh batch is learned in parts by fast weights; the loss after each step on it and on stored examples leads the slow ones.
+    """Trains on the gradients after look-ahead steps, with a learned step size for every weight.
 
         w_(k+1) = w_k - max(0, a) g_k,  g_k the gradient on part k,  w_0 = w
-        alpha:  a <- a - alpha_lr * d/da mean_k L(w_(k+1))  =  a + alpha_lr * mean_k (grad L(w_(k+1)) * sum_(j <= k) g_j)
-        weights:  w <- w - max(0, a) * mean_k grad L(w_(k+1))            (Gupta et al. 2020, algorithm 1 and eq. 6-8)
+        alpha:  a <- a - alpha_lr * d/da mean_k L(w_(k+1))
+                  =  a + alpha_lr * mean_k (grad L(w_(k+1)) * sum_(j <= k) g_j)
+        weights:  w <- w - max(0, a) * mean_k grad L(w_(k+1))
+                                      (Gupta et al. 2020, algorithm 1 and eq. 6-8)
 
-    L is the loss on the fresh batch and a draw from memory. First order, as in the authors' code. The step is taken by plain gradient
-    descent, whatever its learning rate; any other optimizer rescales it, and what is written above no longer holds.
+    The fresh batch is divided into parts, one for each look-ahead step. L is the loss on the fresh
+    batch and a sample of stored examples. First order, as in the authors' code. With plain gradient
+    descent as the optimizer, the step is the one above, whatever its learning rate; any other
+    optimizer rescales it.
 
     Memory: a number for each weight, beside the examples.
 
     Args:
-        strength: 1 is the method as written, 0 is plain training; in between the two gradients are mixed.
-        capacity: How many examples are stored in all, 1 or more.
-        batch_size: How many stored examples are replayed with each update, 1 or more.
-        alpha: The first learning rate a of every weight, 0 or more.
-        alpha_lr: The learning rate of a, 0 or more.
-        parts: Into how many parts the new batch is divided, 1 or more.
-        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+        strength: Share of the method's gradient, in [0, 1]; 1 is the method, 0 is plain training.
+            In between, the method's gradient and the plain gradient are mixed.
+        capacity: Number of examples stored in total, 1 or more.
+        batch_size: Number of stored examples replayed with each update, 1 or more.
+        alpha: Initial step size a of every weight, 0 or more.
+        alpha_lr: Learning rate of the step sizes a, 0 or more.
+        parts: Parts of each new batch, one look-ahead step each, 1 or more.
+        memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
-        seed: Of its own random draws.
+        seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, copies=1, class_incremental=True, control=False)

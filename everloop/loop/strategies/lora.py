@@ -1,4 +1,4 @@
-"""LoRA: low-rank adapters on a frozen network, one a task or online."""
+"""LoRA: low-rank adapters on a frozen network, one per task or merged."""
 
 from __future__ import annotations
 
@@ -25,25 +25,28 @@ ONLINE = "online"
 
 
 class LoRA(Strategy):
-    """W x + (alpha / rank) B A x in every linear layer below the last, only A (rank, i) and B (o, rank) being trained.
+    """Trains low-rank adapters in every linear layer below the last; the network itself is frozen.
 
-    Hu et al. 2022, section 4.1, by the library `peft` (extra `lora`). B begins as 0, so a new adapter changes nothing yet.
+        W x + (alpha / rank) B A x,   A (rank, i), B (o, rank)       (Hu et al. 2022, section 4.1)
 
-    The last layer and a value head are always trained; with adapters a task, the last layer is kept as each task left it. All
-    else is frozen. A task that comes back continues with its own adapter and last layer. Tasks of one phase share an
-    adapter; one of them that comes back alone gets a copy.
+    By the library `peft` (extra `lora`). B starts as 0, so a new adapter does not change the
+    outputs. The last layer and a value head are always trained. With one adapter per task, the last
+    layer is stored at each task's end. Everything else is frozen. A task that returns continues
+    with its own adapter and last layer. Tasks of one phase share an adapter; one of them that
+    returns alone gets a copy.
 
     Memory: rank * (i + o) numbers a layer, for each task.
 
     Args:
         rank: Rank of the adapters, 0 or more; 0 is plain training.
-        alpha: Scale of the adapters, above 0.
-        adapters: task gives each task its own adapter and needs the task ID; online merges it into the network
-            at each task's end. Online, W <- W + (alpha / rank) B A and the adapter begins again; it then comes
-            first in a list of strategies, so that what holds weights at a task's end holds the new adapter's.
-        train_base: The first task trains the whole network. False trains adapters only, for a network that is
-            pre-trained.
-        seed: Of its own random draws.
+        alpha: Scale of the adapters, above 0; each is multiplied by alpha / rank.
+        adapters: One adapter per task (task), or one merged at each task's end (online). task needs
+            the task ID. online adds (alpha / rank) B A to W and restarts the adapter. It must then
+            come first in a list of strategies, so that those that store weights at a task's end
+            store the new adapter's.
+        train_base: Train the whole network in the first task, before any adapter. False trains
+            adapters from the start, for a pre-trained network.
+        seed: Seed for the initial weights of new adapters.
     """
 
     traits: ClassVar[Traits] = Traits(copies=0.1, grows=True, task_id=True, several_passes=True)

@@ -1,4 +1,4 @@
-"""LwF: distils the network of the last task's end on new examples."""
+"""Learning without forgetting (LwF): distils the previous network's outputs."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ NEVER = -1e4
 
 
 class LwF(Strategy):
-    """On new examples, go on saying what the network of the last task's end would have said of the old classes.
+    """Keeps the outputs for past tasks close to those of the network at the last task's end.
 
         loss += strength * sum over ended tasks k of T^2 KL(softmax(z_k* / T) || softmax(z_k / T))
 
-    z_k are the outputs of task k's head, where there is one for each task; else the outputs for all classes seen in
-    ended tasks, so that each ended task weighs as much as the one at hand (Li & Hoiem 2017, eq. 2-4; the weight of each task
-    as in van de Ven et al. 2022). In control it is the KL divergence of the policies. No examples are stored, and no forward
-    pass is made beside the old network's. With a memory of examples beside it, `lwf,replay` is LwF with replay.
+    z_k are the outputs of task k's head, if there is one for each task. Otherwise they are the
+    outputs for all classes seen in ended tasks, and each ended task weighs as much as the current
+    one (Li & Hoiem 2017, eq. 2-4; the weight of each task as in van de Ven et al. 2022). In control
+    the loss is the KL divergence of the policies. No examples are stored, and the only extra
+    forward pass is the old network's. Combined with replay (`lwf,replay`) it is LwF with replay.
 
     Memory: a copy of the network.
 
     Args:
-        strength: The weight of the distillation loss, 0 or more; 0 is plain training.
-        temperature: T, above 0; of classes, tags and discrete actions.
-        outputs: past distils the classes of ended tasks; all distils every output of a network with one head.
-            With all the old network also says that the new task's classes are improbable, as in the code of van
-            de Ven et al. 2022.
+        strength: Weight of the distillation loss, 0 or more; 0 is plain training.
+        temperature: Temperature T of the softmax, 0.001 or more. For classes, tags and discrete
+            actions.
+        outputs: Outputs distilled by a single head: past (classes of ended tasks) or all. With all,
+            the old network's low probabilities for the new task's classes are distilled too, as in
+            the code of van de Ven et al. 2022.
     """
 
     traits: ClassVar[Traits] = Traits(copies=1, several_passes=True)

@@ -1,4 +1,4 @@
-"""MAS: a penalty weighted by how much the outputs depend on each weight."""
+"""Memory aware synapses (MAS): a penalty weighted by output sensitivity."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 
 
 class MAS(Strategy):
-    """Hold each weight as firmly as the network's outputs change with it; labels are not needed.
+    """Anchors each weight in proportion to how much the network's outputs change with it.
 
-        penalty = strength * sum_i Omega_i (w_i - w*_i)^2                        (Aljundi et al. 2018, eq. 4)
-        Omega_i = sum over tasks of the mean over examples of | d |f(x)|^2 / d w_i |   (eq. 3)
+        penalty = strength * sum_i Omega_i (w_i - w*_i)^2          (Aljundi et al. 2018, eq. 4)
+        Omega_i = sum over tasks of the mean over examples of | d |f(x)|^2 / d w_i |      (eq. 3)
 
-    The mean of absolute per-example gradients, so it does not depend on the batch size.
+    Labels are not needed. Omega is a mean of absolute per-example gradients, so it does not depend
+    on the batch size.
 
     Memory: three numbers a weight, whatever the number of tasks.
 
     Args:
         strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
-        examples: How many examples of a finished task the importance is averaged over, 1 or more.
+        examples: Examples per finished task for estimating the importance, 1 or more.
     """
 
     traits: ClassVar[Traits] = Traits(copies=3)

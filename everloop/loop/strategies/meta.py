@@ -1,4 +1,4 @@
-"""Reptile and MAML: meta-training of the initial weights before task one."""
+"""Reptile and MAML: meta-trained initial weights before the first task."""
 
 from __future__ import annotations
 
@@ -23,12 +23,22 @@ Loss = Callable[[Weights], Tensor]
 
 
 class _Pretraining(Strategy):
-    """Meta-training over tasks of the learner's world, before its first task begins.
+    """Meta-training of the initial weights on the world's tasks, before its first task begins.
 
-    tasks: ids of those that are trained on; of all in the world if none, which is fair only as an upper bound: give tasks that
-        are not learned afterwards. iterations: from 0; with 0 training is plain, to the last bit.
-    inner_lr: of the steps within a task, by plain gradient descent; outer_lr: of the step towards what they led to.
-    adaptation_steps: steps within a task, each on `batches` batches of the world.
+    Args:
+        inner_lr: Learning rate of the adaptation steps within a task, 0 or more.
+        outer_lr: Step size of the initial weights in each iteration, 0 or more.
+        adaptation_steps: Adaptation steps on a task in each iteration, 1 or more.
+        iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain
+            training.
+        batches: Batches of the world averaged in each loss of an iteration, 1 or more.
+        tasks: IDs of the tasks for meta-training; all tasks of the world if none. All tasks is fair
+            only as an upper bound; else give tasks that are not learned afterwards.
+        seed: Seed for the tasks and examples drawn in meta-training, 0 or more.
+
+    Raises:
+        ValueError: If a number is out of its range; on attaching, if a task does not exist or the
+            learner has no labelled world to draw examples from.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, control=False, for_learning=True)
@@ -98,16 +108,22 @@ class _Pretraining(Strategy):
 
 
 class Reptile(_Pretraining):
-    """w <- w + outer_lr (w' - w), w' the weights after `adaptation_steps` steps on a task   (Nichol et al. 2018, eq. 1).
+    """Meta-training that moves the initial weights towards weights adapted to single tasks.
+
+        w <- w + outer_lr (w' - w)                                  (Nichol et al. 2018, eq. 1)
+
+    w' are the weights after `adaptation_steps` steps of plain gradient descent on a task.
 
     Args:
-        inner_lr: Learning rate of the adaptation steps, above 0.
-        outer_lr: Step of the initial weights, above 0.
-        adaptation_steps: Steps on a task in each iteration, 1 or more.
-        iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain training.
-        batches: Batches of each task in an iteration, 1 or more.
-        tasks: IDs of the tasks for meta-training; all tasks of the world if none.
-        seed: Of its own random draws.
+        inner_lr: Learning rate of the adaptation steps within a task, 0 or more.
+        outer_lr: Step size of the initial weights towards the adapted ones, 0 or more.
+        adaptation_steps: Adaptation steps on a task in each iteration, 1 or more.
+        iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain
+            training.
+        batches: Batches of the world averaged in each loss of an iteration, 1 or more.
+        tasks: IDs of the tasks for meta-training; all tasks of the world if none. All tasks is fair
+            only as an upper bound; else give tasks that are not learned afterwards.
+        seed: Seed for the tasks and examples drawn in meta-training, 0 or more.
     """
 
     def improve(self, learner: Learner, losses: Sequence[Loss]) -> None:
@@ -118,19 +134,24 @@ class Reptile(_Pretraining):
 
 
 class MAML(_Pretraining):
-    """Descends along d L(w') / d w, w' the weights after `adaptation_steps` steps on a task, L on other examples of it.
+    """Meta-training that minimizes the loss after adaptation to a task.
 
-    Finn et al. 2017, algorithm 2, one task an iteration. The derivative goes through the steps, second order and all; the outer
-    step is Adam's, as in the paper's experiments (section 5.1).
+        w descends along d L(w') / d w                            (Finn et al. 2017, algorithm 2)
+
+    w' are the weights after `adaptation_steps` steps of plain gradient descent on a task, and L is
+    the loss on other examples of it. One task an iteration. The derivative goes through the steps,
+    second order included. The outer step is Adam's, as in the paper's experiments (section 5.1).
 
     Args:
-        inner_lr: Learning rate of the adaptation steps, above 0.
-        outer_lr: Step of the initial weights, above 0.
-        adaptation_steps: Steps on a task in each iteration, 1 or more.
-        iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain training.
-        batches: Batches of each task in an iteration, 1 or more.
-        tasks: IDs of the tasks for meta-training; all tasks of the world if none.
-        seed: Of its own random draws.
+        inner_lr: Learning rate of the adaptation steps within a task, 0 or more.
+        outer_lr: Learning rate of Adam on the initial weights, 0 or more.
+        adaptation_steps: Adaptation steps on a task in each iteration, 1 or more.
+        iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain
+            training.
+        batches: Batches of the world averaged in each loss of an iteration, 1 or more.
+        tasks: IDs of the tasks for meta-training; all tasks of the world if none. All tasks is fair
+            only as an upper bound; else give tasks that are not learned afterwards.
+        seed: Seed for the tasks and examples drawn in meta-training, 0 or more.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""MIR: replays the stored examples that the coming update would hurt most."""
+"""MIR: replays the stored examples that the next update would hurt most."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ if TYPE_CHECKING:
 
 
 class MIR(Rehearsal):
-    """Rehearse those stored examples that the coming update would hurt most.
+    """Replays the stored examples whose loss the coming update would raise most.
 
         w' = w - lr * gradient of the fresh batch
-        of `candidates` drawn at random, no example twice, the `batch_size` with the largest l(f(x; w'), y) - l(f(x; w), y)
-        loss += strength * their mean loss                        (Aljundi et al. 2019, section 3.1, eq. 1)
+        of `candidates` stored examples, sampled without replacement, take the `batch_size` with
+        the largest l(f(x; w'), y) - l(f(x; w), y)
+        loss += strength * their mean loss            (Aljundi et al. 2019, section 3.1, eq. 1)
 
-    w' is a plain gradient step with the optimizer's learning rate times `lookahead`, whatever the optimizer.
-    Both losses l are of the network as it is judged, without dropout.
+    w' is a plain gradient step with the optimizer's learning rate times `lookahead`, whatever the
+    optimizer. Both losses l are computed in evaluation mode, without dropout.
 
     Cost: two more forward passes over the candidates with every update.
 
     Args:
-        strength: The weight of the replay loss, 0 or more; 0 is plain training.
-        capacity: How many examples are stored in all, 1 or more.
-        batch_size: How many stored examples are replayed with each update, 1 or more.
-        candidates: How many stored examples are compared with each update, at least batch_size.
-        lookahead: Length of the look-ahead step, in learning rates, 0 or more.
-        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+        strength: Weight of the replay loss, 0 or more; 0 is plain training.
+        capacity: Number of examples stored in total, 1 or more.
+        batch_size: Number of stored examples replayed with each update, 1 or more.
+        candidates: Number of stored examples compared with each update, at least batch_size.
+        lookahead: Length of the look-ahead step in learning rates, 0 or more.
+        memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
-        seed: Of its own random draws.
+        seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)

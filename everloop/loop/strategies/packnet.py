@@ -1,4 +1,4 @@
-"""PackNet: prunes after each task and freezes the task's own weights."""
+"""PackNet: prunes after each task and freezes the weights it keeps."""
 
 from __future__ import annotations
 
@@ -20,26 +20,29 @@ if TYPE_CHECKING:
 
 
 class PackNet(Strategy):
-    """Prune, retrain, freeze (Mallya & Lazebnik 2018, section 3).
+    """Gives each task its own share of the weights by pruning, retraining and freezing.
 
-    At a task's end, of every matrix of weights the `share` of those still free with the largest |w| is the task's own. The
-    other free ones become 0 and serve later tasks. What the task owns is retrained without them, and stays as it
-    is from then on. Where the task's id is known, `view` shows the network as it was: later tasks' weights are 0.
+    Mallya & Lazebnik 2018, section 3. At a task's end, in every weight matrix, the task keeps the
+    `share` of the free weights with the largest |w|. The other free weights become 0 and serve
+    later tasks. The kept weights are retrained without them and then frozen. Where the task ID is
+    available, `view` sets later tasks' weights to 0, so the network is as it was.
 
-    All other weights on which the outputs depend (biases, norms) belong to the first task, as in section 3.2. A head of
-    the task's own is its own altogether. Running statistics of norms are kept for each task. Exact under any optimizer: owned
-    weights have no gradient, and are put back after the step, since moments of Adam move weights without one.
+    All other weights on which the outputs depend (biases, norms) belong to the first task, as in
+    section 3.2. If the task has its own head, it keeps all of it. Running statistics of norms are
+    stored for each task. Past tasks stay exact under any optimizer: frozen weights have no
+    gradient and are restored after the step, since Adam's moments move weights without one.
 
-    It comes first in a list of strategies: the others build on what it has pruned.
+    It must come first in a list of strategies, since the others build on what it has pruned.
 
     Memory: three and a half copies of the weights.
 
     Args:
-        share: The share of the free weights that each task gets, in [0, 1]; 0 is plain training.
-        retrain_steps: Updates by Adam after pruning, at the full rate, 0 or more. They use the examples of the
-            task's end (consolidation_steps says how many), with labels; in control the policy before pruning.
-        batch_size: Examples of a retraining update, 1 or more.
-        seed: Of its own random draws.
+        share: Share of the free weights that each task keeps, in [0, 1]; 0 is plain training.
+        retrain_steps: Updates after pruning at each task's end, 0 or more. They use Adam at the
+            full learning rate, on the examples collected at the task's end (see
+            consolidation_steps). Targets are the labels; in control, the policy before pruning.
+        batch_size: Number of examples in each retraining update, 1 or more.
+        seed: Seed for sampling the retraining examples.
     """
 
     traits: ClassVar[Traits] = Traits(copies=3.5, task_id=True, several_passes=True)

@@ -1,4 +1,4 @@
-"""Progressive networks: a new column a task beside frozen earlier ones."""
+"""Progressive networks: a new column for each task, earlier ones frozen."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ if TYPE_CHECKING:
 
 
 class Progressive(Strategy):
-    """Nothing learned is ever changed (Rusu et al. 2016): forgetting is impossible, and the network grows with every task.
+    """Adds a column of layers for each task, which reads the frozen columns of earlier tasks.
 
-    For a network with `columns`: a part that has `add_column()`, which returns the new one, and the number `column` of the one in
-    use, such as `everloop.agents.ProgressiveMLP`. What is not in a column, but for the last layer and a value head, is frozen after
-    the first task. Tasks of one phase share a column, and a task that comes back gets a new one, which reads its old one.
+    Rusu et al. 2016. Nothing learned is changed, so forgetting is impossible, and the network grows
+    with every task. It needs a network with `columns`: a part that has `add_column()`, which
+    returns the new column, and the number `column` of the active one, such as
+    `everloop.agents.ProgressiveMLP`. Weights outside the columns, except the last layer and a value
+    head, are frozen after the first task. Tasks of one phase share a column. A task that returns
+    gets a new column, which reads its old one. The task ID chooses the column.
+
     Deviation: laterals are linear, without the adapters of eq. 2.
 
-    Memory: a column for each phase; its laterals grow with the number of earlier ones. The task ID chooses the column.
+    Memory: a column for each phase; its laterals grow with the number of earlier ones.
 
     Args:
-        columns: False leaves the network as it is; training is plain then.
-        seed: Of its own random draws.
+        columns: Add a column for each task; false is plain training.
+        seed: Seed for the weights of new columns.
     """
 
     traits: ClassVar[Traits] = Traits(copies=1, grows=True, task_id=True, network="progressive")

@@ -23,11 +23,25 @@ if TYPE_CHECKING:
 
 
 class Rehearsal(Strategy):
-    """Fills a memory with what is observed. A subclass says what is stored of it and what it is good for.
+    """Base of the strategies that store observed examples in a memory.
 
-    strength: from 0. With 0 nothing is stored, and training is plain to the last bit.
-    capacity: stored examples in all. memory: the rule that says which (`everloop.loop.MEMORIES`).
-    batch_size: how many are drawn with every batch that is learned from.
+    A subclass defines what is stored with an example, how it is used, and what its `strength` (0 or
+    more) weights. With strength 0 nothing is stored, and training is plain to the last bit. In
+    control with a recurrent policy, an example is a sequence of steps.
+
+    Args:
+        capacity: Number of examples stored in total, 1 or more.
+        batch_size: Number of stored examples replayed with each update, 1 or more.
+        memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
+            informative. reservoir is a uniform sample of all examples. class-balanced is a uniform
+            sample of each class, and ring the latest examples of each task. uncertain and
+            informative keep, for each class, the examples with the highest entropy or loss when
+            observed. All but reservoir and ring need one class label per example.
+        seed: Seed for choosing which examples are stored and replayed, 0 or more.
+
+    Raises:
+        ValueError: If a number is out of its range or `memory` is unknown; on attaching, if the
+            memory needs labels that the learner does not have.
     """
 
     stores_output: ClassVar[bool] = False

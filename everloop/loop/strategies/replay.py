@@ -13,24 +13,27 @@ if TYPE_CHECKING:
 
 
 class Replay(Rehearsal):
-    """loss += strength * mean loss over stored examples.
+    """Replays stored examples of ended tasks with every update.
 
-    In streams the stored target is the label: experience replay (Chaudhry et al. 2019, "On tiny episodic
-    memories"). In control it is what the policy itself put out at its task's end, and the loss is
-    KL(stored || now): policy distillation on stored sequences (Rusu et al. 2016, eq. 3; "behavioural
-    cloning" in Continual World, Wolczyk et al. 2021). The learner knows which, by its `targets` and `loss`.
+        loss += strength * mean loss over stored examples
+
+    In streams the stored target is the label: experience replay (Chaudhry et al. 2019, "On tiny
+    episodic memories"). In control it is the policy's output at the end of its task, and the loss
+    is KL(stored || now): policy distillation on stored sequences (Rusu et al. 2016, eq. 3;
+    "behavioural cloning" in Continual World, Wolczyk et al. 2021). The learner's `targets` and
+    `loss` decide which.
 
     Memory: capacity examples, images as uint8.
 
     Args:
-        strength: The weight of the replay loss, 0 or more; 0 is plain training.
-        capacity: How many examples are stored in all, 1 or more.
-        batch_size: How many stored examples are replayed with each update, 1 or more.
-        memory: The rule that says which examples are stored: reservoir, class-balanced, ring, uncertain or
+        strength: Weight of the replay loss, 0 or more; 0 is plain training.
+        capacity: Number of examples stored in total, 1 or more.
+        batch_size: Number of stored examples replayed with each update, 1 or more.
+        memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
-        current: Replay examples of the current task too, not only of ended ones. Needed where task boundaries
-            are unknown.
-        seed: Of its own random draws.
+        current: Replay examples of the current task too, not only of ended ones. Needed where task
+            boundaries are unknown.
+        seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)

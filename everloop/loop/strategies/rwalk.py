@@ -1,4 +1,4 @@
-"""RWalk: EWC's Fisher information plus path importance, online."""
+"""Riemannian walk (RWalk): online Fisher information plus path importance."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ if TYPE_CHECKING:
 
 
 class RWalk(Strategy):
-    """EWC's importance, kept as a moving average while learning, plus SI's, per distance in the space of distributions.
+    """Combines online Fisher information (EWC) with path importance per distance (SI).
 
-        penalty = strength * sum_i (F_i + s_i) (w_i - w*_i)^2                       (Chaudhry et al. 2018, eq. 8)
-        F <- alpha * F of the batch at hand + (1 - alpha) * F, every `interval` steps       (section 4.1)
-        s_i = sum over intervals of max(0, omega_i) / (F_i Delta_i^2 / 2 + epsilon)         (eq. 6)
+        penalty = strength * sum_i (F_i + s_i) (w_i - w*_i)^2      (Chaudhry et al. 2018, eq. 8)
+        F <- alpha * F of the current batch + (1 - alpha) * F, every `interval` steps
+                                                                   (section 4.1)
+        s_i = sum over intervals of max(0, omega_i) / (F_i Delta_i^2 / 2 + epsilon)      (eq. 6)
 
-    omega_i is the share of weight i in the interval's drop of the loss, Delta_i how far it came in it. At a task's
-    end both are scaled to at most 1, and s is averaged with the last task's, as in section 4.3.
-    Deviations: F is of labels drawn from the model, where the paper takes those of the data; and of the one batch at an
-    interval's beginning, where the authors' code takes the mean over all of the interval's.
+    omega_i is the share of weight i in the decrease of the loss over an interval, Delta_i its
+    change. F_i Delta_i^2 / 2 is the distance in the space of the model's distributions. At a task's
+    end F and s are scaled to at most 1, and s is averaged with the last task's (section 4.3).
+
+    Deviations: F uses labels sampled from the model, where the paper uses those of the data; and
+    it uses the one batch at the start of an interval, where the authors' code averages over all.
 
     Memory: ten numbers a weight, whatever the number of tasks.
 
     Args:
         strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
         interval: Updates between two estimates of the Fisher information, 1 or more.
-        alpha: The weight of the new estimate in the moving average, in [0, 1]; 0.9 in the authors' code.
-        seed: Of its own random draws.
+        alpha: Weight of the new estimate in the moving average of F, in [0, 1]. 0.9 in the authors'
+            code.
+        seed: Seed for labels or actions sampled from the model.
     """
 
     traits: ClassVar[Traits] = Traits(copies=10)

@@ -1,4 +1,4 @@
-"""Shrink and perturb: shrinks weights and adds noise before each task."""
+"""Shrink and perturb: before each task, shrinks weights and adds noise."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ if TYPE_CHECKING:
 
 
 class ShrinkAndPerturb(Strategy):
-    """Stay able to learn: before each new task, shrink the weights and add a little of a fresh network.
+    """Preserves plasticity: before each new task, shrinks weights and adds fresh ones.
 
-        w <- shrink * w + noise * w_fresh                             (Ash & Adams 2020, section 4)
+        w <- shrink * w + noise * w_fresh                      (Ash & Adams 2020, section 4)
 
-    w_fresh is drawn as the layers draw their own initial weights (`reset_parameters`); what has no such
-    method is shrunk only. The optimizer's state stays. Tasks that are learned together count as one.
+    w_fresh is drawn as the layers draw their own initial weights (`reset_parameters`). A layer
+    without that method is only shrunk. The optimizer's state stays. Tasks that are learned together
+    count as one.
 
     Args:
-        shrink: Factor of the weights before each new task, in [0, 1]; 1 leaves them.
-        noise: Factor of the fresh weights that are added, 0 or more; 0 adds none.
-        seed: Of its own random draws.
+        shrink: Factor on the weights before each new task, in [0, 1]; 1 leaves them unchanged.
+        noise: Factor on the fresh weights that are added, 0 or more; 0 adds none.
+        seed: Seed for the fresh weights.
     """
 
     traits: ClassVar[Traits] = Traits(for_learning=True)

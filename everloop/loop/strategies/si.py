@@ -1,4 +1,4 @@
-"""SI: a penalty weighted by how much each weight lowered past losses."""
+"""Synaptic intelligence (SI): a penalty weighted by path importance."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ if TYPE_CHECKING:
 
 
 class SI(Strategy):
-    """Hold each weight as firmly as its own way through the old tasks lowered their loss.
+    """Anchors each weight in proportion to how much its changes lowered the loss of past tasks.
 
-        penalty = strength * sum_i Omega_i (w_i - w*_i)^2                   (Zenke et al. 2017, eq. 4)
-        Omega_i = sum_k max(0, omega_ki) / (Delta_ki^2 + damping)           (eq. 5)
-        omega_ki = - sum over the steps of task k of g_i * (w_i after - w_i before)     (eq. 3)
+        penalty = strength * sum_i Omega_i (w_i - w*_i)^2            (Zenke et al. 2017, eq. 4)
+        Omega_i = sum_k max(0, omega_ki) / (Delta_ki^2 + damping)    (eq. 5)
+        omega_ki = - sum over the steps of task k of g_i * (w_i after - w_i before)      (eq. 3)
 
-    g is the gradient before this strategy's own pull, before clipping; Delta_k how far the weight came in task k; w* the
-    weights at the last task's end. Negative omega, of weights that went uphill, count as 0: a pull is never a push.
+    g is the gradient without this penalty, before clipping; Delta_k the change of the weight in
+    task k; w* the weights at the last task's end. A negative omega, of a weight that raised the
+    loss, counts as 0, so that the penalty never repels.
 
-    Memory: seven numbers a weight, whatever the number of tasks; no examples, and no computation at a task's end.
+    Memory: seven numbers a weight, whatever the number of tasks; no examples, and no computation at
+    a task's end.
 
     Args:
-        strength: The weight of the penalty, 0 or more; c in the paper. 0 is plain training.
-        damping: Keeps the importance finite where a weight hardly moved, above 0; xi in the paper.
+        strength: Weight of the penalty, 0 or more; 0 is plain training. c in the paper.
+        damping: Term that keeps the importance of nearly unmoved weights finite, above 0. xi in the
+            paper.
     """
 
     traits: ClassVar[Traits] = Traits(copies=7)
