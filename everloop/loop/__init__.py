@@ -7,9 +7,10 @@ Stable-Baselines3, TensorBoard and matplotlib load when they are first used.
 from typing import TYPE_CHECKING, Any
 
 from everloop.loop.batch import Batch
-from everloop.loop.board import Board, score_matrix_figure
+from everloop.loop.board import Board
 from everloop.loop.closed_loop import Listener, Plan, run
 from everloop.loop.evaluate import mean_return, scores
+from everloop.loop.figures import score_matrix_figure
 from everloop.loop.fisher import diagonal_fisher
 from everloop.loop.foreign import Attached, attach
 from everloop.loop.learner import Learner

@@ -1,97 +1,147 @@
-"""Forgetting in TensorBoard, while it happens."""
+"""A run in TensorBoard, while it happens."""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from everloop.loop.about import about, flattened, identity
 from everloop.loop.closed_loop import Listener
-from everloop.loop.result import Result
+from everloop.loop.curves import average_forgetting, charts, curve, titles
+from everloop.loop.events import EventFile
+from everloop.loop.figures import heading, learning_curves_figure, score_matrix_figure
+from everloop.loop.result import MEASURES, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+DRAWING = 0.05  # share of a run's time that pictures may take before its end
+FIRST_DRAWING = 1.0  # seconds, with the loading of matplotlib
+
+
+def _matrix(result: Result) -> Figure:
+    return score_matrix_figure({heading(result): result})
+
+
+FIGURES: Mapping[str, Callable[[Result], Figure]] = {
+    "learning curves": learning_curves_figure,
+    "score matrix": _matrix,
+}
+
 
 class Board(Listener):
-    """Writes a run as TensorBoard events: score, forgetting and divergence of every task over all steps.
+    """Writes a run as TensorBoard events. docs/tensorboard.md says what each page shows.
 
-    SCALARS: score/<task>, forgetting/<task>, average/score, average/forgetting and average/anytime after each phase,
-        kl/<task>/<module>, weights/<task>/<module>, train/...
-    CUSTOM SCALARS: one chart with all tasks' scores, one with all their forgetting.
-    IMAGES: the score matrix after each phase.
+    Scalars: score/<task> and forgetting/<task>; average/<scenario>/..., their means over the tasks
+        seen so far; measures/<scenario>/... after each phase; task/index; divergence/...; and what
+        learners and strategies report, such as train/loss.
+    Custom Scalars: a category for the scenario, with one chart a measure.
+    Images: the learning curves and the score matrix. They are drawn when the run ends. Before
+        that, drawing takes at most 5 % of the run's time: the curves are redrawn at an evaluation,
+        both at a phase's end, if that leaves room for it. So a run of less than 20 s, in which
+        the first drawing would not fit, draws at its end only.
+    HParams: `settings` and the measures. Text: a card that explains the run.
+
+    Args:
+        folder: Where the events are written. It is made if it isn't there.
+        settings: What the run was made with; nested mappings become "outer.inner".
+        command: What was typed to start it.
+
+    Raises:
+        OSError: In one line, here or at a later event, if the events can't be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder))
+    def __init__(
+        self,
+        folder: Path | str,
+        settings: Mapping[str, Any] = {},
+        command: str = "",
+    ) -> None:
+        self.events = EventFile(folder)
+        self.settings, self.command = settings, command
+        self._result: Result | None = None
 
     def on_begin(self, result: Result, total_steps: int) -> None:
-        charts = {name: ["Multiline", [f"{name}/{task}" for task in result.tasks]] for name in ("forgetting", "score")}
-        self.writer.add_custom_scalars({"all tasks": charts})
-        for task, score in zip(result.tasks, result.before, strict=True):
-            self._scalar(f"score/{task}", score, 0)
+        self._result, self._began = result, time.perf_counter()
+        self._spent, self._next = 0.0, FIRST_DRAWING
+        self._drawn: dict[str, int] = {}
+        settings = {**identity(result), **flattened(self.settings)}
+        names = titles(result.metric)
+        self.events.charts(result.scenario or "run", charts(result))
+        self.events.settings(settings, {curve("measures", result, m): names[m] for m in MEASURES})
+        self.events.text("about", about(result, settings, self.command))
+        self._scores(result)
+        self.events.flush()
+
+    def on_phase(self, result: Result, phase: int) -> None:
+        self._task(result, phase)
 
     def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
-        evaluation = result.evaluations[-1]
-        forgetting = result.forgetting_now()
-        for task, score, lost in zip(result.tasks, evaluation.scores, forgetting, strict=True):
-            self._scalar(f"score/{task}", score, evaluation.step)
-            if lost is not None:
-                self._scalar(f"forgetting/{task}", lost, evaluation.step)
-        for name, value in divergence.items():
-            self._scalar(name, value, evaluation.step)
-        if evaluation.ends_phase:
-            self._averages(result, evaluation.step)
-            self._matrix(result, evaluation.step)
-        self.writer.flush()
+        now = result.evaluations[-1]
+        self._scores(result)
+        self._write({f"divergence/{name}": value for name, value in divergence.items()}, now.step)
+        if now.ends_phase:
+            self._task(result, len(result.rows) - 1)
+            measures = result.measures().items()
+            self._write({curve("measures", result, name): v for name, v in measures}, now.step)
+        self._pictures(result)
+        self.events.flush()
 
     def on_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            self._scalar(name, value, step)
+        self._write(scalars, step)
 
     def on_end(self, result: Result) -> None:
-        self.close()
+        self._close(success=True)
 
     def close(self) -> None:
-        """Write out what is pending."""
-        self.writer.close()
+        """Write out what is pending. A run that has not ended is marked as failed."""
+        self._close(success=False)
 
-    def _scalar(self, name: str, value: float, step: int) -> None:
-        if math.isfinite(value):  # a task that was not measured has no point
-            self.writer.add_scalar(name, value, step)
+    def _close(self, success: bool) -> None:
+        if self.events.closed:
+            return
+        if self._result is not None:
+            for tag in FIGURES:
+                if self._drawn.get(tag) != len(self._result.evaluations):
+                    self._draw(tag, self._result)
+            self.events.end(success)
+        self.events.close()
 
-    def _averages(self, result: Result, step: int) -> None:
-        for name, value in (
-            ("score", result.average_score),
-            ("forgetting", result.forgetting),
-            ("anytime", result.anytime_score),
-        ):
-            if value is not None:
-                self._scalar(f"average/{name}", value, step)
+    def _write(self, values: Mapping[str, float | None], step: int) -> None:
+        """Each value that is known becomes a point of its curve."""
+        known = {tag: v for tag, v in values.items() if v is not None and math.isfinite(v)}
+        if known:
+            self.events.scalars(known, step)
 
-    def _matrix(self, result: Result, step: int) -> None:
-        self.writer.add_figure("score matrix", score_matrix_figure({"": result}), step)
+    def _scores(self, result: Result) -> None:
+        now, forgetting = result.evaluations[-1], result.forgetting_now()
+        scores = {f"score/{task}": v for task, v in zip(result.tasks, now.scores, strict=True)}
+        lost = {f"forgetting/{task}": v for task, v in zip(result.tasks, forgetting, strict=True)}
+        averages = {
+            curve("average", result, "score"): result.average_now(),
+            curve("average", result, "forgetting"): average_forgetting(result),
+        }
+        self._write({**scores, **lost, **averages}, now.step)
 
+    def _task(self, result: Result, phase: int) -> None:
+        """A point at the beginning of a phase and one at its end make a curve with steps."""
+        if len(result.phases[phase]) == 1:
+            self._write({"task/index": float(result.phases[phase][0])}, result.steps)
 
-def score_matrix_figure(results: dict[str, Result]) -> Figure:
-    """The score matrices of `results` (title -> result) side by side: row = after phase, column = task."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    def _pictures(self, result: Result) -> None:
+        """Draw what is due, if there is time for it."""
+        ends_phase = result.evaluations[-1].ends_phase
+        share = DRAWING if ends_phase else DRAWING / 2
+        for tag in list(FIGURES)[: None if ends_phase else 1]:
+            if self._spent + self._next <= share * (time.perf_counter() - self._began):
+                self._draw(tag, result)
 
-    tasks = max(len(result.tasks) for result in results.values())
-    figure = Figure(figsize=(len(results) * (1.2 + 0.7 * tasks), 1.6 + 0.5 * tasks), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, result) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
-        rows = [result.before, *result.scores]
-        image = axes.imshow(rows, vmin=-1, vmax=1, cmap="RdBu")
-        labels = ["before", *(f"after {i + 1}" for i in range(len(result.scores)))]
-        axes.set(xticks=range(len(result.tasks)), yticks=range(len(rows)), yticklabels=labels, title=title)
-        axes.set_xticklabels(result.tasks, rotation=30, ha="right")
-        for i, row in enumerate(rows):
-            for j, score in enumerate(row):
-                ink = "white" if abs(score) > 0.6 else "black"
-                axes.text(j, i, f"{score:.2f}" if math.isfinite(score) else "", ha="center", va="center", fontsize=8, color=ink)
-    figure.colorbar(image, ax=figure.axes, label="score (0 random, 1 best)", shrink=0.8)
-    return figure
+    def _draw(self, tag: str, result: Result) -> None:
+        began = time.perf_counter()
+        self.events.figure(tag, FIGURES[tag](result), result.evaluations[-1].step)
+        self._drawn[tag] = len(result.evaluations)
+        self._next = time.perf_counter() - began
+        self._spent += self._next

@@ -1,0 +1,169 @@
+"""A file of TensorBoard events."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import socket
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Setting = bool | float | str
+FLUSH_SECONDS = 10.0
+_numbers = itertools.count()
+
+
+class EventFile:
+    """Writes TensorBoard events in the caller's thread: what goes wrong is raised where it happens.
+
+    Raises OSError, in one line that names the file, where it can't be opened or written. After that, and
+    after `close`, nothing more is written, and `close` does nothing.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        self.path = Path(folder) / f"events.out.tfevents.{name}"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("xb")
+        except OSError as error:
+            raise self._error(error) from None
+        self._event, self._records = Event, RecordWriter(self._file)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self.flush()
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`, or after an error."""
+        return self._file.closed
+
+    def flush(self) -> None:
+        """Let TensorBoard see what was written."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            self._fail(error)
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._error(error) from None
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """One point of each curve: tag -> value."""
+        self.add([{"tag": tag, "simple_value": value} for tag, value in values.items()], step)
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        """A picture."""
+        stream = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # names in a script that the font lacks
+            figure.savefig(stream, format="png")
+        width, height = (round(inches * figure.dpi) for inches in figure.get_size_inches())
+        picture = {
+            "height": height,
+            "width": width,
+            "colorspace": 4,
+            "encoded_image_string": stream.getvalue(),
+        }
+        self.add([{"tag": tag, "image": picture}], step)
+
+    def text(self, tag: str, markdown: str) -> None:
+        """A card on the Text page."""
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+        from tensorboard.util.tensor_util import make_tensor_proto
+
+        metadata = create_summary_metadata(display_name=tag, description="")
+        tensor = make_tensor_proto([markdown.encode()])
+        self.add([{"tag": tag, "metadata": metadata, "tensor": tensor}], 0)
+
+    def charts(self, category: str, charts: Mapping[str, str]) -> None:
+        """A category of the Custom Scalars page: a chart's title -> the regular expression of its tags."""
+        from tensorboard.plugins.custom_scalar import metadata
+        from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+        from tensorboard.util.tensor_util import make_tensor_proto
+
+        content = [{"title": t, "multiline": {"tag": [regex]}} for t, regex in charts.items()]
+        layout = Layout(category=[{"title": category, "chart": content}])
+        value = {
+            "tag": metadata.CONFIG_SUMMARY_TAG,
+            "metadata": metadata.create_summary_metadata(),
+            "tensor": make_tensor_proto(layout.SerializeToString()),
+        }
+        self.add([value], 0)
+
+    def settings(self, settings: Mapping[str, Setting], metrics: Mapping[str, str]) -> None:
+        """A row of the HParams page. metrics: the scalars' tag -> what the page calls it."""
+        from tensorboard.plugins.hparams import api_pb2 as api
+        from tensorboard.plugins.hparams import metadata
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
+
+        kinds: dict[type, tuple[str, Any]] = {
+            bool: ("bool_value", api.DATA_TYPE_BOOL),
+            float: ("number_value", api.DATA_TYPE_FLOAT64),
+            str: ("string_value", api.DATA_TYPE_STRING),
+        }
+        experiment = api.Experiment(
+            hparam_infos=[{"name": k, "type": kinds[type(v)][1]} for k, v in settings.items()],
+            metric_infos=[{"name": {"tag": k}, "display_name": v} for k, v in metrics.items()],
+        )
+        start = SessionStartInfo(start_time_secs=time.time())
+        for name, value in settings.items():
+            setattr(start.hparams[name], kinds[type(value)][0], value)
+        self._hparams(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))
+        self._hparams(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start))
+
+    def end(self, success: bool) -> None:
+        """Tell the HParams page that the run is over."""
+        from tensorboard.plugins.hparams import api_pb2 as api
+        from tensorboard.plugins.hparams import metadata
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+
+        status = api.STATUS_SUCCESS if success else api.STATUS_FAILURE
+        end = SessionEndInfo(status=status, end_time_secs=time.time())
+        self._hparams(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))
+
+    def _hparams(self, tag: str, content: Any) -> None:
+        from tensorboard.plugins.hparams.metadata import NULL_TENSOR, create_summary_metadata
+
+        self.add([{"tag": tag, "metadata": create_summary_metadata(content), "tensor": NULL_TENSOR}], 0)
+
+    def add(self, values: Any, step: int) -> None:
+        """The values of one Summary, at `step`."""
+        self._write(self._event(wall_time=time.time(), step=step, summary={"value": values}))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def _write(self, event: Any) -> None:
+        if self.closed:
+            raise OSError(f"{self.path} is closed; make a new one for another run")
+        try:
+            self._records.write(event.SerializeToString())
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        with contextlib.suppress(OSError):  # it tries once more to write out what is pending
+            self._file.close()
+        raise self._error(error) from None
+
+    def _error(self, error: OSError) -> OSError:
+        reason = error.strerror or str(error)
+        return OSError(
+            f"TensorBoard events can't be written to {self.path} ({reason}); "
+            "free space there, or choose another folder"
+        )
