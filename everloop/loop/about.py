@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,15 +21,22 @@ LEVELS = {
     "anytime_score": "mean over all steps so far of the average score of the tasks seen",
 }
 CHANGES = {
-    "forgetting": "mean over earlier tasks: best score after a phase minus the score now",
-    "backward_transfer": "mean over earlier tasks: score now minus score right after training",
-    "forward_transfer": "mean over later tasks: score just before training minus untrained score",
+    "forgetting": "mean over earlier tasks of the best score after a phase minus the score now",
+    "backward_transfer": "mean over earlier tasks of the score now minus that after training",
+    "forward_transfer": "mean over later tasks of the score before training minus untrained score",
 }
 """What the measures mean: those in the unit of a score, and those in the unit of a difference."""
 
-RETURNS = """Scores are **returns**, sums of rewards over an episode; their scale differs from task to task.
-A world gives a scale from 0 (random) to 1 (best known) by a method `reference(task) -> (random, best)`,
-which returns those two returns of a task."""
+FORGETTING = """best score after a phase since the task's first training, minus its score now;
+negative where it has improved"""
+KL = """how far the outputs on the task's examples have moved since its end, as mean KL(then, now):
+`network` by the change of all weights, any other module by the change of its own weights alone"""
+DISTANCE = """distance of the module's weights from those at the task's end, relative to their
+norm"""
+
+RETURNS = """Scores are **returns**, sums of rewards over an episode; their scale differs from task
+to task. A world gives a scale from 0 (random) to 1 (best known) by a method
+`reference(task) -> (random, best)`, which names those two returns of a task."""
 
 
 def identity(result: Result) -> dict[str, Setting]:
@@ -62,41 +70,34 @@ def about(result: Result, settings: Mapping[str, Setting], command: str) -> str:
     rows = [(_code(name), _text(value)) for name, value in settings.items()]
     parts = [
         f"# {html.escape(heading(result)) or 'A run'}",
-        f"```\n{command}\n```" if command else "",
+        _code(command) if command else "",
         f"Tasks by number: {', '.join(names)}.",
         RETURNS if result.metric == RETURN else "",
         "## What the curves show",
-        _table(("curve", "what it shows", "unit"), _curves(result)),
+        _table(("curve", "what it shows, and its unit"), _curves(result)),
         "## Settings",
         _table(("setting", "value"), rows),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _curves(result: Result) -> list[tuple[str, str, str]]:
+def _curves(result: Result) -> list[tuple[str, str]]:
     unit, difference = quantity(result.metric), change(result.metric)
-    average = curve("average", result, "score"), curve("average", result, "forgetting")
-    lost = "best score after a phase since the task's first training, minus its score now"
     meanings = [(k, v, unit) for k, v in LEVELS.items()]
     meanings += [(k, v, difference) for k, v in CHANGES.items()]
-    measures = {curve("measures", result, k): (f"after each phase: {v}", u) for k, v, u in meanings}
-    kl = """how far the outputs on the task's examples have moved since its end, as mean KL(then, now):
-        `network` by the change of all weights, any other module by the change of its own weights alone"""
+    average = curve("average", result, "score"), curve("average", result, "forgetting")
     rows = {
-        "score/<task>": ("every task's score at every evaluation", unit),
-        "forgetting/<task>": (f"{lost}; negative where it has improved", difference),
-        average[0]: ("mean score of the tasks seen so far", unit),
-        average[1]: ("mean forgetting of the tasks seen so far, except the one in training", difference),
-        **measures,
-        "task/index": ("number of the task in training", ""),
-        "divergence/kl/<task>/<module>": (kl, "nats"),
-        "divergence/weights/<task>/<module>": (
-            "distance of the module's weights from those at the task's end, relative to their norm",
-            "",
-        ),
-        "train/...": ("what the learner reports: loss, gradient norm, ...", ""),
+        "score/<task>": f"every task's score at every evaluation; {unit}",
+        "forgetting/<task>": f"{FORGETTING}; {difference}",
+        average[0]: f"mean score of the tasks seen so far; {unit}",
+        average[1]: f"mean forgetting of these tasks except the one in training; {difference}",
+        **{curve("measures", result, k): f"after each phase, {v}; {u}" for k, v, u in meanings},
+        "task/index": "number of the task in training",
+        "divergence/kl/<task>/<module>": f"{KL}; nats",
+        "divergence/weights/<task>/<module>": DISTANCE,
+        "train/...": "what the learner reports: loss, gradient norm, ...",
     }
-    return [(_code(tag), " ".join(text.split()), unit) for tag, (text, unit) in rows.items()]
+    return [(_code(tag), text.replace("\n", " ")) for tag, text in rows.items()]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -110,5 +111,7 @@ def _text(value: Setting) -> str:
 
 
 def _code(text: str) -> str:
-    """`text` letter by letter, in a cell of a table."""
-    return f"`{' '.join(text.split()).replace('|', chr(92) + '|').replace('`', chr(39))}`"
+    """`text` letter by letter, on one line."""
+    line = text.replace("\n", " ")
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence}{line}{fence}" if len(fence) == 1 else f"{fence} {line} {fence}"

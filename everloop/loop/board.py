@@ -68,10 +68,11 @@ class Board(Listener):
         self._result, self._began = result, time.perf_counter()
         self._spent, self._next = 0.0, FIRST_DRAWING
         self._drawn: dict[str, int] = {}
-        settings = {**identity(result), **flattened(self.settings)}
-        names = titles(result.metric)
+        who, names = identity(result), titles(result.metric)
+        settings = {**who, **flattened(self.settings)}
+        metrics = {curve("measures", result, name): names[name] for name in MEASURES}
         self.events.charts(result.scenario or "run", charts(result))
-        self.events.settings(settings, {curve("measures", result, m): names[m] for m in MEASURES})
+        self.events.settings(settings, metrics, first=who)
         self.events.text("about", about(result, settings, self.command))
         self._scores(result)
         self.events.flush()

@@ -47,7 +47,7 @@ def titles(metric: Metric) -> dict[str, str]:
 
 
 def charts(result: Result) -> dict[str, str]:
-    """The title of each chart, and the regular expression that matches its curve's tag and no other.
+    """The title of each chart -> a regular expression that matches the tag of its curve alone.
 
     Average and forgetting are shown at every evaluation, the other measures after each phase.
     """

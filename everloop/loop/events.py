@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,8 @@ _numbers = itertools.count()
 class EventFile:
     """Writes TensorBoard events in the caller's thread: what goes wrong is raised where it happens.
 
-    Raises OSError, in one line that names the file, where it can't be opened or written. After that, and
-    after `close`, nothing more is written, and `close` does nothing.
+    Raises OSError, in one line that names the file, where it can't be opened or written. After
+    that, and after `close`, nothing more is written, and `close` does nothing.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -92,7 +92,7 @@ class EventFile:
         self.add([{"tag": tag, "metadata": metadata, "tensor": tensor}], 0)
 
     def charts(self, category: str, charts: Mapping[str, str]) -> None:
-        """A category of the Custom Scalars page: a chart's title -> the regular expression of its tags."""
+        """A category of the Custom Scalars page: title of a chart -> regular expression of tags."""
         from tensorboard.plugins.custom_scalar import metadata
         from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
         from tensorboard.util.tensor_util import make_tensor_proto
@@ -106,8 +106,19 @@ class EventFile:
         }
         self.add([value], 0)
 
-    def settings(self, settings: Mapping[str, Setting], metrics: Mapping[str, str]) -> None:
-        """A row of the HParams page. metrics: the scalars' tag -> what the page calls it."""
+    def settings(
+        self,
+        settings: Mapping[str, Setting],
+        metrics: Mapping[str, str],
+        first: Collection[str] = (),
+    ) -> None:
+        """A row of the HParams page.
+
+        Args:
+            settings: Columns, with the same names in all runs that the page compares.
+            metrics: The tags of scalars whose last values are columns -> what the page calls them.
+            first: The settings that come first; the page sorts the others by name.
+        """
         from tensorboard.plugins.hparams import api_pb2 as api
         from tensorboard.plugins.hparams import metadata
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
@@ -117,10 +128,10 @@ class EventFile:
             float: ("number_value", api.DATA_TYPE_FLOAT64),
             str: ("string_value", api.DATA_TYPE_STRING),
         }
-        experiment = api.Experiment(
-            hparam_infos=[{"name": k, "type": kinds[type(v)][1]} for k, v in settings.items()],
-            metric_infos=[{"name": {"tag": k}, "display_name": v} for k, v in metrics.items()],
-        )
+        types = {name: kinds[type(value)][1] for name, value in settings.items()}
+        columns = [{"name": k, "type": t, "differs": k in first} for k, t in types.items()]
+        measures = [{"name": {"tag": tag}, "display_name": name} for tag, name in metrics.items()]
+        experiment = api.Experiment(hparam_infos=columns, metric_infos=measures)
         start = SessionStartInfo(start_time_secs=time.time())
         for name, value in settings.items():
             setattr(start.hparams[name], kinds[type(value)][0], value)
@@ -140,7 +151,8 @@ class EventFile:
     def _hparams(self, tag: str, content: Any) -> None:
         from tensorboard.plugins.hparams.metadata import NULL_TENSOR, create_summary_metadata
 
-        self.add([{"tag": tag, "metadata": create_summary_metadata(content), "tensor": NULL_TENSOR}], 0)
+        data = create_summary_metadata(content)
+        self.add([{"tag": tag, "metadata": data, "tensor": NULL_TENSOR}], 0)
 
     def add(self, values: Any, step: int) -> None:
         """The values of one Summary, at `step`."""
@@ -162,8 +174,5 @@ class EventFile:
         raise self._error(error) from None
 
     def _error(self, error: OSError) -> OSError:
-        reason = error.strerror or str(error)
-        return OSError(
-            f"TensorBoard events can't be written to {self.path} ({reason}); "
-            "free space there, or choose another folder"
-        )
+        what = f"TensorBoard events can't be written to {self.path}"
+        return OSError(f"{what}: {error.strerror or error}; free space, or choose another folder")

@@ -1,4 +1,4 @@
-"""Pictures of a result: its score matrix and its learning curves. Both cost about 0.1 s for 5 tasks."""
+"""Pictures of a result: its score matrix and its learning curves, about 0.1 s each for 5 tasks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MOST_NAMES = 25  # as many task names or numbers as a picture can hold beside each other
 LONGEST_NAME = 40
+DPI = 80  # a picture of a few tasks is as wide as TensorBoard's cards, which scale coarsely
 CHARACTER = 0.07  # inches, at font size 8
 STYLES = ("-", "--", ":", "-.")  # each with ten colours
 
@@ -35,8 +36,8 @@ def quantity(metric: Metric) -> str:
 def score_matrix_figure(results: Mapping[str, Result]) -> Figure:
     """The score matrices of `results` (title -> result) side by side.
 
-    Row: after which phase; column: on which task. Colours span 0 to 100 for percentages, -1 to 1 for
-    scores, and for returns what occurs in `results`. Numbers are shown for at most 25 tasks.
+    Row: after which phase; column: on which task. Colours span 0 to 100 for percentages, -1 to 1
+    for scores, and for returns what occurs in `results`. At most 25 tasks have numbers.
     """
     sizes = [_Panel(result) for result in results.values()]
     width = sum(size.axes + size.rows + 1.1 for size in sizes)
@@ -44,7 +45,8 @@ def score_matrix_figure(results: Mapping[str, Result]) -> Figure:
     figure = _figure(width, height)
     grid = figure.subplots(1, len(results), squeeze=False, width_ratios=[s.axes for s in sizes])[0]
     for axes, size, (title, result) in zip(grid, sizes, results.items(), strict=True):
-        axes.set_title(_plain(textwrap.fill(title, round(1.3 * size.axes / CHARACTER))), fontsize=10)
+        letters = round(1.3 * size.axes / CHARACTER)
+        axes.set_title(_plain(textwrap.fill(title, letters)), fontsize=10)
         _draw_matrix(axes, result, _color_range(result.metric, results.values()))
     return figure
 
@@ -97,7 +99,7 @@ def _color_range(metric: Metric, results: Any) -> tuple[float, float]:
 
 def _row_names(result: Result) -> list[str]:
     phases = range(len(result.rows))
-    return ["before training", *(f"after {_label(phase_name(result, i))}" for i in phases)]
+    return ["before training", *(f"after {_plain(_short(phase_name(result, i)))}" for i in phases)]
 
 
 def phase_name(result: Result, phase: int) -> str:
@@ -111,9 +113,11 @@ def phase_name(result: Result, phase: int) -> str:
 def learning_curves_figure(result: Result) -> Figure:
     """Every task's score over the steps of a run, with a mark where each phase begins."""
     names = [_label(name) for name in result.tasks]
-    columns = math.ceil(len(names) / MOST_NAMES)
-    legend = 0.6 + CHARACTER * max(map(len, names))
-    figure = _figure(7.5 + columns * legend, 4.5 + 0.7 * CHARACTER * max(map(len, names)))
+    name_width = CHARACTER * max(map(len, names))
+    shown, legend_columns = min(len(names), MOST_NAMES), math.ceil(len(names) / MOST_NAMES)
+    width = max(3.7, 0.3 * shown) + 0.7 * name_width
+    height = max(3.2 + 0.7 * name_width, 0.6 + 0.18 * shown)
+    figure = _figure(width + legend_columns * (0.5 + name_width), height)
     axes = figure.add_subplot()
     steps = [now.step for now in result.evaluations]
     lines = []
@@ -126,8 +130,15 @@ def learning_curves_figure(result: Result) -> Figure:
     axes.set_xlim(0, max(1, steps[-1]))
     _mark_phases(axes, result)
     axes.set(xlabel="world steps", ylabel=quantity(result.metric))
-    figure.suptitle(_plain(textwrap.fill(heading(result), 90)), fontsize=11)
-    figure.legend(lines, names, loc="outside right upper", fontsize=8, ncols=columns)
+    figure.suptitle(_plain(textwrap.fill(heading(result), 50)), fontsize=11)
+    figure.legend(
+        lines,
+        names,
+        loc="outside right upper",
+        fontsize=8,
+        handlelength=1.5,
+        ncols=legend_columns,
+    )
     return figure
 
 
@@ -135,7 +146,7 @@ def _mark_phases(axes: Any, result: Result) -> None:
     begins = [0, *(row.step for row in result.rows)][: len(result.phases)]
     named = _some(len(begins))
     for phase, step in enumerate(begins):
-        axes.axvline(step, color="0.6", linewidth=0.8, zorder=0)
+        axes.axvline(step, color="0.6", linewidth=1.0, zorder=0)
         if phase in named:
             name = _label(phase_name(result, phase))
             place = {"rotation": 45, "rotation_mode": "anchor", "ha": "left", "va": "bottom"}
@@ -168,6 +179,6 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

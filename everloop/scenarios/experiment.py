@@ -134,12 +134,13 @@ class Experiment:
         """Run it, and write what it leaves into its folder, if it has one."""
         if self.out is None:
             return self._run(listeners)
+        around = environment()
         files = {
             CONFIG: yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True),
-            ENVIRONMENT: json.dumps(environment(), indent=2) + "\n",
+            ENVIRONMENT: json.dumps(around, indent=2) + "\n",
         }
         with opened(self.out, files, self.overwrite):
-            board = Board(self.out, self._shown(), environment()["command"])
+            board = Board(self.out, self._shown(), around["command"])
             try:
                 return self._run([board, Record(self.out / RESULT), *listeners])
             finally:
