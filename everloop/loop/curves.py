@@ -10,8 +10,13 @@ from everloop.loop.result import MEASURES, Result
 
 
 def curve(group: str, result: Result, name: str) -> str:
-    """A tag that holds the scenario, so that numbers in different units never share a chart."""
-    return "/".join(part for part in (group, result.scenario, name) if part)
+    """A tag that holds the scenario, so that numbers in different units never share a chart.
+
+    Custom Scalars take what follows a tag's first ( for the run's name, and draw nothing; so it
+    becomes a [.
+    """
+    scenario = result.scenario.replace("(", "[").replace(")", "]")
+    return "/".join(part for part in (group, scenario, name) if part)
 
 
 def average_forgetting(result: Result) -> float | None:

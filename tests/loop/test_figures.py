@@ -44,7 +44,7 @@ def texts(figure: Figure, axes: int = 0) -> list[str]:
 
 
 def overhang(figure: Figure) -> float:
-    """How far, in inches, something reaches out of the picture; not above 0 if nothing is cut off."""
+    """How far, in inches, something reaches out of the picture: 0 or less if nothing is cut off."""
     box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     return float(max(-box.x0, -box.y0, box.x1 - width, box.y1 - height))
 
@@ -58,7 +58,8 @@ def test_the_matrix_shows_every_number_and_name() -> None:
     rows = [label.get_text() for label in axes.get_yticklabels()]
     assert rows == ["before training", "after zero", "after one"]
     assert axes.get_title() == "plain"
-    assert [text.get_position() for text in axes.texts] == [(j, i) for i in range(3) for j in (0, 1)]
+    positions = [text.get_position() for text in axes.texts]
+    assert positions == [(j, i) for i in range(3) for j in range(2)]
 
 
 def test_a_phase_of_several_tasks_names_its_row() -> None:
