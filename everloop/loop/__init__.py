@@ -10,7 +10,7 @@ from everloop.loop.batch import Batch
 from everloop.loop.board import Board
 from everloop.loop.closed_loop import Listener, Plan, run
 from everloop.loop.evaluate import mean_return, scores
-from everloop.loop.figures import curves_figure, score_matrix_figure
+from everloop.loop.figures import learning_curves_figure, score_matrix_figure
 from everloop.loop.fisher import diagonal_fisher
 from everloop.loop.foreign import Attached, attach
 from everloop.loop.learner import Learner
@@ -138,9 +138,9 @@ __all__ = [
     "World",
     "WorldVecEnv",
     "attach",
-    "curves_figure",
     "diagonal_fisher",
     "herding",
+    "learning_curves_figure",
     "levels_by_depth",
     "likelihood_for",
     "mean_return",

@@ -1,206 +1,148 @@
-"""Forgetting in TensorBoard, while it happens."""
+"""A run in TensorBoard, while it happens."""
 
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from everloop.contract import Metric
+from everloop.loop.about import about, flattened, identity
 from everloop.loop.closed_loop import Listener
+from everloop.loop.curves import average_forgetting, charts, curve, titles
 from everloop.loop.events import EventFile
-from everloop.loop.figures import curves_figure, score_matrix_figure
+from everloop.loop.figures import heading, learning_curves_figure, score_matrix_figure
 from everloop.loop.result import MEASURES, Result
 
-OVERHEAD = 0.03  # share of the time that pictures may take between two phase ends
-LABELS = {
-    "average_score": "average {}",
-    "average_incremental_score": "average incremental {}",
-    "learning_accuracy": "{} right after learning",
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DRAWING = 0.05  # share of a run's time that pictures may take before its end
+FIRST_DRAWING = 1.0  # seconds, with the loading of matplotlib
+
+
+def _matrix(result: Result) -> Figure:
+    return score_matrix_figure({heading(result): result})
+
+
+FIGURES: Mapping[str, Callable[[Result], Figure]] = {
+    "learning curves": learning_curves_figure,
+    "score matrix": _matrix,
 }
 
 
 class Board(Listener):
-    """Writes a run as TensorBoard events.
+    """Writes a run as TensorBoard events. docs/tensorboard.md says what each page shows.
 
-    SCALARS, over world steps: score/TASK and forgetting/TASK of each task; average/score and average/forgetting over the
-        tasks seen so far; measures/... after each phase; task/index, the phase that is trained; divergence/...; train/...
-    CUSTOM SCALARS: a chart for the average and for each measure.
-    IMAGES: every task's curve with a legend, and the score matrix.
-    TEXT: the settings, the command, and what the curves mean.
-    HPARAMS: the settings, with the final measures.
-
-    Curves are drawn again at an evaluation if that takes little of the run's time, and always at a phase's end.
+    Scalars: score/<task> and forgetting/<task>; average/<scenario>/..., their means over the tasks
+        seen so far; measures/<scenario>/... after each phase; task/index; divergence/...; and what
+        learners and strategies report, such as train/loss.
+    Custom Scalars: a category for the scenario, with one chart a measure.
+    Images: the learning curves and the score matrix. They are drawn when the run ends. Before
+        that, drawing takes at most 5 % of the run's time: the curves are redrawn at an evaluation,
+        both at a phase's end, if that leaves room for it. So a run of less than 20 s, in which
+        the first drawing would not fit, draws at its end only.
+    HParams: `settings` and the measures. Text: a card that explains the run.
 
     Args:
-        folder: Where the events are written; it is made.
-        settings: Of the run, by key; mappings inside are shown as dotted keys.
-        command: What repeats the run.
+        folder: Where the events are written. It is made if it isn't there.
+        settings: What the run was made with; nested mappings become "outer.inner".
+        command: What was typed to start it.
 
     Raises:
-        OSError: From any method, where the folder can't be written.
+        OSError: In one line, here or at a later event, if the events can't be written.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any] | None = None, command: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        settings: Mapping[str, Any] = {},
+        command: str = "",
+    ) -> None:
         self.events = EventFile(folder)
-        self.settings, self.command = dict(settings or {}), command
-        self.drawn, self.took = -math.inf, 0.0
-        self.ending: Any = None  # the summary that closes the session of hyperparameters
+        self.settings, self.command = settings, command
+        self._result: Result | None = None
 
     def on_begin(self, result: Result, total_steps: int) -> None:
-        from torch.utils.tensorboard.summary import custom_scalars, text
-
-        self.title = " ".join(
-            filter(None, [result.scenario, "+".join(result.strategies), f"seed {result.seed}" if result.scenario else ""])
-        )
-        self.events.add(custom_scalars(layout(result)))  # type: ignore[no-untyped-call]
-        self.events.add(text("about", about(result, self.title, self.settings, self.command)))  # type: ignore[no-untyped-call]
-        self._begin_session()
-        for task, score in zip(result.tasks, result.before, strict=True):
-            self._scalar(f"score/{task}", score, 0)
+        self._result, self._began = result, time.perf_counter()
+        self._spent, self._next = 0.0, FIRST_DRAWING
+        self._drawn: dict[str, int] = {}
+        who, names = identity(result), titles(result.metric)
+        settings = {**who, **flattened(self.settings)}
+        metrics = {curve("measures", result, name): names[name] for name in MEASURES}
+        self.events.charts(result.scenario or "run", charts(result))
+        self.events.settings(settings, metrics, first=who)
+        self.events.text("about", about(result, settings, self.command))
+        self._scores(result)
         self.events.flush()
 
     def on_phase(self, result: Result, phase: int) -> None:
-        self._scalar("task/index", phase, result.steps)
+        self._task(result, phase)
 
     def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
-        now, forgetting = result.evaluations[-1], result.forgetting_now()
-        assert now.phase is not None
-        for task, score, lost in zip(result.tasks, now.scores, forgetting, strict=True):
-            self._scalar(f"score/{task}", score, now.step)
-            self._scalar(f"forgetting/{task}", lost, now.step)
-        self._scalar("average/score", result.average_now(), now.step)
-        self._scalar("average/forgetting", result.average_forgetting_now(), now.step)
-        for name, distance in divergence.items():
-            self._scalar(f"divergence/{name}", distance, now.step)
+        now = result.evaluations[-1]
+        self._scores(result)
+        self._write({f"divergence/{name}": value for name, value in divergence.items()}, now.step)
         if now.ends_phase:
-            self._scalar("task/index", now.phase, now.step)
-            for name, value in result.measures().items():
-                self._scalar(f"measures/{name}", value, now.step)
-        self._draw(result, now.step, now.ends_phase)
+            self._task(result, len(result.rows) - 1)
+            measures = result.measures().items()
+            self._write({curve("measures", result, name): v for name, v in measures}, now.step)
+        self._pictures(result)
         self.events.flush()
 
     def on_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            self._scalar(name, value, step)
+        self._write(scalars, step)
 
     def on_end(self, result: Result) -> None:
-        if self.ending is not None:
-            self.events.add(self.ending)
-        self.close()
+        self._close(success=True)
 
     def close(self) -> None:
-        """Write out what is pending."""
+        """Write out what is pending. A run that has not ended is marked as failed."""
+        self._close(success=False)
+
+    def _close(self, success: bool) -> None:
+        if self.events.closed:
+            return
+        if self._result is not None:
+            for tag in FIGURES:
+                if self._drawn.get(tag) != len(self._result.evaluations):
+                    self._draw(tag, self._result)
+            self.events.end(success)
         self.events.close()
 
-    def _scalar(self, tag: str, value: float | None, step: int) -> None:
-        if value is not None and math.isfinite(value):  # what was not measured has no point
-            self.events.scalar(tag, value, step)
+    def _write(self, values: Mapping[str, float | None], step: int) -> None:
+        """Each value that is known becomes a point of its curve."""
+        known = {tag: v for tag, v in values.items() if v is not None and math.isfinite(v)}
+        if known:
+            self.events.scalars(known, step)
 
-    def _draw(self, result: Result, step: int, ends_phase: bool) -> None:
-        began = time.monotonic()
-        if not ends_phase and (began - self.drawn) * OVERHEAD < self.took:
-            return
-        self.events.figure("curves of all tasks", curves_figure(result, self.title), step)
-        if ends_phase:
-            self.events.figure("score matrix", score_matrix_figure({self.title: result}), step)
-        self.drawn = time.monotonic()
-        self.took = self.drawn - began
+    def _scores(self, result: Result) -> None:
+        now, forgetting = result.evaluations[-1], result.forgetting_now()
+        scores = {f"score/{task}": v for task, v in zip(result.tasks, now.scores, strict=True)}
+        lost = {f"forgetting/{task}": v for task, v in zip(result.tasks, forgetting, strict=True)}
+        averages = {
+            curve("average", result, "score"): result.average_now(),
+            curve("average", result, "forgetting"): average_forgetting(result),
+        }
+        self._write({**scores, **lost, **averages}, now.step)
 
-    def _begin_session(self) -> None:
-        """The settings as hyperparameters of this very run: torch's own `add_hparams` would make another one of it."""
-        from torch.utils.tensorboard.summary import hparams
+    def _task(self, result: Result, phase: int) -> None:
+        """A point at the beginning of a phase and one at its end make a curve with steps."""
+        if len(result.phases[phase]) == 1:
+            self._write({"task/index": float(result.phases[phase][0])}, result.steps)
 
-        if not self.settings:
-            return
-        measures = dict.fromkeys(f"measures/{name}" for name in MEASURES)
-        experiment, begin, self.ending = hparams(hyperparameters(self.settings), measures)  # type: ignore[no-untyped-call]
-        self.events.add(experiment)
-        self.events.add(begin)
+    def _pictures(self, result: Result) -> None:
+        """Draw what is due, if there is time for it."""
+        ends_phase = result.evaluations[-1].ends_phase
+        share = DRAWING if ends_phase else DRAWING / 2
+        for tag in list(FIGURES)[: None if ends_phase else 1]:
+            if self._spent + self._next <= share * (time.perf_counter() - self._began):
+                self._draw(tag, result)
 
-
-def measure_label(name: str, metric: Metric) -> str:
-    """What a measure is called, with its unit: "average accuracy (%)"."""
-    label = LABELS.get(name, name.replace("_", " ")).format(metric.name)
-    if not metric.unit:
-        return label
-    return f"{label} (points)" if "forgetting" in name or "transfer" in name else f"{label} ({metric.unit})"
-
-
-def layout(result: Result) -> dict[str, dict[str, list[Any]]]:
-    """Charts of the custom scalars: one for the average, one for each measure.
-
-    TensorBoard reads a chart's tags as regular expressions, and draws what begins like one of them; so each is closed.
-    """
-    charts = {
-        f"average {result.metric.name} of the tasks seen so far{f' ({result.metric.unit})' if result.metric.unit else ''}": "average/score",
-        f"forgetting of the tasks seen so far{' (points)' if result.metric.unit else ''}": "average/forgetting",
-        **{f"after each task: {measure_label(name, result.metric)}": f"measures/{name}" for name in MEASURES},
-        "phase that is trained": "task/index",
-    }
-    return {result.scenario or "run": {title: ["Multiline", [f"^{re.escape(tag)}$"]] for title, tag in charts.items()}}
-
-
-def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys for mappings inside."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= flat_settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
-def hyperparameters(settings: Mapping[str, Any]) -> dict[str, bool | float | str]:
-    """Settings as TensorBoard takes them: with the same keys in all runs of a scenario.
-
-    The settings of strategies, which runs differ in, are one text.
-    """
-    strategies = settings.get("strategies", [])
-    names = [str(name).rpartition(":")[2] for name in strategies]
-    own = flat_settings({name: settings[name] for name in names if isinstance(settings.get(name), Mapping)})
-    shared = {key: value for key, value in settings.items() if key not in names}
-    values: dict[str, bool | float | str] = {}
-    for key, value in flat_settings(shared).items():
-        values[key] = (
-            value if isinstance(value, bool | int | float) else "+".join(map(str, value)) if isinstance(value, list) else str(value)
-        )
-    return values | {"strategy settings": " ".join(f"{key}={value}" for key, value in own.items())}
-
-
-def about(result: Result, title: str, settings: Mapping[str, Any], command: str) -> str:
-    """The text card, in Markdown: what is run, and how to read the curves."""
-    unit = f" in {result.metric.unit}" if result.metric.unit else ""
-    kind = {"score": "a score, 0 for a random agent and 1 for the best known", "return": "the mean return of an episode"}
-    lines = [f"# {title or 'a run'}", ""]
-    if command:
-        lines += ["The command that was run:", "", f"    {command}", ""]
-    lines += [
-        "## Curves",
-        "",
-        "| curve | what it is |",
-        "|---|---|",
-        f"| score/TASK | {kind.get(result.metric.name, result.metric.name + unit)}, on the task's test world |",
-        f"| forgetting/TASK | the task's best since its training ended minus now{', in points' if unit else ''} |",
-        "| average/... | the mean over the tasks seen so far |",
-        "| measures/... | the measures of result.json after each phase |",
-        "| task/index | the phase that is trained |",
-        "| divergence/kl/TASK/MODULE | KL divergence (nats) of the outputs since the task's end, by module |",
-        "| divergence/weights/TASK/MODULE | relative distance of the weights since the task's end |",
-        "| train/... | loss, learning rate and gradient norm |",
-        "",
-        "All curves are over world steps of training; of a stream a step is an example.",
-        "",
-    ]
-    if result.metric.name == "return":
-        lines += ["Returns are shown, since the world gives no reference. For scores, let reference(task) return (random, best).", ""]
-    if settings:
-        lines += ["## Settings", "", "| setting | value |", "|---|---|"]
-        lines += [f"| {key} | {_cell(value)} |" for key, value in flat_settings(settings).items()]
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    """A value inside a Markdown table."""
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    def _draw(self, tag: str, result: Result) -> None:
+        began = time.perf_counter()
+        self.events.figure(tag, FIGURES[tag](result), result.evaluations[-1].step)
+        self._drawn[tag] = len(result.evaluations)
+        self._next = time.perf_counter() - began
+        self._spent += self._next

@@ -1,62 +1,178 @@
-"""A file of TensorBoard events, written by the one who calls: no thread stands between an error and its cause."""
+"""A file of TensorBoard events."""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import os
 import socket
 import time
-from itertools import count
+import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_numbers = count()
+Setting = bool | float | str
+FLUSH_SECONDS = 10.0
+_numbers = itertools.count()
 
 
 class EventFile:
-    """Writes summaries into a new events file of `folder`. Raises OSError where that can't be written."""
+    """Writes TensorBoard events in the caller's thread: what goes wrong is raised where it happens.
 
-    def __init__(self, folder: Path) -> None:
+    Raises OSError, in one line that names the file, where it can't be opened or written. After
+    that, and after `close`, nothing more is written, and `close` does nothing.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-        self._event: Any = Event
-        self._file = (folder / name).open("wb")
-        self._records = RecordWriter(self._file)
-        self._write(file_version="brain.Event:2")
+        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        self.path = Path(folder) / f"events.out.tfevents.{name}"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("xb")
+        except OSError as error:
+            raise self._error(error) from None
+        self._event, self._records = Event, RecordWriter(self._file)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self.flush()
 
-    def _write(self, **content: Any) -> None:
-        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+    @property
+    def closed(self) -> bool:
+        """True after `close`, or after an error."""
+        return self._file.closed
 
-    def add(self, summary: Any, step: int = 0) -> None:
-        """A summary, as `torch.utils.tensorboard.summary` makes them."""
-        self._write(summary=summary, step=step)
+    def flush(self) -> None:
+        """Let TensorBoard see what was written."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            self._fail(error)
+        self._flushed = time.monotonic()
 
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        """A point of the curve `tag`."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+    def close(self) -> None:
+        """Write out what is pending."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._error(error) from None
 
-        self.add(Summary(value=[Summary.Value(tag=tag, simple_value=value)]), step)
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """One point of each curve: tag -> value."""
+        self.add([{"tag": tag, "simple_value": value} for tag, value in values.items()], step)
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """A picture."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        stream = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # names in a script that the font lacks
+            figure.savefig(stream, format="png")
+        width, height = (round(inches * figure.dpi) for inches in figure.get_size_inches())
+        picture = {
+            "height": height,
+            "width": width,
+            "colorspace": 4,
+            "encoded_image_string": stream.getvalue(),
+        }
+        self.add([{"tag": tag, "image": picture}], step)
 
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        width, height = (int(size) for size in figure.get_size_inches() * figure.dpi)
-        image = Summary.Image(encoded_image_string=buffer.getvalue(), width=width, height=height, colorspace=4)
-        self.add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+    def text(self, tag: str, markdown: str) -> None:
+        """A card on the Text page."""
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+        from tensorboard.util.tensor_util import make_tensor_proto
 
-    def flush(self) -> None:
-        """Let readers see what has been written."""
-        self._file.flush()
+        metadata = create_summary_metadata(display_name=tag, description="")
+        tensor = make_tensor_proto([markdown.encode()])
+        self.add([{"tag": tag, "metadata": metadata, "tensor": tensor}], 0)
 
-    def close(self) -> None:
-        """Nothing more is written."""
-        self._file.close()
+    def charts(self, category: str, charts: Mapping[str, str]) -> None:
+        """A category of the Custom Scalars page: title of a chart -> regular expression of tags."""
+        from tensorboard.plugins.custom_scalar import metadata
+        from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+        from tensorboard.util.tensor_util import make_tensor_proto
+
+        content = [{"title": t, "multiline": {"tag": [regex]}} for t, regex in charts.items()]
+        layout = Layout(category=[{"title": category, "chart": content}])
+        value = {
+            "tag": metadata.CONFIG_SUMMARY_TAG,
+            "metadata": metadata.create_summary_metadata(),
+            "tensor": make_tensor_proto(layout.SerializeToString()),
+        }
+        self.add([value], 0)
+
+    def settings(
+        self,
+        settings: Mapping[str, Setting],
+        metrics: Mapping[str, str],
+        first: Collection[str] = (),
+    ) -> None:
+        """A row of the HParams page.
+
+        Args:
+            settings: Columns, with the same names in all runs that the page compares.
+            metrics: The tags of scalars whose last values are columns -> what the page calls them.
+            first: The settings that come first; the page sorts the others by name.
+        """
+        from tensorboard.plugins.hparams import api_pb2 as api
+        from tensorboard.plugins.hparams import metadata
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
+
+        kinds: dict[type, tuple[str, Any]] = {
+            bool: ("bool_value", api.DATA_TYPE_BOOL),
+            float: ("number_value", api.DATA_TYPE_FLOAT64),
+            str: ("string_value", api.DATA_TYPE_STRING),
+        }
+        types = {name: kinds[type(value)][1] for name, value in settings.items()}
+        columns = [{"name": k, "type": t, "differs": k in first} for k, t in types.items()]
+        measures = [{"name": {"tag": tag}, "display_name": name} for tag, name in metrics.items()]
+        experiment = api.Experiment(hparam_infos=columns, metric_infos=measures)
+        start = SessionStartInfo(start_time_secs=time.time())
+        for name, value in settings.items():
+            setattr(start.hparams[name], kinds[type(value)][0], value)
+        self._hparams(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))
+        self._hparams(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start))
+
+    def end(self, success: bool) -> None:
+        """Tell the HParams page that the run is over."""
+        from tensorboard.plugins.hparams import api_pb2 as api
+        from tensorboard.plugins.hparams import metadata
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+
+        status = api.STATUS_SUCCESS if success else api.STATUS_FAILURE
+        end = SessionEndInfo(status=status, end_time_secs=time.time())
+        self._hparams(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))
+
+    def _hparams(self, tag: str, content: Any) -> None:
+        from tensorboard.plugins.hparams.metadata import NULL_TENSOR, create_summary_metadata
+
+        data = create_summary_metadata(content)
+        self.add([{"tag": tag, "metadata": data, "tensor": NULL_TENSOR}], 0)
+
+    def add(self, values: Any, step: int) -> None:
+        """The values of one Summary, at `step`."""
+        self._write(self._event(wall_time=time.time(), step=step, summary={"value": values}))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def _write(self, event: Any) -> None:
+        if self.closed:
+            raise OSError(f"{self.path} is closed; make a new one for another run")
+        try:
+            self._records.write(event.SerializeToString())
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        with contextlib.suppress(OSError):  # it tries once more to write out what is pending
+            self._file.close()
+        raise self._error(error) from None
+
+    def _error(self, error: OSError) -> OSError:
+        what = f"TensorBoard events can't be written to {self.path}"
+        return OSError(f"{what}: {error.strerror or error}; free space, or choose another folder")

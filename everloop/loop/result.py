@@ -147,13 +147,6 @@ class Result:
             current.append(metrics.task_forgetting([*past, now.scores[j]]))
         return current
 
-    def average_forgetting_now(self) -> float | None:
-        """The mean forgetting, at the latest evaluation, of the tasks seen before the current phase."""
-        now = self.evaluations[-1]
-        current = self.phases[now.phase] if now.phase is not None else []
-        lost = [value for j, value in enumerate(self.forgetting_now()) if j in self.seen(now) and j not in current]
-        return None if None in lost else metrics.mean([value for value in lost if value is not None])
-
     def measures(self) -> dict[str, float | None]:
         """Every measure by name; None where it can't be computed."""
         return {name: getattr(self, name) for name in MEASURES}

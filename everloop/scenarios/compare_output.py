@@ -15,13 +15,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from everloop.contract import Metric
-from everloop.loop.figures import axis_label, colors, new_figure
+from everloop.loop.figures import quantity
 from everloop.loop.result import MEASURES
 from everloop.scenarios.compare import Comparison, Comparisons, Group
 from everloop.scenarios.statistics import Estimate, estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMNS = ("average_score", "forgetting", "average_incremental_score")
 EXPLAINED = (
@@ -117,14 +118,23 @@ def _latex_cell(cell: str) -> str:
     return cell if cell == "-" else f"${cell.replace('±', chr(92) + 'pm')}$"
 
 
-def draw(found: Comparisons) -> Any:
+def draw(found: Comparisons) -> Figure:
     """A picture: of each scenario the averages with their intervals, and how they come about over the steps of training."""
-    figure = new_figure(11.0, sum(max(3.2, 1.2 + 0.42 * len(table.groups)) for table in found.tables))
+    figure = _figure(11.0, sum(max(3.2, 1.2 + 0.42 * len(table.groups)) for table in found.tables))
     places = figure.subplots(len(found.tables), 2, squeeze=False)
     for (left, right), table in zip(places, found.tables, strict=True):
-        shades = colors(len(table.groups))
+        shades = [f"C{i % 10}" for i in range(len(table.groups))]
         _draw_averages(left, table, shades)
         _draw_curves(right, table, shades)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=100)
+    FigureCanvasAgg(figure)
     return figure
 
 
@@ -136,7 +146,7 @@ def _draw_averages(axes: Axes, table: Comparison, shades: Sequence[Any]) -> None
             axes.errorbar(mean.mean, i, xerr=mean.half or 0.0, fmt="s", color=color, capsize=4)
     axes.set_yticks(range(len(table.groups)), [group.label.replace("$", r"\$") for group in table.groups], fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel=f"average {axis_label(table.metric)} at the end", title=table.scenario)
+    axes.set(xlabel=f"average {quantity(table.metric)} at the end", title=table.scenario)
     axes.grid(axis="x", linewidth=0.4)
     if table.metric.unit == "%":  # an interval may reach beyond what there can be
         axes.set_xlim(-3, 103)
@@ -151,7 +161,7 @@ def _draw_curves(axes: Axes, table: Comparison, shades: Sequence[Any]) -> None:
             axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
     for begin in _phase_ends(table):
         axes.axvline(begin, color="0.7", linewidth=0.7, linestyle=":", zorder=0)
-    axes.set(xlabel="world steps of training", ylabel=axis_label(table.metric), title="average over the tasks seen so far")
+    axes.set(xlabel="world steps of training", ylabel=quantity(table.metric), title="average over the tasks seen so far")
     if table.metric.unit == "%":
         axes.set_ylim(-3, 103)
     if axes.lines:

@@ -22,6 +22,7 @@ from rich.console import Console
 
 import everloop
 from everloop.loop import STRATEGIES, Board, Listener, Result, Strategy, run
+from everloop.loop.about import flattened
 from everloop.loop.result import write_json
 from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened
 from everloop.scenarios.names import find_object, from_registry, is_path
@@ -138,11 +139,19 @@ class Experiment:
             ENVIRONMENT: json.dumps(environment(), indent=2) + "\n",
         }
         with opened(self.out, files, self.overwrite):
-            board = Board(self.out, self.config(), command())
+            board = Board(self.out, self._shown(), command())
             try:
                 return self._run([board, Record(self.out / RESULT), *listeners])
             finally:
                 board.close()
+
+    def _shown(self) -> dict[str, Any]:
+        """The settings that TensorBoard shows, under the same names for all strategies."""
+        strategies = flattened(self.settings).items()
+        return {
+            **{field.name: plain(getattr(self.scenario, field.name)) for field in fields(self.scenario)},
+            "strategy_settings": [f"{name}={value}" for name, value in strategies],
+        }
 
     def _run(self, listeners: Sequence[Listener]) -> Result:
         named = Named(self.scenario.name, [strategy_key(name) for name in self.names], self.seed)

@@ -118,7 +118,7 @@ def make_optimizer(factory: Factory, parameters: Iterable[torch.nn.Parameter], l
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?", or nothing where nothing known resembles `name`."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.65)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -1,137 +1,242 @@
-"""TensorBoard in a real browser: every page shows what a run has written."""
+"""TensorBoard's pages of two runs, opened in a browser. `pytest -m slow tests/loop/test_board_browser.py`
+
+Needs Chromium and its driver (Debian: apt-get install chromium chromium-driver).
+"""
 
 from __future__ import annotations
 
+import io
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from loop_helpers import mlp, stream
+from PIL import Image
 
-from everloop.scenarios import Experiment, SplitDigits
+from everloop.contract import ACCURACY
+from everloop.loop import Board, Listener, Plan, Replay, Result, SupervisedLearner, Training, run
+from everloop.loop.curves import titles
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytest.importorskip("selenium", reason="selenium is not installed: pip install everloop[dev]")
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)"),
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are missing"),
+    pytest.mark.xdist_group("browser"),
 ]
-FLAGS = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
-DEEP = """
+SWITCHES = (
+    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"),
+    *("disable-background-networking", "disable-component-update", "window-size=1280,800"),
+)
+SCENARIO = "digits (C++)"
+PATIENCE = 60.0  # seconds until a page has to show what it holds
+
+FIND = """
 const found = [];
-const walk = node => {
-  for (const child of node.querySelectorAll('*')) { if (child.shadowRoot) walk(child.shadowRoot); }
-  found.push(...node.querySelectorAll(arguments[0]));
-};
-walk(document);
+function walk(root) {  // much of TensorBoard lives in nested shadow roots
+  for (const e of root.querySelectorAll('*')) {
+    found.push(e);
+    if (e.shadowRoot) walk(e.shadowRoot);
+  }
+}
+const inside = arguments[1] || document;
+walk(inside);
+if (inside.shadowRoot) walk(inside.shadowRoot);
+const all = found.filter(e => e.tagName.toLowerCase() === arguments[0]);
 """
-"""Finds elements inside all shadow roots, in which TensorBoard's older pages live."""
+VISIBLE = FIND + "return all.filter(e => e.getClientRects().length);"
+TEXTS = FIND + "return all.map(e => e.textContent.trim());"
+COLORS = """
+const lines = all.filter(e => e.classList.contains('line') && /[LC]/.test(e.getAttribute('d')));
+return [...new Set(lines.map(e => getComputedStyle(e).stroke))];
+"""
+
+
+class Name(Listener):
+    """Names a run."""
+
+    def __init__(self, strategies: list[str]) -> None:
+        self.strategies = strategies
+
+    def on_begin(self, result: Result, total_steps: int) -> None:
+        result.scenario, result.strategies = SCENARIO, self.strategies
+
+
+def teach(folder: Path, name: str) -> Result:
+    learner = SupervisedLearner(mlp(), stream(), Training(1e-2))
+    strategies = [] if name == "none" else [Replay(strength=1.0)]
+    plan = Plan([[0], [1], [2]], [160] * 3, eval_every=32, consolidation_steps=4)
+    listeners = [Name([name]), Board(folder / name, {"epochs": 1}, f"everloop run {name}")]
+    return run(learner, plan, stream(16, split="test"), stream(), strategies, listeners)
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A TensorBoard over two runs of digits."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Result]]:
     folder = tmp_path_factory.mktemp("runs")
-    for strategies in ("none", "ewc,replay"):
-        Experiment(SplitDigits(epochs=2), strategies, out=folder / strategies.replace(",", "+")).run()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", str(port), "--load_fast=false"]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(120):
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
+    return folder, {name: teach(folder, name) for name in ("none", "replay")}
+
+
+@pytest.fixture(scope="module")
+def address(results: tuple[Path, dict[str, Result]]) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = ["-m", "tensorboard.main", "--logdir", str(results[0]), "--host", "127.0.0.1"]
+    with subprocess.Popen(
+        [sys.executable, *words, "--port", port],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as server:
+        address = f"http://127.0.0.1:{port}"
+        try:
+            until(lambda: b"replay" in urllib.request.urlopen(f"{address}/data/runs").read())
+            yield address
+        finally:
+            server.terminate()
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for flag in FLAGS.split():
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    options.add_argument("--window-size=1280,2400")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    for switch in (*SWITCHES, f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(f"--{switch}")
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield browser
+    browser.quit()
 
 
-def wait(browser: Any, script: str, *arguments: Any, wanted: int = 1) -> list[Any]:
-    """What the script finds, as soon as it finds enough; fails after a minute."""
-    found: list[Any] = []
-    for _ in range(60):
-        found = browser.execute_script(script, *arguments)
-        if len(found) >= wanted:
-            return found
-        time.sleep(1)
-    raise AssertionError(f"{len(found)} found, wanted {wanted}: {found}")
+def until(happens: Callable[[], Any]) -> Any:
+    """What `happens` returns, as soon as it is true."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            if value := happens():
+                return value
+        except (OSError, StaleElementReferenceException):
+            pass  # the server is not up yet; the page has drawn itself anew
+        assert time.monotonic() < end, f"not within {PATIENCE:.0f} s"
+        time.sleep(0.5)
 
 
-def shown(browser: Any, address: str, page: str) -> None:
+def visit(browser: Any, address: str, page: str) -> None:
     browser.get("about:blank")
     browser.get(f"{address}/#{page}")
 
 
-def test_every_custom_chart_draws_a_line_of_each_run(browser: Any, address: str) -> None:
-    shown(browser, address, "custom_scalars")
-    script = (
-        DEEP
-        + """
-return found.map(card => {
-  const paths = [];
-  const lines = node => {
-    for (const child of node.querySelectorAll('*')) { if (child.shadowRoot) lines(child.shadowRoot); }
-    paths.push(...[...node.querySelectorAll('path')].map(e => e.getAttribute('d') || ''));
-  };
-  lines(card.shadowRoot);
-  return [card.title, new Set(paths.filter(d => (d.match(/L/g) || []).length > 2)).size];
-}).filter(([title, lines]) => title && lines > 1);"""
-    )
-    charts = dict(wait(browser, script, "tf-custom-scalar-multi-line-chart-card", wanted=4))
-    assert "average accuracy of the tasks seen so far (%)" in charts
-    assert "forgetting of the tasks seen so far (points)" in charts
+def visible(browser: Any, name: str, inside: Any = None) -> list[Any]:
+    """The visible elements of a kind, those in shadow roots too."""
+    return browser.execute_script(VISIBLE, name, inside)
 
 
-def test_time_series_draw_lines_for_both_runs(browser: Any, address: str) -> None:
-    shown(browser, address, "timeseries")
-    wait(browser, DEEP + "return found.map(e => e.textContent).filter(t => t.includes('average/score'));", "card-view")
-    lines = wait(browser, DEEP + "return found.map(e => e.getAttribute('d')).filter(d => d && d.length > 20);", "line-chart path", wanted=2)
-    assert len(set(lines)) >= 2
+def texts(browser: Any, name: str, inside: Any = None) -> list[str]:
+    return browser.execute_script(TEXTS, name, inside)
 
 
-def test_images_hold_pictures_of_both_runs(browser: Any, address: str) -> None:
-    shown(browser, address, "images")
-    sizes = wait(
-        browser, DEEP + "return found.filter(e => e.naturalWidth > 300).map(e => [e.naturalWidth, e.naturalHeight]);", "img", wanted=4
-    )
-    assert all(width > height for width, height in sizes)
+def line_colors(browser: Any, card: Any) -> list[str]:
+    """The colours of the lines that a chart draws."""
+    return browser.execute_script(FIND + COLORS, "path", card)
 
 
-def test_the_text_card_explains_the_curves(browser: Any, address: str) -> None:
-    shown(browser, address, "text")
-    cells = wait(browser, DEEP + "return found.map(e => e.textContent.trim()).filter(t => t);", "td", wanted=20)
-    assert "forgetting/TASK" in cells
-    assert "training.learning_rate" in cells
+def strong_colors(canvas: Any) -> int:
+    """How many colours as strong as those of runs a canvas shows."""
+    picture = Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("RGB").quantize(32)
+    palette, counts = picture.getpalette() or [], picture.getcolors() or []
+    colors = [(n, palette[3 * i : 3 * i + 3]) for n, i in counts]
+    return sum(n > 20 and max(color) - min(color) > 60 for n, color in colors)
 
 
-def test_hparams_list_both_runs_with_the_same_columns(browser: Any, address: str) -> None:
-    shown(browser, address, "hparams")
-    script = DEEP + "return found.map(e => e.textContent.trim()).filter(t => t);"
-    text = " ".join(wait(browser, script, "vaadin-grid-cell-content, td, th", wanted=10))
-    assert "strategies" in text or "batch_size" in text
-    assert "ewc+replay" in text
-    assert "none" in text
+def test_every_custom_chart_draws_a_line_of_each_run_in_that_runs_colour(
+    browser: Any,
+    address: str,
+) -> None:
+    visit(browser, address, "custom_scalars")
+
+    def drawn() -> list[tuple[str, list[str]]] | None:
+        cards = visible(browser, "tf-custom-scalar-multi-line-chart-card")
+        found = [(card.text.splitlines()[0], line_colors(browser, card)) for card in cards]
+        return found if len(found) == 7 and all(len(colors) == 2 for _, colors in found) else None
+
+    charts = dict(until(drawn))
+    assert list(charts) == list(titles(ACCURACY).values())
+    assert len({tuple(sorted(colors)) for colors in charts.values()}) == 1
+    (category,) = visible(browser, "tf-category-paginated-view")
+    assert SCENARIO in category.text
+
+
+def test_scalars_draw_a_line_of_each_run(browser: Any, address: str) -> None:
+    visit(browser, address, "scalars")
+
+    def drawn() -> list[Any] | None:
+        cards = [c for c in visible(browser, "tf-scalar-card") if "average/" in c.text]
+        colors = [line_colors(browser, card) for card in cards]
+        return cards if [len(found) for found in colors] == [2, 2] else None
+
+    names = [card.text.splitlines()[0] for card in until(drawn)]
+    assert names == ["average/digits [C++]/forgetting", "average/digits [C++]/score"]
+
+
+def test_time_series_show_the_results_last_numbers(
+    browser: Any,
+    address: str,
+    results: tuple[Path, dict[str, Result]],
+) -> None:
+    visit(browser, address, "timeseries")
+    lasts = [result.average_now() or 0.0 for result in results[1].values()]
+
+    def shown() -> Any:
+        cards = [c for c in visible(browser, "scalar-card") if "/score" in c.text]
+        return next((c for c in cards if all(f"{v:.6g}" in c.text for v in lasts)), None)
+
+    card = until(shown)
+    assert "none" in card.text
+    assert "replay" in card.text
+    canvas = visible(browser, "canvas", card)[0]
+    until(lambda: strong_colors(canvas) >= 2)
+
+
+def test_images_show_both_pictures_of_each_run(browser: Any, address: str) -> None:
+    visit(browser, address, "images")
+
+    def loaded() -> list[str] | None:
+        cards = visible(browser, "tf-image-loader")
+        pictures = [picture for card in cards for picture in visible(browser, "img", card)]
+        wide = [int(picture.get_property("naturalWidth")) > 250 for picture in pictures]
+        return [card.text for card in cards] if len(wide) == 4 and all(wide) else None
+
+    cards = until(loaded)
+    for tag in ("learning curves", "score matrix"):
+        for name in ("none", "replay"):
+            assert sum(tag in card and name in card for card in cards) == 1
+
+
+def test_the_card_is_a_page_with_tables(browser: Any, address: str) -> None:
+    visit(browser, address, "text")
+    cells = until(lambda: texts(browser, "td"))
+    assert "score/<task>" in cells
+    assert {"epochs", "1"} <= set(cells)
+    assert set(texts(browser, "h1")) == {f"{SCENARIO}: none", f"{SCENARIO}: replay"}
+    assert {"everloop run none", "everloop run replay"} <= set(texts(browser, "code"))
+
+
+def test_hparams_have_a_row_for_each_run_with_settings_and_measures(
+    browser: Any,
+    address: str,
+    results: tuple[Path, dict[str, Result]],
+) -> None:
+    visit(browser, address, "hparams")
+    expected = {"scenario", "strategies", "seed", "epochs", "average accuracy (%)"}
+    for name, result in results[1].items():
+        expected |= {name, f"{result.average_score:.5g}"}
+    until(lambda: expected <= set(texts(browser, "vaadin-grid-cell-content")))
