@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from everloop.loop import Batch, Learner, Strategy
-from everloop.scenarios import SplitDigits
+from everloop.scenarios import SplitDigits, SwitchingPlant
 
 
 class Slow(Strategy):
@@ -106,4 +106,16 @@ class Failing(SplitDigits):
                 return step(actions)
 
             world.step = failing
+        return world
+
+
+@dataclass
+class Unscaled(SwitchingPlant):
+    """A plant of which nobody knows how well it can be steered."""
+
+    name: ClassVar[str] = "unscaled-plant"
+
+    def world(self, split: Any, num_envs: int, seed: int) -> Any:
+        world: Any = super().world(split, num_envs, seed)
+        world.reference = lambda task: (float("nan"), float("nan"))
         return world

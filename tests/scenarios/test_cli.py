@@ -90,6 +90,26 @@ def test_tasks_choose_what_is_trained_and_in_which_order(tmp_path: Path) -> None
     assert result["scores"][0][4] > result["before"][4]
 
 
+def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same run as with the reference, in the terminal, in result.json and on the board."""
+    monkeypatch.syspath_prepend(str(HERE))
+    small = [*PLANT[2:], "--token-size", "8", "--hidden-size", "8", "--recurrent", "false"]
+    assert main(["run", "switching-plant", *small, "--quiet", "--out", str(tmp_path / "scaled")]) == 0
+    assert main(["run", "own_parts:Unscaled", *small, "--out", str(tmp_path / "plain")]) == 0
+    scaled, plain = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("scaled", "plain"))
+    assert (scaled["metric"], plain["metric"]) == ({"name": "score", "unit": ""}, {"name": "return", "unit": ""})
+    assert plain["returns"] == scaled["returns"] == plain["scores"] != scaled["scores"]
+    assert plain["forgetting"] == pytest.approx(plain["scores"][0][0] - plain["scores"][1][0])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "average return" in printed
+    assert "drop since the best" in printed
+    assert "reference(task) return (random, best)" in printed
+    events = EventAccumulator(str(tmp_path / "plain")).Reload()
+    assert events.Scalars("score/plant-1")[-1].value == pytest.approx(plain["scores"][-1][1], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
