@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 from everloop.contract import Metric
 from everloop.loop import Result
+from everloop.loop.result import MEASURES
 from everloop.scenarios.folder import CONFIG, RESULT
 from everloop.scenarios.settings import flat
 from everloop.scenarios.statistics import Estimate, estimate, paired
@@ -88,7 +90,8 @@ class Comparisons:
 
     Args:
         tables: The comparisons.
-        notes: One line for each folder that is left out, with the reason.
+        notes: One line for each folder that is left out, for measures that seeds lack, and for a table
+            without the baseline that was asked for.
     """
 
     tables: list[Comparison]
@@ -108,11 +111,29 @@ def compare(folders: Iterable[Path | str], baseline: str | None = None) -> Compa
     for group in groups:
         result = next(iter(group.results.values()))
         together.setdefault(json.dumps([result.scenario, result.tasks, result.metric.name, result.metric.unit]), []).append(group)
-    tables = [_comparison(found, baseline) for found in together.values()]
+    tables = [_comparison(together[kind], baseline) for kind in sorted(together)]
     known = [group.label for groups in together.values() for group in groups]
     if baseline is not None and baseline not in known:
         raise ValueError(f"baseline is {baseline!r}; the rows are {', '.join(known)}")
+    for table in tables:
+        notes += [note for group in table.groups for note in _missing(group)]
+        if baseline is not None and table.baseline.label != baseline:
+            notes.append(f"{table.scenario} has no row {baseline!r}; its baseline is {table.baseline.label!r}")
     return Comparisons(tables, notes)
+
+
+def _missing(group: Group) -> list[str]:
+    """One line for each set of seeds that lack measures, which are then averaged without them."""
+    lacking: dict[tuple[int, ...], list[str]] = {}
+    for measure in MEASURES:
+        seeds = tuple(sorted(group.results.keys() - group.values(measure).keys()))
+        if seeds:
+            lacking.setdefault(seeds, []).append(measure)
+    scenario = next(iter(group.results.values())).scenario
+    return [
+        f"{scenario}, {group.label}: not known for seed {', '.join(map(str, seeds))}: {', '.join(measures)}"
+        for seeds, measures in lacking.items()
+    ]
 
 
 def _load(folders: Iterable[Path | str]) -> tuple[list[Group], list[str]]:
@@ -128,7 +149,7 @@ def _load(folders: Iterable[Path | str]) -> tuple[list[Group], list[str]]:
         if not result.complete:
             notes.append(f"not compared: {folder}: {len(result.rows)} of {len(result.phases)} phases have ended")
             continue
-        settings = settings or {"scenario": result.scenario, "strategies": result.strategies}
+        settings = settings or {"scenario": result.scenario, "strategies": result.strategies, "phases": result.phases}
         kind = [result.scenario, result.tasks, result.metric.name, result.metric.unit]
         key = json.dumps([kind, settings], sort_keys=True, default=str)
         group = groups.setdefault(key, Group("+".join(result.strategies), settings, {}))
@@ -140,16 +161,16 @@ def _load(folders: Iterable[Path | str]) -> tuple[list[Group], list[str]]:
 
 
 def _runs(folders: Iterable[Path | str], notes: list[str]) -> list[Path]:
-    """The folders of runs in and below `folders`, each once, in the order of their names."""
+    """The folders of runs in and below `folders`, each once, by name: of two runs of one seed the first counts."""
     found: list[Path] = []
-    for folder in map(Path, folders):
+    for folder in sorted(map(Path, folders)):
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder")
         inside = sorted(path.parent for path in folder.rglob(RESULT))
         if not inside:
             notes.append(f"not compared: {folder}: it holds no {RESULT}")
         found += inside
-    return list(dict.fromkeys(path.resolve() for path in found))
+    return sorted({path.resolve() for path in found})
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -169,10 +190,17 @@ def _settings(folder: Path) -> dict[str, Any]:
 def _comparison(groups: list[Group], baseline: str | None) -> Comparison:
     _name(groups)
     first = {id(group): next(iter(group.results.values())) for group in groups}
-    groups.sort(key=lambda group: (first[id(group)].strategies != ["none"], first[id(group)].strategies == ["joint"], group.label))
+    groups.sort(
+        key=lambda group: (first[id(group)].strategies != ["none"], first[id(group)].strategies == ["joint"], _by_number(group.label))
+    )
     result = first[id(groups[0])]
     chosen = next((group for group in groups if group.label == baseline), groups[0])
     return Comparison(result.scenario, result.metric, groups, chosen)
+
+
+def _by_number(label: str) -> list[str | float]:
+    """A key that sorts strength=2.0 before strength=10.0."""
+    return [float(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", label))]
 
 
 def _name(groups: Sequence[Group]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -15,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from everloop.contract import Metric
-from everloop.loop.figures import quantity
+from everloop.loop import Evaluation, Result
+from everloop.loop.figures import STYLES, quantity
 from everloop.loop.result import MEASURES
 from everloop.scenarios.compare import Comparison, Comparisons, Group
 from everloop.scenarios.statistics import Estimate, estimate
@@ -27,32 +29,30 @@ if TYPE_CHECKING:
 COLUMNS = ("average_score", "forgetting", "average_incremental_score")
 EXPLAINED = (
     "mean ± half of the 95 % confidence interval over n seeds (Student's t); "
-    "difference: of the average to {}, paired by seed (the number of pairs in brackets where it is not n)"
+    "difference: of the average to {}, paired by seed (in brackets: the number of seeds or pairs where it is not n)"
 )
+SHADES = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
+"""Ten colours that colour-blind readers can tell apart (Petroff 2021, arXiv:2107.02270)."""
 
 
-def text(value: Estimate | None, metric: Metric, plus_minus: str = "±") -> str:
-    """`mean ± half`; "-" where there is nothing."""
+def text(value: Estimate | None, metric: Metric, n: int) -> str:
+    """`mean ± half`, and how many seeds it is over if that is not `n`; "-" where there is nothing."""
     if value is None or value.mean is None:
         return "-"
-    mean = metric.text(value.mean)
-    return mean if value.half is None else f"{mean} {plus_minus} {metric.text(value.half)}"
+    half = "" if value.half is None else f" ± {metric.text(value.half)}"
+    return f"{metric.text(value.mean)}{half}{'' if value.n == n else f' ({value.n})'}"
 
 
-def difference_text(value: Estimate | None, metric: Metric, n: int, plus_minus: str = "±") -> str:
-    """The difference with its sign, and the number of pairs if it is not `n`."""
-    if value is None or value.mean is None:
-        return "-"
-    sign = "+" if value.mean > 0 else ""
-    pairs = "" if value.n == n else f" ({value.n})"
-    return f"{sign}{text(value, metric, plus_minus)}{pairs}"
+def difference_text(value: Estimate | None, metric: Metric, n: int) -> str:
+    """The difference with its sign."""
+    sign = "+" if value is not None and value.mean is not None and value.mean > 0 else ""
+    return sign + text(value, metric, n)
 
 
-def _cells(table: Comparison, group: Group, plus_minus: str = "±") -> list[str]:
-    estimates = [table.estimate(group, measure) for measure in COLUMNS]
-    own = [text(value, table.metric, plus_minus) for value in estimates]
+def _cells(table: Comparison, group: Group) -> list[str]:
     n = len(group.results)
-    return [*own, str(n), difference_text(table.difference(group), table.metric, n, plus_minus)]
+    own = [text(table.estimate(group, measure), table.metric, n) for measure in COLUMNS]
+    return [*own, str(n), difference_text(table.difference(group), table.metric, n)]
 
 
 def _headings(metric: Metric) -> list[str]:
@@ -111,6 +111,7 @@ def to_latex(found: Comparisons, command: str) -> str:
 
 def _latex(name: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
     return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in name)
 
 
@@ -123,7 +124,7 @@ def draw(found: Comparisons) -> Figure:
     figure = _figure(11.0, sum(max(3.2, 1.2 + 0.42 * len(table.groups)) for table in found.tables))
     places = figure.subplots(len(found.tables), 2, squeeze=False)
     for (left, right), table in zip(places, found.tables, strict=True):
-        shades = [f"C{i % 10}" for i in range(len(table.groups))]
+        shades = [SHADES[i % len(SHADES)] for i in range(len(table.groups))]
         _draw_averages(left, table, shades)
         _draw_curves(right, table, shades)
     return figure
@@ -138,12 +139,12 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _draw_averages(axes: Axes, table: Comparison, shades: Sequence[Any]) -> None:
-    for i, (group, color) in enumerate(zip(table.groups, shades, strict=True)):
+def _draw_averages(axes: Axes, table: Comparison, shades: Sequence[str]) -> None:
+    for i, (group, color) in enumerate(zip(table.groups, shades, strict=False)):
         values, mean = list(group.values("average_score").values()), table.estimate(group, "average_score")
-        axes.plot(values, [i] * len(values), "o", color=color, alpha=0.35, markersize=4)
+        axes.plot(values, [i + 0.2] * len(values), "o", color=color, alpha=0.35, markersize=4)
         if mean.mean is not None:
-            axes.errorbar(mean.mean, i, xerr=mean.half or 0.0, fmt="s", color=color, capsize=4)
+            axes.errorbar(mean.mean, i, xerr=mean.half, fmt="s", color=color, capsize=4)
     axes.set_yticks(range(len(table.groups)), [group.label.replace("$", r"\$") for group in table.groups], fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel=f"average {quantity(table.metric)} at the end", title=table.scenario)
@@ -152,12 +153,13 @@ def _draw_averages(axes: Axes, table: Comparison, shades: Sequence[Any]) -> None
         axes.set_xlim(-3, 103)
 
 
-def _draw_curves(axes: Axes, table: Comparison, shades: Sequence[Any]) -> None:
-    for group, color in zip(table.groups, shades, strict=True):
+def _draw_curves(axes: Axes, table: Comparison, shades: Sequence[str]) -> None:
+    for i, (group, color) in enumerate(zip(table.groups, shades, strict=True)):
+        style = STYLES[i // len(SHADES) % len(STYLES)]
         steps, means, halves = curve(group)
         if steps:
             low, high = np.subtract(means, halves), np.add(means, halves)
-            axes.plot(steps, means, color=color, label=group.label.replace("$", r"\$"), linewidth=1.3)
+            axes.plot(steps, means, color=color, label=group.label.replace("$", r"\$"), linestyle=style, linewidth=1.3)
             axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
     for begin in _phase_ends(table):
         axes.axvline(begin, color="0.7", linewidth=0.7, linestyle=":", zorder=0)
@@ -165,22 +167,32 @@ def _draw_curves(axes: Axes, table: Comparison, shades: Sequence[Any]) -> None:
     if table.metric.unit == "%":
         axes.set_ylim(-3, 103)
     if axes.lines:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0)
 
 
-def curve(group: Group) -> tuple[list[int], list[float], list[float]]:
-    """(steps, means, half intervals) of the average over the tasks seen so far, at the evaluations that all seeds have."""
-    curves = []
-    for result in group.results.values():
-        points = {}
-        for now in result.evaluations:
-            seen = result.seen(now)
-            if seen and all(math.isfinite(now.scores[j]) for j in seen):
-                points[now.step] = math.fsum(now.scores[j] for j in seen) / len(seen)
-        curves.append(points)
-    steps = sorted(set.intersection(*(set(points) for points in curves)))
-    estimates = [estimate([points[step] for points in curves]) for step in steps]
-    return steps, [e.mean or 0.0 for e in estimates], [e.half or 0.0 for e in estimates]
+def curve(group: Group) -> tuple[list[float], list[float], list[float]]:
+    """(steps, means, half intervals) of the average over the tasks seen so far.
+
+    At the evaluations that all seeds have. Where the seeds' phases end at different steps: at the ends
+    of the phases, each drawn at its mean step.
+    """
+    results = list(group.results.values())
+    if len({tuple(row.step for row in result.rows) for result in results}) == 1:
+        curves = [{now.step: value for now, value in _averages(result)} for result in results]
+        steps: dict[int, float] = {step: step for step in curves[0]}
+    else:
+        curves = [{now.phase: value for now, value in _averages(result) if now.ends_phase and now.phase is not None} for result in results]
+        ends = zip(*([row.step for row in result.rows] for result in results), strict=False)
+        steps = {phase: math.fsum(of_phase) / len(of_phase) for phase, of_phase in enumerate(ends)}
+    shared = sorted(set.intersection(set(steps), *map(set, curves)))
+    estimates = [estimate([points[key] for points in curves]) for key in shared]
+    return [steps[key] for key in shared], [e.mean or 0.0 for e in estimates], [e.half or 0.0 for e in estimates]
+
+
+def _averages(result: Result) -> list[tuple[Evaluation, float]]:
+    """The evaluations that know the scores of all tasks seen so far, each with their average."""
+    found = [(now, [now.scores[j] for j in result.seen(now)]) for now in result.evaluations]
+    return [(now, math.fsum(scores) / len(scores)) for now, scores in found if scores and all(map(math.isfinite, scores))]
 
 
 def _phase_ends(table: Comparison) -> list[int]:
@@ -195,7 +207,7 @@ def write(path: Path, make: Callable[[], str | bytes]) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"{path} can't be written: {path.parent} is no folder")
     content = make()
-    temporary = path.with_name(f"{path.name}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,7 +23,7 @@ from everloop.loop import Evaluation, Result
 from everloop.loop.result import MEASURES, write_json
 from everloop.scenarios.cli import main
 from everloop.scenarios.compare import Comparisons, compare
-from everloop.scenarios.compare_output import curve, draw, print_comparisons, to_csv, to_latex
+from everloop.scenarios.compare_output import curve, draw, print_comparisons, to_csv, to_latex, write
 
 Capture = pytest.CaptureFixture[str]
 
@@ -87,6 +88,13 @@ def test_rows_that_would_be_called_the_same_say_where_they_differ(tmp_path: Path
     run_at(tmp_path / "c", 40, 0, "none")
     (table,) = compare([tmp_path]).tables
     assert [group.label for group in table.groups] == ["none", "ewc, ewc.strength=1.0", "ewc, ewc.strength=10.0"]
+
+
+def test_rows_of_a_sweep_are_sorted_by_number(tmp_path: Path) -> None:
+    for i, strength in enumerate([10.0, 1e-05, 2.0, 100.0]):
+        run_at(tmp_path / str(i), 50, 0, ewc={"strength": strength})
+    labels = [group.label.partition("=")[2] for group in compare([tmp_path]).tables[0].groups]
+    assert labels == ["1e-05", "2.0", "10.0", "100.0"]
 
 
 def test_a_seed_of_a_strategys_own_and_threads_make_no_other_row(tmp_path: Path) -> None:
@@ -177,10 +185,11 @@ def test_the_csv_holds_every_measure_of_every_row_whole(tmp_path: Path) -> None:
 
 def test_the_latex_compiles_or_at_least_balances(tmp_path: Path) -> None:
     run_at(tmp_path / "a", 50, 0, "ewc_kfac", note="50 % & more_{}")
-    run_at(tmp_path / "b", 60, 0, "ewc_kfac", note="~^\\#$")
+    run_at(tmp_path / "b", 60, 0, "ewc_kfac", note="~^\\#$ <|>")
     text = to_latex(compare([tmp_path]), "everloop compare x")
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
     assert r"ewc\_kfac, note=50 \% \& more\_\{\}" in text
+    assert r"\#\$ \textless{}\textbar{}\textgreater{}" in text, "the default font has other letters in these places"
     body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
     assert all(line.replace(r"\&", "").count("&") == 5 for line in body.splitlines()[1:-1])
     if shutil.which("pdflatex"):
@@ -202,6 +211,70 @@ def test_the_picture_draws_each_seed_the_mean_and_the_curves(tmp_path: Path) -> 
     steps, _, halves = curve(found.tables[0].groups[0])
     assert steps == [100, 150, 200]
     assert halves[0] == pytest.approx(found.tables[0].estimate(found.tables[0].groups[0], "average_score").half)
+
+
+def bare_run(folder: Path, seed: int, ends: tuple[int, int] = (100, 200), last: float = 60.0, phases: tuple[int, int] = (0, 1)) -> None:
+    """A run of ewc without a config.yaml, whose phases end at these steps and whose first task ends at `last`."""
+    evaluations = [
+        Evaluation(0, None, False, [0.0, 0.0], [0.0, 0.0]),
+        Evaluation(ends[0], 0, True, [70.0, 0.0], [0.0, 0.0]),
+        Evaluation(ends[1], 1, True, [last, 50.0], [0.0, 0.0]),
+    ]
+    result = Result(["a", "b"], [[phases[0]], [phases[1]]], ACCURACY, evaluations, ends[1], 1.0, "made-up", ["ewc"], seed)
+    folder.mkdir(parents=True)
+    write_json(folder / "result.json", result.to_dict())
+
+
+def test_a_measure_that_a_seed_lacks_is_noted_and_its_n_is_shown(tmp_path: Path) -> None:
+    for seed, last in enumerate([60.0, 62.0, math.nan]):
+        bare_run(tmp_path / str(seed), seed, last=last)
+    found = compare([tmp_path])
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("made-up, ewc: not known for seed 2: average_score, ")
+    row = next(line for line in shown(found, 120).splitlines() if line.startswith("ewc"))
+    assert row.split()[1:5] == ["55.5", "±", "6.4", "(2)"]
+    assert "learning_accuracy" not in found.notes[0], "each task's score after its own phase is known where its average is"
+
+
+def test_without_a_config_runs_of_another_order_of_tasks_are_not_averaged(tmp_path: Path) -> None:
+    bare_run(tmp_path / "a", 0)
+    bare_run(tmp_path / "b", 1, phases=(1, 0))
+    (table,) = compare([tmp_path]).tables
+    assert [sorted(group.results) for group in table.groups] == [[0], [1]]
+
+
+def test_where_steps_differ_the_curve_has_a_point_for_each_end_of_a_phase(tmp_path: Path) -> None:
+    for seed in range(3):
+        bare_run(tmp_path / str(seed), seed, ends=(100 + 3 * seed, 200 + 6 * seed), last=60.0 + seed)
+    steps, means, halves = curve(compare([tmp_path]).tables[0].groups[0])
+    assert steps == [103, 206]
+    assert means == pytest.approx([70, 55.5])
+    assert halves[0] == 0
+    assert halves[1] == pytest.approx(4.302652729911275 * 0.5 / math.sqrt(3))  # t_(0.975, 2) s / sqrt(n)
+
+
+def test_of_two_runs_of_a_seed_and_of_two_scenarios_the_first_is_the_same_in_any_order(tmp_path: Path) -> None:
+    folders = [run_at(tmp_path / "a", 50, 0), run_at(tmp_path / "b", 70, 0), run_at(tmp_path / "c", 20, 0, scenario="other")]
+    found, turned = compare(folders), compare(folders[::-1])
+    assert to_csv(found) == to_csv(turned)
+    assert found.notes == turned.notes == [f"not compared: {tmp_path / 'b'}: seed 0 of these settings is there already"]
+
+
+def test_a_table_without_the_baseline_says_which_one_it_has(tmp_path: Path) -> None:
+    run_at(tmp_path / "a", 50, 0, "ewc")
+    run_at(tmp_path / "b", 50, 0, "replay", scenario="other")
+    assert compare([tmp_path], "ewc").notes == ["other has no row 'ewc'; its baseline is 'replay'"]
+
+
+def test_one_seed_has_no_bar_of_error(tmp_path: Path) -> None:
+    (left, _) = draw(compare([grid(tmp_path)])).axes
+    assert [bar.has_xerr for bar in left.containers] == [True, True, False]
+
+
+def test_a_file_beside_the_written_one_stays(tmp_path: Path) -> None:
+    (tmp_path / "x.csv.new").write_text("mine")
+    write(tmp_path / "x.csv", lambda: "whole")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.csv": "whole", "x.csv.new": "mine"}
 
 
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
