@@ -43,6 +43,14 @@ def test_a_paired_difference_is_that_of_the_paired_t_test(pairs: list[tuple[floa
         )
 
 
+@given(values=st.lists(NUMBERS, min_size=2, max_size=10), constant=NUMBERS)
+def test_a_constant_moves_the_mean_and_nothing_else(values: list[float], constant: float) -> None:
+    plain, moved = estimate(values), estimate([value + constant for value in values])
+    assert plain.mean is not None
+    assert (moved.n, moved.mean) == (plain.n, pytest.approx(plain.mean + constant, abs=1e-9))
+    assert moved.half == pytest.approx(plain.half, abs=1e-9)
+
+
 @given(
     a=st.dictionaries(st.integers(0, 9), NUMBERS),
     b=st.dictionaries(st.integers(0, 9), NUMBERS),
