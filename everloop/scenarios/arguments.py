@@ -71,10 +71,7 @@ class Request:
 
     def experiment(self, names: Sequence[str], seed: int, out: Path | None) -> Experiment:
         """The experiment with the strategies `names`. Raises ValueError, in one line, for settings that can't be."""
-        settings = {
-            key: {setting.key.partition(".")[2]: self.values[setting.key] for setting in schema.values() if setting.key in self.given}
-            for key, schema in self.groups.items()
-        }
+        settings = {key: given_settings(schema, self.values, self.given) for key, schema in self.groups.items()}
         return Experiment(
             build(self.scenario, self.values, self.given), names, seed, out, settings, self.values["overwrite"], self.values["import"]
         )
@@ -139,12 +136,18 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {values[name]}, allowed: 1 to 1024")
 
 
+def given_settings(schema: Schema, values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """A strategy's settings that were given, by their own names; a seed of none is the run's."""
+    found = {key.partition(".")[2]: values[key] for key in schema if key in given}
+    return {name: value for name, value in found.items() if name != "seed" or value is not None}
+
+
 def _check_unused(groups: Mapping[str, Schema], sets: Sequence[Sequence[str]], values: Mapping[str, Any], given: Collection[str]) -> None:
     """Raise ValueError for values out of range of strategies that are not chosen: settings are checked whether they are used or not."""
     chosen = {strategy_key(name) for names in sets for name in names}
     for key, schema in groups.items():
         if key not in chosen and any(setting in given for setting in schema):
-            make_strategy(key, {name.partition(".")[2]: values[name] for name in schema if name in given})
+            make_strategy(key, given_settings(schema, values, given))
 
 
 def read_seeds(text: str) -> list[int]:

@@ -224,6 +224,13 @@ def test_every_scenario_knows_which_of_its_settings_do_nothing(scenario: str, se
     assert [line.split()[0] for line in request.notes(scenario_)] == [setting]
 
 
+def test_a_seed_of_null_is_the_runs_own() -> None:
+    for strategies in ("replay", "none"):
+        Path("mine.yaml").write_text(f"strategies: [{strategies}]\nseed: 4\nreplay: {{seed: null}}\nlora: {{seed: null}}\n")
+        experiment = asked("split-digits", "--config", "mine.yaml")
+        assert experiment.settings.get("replay", {"seed": 4})["seed"] == 4
+
+
 def test_different_settings_never_meet_in_one_folder() -> None:
     variants = [
         asked("split-digits"),
