@@ -66,7 +66,9 @@ def score_matrix_figure(results: Mapping[str, Result]) -> Figure:
         image = _draw_matrix(axes, panel.result, span)
         x += panel.left + panel.width + panel.right
         bar = _axes(figure, x - panel.right + 0.1, top - panel.height, 0.12, panel.height)
-        figure.colorbar(image, cax=bar, label=quantity(panel.result.metric))
+        metric = panel.result.metric
+        bar_label = quantity(metric) if metric.unit else metric.name  # what fits beside a few rows
+        figure.colorbar(image, cax=bar).set_label(bar_label, fontsize=NAMES)
         bar.tick_params(labelsize=NAMES)
     return figure
 
