@@ -73,7 +73,7 @@ def test_a_phase_of_several_tasks_names_its_row() -> None:
     ("metric", "span", "label"),
     [
         (ACCURACY, (0.0, 100.0), "accuracy (%)"),
-        (SCORE, (-1.0, 1.0), "score (0 random, 1 best known)"),
+        (SCORE, (-1.0, 1.0), "score"),
         (RETURN, (-7.0, 3.0), "return"),
     ],
 )
