@@ -139,7 +139,7 @@ def learning_curves_figure(result: Result) -> Figure:
     names = [_label(name) for name in result.tasks]
     shown, longest = len(_some(len(names))), max(map(_width, names))
     columns = math.ceil(len(names) / MOST_NAMES)
-    width, height = max(2.3, 0.25 * shown), max(2.2, 0.18 * math.ceil(len(names) / columns) - 0.3)
+    width, height = max(2.6, 0.25 * shown), max(2.2, 0.18 * math.ceil(len(names) / columns) - 0.3)
     slant = 0.71 * max(_width(_label(phase_name(result, i))) for i in range(len(result.phases)))
     right = max(0.2 + columns * (longest + 0.45), slant)
     title = _wrapped(heading(result), SCALE + width + right)

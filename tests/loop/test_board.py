@@ -228,6 +228,8 @@ def test_a_chart_matches_the_tags_of_its_own_scenario_alone(scenario: str) -> No
     tags = {r.scenario: f"average/{r.scenario.replace('(', '[')}/score" for r in results}
     regex = charts(results[AWKWARD.index(scenario)])["average accuracy (%)"]
     assert [name for name, tag in tags.items() if re.match(regex, tag)] == [scenario]
+    assert not re.match(regex, f"{tags[scenario]}/0")
+    assert not re.match(regex, f"{tags[scenario]}\n")
 
 
 def test_tasks_with_awkward_names_have_their_curves(tmp_path: Path) -> None:

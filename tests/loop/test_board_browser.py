@@ -1,4 +1,4 @@
-"""TensorBoard's pages of two runs, opened in a browser. `pytest -m slow tests/loop/test_board_browser.py`
+"""TensorBoard's pages of two runs, opened in a browser: `pytest -m slow` runs it.
 
 Needs Chromium and its driver (Debian: apt-get install chromium chromium-driver).
 """
