@@ -22,9 +22,12 @@ UNSCALED = (
 def print_scores(results: Mapping[str, Result], console: Console) -> None:
     """Score matrices side by side, as far as the terminal is wide: row = after which phase, column = on which task."""
     tables = [score_table(title, result, console.width) for title, result in results.items()]
-    if len(tables) == 1:
-        tables[0].min_width = min(console.width, len(str(tables[0].caption)))  # room for the caption in one line
-    console.print(Columns(tables, padding=(1, GAP)))
+    if len(tables) == 1:  # its caption may be wider than the matrix
+        caption, tables[0].caption = tables[0].caption, None
+        console.print(tables[0])
+        console.print(caption, highlight=False)
+    else:
+        console.print(Columns(tables, padding=(1, GAP)))
     if any(result.metric.name == "return" for result in results.values()):
         console.print(UNSCALED, highlight=False)
 
