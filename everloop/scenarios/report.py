@@ -22,10 +22,10 @@ UNSCALED = (
 def print_scores(results: Mapping[str, Result], console: Console) -> None:
     """Score matrices side by side, as far as the terminal is wide: row = after which phase, column = on which task."""
     tables = [score_table(title, result, console.width) for title, result in results.items()]
-    if len(tables) == 1:  # its caption may be wider than the matrix
-        caption, tables[0].caption = tables[0].caption, None
-        console.print(tables[0])
-        console.print(caption, highlight=False)
+    if len(tables) == 1:  # its title and caption may be wider than the matrix
+        title, caption = tables[0].title, tables[0].caption
+        tables[0].title = tables[0].caption = None
+        console.print(title, tables[0], caption, sep="\n", highlight=False)
     else:
         console.print(Columns(tables, padding=(1, GAP)))
     if any(result.metric.name == "return" for result in results.values()):
