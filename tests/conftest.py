@@ -1,12 +1,33 @@
 """Tests run on one thread: so small networks gain nothing from more, and lose much beside a busy neighbour.
 
 Property tests try the same examples each time, so that a test run has one answer; `pytest --hypothesis-profile=default`
-looks for new ones.
+looks for new ones. Every test is fast unless it is marked slow or stands in a file of long ones.
 """
 
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+
+HERE = Path(__file__).parent
+LOOP = "architecture board companions figures foreign hat per_example run sb3_off_policy sb3_off_policy_strategies sb3_strategies"
+SCENARIOS = "advise arguments cli compare leaks many_runs progress reproduce run_folder scenarios streams"
+LONG = {
+    HERE / "test_docs.py",
+    HERE / "test_imports.py",
+    *(HERE / "loop" / f"test_{name}.py" for name in [*LOOP.split(), "strategy_contract", "two_learners"]),
+    *(HERE / "scenarios" / f"test_{name}.py" for name in SCENARIOS.split()),
+}
+"""Files whose tests train, play or start processes for long: `pytest` runs them, `pytest -m fast` does not."""
+assert all(path.is_file() for path in LONG), f"no such file: {[path.name for path in LONG if not path.is_file()]}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path not in LONG and item.get_closest_marker("slow") is None:
+            item.add_marker("fast")

@@ -40,7 +40,7 @@ def mean_return(learner: Learner, world: World, task: int, seed: int) -> float:
     start = np.ones(world.num_envs, dtype=np.bool_)
     first_episode, first_pass = start.copy(), start.copy()
     episode, in_pass, counted, length, is_data = 0.0, 0.0, 0, 0, False
-    while first_episode.any() or (is_data and first_pass.any()):
+    while first_pass.any() if is_data and metric.unit == "%" else first_episode.any() or (is_data and first_pass.any()):
         check_finite(obs, learner.steps)
         action, state = learner.act(obs, state, start)
         obs, rewards, terminated, truncated, info = world.step(action)

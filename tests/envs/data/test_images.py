@@ -226,7 +226,9 @@ def test_a_label_that_is_no_class_is_named_by_its_row(tmp_path: Path, label: int
 @pytest.mark.parametrize("source", [Path("nowhere"), "./nowhere", "/no/where", "a/b/c"])
 def test_what_is_neither_a_folder_nor_a_name_of_the_hub_is_refused(source: str | Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"^source is '.*', allowed: a folder that exists, or the id of a data set on the Hub$"):
+    with pytest.raises(
+        ValueError, match=r"^source is '.*', allowed: a folder that exists, or the id of a data set on the Hub, owner/name$"
+    ):
         load_images(source)
 
 
