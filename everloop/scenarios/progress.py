@@ -28,17 +28,19 @@ class Progress(Listener):
     def __init__(self, console: Console, title: str = "") -> None:
         self.console, self.title = console, title
         self.live = (console.is_terminal or console.is_jupyter) and not console.quiet
-        self.bar = progress.Progress(_Line(self), console=console, disable=not self.live, expand=True)
+        self.bar = progress.Progress(_Line(self), console=console, expand=True)
         self.task, self.average = "", ""
         self.done, self.total = 0, 1
 
     def __enter__(self) -> Self:
         self.began = self.drawn = self.spoke = time.monotonic()
-        self.bar.start()
+        if self.live:
+            self.bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.stop()
+        if self.live:
+            self.bar.stop()
 
     def on_begin(self, result: Result, total_steps: int) -> None:
         self.total = total_steps
@@ -72,7 +74,8 @@ class Progress(Listener):
     def draw(self) -> None:
         """Show in the bar what has come in since the last time."""
         self.drawn = time.monotonic()
-        self.bar.refresh()
+        if self.live:
+            self.bar.refresh()
 
     def speak(self) -> None:
         """Write a plain line, where there is no bar."""
