@@ -15,12 +15,12 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
 HERE = Path(__file__).parent
-LOOP = "architecture board companions figures foreign hat per_example run sb3_off_policy sb3_off_policy_strategies sb3_strategies"
+LOOP = "architecture board companions figures foreign hat memories per_example replay run sb3_off_policy sb3_off_policy_strategies"
 SCENARIOS = "advise arguments cli compare leaks many_runs progress reproduce run_folder scenarios streams"
 LONG = {
     HERE / "test_docs.py",
     HERE / "test_imports.py",
-    *(HERE / "loop" / f"test_{name}.py" for name in [*LOOP.split(), "strategy_contract", "two_learners"]),
+    *(HERE / "loop" / f"test_{name}.py" for name in [*LOOP.split(), "sb3_strategies", "strategy_contract", "tags", "two_learners"]),
     *(HERE / "scenarios" / f"test_{name}.py" for name in SCENARIOS.split()),
 }
 """Files whose tests train, play or start processes for long: `pytest` runs them, `pytest -m fast` does not."""
