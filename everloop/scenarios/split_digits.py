@@ -45,6 +45,9 @@ class SplitDigits(StreamScenario):
     def eval_envs(self) -> int:
         return 72
 
+    def without_effect(self) -> dict[str, str]:
+        return super().without_effect() | {"data": "scikit-learn has the digits"}
+
     def examples(self) -> tuple[Examples, Examples]:
         return digits()
 

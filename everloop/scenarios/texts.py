@@ -124,6 +124,9 @@ class DomainText(TextScenario):
     needs: ClassVar[str] = "--folders [news,social,academic], each with <class>/*.txt"
     folders: list[str] = field(default_factory=list)
 
+    def without_effect(self) -> dict[str, str]:
+        return super().without_effect() | {"data": "the texts are in folders"}
+
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
         return text_folders(self.folders, tokenizer=tokenizer, length=self.length)
 

@@ -198,6 +198,7 @@ def test_a_module_that_is_imported_first_may_register_names(capsys: pytest.Captu
     [
         (["--strategies", "replay", "--ewc.strength", "3"], "note: ewc.strength has no effect: strategy ewc is not among replay"),
         (["--iterations", "2", "--epochs", "3"], "note: epochs has no effect: iterations says how much is trained"),
+        (["--data", "owner/digits"], "note: data has no effect: scikit-learn has the digits"),
     ],
 )
 def test_a_setting_without_effect_is_said(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,6 +217,7 @@ def test_a_setting_without_effect_is_said(words: list[str], said: str, capsys: p
         ("split-mnist --architecture resnet18", "layers", "3"),
         ("split-mnist --network own_parts:Net", "width", "3"),
         ("domain-text --network own_parts:Net", "size", "3"),
+        ("domain-text", "data", "owner/texts"),
     ],
 )
 def test_every_scenario_knows_which_of_its_settings_do_nothing(scenario: str, setting: str, value: str) -> None:
