@@ -110,11 +110,11 @@ def _in_control(strategies: list[Strategy], tasks: int) -> Step:
     scenario = SwitchingPlant()
     learner = cast(SB3Learner, scenario.learner(scenario.world("train", 32, 0), 0))
     learner.attach(strategies)
-    collected: list[Batch] = []
-    learner.learn([0], 1, lambda steps: collected.append(learner.rollout_batch()))
+    learner.learn([0], 1)
+    collected = learner.rollout_batch()
 
     def played(task: int, seed: int = 0) -> Batch:
-        return replace(collected[0], task=torch.full((len(collected[0]),), task))
+        return replace(collected, task=torch.full((len(collected),), task))
 
     def observe(batch: Batch) -> None:
         for strategy in strategies:

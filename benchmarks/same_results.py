@@ -187,7 +187,7 @@ def outcome(scenario: Any, strategies: str, settings: dict[str, dict[str, Any]])
     algorithm = getattr(learner, "model", None)
     everything = learner.module.state_dict() if algorithm is None else algorithm.policy.state_dict()
     return {
-        "weights": digest(everything, learner.optimizer.state_dict()["state"]),
+        "weights": digest(everything, learner.optimizer.state_dict()),
         "ends": [row for row in content["evaluations"] if row["ends_phase"]],
         "result": content,
     }
@@ -241,7 +241,7 @@ def attached(how: str, strategies: list[str]) -> Outcome:
     for task in range(2):
         with loop.view(task), torch.no_grad():
             scores.append(float((module(x).argmax(1) == y).float().mean()))
-    return {"weights": digest(module.state_dict(), optimizer.state_dict()["state"]), "ends": scores}
+    return {"weights": digest(module.state_dict(), optimizer.state_dict()), "ends": scores}
 
 
 def cases() -> dict[str, Case]:

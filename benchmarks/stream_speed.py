@@ -70,7 +70,7 @@ class Loop:
 
     def run(self, batch: int, steps: int) -> float:
         began = time.perf_counter()
-        self.learner.learn([0], steps * batch, lambda steps: None)
+        self.learner.learn([0], steps * batch)
         return (time.perf_counter() - began) / steps
 
 

@@ -135,7 +135,7 @@ def ours(name: str, learner: SupervisedLearner, consolidation: World, updates: i
     for task in learner.world.tasks:
         for strategy in strategies:
             strategy.begin_task(task, learner)
-        learner.learn([task.id], updates * BATCH, lambda steps: None)
+        learner.learn([task.id], updates * BATCH)
         batches = [learner.rollout(consolidation, [task.id], END // BATCH, SEED + 1 + task.id)] if strategies else []
         for strategy in strategies:
             strategy.end_task(task, learner, batches)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.loop.batch import Batch
 from everloop.loop.board import Board
-from everloop.loop.closed_loop import Listener, Plan, run
+from everloop.loop.callbacks import Divergence
 from everloop.loop.evaluate import mean_return, scores
 from everloop.loop.figures import learning_curves_figure, score_matrix_figure
 from everloop.loop.fisher import diagonal_fisher
@@ -16,9 +16,9 @@ from everloop.loop.foreign import Attached, attach
 from everloop.loop.learner import Learner
 from everloop.loop.likelihood import Categorical, Gaussian, Likelihood, SquashedGaussian, Tags, likelihood_for
 from everloop.loop.memory import MEMORIES, Memory, Reservoir, herding
-from everloop.loop.monitors import Divergence
 from everloop.loop.nested import NestedOptimizer, levels_by_depth
 from everloop.loop.result import Evaluation, Result
+from everloop.loop.run import Callback, Plan, Run
 from everloop.loop.strategies import (
     AGEM,
     CLEAR,
@@ -96,6 +96,7 @@ __all__ = [
     "Attached",
     "Batch",
     "Board",
+    "Callback",
     "Categorical",
     "ContinualBackprop",
     "DERPlusPlus",
@@ -111,7 +112,6 @@ __all__ = [
     "LaMAML",
     "Learner",
     "Likelihood",
-    "Listener",
     "LoRA",
     "LwF",
     "Memory",
@@ -125,6 +125,7 @@ __all__ = [
     "Reptile",
     "Reservoir",
     "Result",
+    "Run",
     "SACLearner",
     "SB3Learner",
     "ShrinkAndPerturb",
@@ -144,7 +145,6 @@ __all__ = [
     "levels_by_depth",
     "likelihood_for",
     "mean_return",
-    "run",
     "score_matrix_figure",
     "scores",
 ]

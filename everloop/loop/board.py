@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everloop.loop.about import about, flattened, identity
-from everloop.loop.closed_loop import Listener
 from everloop.loop.curves import average_forgetting, charts, curve, titles
 from everloop.loop.events import EventFile
 from everloop.loop.figures import heading, learning_curves_figure, score_matrix_figure
 from everloop.loop.result import MEASURES, Result
+from everloop.loop.run import Callback, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ FIGURES: Mapping[str, Callable[[Result], Figure]] = {
 }
 
 
-class Board(Listener):
+class Board(Callback):
     """Writes a run as TensorBoard events. docs/tensorboard.md says what each page shows.
 
     Scalars: score/<task> and forgetting/<task>; average/<scenario>/..., their means over the tasks
@@ -64,7 +64,8 @@ class Board(Listener):
         self.settings, self.command = settings, command
         self._result: Result | None = None
 
-    def on_begin(self, result: Result, total_steps: int) -> None:
+    def on_run_begin(self, run: Run) -> None:
+        result = run.result
         self._result, self._began = result, time.perf_counter()
         self._spent, self._next = 0.0, FIRST_DRAWING
         self._drawn: dict[str, int] = {}
@@ -77,13 +78,13 @@ class Board(Listener):
         self._scores(result)
         self.events.flush()
 
-    def on_phase(self, result: Result, phase: int) -> None:
-        self._task(result, phase)
+    def on_phase_begin(self, run: Run) -> None:
+        self._task(run.result, run.phase)
 
-    def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
+    def on_evaluation(self, run: Run) -> None:
+        result = run.result
         now = result.evaluations[-1]
         self._scores(result)
-        self._write({f"divergence/{name}": value for name, value in divergence.items()}, now.step)
         if now.ends_phase:
             self._task(result, len(result.rows) - 1)
             measures = result.measures().items()
@@ -91,10 +92,10 @@ class Board(Listener):
         self._pictures(result)
         self.events.flush()
 
-    def on_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        self._write(scalars, step)
+    def on_log(self, run: Run, scalars: dict[str, float]) -> None:
+        self._write(scalars, run.steps)
 
-    def on_end(self, result: Result) -> None:
+    def on_run_end(self, run: Run) -> None:
         self._close(success=True)
 
     def close(self) -> None:

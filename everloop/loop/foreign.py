@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
-from everloop.loop.learner import Learner, NetworkOutput, Prediction, Tick
+from everloop.loop.learner import Learner, NetworkOutput, Prediction
 from everloop.loop.likelihood import Categorical
 from everloop.loop.strategies import Strategy
 
@@ -186,9 +186,11 @@ class Attached(Learner):
     def observed(self, batch: Batch) -> Tensor | None:
         return batch.target
 
-    def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
-        """The loop learns by itself."""
-        raise RuntimeError("an attached learner does not learn by itself, allowed: the loop that it is attached to")
+    def begin(self, tasks: Sequence[int], steps: int) -> None:
+        raise RuntimeError("an attached loop learns by itself; step its optimizer")
+
+    def advance(self) -> int:
+        raise RuntimeError("an attached loop learns by itself; step its optimizer")
 
     def frozen_copy(self) -> nn.Module:
         for hook in self._hooks:

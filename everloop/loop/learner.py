@@ -22,7 +22,6 @@ from everloop.loop.update import Updater
 from everloop.loop.world import Arrays, World, check_finite, play
 
 CUE = "cue"
-Tick = Callable[[int], None]
 
 
 class NetworkOutput(Protocol):
@@ -59,7 +58,7 @@ class Learner(ABC):
     steps: world steps learned from so far.
     minibatch: what the loss at hand is computed on.
     sequence_length: how many steps an example has.
-    on_scalars: called with (step, {name: value}) now and then, about the training itself.
+    on_log: called with {name: value} now and then, about training up to step `steps`.
     labelled: whether targets are labels that the world reveals.
     recalls_ahead: whether what strategies recall goes through the network together with the fresh batch, not after it.
     accumulate: batches whose gradients make one step.
@@ -76,7 +75,7 @@ class Learner(ABC):
     steps: int = 0
     minibatch: Batch | None = None
     sequence_length: int = 1
-    on_scalars: Callable[[int, dict[str, float]], None] = staticmethod(lambda step, scalars: None)
+    on_log: Callable[[dict[str, float]], None] = staticmethod(lambda scalars: None)
     max_grad_norm: float | None = None
     labelled: bool = False
     recalls_ahead: bool = False
@@ -101,11 +100,27 @@ class Learner(ABC):
         """What a memory should keep as `target` for `batch`, if it is stored now."""
 
     @abstractmethod
-    def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
-        """Learn from at least `steps` world steps of `tasks`; `tick(n)` after every n of them."""
+    def begin(self, tasks: Sequence[int], steps: int) -> None:
+        """Begin a phase of `steps` world steps, or a few more to fill the last unit, divided among `tasks`."""
+
+    @abstractmethod
+    def advance(self) -> int:
+        """Learn from one unit: a batch of a stream, or a rollout with its updates.
+
+        Between two calls the learner is at rest: it may be evaluated, saved or changed.
+
+        Returns:
+            The world steps learned from; 0, and nothing is done, once the phase's steps are over.
+        """
+
+    def learn(self, tasks: Sequence[int], steps: int) -> None:
+        """A whole phase: `begin`, and `advance` to its end."""
+        self.begin(tasks, steps)
+        while self.advance():
+            pass
 
     def updates(self, steps: int) -> int | None:
-        """How many optimizer steps `learn` takes in `steps` world steps of one call; None where that is not known in advance."""
+        """How many optimizer steps a phase of `steps` world steps takes; None if that is not known in advance."""
         return None
 
     def seed(self, seed: int) -> None:

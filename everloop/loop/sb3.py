@@ -17,12 +17,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import Tensor
 
 from everloop.loop.batch import Batch
-from everloop.loop.learner import Tick
 from everloop.loop.likelihood import likelihood_for
 from everloop.loop.sb3_base import (
     NetworkFactory,
     Observations,
-    Observer,
     OptimizerFactory,
     SB3Base,
     as_world,
@@ -157,15 +155,6 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
         return self.choose(p, deterministic), self._states(state).pi
 
 
-class _Observer(Observer):
-    """Observes SB3's rollout buffer when it is full."""
-
-    learner: SB3Learner
-
-    def collected(self) -> Batch:
-        return self.learner.rollout_batch()
-
-
 class SB3Learner(SB3Base):
     """PPO (Schulman et al. 2017) or RecurrentPPO of Stable-Baselines3 around a network of ours.
 
@@ -232,8 +221,17 @@ class SB3Learner(SB3Base):
         batch: Batch | None = self.policy.minibatch
         return batch if batch is None or self._real is None else batch[self._real]
 
-    def _observer(self, tick: Tick) -> Observer:
-        return _Observer(self, tick)
+    def _collect(self) -> Batch:
+        model = self.model
+        model.collect_rollouts(model.env, self._callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
+        model._update_current_progress_remaining(model.num_timesteps, self._total)
+        return self.rollout_batch()
+
+    def _train(self, steps: int) -> None:
+        self.model.train()
+
+    def _report(self) -> None:
+        self.model.dump_logs(self.model.num_timesteps // (self.model.n_steps * self.world.num_envs))
 
     def updates(self, steps: int) -> int:
         rollout = int(self.model.n_steps) * self.world.num_envs

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from einops import rearrange
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
-from everloop.loop.learner import Learner, Prediction, Tick
+from everloop.loop.learner import Learner, Prediction
 from everloop.loop.vec_env import WorldVecEnv
 from everloop.loop.world import World
 
@@ -58,30 +57,8 @@ def as_world(obs: Observations, channels_first: Collection[str]) -> dict[str, Te
     return {n: rearrange(x, "... c h w -> ... h w c") if n in channels_first else x for n, x in obs.items()}
 
 
-class Observer(BaseCallback):
-    """Counts steps and hands what has been collected to the strategies, before the algorithm learns from it."""
-
-    def __init__(self, learner: SB3Base, tick: Tick) -> None:
-        super().__init__()
-        self.learner, self.tick = learner, tick
-
-    def _on_step(self) -> bool:
-        self.learner.steps += self.learner.world.num_envs
-        return True
-
-    def collected(self) -> Batch:
-        """The experience since the last update, each example once."""
-        raise NotImplementedError
-
-    def _on_rollout_end(self) -> None:
-        batch = self.collected()
-        for strategy in self.learner.strategies:
-            strategy.observe(batch, self.learner)
-        self.tick(batch.length * len(batch))
-
-
 class Scalars(KVWriter):
-    """Passes what SB3 logs about its training to `learner.on_scalars`."""
+    """Passes what SB3 logs about its training to `learner.on_log`."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -91,7 +68,7 @@ class Scalars(KVWriter):
         norm = self.learner.gradient_norm()
         if norm is not None:
             numbers["train/gradient_norm"] = norm
-        self.learner.on_scalars(self.learner.steps, {k: v for k, v in numbers.items() if math.isfinite(v)})
+        self.learner.on_log({k: v for k, v in numbers.items() if math.isfinite(v)})
 
     def close(self) -> None: ...
 
@@ -113,12 +90,10 @@ class SB3Base(Learner):
     """A network of ours inside an algorithm of SB3, which owns the loop over steps and updates.
 
     env: the world as SB3 has it. model: the algorithm. policy: what SB3 calls its networks through.
-    log_interval: rollouts (on-policy) or episodes (off-policy) between two reports to `on_scalars`.
     """
 
     model: Any
     policy: Any
-    log_interval: int = 1
 
     def __init__(self, world: World, parameters: Mapping[str, Any] | None, max_grad_norm: float) -> None:
         for name in sorted(RESERVED & set(parameters or {})):
@@ -164,10 +139,31 @@ class SB3Base(Learner):
     def observed(self, batch: Batch) -> Tensor | None:
         return batch.action
 
-    @abstractmethod
-    def _observer(self, tick: Tick) -> Observer:
-        """What counts and observes during a call of `learn`."""
-
-    def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
+    def begin(self, tasks: Sequence[int], steps: int) -> None:
         self.env.tasks, self.env.steps = tasks, self.steps
-        self.model.learn(steps, callback=self._observer(tick), log_interval=self.log_interval)
+        self._total, self._callback = self.model._setup_learn(steps)  # resets the world and SB3's schedules
+
+    def advance(self) -> int:
+        before = self.model.num_timesteps
+        if before >= self._total:
+            return 0
+        collected = self._collect()
+        for strategy in self.strategies:
+            strategy.observe(collected, self)
+        steps: int = self.model.num_timesteps - before
+        self._train(steps)
+        self.steps += steps
+        self._report()
+        return steps
+
+    @abstractmethod
+    def _collect(self) -> Batch:
+        """Act for one rollout; returns its experience, each example once."""
+
+    @abstractmethod
+    def _train(self, steps: int) -> None:
+        """SB3's updates after a rollout of so many world steps."""
+
+    @abstractmethod
+    def _report(self) -> None:
+        """Let SB3 log, where it is time to."""

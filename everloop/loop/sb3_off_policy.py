@@ -18,12 +18,10 @@ from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 
 from everloop.loop.batch import Batch, to_tensor
-from everloop.loop.learner import Tick
 from everloop.loop.likelihood import Categorical, SquashedGaussian
 from everloop.loop.sb3_base import (
     NetworkFactory,
     Observations,
-    Observer,
     OptimizerFactory,
     SB3Base,
     as_world,
@@ -31,7 +29,7 @@ from everloop.loop.sb3_base import (
     transposed,
     world_space,
 )
-from everloop.loop.world import Arrays, World
+from everloop.loop.world import World
 
 ACTION = "action"
 CriticFactory = Callable[[spaces.Dict], nn.Module]
@@ -149,31 +147,6 @@ class SquashedPolicy(SACPolicy):
         return _Critic([self.new_critic(), self.new_critic()]).to(self.device)
 
 
-class _Observer(Observer):
-    """Keeps what is collected between two trainings, since SB3's replay buffer mixes it with what is older."""
-
-    learner: OffPolicyLearner
-
-    def _on_rollout_start(self) -> None:
-        self.rows: list[tuple[Arrays, Any]] = []
-
-    def _on_step(self) -> bool:
-        self.rows.append((self.model._last_obs, self.locals["actions"]))  # type: ignore[arg-type]
-        return super()._on_step()
-
-    def collected(self) -> Batch:
-        obs, actions = zip(*self.rows, strict=True)
-        learner, device = self.learner, self.learner.device
-        shown = {name: to_tensor(np.stack([o[name] for o in obs]), device) for name in obs[0]}
-        start = torch.ones(len(obs), len(actions[0]), dtype=torch.bool, device=device)
-        return Batch(
-            as_world(shown, learner.channels_first),
-            start,
-            action=to_tensor(np.stack(actions), device),
-            task=torch.from_numpy(learner.env.played).to(device),
-        ).sequences(1)
-
-
 class OffPolicyLearner(SB3Base):
     """What DQN and SAC share: a replay buffer. Construct `DQNLearner` or `SACLearner`.
 
@@ -190,7 +163,7 @@ class OffPolicyLearner(SB3Base):
 
     def __init__(self, world: World, parameters: Mapping[str, Any] | None, max_grad_norm: float, reset_buffer: bool) -> None:
         super().__init__(world, parameters, max_grad_norm)
-        self.reset_buffer, self.log_interval = reset_buffer, world.num_envs
+        self.reset_buffer = reset_buffer
         self.channels_first = transposed(world.single_observation_space)
         self._sampled: Observations | None = None
         self._tasks: list[int] | None = None  # of which the replay buffer is full
@@ -220,14 +193,43 @@ class OffPolicyLearner(SB3Base):
         """Actions in the world's units, of those in the replay buffer."""
         raise NotImplementedError
 
-    def _observer(self, tick: Tick) -> Observer:
-        return _Observer(self, tick)
-
-    def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
+    def begin(self, tasks: Sequence[int], steps: int) -> None:
         if self.reset_buffer and self._tasks != list(tasks):
             self.model.replay_buffer.reset()
         self._tasks = list(tasks)
-        super().learn(tasks, steps, tick)
+        super().begin(tasks, steps)
+
+    def _collect(self) -> Batch:
+        model = self.model
+        self._episodes = model._episode_num
+        self.env.taken = []  # SB3's replay buffer mixes what is new with what is older
+        model.collect_rollouts(
+            model.env,
+            callback=self._callback,
+            train_freq=model.train_freq,
+            action_noise=model.action_noise,
+            learning_starts=model.learning_starts,
+            replay_buffer=model.replay_buffer,
+        )
+        obs, actions = zip(*self.env.taken, strict=True)
+        self.env.taken = None
+        return Batch(
+            {name: to_tensor(np.stack([o[name] for o in obs]), self.device) for name in obs[0]},
+            torch.ones(len(obs), len(actions[0]), dtype=torch.bool, device=self.device),
+            action=to_tensor(np.stack(actions), self.device),
+            task=torch.from_numpy(self.env.played).to(self.device),
+        ).sequences(1)
+
+    def _train(self, steps: int) -> None:
+        model = self.model
+        updates = model.gradient_steps if model.gradient_steps >= 0 else steps
+        if model.num_timesteps > model.learning_starts and updates > 0:
+            model.train(batch_size=model.batch_size, gradient_steps=updates)
+
+    def _report(self) -> None:
+        every = self.world.num_envs  # episodes
+        if self.model._episode_num // every > self._episodes // every:
+            self.model.dump_logs()
 
 
 class DQNLearner(OffPolicyLearner):

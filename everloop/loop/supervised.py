@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from everloop.loop.augment import AUGMENTATIONS
 from everloop.loop.batch import Batch, to_tensor
-from everloop.loop.learner import Learner, NetworkOutput, Tick
+from everloop.loop.learner import Learner, NetworkOutput
 from everloop.loop.learning_rate import RATES
 from everloop.loop.likelihood import Categorical, Tags, likelihood_for
 from everloop.loop.strategies.base import Strategy
@@ -111,38 +111,54 @@ class SupervisedLearner(Learner):
         batches = -(-steps // self.world.num_envs)
         return -(-batches // self.training.accumulate) * self.training.updates_per_batch
 
-    def learn(self, tasks: Sequence[int], steps: int, tick: Tick) -> None:
-        obs, played = play(self.world, tasks)
-        device, copies, parts, repeats = self.device, self.world.num_envs, self.training.accumulate, self.training.updates_per_batch
-        task, start = to_tensor(played, device), torch.ones(1, copies, dtype=torch.bool, device=device)
-        batches = -(-steps // copies)
-        self.rate.begin(batches * repeats)
-        losses: list[float] = []
-        for i in range(batches):
-            check_finite(obs, self.steps)
-            shown = Batch({name: to_tensor(value[None], device) for name, value in obs.items()}, start, task=task)
+    def begin(self, tasks: Sequence[int], steps: int) -> None:
+        self._obs, played = play(self.world, tasks)
+        self._task = to_tensor(played, self.device)
+        self._start = torch.ones(1, len(played), dtype=torch.bool, device=self.device)
+        self._batches, self._done = -(-steps // self.world.num_envs), 0
+        self._losses: list[float] = []
+        self.rate.begin(self._batches * self.training.updates_per_batch)
+        self.updater.drop_parts()
+
+    def advance(self) -> int:
+        if self._done == self._batches:
+            return 0
+        shown = self._shown()
+        seen = self.augmented(shown)
+        output, recalled = self._look(seen)
+        label = self._guess(output)
+        target = label[None]
+        if self.strategies:
+            fresh = replace(shown, target=target, output=output.prediction.detach())
+            for strategy in self.strategies:
+                strategy.observe(fresh, self)
+        parts = self.training.accumulate
+        together = min(parts, self._batches - self._done // parts * parts)  # the last step of a phase may have fewer parts
+        self._losses.append(self._update(seen, target, output, recalled, together))
+        for _ in range(self.training.updates_per_batch - 1):
             seen = self.augmented(shown)
-            output, recalled = self._look(seen)
-            guess = self.likelihood.mode(output.prediction[0].detach()).cpu().numpy()
-            obs, _, _, _, info = self.world.step(guess)
-            label = to_tensor(labels_of(info), device)
-            if self.counts is not None:
-                self.counts += torch.bincount(label, minlength=len(self.counts))
-            target = label[None]
-            if self.strategies:
-                fresh = replace(shown, target=target, output=output.prediction.detach())
-                for strategy in self.strategies:
-                    strategy.observe(fresh, self)
-            together = min(parts, batches - i // parts * parts)  # a task's last step may have fewer parts
-            losses.append(self._update(seen, target, output, recalled, together))
-            for _ in range(repeats - 1):
-                seen = self.augmented(shown)
-                losses.append(self._update(seen, target, *self._look(seen), together))
-            self.steps += copies
-            if len(losses) >= LOG_EVERY:
-                self._report(sum(losses) / len(losses))
-                losses.clear()
-            tick(copies)
+            self._losses.append(self._update(seen, target, *self._look(seen), together))
+        self.steps += len(label)
+        self._done += 1
+        if len(self._losses) >= LOG_EVERY or self._done == self._batches:
+            self._report(sum(self._losses) / len(self._losses))
+            self._losses.clear()
+        return len(label)
+
+    def _shown(self) -> Batch:
+        """What the world shows now."""
+        check_finite(self._obs, self.steps)
+        obs = {name: to_tensor(value[None], self.device) for name, value in self._obs.items()}
+        return Batch(obs, self._start, task=self._task)
+
+    def _guess(self, output: NetworkOutput) -> Tensor:
+        """Step the world with the most likely labels of `output`; returns the labels it reveals, (B, ...)."""
+        guess = self.likelihood.mode(output.prediction[0].detach()).cpu().numpy()
+        self._obs, _, _, _, info = self.world.step(guess)
+        label = to_tensor(labels_of(info), self.device)
+        if self.counts is not None:
+            self.counts += torch.bincount(label, minlength=len(self.counts))
+        return label
 
     def _look(self, seen: Batch) -> tuple[NetworkOutput, list[Recalled]]:
         """The output for what the world shows, and what strategies recall with the outputs for it, from one forward pass."""
@@ -167,11 +183,8 @@ class SupervisedLearner(Learner):
     def _report(self, loss: float) -> None:
         self.rate.average(loss)
         norm = self.gradient_norm()
-        self.on_scalars(
-            self.steps,
-            {"train/loss": loss, "train/learning_rate": self.optimizer.param_groups[0]["lr"]}
-            | ({} if norm is None else {"train/gradient_norm": norm}),
-        )
+        scalars = {"train/loss": loss, "train/learning_rate": self.optimizer.param_groups[0]["lr"]}
+        self.on_log(scalars | ({} if norm is None else {"train/gradient_norm": norm}))
 
 
 def _images(world: World) -> list[str]:

@@ -47,6 +47,10 @@ class Updater:
         while self._hooks:
             self._hooks.pop().remove()
 
+    def drop_parts(self) -> None:
+        """Forget a batch of which only some parts have come: a new phase begins."""
+        self._parts = 0
+
     def step(self, loss: Tensor, parts: int = 1) -> float:
         """One update along `loss`; returns its value. Raises NotFiniteError before anything has changed.
 

@@ -17,7 +17,8 @@ class WorldVecEnv(VecEnv):
     """A world as Stable-Baselines3's `VecEnv`: batched arrays pass through as they are.
 
     `tasks`: what the copies play, in turn, from the next reset on. Episodes' returns and lengths are in
-    `infos[i]["episode"]`, as SB3's Monitor has them. Raises NotFiniteError when an observation is not finite.
+    `infos[i]["episode"]`, as SB3's Monitor has them. `taken`: if it is a list, each step appends what was
+    shown and the actions. Raises NotFiniteError when an observation is not finite.
     """
 
     def __init__(self, world: World) -> None:
@@ -28,6 +29,7 @@ class WorldVecEnv(VecEnv):
         self.tasks: Sequence[int] = [0]
         self.played: npt.NDArray[np.int64] = np.zeros(world.num_envs, dtype=np.int64)
         self.steps = 0
+        self.taken: list[tuple[Arrays, npt.NDArray[Any]]] | None = None
         super().__init__(world.num_envs, world.single_observation_space, world.single_action_space)
         self._returns = np.zeros(world.num_envs)
         self._lengths = np.zeros(world.num_envs, dtype=np.int64)
@@ -39,10 +41,13 @@ class WorldVecEnv(VecEnv):
         self._returns[:] = 0.0
         self._lengths[:] = 0
         check_finite(obs, self.steps)
+        self._obs = obs
         return obs
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         self._actions = actions
+        if self.taken is not None:
+            self.taken.append((self._obs, actions))
 
     def step_wait(self) -> tuple[Arrays, npt.NDArray[Any], npt.NDArray[Any], list[dict[str, Any]]]:
         obs, rewards, terminated, truncated, info = self.world.step(self._actions)
@@ -58,10 +63,11 @@ class WorldVecEnv(VecEnv):
             infos[i]["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i])}
         self._returns[done] = 0.0
         self._lengths[done] = 0
+        self._obs = obs
         return obs, rewards.astype(np.float32), done, infos
 
     def close(self) -> None:
-        self.world.close()  # type: ignore[attr-defined]
+        self.world.close()
 
     def _indices(self, indices: int | Iterable[int] | None) -> list[int]:
         return list(range(self.num_envs)) if indices is None else list(np.atleast_1d(np.asarray(indices)))

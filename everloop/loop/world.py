@@ -42,6 +42,8 @@ class World(Protocol):
 
     def reference(self, task: int) -> tuple[float, float]: ...
 
+    def close(self) -> None: ...
+
 
 class NotFiniteError(FloatingPointError):
     """An observation, a loss or a gradient is nan or infinite; the message says which, and at which step."""

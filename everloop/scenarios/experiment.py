@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 
 import everloop
-from everloop.loop import STRATEGIES, Board, Listener, Result, Strategy, run
+from everloop.loop import STRATEGIES, Board, Callback, Divergence, Result, Run, Strategy
 from everloop.loop.about import flattened
 from everloop.loop.result import write_json
 from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened
@@ -110,11 +110,11 @@ class Experiment:
             check_free(out)
         self.out = out
 
-    def run(self, listeners: Sequence[Listener] = (), progress: bool = False) -> Result:
+    def run(self, callbacks: Sequence[Callback] = (), progress: bool = False) -> Result:
         """Run it, and write config.yaml, environment.json, TensorBoard events and, after each phase, result.json.
 
         Args:
-            listeners: Told of what happens, beside those that write the files.
+            callbacks: Told of what happens, after those that write the files. They may act on the run.
             progress: Show a bar in a terminal or a notebook, elsewhere plain lines on the standard output.
 
         Raises:
@@ -125,15 +125,19 @@ class Experiment:
             raise RuntimeError("this experiment has run already; make a new one")
         self._fresh = False
         self.learner.seed(self.seed)  # whatever else drew random numbers since this was made
-        if progress:
-            with Progress(Console()) as bar:
-                return self._written([*listeners, bar])
-        return self._written(listeners)
+        try:
+            if progress:
+                with Progress(Console()) as bar:
+                    return self._written([*callbacks, bar])
+            return self._written(callbacks)
+        finally:
+            for world in (self.learner.world, self.evaluation, self.consolidation):
+                world.close()
 
-    def _written(self, listeners: Sequence[Listener]) -> Result:
+    def _written(self, callbacks: Sequence[Callback]) -> Result:
         """Run it, and write what it leaves into its folder, if it has one."""
         if self.out is None:
-            return self._run(listeners)
+            return self._run(callbacks)
         files = {
             CONFIG: yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True),
             ENVIRONMENT: json.dumps(environment(), indent=2) + "\n",
@@ -141,7 +145,7 @@ class Experiment:
         with opened(self.out, files, self.overwrite):
             board = Board(self.out, self._shown(), command())
             try:
-                return self._run([board, Record(self.out / RESULT), *listeners])
+                return self._run([board, Record(self.out / RESULT), *callbacks])
             finally:
                 board.close()
 
@@ -153,9 +157,11 @@ class Experiment:
             "strategy_settings": [f"{name}={value}" for name, value in strategies],
         }
 
-    def _run(self, listeners: Sequence[Listener]) -> Result:
-        named = Named(self.scenario.name, [strategy_key(name) for name in self.names], self.seed)
-        return run(self.learner, self.plan, self.evaluation, self.consolidation, self.strategies, [named, *listeners])
+    def _run(self, callbacks: Sequence[Callback]) -> Result:
+        run = Run(self.learner, self.plan, self.evaluation, self.consolidation, self.strategies, [Divergence(), *callbacks])
+        run.result.scenario, run.result.seed = self.scenario.name, self.seed
+        run.result.strategies = [strategy_key(name) for name in self.names]
+        return run.go()
 
     def config(self) -> dict[str, Any]:
         """The complete settings, as `everloop run --config` reads them."""
@@ -180,28 +186,17 @@ class Experiment:
         return Path("runs", self.scenario.name, f"{'+'.join(map(strategy_key, self.names))}-{digest}", str(self.seed))
 
 
-class Named(Listener):
-    """Writes into the result what was run."""
-
-    def __init__(self, scenario: str, strategies: list[str], seed: int) -> None:
-        self.scenario, self.strategies, self.seed = scenario, strategies, seed
-
-    def on_begin(self, result: Result, total_steps: int) -> None:
-        result.scenario, result.strategies, result.seed = self.scenario, self.strategies, self.seed
-
-
-class Record(Listener):
+class Record(Callback):
     """Writes result.json before training and after each phase."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_begin(self, result: Result, total_steps: int) -> None:
-        write_json(self.path, result.to_dict())
+    def on_run_begin(self, run: Run) -> None:
+        write_json(self.path, run.result.to_dict())
 
-    def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
-        if result.evaluations[-1].ends_phase:
-            write_json(self.path, result.to_dict())
+    def on_phase_end(self, run: Run) -> None:
+        write_json(self.path, run.result.to_dict())
 
 
 def scenario_path(scenario: type[Scenario]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,11 @@ def pretrained_convolutions(data: tuple[Examples, Examples], epochs: int, seed: 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = ConvNet5(shape)
-            world: Any = make_vec("everloop/ImageStream-v0", BATCH, data=data, protocol=SplitClasses(classes))
-            world.reset(seed=seed)
-            learner = SupervisedLearner(Classifier(net, classes), world, Training(1e-3, rate="cosine", augment="crop_flip"))
-            learner.learn([0], epochs * len(data[0]), lambda steps: None)
+            made: Any = make_vec("everloop/ImageStream-v0", BATCH, data=data, protocol=SplitClasses(classes))
+            with closing(made) as world:
+                world.reset(seed=seed)
+                learner = SupervisedLearner(Classifier(net, classes), world, Training(1e-3, rate="cosine", augment="crop_flip"))
+                learner.learn([0], epochs * len(data[0]))
         return {name: value.cpu().numpy() for name, value in net.convolutions.state_dict().items()}
 
     return {name: torch.from_numpy(value.copy()) for name, value in cached(key, build).items()}

@@ -10,14 +10,14 @@ from rich import progress
 from rich.console import Console
 from rich.text import Text
 
-from everloop.loop import Listener, Result
+from everloop.loop import Callback, Run
 
 REDRAW = 0.1  # seconds: a bar moved at every step would cost a small network a tenth of its time
 SPEAK = 30.0  # seconds between two plain lines within a task
 BAR = range(8, 25)  # columns of the bar, where there is room for it
 
 
-class Progress(Listener):
+class Progress(Callback):
     """Shows the task, the step, the time left and the average over the tasks seen so far. Use it in a `with`.
 
     Args:
@@ -42,32 +42,34 @@ class Progress(Listener):
         if self.live:
             self.bar.stop()
 
-    def on_begin(self, result: Result, total_steps: int) -> None:
-        self.total = total_steps
+    def on_run_begin(self, run: Run) -> None:
+        result = run.result
+        self.total, self.first = sum(run.plan.steps), run.steps
         self.title = self.title or f"{result.scenario} {'+'.join(result.strategies)} seed {result.seed}".strip()
         self.bar.add_task("", total=None)
 
-    def on_phase(self, result: Result, phase: int) -> None:
-        tasks = [result.tasks[j] for j in result.phases[phase]]
-        self.task = f"{tasks[0] if len(tasks) == 1 else 'all tasks'} ({phase + 1}/{len(result.phases)})"
+    def on_phase_begin(self, run: Run) -> None:
+        name = run.tasks[0].name if len(run.tasks) == 1 else "all tasks"
+        self.task = f"{name} ({run.phase + 1}/{len(run.plan.phases)})"
         self.speak()
 
-    def on_steps(self, steps: int) -> None:
-        self.done = min(self.done + steps, self.total)  # the last batch of a task may be more than was planned
+    def on_step(self, run: Run) -> None:
+        self.done = min(run.steps - self.first, self.total)  # the last batch of a task may be more than was planned
         now = time.monotonic()
         if self.live and now - self.drawn > REDRAW:
             self.draw()
         elif now - self.spoke > SPEAK:
             self.speak()
 
-    def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
+    def on_evaluation(self, run: Run) -> None:
+        result = run.result
         average = result.metric.text(result.average_now(), "unknown")
         self.average = f"{result.metric.name} {average} {result.metric.unit}".rstrip()
         self.draw()
         if result.evaluations[-1].ends_phase:
             self.speak()
 
-    def on_end(self, result: Result) -> None:
+    def on_run_end(self, run: Run) -> None:
         self.done = self.total
         self.draw()
 

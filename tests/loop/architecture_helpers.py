@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from loop_helpers import ignore, stream
+from loop_helpers import stream
 from torch import Tensor, nn
 
 from everloop.agents import Classifier
@@ -25,7 +25,7 @@ def examples(learner: Learner, task: int, seed: int = 5) -> Batch:
 def teach(learner: Learner, strategies: list[Strategy], task: int, steps: int = 96) -> None:
     for strategy in strategies:
         strategy.begin_task(learner.world.tasks[task], learner)
-    learner.learn([task], steps, ignore)
+    learner.learn([task], steps)
     batch = examples(learner, task)
     for strategy in strategies:
         strategy.end_task(learner.world.tasks[task], learner, [batch])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from everloop.agents import Agent
 from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv, VectorFeedback
-from everloop.loop import Batch, Categorical, DQNLearner, Learner, SACLearner, Strategy, SupervisedLearner, likelihood_for
+from everloop.loop import Batch, Categorical, DQNLearner, Learner, Result, SACLearner, Strategy, SupervisedLearner, likelihood_for
 from everloop.loop.sb3 import SB3Learner
 from everloop.loop.sb3_off_policy import OffPolicyLearner
 
@@ -192,8 +193,11 @@ def random_states() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), copy.deepcopy(np.random.get_state()[1].tolist())  # noqa: NPY002
 
 
-def ignore(steps: int) -> None:
-    """A tick that nobody listens to."""
+def run_of(result: Result, step: int = 0, phase: int = 0, total: int = 100) -> Any:
+    """What callbacks read of a run, of a result that was made by hand."""
+    tasks = [SimpleNamespace(id=j, name=result.tasks[j]) for j in result.phases[phase]]
+    plan = SimpleNamespace(phases=result.phases, steps=[total])
+    return SimpleNamespace(result=result, steps=step, phase=phase, tasks=tasks, plan=plan)
 
 
 def keyword_grid(**values: Sequence[Any]) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from loop_helpers import (
     FixedLearner,
     FlatNet,
-    ignore,
     mlp,
     stream,
     vector_batch,
@@ -118,7 +117,7 @@ def digit_learner(balanced: bool = False) -> SupervisedLearner:
 def train(learner: Learner, strategy: Strategy, tasks: Sequence[int], steps: int = 64) -> None:
     for task in tasks:
         strategy.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], steps, ignore)
+        learner.learn([task], steps)
         strategy.end_task(learner.world.tasks[task], learner, [])
 
 

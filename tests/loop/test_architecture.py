@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from architecture_helpers import examples, four_tasks, seen, teach, told
-from loop_helpers import PPO_PARAMETERS, agent, ignore, keyword_grid, plant, same, stream, weights
+from loop_helpers import PPO_PARAMETERS, agent, keyword_grid, plant, same, stream, weights
 from stable_baselines3 import PPO
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ from everloop.loop import (
     Strategy,
     SupervisedLearner,
 )
-from everloop.loop.closed_loop import Plan, run
+from everloop.loop.run import Plan, Run
 
 Finish = Callable[[Learner, Strategy, int], None]
 
@@ -92,7 +92,7 @@ def test_later_tasks_can_still_be_learned(name: str) -> None:
     strategy.begin_task(learner.world.tasks[1], learner)
     batch = examples(learner, 1, seed=3)
     before = float(learner.loss(batch).detach())
-    learner.learn([1], 1600, ignore)
+    learner.learn([1], 1600)
     assert float(learner.loss(batch).detach()) < 0.8 * before
 
 
@@ -102,7 +102,7 @@ def test_packnet_gives_each_task_its_share_of_what_is_free_the_largest_weights_f
     name, free = "backbone.layers.0.weight", 64 * 16
     for task in range(3):
         packnet.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], 64, ignore)
+        learner.learn([task], 64)
         trained = dict(learner.module.named_parameters())[name].detach().clone()
         was_free = packnet.owner[name] == 0 if packnet.owner else torch.ones_like(trained, dtype=torch.bool)
         packnet.end_task(learner.world.tasks[task], learner, [examples(learner, task)])
@@ -140,7 +140,7 @@ def test_packnet_gives_a_task_that_comes_back_another_share_and_its_view_shows_w
     batches = [examples(learner, task, seed=77) for task in (0, 1)]
     other = seen(learner, packnet, 1, batches[1])
     packnet.begin_task(learner.world.tasks[0], learner)
-    learner.learn([0], 160, ignore)
+    learner.learn([0], 160)
     assert torch.equal(seen(learner, packnet, 0, batches[0]), learner.outputs(batches[0]).detach())
     packnet.end_task(learner.world.tasks[0], learner, [examples(learner, 0)])
     assert packnet.ranks == {1: 2, 0: 3}
@@ -178,7 +178,7 @@ def test_in_control_the_value_head_goes_on_learning(kind: type[Strategy]) -> Non
     for task in (0, 1):
         strategy.begin_task(learner.world.tasks[task], learner)
         before = {name: p.detach().clone() for name, p in learner.module.named_parameters()}
-        learner.learn([task], 64, ignore)
+        learner.learn([task], 64)
         strategy.end_task(learner.world.tasks[task], learner, [])
     changed = [name for name, p in learner.module.named_parameters() if not torch.equal(p, before[name])]
     assert {name for name in changed if name.startswith("value")} == {"value.linear.weight", "value.linear.bias"}
@@ -236,7 +236,7 @@ def test_a_task_that_comes_back_gets_a_new_column_and_the_other_tasks_stay_as_th
 def test_tasks_of_one_phase_share_a_column() -> None:
     learner, progressive = told(ProgressiveMLP((8, 8, 1), (8, 8))), Progressive()
     world = stream(label_space="within_task", task_cue=True)
-    run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [progressive])
+    Run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [progressive]).go()
     assert progressive.column == {0: 0, 1: 0, 2: 1}
 
 
@@ -247,7 +247,7 @@ def test_a_network_grows_where_the_loss_stays_high_and_nothing_changes_at_that_m
         growth = Growth(units=4, threshold=threshold, patience=4, limit=3)
         learner.attach([growth])
         growth.begin_task(learner.world.tasks[0], learner)
-        learner.learn([0], 8 * 40, ignore)
+        learner.learn([0], 8 * 40)
         branches = learner.module.get_submodule("backbone.branches")
         assert len(list(branches.children())) == growth.grown
         return growth.grown
@@ -270,7 +270,7 @@ def test_what_has_grown_is_trained_and_other_strategies_go_on() -> None:
     for task in range(2):
         for s in (growth, ewc):
             s.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], 64, ignore)
+        learner.learn([task], 64)
         ewc.end_task(learner.world.tasks[task], learner, [learner.rollout(stream(), [task], 4, 0)])
     V = learner.module.get_submodule("backbone.branches.0.2").weight
     assert float(V.detach().abs().max()) > 0  # type: ignore[operator, union-attr]

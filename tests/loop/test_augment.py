@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import FlatNet, ignore, mlp, stream
+from loop_helpers import FlatNet, mlp, stream
 from torch import Tensor, nn
 
 from everloop.envs import Examples, TextStreamVectorEnv
@@ -89,11 +89,11 @@ class Watch(Strategy):
 def test_the_network_is_shown_what_the_world_did_not_and_strategies_observe_what_it_did() -> None:
     learner, watch = SupervisedLearner(mlp(), stream(), Training(augment="crop_flip", updates_per_batch=2)), Watch()
     learner.attach([watch])
-    learner.learn([0], 32, ignore)
+    learner.learn([0], 32)
     plain = SupervisedLearner(mlp(), stream(), Training())
     witness = Watch()
     plain.attach([witness])
-    plain.learn([0], 32, ignore)
+    plain.learn([0], 32)
     for observed, came in zip(watch.observed, witness.observed, strict=True):
         assert torch.equal(observed.obs["image"], came.obs["image"])
     for i, batch in enumerate(watch.learned):
@@ -115,7 +115,7 @@ REHEARSING: dict[str, Callable[[], Any]] = {
 def test_memories_store_images_as_they_came_and_they_are_drawn_anew_each_time(name: str) -> None:
     learner, strategy, watch = SupervisedLearner(mlp(), stream(), Training(augment="crop_flip")), REHEARSING[name](), Watch()
     learner.attach([strategy, watch])
-    learner.learn([0], 64, ignore)
+    learner.learn([0], 64)
     came = {bytes(image.flatten().tolist()) for batch in watch.observed for image in batch.obs["image"][0]}
     rows = torch.arange(16).numpy()
     assert all(raw(strategy.read(rows, learner), came))
@@ -128,11 +128,11 @@ def test_distillation_asks_both_networks_about_the_same_image() -> None:
     module = Shown()
     learner, lwf = SupervisedLearner(module, stream(), Training(augment="crop_flip")), LwF()
     learner.attach([lwf])
-    learner.learn([0], 8, ignore)
+    learner.learn([0], 8)
     lwf.end_task(learner.world.tasks[0], learner, [learner.rollout(stream(), [0], 8, 0)])
     assert lwf.teacher is not None
     lwf.teacher.seen = module.seen = []  # type: ignore[assignment]
-    learner.learn([1], 8, ignore)
+    learner.learn([1], 8)
     fresh, old = module.seen
     assert torch.equal(fresh, old)
 
@@ -152,5 +152,5 @@ def test_a_world_without_images_is_left_alone_and_a_note_says_so() -> None:
     world.reset(seed=0)
     learner = SupervisedLearner(FlatNet(nn.Linear(2, 4), "tokens").double(), world, Training(augment="crop_flip"))
     assert learner.notes == ["augment crop_flip does nothing: the world shows no images"]
-    learner.learn([0], 8, ignore)
+    learner.learn([0], 8)
     assert not SupervisedLearner(mlp(), stream(), Training(augment="crop_flip")).notes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_helpers import mlp, stream
+from loop_helpers import mlp, run_of, stream
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
@@ -16,14 +16,15 @@ from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 from everloop.contract import ACCURACY, RETURN, SCORE, Metric
 from everloop.loop import (
     Board,
+    Callback,
+    Divergence,
     Evaluation,
-    Listener,
     Plan,
     Result,
+    Run,
     SupervisedLearner,
     Training,
     board,
-    run,
 )
 from everloop.loop.curves import average_forgetting, charts, titles
 
@@ -31,20 +32,26 @@ EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
 AWKWARD = ["C++", "plant-1", "plant-10", "a(b", "x/y"]
 
 
-class Keep(Listener):
+class Keep(Callback):
     """Names the run, and keeps what is known at each evaluation."""
 
     def __init__(self) -> None:
         self.divergences: list[dict[str, float]] = []
+        self.heard: dict[str, float] = {}
         self.forgetting: list[list[float | None]] = []
         self.averages: list[tuple[float | None, float | None]] = []
         self.measures: list[dict[str, float | None]] = []
 
-    def on_begin(self, result: Result, total_steps: int) -> None:
-        result.scenario, result.strategies, result.seed = "digits", ["ewc", "replay"], 3
+    def on_run_begin(self, run: Run) -> None:
+        run.result.scenario, run.result.strategies, run.result.seed = "digits", ["ewc", "replay"], 3
 
-    def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
-        self.divergences.append(dict(divergence))
+    def on_log(self, run: Run, scalars: dict[str, float]) -> None:
+        self.heard = scalars
+
+    def on_evaluation(self, run: Run) -> None:
+        result = run.result
+        self.divergences.append(self.heard)
+        self.heard = {}
         self.forgetting.append(result.forgetting_now())
         self.averages.append((result.average_now(), average_forgetting(result)))
         if result.evaluations[-1].ends_phase:
@@ -62,8 +69,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     plan = Plan([[0], [1], [2]], [80] * 3, eval_every=24, consolidation_steps=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(board, "DRAWING", math.inf)
-        listeners = [keep, Board(folder, {"epochs": 1}, "everloop run digits")]
-        result = run(learner, plan, stream(16, split="test"), stream(), [], listeners)
+        callbacks = [Divergence(), keep, Board(folder, {"epochs": 1}, "everloop run digits")]
+        result = Run(learner, plan, stream(16, split="test"), stream(), [], callbacks).go()
     return result, keep, read(folder)
 
 
@@ -100,13 +107,13 @@ def made(
 def replay(result: Result, board: Board) -> None:
     """Tell `board` of all evaluations in order, as a run would."""
     everything, result.evaluations, result.steps = result.evaluations, result.evaluations[:1], 0
-    board.on_begin(result, 100)
+    board.on_run_begin(run_of(result))
     for phase, now in enumerate(everything[1:]):
-        board.on_phase(result, phase)
+        board.on_phase_begin(run_of(result, phase=phase))
         result.evaluations.append(now)
         result.steps = now.step
-        board.on_evaluation(result, {})
-    board.on_end(result)
+        board.on_evaluation(run_of(result, now.step))
+    board.on_run_end(run_of(result))
 
 
 def test_every_tasks_score_is_a_curve_over_all_steps_from_step_0(case: Case) -> None:
@@ -182,9 +189,8 @@ def test_divergence_has_a_curve_for_every_ended_task_and_module(case: Case) -> N
     ended = result.tasks[:3]
     assert tags == {f"divergence/{kind}/{task}/{part}" for kind, part in kinds for task in ended}
     for tag in tags:
-        name = tag.removeprefix("divergence/")
         seen = zip(result.evaluations[1:], keep.divergences, strict=True)
-        assert curve(events, tag) == near([(e.step, d.get(name)) for e, d in seen])
+        assert curve(events, tag) == near([(e.step, d.get(tag)) for e, d in seen])
 
 
 def layout_of(events: EventAccumulator) -> Layout:
@@ -275,7 +281,7 @@ def test_drawing_takes_its_share_of_the_time_and_leaves_half_of_it_for_the_phase
     clock = [0.0]
     monkeypatch.setattr(board.time, "perf_counter", lambda: clock[0])
     result, made_board = made(["a", "b"], [[0.0, 0.0]], [[0], [1]] * 5), Board(tmp_path)
-    made_board.on_begin(result, 100)
+    made_board.on_run_begin(run_of(result))
 
     def drawn_at(seconds: float, ends_phase: bool) -> list[str]:
         clock[0] = seconds
@@ -347,7 +353,7 @@ def test_a_run_has_no_runs_below_it(tmp_path: Path) -> None:
 
 def test_a_run_that_breaks_off_counts_as_failed_and_has_its_pictures(tmp_path: Path) -> None:
     broken, result = Board(tmp_path), made(["x", "y"], [[0.0, 0.0], [50.0, 0.0]])
-    broken.on_begin(result, 100)
+    broken.on_run_begin(run_of(result))
     broken.close()
     broken.close()
     events = read(tmp_path)
@@ -366,8 +372,9 @@ def test_the_card_is_the_explanation_of_the_run(case: Case) -> None:
 
 def test_numbers_about_training_are_written_under_their_names(tmp_path: Path) -> None:
     board = Board(tmp_path)
-    board.on_scalars(32, {"train/loss": 0.5, "rollout/ep_rew_mean": -2.0})
-    board.on_scalars(64, {"train/loss": 0.25, "train/gradient_norm": math.nan})
+    result = made(["x"], [[0.0]])
+    board.on_log(run_of(result, 32), {"train/loss": 0.5, "rollout/ep_rew_mean": -2.0})
+    board.on_log(run_of(result, 64), {"train/loss": 0.25, "train/gradient_norm": math.nan})
     board.close()
     events = read(tmp_path)
     assert curve(events, "train/loss") == [(32, 0.5), (64, 0.25)]
@@ -377,14 +384,13 @@ def test_numbers_about_training_are_written_under_their_names(tmp_path: Path) ->
 
 def test_what_happened_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
     board, result = Board(tmp_path), made(["a", "b"], [[0.0, 25.0]])
-    board.on_begin(result, 100)
+    board.on_run_begin(run_of(result))
     assert curve(read(tmp_path), "score/b") == [(0, 25.0)]
     result.evaluations.append(Evaluation(10, 0, False, [50.0, math.nan], [0.5, math.nan]))
-    board.on_evaluation(result, {"kl/a/network": 0.75})
+    board.on_evaluation(run_of(result, 10))
     events = read(tmp_path)
     assert curve(events, "score/a") == [(0, 0.0), (10, 50.0)]
     assert curve(events, "score/b") == [(0, 25.0)]  # a task that was not measured has no point
-    assert curve(events, "divergence/kl/a/network") == [(10, 0.75)]
     board.close()
 
 

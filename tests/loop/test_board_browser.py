@@ -21,7 +21,7 @@ from loop_helpers import mlp, stream
 from PIL import Image
 
 from everloop.contract import ACCURACY
-from everloop.loop import Board, Listener, Plan, Replay, Result, SupervisedLearner, Training, run
+from everloop.loop import Board, Callback, Divergence, Plan, Replay, Result, Run, SupervisedLearner, Training
 from everloop.loop.curves import titles
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install everloop[dev]")
@@ -63,22 +63,22 @@ return [...new Set(lines.map(e => getComputedStyle(e).stroke))];
 """
 
 
-class Name(Listener):
+class Name(Callback):
     """Names a run."""
 
     def __init__(self, strategies: list[str]) -> None:
         self.strategies = strategies
 
-    def on_begin(self, result: Result, total_steps: int) -> None:
-        result.scenario, result.strategies = SCENARIO, self.strategies
+    def on_run_begin(self, run: Run) -> None:
+        run.result.scenario, run.result.strategies = SCENARIO, self.strategies
 
 
 def teach(folder: Path, name: str) -> Result:
     learner = SupervisedLearner(mlp(), stream(), Training(1e-2))
     strategies = [] if name == "none" else [Replay(strength=1.0)]
     plan = Plan([[0], [1], [2]], [160] * 3, eval_every=32, consolidation_steps=4)
-    listeners = [Name([name]), Board(folder / name, {"epochs": 1}, f"everloop run {name}")]
-    return run(learner, plan, stream(16, split="test"), stream(), strategies, listeners)
+    callbacks = [Name([name]), Divergence(), Board(folder / name, {"epochs": 1}, f"everloop run {name}")]
+    return Run(learner, plan, stream(16, split="test"), stream(), strategies, callbacks).go()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from architecture_helpers import examples, seen, teach, told
-from loop_helpers import distance, ignore, mlp, same, stream, vector_batch, weights
+from loop_helpers import distance, mlp, same, stream, vector_batch, weights
 from test_strategy_contract import NETWORKS, NOT_TOLD_ONLY, STREAM, TOLD_ONLY, active, train
 from torch import Tensor, nn
 
@@ -222,7 +222,7 @@ def test_packnet_keeps_a_head_of_tags_for_its_task() -> None:
     learner.attach([packnet])
     for task in range(2):
         packnet.begin_task(world.tasks[task], learner)
-        learner.learn([task], 16, ignore)
+        learner.learn([task], 16)
         packnet.end_task(world.tasks[task], learner, [learner.rollout(world, [task], 4, 0)])
     assert packnet.owner["network.heads.linear.bias"].tolist() == [1, 1, 1, 2, 2, 2]
 
@@ -251,7 +251,7 @@ def test_la_maml_keeps_what_other_strategies_add() -> None:
         with torch.no_grad():
             for p in module.parameters():
                 p += 0.1
-        learner.learn([0], 8, ignore)
+        learner.learn([0], 8)
         return weights(module)
 
     def la_maml() -> LaMAML:

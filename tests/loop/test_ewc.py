@@ -15,7 +15,6 @@ from loop_helpers import (
     FlatNet,
     control_learner,
     distance,
-    ignore,
     keyword_grid,
     mlp,
     plant,
@@ -85,7 +84,7 @@ def test_training_equals_a_penalty_in_the_loss(decay: float | None, optimizer: C
     plain = digit_learner(optimizer)  # its own update is written out below
     anchors = Anchors()
     for task in range(3):
-        learner.learn([task], steps, ignore)
+        learner.learn([task], steps)
         obs, _ = plain.world.reset(options={"task": task})
         for _ in range(steps // plain.world.num_envs):
             image = torch.from_numpy(obs["image"])[None]
@@ -108,9 +107,9 @@ def test_the_closed_form_is_the_penaltys_gradient(tasks: int, decay: float | Non
     learner = digit_learner()
     ewc, anchors = empirical(7.0, decay), Anchors()
     for task in range(tasks):
-        learner.learn([task], 64, ignore)
+        learner.learn([task], 64)
         anchors.append(anchor(learner, end_task(learner, ewc, task)))
-    learner.learn([4], 64, ignore)
+    learner.learn([4], 64)
     parameters = list(learner.module.parameters())
     expected = torch.autograd.grad(penalty(learner.module, anchors, 7.0, decay), parameters)
     for p in parameters:
@@ -200,8 +199,8 @@ def test_strength_0_is_plain_training_to_the_last_bit() -> None:
     ewc = EWC(0.0)
     learner.attach([ewc])
     for task in range(3):
-        learner.learn([task], 64, ignore)
-        plain.learn([task], 64, ignore)
+        learner.learn([task], 64)
+        plain.learn([task], 64)
         end_task(learner, ewc, task)
         assert same(weights(learner.module), weights(plain.module))
 
@@ -212,7 +211,7 @@ def test_a_restored_state_goes_on_bit_for_bit(anchors: Any) -> None:
         learner, ewc = digit_learner(), EWC(50.0, anchors=anchors, seed=3)
         for task in range(3):
             learner.attach([ewc])
-            learner.learn([task], 64, ignore)
+            learner.learn([task], 64)
             end_task(learner, ewc, task)
             if restore:
                 file = io.BytesIO()
@@ -232,7 +231,7 @@ def test_a_saved_state_does_not_change_afterwards() -> None:
     state = ewc.state_dict()
     kept = state["anchor"]
     then = [x.clone() for x in (*kept["precision"].values(), *kept["center"].values())]
-    learner.learn([1], 64, ignore)
+    learner.learn([1], 64)
     end_task(learner, ewc, 1)
     assert same([*kept["precision"].values(), *kept["center"].values()], then)
     assert not same([*precision(ewc), *ewc.anchor.center.values()], then)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_helpers import distance, ignore, mlp, same, stream, weights
+from loop_helpers import distance, mlp, same, stream, weights
 from test_strategy_contract import CONTROL_ONLY, NETWORKS, OWN_WORLD, STREAM, TOLD_ONLY, active
 from torch import Tensor, nn
 
@@ -58,7 +58,7 @@ def our_loop(strategy: Strategy, sgd: bool) -> tuple[list[Tensor], Recorder]:
     for task in range(3):
         for s in (strategy, recorder):
             s.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], 64, ignore)
+        learner.learn([task], 64)
         batch = learner.rollout(stream(), [task], 8, seed=task)
         with learner.judging():
             for s in (strategy, recorder):
@@ -299,7 +299,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="0 batches of examples, allowed: 1 or more"):
         loop.end_task([])
     with pytest.raises(RuntimeError, match="does not learn by itself"):
-        loop.learn([0], 1, ignore)
+        loop.learn([0], 1)
     with pytest.raises(ValueError, match="the state is of 2 strategies, allowed: 1"):
         loop.load_state_dict({"strategies": [{}, {}], "steps": 0, "task": None})
     with pytest.raises(ValueError, match="the network has no linear layer"):

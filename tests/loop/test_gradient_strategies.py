@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import FixedLearner, control_learner, ignore, keyword_grid, same, vector_batch, vector_learner, weights
+from loop_helpers import FixedLearner, control_learner, keyword_grid, same, vector_batch, vector_learner, weights
 from scipy.optimize import minimize
 from strategy_helpers import Named
 from torch import nn
@@ -342,7 +342,7 @@ def test_in_control_the_edited_gradient_does_not_raise_the_divergence_from_past_
     for task in (0, 1):
         learner.attach([strategy])
         strategy.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], 64, ignore)
+        learner.learn([task], 64)
         strategy.end_task(learner.world.tasks[task], learner, [])
     conflicts = [(before, after) for before, after in found if before < -1e-4]
     assert len(conflicts) >= 2

@@ -21,7 +21,6 @@ from hat_helpers import (
 )
 from loop_helpers import (
     control_learner,
-    ignore,
     keyword_grid,
     off_policy_learner,
     off_policy_world,
@@ -49,7 +48,7 @@ def test_a_view_leaves_no_trace(name: str) -> None:
     learner.attach([hat])
     teach(learner, [hat], 0, 32)
     hat.begin_task(learner.world.tasks[1], learner)
-    learner.learn([1], 32, ignore)  # a new period begins: masks are soft
+    learner.learn([1], 32)  # a new period begins: masks are soft
     before, state = weights(learner.module), {name: b.detach().clone() for name, b in learner.module.named_buffers()}
     batch = examples(learner, 0)
     outputs = seen(learner, Strategy(), 1, batch)
@@ -64,7 +63,7 @@ def test_a_view_of_the_task_at_hand_shows_it_as_it_will_be_kept() -> None:
     learner, hat = LEARNERS["mlp"](), quick()
     learner.attach([hat])
     hat.begin_task(learner.world.tasks[0], learner)
-    learner.learn([0], 32, ignore)
+    learner.learn([0], 32)
     batch = examples(learner, 0)
     shown = seen(learner, hat, 0, batch)
     assert not torch.equal(shown, seen(learner, Strategy(), 0, batch))
@@ -87,7 +86,7 @@ def test_later_tasks_can_still_be_learned(name: str) -> None:
             return float(learner.loss(batch))
 
     before = loss()
-    learner.learn([1], 1600, ignore)
+    learner.learn([1], 1600)
     assert loss() < 0.8 * before
 
 
@@ -201,7 +200,7 @@ def test_what_the_outputs_do_not_depend_on_stays_free_in_control() -> None:
 
 def teach_control(learner: Learner, hat: HAT, task: int) -> None:
     hat.begin_task(learner.world.tasks[task], learner)
-    learner.learn([task], 64, ignore)
+    learner.learn([task], 64)
     hat.end_task(learner.world.tasks[task], learner, [learner.rollout(plant(task_cue=True), [task], 8, seed=task)])
 
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from loop_helpers import (
     distance,
-    ignore,
     mlp,
     stream,
     weights,
@@ -152,7 +151,7 @@ def test_at_strength_1_icarls_losses_are_all_whatever_the_plain_loss_is() -> Non
         learner, icarl = digit_learner(balanced), ICaRL(capacity=20, batch_size=4)
         learner.attach([icarl])
         for task in (0, 1):
-            learner.learn([task], 64, ignore)
+            learner.learn([task], 64)
             icarl.end_task(learner.world.tasks[task], learner, [learner.rollout(stream(), [task], 4, seed=task)])
         ends.append(weights(learner.module))
     assert distance(*ends) < 1e-12

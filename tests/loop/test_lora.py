@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from architecture_helpers import examples, seen, teach, told
-from loop_helpers import ignore, stream
+from loop_helpers import stream
 from test_strategy_contract import stream_learner
 from torch import nn
 
 from everloop.agents import MLP, Classifier
 from everloop.loop import EWC, Learner, LoRA, Strategy, SupervisedLearner, attach
-from everloop.loop.closed_loop import Plan, run
+from everloop.loop.run import Plan, Run
 
 
 def teach_shared(learner: Learner, strategy: Strategy, task: int) -> None:
     strategy.begin_task(learner.world.tasks[task], learner)
-    learner.learn([task], 64, ignore)
+    learner.learn([task], 64)
     strategy.end_task(learner.world.tasks[task], learner, [learner.rollout(stream(), [task], 4, 0)])
 
 
@@ -30,7 +30,7 @@ def test_lora_trains_nothing_but_the_adapter_and_the_last_layer() -> None:
     with torch.no_grad():
         fresh = learner.outputs(batch)
     assert sum(p.numel() for n, p in learner.weights().items() if "lora" in n) == 3 * (64 + 16) + 3 * (16 + 16)
-    learner.learn([1], 64, ignore)
+    learner.learn([1], 64)
     for name, p in learner.module.named_parameters():
         if "lora" not in name and "heads" not in name:
             assert torch.equal(p, base[name.replace("base_layer.", "")])
@@ -47,7 +47,7 @@ def test_a_new_adapter_changes_nothing_and_a_merged_one_neither() -> None:
     before = learner.outputs(batch).detach()
     lora.begin_task(learner.world.tasks[1], learner)
     assert torch.equal(learner.outputs(batch).detach(), before)
-    learner.learn([1], 64, ignore)
+    learner.learn([1], 64)
     learned = learner.outputs(batch).detach()
     W = dict(learner.module.named_parameters())["backbone.layers.0.base_layer.weight"]
     A, B = (dict(learner.module.named_parameters())[f"backbone.layers.0.lora_{m}.online.weight"].detach().clone() for m in "AB")
@@ -72,7 +72,7 @@ def test_what_holds_weights_holds_the_adapter_that_begins_anew() -> None:
     for task in range(2):
         for strategy in (lora, ewc):
             strategy.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], 64, ignore)
+        learner.learn([task], 64)
         batch = learner.rollout(stream(), [task], 4, 0)
         for strategy in (lora, ewc):
             strategy.end_task(learner.world.tasks[task], learner, [batch])
@@ -103,7 +103,7 @@ def test_a_task_is_learned_again_from_where_it_was_and_its_view_shows_what_is_be
     lora.begin_task(learner.world.tasks[0], learner)
     assert torch.equal(seen(learner, lora, 0, batch), before)
     assert sum("lora" in name for name in learner.weights()) == 4
-    learner.learn([0], 160, ignore)
+    learner.learn([0], 160)
     assert torch.equal(seen(learner, lora, 0, batch), learner.outputs(batch).detach())
     assert not torch.equal(seen(learner, lora, 0, batch), before)
 
@@ -111,12 +111,12 @@ def test_a_task_is_learned_again_from_where_it_was_and_its_view_shows_what_is_be
 def test_one_of_two_tasks_with_a_common_adapter_comes_back_to_a_copy_of_it() -> None:
     learner, lora = told(MLP((8, 8, 1), (8, 8)), rate=1e-2), LoRA(rank=2, train_base=False)
     world = stream(label_space="within_task", task_cue=True)
-    run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [lora])
+    Run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [lora]).go()
     batches = [examples(learner, task) for task in range(3)]
     then = [seen(learner, lora, task, batch) for task, batch in enumerate(batches)]
     lora.begin_task(learner.world.tasks[0], learner)
     assert torch.equal(seen(learner, lora, 0, batches[0]), then[0])
-    learner.learn([0], 64, ignore)
+    learner.learn([0], 64)
     lora.end_task(learner.world.tasks[0], learner, [batches[0]])
     now = [seen(learner, lora, task, batch) for task, batch in enumerate(batches)]
     assert [torch.equal(a, b) for a, b in zip(now, then, strict=True)] == [False, True, True]

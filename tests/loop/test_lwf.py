@@ -18,7 +18,6 @@ from loop_helpers import (
     agent,
     control_learner,
     distance,
-    ignore,
     keyword_grid,
     plant,
     same,
@@ -268,13 +267,13 @@ def test_an_update_in_a_stream_is_along_the_loss_plus_the_formula(heads: int) ->
     learner.attach([lwf])
     for task in (0, 1):
         lwf.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], 64, ignore)
+        learner.learn([task], 64)
         lwf.end_task(learner.world.tasks[task], learner, [])
     then = copy.deepcopy(learner.module)
     lwf.begin_task(learner.world.tasks[2], learner)
-    learner.learn([2], 64, ignore)
+    learner.learn([2], 64)
     before = copy.deepcopy(learner.module)
-    learner.learn([2], 8, ignore)
+    learner.learn([2], 8)
     batch = learner.minibatch
     assert batch is not None
     now, old = learner.forward(batch, before), learner.forward(batch, then)
@@ -310,14 +309,14 @@ def first_update(learner: SB3Learner, strategies: list[Strategy]) -> Capture:
     learner.model.set_random_seed(0)
     for strategy in strategies:
         strategy.begin_task(learner.world.tasks[0], learner)
-    learner.learn([0], 32, ignore)
+    learner.learn([0], 32)
     for strategy in strategies:
         strategy.end_task(learner.world.tasks[0], learner, [])
         strategy.begin_task(learner.world.tasks[1], learner)
     perturb(learner.module, 1, 0.05)
     capture.armed = True
     learner.model.set_random_seed(3)
-    learner.learn([1], 32, ignore)
+    learner.learn([1], 32)
     return capture
 
 

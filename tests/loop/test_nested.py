@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import ignore, mlp, same, stream, weights
+from loop_helpers import mlp, same, stream, weights
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier, NestedConvNet
@@ -150,10 +150,10 @@ def test_a_learner_and_its_strategies_take_it_as_any_optimizer() -> None:
     learner = SupervisedLearner(module, stream(8), optimizer=NestedOptimizer(torch.optim.Adam(module.parameters(), fused=True), levels))
     learner.attach([EWC(10.0)])
     slow, fast = ([p.detach().clone() for p in levels[period]] for period in (5, 1))
-    learner.learn([0], 4 * 8, ignore)
+    learner.learn([0], 4 * 8)
     assert same(levels[5], slow)
     assert not same(levels[1], fast)
-    learner.learn([0], 8, ignore)
+    learner.learn([0], 8)
     assert not same(levels[5], slow)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from architecture_helpers import examples, seen, teach, told
-from loop_helpers import FixedLearner, FlatNet, distance, ignore, keyword_grid, mlp, same, stream, vector_batch, weights
+from loop_helpers import FixedLearner, FlatNet, distance, keyword_grid, mlp, same, stream, vector_batch, weights
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
@@ -210,7 +210,7 @@ def test_weights_that_come_while_a_task_is_learned_are_pulled_to_where_they_bega
     learner.attach(strategies)
     for strategy in strategies:
         strategy.begin_task(learner.world.tasks[0], learner)
-    learner.learn([0], 64, ignore)
+    learner.learn([0], 64)
     assert learner.weights().keys() == pull.anchor.center.keys()
     for i in range(2):
         assert not pull.anchor.center[f"backbone.branches.{i}.2.weight"].any()
@@ -375,7 +375,7 @@ def test_meta_training_draws_from_nobody_elses_generator_and_happens_once() -> N
     assert same(weights(learner.module), then)
     assert torch.equal(torch.get_rng_state(), state)
     learner.attach([reptile])
-    learner.learn([0], 16, ignore)
+    learner.learn([0], 16)
     assert not same(weights(learner.module), then)
 
 

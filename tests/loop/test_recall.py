@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import distance, ignore, mlp, stream, vector_batch, vector_learner, weights
+from loop_helpers import distance, mlp, stream, vector_batch, vector_learner, weights
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier
@@ -35,7 +35,7 @@ def learn(learner: Learner, tasks: list[int], steps: int = 64) -> None:
         task, batch = learner.world.tasks[k], learner.rollout(stream(), [k], 8, seed=k)
         for strategy in learner.strategies:
             strategy.begin_task(task, learner)
-        learner.learn([k], steps, ignore)
+        learner.learn([k], steps)
         for strategy in learner.strategies:
             strategy.end_task(task, learner, [batch])
 
@@ -66,9 +66,9 @@ def test_an_update_is_along_the_losses_as_they_would_be_of_a_pass_each(name: str
     learner.attach([strategy])
     learn(learner, [0])
     strategy.begin_task(learner.world.tasks[1], learner)
-    learner.learn([1], 8, ignore)
+    learner.learn([1], 8)
     twin, before = copy.deepcopy(strategy), copy.deepcopy(learner.module)
-    learner.learn([1], 8, ignore)
+    learner.learn([1], 8)
     fresh = learner.minibatch
     assert fresh is not None
     there = learner_of(before)
@@ -96,7 +96,7 @@ def test_an_update_is_one_pass_whoever_rehearses() -> None:
 
     learner.strategies[0].begin_task(learner.world.tasks[1], learner)
     with learner.module.register_forward_hook(note):
-        learner.learn([1], 3 * 8, ignore)
+        learner.learn([1], 3 * 8)
     assert rows == [8 + 6 + 3 + 2] * 3
 
 
@@ -111,6 +111,6 @@ def test_the_world_is_told_the_guesses_for_what_it_shows() -> None:
         return step(guess)
 
     learner.world.step = noted  # type: ignore[method-assign]
-    learner.learn([1], 8, ignore)
+    learner.learn([1], 8)
     assert learner.minibatch is not None
     assert torch.equal(told[0], learner.outputs(learner.minibatch, before).argmax(-1)[0])

@@ -126,15 +126,14 @@ def test_with_current_the_task_at_hand_is_rehearsed_as_well_and_no_boundary_has_
 
 
 def test_the_shares_of_the_classes_are_reported_at_each_tasks_end() -> None:
-    replay, heard = Replay(capacity=8), list[tuple[int, dict[str, float]]]()
+    replay, heard = Replay(capacity=8), list[dict[str, float]]()
     learner = learner_of([replay])
-    learner.on_scalars = lambda step, scalars: heard.append((step, scalars))
-    learner.steps = 17
+    learner.on_log = heard.append
     replay.observe(examples(6, labels=[0, 0, 3, 3, 3, 4]), learner)
     assert heard == []
     replay.end_task(Named(), learner, [])
     shares = {"memory/Replay/class_0": 1 / 3, "memory/Replay/class_3": 1 / 2, "memory/Replay/class_4": 1 / 6}
-    assert heard == [(17, pytest.approx(shares))]
+    assert heard == [pytest.approx(shares)]
 
 
 # MIR

@@ -14,7 +14,6 @@ from loop_helpers import (
     agent,
     control_learner,
     distance,
-    ignore,
     keyword_grid,
     mlp,
     plant,
@@ -42,7 +41,7 @@ def train(learner: Learner, replay: Rehearsal, tasks: list[int], steps: int = 64
     learner.attach([replay])
     for task in tasks:
         replay.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], steps, ignore)
+        learner.learn([task], steps)
         replay.end_task(learner.world.tasks[task], learner, [])
 
 
@@ -91,7 +90,7 @@ def test_a_task_that_comes_back_is_rehearsed_again_only_after_it(monkeypatch: py
 def test_the_update_is_along_the_loss_plus_strength_times_the_stored_examples_loss() -> None:
     learner, replay = digit_learner(), Replay(strength=0.7, capacity=40, batch_size=6)
     train(learner, replay, [0])
-    learner.learn([1], 8, ignore)  # the reservoir now holds both tasks
+    learner.learn([1], 8)  # the reservoir now holds both tasks
     learner.recalls_ahead = False
     before, fresh = weights(learner.module), learner.rollout(stream(), [2], 1, seed=0)
     state = replay.memory.rng.bit_generator.state
@@ -172,7 +171,7 @@ def test_what_is_to_come_out_as_it_did_then_stays_at_a_tasks_end(kind: Any) -> N
     learner, strategy = control_learner(), kind(capacity=300, batch_size=4)
     learner.attach([strategy])
     strategy.begin_task(learner.world.tasks[0], learner)
-    learner.learn([0], 64, ignore)
+    learner.learn([0], 64)
     then = strategy.memory.read(np.arange(len(strategy.memory)))
     strategy.end_task(learner.world.tasks[0], learner, [])
     now = strategy.memory.read(np.arange(len(strategy.memory)))
@@ -255,7 +254,7 @@ def test_strength_0_stores_nothing_and_is_plain_training_to_the_last_bit() -> No
     learner, plain, replay = digit_learner(), digit_learner(), Replay(strength=0.0)
     train(learner, replay, [0, 1, 2])
     for task in range(3):
-        plain.learn([task], 64, ignore)
+        plain.learn([task], 64)
     assert same(weights(learner.module), weights(plain.module))
     assert len(replay.memory) == 0
 
@@ -266,7 +265,7 @@ def test_a_restored_state_goes_on_bit_for_bit(control: bool) -> None:
         learner: Learner = control_learner() if control else digit_learner()
         replay = Replay(capacity=20, batch_size=4, seed=1)
         train(learner, replay, [0, 1])
-        learner.learn([2], 64, ignore)
+        learner.learn([2], 64)
         if restore:
             file = io.BytesIO()
             torch.save(replay.state_dict(), file)
@@ -274,7 +273,7 @@ def test_a_restored_state_goes_on_bit_for_bit(control: bool) -> None:
             replay = Replay(capacity=20, batch_size=4, seed=99)
             replay.load_state_dict(torch.load(file, weights_only=False))
             learner.attach([replay])
-        learner.learn([2], 64, ignore)
+        learner.learn([2], 64)
         replay.end_task(learner.world.tasks[2], learner, [])
         train(learner, replay, [0])
         return weights(learner.module)

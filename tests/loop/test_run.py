@@ -7,24 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import FlatNet, control_learner, ignore, mlp, plant, same, stream, weights
+from loop_helpers import FlatNet, control_learner, mlp, plant, same, stream, weights
 from torch import Tensor, nn
 
 from everloop.contract import ACCURACY
 from everloop.loop import (
     EWC,
     Batch,
+    Callback,
     Divergence,
     Learner,
-    Listener,
     NotFiniteError,
     Plan,
     Replay,
     Result,
+    Run,
     Strategy,
     SupervisedLearner,
     Training,
-    run,
     scores,
 )
 from everloop.loop.evaluate import scaled
@@ -50,7 +50,7 @@ def plan(eval_every: int = FOREVER, phases: Sequence[Sequence[int]] = ((0,), (1,
 def played(kind: str, eval_every: int = FOREVER, seed: int = 0) -> tuple[Result, list[Tensor]]:
     learner, evaluation, consolidation = setting(kind, seed)
     strategies = [EWC(50.0), Replay(capacity=50, batch_size=4)]
-    return run(learner, plan(eval_every), evaluation, consolidation, strategies), weights(learner.module)
+    return Run(learner, plan(eval_every), evaluation, consolidation, strategies).go(), weights(learner.module)
 
 
 @KINDS
@@ -69,7 +69,7 @@ def test_looking_leaves_a_network_with_dropout_the_same_too() -> None:
         torch.manual_seed(0)
         module = FlatNet(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 10)))
         learner = SupervisedLearner(module, stream(), Training(1e-2))
-        run(learner, plan(eval_every), evaluation, consolidation, [])
+        Run(learner, plan(eval_every), evaluation, consolidation, []).go()
         return weights(module)
 
     assert same(final(1), final(FOREVER))
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_scores_to_the_last_bit(kind: str) -> None:
 def test_the_result_holds_the_score_matrix_and_what_lies_between(kind: str) -> None:
     learner, evaluation, consolidation = setting(kind)
     before = scores(learner, evaluation, [], 5)
-    result = run(learner, plan(32), evaluation, consolidation, [])
+    result = Run(learner, plan(32), evaluation, consolidation, []).go()
     assert result.tasks == [task.name for task in evaluation.tasks]
     assert result.phases == [[0], [1]]
     assert result.before == before
@@ -110,14 +110,14 @@ def test_numbers_too_small_for_a_float_are_0_in_a_run_and_what_they_were_after_i
     """Many times slower to calculate with, and of no weight; other code of the process keeps its own way."""
     found = []
 
-    class Spy(Listener):
-        def on_steps(self, steps: int) -> None:
+    class Spy(Callback):
+        def on_step(self, run: Run) -> None:
             found.append(float(torch.tensor([1e-40]) * 1))
 
     torch.set_flush_denormal(flushed)
     try:
         learner, evaluation, consolidation = setting("stream")
-        run(learner, plan(), evaluation, consolidation, [], [Spy()])
+        Run(learner, plan(), evaluation, consolidation, [], [Spy()]).go()
         assert found
         assert not any(found)
         assert (float(torch.tensor([1e-40]) * 1) == 0) is flushed
@@ -128,52 +128,155 @@ def test_numbers_too_small_for_a_float_are_0_in_a_run_and_what_they_were_after_i
 @KINDS
 def test_one_step_has_one_evaluation(kind: str) -> None:
     learner, evaluation, consolidation = setting(kind)
-    steps = [e.step for e in run(learner, plan(32), evaluation, consolidation, []).evaluations]
+    steps = [e.step for e in Run(learner, plan(32), evaluation, consolidation, []).go().evaluations]
     assert steps == sorted(set(steps))
 
 
-class Ear(Listener):
+class Ear(Callback):
     """Writes down what it hears."""
 
     def __init__(self, name: str, heard: list[str]) -> None:
         self.name, self.heard = name, heard
-        self.divergences: list[dict[str, float]] = []
 
-    def on_begin(self, result: Result, total_steps: int) -> None:
-        assert result.scores == []
-        assert [e.phase for e in result.evaluations] == [None]
-        self.heard.append(f"{self.name} begin {total_steps}")
+    def on_run_begin(self, run: Run) -> None:
+        assert run.result.scores == []
+        assert [e.phase for e in run.result.evaluations] == [None]
+        self.heard.append(f"{self.name} begin {sum(run.plan.steps)}")
 
-    def on_phase(self, result: Result, phase: int) -> None:
-        assert len(result.scores) == phase
-        self.heard.append(f"{self.name} phase {phase}")
+    def on_phase_begin(self, run: Run) -> None:
+        assert len(run.result.scores) == run.phase
+        self.heard.append(f"{self.name} phase {run.phase}")
 
-    def on_steps(self, steps: int) -> None:
-        self.heard.append(f"{self.name} steps {steps}")
+    def on_step(self, run: Run) -> None:
+        self.heard.append(f"{self.name} step {run.steps}")
 
-    def on_evaluation(self, result: Result, divergence: dict[str, float]) -> None:
-        self.heard.append(f"{self.name} evaluation {result.evaluations[-1].step}")
-        self.divergences.append(divergence)
+    def on_evaluation(self, run: Run) -> None:
+        self.heard.append(f"{self.name} evaluation {run.result.evaluations[-1].step}")
 
-    def on_end(self, result: Result) -> None:
-        self.heard.append(f"{self.name} end {result.steps}")
+    def on_phase_end(self, run: Run) -> None:
+        assert len(run.result.scores) == run.phase + 1
+        self.heard.append(f"{self.name} phase {run.phase} over")
+
+    def on_run_end(self, run: Run) -> None:
+        self.heard.append(f"{self.name} end {run.result.steps}")
 
 
-def test_listeners_hear_everything_in_order() -> None:
+def test_callbacks_are_told_everything_in_order() -> None:
     learner, evaluation, consolidation = setting("stream")
     heard: list[str] = []
     a, b = Ear("a", heard), Ear("b", heard)
-    run(learner, plan(16, steps=24), evaluation, consolidation, [], [a, b])
+    Run(learner, plan(16, steps=24), evaluation, consolidation, [], [a, b]).go()
     of_one = [word.removeprefix("a ") for word in heard if word.startswith("a")]
-    first = ["phase 0", "steps 8", "steps 8", "evaluation 16", "steps 8", "evaluation 24"]
-    second = ["phase 1", "steps 8", "steps 8", "evaluation 40", "steps 8", "evaluation 48"]
+    first = ["phase 0", "step 8", "step 16", "evaluation 16", "step 24", "evaluation 24", "phase 0 over"]
+    second = ["phase 1", "step 32", "step 40", "evaluation 40", "step 48", "evaluation 48", "phase 1 over"]
     assert of_one == ["begin 48", *first, *second, "end 48"]
     assert heard[0::2] == [f"a {word}" for word in of_one]
     assert heard[1::2] == [f"b {word}" for word in of_one]
-    names = [{key.split("/")[1] for key in d} for d in a.divergences]
-    assert names == [set(), {"0-1"}, {"0-1"}, {"0-1", "2-3"}]
-    assert a.divergences[1]["kl/0-1/network"] == pytest.approx(0.0, abs=1e-9)
-    assert a.divergences[2]["kl/0-1/network"] > 1e-6
+
+
+class Logged(Callback):
+    """Keeps what is logged under names that begin with `prefix`."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix, self.scalars = prefix, list[tuple[int, dict[str, float]]]()
+
+    def on_log(self, run: Run, scalars: dict[str, float]) -> None:
+        if all(name.startswith(self.prefix) for name in scalars):
+            self.scalars.append((run.steps, scalars))
+
+
+def test_divergence_is_logged_with_each_evaluation_after_the_first_tasks_end() -> None:
+    learner, evaluation, consolidation = setting("stream")
+    logged = Logged("divergence/")
+    Run(learner, plan(16, steps=24), evaluation, consolidation, [], [logged, Divergence()]).go()
+    assert [(step, {name.split("/")[2] for name in d}) for step, d in logged.scalars] == [
+        (24, {"0-1"}),
+        (40, {"0-1"}),
+        (48, {"0-1", "2-3"}),
+    ]
+    assert logged.scalars[0][1]["divergence/kl/0-1/network"] == pytest.approx(0.0, abs=1e-9)
+    assert logged.scalars[1][1]["divergence/kl/0-1/network"] > 1e-6
+
+
+def test_a_task_too_short_for_a_report_logs_its_loss_at_its_end() -> None:
+    learner, evaluation, consolidation = setting("stream")
+    logged = Logged("train/")
+    Run(learner, plan(steps=24), evaluation, consolidation, [], [logged]).go()
+    assert [step for step, _ in logged.scalars] == [24, 48]
+
+
+@KINDS
+def test_an_evaluation_within_a_phase_sees_the_network_that_has_learned_from_all_steps_so_far(kind: str) -> None:
+    """So the same number comes out when the phase ends there."""
+
+    def at_64(steps: int) -> list[float]:
+        learner, evaluation, consolidation = setting(kind)
+        result = Run(learner, plan(64, phases=[[0]], steps=steps), evaluation, consolidation).go()
+        return next(now.scores for now in result.evaluations if now.step == 64)
+
+    assert at_64(128) == at_64(64)
+
+
+def test_a_callback_may_end_a_phase_and_the_run_goes_on_with_the_next() -> None:
+    class Impatient(Callback):
+        def on_step(self, run: Run) -> None:
+            if run.phase == 0 and run.steps == 16:
+                run.end_phase()
+
+    learner, evaluation, consolidation = setting("stream")
+    entries: list[str] = []
+    result = Run(learner, plan(steps=32), evaluation, consolidation, [Diary("a", entries)], [Impatient()]).go()
+    assert [(now.step, now.phase) for now in result.rows] == [(16, 0), (48, 1)]
+    assert result.complete
+    assert entries == ["a begins 0-1 at 0", "a ends 0-1 at 16", "a begins 2-3 at 16", "a ends 2-3 at 48"]
+
+
+def test_what_a_callback_asks_for_waits_until_all_have_been_told() -> None:
+    class Impatient(Callback):
+        def on_evaluation(self, run: Run) -> None:
+            if not run.result.evaluations[-1].ends_phase:
+                run.end_phase()
+
+    learner, evaluation, consolidation = setting("stream")
+    heard: list[str] = []
+    Run(learner, plan(16, phases=[[0]], steps=32), evaluation, consolidation, [], [Impatient(), Ear("a", heard)]).go()
+    assert heard[-4:] == ["a evaluation 16", "a evaluation 16", "a phase 0 over", "a end 16"]
+
+
+def test_a_callback_may_stop_the_run_and_the_result_is_kept() -> None:
+    class Enough(Callback):
+        def on_step(self, run: Run) -> None:
+            if run.phase == 1 and run.evaluate().scores[1] > 50:
+                run.stop()
+
+    learner, evaluation, consolidation = setting("stream")
+    heard: list[str] = []
+    result = Run(learner, plan(steps=400), evaluation, consolidation, [], [Enough(), Ear("a", heard)]).go()
+    assert not result.complete
+    assert len(result.rows) == 1
+    assert result.evaluations[-1].scores[1] > 50 >= result.evaluations[-2].scores[1]
+    assert heard[-1] == f"a end {result.steps}"
+    assert 400 < learner.steps == result.steps < 800
+
+
+def test_a_declared_boundary_consolidates_and_begins_again_within_the_phase() -> None:
+    class Halfway(Callback):
+        def on_step(self, run: Run) -> None:
+            if run.steps == 16:
+                run.boundary()
+
+    learner, evaluation, consolidation = setting("stream")
+    entries: list[str] = []
+    result = Run(learner, plan(phases=[[0]], steps=32), evaluation, consolidation, [Diary("a", entries)], [Halfway()]).go()
+    assert entries == ["a begins 0-1 at 0", "a ends 0-1 at 16", "a begins 0-1 at 16", "a ends 0-1 at 32"]
+    assert len(result.rows) == 1
+
+
+@pytest.mark.parametrize("act", [Run.end_phase, Run.boundary])
+def test_what_needs_a_phase_under_way_is_refused_between_two(act: Callable[[Run], None]) -> None:
+    learner, evaluation, consolidation = setting("stream")
+    with pytest.raises(RuntimeError, match="no phase is under way"):
+        act(Run(learner, plan(), evaluation, consolidation))
 
 
 class Diary(Strategy):
@@ -194,7 +297,7 @@ class Diary(Strategy):
 def diary(phases: Sequence[Sequence[int]], kind: str = "stream") -> list[str]:
     learner, evaluation, consolidation = setting(kind)
     entries: list[str] = []
-    run(learner, plan(phases=phases, steps=32), evaluation, consolidation, [Diary("a", entries), Diary("b", entries)])
+    Run(learner, plan(phases=phases, steps=32), evaluation, consolidation, [Diary("a", entries), Diary("b", entries)]).go()
     return entries
 
 
@@ -216,7 +319,7 @@ def test_tasks_trained_together_all_begin_before_and_end_after() -> None:
 def test_a_task_ends_with_fresh_examples_of_it(kind: str) -> None:
     learner, evaluation, consolidation = setting(kind)
     strategy = Diary("a", [])
-    run(learner, plan(), evaluation, consolidation, [strategy])
+    Run(learner, plan(), evaluation, consolidation, [strategy]).go()
     assert [task for task, _ in strategy.batches] == [0, 1]
     for task, batch in strategy.batches:
         assert batch.length * len(batch) == 4 * consolidation.num_envs
@@ -239,7 +342,7 @@ def test_divergence_is_measured_on_at_most_128_examples_from_the_whole_batch(
     monkeypatch.setattr(Divergence, "remember", noted)
     learner, evaluation, _ = setting("stream")
     strategy = Diary("a", [])
-    run(learner, Plan([[0]], [8], FOREVER, steps), evaluation, stream(copies), [strategy])
+    Run(learner, Plan([[0]], [8], FOREVER, steps), evaluation, stream(copies), [strategy], [Divergence()]).go()
     whole = strategy.batches[0][1]
     assert len(whole) == copies * steps
     assert min(len(whole), 64) <= len(probes[0]) <= 128
@@ -259,29 +362,29 @@ def test_what_was_heard_before_a_breakdown_stays_heard() -> None:
             raise NotFiniteError(f"the loss is nan at step {learner.steps}")
 
     with pytest.raises(NotFiniteError, match="at step 24"):
-        run(learner, plan(16), evaluation, consolidation, [Breaking()], [Ear("a", heard)])
-    assert heard == ["a begin 128", "a phase 0", "a steps 8", "a steps 8", "a evaluation 16", "a steps 8"]
+        Run(learner, plan(16), evaluation, consolidation, [Breaking()], [Ear("a", heard)]).go()
+    assert heard == ["a begin 128", "a phase 0", "a step 8", "a step 16", "a evaluation 16", "a step 24"]
 
 
 def test_a_run_replaces_the_strategies_of_an_earlier_one() -> None:
     learner, evaluation, consolidation = setting("stream")
     entries: list[str] = []
-    run(learner, plan(), evaluation, consolidation, [Diary("old", entries)])
+    Run(learner, plan(), evaluation, consolidation, [Diary("old", entries)]).go()
     entries.clear()
-    run(learner, plan(), evaluation, consolidation, [Diary("new", entries)])
+    Run(learner, plan(), evaluation, consolidation, [Diary("new", entries)]).go()
     assert {entry.split()[0] for entry in entries} == {"new"}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"phases": []}, r"schedule is \[\], allowed: at least one phase"),
-        ({"phases": [[0], []]}, r"schedule is \[\[0\], \[\]\], allowed: at least one phase of at least one task"),
-        ({"steps": [8]}, r"steps are \[8\], allowed: 1 or more for each of the 2 phases"),
+        ({"phases": []}, r"schedule is \[\]; give at least one phase"),
+        ({"phases": [[0], []]}, r"schedule is \[\[0\], \[\]\]; give at least one phase of at least one task"),
+        ({"steps": [8]}, r"steps are \[8\]; give 1 or more for each of the 2 phases"),
         ({"steps": [8, 8, 8]}, r"steps are \[8, 8, 8\]"),
         ({"steps": [8, 0]}, r"steps are \[8, 0\]"),
-        ({"eval_every": 0}, "eval_every is 0, allowed: 1 or more"),
-        ({"consolidation_steps": 0}, "consolidation_steps is 0, allowed: 1 or more"),
+        ({"eval_every": 0}, "eval_every is 0; it must be 1 or more"),
+        ({"consolidation_steps": 0}, "consolidation_steps is 0; it must be 1 or more"),
     ],
     ids=str,
 )
@@ -294,13 +397,13 @@ def test_plans_that_cannot_be_are_refused_by_value(settings: dict[str, Any], mes
 def test_a_task_that_the_world_does_not_have_is_named() -> None:
     learner, evaluation, consolidation = setting("stream")
     with pytest.raises(ValueError, match="unknown task 9"):
-        run(learner, plan(phases=[[9]]), evaluation, consolidation, [])
+        Run(learner, plan(phases=[[9]]), evaluation, consolidation, []).go()
 
 
 def test_scores_rise_with_learning_and_fall_with_forgetting() -> None:
     """Class-incremental digits: what was just learned is known, what came before is gone."""
     learner, evaluation, consolidation = setting("stream")
-    result = run(learner, plan(steps=1200), evaluation, consolidation, [])
+    result = Run(learner, plan(steps=1200), evaluation, consolidation, []).go()
     assert result.metric == ACCURACY
     assert result.scores[0][0] > 90
     assert result.scores[1][1] > 80
@@ -313,14 +416,14 @@ def test_every_listener_hears_the_scalars_of_training() -> None:
     learner, evaluation, consolidation = setting("stream")
     heard: list[tuple[str, int, list[str]]] = []
 
-    class Scalars(Listener):
+    class Scalars(Callback):
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def on_scalars(self, step: int, scalars: dict[str, float]) -> None:
-            heard.append((self.name, step, sorted(scalars)))
+        def on_log(self, run: Run, scalars: dict[str, float]) -> None:
+            heard.append((self.name, run.steps, sorted(scalars)))
 
-    run(learner, plan(steps=160), evaluation, consolidation, [], [Scalars("a"), Scalars("b")])
+    Run(learner, plan(steps=160), evaluation, consolidation, [], [Scalars("a"), Scalars("b")]).go()
     logged = ["train/gradient_norm", "train/learning_rate", "train/loss"]
     assert heard == [(name, step, logged) for step in (160, 320) for name in "ab"]
 
@@ -335,8 +438,8 @@ def test_the_gradient_norm_is_that_of_the_latest_step(kind: str) -> None:
         squares = [float((p.grad.double() ** 2).sum()) for p in learner.module.parameters() if p.grad is not None]
         given.append(sum(squares) ** 0.5)
 
-    learned = run(learner, plan(phases=[[0]]), evaluation, consolidation, [EWC(50.0)])
+    learned = Run(learner, plan(phases=[[0]]), evaluation, consolidation, [EWC(50.0)]).go()
     learner.optimizer.register_step_post_hook(note)
-    learner.learn([1], 64, ignore)
+    learner.learn([1], 64)
     assert learned.steps == 64
     assert learner.gradient_norm() == pytest.approx(given[-1], rel=1e-5)

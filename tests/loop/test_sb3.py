@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_helpers import agent, control_learner, ignore, plant, same, weights
+from loop_helpers import agent, control_learner, plant, same, weights
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import PPO
 from torch import Tensor
@@ -25,7 +25,7 @@ KINDS = pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurre
 def test_a_minibatch_is_judged_as_it_was_when_it_was_collected(recurrent: bool) -> None:
     """Without a learning rate the network stays the one that collected: the ratio of likelihoods is 1, the values are the same."""
     learner = control_learner(recurrent, parameters={"learning_rate": 0.0, "batch_size": 8})
-    learner.learn([0, 1], 96, ignore)  # three rollouts: the last one begins in the middle of episodes
+    learner.learn([0, 1], 96)  # three rollouts: the last one begins in the middle of episodes
     buffer, judged, padded, inside, inherited = learner.model.rollout_buffer, 0, 0, 0, 0
     for data in buffer.get(8):
         with torch.no_grad():
@@ -115,7 +115,7 @@ class Copies(Strategy):
 def test_strategies_observe_every_step_of_the_rollout_once_and_in_order(recurrent: bool, length: int) -> None:
     learner, copies = control_learner(recurrent, sequence_length=length), Copies()
     learner.attach([copies])
-    learner.learn([2, 0], 64, ignore)
+    learner.learn([2, 0], 64)
     assert len(copies.batches) == 2
     for batch, buffer in zip(copies.batches, copies.buffers, strict=True):
         assert (batch.length, len(batch)) == (length, 32 // length)
@@ -138,7 +138,7 @@ def test_strategies_observe_every_step_of_the_rollout_once_and_in_order(recurren
 def test_the_minibatch_at_hand_holds_steps_of_the_rollout_and_nothing_else(recurrent: bool) -> None:
     learner, copies = control_learner(recurrent), Copies()
     learner.attach([copies])
-    learner.learn([0], 32, ignore)
+    learner.learn([0], 32)
     rollout = {row.tobytes() for row in copies.buffers[0]["obs"]["sensor_0"].reshape(32, -1)}
     assert len(copies.minibatches) == 4
     for batch in copies.minibatches:
@@ -176,7 +176,7 @@ def test_networks_see_images_as_the_world_shows_them(recurrent: bool, shape: tup
 
     world.step, world.reset = noted_step, noted_reset  # type: ignore[method-assign]
     learner.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]["image"]))
-    learner.learn([1], 32, ignore)
+    learner.learn([1], 32)
     assert len({images.shape[:2] for images in seen}) > 1
     padding = np.zeros(shape, np.uint8).tobytes()
     for images in seen:
@@ -196,16 +196,18 @@ def test_networks_see_images_as_the_world_shows_them(recurrent: bool, shape: tup
 
 
 @KINDS
-def test_steps_ticks_and_scalars_are_counted_and_named(recurrent: bool) -> None:
-    learner, ticks, scalars = control_learner(recurrent), list[int](), list[tuple[int, dict[str, float]]]()
-    learner.on_scalars = lambda step, values: scalars.append((step, values))
-    learner.learn([0], 64, lambda n: ticks.append(n))
-    learner.learn([1], 40, lambda n: ticks.append(n))  # whole rollouts, at least the steps asked for
-    assert ticks == [32] * 4
+def test_advances_and_scalars_are_counted_and_named(recurrent: bool) -> None:
+    learner, scalars = control_learner(recurrent), list[tuple[int, dict[str, float]]]()
+    learner.on_log = lambda values: scalars.append((learner.steps, values))
+    learner.begin([0], 64)
+    advanced = [learner.advance() for _ in range(3)]
+    learner.begin([1], 40)  # whole rollouts, at least the steps asked for
+    advanced += [learner.advance() for _ in range(3)]
+    assert advanced == [32, 32, 0] * 2
     assert learner.steps == 128
     trained = [(step, values) for step, values in scalars if "train/loss" in values]
     assert [step for step, _ in trained] == sorted(step for step, _ in trained)
-    assert trained[-1][0] <= 128
+    assert [step for step, _ in trained] == [32, 64, 96, 128], "each rollout's training is logged at its end"
     assert all(math.isfinite(v) for _, values in scalars for v in values.values())
     assert {"train/loss", "train/value_loss", "train/approx_kl", "rollout/ep_rew_mean"} <= {n for _, values in scalars for n in values}
 
@@ -215,7 +217,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit(recurrent: bool) -
     def train(seed: int) -> list[Tensor]:
         learner = control_learner(recurrent, seed=seed)
         for task in (0, 1):
-            learner.learn([task], 32, ignore)
+            learner.learn([task], 32)
         return weights(learner.module)
 
     first = train(1)
@@ -228,7 +230,7 @@ def test_rollouts_in_another_world_leave_training_alone(recurrent: bool) -> None
     def train(look: bool) -> list[Tensor]:
         learner = control_learner(recurrent)
         for task in (0, 1):
-            learner.learn([task], 32, ignore)
+            learner.learn([task], 32)
             if look:
                 learner.rollout(plant(6), [task], 8, seed=task)
         return weights(learner.module)
@@ -264,8 +266,8 @@ def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
     learner = control_learner()
     learner.attach([Broken()])
     before = weights(learner.module)
-    with pytest.raises(NotFiniteError, match="gradient's norm is nan at step 32"):
-        learner.learn([0], 32, ignore)
+    with pytest.raises(NotFiniteError, match="gradient's norm is nan at step 0"):
+        learner.learn([0], 32)
     assert same(weights(learner.module), before)
 
 

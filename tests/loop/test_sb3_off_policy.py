@@ -18,7 +18,6 @@ from loop_helpers import (
     agent,
     critic_net,
     dial_plant,
-    ignore,
     off_policy_learner,
     off_policy_world,
     plant,
@@ -80,9 +79,9 @@ def test_strategies_observe_every_step_once_and_in_order(sac: bool, num_envs: in
     learner, copies = off_policy_learner(sac, off_policy_world(sac, num_envs), {"train_freq": 3}), Copies()
     learner.attach([copies])
     tasks = [2, 0][:num_envs]
-    learner.learn(tasks, 12 * num_envs, ignore)
+    learner.learn(tasks, 12 * num_envs)
     obs, actions = in_buffer(learner)
-    assert copies.steps == [3 * num_envs * (i + 1) for i in range(4)]
+    assert copies.steps == [3 * num_envs * i for i in range(4)], "before it has been learned from"
     for i, batch in enumerate(copies.batches):
         assert (batch.length, len(batch)) == (1, 3 * num_envs)
         assert batch.start.all()
@@ -99,7 +98,7 @@ def test_strategies_observe_every_step_once_and_in_order(sac: bool, num_envs: in
 def test_the_minibatch_at_hand_holds_transitions_of_the_buffer_and_nothing_else(sac: bool) -> None:
     learner, copies = off_policy_learner(sac), Copies()
     learner.attach([copies])
-    learner.learn([0], 64, ignore)
+    learner.learn([0], 64)
     obs, actions = in_buffer(learner)
     kept = {row.tobytes(): action for row, action in zip(obs["feedback"].reshape(64, -1), actions.reshape(64, -1), strict=True)}
     sensed = {row.tobytes() for row in obs["sensor_0"].reshape(64, -1)}
@@ -121,7 +120,7 @@ def test_the_buffer_is_emptied_for_other_tasks_unless_it_is_to_be_kept(sac: bool
     for reset_buffer in (True, False):
         learner = off_policy_learner(sac, reset_buffer=reset_buffer)
         for tasks in ([0], [0], [1], [1, 0]):
-            learner.learn(tasks, 16, ignore)
+            learner.learn(tasks, 16)
             sizes.append(learner.model.replay_buffer.size())
     assert sizes == [4, 8, 4, 4, 4, 8, 12, 16]
 
@@ -183,7 +182,7 @@ def test_sacs_actions_are_in_the_worlds_units() -> None:
     world, copies = Wide(plant()), Copies()
     learner = off_policy_learner(sac=True, world=world)
     learner.attach([copies])
-    learner.learn([0], 64, ignore)
+    learner.learn([0], 64)
     taken = np.concatenate(world.taken)
     assert 0 <= taken.min() < 2 < 8 < taken.max() <= 10
     for batch in copies.minibatches:
@@ -206,7 +205,7 @@ def test_networks_see_images_as_the_world_shows_them() -> None:
     learner = DQNLearner(world, network, DQN_PARAMETERS, device="cpu")
     learner.attach([copies])
     learner.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]["image"]))
-    learner.learn([1], 64, ignore)
+    learner.learn([1], 64)
     assert all(images.shape[2:] == (9, 8, 3) and images.dtype == torch.uint8 for images in seen)
     for batch in (*copies.batches, *copies.minibatches):
         assert batch.obs["image"].shape[2:] == (9, 8, 3)
@@ -219,12 +218,14 @@ def test_networks_see_images_as_the_world_shows_them() -> None:
 
 
 @KINDS
-def test_steps_ticks_and_scalars_are_counted_and_named(sac: bool) -> None:
-    learner, ticks, scalars = off_policy_learner(sac), list[int](), list[tuple[int, dict[str, float]]]()
-    learner.on_scalars = lambda step, values: scalars.append((step, values))
-    learner.learn([0], 64, lambda n: ticks.append(n))
-    learner.learn([1], 60, lambda n: ticks.append(n))  # whole chunks, at least the steps asked for
-    assert ticks == [8] * 16
+def test_advances_and_scalars_are_counted_and_named(sac: bool) -> None:
+    learner, scalars = off_policy_learner(sac), list[tuple[int, dict[str, float]]]()
+    learner.on_log = lambda values: scalars.append((learner.steps, values))
+    learner.begin([0], 64)
+    advanced = [learner.advance() for _ in range(9)]
+    learner.begin([1], 60)  # whole chunks, at least the steps asked for
+    advanced += [learner.advance() for _ in range(9)]
+    assert advanced == [*[8] * 8, 0] * 2
     assert learner.steps == 128
     steps = [step for step, _ in scalars]
     assert steps == sorted(steps)
@@ -237,7 +238,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit_and_rollouts_leave
     def train(seed: int, look: bool = False) -> list[Tensor]:
         learner = off_policy_learner(sac, seed=seed)
         for task in (0, 1):
-            learner.learn([task], 48, ignore)
+            learner.learn([task], 48)
             if look:
                 learner.rollout(off_policy_world(sac, 6), [task], 8, seed=task)
         return weights(learner.module)
@@ -250,10 +251,10 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit_and_rollouts_leave
 @KINDS
 def test_a_frozen_copy_stays_as_it_is(sac: bool) -> None:
     learner = off_policy_learner(sac)
-    learner.learn([0], 48, ignore)
+    learner.learn([0], 48)
     copy = learner.frozen_copy()
     assert same(weights(copy), weights(learner.module))
-    learner.learn([0], 48, ignore)
+    learner.learn([0], 48)
     assert not same(weights(copy), weights(learner.module))
 
 
@@ -263,7 +264,7 @@ def test_ewc_goes_on_bit_for_bit_from_a_restored_state(sac: bool) -> None:
         learner, ewc = off_policy_learner(sac), EWC(3.0, seed=7)
         for task in range(3):
             learner.attach([ewc])
-            learner.learn([task], 32, ignore)
+            learner.learn([task], 32)
             ewc.end_task(learner.world.tasks[task], learner, [learner.rollout(off_policy_world(sac, 6), [task], 4, seed=task)])
             if restore:
                 state, ewc = ewc.state_dict(), EWC(3.0, seed=99)
@@ -285,15 +286,15 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(sac: bool) -> None:
     learner = off_policy_learner(sac)
     learner.attach([Broken()])
     before = weights(learner.module)
-    with pytest.raises(NotFiniteError, match="gradient's norm is nan at step 16"):
-        learner.learn([0], 32, ignore)
+    with pytest.raises(NotFiniteError, match="gradient's norm is nan at step 8"):
+        learner.learn([0], 32)
     assert same(weights(learner.module), before)
 
 
 def test_only_sacs_actor_is_accompanied() -> None:
     learner, copies = off_policy_learner(sac=True), Copies()
     learner.attach([copies])
-    learner.learn([0], 64, ignore)
+    learner.learn([0], 64)
     assert len(copies.minibatches) == learner.model._n_updates
     assert learner.module is learner.model.actor.rows.network
     assert not learner.model.critic.optimizer._optimizer_step_pre_hooks
@@ -317,7 +318,7 @@ def test_it_learns(sac: bool) -> None:
         learner = DQNLearner(world, net, DQN_PARAMETERS | parameters, device="cpu")
     before = scores(learner, off_policy_world(sac, 8, horizon=20), [], seed=0)
     worst = int(np.argmin(before))
-    learner.learn([worst], 3000, ignore)
+    learner.learn([worst], 3000)
     after = scores(learner, off_policy_world(sac, 8, horizon=20), [], seed=0)
     print(before, after)
     assert before[worst] < 0.3

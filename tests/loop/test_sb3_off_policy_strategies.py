@@ -16,7 +16,6 @@ from loop_helpers import (
     critic_net,
     dial_plant,
     distance,
-    ignore,
     off_policy_learner,
     off_policy_world,
     plant,
@@ -113,7 +112,7 @@ def our_training(
     for task in range(tasks):
         for strategy in strategies:
             strategy.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], 96, ignore)
+        learner.learn([task], 96)
         batch = learner.rollout(off_policy_world(sac, 6), [task], 8, seed=task)
         for strategy in strategies:
             strategy.end_task(learner.world.tasks[task], learner, [batch])
@@ -202,7 +201,7 @@ def test_a_strategys_loss_adds_its_gradient_to_the_algorithms(sac: bool, make: C
                 p.add_(0.1 * torch.randn_like(p))  # away from the stored policy, where the loss is 0
         capture.armed = True
         learner.seed(3)
-        learner.learn([1], 32, ignore)
+        learner.learn([1], 32)
         return capture
 
     with_it, without = first_update(make()), first_update(None)

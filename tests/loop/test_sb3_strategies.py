@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import PPO_PARAMETERS, agent, control_learner, distance, ignore, plant, recurrent_agent, rehearsal_loss, same, weights
+from loop_helpers import PPO_PARAMETERS, agent, control_learner, distance, plant, recurrent_agent, rehearsal_loss, same, weights
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 from torch import Tensor
@@ -88,7 +88,7 @@ def our_training(
     for task in range(tasks):
         for strategy in strategies:
             strategy.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], 64, ignore)
+        learner.learn([task], 64)
         batch = learner.rollout(plant(6), [task], 8, seed=task)
         for strategy in strategies:
             strategy.end_task(learner.world.tasks[task], learner, [batch])
@@ -178,7 +178,7 @@ def test_replay_adds_its_losss_gradient_to_ppos(recurrent: bool) -> None:
                 p.add_(0.05 * torch.randn_like(p))  # away from the stored policy, where the loss is 0
         capture.armed = True
         learner.model.set_random_seed(3)
-        learner.learn([1], 32, ignore)
+        learner.learn([1], 32)
         return capture
 
     with_it, without = first_update(rehearse=True), first_update(rehearse=False)
@@ -193,7 +193,7 @@ def test_ewc_goes_on_bit_for_bit_from_a_restored_state(recurrent: bool) -> None:
         learner, ewc = control_learner(recurrent), EWC(STRENGTH, seed=7)
         for task in range(3):
             learner.attach([ewc])
-            learner.learn([task], 32, ignore)
+            learner.learn([task], 32)
             ewc.end_task(learner.world.tasks[task], learner, [learner.rollout(plant(6), [task], 4, seed=task)])
             if restore:
                 state, ewc = ewc.state_dict(), EWC(STRENGTH, seed=99)

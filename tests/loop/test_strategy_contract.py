@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_helpers import control_learner, ignore, off_policy_learner, off_policy_world, plant, same, stream, weights
+from loop_helpers import control_learner, off_policy_learner, off_policy_world, plant, same, stream, weights
 from torch import Tensor
 
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
@@ -97,7 +97,7 @@ def train(learner: Learner, strategies: list[Strategy], tasks: list[int], attach
     for task in tasks:
         for strategy in strategies:
             strategy.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], 64, ignore)
+        learner.learn([task], 64)
         batch = learner.rollout(world, [task], 8, seed=task)
         for strategy in strategies:
             strategy.end_task(learner.world.tasks[task], learner, [batch])
@@ -154,7 +154,7 @@ def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None
         learner.seed(0)
         train(learner, [strategy], [0, 1])
         strategy.begin_task(learner.world.tasks[2], learner)
-        learner.learn([2], 32, ignore)
+        learner.learn([2], 32)
         if restore:
             file = io.BytesIO()
             torch.save(strategy.state_dict(), file)
@@ -162,7 +162,7 @@ def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None
             strategy = active(name)
             strategy.load_state_dict(torch.load(file, weights_only=False))
             learner.attach([strategy])
-        learner.learn([2], 32, ignore)
+        learner.learn([2], 32)
         strategy.end_task(learner.world.tasks[2], learner, [learner.rollout(learner.world, [2], 8, seed=2)])
         train(learner, [strategy], [3 if kind == "stream" else 0], attach=False)
         return weights(learner.module)
@@ -181,13 +181,13 @@ def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -
         train(learner, [strategy], [0, 1])
         if midst:
             strategy.begin_task(learner.world.tasks[2], learner)
-            learner.learn([2], 64, ignore)
+            learner.learn([2], 64)
         if anew:
             file = io.BytesIO()
             world: Any = learner.world
             parts = strategy.state_dict(), learner.module.state_dict(), learner.optimizer.state_dict(), world.state_dict()
             torch.save((*parts, learner.steps, torch.get_rng_state()), file)
-            learner.learn([2], 64, ignore)
+            learner.learn([2], 64)
             file.seek(0)
             states = torch.load(file, weights_only=False)
             learner, strategy = stream_learner(name), active(name)
@@ -199,7 +199,7 @@ def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -
             learner.steps = states[4]
             torch.set_rng_state(states[5])
         if midst:
-            learner.learn([2], 64, ignore)
+            learner.learn([2], 64)
             strategy.end_task(learner.world.tasks[2], learner, [learner.rollout(learner.world, [2], 8, seed=2)])
         train(learner, [strategy], [3], attach=False)
         batch = learner.rollout(learner.world, [0], 8, seed=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import VectorWrapper
-from loop_helpers import FixedLearner, FlatNet, ignore, same, weights
+from loop_helpers import FixedLearner, FlatNet, same, weights
 from torch import nn
 
 from everloop.agents import Classifier, EmbeddingEncoder
@@ -60,7 +60,7 @@ def test_the_loss_is_the_mean_over_tokens_that_have_a_tag() -> None:
 def test_it_learns_to_find_entities_and_is_scored_by_them() -> None:
     made, test = learner(world()), world("test", 16)
     before, after = scaled(test, returns(made, test, [], seed=0)), None
-    made.learn([0], 48 * 60, ignore)
+    made.learn([0], 48 * 60)
     after = scaled(test, returns(made, test, [], seed=0))
     assert before[0] < 30
     assert after[0] > 90
@@ -95,7 +95,7 @@ def test_strategies_of_streams_serve_tags_as_well() -> None:
         for task in (0, 1):
             for strategy in strategies:
                 strategy.begin_task(train.tasks[task], made)
-            made.learn([task], 48 * 30, ignore)
+            made.learn([task], 48 * 30)
             for strategy in strategies:
                 strategy.end_task(train.tasks[task], made, [made.rollout(world(), [task], 2, seed=0)])
         kept[name] = (returns(made, world("test", 16), [], seed=0)[0], weights(made.module))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import distance, ignore, mlp, same, stream, weights
+from loop_helpers import distance, mlp, same, stream, weights
 from torch import nn
 
 from everloop.agents import MLP, Classifier, ResNet18
@@ -64,7 +64,7 @@ def test_the_learner_follows_the_cosine() -> None:
     learner, seen = SupervisedLearner(mlp(), stream(8), Training(0.1, rate="cosine")), Recorder()
     learner.attach([seen])
     for task in (0, 1):
-        learner.learn([task], 40, ignore)
+        learner.learn([task], 40)
     expected = [0.05 * (1 + math.cos(math.pi * t / 5)) for t in range(5)]
     assert seen.rates == pytest.approx(2 * expected, abs=1e-7)
 
@@ -101,8 +101,8 @@ def test_a_drift_brings_the_rate_back_and_a_task_alone_does_not() -> None:
 def test_the_learner_tells_the_rate_its_average_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, told, logged = SupervisedLearner(mlp(), stream(8), Training(rate="plateau")), [], []
     monkeypatch.setattr(learner.rate, "average", told.append)
-    learner.on_scalars = lambda step, scalars: logged.append(scalars)
-    learner.learn([0], 2 * LOG_EVERY * 8, ignore)
+    learner.on_log = logged.append
+    learner.learn([0], 2 * LOG_EVERY * 8)
     assert len(told) == 2
     assert [scalars["train/loss"] for scalars in logged] == told
     assert [scalars["train/learning_rate"] for scalars in logged] == [1e-3, 1e-3]
@@ -116,7 +116,7 @@ def test_accumulated_batches_are_one_batch_of_all_of_them(parts: int) -> None:
     for copies, accumulate in ((4, parts), (4 * parts, 1)):
         module = mlp()
         learner = SupervisedLearner(module, stream(copies), Training(accumulate=accumulate), torch.optim.SGD(module.parameters(), lr=0.5))
-        learner.learn([1], 12 * parts, ignore)
+        learner.learn([1], 12 * parts)
         learners.append(learner)
     assert distance(weights(learners[0].module), weights(learners[1].module)) < 1e-12
     assert not same(weights(learners[0].module), weights(mlp()))
@@ -130,7 +130,7 @@ def test_several_updates_are_as_many_steps_along_each_batch(updates: int, rate: 
     sgd = torch.optim.SGD(module.parameters(), lr=0.5)
     learner = SupervisedLearner(module, stream(4), Training(updates_per_batch=updates, rate=rate), sgd)
     learner.attach([seen])
-    learner.learn([0], 20, ignore)
+    learner.learn([0], 20)
     assert (len(seen.batches), len(seen.rates)) == (5, 5 * updates)
     reference, t = mlp(), 0
     for batch in seen.batches:
@@ -159,7 +159,7 @@ def test_every_update_of_a_batch_rehearses_other_examples() -> None:
 
     learner = SupervisedLearner(mlp(), stream(4), Training(updates_per_batch=3))
     learner.attach([Drawing(capacity=40, batch_size=4, current=True)])
-    learner.learn([0], 20, ignore)
+    learner.learn([0], 20)
     assert len(drawn) == 3 * 5 - 1  # before the first update nothing is stored
     assert not any(torch.equal(a.obs["image"], b.obs["image"]) for a, b in pairwise(drawn))
 
@@ -169,7 +169,7 @@ def test_a_tasks_last_step_takes_what_is_left() -> None:
     module, seen = mlp(), Recorder()
     learner = SupervisedLearner(module, stream(4), Training(accumulate=3), torch.optim.SGD(module.parameters(), lr=0.5))
     learner.attach([seen])
-    learner.learn([0], 20, ignore)
+    learner.learn([0], 20)
     assert (len(seen.batches), len(seen.rates)) == (5, 2)
     reference = mlp()
     for batches in (seen.batches[:3], seen.batches[3:]):
@@ -191,7 +191,7 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_and_gradients_in
     for learner in learners:
         layer = learner.module.backbone.stem[0]  # type: ignore[union-attr,index]
         layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-        learner.learn([0], 8, ignore)
+        learner.learn([0], 8)
         assert all(p.dtype == torch.float32 for p in learner.module.parameters())
         assert all(p.grad is None or p.grad.dtype == torch.float32 for p in learner.module.parameters())
     assert seen == [torch.float32, torch.bfloat16]
@@ -208,7 +208,7 @@ def test_channels_last_is_how_convolutions_lie_and_changes_no_result() -> None:
     assert not any(p.is_contiguous(memory_format=torch.channels_last) for p in kernels[0])
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels[1])
     for learner in nets:
-        learner.learn([0], 24, ignore)
+        learner.learn([0], 24)
     assert distance(weights(nets[0].module), weights(nets[1].module)) < 1e-3
     assert nets[1].notes == []
 
@@ -217,7 +217,7 @@ def test_checkpointing_is_passed_to_the_network_and_changes_no_bit() -> None:
     nets = [SupervisedLearner(convnet(), stream(8), Training(checkpointing=on)) for on in (False, True)]
     assert [learner.module.backbone.checkpointing for learner in nets] == [False, True]  # type: ignore[union-attr]
     for learner in nets:
-        learner.learn([0], 24, ignore)
+        learner.learn([0], 24)
     assert same(weights(nets[0].module), weights(nets[1].module))
 
 
@@ -232,7 +232,7 @@ def test_an_option_that_can_do_nothing_leaves_a_note_and_changes_no_bit(option: 
     nets = [SupervisedLearner(Classifier(MLP((8, 8, 1), (5,)), 10), stream(8), Training(**kwargs)) for kwargs in ({}, option)]
     nets[1].module.load_state_dict(nets[0].module.state_dict())
     for learner in nets:
-        learner.learn([0], 24, ignore)
+        learner.learn([0], 24)
     assert nets[0].notes == []
     assert nets[1].notes == [note]
     assert same(weights(nets[0].module), weights(nets[1].module))
@@ -248,7 +248,7 @@ def balanced_learner() -> SupervisedLearner:
 def test_a_balanced_softmax_has_the_frequencies_so_far_as_prior() -> None:
     learner, seen = balanced_learner(), Recorder()
     learner.attach([seen])
-    learner.learn([0], 40, ignore)
+    learner.learn([0], 40)
     counts = torch.bincount(torch.cat([b.target[0] for b in seen.batches if b.target is not None]), minlength=3).float()
     assert learner.counts is not None
     assert torch.equal(learner.counts, counts)
@@ -266,14 +266,14 @@ def test_a_balanced_softmax_pushes_no_unseen_class_down() -> None:
     learner = balanced_learner()
     head: Any = learner.module.heads.linear  # type: ignore[union-attr]
     before = head.weight.detach().clone()
-    learner.learn([0], 40, ignore)
+    learner.learn([0], 40)
     moved = (head.weight.detach() != before).any(1)
     assert moved.tolist() == [True, True, False]
 
 
 def test_guesses_ignore_the_prior() -> None:
     learner = balanced_learner()
-    learner.learn([0], 40, ignore)
+    learner.learn([0], 40)
     obs, _ = learner.world.reset(seed=0)
     logits = learner.module({"image": torch.from_numpy(obs["image"])[None]}, torch.zeros(8, 0), torch.ones(1, 8, dtype=torch.bool))[
         0
@@ -318,8 +318,8 @@ def test_a_gpu_learns_what_a_cpu_learns() -> None:
     for device in ("cpu", "cuda"):
         learner = SupervisedLearner(convnet(), stream(8), Training(device=device))
         kept: list[float] = []
-        learner.on_scalars = lambda step, scalars, kept=kept: kept.append(scalars["train/loss"])  # type: ignore[misc]
-        learner.learn([0], LOG_EVERY * 8, ignore)
+        learner.on_log = lambda scalars, kept=kept: kept.append(scalars["train/loss"])  # type: ignore[misc]
+        learner.learn([0], LOG_EVERY * 8)
         losses.append(kept)
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from loop_helpers import Output, distance, ignore, weights
+from loop_helpers import Output, distance, weights
 from stable_baselines3 import PPO
 from torch import Tensor, nn
 
@@ -126,7 +126,7 @@ def train(learner: Learner, strategies: list[Strategy]) -> None:
     for task in Guesses.tasks:
         for strategy in strategies:
             strategy.begin_task(task, learner)
-        learner.learn([task.id], STEPS * COPIES, ignore)
+        learner.learn([task.id], STEPS * COPIES)
         x = torch.randn(1, 40, SIZE, generator=torch.Generator().manual_seed(task.id))
         done = torch.arange(40)[None] % CLASSES
         batch = Batch({"x": x}, torch.ones(1, 40, dtype=torch.bool), action=done, task=torch.full((40,), task.id))

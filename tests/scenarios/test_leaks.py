@@ -48,7 +48,7 @@ def trained(scenario: Any, tasks: list[int], evaluated: bool = False) -> dict[st
     """The network, batch norm's statistics and all, after learning `tasks` one after the other."""
     learner, _, test, _ = scenario.build(seed=0)
     for task in tasks:
-        learner.learn([task], 24, lambda steps: None)
+        learner.learn([task], 24)
         if evaluated:
             with learner.judging():
                 learner.rollout(test, [task], 2, seed=0)

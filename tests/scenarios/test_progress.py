@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,18 +45,25 @@ def result(
     )
 
 
+def run_of(result: Result, step: int = 0, phase: int = 0, total: int = 100) -> Any:
+    """What callbacks read of a run, of a result that was made by hand."""
+    tasks = [SimpleNamespace(id=j, name=result.tasks[j]) for j in result.phases[phase]]
+    plan = SimpleNamespace(phases=result.phases, steps=[total])
+    return SimpleNamespace(result=result, steps=step, phase=phase, tasks=tasks, plan=plan)
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 @pytest.mark.parametrize("name", ["{0}", LONG + "{0}"], ids=["short", "long"])
 def test_task_step_time_and_average_are_whole_at_any_width(width: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shown, now = result(name=name), [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with Progress(console(width)) as bar:
-        bar.on_begin(shown, 123_456)
+        bar.on_run_begin(run_of(shown, total=123_456))
         shown.evaluations = shown.evaluations[:3]
-        bar.on_phase(shown, 2)
-        bar.on_evaluation(shown, {})
+        bar.on_phase_begin(run_of(shown, phase=2))
+        bar.on_evaluation(run_of(shown))
         now[0] += 100
-        bar.on_steps(12_345)
+        bar.on_step(run_of(shown, 12_345))
         line = bar.line(width)
     left = round(100 * (123_456 - 12_345) / 12_345)
     assert f"12345/123456  0:{left // 60:02}:{left % 60:02} left  accuracy 50.0 %" in line
@@ -66,9 +74,9 @@ def test_task_step_time_and_average_are_whole_at_any_width(width: int, name: str
 
 def test_the_bars_share_is_the_share_of_the_steps() -> None:
     with Progress(console()) as bar:
-        bar.on_begin(result(), 1000)
+        bar.on_run_begin(run_of(result(), total=1000))
         for done in (0, 250, 500, 1000, 1010):
-            bar.on_steps(done - bar.done)
+            bar.on_step(run_of(result(), done))
             line = bar.line(80)
             filled, empty = line.count("━"), line.count("╌")
             assert filled / (filled + empty) == pytest.approx(min(1, done / 1000), abs=0.5 / (filled + empty))
@@ -80,13 +88,13 @@ def test_without_a_terminal_plain_lines_come_with_every_task_and_now_and_then(mo
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     shown, out = result(tasks=2), console(40, terminal=False)
     with Progress(out) as lines:
-        lines.on_begin(shown, 200)
+        lines.on_run_begin(run_of(shown, total=200))
         for phase in (0, 1):
-            lines.on_phase(shown, phase)
-            for _ in range(100):
+            lines.on_phase_begin(run_of(shown, phase=phase))
+            for step in range(1, 101):
                 now[0] += 0.9
-                lines.on_steps(1)
-            lines.on_evaluation(shown, {})
+                lines.on_step(run_of(shown, 100 * phase + step))
+            lines.on_evaluation(run_of(shown))
     assert text(out).splitlines() == [
         "[0:00:00] digits ewc+replay seed 3: task 0 (1/2), step 0 of 200, -:--:-- left",
         "[0:00:31] digits ewc+replay seed 3: task 0 (1/2), step 34 of 200, 0:02:29 left",
@@ -103,11 +111,12 @@ def test_quiet_shows_nothing() -> None:
     for terminal in (True, False):
         out = Console(file=io.StringIO(), force_terminal=terminal, quiet=True)
         with Progress(out) as quiet:
-            quiet.on_begin(result(), 10)
-            quiet.on_phase(result(), 0)
-            quiet.on_steps(10)
-            quiet.on_evaluation(result(), {})
-            quiet.on_end(result())
+            made = run_of(result(), 10, total=10)
+            quiet.on_run_begin(made)
+            quiet.on_phase_begin(made)
+            quiet.on_step(made)
+            quiet.on_evaluation(made)
+            quiet.on_run_end(made)
         assert text(out) == ""
 
 

@@ -1,14 +1,16 @@
 """What the ready-made scenarios promise about their worlds."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
-from everloop.loop import STRATEGIES, Strategy
+from everloop.loop import STRATEGIES, Callback, Run, Strategy
 from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant
 from everloop.scenarios.cli import main
 
@@ -83,3 +85,20 @@ def test_settings_are_complete_and_strategies_without_settings_run(tmp_path: Pat
     expected = {"strength": 2.0, "anchors": "separate", "decay": 1.0, "fisher": "sampled", "proximal": False, "examples": 512, "seed": 5}
     assert experiment.settings == {"bare": {}, "ewc": expected}
     assert main(["run", "split-digits", "--epochs", "1", "--tasks", "0-1", "--strategies", "bare", "--out", str(tmp_path / "x")]) == 0
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_the_worlds_of_an_experiment_are_closed_when_it_has_run(breaks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, closed = Experiment(SplitDigits(iterations=1, consolidation_steps=1, tasks=["0-1"]), "none"), list[Any]()
+    worlds = [experiment.learner.world, experiment.evaluation, experiment.consolidation]
+    for world in worlds:
+        monkeypatch.setattr(world, "close", lambda world=world: closed.append(world))
+
+    class Breaks(Callback):
+        def on_step(self, run: Run) -> None:
+            if breaks:
+                raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more") if breaks else nullcontext():
+        experiment.run([Breaks()])
+    assert closed == worlds

@@ -70,7 +70,7 @@ class Growth(Strategy):
         if sum(self.losses) / len(self.losses) > self.threshold:
             self._grow(learner, self.generator)
             self.grown += 1
-            learner.on_scalars(learner.steps, {"growth/units": float(self.grown * self.units)})
+            learner.on_log({"growth/units": float(self.grown * self.units)})
         self.losses = []
 
     def _grow(self, learner: Learner, generator: torch.Generator) -> None:

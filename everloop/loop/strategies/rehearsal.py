@@ -116,7 +116,7 @@ class Rehearsal(Strategy):
             self._store_again(self.memory.rows_of(np.array([task.id])), learner)
         self.past = np.append(self.past, task.id)
         shares = self.memory.balance()
-        learner.on_scalars(learner.steps, {f"memory/{type(self).__name__}/class_{label}": share for label, share in shares.items()})
+        learner.on_log({f"memory/{type(self).__name__}/class_{label}": share for label, share in shares.items()})
 
     def _store_again(self, rows: npt.NDArray[np.int64], learner: Learner) -> None:
         """With the target that the examples in `rows` would have now."""

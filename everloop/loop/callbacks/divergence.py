@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from everloop.loop.batch import Batch
+from everloop.loop.batch import Batch, spread
 from everloop.loop.learner import Learner
+from everloop.loop.run import Callback, Run
+
+PROBE = 128  # examples of a task on which its outputs are compared
 
 
-class Divergence:
+class Divergence(Callback):
     """Distances between today's network and the one at each ended task, on a fixed probe batch of that task.
 
     For every ended task, and for each of the network's top-level modules (encoders, attention, ...):
@@ -32,6 +35,14 @@ class Divergence:
         self.threshold = threshold
         self.values: dict[str, float] = {}
         self._anchors: dict[str, tuple[nn.Module, Batch, Tensor]] = {}
+
+    def on_evaluation(self, run: Run) -> None:
+        if run.result.evaluations[-1].ends_phase:
+            for task, batch in run.samples:
+                self.remember(task.name, run.learner, spread([batch], PROBE)[0])
+        values = self.update(run.learner).values
+        if values:
+            run.log({f"divergence/{name}": value for name, value in values.items()})
 
     def remember(self, task: str, learner: Learner, probe: Batch) -> None:
         """Take today's network as the reference for `task`, judged on `probe`."""

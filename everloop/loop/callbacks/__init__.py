@@ -1,0 +1,5 @@
+"""Callbacks that come with everloop."""
+
+from everloop.loop.callbacks.divergence import Divergence
+
+__all__ = ["Divergence"]
