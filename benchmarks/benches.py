@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from gymnasium import spaces
 from torch import nn
 
 from everloop.agents import MLP, Agent, Classifier, ConvNet5, GrowingMLP, ProgressiveMLP
+from everloop.contract import Task
 from everloop.loop import STRATEGIES, Batch, Categorical, ICaRL, Learner, NestedOptimizer, Strategy, SupervisedLearner, levels_by_depth
 from everloop.loop.learning_rate import RATES
 from everloop.loop.sb3 import SB3Learner
@@ -33,11 +34,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 IN_CONTROL = {"capacity": 1000, "batch_size": 32}  # a minibatch has as many sequences
 Step = Callable[[int], None]
-
-
-class Task(NamedTuple):
-    id: int
-    name: str
 
 
 class Bench(SupervisedLearner):

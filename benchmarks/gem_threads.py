@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from benches import BATCH, Bench, Task, fresh, mlp
+from benches import BATCH, Bench, fresh, mlp
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from everloop.contract import Task
 from everloop.loop import GEM
 from everloop.loop.strategies import gem
 

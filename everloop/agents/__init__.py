@@ -1,6 +1,6 @@
 """Networks: torch and einops, never an environment."""
 
-from everloop.agents.agent import Agent, Output
+from everloop.agents.agent import Agent
 from everloop.agents.attention import CrossAttention
 from everloop.agents.classifier import Classifier
 from everloop.agents.encoders import BackboneEncoder, ImageEncoder, VectorEncoder
@@ -11,6 +11,7 @@ from everloop.agents.networks import MLP, ConvNet5, ResNet18
 from everloop.agents.own import OwnBackbone
 from everloop.agents.progressive import GrowingMLP, ProgressiveMLP
 from everloop.agents.text import EmbeddingEncoder, TransformerEncoder
+from everloop.contract import Output
 
 __all__ = [
     "MLP",

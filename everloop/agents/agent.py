@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -12,21 +11,10 @@ from torch import Tensor, nn
 
 from everloop.agents.attention import CrossAttention
 from everloop.agents.encoders import BackboneEncoder, ImageEncoder, VectorEncoder
-from everloop.agents.heads import CUE, Heads
+from everloop.agents.heads import Heads
 from everloop.agents.memory import ResettableGRU
 from everloop.agents.text import EmbeddingEncoder
-
-PRESENCE = "presence"
-
-
-class Output(NamedTuple):
-    """prediction: (T, B, P), class logits or the parameters of the action's distribution.
-    value: (T, B), the state's value; None without a value head.
-    heads: (T, B, K, P), the predictions of all K heads; None where there is one for all tasks."""
-
-    prediction: Tensor
-    value: Tensor | None
-    heads: Tensor | None = None
+from everloop.contract import CUE, PRESENCE, Output
 
 
 class Agent(nn.Module):

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from everloop.agents.agent import Output
 from everloop.agents.heads import Heads
+from everloop.contract import Output
 
 
 class Classifier(nn.Module):

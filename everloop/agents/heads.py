@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-CUE = "cue"
+from everloop.contract import CUE
 
 
 class Heads(nn.Module):

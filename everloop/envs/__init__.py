@@ -2,6 +2,7 @@
 
 from gymnasium.envs.registration import register, registry
 
+from everloop.contract import Task
 from everloop.envs.check import check_task_env
 from everloop.envs.data import Examples
 from everloop.envs.feedback import Feedback, VectorFeedback
@@ -11,9 +12,10 @@ from everloop.envs.protocols import PROTOCOLS, Assignment, ByColumn, IBlurry, Pe
 from everloop.envs.riccati import LinearQuadratic
 from everloop.envs.schedule import PRESETS, Schedule
 from everloop.envs.stream import StreamEnv, StreamVectorEnv
-from everloop.envs.task import Task, TaskEnv, TaskVectorEnv, find_task
+from everloop.envs.task import TaskEnv, TaskVectorEnv, find_task
 from everloop.envs.text_stream import TextStreamEnv, TextStreamVectorEnv
 from everloop.envs.vector import SyncTaskVectorEnv, make_vec
+from everloop.envs.wrapper import TaskVectorWrapper
 
 for _id, _module, _name in (
     ("Plant", "plant", "Plant"),
@@ -51,6 +53,7 @@ __all__ = [
     "Task",
     "TaskEnv",
     "TaskVectorEnv",
+    "TaskVectorWrapper",
     "TextStreamEnv",
     "TextStreamVectorEnv",
     "VectorFeedback",

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from everloop.envs.task import Task
+from everloop.contract import Task
 
 
 def _require(condition: bool, message: str) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from everloop.envs.task import Observation, Task
-
-NAME = "feedback"
+from everloop.contract import FEEDBACK, Metric, Observation, Task
+from everloop.envs.wrapper import TaskVectorWrapper
 
 
 def feedback_space(action_space: spaces.Space[Any], reward_range: tuple[float, float]) -> spaces.Box:
@@ -44,9 +44,9 @@ def _encode(
 
 
 def _extended(space: spaces.Space[Any], box: spaces.Box) -> spaces.Dict:
-    if not isinstance(space, spaces.Dict) or NAME in space.spaces:
-        raise ValueError(f"observation space is {space}, allowed for feedback: a Dict without {NAME!r}")
-    return spaces.Dict({**space.spaces, NAME: box})
+    if not isinstance(space, spaces.Dict) or FEEDBACK in space.spaces:
+        raise ValueError(f"observation space is {space}, allowed for feedback: a Dict without {FEEDBACK!r}")
+    return spaces.Dict({**space.spaces, FEEDBACK: box})
 
 
 class Feedback(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.RecordConstructorArgs):
@@ -62,27 +62,41 @@ class Feedback(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.Record
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        return {**observation, NAME: np.zeros(self._box.shape, np.float32)}, info
+        return {**observation, FEEDBACK: np.zeros(self._box.shape, np.float32)}, info
 
     def step(self, action: Any) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         felt = _encode(np.asarray(action)[None], np.asarray([reward]), self.action_space, self._box)[0]
-        return {**observation, NAME: felt}, reward, terminated, truncated, info
+        return {**observation, FEEDBACK: felt}, reward, terminated, truncated, info
 
     def reference(self, task: int | str) -> tuple[float, float]:
-        result: tuple[float, float] = self.env.get_wrapper_attr("reference")(task)
-        return result
+        known: tuple[float, float] = self.env.get_wrapper_attr("reference")(task)
+        return known
+
+    def metric(self, task: int | str) -> Metric:
+        metric: Metric = self.env.get_wrapper_attr("metric")(task)
+        return metric
+
+    def examples(self, task: int | str) -> int | None:
+        count: int | None = self.env.get_wrapper_attr("examples")(task)
+        return count
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """That of the world: after a step, the observation depends on nothing else."""
+        state: dict[str, Any] | None = self.env.get_wrapper_attr("state_dict")()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.env.get_wrapper_attr("load_state_dict")(state)
 
 
-class VectorFeedback(VectorWrapper[Observation, Any, Observation, Any, npt.NDArray[Any]]):
+class VectorFeedback(TaskVectorWrapper):
     """Add the modality `"feedback"` to a vector of worlds with SAME_STEP or DISABLED autoreset."""
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        super().__init__(env)
         if env.metadata.get("autoreset_mode") not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
             raise ValueError(f"autoreset mode is {env.metadata.get('autoreset_mode')}, allowed for feedback: SameStep, Disabled")
-        self.tasks: tuple[Task, ...] = env.tasks  # type: ignore[attr-defined]
-        self.reward_range: tuple[float, float] = env.reward_range  # type: ignore[attr-defined]
+        super().__init__(env)
         self._box = feedback_space(env.single_action_space, self.reward_range)
         self.single_observation_space = _extended(env.single_observation_space, self._box)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
@@ -92,18 +106,22 @@ class VectorFeedback(VectorWrapper[Observation, Any, Observation, Any, npt.NDArr
         mask = (options or {}).get("reset_mask")
         observation, info = self.env.reset(seed=seed, options=options)
         self._felt[slice(None) if mask is None else mask] = 0.0
-        return {**observation, NAME: self._felt.copy()}, info
+        return {**observation, FEEDBACK: self._felt.copy()}, info
 
     def step(self, actions: Any) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
         observation, rewards, terminated, truncated, info = self.env.step(actions)
         felt = _encode(actions, rewards, self.single_action_space, self._box)
         if "final_obs" in info:
             for i in np.flatnonzero(info["_final_obs"]):
-                info["final_obs"][i] = {**info["final_obs"][i], NAME: felt[i].copy()}
+                info["final_obs"][i] = {**info["final_obs"][i], FEEDBACK: felt[i].copy()}
                 felt[i] = 0.0
         self._felt = felt
-        return {**observation, NAME: felt.copy()}, rewards, terminated, truncated, info
+        return {**observation, FEEDBACK: felt.copy()}, rewards, terminated, truncated, info
 
-    def reference(self, task: int | str) -> tuple[float, float]:
-        result: tuple[float, float] = self.env.reference(task)  # type: ignore[attr-defined]
-        return result
+    def state_dict(self) -> dict[str, Any] | None:
+        state = super().state_dict()
+        return None if state is None else {"world": state, "felt": self._felt.copy()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state["world"])
+        self._felt = state["felt"].copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from everloop.contract import CUE, Observation, Task
 from everloop.envs.riccati import LinearQuadratic
-from everloop.envs.task import Mask, Observation, OneCopyEnv, Task, TaskVectorEnv, find_task
+from everloop.envs.task import Mask, OneCopyEnv, TaskVectorEnv, find_task
 
 
 class PlantVectorEnv(TaskVectorEnv):
@@ -74,7 +76,7 @@ class PlantVectorEnv(TaskVectorEnv):
         sensor = spaces.Box(-1.0, 1.0, (observation_dim,), np.float32)
         modalities: dict[str, spaces.Space[Any]] = {f"sensor_{m}": sensor for m in range(num_modalities)}
         if task_cue:
-            modalities["cue"] = spaces.Box(0.0, 1.0, (num_tasks,), np.float32)
+            modalities[CUE] = spaces.Box(0.0, 1.0, (num_tasks,), np.float32)
         self.single_observation_space = spaces.Dict(modalities)
         self.single_action_space = spaces.Box(-1.0, 1.0, (action_dim,), np.float32)
         super().__init__(num_envs, autoreset_mode)
@@ -157,8 +159,15 @@ class PlantVectorEnv(TaskVectorEnv):
         np.tanh(seen, out=seen)
         observation: Observation = {f"sensor_{m}": seen[:, m * size : (m + 1) * size] for m in range(modalities)}
         if self.task_cue:
-            observation["cue"] = self._cue.copy()
+            observation[CUE] = self._cue.copy()
         return observation
+
+    def _world_state(self) -> dict[str, Any]:
+        return {"x": self._x.copy()}
+
+    def _load_world_state(self, own: Mapping[str, Any]) -> None:
+        self._x[:] = own["x"]
+        self._gather()
 
     def linear_quadratic(self, task: int | str) -> LinearQuadratic:
         """The task as a finite-horizon linear-quadratic control problem on the true state."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from everloop.contract import Task
 from everloop.envs.data import Examples
-from everloop.envs.task import Task
 from everloop.envs.views import permute_pixels, rotate_pixels
 
 NO_ENTITY = "O"  # the tag of tokens outside any, in IOB2

@@ -12,12 +12,12 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from everloop.contract import ACCURACY, Metric
+from everloop.contract import ACCURACY, CUE, Metric, Observation
 from everloop.envs.corruptions import Alteration, find_alterations, other_data
 from everloop.envs.data import Examples
 from everloop.envs.protocols import Protocol, SplitClasses, find_protocol
 from everloop.envs.schedule import EPOCH, KEY, LABEL, OOD, ORIGIN, ROW, Plan, Schedule, find_schedule
-from everloop.envs.task import Mask, Observation, OneCopyEnv, TaskVectorEnv, find_task
+from everloop.envs.task import Mask, OneCopyEnv, TaskVectorEnv, find_task
 
 Ints = npt.NDArray[np.int64]
 
@@ -52,7 +52,6 @@ class StreamVectorEnv(TaskVectorEnv):
     Raises ValueError, in one line that names the value, for what does not fit the data, and for tasks without examples.
     """
 
-    metric: Metric = ACCURACY
     modality: ClassVar[str]
     alterations: ClassVar[Mapping[str, Alteration]]
 
@@ -88,7 +87,7 @@ class StreamVectorEnv(TaskVectorEnv):
         self._alterations = self._find_alterations(ood_data)
         modalities: dict[str, spaces.Space[Any]] = {self.modality: self._input_space(train)}
         if task_cue:
-            modalities["cue"] = spaces.Box(0.0, 1.0, (len(self.tasks),), np.float32)
+            modalities[CUE] = spaces.Box(0.0, 1.0, (len(self.tasks),), np.float32)
         self.single_observation_space = spaces.Dict(modalities)
         actions = int(self._table.max()) + 1
         tags = self._labels.ndim == 2
@@ -220,7 +219,7 @@ class StreamVectorEnv(TaskVectorEnv):
     def _observe(self) -> Observation:
         observation: Observation = {self.modality: self._prepared()}
         if self.task_cue:
-            observation["cue"] = np.eye(len(self.tasks), dtype=np.float32)[self._pending[ORIGIN]]
+            observation[CUE] = np.eye(len(self.tasks), dtype=np.float32)[self._pending[ORIGIN]]
         return observation
 
     def _prepared(self) -> npt.NDArray[Any]:
@@ -261,8 +260,20 @@ class StreamVectorEnv(TaskVectorEnv):
             return float("nan"), float("nan")
         return self.horizon / actions, float(self.horizon)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where every chain stands: with `load_state_dict`, a stream made alike goes on as this one would."""
+    def metric(self, task: int | str) -> Metric:
+        """The accuracy."""
+        find_task(self.tasks, task)
+        return ACCURACY
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave. Raises ValueError if it is of another number of copies or tasks."""
+        tasks = len(state["own"]["cursor"])
+        if tasks != len(self.tasks):
+            raise ValueError(f"the state is of {tasks} tasks; this world has {len(self.tasks)}")
+        super().load_state_dict(state)
+
+    def _world_state(self) -> dict[str, Any]:
+        """Where every chain stands."""
         return {
             "seed": self._seed,
             "cursor": list(self._cursor),
@@ -270,26 +281,15 @@ class StreamVectorEnv(TaskVectorEnv):
             "returned": [[column.copy() for column in columns] for columns in self._returned],
             "pending": self._pending.copy(),
             "pending_task": self._pending_task.copy(),
-            "task": self.task.copy(),
-            "elapsed": self._elapsed.copy(),
-            "np_random": self.np_random.bit_generator.state,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. Raises ValueError if it is of another number of copies or tasks."""
-        shape = (len(state["cursor"]), len(state["task"]))
-        if shape != (len(self.tasks), self.num_envs):
-            raise ValueError(
-                f"the state is of {shape[0]} tasks and {shape[1]} copies, allowed: {len(self.tasks)} tasks and {self.num_envs} copies"
-            )
+    def _load_world_state(self, own: Mapping[str, Any]) -> None:
         self._restart()
-        self._seed, self._cursor, self._passes = state["seed"], list(state["cursor"]), list(state["passes"])
+        self._seed, self._cursor, self._passes = own["seed"], list(own["cursor"]), list(own["passes"])
         self._plan = [plan if p < 0 else self._make_plan(k, p) for k, (plan, p) in enumerate(zip(self._plan, self._passes, strict=True))]
-        self._returned = [[column.copy() for column in columns] for columns in state["returned"]]
-        self._pending, self._pending_task = state["pending"].copy(), state["pending_task"].copy()
-        self.task, self._elapsed = state["task"].copy(), state["elapsed"].copy()
+        self._returned = [[column.copy() for column in columns] for columns in own["returned"]]
+        self._pending, self._pending_task = own["pending"].copy(), own["pending_task"].copy()
         self._uniform = bool((self.task == self.task[0]).all())
-        self.np_random.bit_generator.state = state["np_random"]
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let the workers go."""
@@ -305,18 +305,6 @@ class StreamEnv(OneCopyEnv):
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__(self.stream(1, autoreset_mode=AutoresetMode.DISABLED, **parameters))
-
-    def state_dict(self) -> dict[str, Any]:
-        """As `StreamVectorEnv.state_dict`."""
-        return self.world.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As `StreamVectorEnv.load_state_dict`."""
-        self.world.load_state_dict(state)
-        self.task, self.np_random = self.tasks[int(self.world.task[0])], self.world.np_random
-
-    def close(self) -> None:
-        self.world.close()
 
 
 def _share(right: Mask, counts: Mask) -> npt.NDArray[np.float32]:

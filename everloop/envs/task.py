@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -12,22 +11,9 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-Observation = dict[str, npt.NDArray[Any]]
+from everloop.contract import RETURN, Metric, Observation, Task
+
 Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task of a world. A task is a value: the world knows how to play it.
-
-    id: position in the world's `tasks`.
-    name: what people call it, unique in its world.
-    params: whatever distinguishes it from the others, for people to read.
-    """
-
-    id: int
-    name: str
-    params: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def find_task(tasks: Sequence[Task], key: Any) -> Task:
@@ -73,6 +59,24 @@ class TaskEnv(gym.Env[Observation, Any]):
         """
         find_task(self.tasks, task)
         return float("nan"), float("nan")
+
+    def metric(self, task: int | str) -> Metric:
+        """What an evaluation of `task` measures: the return, unless a subclass says otherwise."""
+        find_task(self.tasks, task)
+        return RETURN
+
+    def examples(self, task: int | str) -> int | None:
+        """The number of examples in one pass over the task's data; None: this is no data set."""
+        find_task(self.tasks, task)
+        return None
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Where the world stands, for `load_state_dict`; None: it can't say."""
+        return None
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave. Raises NotImplementedError for a world that gives no state."""
+        raise NotImplementedError(f"{type(self).__name__} gives no state, so it takes none")
 
 
 class TaskVectorEnv(VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]]):
@@ -158,6 +162,40 @@ class TaskVectorEnv(VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]]):
         find_task(self.tasks, task)
         return float("nan"), float("nan")
 
+    def metric(self, task: int | str) -> Metric:
+        """What an evaluation of `task` measures: the return, unless a subclass says otherwise."""
+        find_task(self.tasks, task)
+        return RETURN
+
+    def examples(self, task: int | str) -> int | None:
+        """The number of examples in one pass over the task's data; None: this is no data set."""
+        find_task(self.tasks, task)
+        return None
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Where every copy stands, for `load_state_dict` of a world made alike; None if a subclass can't say."""
+        own = self._world_state()
+        if own is None:
+            return None
+        generator = self.np_random.bit_generator.state
+        return {"task": self.task.copy(), "elapsed": self._elapsed.copy(), "np_random": generator, "own": own}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave. Raises ValueError if it is of another number of copies."""
+        if len(state["task"]) != self.num_envs:
+            raise ValueError(f"the state is of {len(state['task'])} copies; this world has {self.num_envs}")
+        self.task, self._elapsed = state["task"].copy(), state["elapsed"].copy()
+        self.np_random.bit_generator.state = state["np_random"]
+        self._load_world_state(state["own"])
+
+    def _world_state(self) -> dict[str, Any] | None:
+        """What a subclass adds to `state_dict`: all that its next step depends on. None if it can't say."""
+        return None
+
+    def _load_world_state(self, own: Mapping[str, Any]) -> None:
+        """Take over what `_world_state` gave."""
+        raise NotImplementedError(f"{type(self).__name__} gives no state, so it takes none")
+
     def _begin(self, mask: Mask, seeded: bool) -> None:
         """Start new episodes in the copies of `mask`; `seeded` when `np_random` was just seeded."""
         raise NotImplementedError
@@ -198,6 +236,24 @@ class OneCopyEnv(TaskEnv):
 
     def reference(self, task: int | str) -> tuple[float, float]:
         return self.world.reference(task)
+
+    def metric(self, task: int | str) -> Metric:
+        return self.world.metric(task)
+
+    def examples(self, task: int | str) -> int | None:
+        return self.world.examples(task)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        own = self.world.state_dict()
+        return None if own is None else {"task": self.task.id, "world": own}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.world.load_state_dict(state["world"])
+        self.task = self.tasks[state["task"]]
+        self.np_random = self.world.np_random
+
+    def close(self) -> None:
+        self.world.close()
 
     @staticmethod
     def _first(observation: Observation) -> Observation:

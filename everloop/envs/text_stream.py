@@ -32,9 +32,9 @@ class TextStreamVectorEnv(StreamVectorEnv):
 
     def _assign(self, protocol: Protocol, train: Examples, test: Examples, split: str, label_space: str) -> None:
         super()._assign(protocol, train, test, split, label_space)
+        self._tags: list[str] = []
         if train.labels.ndim == 2:
             self._tags = self._tag_names(train.classes, by_task=label_space == "global")
-            self.metric = Metric("entity F1", "%", self._entity_f1)
 
     def _tag_names(self, classes: Sequence[str], by_task: bool) -> list[str]:
         """Each action's tag; "B-person" of the task politics is "B-politics/person" where tasks are told apart."""
@@ -46,7 +46,11 @@ class TextStreamVectorEnv(StreamVectorEnv):
                     names[number] = f"{place}-{task.name}/{kind}" if by_task and dash else tag
         return names
 
-    def _entity_f1(self, task: int, labels: Ints, guesses: Ints) -> float:
+    def metric(self, task: int | str) -> Metric:
+        """The accuracy; of tags the F1 of whole entities."""
+        return Metric("entity F1", "%", self._entity_f1) if self._tags else super().metric(task)
+
+    def _entity_f1(self, labels: Ints, guesses: Ints) -> float:
         """Entity-level F1 of a pass: labels and guesses (N, L)."""
         return entity_f1(labels, guesses, self._tags)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from importlib import import_module
 from typing import Any
@@ -10,9 +10,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from everloop.envs.feedback import VectorFeedback
-from everloop.envs.task import Task
+from everloop.contract import Metric, Task
+from everloop.envs.feedback import Feedback, VectorFeedback
+
+STATELESS = OrderEnforcing | PassiveEnvChecker | Feedback
 
 
 class SyncTaskVectorEnv(SyncVectorEnv):
@@ -41,8 +44,49 @@ class SyncTaskVectorEnv(SyncVectorEnv):
         return observation, rewards, terminated, truncated, info
 
     def reference(self, task: int | str) -> tuple[float, float]:
-        result: tuple[float, float] = self.envs[0].get_wrapper_attr("reference")(task)
-        return result
+        known: tuple[float, float] = self.envs[0].get_wrapper_attr("reference")(task)
+        return known
+
+    def metric(self, task: int | str) -> Metric:
+        metric: Metric = self.envs[0].get_wrapper_attr("metric")(task)
+        return metric
+
+    def examples(self, task: int | str) -> int | None:
+        count: int | None = self.envs[0].get_wrapper_attr("examples")(task)
+        return count
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The states of all copies, for copies that have been reset; None if one gives none."""
+        limits, copies = [_steps_of_limits(env) for env in self.envs], [env.get_wrapper_attr("state_dict")() for env in self.envs]
+        return None if None in [*limits, *copies] else {"task": self._task.copy(), "copies": copies, "limits": limits}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave. Raises ValueError if it is of another number of copies."""
+        if len(state["copies"]) != self.num_envs:
+            raise ValueError(f"the state is of {len(state['copies'])} copies; this world has {self.num_envs}")
+        self._task = state["task"].copy()
+        for env, own, steps in zip(self.envs, state["copies"], state["limits"], strict=True):
+            env.get_wrapper_attr("load_state_dict")(own)
+            for limit, elapsed in zip(_limits(env), steps, strict=True):
+                limit._elapsed_steps = elapsed
+
+
+def _layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
+    """The wrappers around an environment, from the outermost in."""
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
+
+
+def _limits(env: gym.Env[Any, Any]) -> list[TimeLimit[Any, Any]]:
+    return [layer for layer in _layers(env) if isinstance(layer, TimeLimit)]
+
+
+def _steps_of_limits(env: gym.Env[Any, Any]) -> list[int | None] | None:
+    """The steps that each time limit has counted; None where another wrapper may have a state that it doesn't give."""
+    if not all(isinstance(layer, STATELESS | TimeLimit) for layer in _layers(env)):
+        return None
+    return [limit._elapsed_steps for limit in _limits(env)]
 
 
 def make_vec(env_id: str, num_envs: int = 1, feedback: bool = False, **parameters: Any) -> VectorEnv[Any, Any, Any]:

@@ -6,6 +6,7 @@ Stable-Baselines3, TensorBoard and matplotlib load when they are first used.
 
 from typing import TYPE_CHECKING, Any
 
+from everloop.contract import World
 from everloop.loop.batch import Batch
 from everloop.loop.board import Board
 from everloop.loop.callbacks import Divergence
@@ -55,7 +56,7 @@ from everloop.loop.strategies import (
 from everloop.loop.supervised import SupervisedLearner
 from everloop.loop.training import Training
 from everloop.loop.update import Updater
-from everloop.loop.world import NotFiniteError, World
+from everloop.loop.world import NotFiniteError
 
 if TYPE_CHECKING:
     from everloop.loop.sb3 import SB3Learner

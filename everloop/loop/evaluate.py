@@ -2,65 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from everloop.contract import RETURN, SCORE, Metric
+from everloop.contract import SCORE, Metric, Task, World
 from everloop.loop.learner import Learner
 from everloop.loop.strategies import Strategy
-from everloop.loop.world import Task, World, check_finite, play
-
-
-def metric_of(world: World) -> Metric:
-    """The metric that `world`, or the world inside its wrappers, declares; the return where none does."""
-    layer: Any = world
-    while layer is not None:
-        if isinstance(metric := getattr(layer, "metric", None), Metric):
-            return metric
-        layer = getattr(layer, "env", None)
-    return RETURN
+from everloop.loop.world import check_finite, play
 
 
 @torch.no_grad()
 def mean_return(learner: Learner, world: World, task: int, seed: int) -> float:
-    """Mean return of the first episode of each copy of `world`, with the most probable actions.
+    """How well the most probable actions do in `task`, in the unit of the world's `metric(task)`.
 
-    In a data set (info["epoch"]) every example of one pass counts once, whatever the number of copies. With a metric in %
-    the result is a share from 0 to 1: the metric's own `evaluate`, or the mean reward. Else it is the mean reward
-    times the episode's length.
+    In a data set every example of one pass counts once, whatever the number of copies: the result is a
+    share from 0 to 1, the metric's own `evaluate` or the mean reward. Elsewhere it is the mean return of
+    the first episode of each copy.
     """
-    metric = metric_of(world)
-    seen: list[tuple[Any, Any]] = []
+    played = _steps(learner, world, task, seed)
+    return _of_episodes(played) if world.examples(task) is None else _of_a_pass(played, world.metric(task))
+
+
+Step = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_], dict[str, Any]]  # actions, rewards, ends, info
+
+
+def _steps(learner: Learner, world: World, task: int, seed: int) -> Iterator[Step]:
+    """Steps of `world` under the learner's most probable actions, without end."""
     obs, _ = play(world, [task], seed)
     state = learner.initial_state(world.num_envs)
     start = np.ones(world.num_envs, dtype=np.bool_)
-    first_episode, first_pass = start.copy(), start.copy()
-    episode, in_pass, counted, length, is_data = 0.0, 0.0, 0, 0, False
-    while first_pass.any() if is_data and metric.unit == "%" else first_episode.any() or (is_data and first_pass.any()):
+    while True:
         check_finite(obs, learner.steps)
         action, state = learner.act(obs, state, start)
         obs, rewards, terminated, truncated, info = world.step(action)
         check_finite({}, learner.steps, rewards)
         start = terminated | truncated
-        if is_data := "epoch" in info:
-            first_pass &= info["epoch"] == 0
-            in_pass, counted = in_pass + float(rewards[first_pass].sum()), counted + int(first_pass.sum())
-            if metric.evaluate is not None:
-                seen.append((info["label"][first_pass], action[first_pass]))
-        episode += float(rewards[first_episode].sum())
-        length += int(first_episode.sum())
-        first_episode &= ~start
+        yield action, rewards, start, info
+
+
+def _of_episodes(played: Iterator[Step]) -> float:
+    """The mean return of the first episode of each copy."""
+    total, under_way = 0.0, None
+    for _, rewards, ended, _ in played:
+        under_way = np.ones(len(rewards), dtype=np.bool_) if under_way is None else under_way
+        total += float(rewards[under_way].sum())
+        under_way &= ~ended
+        if not under_way.any():
+            return total / len(rewards)
+    raise AssertionError("a world has no last step")
+
+
+def _of_a_pass(played: Iterator[Step], metric: Metric) -> float:
+    """The metric of the examples that the first pass shows, each once."""
+    labels, guesses, rewards = list[Any](), list[Any](), list[Any]()
+    for action, reward, _, info in played:
+        first = info["epoch"] == 0
+        if not first.any():
+            break
+        rewards.append(reward[first])
+        if metric.evaluate is not None:
+            labels.append(info["label"][first])
+            guesses.append(action[first])
     if metric.evaluate is not None:
-        labels, guesses = (np.concatenate(column) for column in zip(*seen, strict=True))
-        return float(metric.evaluate(task, labels, guesses))
-    if not is_data:
-        return episode / world.num_envs
-    share = in_pass / counted
-    return share if metric.unit == "%" else share * (length / world.num_envs)
+        return float(metric.evaluate(np.concatenate(labels), np.concatenate(guesses)))
+    right = sum(float(part.sum()) for part in rewards)
+    return right / sum(len(part) for part in rewards)
 
 
 def returns(learner: Learner, world: World, strategies: Sequence[Strategy], seed: int, tasks: Collection[int] | None = None) -> list[float]:
@@ -78,7 +89,7 @@ def _return(learner: Learner, world: World, strategies: Sequence[Strategy], task
 
 def score_metric(world: World) -> Metric:
     """What scores in `world` are: its own metric if that is a share; else scores where every task has a reference; else returns."""
-    metric = metric_of(world)
+    metric = world.metric(world.tasks[0].id)
     if metric.unit == "%":
         return metric
     return SCORE if np.isfinite([world.reference(task.id) for task in world.tasks]).all() else metric

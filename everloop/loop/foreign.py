@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from everloop.contract import NetworkOutput, Output, Task
 from everloop.loop.batch import Batch
-from everloop.loop.learner import Learner, NetworkOutput, Prediction
+from everloop.loop.learner import Learner
 from everloop.loop.likelihood import Categorical
 from everloop.loop.strategies import Strategy
 
@@ -20,13 +21,6 @@ Inputs = Tensor | Mapping[str, Tensor]
 Examples = tuple[Inputs, Tensor]
 ALONE = "input"
 """The name of inputs that are one tensor."""
-
-
-class ForeignTask(NamedTuple):
-    """A task of a loop that is not ours."""
-
-    id: int
-    name: str
 
 
 def attach(
@@ -90,7 +84,7 @@ class Attached(Learner):
         self.module, self.optimizer, self.max_grad_norm = module, optimizer, max_grad_norm
         self.predict, self.label_name = predict or _call, label_name
         self.likelihood = Categorical(self.last_layer().out_features if classes is None else classes)
-        self.current: ForeignTask | None = None
+        self.current: Task | None = None
         self._asking = False  # a forward pass of ours, not of the loop
         self.attach(strategies)
         self._watch()
@@ -115,7 +109,7 @@ class Attached(Learner):
 
     def begin_task(self, task: int, name: str | None = None) -> None:
         """What comes now is of `task`."""
-        self.current = ForeignTask(task, name or f"task-{task}")
+        self.current = Task(task, name or f"task-{task}")
         for strategy in self.strategies:
             strategy.begin_task(self.current, self)
 
@@ -144,7 +138,7 @@ class Attached(Learner):
         """The network as it is to be when `task` is evaluated."""
         with ExitStack() as views:
             for strategy in self.strategies:
-                views.enter_context(strategy.view(ForeignTask(task, f"task-{task}"), self))
+                views.enter_context(strategy.view(Task(task, f"task-{task}"), self))
             views.enter_context(self.judging())
             yield
 
@@ -169,7 +163,7 @@ class Attached(Learner):
             logits = self.predict(module, rows[ALONE] if set(rows) == {ALONE} else rows)
         finally:
             self._asking = False
-        return Prediction(logits.float().unflatten(0, tuple(start.shape))), state  # type: ignore[no-untyped-call]
+        return Output(logits.float().unflatten(0, tuple(start.shape))), state  # type: ignore[no-untyped-call]
 
     def initial_state(self, batch: int) -> Tensor:
         return torch.zeros(batch, 0, device=self.device)
@@ -201,7 +195,7 @@ class Attached(Learner):
 
     def state_dict(self) -> dict[str, Any]:
         """Of all strategies, and the task at hand; the module's and the optimizer's are the loop's own business."""
-        own = {"steps": self.steps, "task": None if self.current is None else tuple(self.current)}
+        own = {"steps": self.steps, "task": None if self.current is None else (self.current.id, self.current.name)}
         return own | {"strategies": [strategy.state_dict() for strategy in self.strategies]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -212,7 +206,7 @@ class Attached(Learner):
         if len(state["strategies"]) != len(self.strategies):
             raise ValueError(f"the state is of {len(state['strategies'])} strategies, allowed: {len(self.strategies)}")
         self.steps = state["steps"]
-        self.current = None if state["task"] is None else ForeignTask(*state["task"])
+        self.current = None if state["task"] is None else Task(*state["task"])
         for strategy, own in zip(self.strategies, state["strategies"], strict=True):
             strategy.load_state_dict(own)
             strategy.rebuild(self)
@@ -232,7 +226,7 @@ class Attached(Learner):
         if not isinstance(logits, Tensor) or not logits.requires_grad or len(logits) != len(self.minibatch):
             return
         leaf = logits.detach().float()[None].requires_grad_()
-        losses = self.output_losses(self.minibatch, Prediction(leaf))
+        losses = self.output_losses(self.minibatch, Output(leaf))
         if losses:
             (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), leaf)
             scale = (1.0 if self.scaler is None else self.scaler.get_scale()) / self.accumulate  # as the loop's own loss

@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,38 +15,12 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from everloop.contract import CUE, NetworkOutput, Observation, Output, World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.likelihood import Likelihood
 from everloop.loop.strategies.base import Strategy
 from everloop.loop.update import Updater
-from everloop.loop.world import Arrays, World, check_finite, play
-
-CUE = "cue"
-
-
-class NetworkOutput(Protocol):
-    """What a network returns beside its state.
-
-    Outputs (T, B, P); for actor-critics values (T, B); where there is a head for each of K tasks the outputs of all of
-    them (T, B, K, P), of which the prediction is one.
-    """
-
-    @property
-    def prediction(self) -> Tensor: ...
-
-    @property
-    def value(self) -> Tensor | None: ...
-
-    @property
-    def heads(self) -> Tensor | None: ...
-
-
-class Prediction(NamedTuple):
-    """Outputs of which nothing but the prediction (T, B, P) matters."""
-
-    prediction: Tensor
-    value: Tensor | None = None
-    heads: Tensor | None = None
+from everloop.loop.world import check_finite, play
 
 
 class Learner(ABC):
@@ -199,7 +173,7 @@ class Learner(ABC):
         output = self.forward(Batch.join(batches))
         sizes = [len(batch) for batch in batches]
         parts = [None if x is None else x.split(sizes, 1) for x in (output.prediction, output.value, getattr(output, "heads", None))]
-        return [Prediction(*(None if x is None else x[i] for x in parts)) for i in range(len(batches))]  # type: ignore[arg-type]
+        return [Output(*(None if x is None else x[i] for x in parts)) for i in range(len(batches))]  # type: ignore[arg-type]
 
     def initial_state(self, batch: int) -> Tensor:
         """The network's empty memory, for `batch` examples."""
@@ -297,7 +271,7 @@ class Learner(ABC):
 
     @torch.no_grad()
     def act(
-        self, obs: Arrays, state: Tensor, start: npt.NDArray[np.bool_], generator: torch.Generator | None = None
+        self, obs: Observation, state: Tensor, start: npt.NDArray[np.bool_], generator: torch.Generator | None = None
     ) -> tuple[npt.NDArray[Any], Tensor]:
         """Actions (B, ...) for one step and the state after it: the mode, or a draw if there is a generator."""
         tensors = {name: to_tensor(value, self.device)[None] for name, value in obs.items()}
@@ -324,7 +298,7 @@ class Learner(ABC):
         obs, played = play(world, tasks, seed)
         state = self.initial_state(world.num_envs)
         start = np.ones(world.num_envs, dtype=np.bool_)
-        seen: list[Arrays] = []
+        seen: list[Observation] = []
         rows: list[tuple[Any, Any, Any]] = []
         for _ in range(steps):
             check_finite(obs, self.steps)

@@ -10,12 +10,12 @@ from typing import Literal
 
 import torch
 
+from everloop.contract import Task, World, check_world
 from everloop.loop.batch import Batch
 from everloop.loop.evaluate import returns, scaled, score_metric
 from everloop.loop.learner import Learner
 from everloop.loop.result import Evaluation, Result
 from everloop.loop.strategies import Strategy
-from everloop.loop.world import Task, World
 
 
 class Callback:
@@ -103,7 +103,8 @@ class Run:
         samples: The last ended phase's tasks, each with the examples it was consolidated on.
 
     Raises:
-        ValueError: If a strategy cannot work with the learner, or not with the others.
+        ValueError: If a strategy cannot work with the learner, or not with the others; if an
+            environment is no world.
     """
 
     def __init__(
@@ -115,6 +116,8 @@ class Run:
         strategies: Sequence[Strategy] = (),
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        for world in (learner.world, evaluation, consolidation):
+            check_world(world)
         self.learner, self.plan = learner, plan
         self.evaluation, self.consolidation = evaluation, consolidation
         self.strategies, self.callbacks = list(strategies), list(callbacks)

@@ -16,6 +16,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import Tensor
 
+from everloop.contract import World
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import likelihood_for
 from everloop.loop.sb3_base import (
@@ -28,7 +29,6 @@ from everloop.loop.sb3_base import (
     transposed,
     world_space,
 )
-from everloop.loop.world import World
 
 
 class _NetworkPolicy(BasePolicy):

@@ -15,10 +15,10 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from torch import Tensor, nn
 
+from everloop.contract import Output, World
 from everloop.loop.batch import Batch
-from everloop.loop.learner import Learner, Prediction
+from everloop.loop.learner import Learner
 from everloop.loop.vec_env import WorldVecEnv
-from everloop.loop.world import World
 
 NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -114,7 +114,7 @@ class SB3Base(Learner):
         """
         outputs = [prediction] if heads is None else [prediction, heads]
         leaves = [x.detach()[None].requires_grad_() for x in outputs]
-        losses = self.output_losses(batch, Prediction(leaves[0], heads=None if heads is None else leaves[1]))
+        losses = self.output_losses(batch, Output(leaves[0], heads=None if heads is None else leaves[1]))
         if not losses:
             return prediction
         gradients = torch.autograd.grad(torch.stack(losses).sum(), leaves, allow_unused=True)

@@ -17,6 +17,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 
+from everloop.contract import World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.likelihood import Categorical, SquashedGaussian
 from everloop.loop.sb3_base import (
@@ -29,7 +30,6 @@ from everloop.loop.sb3_base import (
     transposed,
     world_space,
 )
-from everloop.loop.world import World
 
 ACTION = "action"
 CriticFactory = Callable[[spaces.Dict], nn.Module]

@@ -13,14 +13,15 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from everloop.contract import NetworkOutput, Observation, World
 from everloop.loop.augment import AUGMENTATIONS
 from everloop.loop.batch import Batch, to_tensor
-from everloop.loop.learner import Learner, NetworkOutput
+from everloop.loop.learner import Learner
 from everloop.loop.learning_rate import RATES
 from everloop.loop.likelihood import Categorical, Tags, likelihood_for
 from everloop.loop.strategies.base import Strategy
 from everloop.loop.training import Training
-from everloop.loop.world import Arrays, World, check_finite, labels_of, play
+from everloop.loop.world import check_finite, labels_of, play
 
 LOG_EVERY = 20  # updates
 Recalled = tuple[Strategy, Batch, NetworkOutput]  # who recalls it, the examples, the network's output for them
@@ -96,7 +97,7 @@ class SupervisedLearner(Learner):
         return batch.target
 
     def act(
-        self, obs: Arrays, state: Tensor, start: npt.NDArray[np.bool_], generator: torch.Generator | None = None
+        self, obs: Observation, state: Tensor, start: npt.NDArray[np.bool_], generator: torch.Generator | None = None
     ) -> tuple[npt.NDArray[Any], Tensor]:
         """As every learner, but with an empty memory at each step, as in training."""
         return super().act(obs, state, np.ones_like(start), generator)

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
-from everloop.loop.world import Arrays, World, check_finite, play
+from everloop.contract import Observation, World
+from everloop.loop.world import check_finite, play
 
 
 class WorldVecEnv(VecEnv):
@@ -29,12 +30,12 @@ class WorldVecEnv(VecEnv):
         self.tasks: Sequence[int] = [0]
         self.played: npt.NDArray[np.int64] = np.zeros(world.num_envs, dtype=np.int64)
         self.steps = 0
-        self.taken: list[tuple[Arrays, npt.NDArray[Any]]] | None = None
+        self.taken: list[tuple[Observation, npt.NDArray[Any]]] | None = None
         super().__init__(world.num_envs, world.single_observation_space, world.single_action_space)
         self._returns = np.zeros(world.num_envs)
         self._lengths = np.zeros(world.num_envs, dtype=np.int64)
 
-    def reset(self) -> Arrays:
+    def reset(self) -> Observation:
         obs, self.played = play(self.world, self.tasks, self._seeds[0])
         self._reset_seeds()
         self._reset_options()
@@ -49,7 +50,7 @@ class WorldVecEnv(VecEnv):
         if self.taken is not None:
             self.taken.append((self._obs, actions))
 
-    def step_wait(self) -> tuple[Arrays, npt.NDArray[Any], npt.NDArray[Any], list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], list[dict[str, Any]]]:
         obs, rewards, terminated, truncated, info = self.world.step(self._actions)
         self.steps += self.num_envs
         check_finite(obs, self.steps, rewards)

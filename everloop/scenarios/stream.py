@@ -203,7 +203,9 @@ class StreamScenario(Scenario):
     def task_steps(self, world: World, task: int) -> int:
         if self.iterations is not None:
             return self.iterations * self.batch_size
-        return self.epochs * world.examples(task)  # type: ignore[attr-defined, no-any-return]
+        examples = world.examples(task)
+        assert examples is not None, "a stream is a data set"
+        return self.epochs * examples
 
     def given(self, name: str, hub: str | None = None) -> str:
         """Where the data is: `data` if given, else the folder `name` in EVERLOOP_DATA if that is set, else the Hub.

@@ -9,8 +9,8 @@ import pytest
 from gymnasium import spaces
 from user_world import Walk
 
+from everloop.contract import Observation
 from everloop.envs import Feedback, Task, check_task_env, find_task
-from everloop.envs.task import Observation
 
 Reset = tuple[Observation, dict[str, Any]]
 Step = tuple[Observation, float, bool, bool, dict[str, Any]]

@@ -10,9 +10,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 from user_world import LENGTH, Walk
 
+from everloop.contract import Observation
 from everloop.envs import Feedback, ImageStreamEnv, PlantEnv, PlantVectorEnv, SyncTaskVectorEnv, VectorFeedback
 from everloop.envs.feedback import feedback_space
-from everloop.envs.task import Observation
 
 
 class Valve(Walk):

@@ -125,14 +125,14 @@ def test_examples_that_do_not_fit_together_are_refused(values: dict[str, Any], l
 def test_guesses_of_the_wrong_shape_are_refused_and_skip_no_example(shape: tuple[int, ...]) -> None:
     env = ImageStreamVectorEnv(4, DATA)
     env.reset(seed=0)
-    shown = env.state_dict()["pending"]
+    shown = env.state_dict()["own"]["pending"]
     with pytest.raises(ValueError, match=r"^actions have shape .*, allowed: \(4,\)"):
         env.step(np.zeros(shape, int))
-    np.testing.assert_array_equal(env.state_dict()["pending"], shown)
+    np.testing.assert_array_equal(env.state_dict()["own"]["pending"], shown)
 
 
 def test_a_state_of_another_stream_is_refused() -> None:
     env = ImageStreamVectorEnv(4, DATA)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"^the state is of 2 tasks and 4 copies, allowed: 2 tasks and 3 copies"):
+    with pytest.raises(ValueError, match=r"^the state is of 4 copies; this world has 3"):
         ImageStreamVectorEnv(3, DATA).load_state_dict(env.state_dict())

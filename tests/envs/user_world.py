@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from everloop.contract import Observation
 from everloop.envs import Task, TaskEnv
-from everloop.envs.task import Observation
 
 LENGTH = 5
 

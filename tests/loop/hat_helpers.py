@@ -17,8 +17,8 @@ from loop_helpers import (
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Agent, ResNet18
+from everloop.contract import Task
 from everloop.loop import HAT, Batch, Categorical, Learner, SupervisedLearner, Training
-from everloop.loop.world import Task
 
 
 class ToldLearner(FixedLearner):

@@ -5,19 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import VectorWrapper
 from gymnasium.vector.utils import batch_space
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 from torch import Tensor, nn
 
 from everloop.agents import Agent
-from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv, VectorFeedback
+from everloop.contract import Output
+from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv, TaskVectorWrapper, VectorFeedback
 from everloop.loop import Batch, Categorical, DQNLearner, Learner, Result, SACLearner, Strategy, SupervisedLearner, likelihood_for
 from everloop.loop.sb3 import SB3Learner
 from everloop.loop.sb3_off_policy import OffPolicyLearner
@@ -26,11 +26,6 @@ PPO_PARAMETERS: dict[str, Any] = {"n_steps": 8, "batch_size": 16, "n_epochs": 2,
 REPLAYED: dict[str, Any] = {"learning_rate": 1e-2, "buffer_size": 400, "learning_starts": 15, "batch_size": 16, "gamma": 0.8}
 DQN_PARAMETERS: dict[str, Any] = REPLAYED | {"train_freq": 2, "target_update_interval": 16, "exploration_fraction": 0.5}
 SAC_PARAMETERS: dict[str, Any] = REPLAYED | {"train_freq": 2}
-
-
-class Output(NamedTuple):
-    prediction: Tensor
-    value: Tensor | None
 
 
 class FlatNet(nn.Module):
@@ -116,7 +111,7 @@ def control_learner(recurrent: bool = False, world: Any = None, parameters: dict
     )
 
 
-class Dial(VectorWrapper[Any, Any, Any, Any, Any]):
+class Dial(TaskVectorWrapper):
     """A world whose action is one of the settings -1 and 1 of each of its controls, or none."""
 
     def __init__(self, env: Any) -> None:
@@ -125,7 +120,6 @@ class Dial(VectorWrapper[Any, Any, Any, Any, Any]):
         self.settings = np.concatenate([np.eye(controls), -np.eye(controls), np.zeros((1, controls))]).astype(np.float32)
         self.single_action_space = spaces.Discrete(len(self.settings))
         self.action_space = batch_space(self.single_action_space, env.num_envs)
-        self.tasks, self.reward_range, self.reference = env.tasks, env.reward_range, env.reference
 
     def step(self, actions: Any) -> Any:
         return self.env.step(self.settings[actions])

@@ -13,12 +13,11 @@ import torch
 from loop_helpers import FlatNet, control_learner, mlp, plant, random_states, same, stream, weights
 from torch import Tensor, nn
 
-from everloop.contract import RETURN, SCORE
+from everloop.contract import RETURN, SCORE, Task
 from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv
 from everloop.envs.data import from_arrays
 from everloop.loop import Learner, NotFiniteError, Strategy, SupervisedLearner, Training, mean_return, scores
 from everloop.loop.evaluate import returns, score_metric
-from everloop.loop.world import Task
 
 
 def accuracy(learner: SupervisedLearner, world: ImageStreamVectorEnv, task: int) -> float:

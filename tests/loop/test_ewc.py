@@ -25,9 +25,9 @@ from loop_helpers import (
 )
 from torch import Tensor, nn
 
+from everloop.contract import Task
 from everloop.loop import EWC, Batch, Gaussian, SupervisedLearner, diagonal_fisher
 from everloop.loop.batch import spread
-from everloop.loop.world import Task
 
 Anchors = list[tuple[list[Tensor], list[Tensor]]]
 

@@ -298,7 +298,7 @@ def test_mistakes_are_named() -> None:
     loop.begin_task(0)
     with pytest.raises(ValueError, match="0 batches of examples, allowed: 1 or more"):
         loop.end_task([])
-    with pytest.raises(RuntimeError, match="does not learn by itself"):
+    with pytest.raises(RuntimeError, match="an attached loop learns by itself"):
         loop.learn([0], 1)
     with pytest.raises(ValueError, match="the state is of 2 strategies, allowed: 1"):
         loop.load_state_dict({"strategies": [{}, {}], "steps": 0, "task": None})

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from gymnasium.vector import VectorWrapper
 from loop_helpers import FlatNet, control_learner, mlp, plant, same, stream, weights
 from torch import Tensor, nn
 
-from everloop.contract import ACCURACY
+from everloop.contract import ACCURACY, Task
 from everloop.loop import (
     EWC,
     Batch,
@@ -28,7 +29,6 @@ from everloop.loop import (
     scores,
 )
 from everloop.loop.evaluate import scaled
-from everloop.loop.world import Task
 
 KINDS = pytest.mark.parametrize("kind", ["stream", "ppo", "recurrent ppo"])
 FOREVER = 10**9
@@ -443,3 +443,9 @@ def test_the_gradient_norm_is_that_of_the_latest_step(kind: str) -> None:
     learner.learn([1], 64)
     assert learned.steps == 64
     assert learner.gradient_norm() == pytest.approx(given[-1], rel=1e-5)
+
+
+def test_a_wrapper_that_hands_on_nothing_is_refused_by_what_it_lacks() -> None:
+    learner, evaluation, consolidation = setting("stream")
+    with pytest.raises(ValueError, match="VectorWrapper is no world: it has no tasks, reference, metric, examples, state_dict"):
+        Run(learner, plan(), VectorWrapper(evaluation), consolidation)

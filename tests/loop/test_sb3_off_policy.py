@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import VectorWrapper
 from loop_helpers import (
     DQN_PARAMETERS,
     SAC_PARAMETERS,
@@ -28,6 +27,7 @@ from loop_helpers import (
 from test_sb3 import image_stream
 from torch import Tensor
 
+from everloop.envs import TaskVectorWrapper
 from everloop.loop import (
     EWC,
     Batch,
@@ -164,13 +164,12 @@ def test_dqns_experience_is_drawn_from_its_boltzmann_policy() -> None:
     assert 0.1 < counts[1] < 0.3
 
 
-class Wide(VectorWrapper[Any, Any, Any, Any, Any]):
+class Wide(TaskVectorWrapper):
     """A plant whose actions range from 0 to 10."""
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
         self.single_action_space = spaces.Box(0.0, 10.0, env.single_action_space.shape, np.float32)
-        self.tasks, self.reward_range, self.reference = env.tasks, env.reward_range, env.reference
         self.taken: list[Any] = []
 
     def step(self, actions: Any) -> Any:

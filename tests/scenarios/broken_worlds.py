@@ -5,18 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorWrapper
 
+from everloop.envs import TaskVectorWrapper
 from everloop.loop import Batch, SupervisedLearner
 from everloop.scenarios import SplitDigits, SwitchingPlant
 
 
-class PoisonedAfter(VectorWrapper):  # type: ignore[type-arg]
+class PoisonedAfter(TaskVectorWrapper):
     """The first sensor fails after some steps."""
 
     def __init__(self, env: Any, steps: int) -> None:
         super().__init__(env)
-        self.tasks, self.reference, self.left = env.tasks, env.reference, steps
+        self.left = steps
 
     def step(self, actions: Any) -> Any:
         obs, *rest = self.env.step(actions)

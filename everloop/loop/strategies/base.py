@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner, NetworkOutput
+    from everloop.contract import NetworkOutput
+    from everloop.loop.learner import Learner
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from everloop.loop.strategies.base import Traits, check_strength
 from everloop.loop.strategies.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner, NetworkOutput
+    from everloop.contract import NetworkOutput
+    from everloop.loop.learner import Learner
 
 
 class DER(Rehearsal):

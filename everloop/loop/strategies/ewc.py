@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch, spread
 from everloop.loop.fisher import check_exact, diagonal_fisher
 from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_range, check_strength
 from everloop.loop.strategies.chance import generator_for
 from everloop.loop.strategies.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.warn import ClassIncrementalWarning
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner

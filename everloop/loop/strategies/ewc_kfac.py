@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch, spread
 from everloop.loop.fisher import diagonal_fisher
 from everloop.loop.per_example import recorded_layers
@@ -16,7 +17,6 @@ from everloop.loop.strategies.base import Strategy, Traits, check_range, check_s
 from everloop.loop.strategies.chance import generator_for
 from everloop.loop.strategies.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.warn import ClassIncrementalWarning
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner

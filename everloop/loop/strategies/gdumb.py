@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Traits, check_range
 from everloop.loop.strategies.rehearsal import Rehearsal, check_labels
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_first, check_range
 from everloop.loop.strategies.chance import generator_for
 from everloop.loop.strategies.quadratic import put_back, snapshot
 from everloop.loop.strategies.task_head import TaskHeads
 from everloop.loop.strategies.unit_masks import Layer, hidden_layers, inputs_used, unit_masks, weights_used
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner

@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.memory import Store, herding
 from everloop.loop.memory.store import Rows
 from everloop.loop.strategies.base import Strategy, Traits, check_range
 from everloop.loop.strategies.rehearsal import check_labels
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner, NetworkOutput
+    from everloop.contract import NetworkOutput
+    from everloop.loop.learner import Learner
 
 
 class ICaRL(Strategy):

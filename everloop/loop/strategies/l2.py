@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_strength
 from everloop.loop.strategies.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.warn import ClassIncrementalWarning
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_first, check_may_grow, check_range
 from everloop.loop.strategies.chance import own_draws
 from everloop.loop.strategies.task_head import TaskHeads, check_may_freeze, freeze_below, head_weights
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner

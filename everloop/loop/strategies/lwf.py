@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical, Gaussian
 from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_range, check_strength
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner, NetworkOutput
+    from everloop.contract import NetworkOutput
+    from everloop.loop.learner import Learner
 
 NEVER = -1e4
 """A logit that no probability is left of; finite, so that 0 * NEVER is 0."""

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.strategies.base import Strategy, Traits, check_range
-from everloop.loop.world import Task, check_finite, labels_of, play
+from everloop.loop.world import check_finite, labels_of, play
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_may_grow
 from everloop.loop.strategies.chance import own_draws
 from everloop.loop.strategies.task_head import TaskHeads, check_may_freeze, freeze_below
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner

@@ -11,15 +11,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical
 from everloop.loop.memory import MEMORIES, Memory
 from everloop.loop.strategies.base import Strategy, check_choice, check_range, check_strength
 from everloop.loop.strategies.chance import unnoticed
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner, NetworkOutput
+    from everloop.contract import NetworkOutput
+    from everloop.loop.learner import Learner
 
 
 class Rehearsal(Strategy):

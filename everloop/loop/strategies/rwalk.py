@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.fisher import diagonal_fisher
 from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
@@ -15,7 +16,6 @@ from everloop.loop.strategies.chance import generator_for
 from everloop.loop.strategies.path import PathIntegral
 from everloop.loop.strategies.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.warn import ClassIncrementalWarning
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from everloop.contract import Task
 from everloop.loop.strategies.base import Strategy, Traits, check_range
 from everloop.loop.strategies.chance import own_draws
-from everloop.loop.world import Task
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner

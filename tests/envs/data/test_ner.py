@@ -127,8 +127,8 @@ def test_a_world_of_tags_rewards_the_share_and_scores_by_entities(tmp_path: Path
     _, reward, _, _, info = world.step(np.zeros((2, 6), int))
     labels = info["label"]
     np.testing.assert_allclose(reward, [(row[row >= 0] == 0).mean() for row in labels])
-    assert world.metric.evaluate(0, labels, np.where(labels < 0, 4, labels)) == 1
-    assert world.metric.evaluate(0, labels, np.zeros_like(labels)) == 0
+    assert world.metric(0).evaluate(labels, np.where(labels < 0, 4, labels)) == 1
+    assert world.metric(0).evaluate(labels, np.zeros_like(labels)) == 0
 
 
 def test_told_apart_by_task_no_entity_is_one_and_a_person_of_another_task_is_wrong(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_told_apart_by_task_no_entity_is_one_and_a_person_of_another_task_is_wro
     assert world.single_action_space.nvec[0] == 9  # O, and 4 tags in each of 2 domains
     outside, person, persons = 0, 1, 5
     labels = np.array([[person, outside]])
-    assert world.metric.evaluate(0, labels, labels) == 1
-    assert world.metric.evaluate(0, labels, np.array([[persons, outside]])) == 0
+    assert world.metric(0).evaluate(labels, labels) == 1
+    assert world.metric(0).evaluate(labels, np.array([[persons, outside]])) == 0
     assert world._tags == ["O", "B-a/person", "I-a/person", "B-a/place", "I-a/place", "B-b/person", "I-b/person", "B-b/place", "I-b/place"]
     world.reset(seed=0, options={"task": "b"})
     assert world.step(np.zeros((1, 6), int))[4]["label"].tolist() == [[0, -1, -1, -1, -1, -1]]  # "rain"
