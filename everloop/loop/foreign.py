@@ -15,7 +15,7 @@ from everloop.contract import NetworkOutput, Output, Task
 from everloop.loop.batch import Batch
 from everloop.loop.learner import Learner
 from everloop.loop.likelihood import Categorical
-from everloop.loop.strategies import Strategy
+from everloop.loop.strategies.base import Strategy, load_states, states_of
 
 Inputs = Tensor | Mapping[str, Tensor]
 Examples = tuple[Inputs, Tensor]
@@ -196,20 +196,17 @@ class Attached(Learner):
     def state_dict(self) -> dict[str, Any]:
         """Of all strategies, and the task at hand; the module's and the optimizer's are the loop's own business."""
         own = {"steps": self.steps, "task": None if self.current is None else (self.current.id, self.current.name)}
-        return own | {"strategies": [strategy.state_dict() for strategy in self.strategies]}
+        return own | {"strategies": states_of(self.strategies)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """To be loaded before the module's and the optimizer's, which may need weights that come back with it.
 
-        Raises ValueError for the state of other strategies.
+        Raises:
+            ValueError: For the state of other strategies.
         """
-        if len(state["strategies"]) != len(self.strategies):
-            raise ValueError(f"the state is of {len(state['strategies'])} strategies, allowed: {len(self.strategies)}")
+        load_states(self.strategies, state["strategies"], self)
         self.steps = state["steps"]
         self.current = None if state["task"] is None else Task(*state["task"])
-        for strategy, own in zip(self.strategies, state["strategies"], strict=True):
-            strategy.load_state_dict(own)
-            strategy.rebuild(self)
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if self.label_name is None or self._asking or not module.training or not torch.is_grad_enabled():

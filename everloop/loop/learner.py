@@ -130,17 +130,14 @@ class Learner(ABC):
     def attach(self, strategies: Sequence[Strategy]) -> None:
         """Let `strategies` accompany every update from now on, in this order, in place of earlier ones.
 
-        A strategy whose state was restored first gives a network made anew its structure back; the states of the network and
-        the optimizer can be loaded then. Raises ValueError if one of them cannot work here, or not beside the others; then
-        all is as it was.
+        Raises:
+            ValueError: If one of them cannot work here, or not beside the others; then all is as it was.
         """
         self.check(strategies)
         self.strategies = list(strategies)
         if hasattr(self, "updater"):
             self.updater.detach()
         self.updater = Updater(self, self.strategies, self.max_grad_norm)
-        for strategy in strategies:
-            strategy.rebuild(self)
 
     def output_losses(self, batch: Batch, output: NetworkOutput) -> list[Tensor]:
         """What the strategies add to the loss of the fresh `batch`."""

@@ -130,8 +130,8 @@ def test_distillation_asks_both_networks_about_the_same_image() -> None:
     learner.attach([lwf])
     learner.learn([0], 8)
     lwf.end_task(learner.world.tasks[0], learner, [learner.rollout(stream(), [0], 8, 0)])
-    assert lwf.teacher is not None
-    lwf.teacher.seen = module.seen = []  # type: ignore[assignment]
+    assert lwf.teacher.module is not None
+    lwf.teacher.module.seen = module.seen = []  # type: ignore[assignment]
     learner.learn([1], 8)
     fresh, old = module.seen
     assert torch.equal(fresh, old)

@@ -218,7 +218,8 @@ def test_a_restored_state_goes_on_bit_for_bit(anchors: Any) -> None:
                 torch.save(ewc.state_dict(), file)
                 file.seek(0)
                 ewc = EWC(50.0, anchors=anchors, seed=99)
-                ewc.load_state_dict(torch.load(file))
+                learner.attach([ewc])
+                ewc.load_state_dict(torch.load(file), learner)
         return weights(learner.module)
 
     assert same(train(restore=True), train(restore=False))

@@ -13,7 +13,7 @@ from loop_helpers import distance, mlp, same, stream, weights
 from test_strategy_contract import CONTROL_ONLY, NETWORKS, OWN_WORLD, STREAM, TOLD_ONLY, active
 from torch import Tensor, nn
 
-from everloop.loop import DER, EWC, Attached, Batch, Learner, LoRA, LwF, Replay, Strategy, SupervisedLearner, attach
+from everloop.loop import DER, EWC, L2, MAS, Attached, Batch, Learner, LoRA, LwF, Replay, Strategy, SupervisedLearner, attach
 
 REFUSED = TOLD_ONLY | CONTROL_ONLY | OWN_WORLD | set(NETWORKS)
 NAMES = sorted(set(STREAM) - REFUSED)
@@ -194,6 +194,25 @@ def test_a_restored_state_goes_on_bit_for_bit() -> None:
     assert same(final(True), final(False))
 
 
+def test_states_find_their_strategies_by_name_whatever_the_order() -> None:
+    def trained(strategies: list[Strategy]) -> Attached:
+        module, optimizer, x, y = small()
+        loop = attach(strategies, module, optimizer)
+        loop.begin_task(0)
+        loop.observe(x, y)
+        by_hand(module, optimizer, x, y)
+        loop.end_task([(x, y)])
+        return loop
+
+    first, second, other, last = L2(3.0), L2(1.0), L2(1.0), MAS()
+    state = trained([first, MAS(), second]).state_dict()
+    module, optimizer, *_ = small(1)
+    attach([last, other, L2(3.0)], module, optimizer).load_state_dict(state)
+    assert other.state_dict().keys() == first.state_dict().keys()
+    assert same(list(other.anchor.center.values()), list(first.anchor.center.values()))
+    assert last.anchor.precision.keys() == first.anchor.center.keys()
+
+
 def test_a_restored_state_gives_a_module_made_anew_its_adapters_back() -> None:
     def final(anew: bool) -> list[Tensor]:
         module, optimizer, x, y = small()
@@ -300,8 +319,8 @@ def test_mistakes_are_named() -> None:
         loop.end_task([])
     with pytest.raises(RuntimeError, match="an attached loop learns by itself"):
         loop.learn([0], 1)
-    with pytest.raises(ValueError, match="the state is of 2 strategies, allowed: 1"):
-        loop.load_state_dict({"strategies": [{}, {}], "steps": 0, "task": None})
+    with pytest.raises(ValueError, match="the state is of the strategies si, ewc; here are ewc"):
+        loop.load_state_dict({"strategies": {"si": {}, "ewc": {}}, "steps": 0, "task": None})
     with pytest.raises(ValueError, match="the network has no linear layer"):
         attach([], nn.Conv2d(1, 1, 1), torch.optim.SGD(nn.Conv2d(1, 1, 1).parameters(), lr=0.1))
     assert isinstance(loop, Attached)

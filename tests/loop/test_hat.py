@@ -127,9 +127,8 @@ def test_neither_weights_nor_their_optimizer_nor_what_is_saved_of_the_network_ch
     assert len(learner.optimizer.param_groups) == groups
 
 
-@pytest.mark.parametrize("attached", [True, False], ids=["attached", "to be attached"])
 @pytest.mark.parametrize("steps", [6, None], ids=["in the midst of a task", "between tasks"])
-def test_a_saved_state_goes_on_bit_for_bit_in_a_network_made_anew(steps: int | None, attached: bool) -> None:
+def test_a_saved_state_goes_on_bit_for_bit_in_a_network_made_anew(steps: int | None) -> None:
     def final(anew: bool) -> tuple[list[Tensor], list[Tensor]]:
         learner, hat = layered(torch.optim.Adam)
         learn(learner, hat, 0)
@@ -144,11 +143,7 @@ def test_a_saved_state_goes_on_bit_for_bit_in_a_network_made_anew(steps: int | N
             learner, hat = layered(torch.optim.Adam)
             learner.module.load_state_dict(state[0])
             learner.optimizer.load_state_dict(state[1])
-            if not attached:
-                hat = quick()
-            hat.load_state_dict(state[2])
-            if not attached:
-                learner.attach([hat])
+            hat.load_state_dict(state[2], learner)
         (batch,) = batches(1, 9)
         outputs = [learner.outputs(batch).detach()]
         if steps is not None:

@@ -30,8 +30,8 @@ from rehearsal_helpers import (
 from strategy_helpers import Named
 from torch import Tensor
 
+from everloop.contract import Output
 from everloop.loop import ERACE, ICaRL, Strategy, SupervisedLearner, Training
-from everloop.loop.learner import Prediction
 
 
 def features_by_hand(module: Any, x: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def test_where_all_classes_come_back_their_labels_are_learned() -> None:
         t = F.one_hot(batch.target, CLASSES).double()  # type: ignore[arg-type]
         expected = F.binary_cross_entropy_with_logits(logits, t, reduction="none").sum(-1).mean()
         plain = learner.loss_of(logits, batch.target)  # type: ignore[arg-type]
-        own = icarl.output_loss(learner, batch, Prediction(logits))
+        own = icarl.output_loss(learner, batch, Output(logits))
         assert own is not None
         torch.testing.assert_close(own + plain, expected)
         icarl.end_task(Named(task), learner, [batch])

@@ -235,9 +235,9 @@ def test_the_old_network_is_that_of_the_last_tasks_end_whatever_comes_after() ->
     pass_task(learner, lwf, 0, [batch])
     then = pass_task(learner, lwf, 1, [batch])
     perturb(learner.module, 3)
-    assert lwf.teacher is not None
-    assert same(weights(lwf.teacher), weights(then))
-    assert not same(weights(lwf.teacher), weights(learner.module))
+    assert lwf.teacher.module is not None
+    assert same(weights(lwf.teacher.module), weights(then))
+    assert not same(weights(lwf.teacher.module), weights(learner.module))
 
 
 def test_neither_a_saved_nor_a_loaded_state_changes_afterwards() -> None:
@@ -247,7 +247,7 @@ def test_neither_a_saved_nor_a_loaded_state_changes_afterwards() -> None:
     state = lwf.state_dict()
     later = [LwF(), LwF()]
     for other in later:
-        other.load_state_dict(state)
+        other.load_state_dict(state, learner)
     for used in (lwf, later[0]):
         pass_task(learner, used, 1, [labelled([4])])
     pass_task(learner, later[1], 1, [labelled([2])])
@@ -325,7 +325,7 @@ def test_in_ppo_the_formulas_gradient_joins_ppos_own() -> None:
     lwf = LwF(5.0)
     with_it, without = first_update(control_learner(), [lwf]), first_update(control_learner(), [])
     assert same(weights(with_it.before), weights(without.before))
-    looker, then = control_learner(), lwf.teacher
+    looker, then = control_learner(), lwf.teacher.module
     (m, log_s), (m_now, log_s_now) = (Gaussian(2).split(looker.outputs(with_it.batch, net)) for net in (then, with_it.before))
     s, s_now = log_s.exp(), log_s_now.exp()
     written = 5.0 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
@@ -347,7 +347,7 @@ def test_in_ppo_it_is_the_heads_of_ended_tasks_that_are_kept() -> None:
     lwf = LwF(5.0)
     with_it, without = first_update(learner(), [lwf]), first_update(learner(), [])
     looker = learner()
-    z_then, z = (looker.forward(with_it.batch, net).heads[:, :, 0] for net in (lwf.teacher, with_it.before))  # type: ignore[index]
+    z_then, z = (looker.forward(with_it.batch, net).heads[:, :, 0] for net in (lwf.teacher.module, with_it.before))  # type: ignore[index]
     own = gradients(5.0 * Gaussian(2).kl(z_then, z).mean(), with_it.before)
     assert max(float(g.abs().max()) for g in own) > 1e-3
     for total, plain, part in zip(with_it.gradient, without.gradient, own, strict=True):

@@ -267,7 +267,8 @@ def test_ewc_goes_on_bit_for_bit_from_a_restored_state(sac: bool) -> None:
             ewc.end_task(learner.world.tasks[task], learner, [learner.rollout(off_policy_world(sac, 6), [task], 4, seed=task)])
             if restore:
                 state, ewc = ewc.state_dict(), EWC(3.0, seed=99)
-                ewc.load_state_dict(state)
+                learner.attach([ewc])
+                ewc.load_state_dict(state, learner)
         return weights(learner.module)
 
     assert same(train(restore=True), train(restore=False))

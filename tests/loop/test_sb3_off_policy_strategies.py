@@ -184,7 +184,7 @@ def test_a_strategys_loss_adds_its_gradient_to_the_algorithms(sac: bool, make: C
                 state = self.strategy.state_dict()
                 loss = self.strategy.output_loss(learner, batch, learner.forward(batch))
                 loss = rehearsal_loss(self.strategy, learner) if loss is None else loss
-                self.strategy.load_state_dict(state)
+                self.strategy.load_state_dict(state, learner)
                 assert float(loss.detach()) > 1e-6
                 self.own = list(torch.autograd.grad(loss, list(learner.module.parameters())))
 

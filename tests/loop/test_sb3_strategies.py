@@ -197,7 +197,8 @@ def test_ewc_goes_on_bit_for_bit_from_a_restored_state(recurrent: bool) -> None:
             ewc.end_task(learner.world.tasks[task], learner, [learner.rollout(plant(6), [task], 4, seed=task)])
             if restore:
                 state, ewc = ewc.state_dict(), EWC(STRENGTH, seed=99)
-                ewc.load_state_dict(state)
+                learner.attach([ewc])
+                ewc.load_state_dict(state, learner)
         return weights(learner.module)
 
     assert same(train(restore=True), train(restore=False))

@@ -118,9 +118,9 @@ def test_a_restored_strategy_remembers_labels_and_that_it_has_warned(name: str) 
     for task in range(3):
         said += warnings_of(learner, strategy, [task], {})
         restored = STRATEGIES[name]()
-        restored.load_state_dict(strategy.state_dict())
+        learner.attach([restored])
+        restored.load_state_dict(strategy.state_dict(), learner)
         strategy = restored
-        learner.attach([strategy])
     assert [len(s) for s in said] == [0, 1, 0]
 
 

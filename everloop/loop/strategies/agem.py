@@ -36,6 +36,7 @@ class AGEM(Rehearsal):
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
+    name = "agem"
     traits: ClassVar[Traits] = Traits(examples=True, class_incremental=True)
 
     def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
+from everloop.loop.state import declared, pack, unpack_into
 
 if TYPE_CHECKING:
     from everloop.contract import NetworkOutput
@@ -49,7 +50,13 @@ class Strategy:
     weight's name, since weights may come while a task is learned.
     """
 
+    name: ClassVar[str] = "strategy"
+    """What it is called on the command line, in states and in messages; a class that says nothing has its own name."""
+
     traits: ClassVar[Traits] = Traits()
+
+    state: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that make up its state, beside those of its bases (`everloop.loop.state`)."""
 
     replaces_loss: bool = False
     """Whether its loss of the fresh batch takes the place of the plain one, which it takes away: one strategy in a list may."""
@@ -57,14 +64,13 @@ class Strategy:
     adds_weights: bool = False
     """Whether the network gets new weights from it: one strategy in a list may."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
+
     def check(self, learner: Learner) -> None:
         """Before anything is learned: raises ValueError that says why, if this strategy cannot work in `learner`."""
-
-    def rebuild(self, learner: Learner) -> None:
-        """After `check` of all strategies: a network made anew gets the parts that this one, restored, had added to the former.
-
-        Their values come with the network's own state, which is to be loaded after this.
-        """
 
     def begin_task(self, task: Task, learner: Learner) -> None:
         """Before the first step of `task`."""
@@ -114,11 +120,45 @@ class Strategy:
         return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs beside the network's and the optimizer's state; with it, it goes on as if never interrupted."""
-        return {}
+        """The attributes named in `state`: all that a resumed run needs beside the network and the optimizer."""
+        return {name: pack(getattr(self, name)) for name in declared(type(self))}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, before the strategy is attached."""
+    def load_state_dict(self, state: Mapping[str, Any], learner: Learner) -> None:
+        """Take over what `state_dict` gave, after the strategy was attached to `learner`.
+
+        The network gets the parts back that the strategy had added. Their values come with the states of the network
+        and the optimizer, which are to be loaded after this.
+        """
+        unpack_into(self, state)
+        self._restored(learner)
+
+    def _restored(self, learner: Learner) -> None:
+        """After loading: make again what follows from the state."""
+
+
+def states_of(strategies: Sequence[Strategy]) -> dict[str, dict[str, Any]]:
+    """The state of each strategy, by its name."""
+    return {key: strategy.state_dict() for key, strategy in _keyed(strategies).items()}
+
+
+def load_states(strategies: Sequence[Strategy], states: Mapping[str, Mapping[str, Any]], learner: Learner) -> None:
+    """Give each strategy, attached to `learner`, the state of its name.
+
+    Raises:
+        ValueError: For the states of other strategies; nothing has changed then.
+    """
+    keyed = _keyed(strategies)
+    if set(keyed) != set(states):
+        raise ValueError(f"the state is of the strategies {', '.join(states) or 'none'}; here are {', '.join(keyed) or 'none'}")
+    for key, strategy in keyed.items():
+        strategy.load_state_dict(states[key], learner)
+
+
+def _keyed(strategies: Sequence[Strategy]) -> dict[str, Strategy]:
+    """By name; of several with the same name the later ones are numbered."""
+    names = [type(strategy).name for strategy in strategies]
+    numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return {name if k == 1 else f"{name}-{k}": s for name, k, s in zip(names, numbers, strategies, strict=True)}
 
 
 def check_strength(strength: float, name: str = "strength") -> float:

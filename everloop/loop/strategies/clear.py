@@ -41,6 +41,7 @@ class CLEAR(Rehearsal):
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
+    name = "clear"
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, streams=False)
 
     stores_output: ClassVar[bool] = True

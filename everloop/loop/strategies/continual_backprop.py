@@ -63,7 +63,9 @@ class ContinualBackprop(Strategy):
         ValueError: For a network without such units; in a foreign loop, at the first batch.
     """
 
+    name = "continual_backprop"
     traits: ClassVar[Traits] = Traits(boundaries=False, for_learning=True)
+    state = ("units", "steps", "generator")
 
     def __init__(self, replacement_rate: float = 1e-4, maturity: int = 100, decay: float = 0.99, interval: int = 10, seed: int = 0) -> None:
         check_range("replacement_rate", replacement_rate, 0, 1)
@@ -74,7 +76,7 @@ class ContinualBackprop(Strategy):
         self.generator = torch.Generator().manual_seed(seed)
         self.layers: list[_Layer] = []
         self.steps = 0
-        self._state: list[dict[str, Any]] = []  # of layers, from load_state_dict
+        self.units: list[dict[str, Any]] = []  # what a loaded state says of the layers
 
     def check(self, learner: Learner) -> None:
         if self.replacement_rate and hasattr(learner, "world"):
@@ -83,7 +85,7 @@ class ContinualBackprop(Strategy):
     def observe(self, batch: Batch, learner: Learner) -> None:
         if self.replacement_rate and not self.layers:
             self.layers = self._find(learner, batch[:2])
-            for layer, state in zip(self.layers, self._state, strict=False):
+            for layer, state in zip(self.layers, self.units, strict=False):
                 layer.utility, layer.age, layer.due = state["utility"].clone(), state["age"].clone(), state["due"]
 
     def _find(self, learner: Learner, batch: Batch) -> list[_Layer]:
@@ -132,12 +134,12 @@ class ContinualBackprop(Strategy):
         layer.utility[units], layer.age[units] = 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        layers = [{"utility": layer.utility.clone(), "age": layer.age.clone(), "due": layer.due} for layer in self.layers]
-        return {"layers": layers or self._state, "steps": self.steps, "generator": self.generator.get_state()}
+        if self.layers:
+            self.units = [{"utility": layer.utility, "age": layer.age, "due": layer.due} for layer in self.layers]
+        return super().state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._state, self.layers, self.steps = list(state["layers"]), [], state["steps"]
-        self.generator.set_state(state["generator"])
+    def _restored(self, learner: Learner) -> None:
+        self.layers = []  # found again at the next batch
 
 
 def _any_two(learner: Learner) -> Batch:

@@ -35,6 +35,7 @@ class DER(Rehearsal):
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
+    name = "der"
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)
 
     stores_output: ClassVar[bool] = True
@@ -68,6 +69,8 @@ class DERPlusPlus(DER):
             informative.
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
+
+    name = "derpp"
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,7 +38,9 @@ class ERACE(Rehearsal):
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
+    name = "er_ace"
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True, control=False)
+    state = ("seen",)
 
     def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)
@@ -64,10 +66,3 @@ class ERACE(Rehearsal):
 
     def recall(self, learner: Learner) -> Batch | None:
         return self.draw(learner) if self.strength else None
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"seen": self.seen}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.seen = state["seen"]

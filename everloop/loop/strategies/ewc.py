@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -56,7 +56,9 @@ class EWC(Strategy):
         seed: Seed for labels or actions sampled from the model.
     """
 
+    name = "ewc"
     traits: ClassVar[Traits] = Traits(copies=3)
+    state = ("anchor", "generator", "warning")
 
     def __init__(
         self,
@@ -106,11 +108,3 @@ class EWC(Strategy):
         if self.fisher != "sampled":
             return None
         return generator_for(learner, self.generator)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"anchor": self.anchor.state_dict(), "generator": self.generator.get_state(), "warning": self.warning.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.anchor.load_state_dict(state["anchor"])
-        self.generator.set_state(state["generator"])
-        self.warning.load_state_dict(state["warning"])

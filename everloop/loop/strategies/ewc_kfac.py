@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,9 @@ class KroneckerEWC(Strategy):
         seed: Seed for labels or actions sampled from the model.
     """
 
+    name = "ewc_kfac"
     traits: ClassVar[Traits] = Traits(copies=3, grows=True)
+    state = ("layers", "generator", "rest", "warning")
 
     def __init__(self, strength: float = 100.0, examples: int = 512, seed: int = 0) -> None:
         check_range("examples", examples, 1)
@@ -103,16 +105,6 @@ class KroneckerEWC(Strategy):
                     A, G = sums.get(layer, (0.0, 0.0))
                     sums[layer] = (A + a.T @ a, G + g.T @ g)
         return {layer: (A / steps, G / examples) for layer, (A, G) in sums.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        own = {"layers": {name: list(tasks) for name, tasks in self.layers.items()}, "generator": self.generator.get_state()}
-        return own | {"rest": self.rest.state_dict(), "warning": self.warning.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.layers = {name: list(tasks) for name, tasks in state["layers"].items()}
-        self.generator.set_state(state["generator"])
-        self.rest.load_state_dict(state["rest"])
-        self.warning.load_state_dict(state["warning"])
 
 
 def _is_trained_linear(layer: nn.Module) -> bool:

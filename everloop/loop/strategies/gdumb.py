@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -40,7 +40,9 @@ class GDumb(Rehearsal):
         seed: Seed for choosing which examples are stored, and for their order, 0 or more.
     """
 
+    name = "gdumb"
     traits: ClassVar[Traits] = Traits(copies=1, examples=True, class_incremental=True, control=False)
+    state = ("initial", "buffers")
 
     def __init__(
         self,
@@ -113,10 +115,3 @@ class GDumb(Rehearsal):
         learner.module.train(training)
         for p in weights:
             p.grad = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"initial": dict(self.initial), "buffers": dict(self.buffers)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.initial, self.buffers = dict(state["initial"]), dict(state["buffers"])

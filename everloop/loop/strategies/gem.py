@@ -46,6 +46,7 @@ class GEM(Rehearsal):
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
+    name = "gem"
     traits: ClassVar[Traits] = Traits(examples=True, copies=1, grows=True, class_incremental=True)
 
     def __init__(

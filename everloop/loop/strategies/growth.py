@@ -34,7 +34,9 @@ class Growth(Strategy):
         seed: Seed for the weights of new units.
     """
 
+    name = "growth"
     traits: ClassVar[Traits] = Traits(boundaries=False, control=False, network="growing", for_learning=True)
+    state = ("losses", "grown", "generator")
     adds_weights = True
 
     def __init__(self, units: int = 64, threshold: float = 0.3, patience: int = 100, limit: int = 10, seed: int = 0) -> None:
@@ -54,8 +56,8 @@ class Growth(Strategy):
         if not learner.labelled:
             raise ValueError("growth goes by the loss of labels, allowed in control: progressive")
 
-    def rebuild(self, learner: Learner) -> None:
-        while self.grown > len(_growing(learner.module).branches):
+    def _restored(self, learner: Learner) -> None:
+        while self.units and self.grown > len(_growing(learner.module).branches):
             self._grow(learner, torch.Generator())
 
     def begin_task(self, task: Task, learner: Learner) -> None:
@@ -76,13 +78,6 @@ class Growth(Strategy):
     def _grow(self, learner: Learner, generator: torch.Generator) -> None:
         with own_draws(learner, generator):
             learner.add_weights(list(_growing(learner.module).add_capacity(self.units).parameters()))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"losses": list(self.losses), "grown": self.grown, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses, self.grown = list(state["losses"]), state["grown"]
-        self.generator.set_state(state["generator"])
 
 
 def _growing(module: nn.Module) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,9 @@ class HAT(Strategy):
         seed: Seed for initial mask embeddings, and for the noise that finds unused inputs.
     """
 
+    name = "hat"
     traits: ClassVar[Traits] = Traits(copies=2, task_id=True, several_passes=True)
+    state = ("e", "learned", "units", "inputs", "used", "kept", "updates", "learning", "heads", "generator")
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class HAT(Strategy):
         if not self._layers:
             raise ValueError("hat finds no units below the last layer, allowed: networks with a linear layer or a convolution there")
 
-    def rebuild(self, learner: Learner) -> None:
+    def _restored(self, learner: Learner) -> None:
         self._show(self._now())
 
     def begin_task(self, task: Task, learner: Learner) -> None:
@@ -196,19 +198,6 @@ class HAT(Strategy):
                 yield
         finally:
             self._show(now)
-
-    def state_dict(self) -> dict[str, Any]:
-        own = {"e": {name: e.clone() for name, e in self.e.items()}, "learned": dict(self.learned), "heads": self.heads.state_dict()}
-        own |= {"units": dict(self.units), "inputs": dict(self.inputs), "used": dict(self.used), "kept": dict(self.kept)}
-        return own | {"updates": self.updates, "learning": self.learning, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.e, self.learned = {name: e.clone() for name, e in state["e"].items()}, dict(state["learned"])
-        self.units, self.inputs, self.used, self.kept = (dict(state[name]) for name in ("units", "inputs", "used", "kept"))
-        self.updates, self.learning = state["updates"], state["learning"]
-        self.generator.set_state(state["generator"])
-        self.heads.load_state_dict(state["heads"])
-        self._show(self._now())
 
 
 def _soft(s: float, e: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from everloop.loop.memory import Store, herding
 from everloop.loop.memory.store import Rows
 from everloop.loop.strategies.base import Strategy, Traits, check_range
 from everloop.loop.strategies.rehearsal import check_labels
+from everloop.loop.strategies.teacher import Teacher
 
 if TYPE_CHECKING:
     from everloop.contract import NetworkOutput
@@ -48,7 +49,9 @@ class ICaRL(Strategy):
         seed: Seed for choosing which exemplars are replayed, 0 or more.
     """
 
+    name = "icarl"
     traits: ClassVar[Traits] = Traits(copies=1, examples=True, class_incremental=True, control=False, several_passes=True)
+    state = ("store", "rows", "brought", "teacher", "rng")
 
     def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, seed: int = 0) -> None:
         check_range("strength", strength, 0, 1)
@@ -56,7 +59,7 @@ class ICaRL(Strategy):
         self.strength, self.capacity, self.batch_size = strength, capacity, batch_size
         self.store, self.rows = Store(capacity), dict[int, Rows]()  # of each class, the best first
         self.rng = np.random.default_rng(seed)
-        self.teacher: nn.Module | None = None
+        self.teacher = Teacher()
         self.brought = set[int]()  # classes seen in the task at hand
         self.replaces_loss = strength > 0
 
@@ -93,17 +96,17 @@ class ICaRL(Strategy):
     def _loss(self, learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
         assert batch.target is not None
         target = F.one_hot(batch.target, logits.shape[-1]).to(logits.dtype)
-        if self.teacher is not None:
+        if self.teacher.module is not None:
             old = torch.tensor(sorted(set(self.rows) - self.brought), dtype=torch.long, device=logits.device)
             with torch.no_grad():
-                target[..., old] = torch.sigmoid(learner.outputs(batch, self.teacher))[..., old]
+                target[..., old] = torch.sigmoid(learner.outputs(batch, self.teacher.module))[..., old]
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1).mean()
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
         if self.strength == 0:
             return
         self._choose(learner, batches)
-        self.teacher = learner.frozen_copy()
+        self.teacher.copy(learner)
 
     def _means(self, learner: Learner) -> Tensor:
         """mu (classes known, features) as the network sees the exemplars now, far away for classes without any."""
@@ -133,6 +136,9 @@ class ICaRL(Strategy):
             self.rows[label], free = np.array(free[: len(best)], np.int64), free[len(best) :]
             self.store.write(self.rows[label], {name: value[best] for name, value in together.items()})
 
+    def _restored(self, learner: Learner) -> None:
+        self.teacher.restore(learner)
+
     def _features(self, learner: Learner, batch: Batch) -> Tensor:
         with torch.no_grad():
             return _normalized(learner.features(batch))
@@ -159,17 +165,6 @@ class ICaRL(Strategy):
             yield
         finally:
             handle.remove()
-
-    def state_dict(self) -> dict[str, Any]:
-        rows = {label: rows.copy() for label, rows in self.rows.items()}
-        own = {"rows": rows, "brought": sorted(self.brought), "teacher": self.teacher, "rng": self.rng.bit_generator.state}
-        return own | {"store": self.store.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.store.load_state_dict(state["store"])
-        self.rows = {label: rows.copy() for label, rows in state["rows"].items()}
-        self.brought, self.teacher = set(state["brought"]), state["teacher"]
-        self.rng.bit_generator.state = state["rng"]
 
 
 def _normalized(features: Tensor) -> Tensor:

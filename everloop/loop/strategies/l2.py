@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -31,7 +31,9 @@ class L2(Strategy):
         strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
     """
 
+    name = "l2"
     traits: ClassVar[Traits] = Traits(copies=3)
+    state = ("anchor", "warning")
 
     def __init__(self, strength: float = 0.1) -> None:
         self.strength, self.anchor = check_strength(strength), Quadratic()
@@ -46,10 +48,3 @@ class L2(Strategy):
             self.warning.look(learner, batches)
             now = snapshot(learner)
             self.anchor.move({name: torch.ones_like(w) for name, w in now.items()}, now, decay=0.0)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"anchor": self.anchor.state_dict(), "warning": self.warning.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.anchor.load_state_dict(state["anchor"])
-        self.warning.load_state_dict(state["warning"])

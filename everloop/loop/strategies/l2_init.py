@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -30,7 +30,9 @@ class L2Init(Strategy):
         strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
     """
 
+    name = "l2_init"
     traits: ClassVar[Traits] = Traits(boundaries=False, copies=2, for_learning=True)
+    state = ("anchor",)
 
     def __init__(self, strength: float = 1e-3) -> None:
         self.strength, self.anchor = check_strength(strength), Quadratic()
@@ -47,9 +49,3 @@ class L2Init(Strategy):
     def _anchor_new(self, learner: Learner) -> None:
         new = {name: p.detach().clone() for name, p in learner.weights().items() if name not in self.anchor.center}
         self.anchor.move({name: torch.ones_like(w) for name, w in new.items()}, new)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.anchor.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.anchor.load_state_dict(state)

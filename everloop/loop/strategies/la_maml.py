@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,7 +46,9 @@ class LaMAML(Rehearsal):
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
+    name = "la_maml"
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, copies=1, class_incremental=True, control=False)
+    state = ("rates",)
 
     def __init__(
         self,
@@ -119,13 +121,6 @@ class LaMAML(Rehearsal):
             torch._foreach_add_(meta, ahead, alpha=1 / len(parts))
             torch._foreach_addcmul_(drift, ahead, led, value=1 / len(parts))
         return meta, drift
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"rates": dict(self.rates)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.rates = dict(state["rates"])
 
 
 def _gradient(learner: Learner, batch: Batch, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> list[Tensor]:

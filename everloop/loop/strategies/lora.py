@@ -49,7 +49,9 @@ class LoRA(Strategy):
         seed: Seed for the initial weights of new adapters.
     """
 
+    name = "lora"
     traits: ClassVar[Traits] = Traits(copies=0.1, grows=True, task_id=True, several_passes=True)
+    state = ("names", "made", "active", "frozen", "heads", "generator")
     adds_weights = True
 
     def __init__(
@@ -83,7 +85,7 @@ class LoRA(Strategy):
             check_first(self, "lora with adapters online", learner)
         _targets(learner)
 
-    def rebuild(self, learner: Learner) -> None:
+    def _restored(self, learner: Learner) -> None:
         if self.frozen:
             freeze_below(learner)
         for name in self.made:
@@ -181,16 +183,6 @@ class LoRA(Strategy):
         finally:
             self._use(self.active, learner.module)
             _set_trained(trained)  # choosing an adapter freezes the others
-
-    def state_dict(self) -> dict[str, Any]:
-        own = {"names": dict(self.names), "made": list(self.made), "active": self.active, "frozen": self.frozen}
-        return own | {"heads": self.heads.state_dict(), "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.names, self.made = dict(state["names"]), list(state["made"])
-        self.active, self.frozen = state["active"], state["frozen"]
-        self.generator.set_state(state["generator"])
-        self.heads.load_state_dict(state["heads"])
 
 
 def _peft() -> Any:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical, Gaussian
 from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_range, check_strength
+from everloop.loop.strategies.teacher import Teacher
 
 if TYPE_CHECKING:
     from everloop.contract import NetworkOutput
@@ -43,13 +44,15 @@ class LwF(Strategy):
             the code of van de Ven et al. 2022.
     """
 
+    name = "lwf"
     traits: ClassVar[Traits] = Traits(copies=1, several_passes=True)
+    state = ("teacher", "past", "seen", "old")
 
     def __init__(self, strength: float = 1.0, temperature: float = 2.0, outputs: Literal["past", "all"] = "past") -> None:
         check_range("temperature", temperature, 1e-3)
         check_choice("outputs", outputs, ("past", "all"))
         self.strength, self.temperature, self.outputs = check_strength(strength), temperature, outputs
-        self.teacher: nn.Module | None = None
+        self.teacher = Teacher()
         self.past: list[int] = []  # ids of ended tasks
         self.seen: Tensor | None = None  # bool (P,), classes observed so far
         self.old: Tensor | None = None  # those of ended tasks
@@ -65,10 +68,10 @@ class LwF(Strategy):
         if self.strength == 0:
             return None
         self._see(learner, batch, output)
-        if self.teacher is None or not self.past:
+        if self.teacher.module is None or not self.past:
             return None
         with torch.no_grad():
-            then = learner.forward(batch, self.teacher)
+            then = learner.forward(batch, self.teacher.module)
         heads = getattr(output, "heads", None)
         if heads is not None:
             old: Tensor = then.heads[:, :, self.past]  # type: ignore[index]
@@ -92,14 +95,9 @@ class LwF(Strategy):
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
         if self.strength:
-            self.teacher = learner.frozen_copy()
+            self.teacher.copy(learner)
             self.past = [*self.past, task.id]
             self.old = None if self.seen is None else self.seen.clone()
 
-    def state_dict(self) -> dict[str, Any]:
-        seen, old = (None if x is None else x.clone() for x in (self.seen, self.old))
-        return {"teacher": self.teacher, "past": list(self.past), "seen": seen, "old": old}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher, self.past = state["teacher"], list(state["past"])
-        self.seen, self.old = (None if x is None else x.clone() for x in (state["seen"], state["old"]))
+    def _restored(self, learner: Learner) -> None:
+        self.teacher.restore(learner)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -34,7 +34,9 @@ class MAS(Strategy):
         examples: Examples per finished task for estimating the importance, 1 or more.
     """
 
+    name = "mas"
     traits: ClassVar[Traits] = Traits(copies=3)
+    state = ("anchor", "warning")
 
     def __init__(self, strength: float = 1.0, examples: int = 512) -> None:
         check_range("examples", examples, 1)
@@ -55,10 +57,3 @@ class MAS(Strategy):
         self.warning.look(learner, batches)
         importance = mean_powers(learner, spread(batches, self.examples), squared_norm, 1)
         self.anchor.move(importance, snapshot(learner))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"anchor": self.anchor.state_dict(), "warning": self.warning.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.anchor.load_state_dict(state["anchor"])
-        self.warning.load_state_dict(state["warning"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class _Pretraining(Strategy):
     """
 
     traits: ClassVar[Traits] = Traits(boundaries=False, control=False, for_learning=True)
+    state = ("done", "rng")
 
     def __init__(
         self,
@@ -100,13 +101,6 @@ class _Pretraining(Strategy):
                     torch._foreach_add_([w for _, w, _ in steps], [g for *_, g in steps], alpha=-self.inner_lr)
         return weights
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done, "rng": self.rng.bit_generator.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.done = state["done"]
-        self.rng.bit_generator.state = state["rng"]
-
 
 class Reptile(_Pretraining):
     """Meta-training that moves the initial weights towards weights adapted to single tasks.
@@ -126,6 +120,8 @@ class Reptile(_Pretraining):
             only as an upper bound; else give tasks that are not learned afterwards.
         seed: Seed for the tasks and examples drawn in meta-training, 0 or more.
     """
+
+    name = "reptile"
 
     def improve(self, learner: Learner, losses: Sequence[Loss]) -> None:
         adapted = self.adapted(learner, losses[: self.adaptation_steps], create_graph=False)
@@ -154,6 +150,8 @@ class MAML(_Pretraining):
             only as an upper bound; else give tasks that are not learned afterwards.
         seed: Seed for the tasks and examples drawn in meta-training, 0 or more.
     """
+
+    name = "maml"
 
     def __init__(
         self,

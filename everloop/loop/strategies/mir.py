@@ -39,6 +39,7 @@ class MIR(Rehearsal):
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
+    name = "mir"
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,9 @@ class PackNet(Strategy):
         seed: Seed for sampling the retraining examples.
     """
 
+    name = "packnet"
     traits: ClassVar[Traits] = Traits(copies=3.5, task_id=True, several_passes=True)
+    state = ("owner", "ranks", "kept", "buffers", "generator")
 
     def __init__(self, share: float = 0.5, retrain_steps: int = 200, batch_size: int = 128, seed: int = 0) -> None:
         check_range("share", share, 0, 1)
@@ -130,6 +132,9 @@ class PackNet(Strategy):
         for p in live.values():
             p.grad = None
 
+    def _restored(self, learner: Learner) -> None:
+        self._mask()
+
     def _freeze(self, learner: Learner) -> None:
         self.kept = {name: w for name, w in snapshot(learner).items() if name in self.owner}
         self._mask()
@@ -160,17 +165,6 @@ class PackNet(Strategy):
                 for name, p in learner.weights().items():
                     p.copy_(now[name])
                 _load(learner.module, buffers)
-
-    def state_dict(self) -> dict[str, Any]:
-        owner = {name: value.clone() for name, value in self.owner.items()}
-        own = {"owner": owner, "ranks": dict(self.ranks), "kept": dict(self.kept), "buffers": dict(self.buffers)}
-        return own | {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.owner = {name: value.clone() for name, value in state["owner"].items()}
-        self.ranks, self.kept, self.buffers = dict(state["ranks"]), dict(state["kept"]), dict(state["buffers"])
-        self.generator.set_state(state["generator"])
-        self._mask()
 
 
 def _weights_used(learner: Learner, batch: Batch) -> set[str]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from everloop.loop.state import Stateful
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner
 
 
-class PathIntegral:
+class PathIntegral(Stateful):
     """omega_i = - sum over steps of g_i (w_i after - w_i before), with the gradient g before the step.
 
     All omega together are the drop of the loss, as far as it is linear within a step.
     """
+
+    state = ("omega",)
 
     def __init__(self) -> None:
         self.omega: dict[str, Tensor] = {}
@@ -49,9 +53,5 @@ class PathIntegral:
         for omega in self.omega.values():
             omega.zero_()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: omega.clone() for name, omega in self.omega.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.omega = {name: omega.clone() for name, omega in state.items()}
+    def _restored(self) -> None:
         self._live, self._names = [], ()

@@ -38,7 +38,9 @@ class Progressive(Strategy):
         seed: Seed for the weights of new columns.
     """
 
+    name = "progressive"
     traits: ClassVar[Traits] = Traits(copies=1, grows=True, task_id=True, network="progressive")
+    state = ("column", "ended", "heads", "generator")
     adds_weights = True
 
     def __init__(self, columns: bool = True, seed: int = 0) -> None:
@@ -56,7 +58,7 @@ class Progressive(Strategy):
         if not learner.told:
             raise ValueError("progressive chooses a column by the task's id, allowed where the world tells it (scenario_type task)")
 
-    def rebuild(self, learner: Learner) -> None:
+    def _restored(self, learner: Learner) -> None:
         if not self.columns:
             return
         for _ in range(len(_columned(learner.module).columns), max(self.column.values(), default=0) + 1):
@@ -97,15 +99,6 @@ class Progressive(Strategy):
                 yield
         finally:
             network.column = now
-
-    def state_dict(self) -> dict[str, Any]:
-        own = {"column": dict(self.column), "ended": self.ended, "generator": self.generator.get_state()}
-        return own | {"heads": self.heads.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.column, self.ended = dict(state["column"]), state["ended"]
-        self.heads.load_state_dict(state["heads"])
-        self.generator.set_state(state["generator"])
 
 
 def _columned(module: nn.Module) -> Any:

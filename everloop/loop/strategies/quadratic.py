@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from everloop.loop.state import Stateful
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner
 
 
-class Quadratic:
+class Quadratic(Stateful):
     """1/2 sum_i P_i (w_i - c_i)^2, two numbers for each weight, by its name. A sum of quadratics is one again."""
+
+    state = ("precision", "center")
 
     def __init__(self) -> None:
         self.precision: dict[str, Tensor] = {}  # P
@@ -55,12 +59,6 @@ class Quadratic:
             for p in (p for p in group["params"] if p in names and p.grad is not None):
                 a = float(group["lr"]) * strength * self.precision[names[p]]
                 p.add_((self.center[names[p]] - p) * (a / (1 + a)))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"precision": dict(self.precision), "center": dict(self.center)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.precision, self.center = dict(state["precision"]), dict(state["center"])
 
 
 def snapshot(learner: Learner) -> dict[str, Tensor]:

@@ -45,6 +45,7 @@ class Rehearsal(Strategy):
             memory needs labels that the learner does not have.
     """
 
+    state: ClassVar[tuple[str, ...]] = ("memory", "past")
     stores_output: ClassVar[bool] = False
     """Whether what the network puts out for an example when it is observed is stored with it, and stays.
 
@@ -124,13 +125,6 @@ class Rehearsal(Strategy):
         for begin in range(0, len(rows), 256):
             chunk = rows[begin : begin + 256]
             self.store(chunk, self.read(chunk, learner), learner)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"memory": self.memory.state_dict(), "past": self.past.copy()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.memory.load_state_dict(state["memory"])
-        self.past = state["past"].copy()
 
 
 def observed_output(batch: Batch, learner: Learner) -> Tensor:

@@ -36,6 +36,7 @@ class Replay(Rehearsal):
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
+    name = "replay"
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)
 
     def __init__(

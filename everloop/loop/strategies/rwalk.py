@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,7 +46,9 @@ class RWalk(Strategy):
         seed: Seed for labels or actions sampled from the model.
     """
 
+    name = "rwalk"
     traits: ClassVar[Traits] = Traits(copies=10)
+    state = ("fisher", "score", "past", "start", "steps", "path", "anchor", "warning", "generator")
 
     EPSILON = 1e-3
 
@@ -106,20 +108,6 @@ class RWalk(Strategy):
             self.score[name] = self.score[name] + score if name in self.score else score
         self.path.clear()
         self.start = now
-
-    def state_dict(self) -> dict[str, Any]:
-        own = {name: dict(getattr(self, name)) for name in ("fisher", "score", "past", "start")}
-        parts = {"path": self.path.state_dict(), "anchor": self.anchor.state_dict(), "warning": self.warning.state_dict()}
-        return own | parts | {"steps": self.steps, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in ("fisher", "score", "past", "start"):
-            setattr(self, name, dict(state[name]))
-        self.path.load_state_dict(state["path"])
-        self.anchor.load_state_dict(state["anchor"])
-        self.warning.load_state_dict(state["warning"])
-        self.steps = state["steps"]
-        self.generator.set_state(state["generator"])
 
 
 def _scaled(values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -29,7 +29,9 @@ class ShrinkAndPerturb(Strategy):
         seed: Seed for the fresh weights.
     """
 
+    name = "shrink_and_perturb"
     traits: ClassVar[Traits] = Traits(for_learning=True)
+    state = ("learned", "generator")
 
     def __init__(self, shrink: float = 0.8, noise: float = 0.1, seed: int = 0) -> None:
         check_range("shrink", shrink, 0, 1)
@@ -56,10 +58,3 @@ class ShrinkAndPerturb(Strategy):
 
     def after_step(self, learner: Learner) -> None:
         self.learned = True
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"learned": self.learned, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.learned = state["learned"]
-        self.generator.set_state(state["generator"])

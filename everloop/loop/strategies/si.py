@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -38,7 +38,9 @@ class SI(Strategy):
             paper.
     """
 
+    name = "si"
     traits: ClassVar[Traits] = Traits(copies=7)
+    state = ("path", "anchor", "start", "warning")
 
     def __init__(self, strength: float = 1.0, damping: float = 0.1) -> None:
         check_range("damping", damping, 1e-12)
@@ -77,13 +79,3 @@ class SI(Strategy):
         self.anchor.move(importance, now)
         self.path.clear()
         self.start = now
-
-    def state_dict(self) -> dict[str, Any]:
-        own = {"path": self.path.state_dict(), "anchor": self.anchor.state_dict(), "start": dict(self.start)}
-        return own | {"warning": self.warning.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.path.load_state_dict(state["path"])
-        self.anchor.load_state_dict(state["anchor"])
-        self.start = dict(state["start"])
-        self.warning.load_state_dict(state["warning"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from everloop.loop.state import Stateful
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner
@@ -35,11 +37,13 @@ def head_weights(learner: Learner) -> list[nn.Parameter]:
     return [*learner.last_layer().parameters(), *value]
 
 
-class TaskHeads:
+class TaskHeads(Stateful):
     """Keeps the last layer at every task's end, and puts it back where the task is evaluated.
 
     Where all tasks share one linear layer for their heads, an optimizer's moments go on to move a head after its task.
     """
+
+    state = ("kept",)
 
     def __init__(self) -> None:
         self.kept: dict[int, dict[str, Tensor]] = {}  # task id -> weight and bias
@@ -76,9 +80,3 @@ class TaskHeads:
     def _load(layer: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
         for name, p in layer.items():
             p.copy_(values[name])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"kept": dict(self.kept)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kept = dict(state["kept"])

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical
+from everloop.loop.state import Stateful
 
 if TYPE_CHECKING:
     from everloop.loop.learner import Learner
 
 
-class ClassIncrementalWarning:
+class ClassIncrementalWarning(Stateful):
     """Warns when a second task has none of the first one's labels, and nothing tells the task.
 
     Then every task's own loss pushes the logits of all other tasks' classes down, through a head that they share, and
     a penalty on weights does not know of it: van de Ven et al. 2022, table 2, where EWC and SI are as good as nothing.
     """
+
+    state = ("labels", "said")
 
     def __init__(self, strategy: str) -> None:
         self.strategy, self.labels = strategy, set[int]()
@@ -40,9 +43,3 @@ class ClassIncrementalWarning:
                 stacklevel=2,
             )
         self.labels |= labels
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"labels": sorted(self.labels), "said": self.said}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.labels, self.said = set(state["labels"]), state["said"]

@@ -1,0 +1,83 @@
+"""The state of an object, declared by the names of its attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Stateful:
+    """Packs the attributes that a class names in `state`, beside those that its bases name.
+
+    A state holds tensors, arrays and plain Python only, as copies: later changes of the object do
+    not reach it. Attributes may be those, generators of random numbers, objects that have a
+    `state_dict` themselves, and containers of all these but the last.
+    """
+
+    state: ClassVar[tuple[str, ...]] = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The attributes by name."""
+        return {name: pack(getattr(self, name)) for name in declared(type(self))}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        unpack_into(self, state)
+        self._restored()
+
+    def _restored(self) -> None:
+        """After loading: make again what follows from the state."""
+
+
+def declared(cls: type[Any]) -> list[str]:
+    """The names in `state` of a class and of its bases, those of the bases first."""
+    return [name for base in reversed(cls.__mro__) for name in vars(base).get("state", ())]
+
+
+def unpack_into(owner: Any, state: Mapping[str, Any]) -> None:
+    """Give `owner` the attributes that `state` holds. Raises ValueError that names what is missing or unknown."""
+    names = declared(type(owner))
+    if set(names) != set(state):
+        raise ValueError(f"the state of {type(owner).__name__} holds {', '.join(state) or 'nothing'}; it needs {', '.join(names)}")
+    for name in names:
+        setattr(owner, name, _unpacked(getattr(owner, name), state[name]))
+
+
+def pack(value: Any) -> Any:
+    """A copy of `value`, of tensors, arrays and plain Python."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, np.random.Generator):
+        return pack(value.bit_generator.state)
+    if hasattr(value, "state_dict"):
+        return value.state_dict()
+    if isinstance(value, Mapping):
+        return {key: pack(part) for key, part in value.items()}
+    if isinstance(value, set):
+        return sorted(value)
+    if isinstance(value, list | tuple):
+        return [pack(part) for part in value]
+    return value
+
+
+def _unpacked(now: Any, packed: Any) -> Any:
+    """What stands for `now` after loading: the same generator or object, in another state; or a copy of what was packed."""
+    if isinstance(now, torch.Generator):
+        now.set_state(packed)
+        return now
+    if isinstance(now, np.random.Generator):
+        now.bit_generator.state = packed
+        return now
+    if hasattr(now, "load_state_dict"):
+        now.load_state_dict(packed)
+        return now
+    copied = pack(packed)
+    return type(now)(copied) if isinstance(now, set | tuple) else copied
