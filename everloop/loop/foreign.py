@@ -198,7 +198,7 @@ class Attached(Learner):
         own = {"steps": self.steps, "task": None if self.current is None else (self.current.id, self.current.name)}
         return own | {"strategies": states_of(self.strategies)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """To be loaded before the module's and the optimizer's, which may need weights that come back with it.
 
         Raises:

@@ -18,7 +18,8 @@ from torch.func import functional_call
 from everloop.contract import CUE, NetworkOutput, Observation, Output, World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.likelihood import Likelihood
-from everloop.loop.strategies.base import Strategy
+from everloop.loop.state import pack
+from everloop.loop.strategies.base import Strategy, load_states, states_of
 from everloop.loop.update import Updater
 from everloop.loop.world import check_finite, play
 
@@ -100,6 +101,57 @@ class Learner(ABC):
     def seed(self, seed: int) -> None:
         """Seed what training draws from. A run begins with it."""
         torch.manual_seed(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `advance` depends on between two calls, but for the global generators of random numbers.
+
+        Raises:
+            ValueError: For a world that can't give its state.
+        """
+        return {"learned": self.learned(), "position": self.position()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave: this learner, made alike and with the same strategies attached, goes on as that one.
+
+        Raises:
+            ValueError: For the state of another network or of other strategies.
+        """
+        self.load_learned(state["learned"])
+        self.load_position(state["position"])
+
+    def learned(self) -> dict[str, Any]:
+        """What learning changes: the network, the optimizer, and the strategies with what they store."""
+        return {
+            "strategies": states_of(self.strategies),
+            "module": pack(dict(self.module.state_dict())),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+        }
+
+    def load_learned(self, state: Mapping[str, Any]) -> None:
+        """Return to what `learned` gave, while the world and the count of steps stay where they are.
+
+        Raises:
+            ValueError: For the state of another network or of other strategies.
+        """
+        load_states(self.strategies, state["strategies"], self)  # first: the network gets the weights back that they had added
+        load_weights(self.module, state["module"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+
+    def position(self) -> dict[str, Any]:
+        """Where the learner is in its phase and its world.
+
+        Raises:
+            ValueError: For a world that can't give its state.
+        """
+        world = self.world.state_dict()
+        if world is None:
+            raise ValueError(f"{type(self.world).__name__} can't give its state (state_dict is None), so the learner can't be saved here")
+        return {"steps": self.steps, "world": world}
+
+    def load_position(self, state: Mapping[str, Any]) -> None:
+        """Take over what `position` gave."""
+        self.steps = state["steps"]
+        self.world.load_state_dict(state["world"])
 
     @property
     def told(self) -> bool:
@@ -312,6 +364,15 @@ class Learner(ABC):
             to_tensor(np.stack(actions), self.device),
             to_tensor(played, self.device),
         ).sequences(self.sequence_length)
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give `module` these weights and buffers. Raises ValueError if it has others; nothing has changed then."""
+    shapes, given = ({name: value.shape for name, value in held.items()} for held in (module.state_dict(), weights))
+    wrong = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
+    if wrong:
+        raise ValueError(f"the state is of another network: {', '.join(wrong[:3])} differ{'s' if len(wrong) == 1 else ''}")
+    module.load_state_dict(weights)
 
 
 def _check_one(what: str, strategies: Sequence[Strategy]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+
+from everloop.loop.state import Stateful
 
 PATIENCE = 5  # averages of the loss without a new lowest, before the rate halves
 
 
-class LearningRate:
+class LearningRate(Stateful):
     """Sets an optimizer's learning rates; constant unless a subclass knows better."""
+
+    state: ClassVar[tuple[str, ...]] = ("full",)
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -34,6 +38,9 @@ class LearningRate:
 class Cosine(LearningRate):
     """(1 + cos(pi t / n)) / 2 of the full rate at update t of a task's n (Loshchilov & Hutter 2017, eq. 5)."""
 
+    state = ("t", "n")
+    t, n = 0, 1
+
     def begin(self, updates: int) -> None:
         self.t, self.n = 0, updates
 
@@ -44,6 +51,12 @@ class Cosine(LearningRate):
 
 class Plateau(LearningRate):
     """Half the rate whenever PATIENCE averages of the loss brought no new lowest; the full rate when a task begins."""
+
+    state = ("halving",)
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(optimizer)
+        self.restart()
 
     def begin(self, updates: int) -> None:
         self.restart()
@@ -63,21 +76,35 @@ class DriftAdaptive(Plateau):
     extra, without river.
     """
 
+    state = ("heard",)
+
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(optimizer)
+        self.heard: list[float] = []  # averages since the last drift
+        self._new_detector()
+
+    def _new_detector(self) -> None:
         try:
             from river.drift import PageHinkley
         except ImportError:
             raise ImportError('the drift-adaptive rate needs the package river: pip install "everloop[drift]"') from None
-        self.detector: Any = PageHinkley(min_instances=5, delta=0.05, threshold=1.0, mode="up")
-        self.restart()
+        detector: Any = PageHinkley(min_instances=5, delta=0.05, threshold=1.0, mode="up")
+        self.detector = detector
+        for loss in self.heard:
+            self.detector.update(loss)
+
+    def _restored(self) -> None:
+        self._new_detector()
 
     def begin(self, updates: int) -> None:
         """Nothing: it finds out by itself."""
 
     def average(self, loss: float) -> None:
+        self.heard.append(loss)
         self.detector.update(loss)
         if self.detector.drift_detected:
+            self.heard = []
+            self._new_detector()
             self.restart()
         else:
             super().average(loss)

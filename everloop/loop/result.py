@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -198,12 +199,13 @@ class Result:
             found = content.get("version") if isinstance(content, dict) else None
             raise ValueError(f"{file} has format version {found}; this everloop reads version {VERSION}, so run it again")
         try:
-            return cls._from(content)
+            return cls.from_dict(content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); run it again") from None
 
     @classmethod
-    def _from(cls, content: dict[str, Any]) -> Self:
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
         tasks = content["tasks"]
         return cls(
             tasks,

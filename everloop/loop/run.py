@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -15,6 +15,7 @@ from everloop.loop.batch import Batch
 from everloop.loop.evaluate import returns, scaled, score_metric
 from everloop.loop.learner import Learner
 from everloop.loop.result import Evaluation, Result
+from everloop.loop.state import generators, load_generators
 from everloop.loop.strategies import Strategy
 
 
@@ -129,6 +130,7 @@ class Run:
         self.samples: list[tuple[Task, Batch]] = []
         self._phase_end: int | None = None  # the step at which the phase under way ends
         self._stopped = False
+        self._began: float | None = None
 
     @property
     def steps(self) -> int:
@@ -153,7 +155,8 @@ class Run:
                 been told of everything before it.
         """
         with _denormals_flushed():
-            self.begin()
+            if self._began is None:
+                self.begin()
             while not self.done:
                 self.advance()
         for callback in self.callbacks:
@@ -241,6 +244,50 @@ class Run:
         """End the run. The phase under way is neither consolidated nor evaluated."""
         self._stopped = True
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, as copies.
+
+        Loaded into a run made alike, that goes on as this one would, bit for bit.
+
+        Raises:
+            ValueError: For a world that can't give its state.
+        """
+        return {
+            "learner": self.learner.state_dict(),
+            "result": self.result.to_dict(),
+            "phase": self.phase,
+            "phase_end": self._phase_end,
+            "seconds": self._seconds,
+            "generators": generators(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave. `go` then goes on where that run was.
+
+        Raises:
+            ValueError: For the state of another network or of other strategies.
+        """
+        self.learner.load_state_dict(state["learner"])
+        self.result = Result.from_dict(state["result"])
+        self.phase, self._phase_end = state["phase"], state["phase_end"]
+        self._began = time.perf_counter() - state["seconds"]
+        load_generators(state["generators"])  # last: what came before may have drawn from them
+
+    def snapshot(self) -> dict[str, Any]:
+        """What has been learned so far, as a copy for `rollback`."""
+        return self.learner.learned()
+
+    def rollback(self, snapshot: Mapping[str, Any]) -> None:
+        """Return to what had been learned at `snapshot`: network, optimizer and strategies, bit for bit.
+
+        The world, the steps and the result go on. A snapshot is of the task under way: one from before a strategy
+        added weights is refused.
+
+        Raises:
+            ValueError: For a snapshot of another network.
+        """
+        self.learner.load_learned(snapshot)
+
     def evaluate(self) -> Evaluation:
         """Evaluate the tasks now, and add the evaluation to the result."""
         return self._record(ends_phase=False)
@@ -252,11 +299,15 @@ class Run:
 
     def _record(self, ends_phase: bool) -> Evaluation:
         now = self._measure(ends_phase)
-        self.result.steps, self.result.wall_seconds = self.steps, time.perf_counter() - self._began
+        self.result.steps, self.result.wall_seconds = self.steps, self._seconds
         self.result.evaluations.append(now)
         for callback in self.callbacks:
             callback.on_evaluation(self)
         return now
+
+    @property
+    def _seconds(self) -> float:
+        return 0.0 if self._began is None else time.perf_counter() - self._began
 
     def _measure(self, ends_phase: bool) -> Evaluation:
         """The scores of the tasks now. Training does not notice it."""

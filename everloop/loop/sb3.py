@@ -29,6 +29,7 @@ from everloop.loop.sb3_base import (
     transposed,
     world_space,
 )
+from everloop.loop.state import pack
 
 
 class _NetworkPolicy(BasePolicy):
@@ -220,6 +221,15 @@ class SB3Learner(SB3Base):
         """The steps of the minibatch that SB3 is learning from, each as an example of its own, without padding."""
         batch: Batch | None = self.policy.minibatch
         return batch if batch is None or self._real is None else batch[self._real]
+
+    def position(self) -> dict[str, Any]:
+        memory = getattr(self.model, "_last_lstm_states", None)
+        return {**super().position(), "memory": None if memory is None else pack(memory.pi[0][0])}
+
+    def load_position(self, state: Mapping[str, Any]) -> None:
+        super().load_position(state)
+        if state["memory"] is not None:
+            self.model._last_lstm_states = RecurrentNetworkPolicy._states(state["memory"])
 
     def _collect(self) -> Batch:
         model = self.model

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +20,20 @@ from torch import Tensor, nn
 
 from everloop.contract import Output, World
 from everloop.loop.batch import Batch
-from everloop.loop.learner import Learner
+from everloop.loop.learner import Learner, load_weights
+from everloop.loop.state import pack
 from everloop.loop.vec_env import WorldVecEnv
 
 NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 Observations = Mapping[str, Tensor]
+
+COUNTERS = (
+    *("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_episode_num", "_n_updates", "_current_progress_remaining"),
+    *("_last_obs", "_last_episode_starts", "exploration_rate", "_n_calls"),
+)
+EPISODES = ("ep_info_buffer", "ep_success_buffer")
+"""Attributes of SB3's algorithms that say where they are between two rollouts."""
 
 RESERVED = {"max_grad_norm", "policy_kwargs", "use_sde", "seed", "device"}
 """Arguments of SB3's algorithms that a learner sets itself."""
@@ -105,6 +116,7 @@ class SB3Base(Learner):
         """Take over `model`, of which strategies see `module` and its `optimizer`."""
         self.model, self.policy, self.module, self.optimizer = model, model.policy, module, optimizer
         model.set_logger(Logger(None, [Scalars(self)]))
+        self._total, self._callback = 0, model._init_callback(None)
         self.attach([])
 
     def _join_output_losses(self, batch: Batch, prediction: Tensor, heads: Tensor | None = None) -> Tensor:
@@ -141,7 +153,7 @@ class SB3Base(Learner):
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
         self.env.tasks, self.env.steps = tasks, self.steps
-        self._total, self._callback = self.model._setup_learn(steps)  # resets the world and SB3's schedules
+        self._total, _ = self.model._setup_learn(steps, self._callback)  # resets the world and SB3's schedules
 
     def advance(self) -> int:
         before = self.model.num_timesteps
@@ -155,6 +167,38 @@ class SB3Base(Learner):
         self.steps += steps
         self._report()
         return steps
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Those of SB3 beside the one that strategies accompany."""
+        return {}
+
+    def learned(self) -> dict[str, Any]:
+        others = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in self._optimizers().items()}
+        return {**super().learned(), "policy": pack(dict(self.policy.state_dict())), "optimizers": others}
+
+    def load_learned(self, state: Mapping[str, Any]) -> None:
+        super().load_learned(state)
+        load_weights(self.policy, state["policy"])
+        for name, optimizer in self._optimizers().items():
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
+
+    def position(self) -> dict[str, Any]:
+        counters = {name: pack(getattr(self.model, name)) for name in COUNTERS if hasattr(self.model, name)}
+        episodes = {name: list(getattr(self.model, name) or []) for name in EPISODES}
+        actions = self.model.action_space.np_random.bit_generator.state
+        own = {"total": self._total, "counters": counters, "episodes": episodes, "actions": actions, "env": self.env.state_dict()}
+        return {**super().position(), **own}
+
+    def load_position(self, state: Mapping[str, Any]) -> None:
+        super().load_position(state)
+        self._total = state["total"]
+        for name, value in state["counters"].items():
+            setattr(self.model, name, pack(value))
+        for name, value in state["episodes"].items():
+            setattr(self.model, name, deque(value, maxlen=self.model._stats_window_size))
+        self.model.action_space.np_random.bit_generator.state = state["actions"]
+        self.model.start_time = time.time_ns()
+        self.env.load_state_dict(state["env"])
 
     @abstractmethod
     def _collect(self) -> Batch:

@@ -30,8 +30,10 @@ from everloop.loop.sb3_base import (
     transposed,
     world_space,
 )
+from everloop.loop.state import pack
 
 ACTION = "action"
+BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "pos", "full")
 CriticFactory = Callable[[spaces.Dict], nn.Module]
 
 
@@ -199,6 +201,16 @@ class OffPolicyLearner(SB3Base):
         self._tasks = list(tasks)
         super().begin(tasks, steps)
 
+    def position(self) -> dict[str, Any]:
+        buffer = {name: pack(getattr(self.model.replay_buffer, name)) for name in BUFFER}
+        return {**super().position(), "buffer": buffer, "tasks": self._tasks}
+
+    def load_position(self, state: Mapping[str, Any]) -> None:
+        super().load_position(state)
+        for name in BUFFER:
+            setattr(self.model.replay_buffer, name, pack(state["buffer"][name]))
+        self._tasks = state["tasks"]
+
     def _collect(self) -> Batch:
         model = self.model
         self._episodes = model._episode_num
@@ -344,6 +356,19 @@ class SACLearner(OffPolicyLearner):
         actor: Any = model.actor
         self._adopt(model, actor.rows.network, actor.optimizer)
         self._follow(actor.rows)
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        entropy = self.model.ent_coef_optimizer
+        return {"critic": self.model.critic.optimizer} | ({} if entropy is None else {"entropy": entropy})
+
+    def learned(self) -> dict[str, Any]:
+        return {**super().learned(), "log_ent_coef": pack(self.model.log_ent_coef)}
+
+    def load_learned(self, state: Mapping[str, Any]) -> None:
+        super().load_learned(state)
+        if state["log_ent_coef"] is not None:
+            with torch.no_grad():
+                self.model.log_ent_coef.copy_(state["log_ent_coef"])
 
     def _as_taken(self, actions: Tensor) -> Tensor:
         return self.likelihood.stretch(actions)

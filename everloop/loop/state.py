@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -45,6 +46,27 @@ def unpack_into(owner: Any, state: Mapping[str, Any]) -> None:
         raise ValueError(f"the state of {type(owner).__name__} holds {', '.join(state) or 'nothing'}; it needs {', '.join(names)}")
     for name in names:
         setattr(owner, name, _unpacked(getattr(owner, name), state[name]))
+
+
+def generators() -> dict[str, Any]:
+    """The state of the global generators of random numbers: Python's, numpy's, torch's, and those of GPUs."""
+    name, *numpy_state = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": [name, *pack(numpy_state)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def load_generators(state: Mapping[str, Any]) -> None:
+    """Take over what `generators` gave."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def pack(value: Any) -> Any:

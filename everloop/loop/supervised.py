@@ -19,11 +19,14 @@ from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learner import Learner
 from everloop.loop.learning_rate import RATES
 from everloop.loop.likelihood import Categorical, Tags, likelihood_for
+from everloop.loop.state import pack
 from everloop.loop.strategies.base import Strategy
 from everloop.loop.training import Training
 from everloop.loop.world import check_finite, labels_of, play
 
 LOG_EVERY = 20  # updates
+POSITION = ("counts", "_obs", "_task", "_start", "_batches", "_done", "_losses")
+"""What says where a learner is in its phase: the label counts so far, what the world shows, batches in all and done, losses to report."""
 Recalled = tuple[Strategy, Batch, NetworkOutput]  # who recalls it, the examples, the network's output for them
 
 
@@ -68,6 +71,10 @@ class SupervisedLearner(Learner):
             if not self.images:
                 self.notes.append(f"augment {training.augment} does nothing: the world shows no images")
         self.max_grad_norm, self.accumulate = max_grad_norm, training.accumulate
+        self._obs: Observation = {}
+        self._task = self._start = torch.zeros(0)
+        self._batches = self._done = 0
+        self._losses: list[float] = []
         self.attach([])
 
     def apply(self, module: nn.Module, obs: Mapping[str, Tensor], state: Tensor, start: Tensor) -> tuple[NetworkOutput, Tensor]:
@@ -117,9 +124,25 @@ class SupervisedLearner(Learner):
         self._task = to_tensor(played, self.device)
         self._start = torch.ones(1, len(played), dtype=torch.bool, device=self.device)
         self._batches, self._done = -(-steps // self.world.num_envs), 0
-        self._losses: list[float] = []
+        self._losses = []
         self.rate.begin(self._batches * self.training.updates_per_batch)
         self.updater.drop_parts()
+
+    def learned(self) -> dict[str, Any]:
+        return {**super().learned(), "rate": self.rate.state_dict()}
+
+    def load_learned(self, state: Mapping[str, Any]) -> None:
+        super().load_learned(state)
+        self.rate.load_state_dict(state["rate"])
+
+    def position(self) -> dict[str, Any]:
+        return {**super().position(), "own": {name: pack(getattr(self, name)) for name in POSITION}, "updater": self.updater.state_dict()}
+
+    def load_position(self, state: Mapping[str, Any]) -> None:
+        super().load_position(state)
+        for name in POSITION:
+            setattr(self, name, pack(state["own"][name]))
+        self.updater.load_state_dict(state["updater"])
 
     def advance(self) -> int:
         if self._done == self._batches:

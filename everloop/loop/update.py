@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from everloop.loop.state import pack
 from everloop.loop.world import NotFiniteError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Updater:
     def __init__(self, learner: Learner, strategies: Sequence[Strategy], max_grad_norm: float | None = None) -> None:
         self.learner, self.strategies, self.max_grad_norm = learner, strategies, max_grad_norm
         self.parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
-        self._parts = 0  # of the batch at hand, in the gradient so far
+        self.parts = 0  # of the batch at hand, in the gradient so far
         self._backward = all(strategy.wants_gradient(learner) for strategy in strategies)
         self._hooks = []
         if strategies or max_grad_norm is not None:  # with neither there is nothing to do, and even that would cost time
@@ -47,9 +48,20 @@ class Updater:
         while self._hooks:
             self._hooks.pop().remove()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The parts that have come of a batch, and the gradient so far."""
+        gradients = [p.grad for p in self.parameters] if self.parts else []
+        return {"parts": self.parts, "gradients": pack(gradients)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.parts = state["parts"]
+        for p, gradient in zip(self.parameters, pack(state["gradients"]), strict=False):
+            p.grad = gradient
+
     def drop_parts(self) -> None:
         """Forget a batch of which only some parts have come: a new phase begins."""
-        self._parts = 0
+        self.parts = 0
 
     def step(self, loss: Tensor, parts: int = 1) -> float:
         """One update along `loss`; returns its value. Raises NotFiniteError before anything has changed.
@@ -60,13 +72,13 @@ class Updater:
         value = loss.item()
         if not math.isfinite(value):
             raise NotFiniteError(f"the loss is {value} at step {self.learner.steps}, allowed: finite numbers")
-        if self._parts == 0:
+        if self.parts == 0:
             for p in self.parameters:  # as optimizer.zero_grad() does, without its profiler, a tenth of a small network's step
                 p.grad = None
         if self._backward:
             (loss if parts == 1 else loss / parts).backward()  # type: ignore[no-untyped-call]
-        self._parts = (self._parts + 1) % parts
-        if self._parts == 0:
+        self.parts = (self.parts + 1) % parts
+        if self.parts == 0:
             self._step(self.learner.optimizer)
         return value
 

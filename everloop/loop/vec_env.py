@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,10 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
 from everloop.contract import Observation, World
+from everloop.loop.state import pack
 from everloop.loop.world import check_finite, play
+
+STATE = ("tasks", "played", "steps", "_obs", "_returns", "_lengths", "_seeds")
 
 
 class WorldVecEnv(VecEnv):
@@ -30,6 +33,7 @@ class WorldVecEnv(VecEnv):
         self.tasks: Sequence[int] = [0]
         self.played: npt.NDArray[np.int64] = np.zeros(world.num_envs, dtype=np.int64)
         self.steps = 0
+        self._obs: Observation = {}
         self.taken: list[tuple[Observation, npt.NDArray[Any]]] | None = None
         super().__init__(world.num_envs, world.single_observation_space, world.single_action_space)
         self._returns = np.zeros(world.num_envs)
@@ -69,6 +73,15 @@ class WorldVecEnv(VecEnv):
 
     def close(self) -> None:
         self.world.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What lies between the world and SB3: who plays what, what is shown, returns and lengths so far."""
+        return {name: pack(getattr(self, name)) for name in STATE}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        for name in STATE:
+            setattr(self, name, pack(state[name]))
 
     def _indices(self, indices: int | Iterable[int] | None) -> list[int]:
         return list(range(self.num_envs)) if indices is None else list(np.atleast_1d(np.asarray(indices)))

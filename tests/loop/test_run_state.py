@@ -1,0 +1,159 @@
+"""A run that is given another's state goes on as that one would; one that rolls back has learned nothing since."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import control_learner, mlp, off_policy_learner, off_policy_world, plant, stream
+from test_strategy_contract import STREAM, TOLD_ONLY, active, stream_learner
+from torch import Tensor
+
+from everloop.loop import EWC, Learner, LoRA, LwF, Plan, Replay, Run, Strategy, SupervisedLearner, Training
+
+Made = tuple[Learner, Any, Any]
+OPTIONS = {
+    "plain": Training(1e-2),
+    "accumulate": Training(accumulate=3),
+    "repeats": Training(updates_per_batch=2),
+    "augment": Training(augment="crop_flip"),
+    "balanced": Training(balanced=True),
+    "cosine": Training(rate="cosine"),
+    "plateau": Training(rate="plateau"),
+    "drift": Training(rate="drift"),
+}
+
+
+def in_stream(training: Training, seed: int) -> Made:
+    return SupervisedLearner(mlp(seed=seed), stream(seed=seed), training), stream(16, split="test"), stream()
+
+
+def in_control(recurrent: bool, seed: int) -> Made:
+    learner = control_learner(recurrent, seed=seed)
+    return learner, plant(5), plant(4)
+
+
+def off_policy(sac: bool, seed: int) -> Made:
+    return off_policy_learner(sac, seed=seed), off_policy_world(sac, 5), off_policy_world(sac, 4)
+
+
+MAKERS: dict[str, Callable[[int], Made]] = {
+    **{name: lambda seed, training=training: in_stream(training, seed) for name, training in OPTIONS.items()},
+    "ppo": lambda seed: in_control(False, seed),
+    "recurrent ppo": lambda seed: in_control(True, seed),
+    "dqn": lambda seed: off_policy(False, seed),
+    "sac": lambda seed: off_policy(True, seed),
+}
+
+
+def made(kind: str, seed: int, strategies: list[Strategy]) -> Run:
+    learner, evaluation, consolidation = MAKERS[kind](seed)
+    learner.seed(seed)
+    plan = Plan([[0], [1], [0]], [80, 80, 48], eval_every=24, consolidation_steps=4, seed=5)
+    return Run(learner, plan, evaluation, consolidation, strategies)
+
+
+def both(seed: int = 0) -> list[Strategy]:
+    return [EWC(50.0, seed=seed), Replay(capacity=30, batch_size=4, seed=seed)]
+
+
+def flat(value: Any) -> list[Any]:
+    """Every number and text in a nested state."""
+    if isinstance(value, dict):
+        return [x for key in value for x in (str(key), *flat(value[key]))]
+    if isinstance(value, list | tuple):
+        return [x for part in value for x in flat(part)]
+    return [value.tolist()] if hasattr(value, "tolist") else [value]
+
+
+def ends(run: Run) -> list[Any]:
+    """All that a run ends with, but for the time it took."""
+    return flat(run.learner.learned()) + flat(run.learner.position()) + flat(replace(run.result, wall_seconds=0.0).to_dict())
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_run_goes_on_bit_for_bit_from_the_state_of_another(kind: str) -> None:
+    """Taken in the midst of a task, and between two; of networks, worlds and generators of other seeds."""
+    first = made(kind, 0, both())
+    first.begin()
+    states = []
+    while not first.done:
+        first.advance()
+        if first.phase == 1 and len(states) < 2:
+            states.append(first.state_dict())
+    assert states[0]["phase_end"] is None, "between two tasks"
+    assert states[1]["phase_end"] is not None, "in the midst of one"
+    for state in states:
+        second = made(kind, 3, both(seed=7))
+        torch.manual_seed(99)
+        second.load_state_dict(state)
+        second.go()
+        assert ends(second) == ends(first)
+
+
+@pytest.mark.parametrize("name", STREAM)
+def test_a_run_with_any_strategy_goes_on_bit_for_bit(name: str) -> None:
+    def run(seed: int) -> Run:
+        learner = stream_learner(name)
+        world = {"label_space": "within_task", "task_cue": True} if name in TOLD_ONLY else {}
+        plan = Plan([[0], [1], [2]], [48] * 3, eval_every=1000, consolidation_steps=4, seed=5)
+        learner.seed(seed)
+        return Run(learner, plan, stream(16, split="test", **world), stream(**world), [active(name)])
+
+    first = run(0)
+    first.begin()
+    while first.steps < 72:
+        first.advance()
+    state = first.state_dict()
+    first.go()
+    second = run(1)
+    second.load_state_dict(state)
+    second.go()
+    assert ends(second) == ends(first)
+
+
+@pytest.mark.parametrize("kind", ["plain", "cosine", "recurrent ppo", "sac"])
+def test_a_rollback_returns_to_what_was_learned_while_the_world_goes_on(kind: str) -> None:
+    run = made(kind, 0, both())
+    run.begin()
+    while run.phase == 0 or run.steps < 112:
+        run.advance()
+    snapshot = run.snapshot()
+    then, steps = flat(snapshot), run.steps
+    for _ in range(2):
+        run.advance()
+    assert flat(run.snapshot()) != then
+    run.rollback(snapshot)
+    assert flat(run.snapshot()) == then == flat(snapshot)
+    assert run.steps > steps
+    run.advance()
+    assert flat(run.snapshot()) != then == flat(snapshot)
+
+
+def test_a_state_of_another_network_or_of_other_strategies_is_refused_and_changes_nothing() -> None:
+    run, other, third = made("plain", 0, both()), made("plain", 0, [EWC()]), made("plain", 0, [EWC()])
+    run.begin()
+    third.begin()
+    before = flat(other.snapshot())
+    with pytest.raises(ValueError, match="the state is of the strategies ewc, replay; here are ewc"):
+        other.load_state_dict(run.state_dict())
+    state = third.state_dict()
+    weights: dict[str, Tensor] = state["learner"]["learned"]["module"]
+    weights["another"] = weights.pop(next(iter(weights)))
+    with pytest.raises(ValueError, match="the state is of another network"):
+        other.load_state_dict(state)
+    assert flat(other.snapshot()) == before
+
+
+def test_a_network_copied_before_weights_were_added_is_refused() -> None:
+    learner = stream_learner("lora")
+    strategies: list[Strategy] = [LoRA(rank=2), LwF()]
+    learner.attach(strategies)
+    for strategy in strategies:
+        strategy.begin_task(learner.world.tasks[0], learner)
+        strategy.end_task(learner.world.tasks[0], learner, [])
+    with pytest.raises(ValueError, match="a network copied before LoRA added weights can't be restored"):
+        learner.load_learned(learner.learned())
