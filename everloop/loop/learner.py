@@ -166,7 +166,6 @@ class Learner(ABC):
     def add_weights(self, weights: Sequence[nn.Parameter]) -> None:
         """Let the optimizer train these as well, in its first group; its state for all others stays."""
         self.optimizer.param_groups[0]["params"].extend(weights)  # a group of their own would be none that a schedule knows
-        self.updater.parameters.extend(weights)
 
     def check(self, strategies: Sequence[Strategy]) -> None:
         """Raise ValueError if one of `strategies` cannot work here, or not beside the others."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,8 +26,6 @@ from everloop.loop.sb3_base import (
     SB3Base,
     as_world,
     optimizer_arguments,
-    transposed,
-    world_space,
 )
 from everloop.loop.state import pack
 
@@ -35,8 +33,7 @@ from everloop.loop.state import pack
 class _NetworkPolicy(BasePolicy):
     """A network of ours behind the methods that SB3's on-policy algorithms call.
 
-    SB3 flattens sequences with the batch first, (n l), and turns images channels-first; the network has
-    time first and images as the world shows them.
+    SB3 flattens sequences with the batch first, (n l); the network has time first.
     """
 
     minibatch: Batch | None = None
@@ -51,24 +48,21 @@ class _NetworkPolicy(BasePolicy):
         use_sde: bool = False,
         *,
         network: NetworkFactory,
-        transposed: Collection[str] = (),
+        space: spaces.Dict | None = None,
         **kwargs: Any,
     ) -> None:
-        """transposed: the images that SB3 turns channels-first; the network is made for them as the world shows them."""
+        """space: the world's observation space, for which the network is made; SB3's own if there are no pictures."""
         BasePolicy.__init__(self, observation_space, action_space, **kwargs)  # SB3's own would build networks of theirs
-        self.channels_first = set(transposed)
-        self.network = network(world_space(observation_space, self.channels_first), action_space)
+        shown: Any = space or observation_space
+        self.space: spaces.Dict = shown
+        self.network = network(self.space, action_space)
         self.likelihood = likelihood_for(action_space)
         self.optimizer = self.optimizer_class(self.parameters(), **{"lr": lr_schedule(1), **self.optimizer_kwargs})
-
-    def as_world(self, obs: Observations) -> dict[str, Tensor]:
-        """Images with the channels last, as worlds have them."""
-        return as_world(obs, self.channels_first)
 
     def run(self, obs: Observations, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (n l), state (n, H), start bool (n l) -> prediction (n l, P), value (n l, 1), state (n, H)."""
         n = len(state)
-        sequences = {name: rearrange(x, "(n l) ... -> l n ...", n=n) for name, x in self.as_world(obs).items()}
+        sequences = {name: rearrange(x, "(n l) ... -> l n ...", n=n) for name, x in as_world(obs, self.space).items()}
         output, state = self.network(sequences, state, rearrange(start, "(n l) -> l n", n=n))
         self.heads = getattr(output, "heads", None)
         return rearrange(output.prediction, "l n p -> (n l) p"), rearrange(output.value, "l n -> (n l) 1"), state
@@ -79,7 +73,7 @@ class _NetworkPolicy(BasePolicy):
     def judge(self, obs: Observations, state: Tensor, start: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values, log-likelihoods and entropies of a minibatch in training."""
         p, values, _ = self.run(obs, state, start)
-        rows = {name: x[None] for name, x in self.as_world(obs).items()}
+        rows = {name: x[None] for name, x in as_world(obs, self.space).items()}
         self.minibatch = Batch(rows, torch.ones_like(start)[None], action=actions[None])
         heads = None if self.heads is None else rearrange(self.heads, "l n k p -> (n l) k p")
         p, self.heads = self.on_judged(self.minibatch, p, heads), None
@@ -188,7 +182,7 @@ class SB3Learner(SB3Base):
             max_grad_norm=math.inf,
             policy_kwargs={
                 "network": network,
-                "transposed": transposed(world.single_observation_space),
+                "space": world.single_observation_space,
                 **optimizer_arguments(optimizer, eps=1e-5),
             },
             seed=seed,
@@ -255,7 +249,7 @@ class SB3Learner(SB3Base):
         if isinstance(self.world.single_action_space, spaces.Discrete):
             actions = rearrange(actions, "t b 1 -> t b").long()
         return Batch(
-            self.policy.as_world(obs),
+            as_world(obs, self.world.single_observation_space),
             torch.from_numpy(buffer.episode_starts > 0).to(self.device),
             action=actions.to(self.device),
             task=torch.from_numpy(self.env.played).to(self.device),

@@ -7,22 +7,20 @@ import math
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from gymnasium import spaces
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from torch import Tensor, nn
 
 from everloop.contract import Output, World
 from everloop.loop.batch import Batch
 from everloop.loop.learner import Learner, load_weights
 from everloop.loop.state import pack
-from everloop.loop.vec_env import WorldVecEnv
+from everloop.loop.vec_env import WorldVecEnv, pictures
 
 NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -46,26 +44,10 @@ def optimizer_arguments(optimizer: OptimizerFactory | None, **adam: Any) -> dict
     return {"optimizer_class": optimizer}
 
 
-def transposed(space: Any) -> list[str]:
-    """The images of a world that SB3 turns channels-first."""
-    return [name for name, part in space.items() if is_image_space(part) and not is_image_space_channels_first(part)]
-
-
-def world_space(space: spaces.Space[Any], channels_first: Collection[str]) -> spaces.Dict:
-    """SB3's observation space as the world has it, images channels-last."""
-    assert isinstance(space, spaces.Dict)
-    parts = dict(space.spaces)
-    for name in channels_first:
-        image = parts[name]
-        assert isinstance(image, spaces.Box)
-        shape = (*image.shape[1:], image.shape[0])
-        parts[name] = spaces.Box(image.low.reshape(shape), image.high.reshape(shape), dtype=np.uint8)
-    return spaces.Dict(parts)
-
-
-def as_world(obs: Observations, channels_first: Collection[str]) -> dict[str, Tensor]:
-    """SB3's observations (..., C, H, W) as the world shows them (..., H, W, C); whatever is no image as it is."""
-    return {n: rearrange(x, "... c h w -> ... h w c") if n in channels_first else x for n, x in obs.items()}
+def as_world(obs: Observations, space: spaces.Space[Any]) -> dict[str, Tensor]:
+    """SB3's observations as the world with observation `space` shows them: pictures without `WorldVecEnv`'s leading axis."""
+    names = pictures(space)
+    return {name: x.squeeze(-4) if name in names else x for name, x in obs.items()}
 
 
 class Scalars(KVWriter):

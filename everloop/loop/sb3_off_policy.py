@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,6 @@ from everloop.loop.sb3_base import (
     SB3Base,
     as_world,
     optimizer_arguments,
-    transposed,
-    world_space,
 )
 from everloop.loop.state import pack
 
@@ -45,15 +43,15 @@ def _ignore(obs: Observations, prediction: Tensor, heads: Tensor | None) -> Tens
 class _Rows(nn.Module):
     """A network of ours as SB3 calls it: observations (b, ...) -> predictions (b, P), every row an example of its own."""
 
-    def __init__(self, network: nn.Module, channels_first: Collection[str]) -> None:
+    def __init__(self, network: nn.Module, space: spaces.Space[Any]) -> None:
         super().__init__()
         if getattr(network, "memory", None) is not None:
             raise ValueError("the network has a memory, allowed for DQN and SAC: one without")
-        self.network, self.channels_first = network, set(channels_first)
+        self.network, self.space = network, space
         self.on_prediction: Callable[[Observations, Tensor, Tensor | None], Tensor] = _ignore  # the learner's
 
     def forward(self, obs: Observations) -> Tensor:
-        rows = {name: x[None] for name, x in as_world(obs, self.channels_first).items()}
+        rows = {name: x[None] for name, x in as_world(obs, self.space).items()}
         first = next(iter(rows.values()))
         start = torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
         output, _ = self.network(rows, self.network.initial_state(first.shape[1]), start)  # type: ignore[operator]
@@ -74,10 +72,11 @@ class QPolicy(DQNPolicy):
         lr_schedule: Any,
         *,
         network: NetworkFactory,
-        transposed: Collection[str] = (),
+        space: spaces.Dict | None = None,
         **kwargs: Any,
     ) -> None:
-        self.make: Callable[[], _Rows] = lambda: _Rows(network(world_space(observation_space, transposed), action_space), transposed)
+        shown: Any = space or observation_space
+        self.make: Callable[[], _Rows] = lambda: _Rows(network(shown, action_space), shown)
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def make_q_net(self) -> Any:
@@ -127,17 +126,17 @@ class SquashedPolicy(SACPolicy):
         *,
         network: NetworkFactory,
         critic: CriticFactory,
-        transposed: Collection[str] = (),
+        space: spaces.Dict | None = None,
         use_sde: bool = False,
         **kwargs: Any,
     ) -> None:
-        space = world_space(observation_space, transposed)
         box = spaces.Box(-1.0, 1.0, action_space.shape, np.float32)
         likelihood = SquashedGaussian(action_space.low, action_space.high)
+        shown: Any = space or observation_space
         self.new_actor: Callable[[], _Actor] = lambda: _Actor(
-            _Rows(network(space, action_space), transposed), likelihood, observation_space, action_space
+            _Rows(network(shown, action_space), shown), likelihood, observation_space, action_space
         )
-        self.new_critic: Callable[[], _Rows] = lambda: _Rows(critic(spaces.Dict({**space.spaces, ACTION: box})), transposed)
+        self.new_critic: Callable[[], _Rows] = lambda: _Rows(critic(spaces.Dict({**shown.spaces, ACTION: box})), shown)
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def make_actor(self, features_extractor: Any = None) -> Any:
@@ -161,12 +160,9 @@ class OffPolicyLearner(SB3Base):
         `buffer_size` still holds: perfect memory, as long as it lasts, without any strategy.
     """
 
-    channels_first: Collection[str] = ()
-
     def __init__(self, world: World, parameters: Mapping[str, Any] | None, max_grad_norm: float, reset_buffer: bool) -> None:
         super().__init__(world, parameters, max_grad_norm)
         self.reset_buffer = reset_buffer
-        self.channels_first = transposed(world.single_observation_space)
         self._sampled: Observations | None = None
         self._tasks: list[int] | None = None  # of which the replay buffer is full
 
@@ -177,7 +173,7 @@ class OffPolicyLearner(SB3Base):
         def noted(*args: Any, **kwargs: Any) -> Any:
             data = sample(*args, **kwargs)
             self._sampled = data.observations
-            shown = {name: x[None] for name, x in as_world(data.observations, self.channels_first).items()}
+            shown = {name: x[None] for name, x in as_world(data.observations, self.world.single_observation_space).items()}
             start = torch.ones(1, len(data.actions), dtype=torch.bool, device=data.actions.device)
             self.minibatch = Batch(shown, start, action=self._as_taken(data.actions)[None])
             return data
@@ -291,7 +287,7 @@ class DQNLearner(OffPolicyLearner):
             self.env,
             **(parameters or {}),
             max_grad_norm=math.inf,
-            policy_kwargs={"network": network, "transposed": self.channels_first, **optimizer_arguments(optimizer)},
+            policy_kwargs={"network": network, "space": world.single_observation_space, **optimizer_arguments(optimizer)},
             seed=seed,
             device=device,
         )
@@ -347,7 +343,7 @@ class SACLearner(OffPolicyLearner):
             policy_kwargs={
                 "network": network,
                 "critic": critic,
-                "transposed": self.channels_first,
+                "space": world.single_observation_space,
                 **optimizer_arguments(optimizer),
             },
             seed=seed,

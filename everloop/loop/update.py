@@ -33,7 +33,6 @@ class Updater:
 
     def __init__(self, learner: Learner, strategies: Sequence[Strategy], max_grad_norm: float | None = None) -> None:
         self.learner, self.strategies, self.max_grad_norm = learner, strategies, max_grad_norm
-        self.parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
         self.parts = 0  # of the batch at hand, in the gradient so far
         self._backward = all(strategy.wants_gradient(learner) for strategy in strategies)
         self._hooks = []
@@ -42,6 +41,11 @@ class Updater:
                 learner.optimizer.register_step_pre_hook(self._before),
                 learner.optimizer.register_step_post_hook(self._after),
             ]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All that the optimizer trains, those of late groups too."""
+        return [p for group in self.learner.optimizer.param_groups for p in group["params"]]
 
     def detach(self) -> None:
         """Take the hooks off the optimizer."""

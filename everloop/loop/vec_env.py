@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -17,8 +18,15 @@ from everloop.loop.world import check_finite, play
 STATE = ("tasks", "played", "steps", "_obs", "_returns", "_lengths", "_seeds")
 
 
+def pictures(space: spaces.Space[Any]) -> frozenset[str]:
+    """The modalities with three axes, (H, W, C)."""
+    return frozenset(name for name, part in space.items() if len(part.shape or ()) == 3) if isinstance(space, spaces.Dict) else frozenset()
+
+
 class WorldVecEnv(VecEnv):
-    """A world as Stable-Baselines3's `VecEnv`: batched arrays pass through as they are.
+    """A world as Stable-Baselines3's `VecEnv`: batched arrays pass through as they are, pictures with a leading axis.
+
+    SB3 turns pictures channels-first, which it knows by their three axes. With a fourth, (1, H, W, C), it leaves them.
 
     `tasks`: what the copies play, in turn, from the next reset on. Episodes' returns and lengths are in
     `infos[i]["episode"]`, as SB3's Monitor has them. `taken`: if it is a list, each step appends what was
@@ -35,7 +43,8 @@ class WorldVecEnv(VecEnv):
         self.steps = 0
         self._obs: Observation = {}
         self.taken: list[tuple[Observation, npt.NDArray[Any]]] | None = None
-        super().__init__(world.num_envs, world.single_observation_space, world.single_action_space)
+        self._pictures = pictures(world.single_observation_space)
+        super().__init__(world.num_envs, self._shown(world.single_observation_space), world.single_action_space)
         self._returns = np.zeros(world.num_envs)
         self._lengths = np.zeros(world.num_envs, dtype=np.int64)
 
@@ -47,7 +56,7 @@ class WorldVecEnv(VecEnv):
         self._lengths[:] = 0
         check_finite(obs, self.steps)
         self._obs = obs
-        return obs
+        return self._with_axis(obs, 1)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
         self._actions = actions
@@ -63,13 +72,26 @@ class WorldVecEnv(VecEnv):
         done = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(done):
-            infos[i]["terminal_observation"] = info["final_obs"][i]
+            infos[i]["terminal_observation"] = self._with_axis(info["final_obs"][i], 0)
             infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
             infos[i]["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i])}
         self._returns[done] = 0.0
         self._lengths[done] = 0
         self._obs = obs
-        return obs, rewards.astype(np.float32), done, infos
+        return self._with_axis(obs, 1), rewards.astype(np.float32), done, infos
+
+    def _with_axis(self, obs: Observation, axis: int) -> Observation:
+        return {name: np.expand_dims(x, axis) if name in self._pictures else x for name, x in obs.items()} if self._pictures else obs
+
+    def _shown(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
+        """The space as SB3 sees it."""
+        if not isinstance(space, spaces.Dict) or not self._pictures:
+            return space
+        parts: dict[str, Any] = dict(space.spaces)
+        for name in self._pictures:
+            box = parts[name]
+            parts[name] = spaces.Box(box.low[None], box.high[None], dtype=box.dtype)
+        return spaces.Dict(parts)
 
     def close(self) -> None:
         self.world.close()

@@ -13,7 +13,22 @@ from loop_helpers import distance, mlp, same, stream, weights
 from test_strategy_contract import CONTROL_ONLY, NETWORKS, OWN_WORLD, STREAM, TOLD_ONLY, active
 from torch import Tensor, nn
 
-from everloop.loop import DER, EWC, L2, MAS, Attached, Batch, Learner, LoRA, LwF, Replay, Strategy, SupervisedLearner, attach
+from everloop.loop import (
+    DER,
+    EWC,
+    L2,
+    MAS,
+    Attached,
+    Batch,
+    Learner,
+    LoRA,
+    LwF,
+    NotFiniteError,
+    Replay,
+    Strategy,
+    SupervisedLearner,
+    attach,
+)
 
 REFUSED = TOLD_ONLY | CONTROL_ONLY | OWN_WORLD | set(NETWORKS)
 NAMES = sorted(set(STREAM) - REFUSED)
@@ -271,6 +286,23 @@ def test_the_gradient_is_clipped_after_the_strategies() -> None:
     by_hand(module, optimizer, x, y)
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, weights(module), strict=True)])
     assert float(moved.norm()) == pytest.approx(0.1 * 0.5, rel=1e-4)
+
+
+def test_weights_of_a_late_group_are_clipped_and_checked_too() -> None:
+    module, optimizer, x, y = small()
+    late = nn.Parameter(torch.ones(3))
+    attach([EWC(1.0)], module, optimizer, max_grad_norm=1.0)
+    optimizer.add_param_group({"params": [late]})
+    for value, size in ((1e6, pytest.approx(1.0, rel=1e-3)), (float("nan"), None)):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(x), y).backward()
+        late.grad = torch.full((3,), value)
+        if size is None:
+            with pytest.raises(NotFiniteError, match="gradient's norm is nan"):
+                optimizer.step()
+        else:
+            optimizer.step()
+            assert float(late.grad.norm()) == size
 
 
 def test_another_optimizer_can_take_over() -> None:

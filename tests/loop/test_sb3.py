@@ -158,7 +158,7 @@ def image_stream(height: int, width: int, channels: int) -> ImageStreamVectorEnv
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 8, 3), (8, 10, 9)], ids=str)
 @KINDS
 def test_networks_see_images_as_the_world_shows_them(recurrent: bool, shape: tuple[int, int, int]) -> None:
-    """In collecting, in training and in what strategies observe; SB3 itself has the channels first."""
+    """In collecting, in training and in what strategies observe; SB3 itself has an axis more."""
     world = image_stream(*shape)
     learner, copies, seen, shown = control_learner(recurrent, world), Copies(), [], set[bytes]()
     learner.attach([copies])
@@ -191,7 +191,8 @@ def test_networks_see_images_as_the_world_shows_them(recurrent: bool, shape: tup
     assert batch.action.shape == batch.start.shape
     obs, _ = world.reset(seed=0)
     ours, _ = learner.act(obs, learner.module.initial_state(4), np.ones(4, np.bool_))  # type: ignore[operator]
-    theirs, _ = learner.model.predict(obs, episode_start=np.ones(4, np.bool_), deterministic=True)
+    pictures = {name: x[:, None] if x.ndim == 4 else x for name, x in obs.items()}
+    theirs, _ = learner.model.predict(pictures, episode_start=np.ones(4, np.bool_), deterministic=True)
     np.testing.assert_array_equal(ours, theirs)
 
 

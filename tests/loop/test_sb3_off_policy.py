@@ -210,7 +210,8 @@ def test_networks_see_images_as_the_world_shows_them() -> None:
         assert batch.obs["image"].shape[2:] == (9, 8, 3)
     obs, _ = world.reset(seed=0)
     ours, _ = learner.act(obs, learner.module.initial_state(4), np.ones(4, np.bool_))  # type: ignore[operator]
-    np.testing.assert_array_equal(ours, learner.model.predict(obs, deterministic=True)[0])
+    pictures = {name: x[:, None] if x.ndim == 4 else x for name, x in obs.items()}
+    np.testing.assert_array_equal(ours, learner.model.predict(pictures, deterministic=True)[0])
 
 
 # --- running ---
