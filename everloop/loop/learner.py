@@ -168,24 +168,24 @@ class Learner(ABC):
         self.optimizer.param_groups[0]["params"].extend(weights)  # a group of their own would be none that a schedule knows
 
     def check(self, strategies: Sequence[Strategy]) -> None:
-        """Raise ValueError if one of `strategies` cannot work here, or not beside the others."""
-        before, self.strategies = self.strategies, list(strategies)
+        """Raise ValueError if one of `strategies` that are active cannot work here, or not beside the others."""
+        before, self.strategies = self.strategies, [strategy for strategy in strategies if strategy.active]
         try:
-            for strategy in strategies:
+            for strategy in self.strategies:
                 strategy.check(self)
-            _check_one("replace the plain loss", [s for s in strategies if s.replaces_loss])
-            _check_one("add weights", [s for s in strategies if s.adds_weights])
+            _check_one("replace the plain loss", [s for s in self.strategies if s.replaces_loss])
+            _check_one("add weights", [s for s in self.strategies if s.adds_weights])
         finally:
             self.strategies = before
 
     def attach(self, strategies: Sequence[Strategy]) -> None:
-        """Let `strategies` accompany every update from now on, in this order, in place of earlier ones.
+        """Let those of `strategies` that are active accompany every update from now on, in this order, in place of earlier ones.
 
         Raises:
             ValueError: If one of them cannot work here, or not beside the others; then all is as it was.
         """
         self.check(strategies)
-        self.strategies = list(strategies)
+        self.strategies = [strategy for strategy in strategies if strategy.active]
         if hasattr(self, "updater"):
             self.updater.detach()
         self.updater = Updater(self, self.strategies, self.max_grad_norm)

@@ -95,7 +95,8 @@ class Run:
         evaluation: World in which scores are measured; of a stream, the test split.
         consolidation: World like the learner's own, of a stream the train split, in which
             consolidation is sampled. Sampling there leaves the learner's world alone.
-        strategies: In their order of application. They are attached to the learner.
+        strategies: In their order of application. They are attached to the learner, which leaves
+            out inactive ones (strength 0).
         callbacks: Told of what happens, in this order.
 
     Attributes:
@@ -121,8 +122,8 @@ class Run:
             check_world(world)
         self.learner, self.plan = learner, plan
         self.evaluation, self.consolidation = evaluation, consolidation
-        self.strategies, self.callbacks = list(strategies), list(callbacks)
-        learner.attach(self.strategies)
+        self.callbacks = list(callbacks)
+        learner.attach(strategies)
         learner.on_log = self.log
         names = [task.name for task in evaluation.tasks]
         self.result = Result(names, [list(tasks) for tasks in plan.phases], score_metric(evaluation))
@@ -191,7 +192,7 @@ class Run:
         for callback in self.callbacks:
             callback.on_phase_begin(self)
         for task in self.tasks:
-            for strategy in self.strategies:
+            for strategy in self.learner.strategies:
                 strategy.begin_task(task, self.learner)
         steps = self.plan.steps[self.phase]
         self._phase_end = self.steps + steps
@@ -228,7 +229,7 @@ class Run:
             raise RuntimeError("no phase is under way, so there is no boundary to declare; call boundary from on_step")
         self._consolidate()
         for task in self.tasks:
-            for strategy in self.strategies:
+            for strategy in self.learner.strategies:
                 strategy.begin_task(task, self.learner)
 
     def _consolidate(self) -> None:
@@ -236,7 +237,7 @@ class Run:
         self.samples = []
         for task in self.tasks:
             batch = self.learner.rollout(self.consolidation, [task.id], self.plan.consolidation_steps, self.plan.seed + 1 + self.phase)
-            for strategy in self.strategies:
+            for strategy in self.learner.strategies:
                 strategy.end_task(task, self.learner, [batch])
             self.samples.append((task, batch))
 
@@ -315,7 +316,7 @@ class Run:
         seen = None
         if self.plan.eval_tasks == "seen":
             seen = {task for tasks in self.plan.phases[: 0 if phase is None else phase + 1] for task in tasks}
-        now = returns(self.learner, self.evaluation, self.strategies, self.plan.seed, seen)
+        now = returns(self.learner, self.evaluation, self.learner.strategies, self.plan.seed, seen)
         return Evaluation(self.steps, phase, ends_phase, scaled(self.evaluation, now), now)
 
 

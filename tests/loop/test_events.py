@@ -15,6 +15,8 @@ from everloop.loop.events import EventFile
 
 FULL = """
 import resource, signal, sys
+from types import SimpleNamespace
+
 from everloop.loop import Board, Evaluation, Result
 from everloop.contract import ACCURACY
 
@@ -23,10 +25,11 @@ board = Board(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 result = Result(["a"], [[0]], ACCURACY, [Evaluation(0, None, False, [0.0], [0.0])])
 try:
-    board.on_begin(result, 1000)
+    run = SimpleNamespace(result=result)
+    board.on_run_begin(run)
     for step in range(1, 1000):
         result.evaluations.append(Evaluation(step, 0, False, [1.0], [1.0]))
-        board.on_evaluation(result, {})
+        board.on_evaluation(run)
 except OSError as error:
     print(error)
     written = len(result.evaluations)

@@ -365,13 +365,3 @@ def test_settings_that_cannot_be_are_refused_by_name_and_value(kind: type[AGEM |
     ((name, value),) = bad.items()
     with pytest.raises(ValueError, match=f"{name} is {value!r}, allowed: "):
         kind(**bad)
-
-
-@EITHER
-def test_strength_0_touches_no_gradient_and_stores_nothing(kind: type[AGEM | GEM]) -> None:
-    strategy = kind(0.0, capacity=30)
-    learner = taught(strategy, [0, 1])
-    g = give_gradient(learner, 0)
-    strategy.edit_gradients(learner, None)
-    assert (gradient_of(learner) == g).all()
-    assert len(strategy.memory) == 0

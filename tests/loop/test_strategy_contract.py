@@ -95,11 +95,11 @@ def train(learner: Learner, strategies: list[Strategy], tasks: list[int], attach
     else:
         world = off_policy_world(sac=isinstance(learner.likelihood, Gaussian), num_envs=6, task_cue=True)
     for task in tasks:
-        for strategy in strategies:
+        for strategy in learner.strategies:
             strategy.begin_task(learner.world.tasks[task], learner)
         learner.learn([task], 64)
         batch = learner.rollout(world, [task], 8, seed=task)
-        for strategy in strategies:
+        for strategy in learner.strategies:
             strategy.end_task(learner.world.tasks[task], learner, [batch])
 
 
@@ -130,6 +130,15 @@ def test_the_empty_setting_is_plain_training_to_the_last_bit(kind: str, name: st
         train(learner, strategies, [0, 1, 2])
         ends.append(weights(learner.module))
     assert same(*ends)
+
+
+@EVERY
+def test_the_empty_setting_is_left_out_when_it_is_attached(kind: str, name: str) -> None:
+    learner, full = MAKERS[kind](name), active(name)
+    learner.attach([empty(name)])
+    assert learner.strategies == []
+    learner.attach([full])
+    assert learner.strategies == [full]
 
 
 @EVERYWHERE

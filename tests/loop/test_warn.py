@@ -87,14 +87,6 @@ def test_examples_that_are_not_used_are_no_reason_to_be_silent(beside: str) -> N
 
 
 @pytest.mark.parametrize("name", HOLDS_WEIGHTS)
-def test_what_holds_nothing_warns_of_nothing(name: str) -> None:
-    learner = SupervisedLearner(mlp(), stream())
-    strategy = STRATEGIES[name](strength=0.0)
-    learner.attach([strategy])
-    assert warnings_of(learner, strategy, [0, 1], {}) == [[], []]
-
-
-@pytest.mark.parametrize("name", HOLDS_WEIGHTS)
 def test_one_label_in_common_is_enough_and_all_past_labels_count(name: str) -> None:
     """{0, 1}, {1, 2}, {0}: each has a label that came before; {3} has none."""
     learner = Untold(FlatNet(nn.Linear(4, 5), "x").double(), Categorical(5))

@@ -43,7 +43,7 @@ class AGEM(Rehearsal):
         super().__init__(strength, capacity, batch_size, memory, seed)
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        stored = self.draw(learner, self.past) if self.strength else None
+        stored = self.draw(learner, self.past)
         if stored is None:
             return
         live = [p for p in learner.weights().values() if p.grad is not None]

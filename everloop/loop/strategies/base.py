@@ -45,9 +45,9 @@ class Traits:
 class Strategy:
     """Small, composable, ignorant of which learner it serves. Every method defaults to nothing.
 
-    Strategies run in the order of their list, after a step in reverse. One that draws random numbers has a generator of its own: with
-    strength 0 it must leave training the same to the last bit. One that keeps something for each weight keeps it by the
-    weight's name, since weights may come while a task is learned.
+    Strategies run in the order of their list, after a step in reverse. One with strength 0 is left out, so that training is
+    plain. One that draws random numbers has a generator of its own. One that keeps something for each weight keeps it by
+    the weight's name, since weights may come while a task is learned.
     """
 
     name: ClassVar[str] = "strategy"
@@ -59,10 +59,18 @@ class Strategy:
     """Names of the attributes that make up its state, beside those of its bases (`everloop.loop.state`)."""
 
     replaces_loss: bool = False
-    """Whether its loss of the fresh batch takes the place of the plain one, which it takes away: one strategy in a list may."""
+    """True if this strategy replaces the task loss. At most one in a list does."""
 
     adds_weights: bool = False
-    """Whether the network gets new weights from it: one strategy in a list may."""
+    """True if this strategy adds weights to the network. At most one in a list does."""
+
+    strength: float = 1.0
+    """The weight of what it does; 0 is plain training."""
+
+    @property
+    def active(self) -> bool:
+        """False if this strategy would change nothing: it is left out when strategies are attached."""
+        return self.strength > 0
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

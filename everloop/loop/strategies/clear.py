@@ -70,7 +70,7 @@ class CLEAR(Rehearsal):
         self.memory.write(rows, now.to_items())
 
     def recall(self, learner: Learner) -> Batch | None:
-        return self.draw(learner) if self.strength else None
+        return self.draw(learner)
 
     def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
         assert stored.target is not None

@@ -78,12 +78,16 @@ class ContinualBackprop(Strategy):
         self.steps = 0
         self.units: list[dict[str, Any]] = []  # what a loaded state says of the layers
 
+    @property
+    def active(self) -> bool:
+        return self.replacement_rate > 0
+
     def check(self, learner: Learner) -> None:
-        if self.replacement_rate and hasattr(learner, "world"):
+        if hasattr(learner, "world"):
             self._find(learner, _any_two(learner))
 
     def observe(self, batch: Batch, learner: Learner) -> None:
-        if self.replacement_rate and not self.layers:
+        if not self.layers:
             self.layers = self._find(learner, batch[:2])
             for layer, state in zip(self.layers, self.units, strict=False):
                 layer.utility, layer.age, layer.due = state["utility"].clone(), state["age"].clone(), state["due"]

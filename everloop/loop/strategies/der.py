@@ -44,7 +44,7 @@ class DER(Rehearsal):
         super().__init__(strength, capacity, batch_size, memory, seed)
 
     def recall(self, learner: Learner) -> Batch | None:
-        return self.draw(learner) if self.strength else None
+        return self.draw(learner)
 
     def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
         assert stored.output is not None
@@ -86,7 +86,7 @@ class DERPlusPlus(DER):
 
     def recall(self, learner: Learner) -> Batch | None:
         # with replacement, so that one draw of twice as many is two independent ones
-        return self.draw(learner, count=2 * self.batch_size) if self.strength else None
+        return self.draw(learner, count=2 * self.batch_size)
 
     def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
         assert stored.output is not None and stored.target is not None  # noqa: PT018

@@ -39,12 +39,12 @@ class ERACE(Rehearsal):
     """
 
     name = "er_ace"
+    replaces_loss = True
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True, control=False)
     state = ("seen",)
 
     def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)
-        self.replaces_loss = strength > 0
         self.seen: Tensor | None = None  # bool (P,), classes observed so far
 
     def check(self, learner: Learner) -> None:
@@ -52,7 +52,7 @@ class ERACE(Rehearsal):
         super().check(learner)
 
     def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
-        if self.strength == 0 or batch.target is None:
+        if batch.target is None:
             return None
         logits, labels = output.prediction, batch.target
         present = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
@@ -65,4 +65,4 @@ class ERACE(Rehearsal):
         return own - learner.loss_of(logits, labels)  # in place of the plain loss, which is there already
 
     def recall(self, learner: Learner) -> Batch | None:
-        return self.draw(learner) if self.strength else None
+        return self.draw(learner)

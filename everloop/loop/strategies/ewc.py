@@ -85,16 +85,14 @@ class EWC(Strategy):
             check_exact(learner)
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        if self.strength and not self.proximal:
+        if not self.proximal:
             self.anchor.pull(learner, self.strength)
 
     def after_step(self, learner: Learner) -> None:
-        if self.strength and self.proximal:
+        if self.proximal:
             self.anchor.pull_implicitly(learner, self.strength)
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if self.strength == 0:
-            return
         self.warning.look(learner, batches)
         taken = spread(batches, self.examples)
         fisher = diagonal_fisher(learner, taken, self._draws(learner), exact=self.fisher == "exact")

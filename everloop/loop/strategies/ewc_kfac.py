@@ -57,8 +57,6 @@ class KroneckerEWC(Strategy):
         self.rest, self.warning = Quadratic(), ClassIncrementalWarning("ewc_kfac")
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        if self.strength == 0:
-            return
         self.rest.pull(learner, self.strength)
         for name, tasks in self.layers.items():
             layer = learner.module.get_submodule(name)
@@ -73,8 +71,6 @@ class KroneckerEWC(Strategy):
                 layer.bias.grad += pull[:, -1]
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if self.strength == 0:
-            return
         self.warning.look(learner, batches)
         taken = spread(batches, self.examples)
         factors = self._factors(learner, taken)

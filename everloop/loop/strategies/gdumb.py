@@ -65,7 +65,7 @@ class GDumb(Rehearsal):
             raise ValueError("gdumb learns from stored labels alone, allowed in control: replay")
         if self.memory.group_by == "target":
             check_labels(learner, "gdumb with class-balanced memory", "memory reservoir")
-        for other in learner.strategies if self.epochs else ():
+        for other in learner.strategies:
             if other.traits.task_id or other.traits.network:
                 name = type(other).__name__
                 raise ValueError(f"gdumb goes back to the first weights, which {name} freezes or adds to, allowed beside it: replay, ewc")
@@ -73,19 +73,16 @@ class GDumb(Rehearsal):
 
     def begin_task(self, task: Task, learner: Learner) -> None:
         super().begin_task(task, learner)
-        if not self.epochs:
-            return
         if not self.initial:
             self.initial = {name: value.clone() for name, value in learner.module.state_dict().items()}
         self.buffers = {name: value.clone() for name, value in learner.module.named_buffers()}
 
     def wants_gradient(self, learner: Learner) -> bool:
-        return not self.epochs
+        return False
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        if self.epochs:
-            for p in learner.weights().values():
-                p.grad = None  # a weight without a gradient is left alone by every optimizer
+        for p in learner.weights().values():
+            p.grad = None  # a weight without a gradient is left alone by every optimizer
 
     @torch.no_grad()
     def after_step(self, learner: Learner) -> None:
@@ -95,7 +92,7 @@ class GDumb(Rehearsal):
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
         super().end_task(task, learner, batches)
-        if not self.epochs or not len(self.memory):
+        if not len(self.memory):
             return
         training = learner.module.training
         learner.module.load_state_dict(self.initial)

@@ -64,7 +64,7 @@ class GEM(Rehearsal):
         self._gradients = torch.empty(0, 0)  # G, and g as its last row
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        if self.strength == 0 or not len(self.past):
+        if not len(self.past):
             return
         live = [p for p in learner.weights().values() if p.grad is not None]
         if not live:

@@ -49,22 +49,24 @@ class Growth(Strategy):
         self.losses: list[float] = []
         self.grown = 0
 
+    @property
+    def active(self) -> bool:
+        return self.units > 0
+
     def check(self, learner: Learner) -> None:
-        if not self.units:
-            return
         _growing(learner.module)
         if not learner.labelled:
             raise ValueError("growth goes by the loss of labels, allowed in control: progressive")
 
     def _restored(self, learner: Learner) -> None:
-        while self.units and self.grown > len(_growing(learner.module).branches):
+        while self.grown > len(_growing(learner.module).branches):
             self._grow(learner, torch.Generator())
 
     def begin_task(self, task: Task, learner: Learner) -> None:
         self.losses = []
 
     def observe(self, batch: Batch, learner: Learner) -> None:
-        if not self.units or self.grown == self.limit or batch.target is None:
+        if self.grown == self.limit or batch.target is None:
             return
         self.losses.append(-float(learner.likelihood.log_prob(observed_output(batch, learner), batch.target).mean()))
         if len(self.losses) < self.patience:

@@ -92,9 +92,11 @@ class HAT(Strategy):
         self.updates, self.learning = 0, False  # of the task at hand
         self._layers: dict[str, Layer] = {}
 
+    @property
+    def active(self) -> bool:
+        return self.masks
+
     def check(self, learner: Learner) -> None:
-        if not self.masks:
-            return
         if not learner.told:
             raise ValueError("hat chooses a mask by the task's id, allowed where the world tells it (scenario_type task, task_cue)")
         if not learner.may_grow:
@@ -113,8 +115,6 @@ class HAT(Strategy):
         self._show(self._now())
 
     def begin_task(self, task: Task, learner: Learner) -> None:
-        if not self.masks:
-            return
         self.heads.resume(task.id, learner)
         before = self.learned.pop(task.id, None)
         for name, a in self._masks().items():
@@ -153,8 +153,6 @@ class HAT(Strategy):
         self._show(self._now())
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if not self.masks:
-            return
         self.learning = False
         self._show(self._now())
         self.learned[task.id] = dict(self.e)

@@ -50,6 +50,7 @@ class ICaRL(Strategy):
     """
 
     name = "icarl"
+    replaces_loss = True
     traits: ClassVar[Traits] = Traits(copies=1, examples=True, class_incremental=True, control=False, several_passes=True)
     state = ("store", "rows", "brought", "teacher", "rng")
 
@@ -61,31 +62,27 @@ class ICaRL(Strategy):
         self.rng = np.random.default_rng(seed)
         self.teacher = Teacher()
         self.brought = set[int]()  # classes seen in the task at hand
-        self.replaces_loss = strength > 0
 
     def check(self, learner: Learner) -> None:
         check_labels(learner, "icarl", "replay, derpp")
-        if self.strength and learner.told:
+        if learner.told:
             raise ValueError("icarl tells the classes of all tasks apart, allowed where the task is told: replay, derpp, packnet")
-        if self.strength:
-            check_range("capacity", self.capacity, learner.likelihood.size())
+        check_range("capacity", self.capacity, learner.likelihood.size())
 
     def begin_task(self, task: Task, learner: Learner) -> None:
         self.brought = set()
 
     def observe(self, batch: Batch, learner: Learner) -> None:
-        if self.strength and batch.target is not None:
+        if batch.target is not None:
             self.brought |= set(batch.target.flatten().tolist())
 
     def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
-        if self.strength == 0:
-            return None
         assert batch.target is not None
         plain = learner.loss_of(output.prediction, batch.target)
         return self.strength * (self._loss(learner, batch, output.prediction) - plain)
 
     def recall(self, learner: Learner) -> Batch | None:
-        if self.strength == 0 or not self.rows:
+        if not self.rows:
             return None
         known = np.concatenate(list(self.rows.values()))
         return learner.augmented(self._read(known[self.rng.integers(0, len(known), self.batch_size)], learner))
@@ -103,8 +100,6 @@ class ICaRL(Strategy):
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1).mean()
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if self.strength == 0:
-            return
         self._choose(learner, batches)
         self.teacher.copy(learner)
 

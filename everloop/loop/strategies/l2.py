@@ -40,11 +40,9 @@ class L2(Strategy):
         self.warning = ClassIncrementalWarning("l2")
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        if self.strength:
-            self.anchor.pull(learner, self.strength)
+        self.anchor.pull(learner, self.strength)
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if self.strength:
-            self.warning.look(learner, batches)
-            now = snapshot(learner)
-            self.anchor.move({name: torch.ones_like(w) for name, w in now.items()}, now, decay=0.0)
+        self.warning.look(learner, batches)
+        now = snapshot(learner)
+        self.anchor.move({name: torch.ones_like(w) for name, w in now.items()}, now, decay=0.0)

@@ -38,13 +38,11 @@ class L2Init(Strategy):
         self.strength, self.anchor = check_strength(strength), Quadratic()
 
     def begin_task(self, task: Task, learner: Learner) -> None:
-        if self.strength:
-            self._anchor_new(learner)
+        self._anchor_new(learner)
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        if self.strength:
-            self._anchor_new(learner)  # weights may come at any time: this is before their first step
-            self.anchor.pull(learner, 2 * self.strength)
+        self._anchor_new(learner)  # weights may come at any time: this is before their first step
+        self.anchor.pull(learner, 2 * self.strength)
 
     def _anchor_new(self, learner: Learner) -> None:
         new = {name: p.detach().clone() for name, p in learner.weights().items() if name not in self.anchor.center}

@@ -47,6 +47,7 @@ class LaMAML(Rehearsal):
     """
 
     name = "la_maml"
+    replaces_loss = True
     traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, copies=1, class_incremental=True, control=False)
     state = ("rates",)
 
@@ -67,7 +68,6 @@ class LaMAML(Rehearsal):
         check_range("alpha_lr", alpha_lr, 0)
         check_range("parts", parts, 1)
         self.alpha, self.alpha_lr, self.parts = alpha, alpha_lr, parts
-        self.replaces_loss = strength > 0
         self.rates: dict[str, Tensor] = {}  # a
 
     def check(self, learner: Learner) -> None:
@@ -81,7 +81,7 @@ class LaMAML(Rehearsal):
         return self.strength < 1 or len(learner.strategies) > 1
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        if self.strength == 0 or batch is None:
+        if batch is None:
             return
         weights = learner.weights()
         for name, w in weights.items():

@@ -51,7 +51,7 @@ class LoRA(Strategy):
 
     name = "lora"
     traits: ClassVar[Traits] = Traits(copies=0.1, grows=True, task_id=True, several_passes=True)
-    state = ("names", "made", "active", "frozen", "heads", "generator")
+    state = ("names", "made", "adapter", "frozen", "heads", "generator")
     adds_weights = True
 
     def __init__(
@@ -70,12 +70,14 @@ class LoRA(Strategy):
         self.heads = TaskHeads()
         self.names: dict[int, str | None] = {}  # task id -> its adapter; None: the bare network
         self.made: list[str] = []  # the adapters, in the order in which they came
-        self.active: str | None = None
+        self.adapter: str | None = None
         self.frozen = False
 
+    @property
+    def active(self) -> bool:
+        return self.rank > 0
+
     def check(self, learner: Learner) -> None:
-        if self.rank == 0:
-            return
         _peft()
         check_may_grow(learner, "lora")
         check_may_freeze(learner, "lora")
@@ -92,11 +94,11 @@ class LoRA(Strategy):
             if name not in _adapters(learner.module):
                 self._inject(name, learner, torch.Generator())
         if self.made:
-            self._use(self.active, learner.module)
+            self._use(self.adapter, learner.module)
             self._settle(learner)
 
     def begin_task(self, task: Task, learner: Learner) -> None:
-        if self.rank == 0 or (self.train_base and not self.frozen):
+        if self.train_base and not self.frozen:
             return
         self._freeze(learner)
         before = self.names.pop(task.id, None)
@@ -110,7 +112,7 @@ class LoRA(Strategy):
             with torch.no_grad():
                 for new, old in weights:
                     new.copy_(old)
-        self.active = name
+        self.adapter = name
         self._use(name, learner.module)
 
     def _adapter_for(self, task: Task, before: str | None) -> str:
@@ -122,13 +124,11 @@ class LoRA(Strategy):
         return own if before is None or before in kept else before
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if self.rank == 0:
-            return
-        self.names[task.id] = self.active
+        self.names[task.id] = self.adapter
         if self.adapters == "task":
             self.heads.keep(task.id, learner)
-        elif self.active is not None:
-            self._merge(self.active, learner)
+        elif self.adapter is not None:
+            self._merge(self.adapter, learner)
         self._freeze(learner)
         self._settle(learner)
 
@@ -139,8 +139,8 @@ class LoRA(Strategy):
 
     def _settle(self, learner: Learner) -> None:
         """An adapter whose task has ended stays as it is."""
-        if self.adapters == "task" and self.active in self.names.values():
-            _set_trained(dict.fromkeys(_adapter_weights(self.active, learner.module), False))
+        if self.adapters == "task" and self.adapter in self.names.values():
+            _set_trained(dict.fromkeys(_adapter_weights(self.adapter, learner.module), False))
 
     def _inject(self, name: str, learner: Learner, generator: torch.Generator) -> None:
         """New adapters in all linear layers, and into the optimizer."""
@@ -181,7 +181,7 @@ class LoRA(Strategy):
             with self.heads.shown(task.id, learner):
                 yield
         finally:
-            self._use(self.active, learner.module)
+            self._use(self.adapter, learner.module)
             _set_trained(trained)  # choosing an adapter freezes the others
 
 

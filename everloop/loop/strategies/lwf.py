@@ -65,8 +65,6 @@ class LwF(Strategy):
         self.past = [k for k in self.past if k != task.id]
 
     def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
-        if self.strength == 0:
-            return None
         self._see(learner, batch, output)
         if self.teacher.module is None or not self.past:
             return None
@@ -94,10 +92,9 @@ class LwF(Strategy):
             self.seen[batch.target.flatten()] = True
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if self.strength:
-            self.teacher.copy(learner)
-            self.past = [*self.past, task.id]
-            self.old = None if self.seen is None else self.seen.clone()
+        self.teacher.copy(learner)
+        self.past = [*self.past, task.id]
+        self.old = None if self.seen is None else self.seen.clone()
 
     def _restored(self, learner: Learner) -> None:
         self.teacher.restore(learner)

@@ -44,12 +44,9 @@ class MAS(Strategy):
         self.anchor, self.warning = Quadratic(), ClassIncrementalWarning("mas")
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        if self.strength:
-            self.anchor.pull(learner, 2 * self.strength)
+        self.anchor.pull(learner, 2 * self.strength)
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if self.strength == 0:
-            return
 
         def squared_norm(batch: Batch) -> Tensor:
             return (learner.outputs(batch) ** 2).sum((0, 2))[None]

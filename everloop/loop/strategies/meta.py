@@ -63,13 +63,17 @@ class _Pretraining(Strategy):
         self.inner_lr, self.outer_lr, self.adaptation_steps = inner_lr, outer_lr, adaptation_steps
         self.iterations, self.batches, self.tasks = iterations, batches, tasks
         self.rng = np.random.default_rng(seed)
-        self.done = iterations == 0
+        self.done = False
+
+    @property
+    def active(self) -> bool:
+        return self.iterations > 0
 
     def check(self, learner: Learner) -> None:
-        if self.iterations and not (learner.labelled and hasattr(learner, "world")):
+        if not (learner.labelled and hasattr(learner, "world")):
             raise ValueError("meta-training draws labelled examples from the learner's world, allowed: streams that are our own")
-        known = [task.id for task in learner.world.tasks] if self.iterations else []
-        for task in (self.tasks or []) if self.iterations else []:
+        known = [task.id for task in learner.world.tasks]
+        for task in self.tasks or []:
             if task not in known:
                 raise ValueError(f"tasks hold {task}, allowed: {', '.join(map(str, known))}")
 

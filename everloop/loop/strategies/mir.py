@@ -58,7 +58,7 @@ class MIR(Rehearsal):
         self.candidates, self.lookahead = candidates, lookahead
 
     def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
-        if self.strength == 0 or not len(self.memory):
+        if not len(self.memory):
             return None
         rows = self.memory.draw_distinct(self.candidates)
         stored = learner.augmented(self.read(rows, learner))

@@ -61,11 +61,14 @@ class PackNet(Strategy):
         self.buffers: dict[int, dict[str, Tensor]] = {}  # k -> statistics of norms
         self._mask()
 
+    @property
+    def active(self) -> bool:
+        return self.share > 0
+
     def check(self, learner: Learner) -> None:
-        if self.share and not learner.told:
+        if not learner.told:
             raise ValueError("packnet chooses weights by the task's id, allowed where the world tells it (scenario_type task, task_cue)")
-        if self.share:
-            check_first(self, "packnet", learner)
+        check_first(self, "packnet", learner)
 
     def begin_task(self, task: Task, learner: Learner) -> None:
         self.ranks.pop(task.id, None)  # one that comes back gets another share, beside what it had
@@ -79,8 +82,6 @@ class PackNet(Strategy):
         put_back(learner, self.kept, self._owned)
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if self.share == 0:
-            return
         rank = len(self.buffers) + 1
         examples = [replace(batch, target=learner.targets(batch)) for batch in batches]  # in control: before pruning
         self._claim(task, rank, learner, examples[0])

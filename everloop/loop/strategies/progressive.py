@@ -49,9 +49,11 @@ class Progressive(Strategy):
         self.heads, self.column = TaskHeads(), dict[int, int]()  # task id -> its column
         self.ended = False  # the phase of the newest column
 
+    @property
+    def active(self) -> bool:
+        return self.columns
+
     def check(self, learner: Learner) -> None:
-        if not self.columns:
-            return
         _columned(learner.module)
         check_may_grow(learner, "progressive")
         check_may_freeze(learner, "progressive")
@@ -59,8 +61,6 @@ class Progressive(Strategy):
             raise ValueError("progressive chooses a column by the task's id, allowed where the world tells it (scenario_type task)")
 
     def _restored(self, learner: Learner) -> None:
-        if not self.columns:
-            return
         for _ in range(len(_columned(learner.module).columns), max(self.column.values(), default=0) + 1):
             freeze_below(learner)
             self._add_column(learner, torch.Generator())
@@ -68,8 +68,6 @@ class Progressive(Strategy):
             freeze_below(learner)
 
     def begin_task(self, task: Task, learner: Learner) -> None:
-        if not self.columns:
-            return
         if self.ended:
             self._add_column(learner, self.generator)
             self.ended = False
@@ -77,10 +75,9 @@ class Progressive(Strategy):
         self.heads.forget(task.id)
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if self.columns:
-            freeze_below(learner)
-            self.heads.keep(task.id, learner)
-            self.ended = True
+        freeze_below(learner)
+        self.heads.keep(task.id, learner)
+        self.ended = True
 
     def _add_column(self, learner: Learner, generator: torch.Generator) -> None:
         with own_draws(learner, generator):

@@ -70,8 +70,6 @@ class Rehearsal(Strategy):
         self.past = self.past[self.past != task.id]  # a task that comes back is fresh again
 
     def observe(self, batch: Batch, learner: Learner) -> None:
-        if self.strength == 0:
-            return
         kept, rows = self.memory.reserve(len(batch), self._groups(batch), self._scores(batch, learner))
         if len(kept):
             self.store(rows, batch if len(kept) == len(batch) and (np.diff(kept) > 0).all() else batch[torch.from_numpy(kept)], learner)

@@ -52,4 +52,4 @@ class Replay(Rehearsal):
         self.current = current
 
     def recall(self, learner: Learner) -> Batch | None:
-        return self.draw(learner, None if self.current else self.past) if self.strength else None
+        return self.draw(learner, None if self.current else self.past)

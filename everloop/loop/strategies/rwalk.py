@@ -65,8 +65,6 @@ class RWalk(Strategy):
         self.steps = 0
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        if self.strength == 0:
-            return
         new = learner.weights().keys() - (self.fisher.keys() & self.start.keys())
         if batch is not None and (new or self.steps % self.interval == 0):
             self._close_interval(learner)
@@ -76,12 +74,9 @@ class RWalk(Strategy):
         self.anchor.pull(learner, 2 * self.strength)
 
     def after_step(self, learner: Learner) -> None:
-        if self.strength:
-            self.path.after_step()
+        self.path.after_step()
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if self.strength == 0:
-            return
         self.warning.look(learner, batches)
         if not self.steps:
             return  # learned together with a task that has ended already

@@ -40,9 +40,13 @@ class ShrinkAndPerturb(Strategy):
         self.generator = torch.Generator().manual_seed(seed)
         self.learned = False  # since the weights last shrank
 
+    @property
+    def active(self) -> bool:
+        return self.shrink < 1 or self.noise > 0
+
     @torch.no_grad()
     def begin_task(self, task: Task, learner: Learner) -> None:
-        if not self.learned or (self.shrink == 1 and self.noise == 0):
+        if not self.learned:
             return
         self.learned = False
         fresh = learner.frozen_copy()

@@ -50,25 +50,20 @@ class SI(Strategy):
         self.warning = ClassIncrementalWarning("si")
 
     def begin_task(self, task: Task, learner: Learner) -> None:
-        if self.strength:
-            self.path.clear()
-            self.start = snapshot(learner)
+        self.path.clear()
+        self.start = snapshot(learner)
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        if self.strength:
-            for name, p in learner.weights().items():
-                if name not in self.start:  # a weight that has come while the task is learned
-                    self.start[name] = p.detach().clone()
-            self.path.before_step(learner)
-            self.anchor.pull(learner, 2 * self.strength)
+        for name, p in learner.weights().items():
+            if name not in self.start:  # a weight that has come while the task is learned
+                self.start[name] = p.detach().clone()
+        self.path.before_step(learner)
+        self.anchor.pull(learner, 2 * self.strength)
 
     def after_step(self, learner: Learner) -> None:
-        if self.strength:
-            self.path.after_step()
+        self.path.after_step()
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if self.strength == 0:
-            return
         self.warning.look(learner, batches)
         now = snapshot(learner)
         importance = {

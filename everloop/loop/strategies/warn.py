@@ -29,7 +29,7 @@ class ClassIncrementalWarning(Stateful):
 
     def look(self, learner: Learner, batches: Sequence[Batch]) -> None:
         """At a task's end, with examples of it."""
-        if any(strategy.traits.examples and getattr(strategy, "strength", 1) for strategy in learner.strategies):
+        if any(strategy.traits.examples for strategy in learner.strategies):
             return  # stored examples do what the penalty cannot
         if self.said or not learner.labelled or not isinstance(learner.likelihood, Categorical) or learner.told:
             return
