@@ -32,12 +32,14 @@ class Compare:
     Args:
         baseline: The row that the others are compared with: its label, or its strategies. By default none if there
             is such a row, else the first.
-        csv: A file for all measures of all rows.
+        json: Print one JSON object with all measures of all rows instead of tables.
+        csv: A file for all measures of all rows; - prints them instead of tables.
         latex: A file for the table, in LaTeX.
         figure: A file for a picture: .pdf, .png or .svg.
     """
 
     baseline: str | None = None
+    json: bool = False
     csv: Path | None = None
     latex: Path | None = None
     figure: Path | None = None

@@ -8,8 +8,9 @@ import math
 import os
 import textwrap
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -108,6 +109,36 @@ def to_csv(found: Comparisons) -> str:
                 row = [table.scenario, table.scenario_type, group.label, table.metric.name, table.metric.unit, measure, *numbers, seeds]
                 writer.writerow(["" if value is None else value for value in row])
     return buffer.getvalue()
+
+
+def to_dict(found: Comparisons) -> dict[str, Any]:
+    """All tables with all measures of all rows, as JSON can hold them; None for what is not known."""
+    return {"tables": [_table_dict(table) for table in found.tables], "notes": found.notes}
+
+
+def _table_dict(table: Comparison) -> dict[str, Any]:
+    def numbers(value: Estimate | None) -> dict[str, Any] | None:
+        return None if value is None else {"n": value.n, "mean": value.mean, "low": value.low, "high": value.high}
+
+    def row(group: Group) -> dict[str, Any]:
+        measures = {
+            measure: {
+                **(numbers(table.estimate(group, measure)) or {}),
+                "values": group.values(measure),
+                "difference": numbers(table.difference(group, measure)),
+            }
+            for measure in MEASURES
+        }
+        return {"label": group.label, "settings": group.settings, "seeds": sorted(group.results), "measures": measures}
+
+    return {
+        "scenario": table.scenario,
+        "scenario_type": table.scenario_type,
+        "metric": {"name": table.metric.name, "unit": table.metric.unit},
+        "baseline": table.baseline.label,
+        "remarks": table.remarks,
+        "rows": [row(group) for group in table.groups],
+    }
 
 
 def to_latex(found: Comparisons, command: str) -> str:
@@ -238,9 +269,13 @@ def write(path: Path, make: Callable[[], str | bytes]) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Raise ValueError unless the file's ending names a format of pictures."""
+    """Raise ValueError unless the file's ending names a format of pictures, and ImportError if there is no matplotlib."""
     if path.suffix.lower() not in (".pdf", ".png", ".svg"):
         raise ValueError(f"figure is {path}; its name must end in .pdf, .png or .svg")
+    try:
+        import_module("matplotlib")
+    except ModuleNotFoundError:
+        raise ImportError("a figure needs the package matplotlib: pip install matplotlib") from None
 
 
 def picture(found: Comparisons, path: Path) -> bytes:

@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +369,59 @@ def test_the_order_of_the_folders_does_not_matter(order: list[int], tmp_path: Pa
         grid(tmp_path)
     folders = sorted(path.parent for path in tmp_path.rglob("result.json"))
     assert to_csv(compare([folders[i] for i in order])) == to_csv(compare([tmp_path]))
+
+
+def test_a_pipe_gets_whole_lines_without_padding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for iterations in (5, 20):
+        run_at(tmp_path / str(iterations), 30, 0, "none", scenario="split-digits", iterations=iterations, ood_ratio=0.1234567, gradual=0.5)
+    run_at(tmp_path / "c", 30, 0, "ewc", scenario="split-digits", iterations=3)
+    assert main(["compare", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    row = next(line for line in lines if line.startswith("none, gradual=0.5, iterations=5, ood_ratio=0.1234567"))
+    assert row.split()[-5:] == ["30.0", "10.0", "35.0", "1", "-"]
+    assert max(map(len, lines)) > 80
+
+
+def test_an_ascii_terminal_gets_its_own_plus_minus(tmp_path: Path) -> None:
+    grid(tmp_path)
+    words = [sys.executable, "-m", "everloop", "compare", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert b"30.3 +- 6.3" in done.stdout
+
+
+def test_json_is_all_there_is_on_the_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid(tmp_path / "runs")
+    run_at(tmp_path / "runs" / "late", 50, 3, phases=1)
+    assert main(["compare", "--json", str(tmp_path / "runs"), "--latex", str(tmp_path / "x.tex")]) == 0
+    printed = capsys.readouterr()
+    content = json.loads(printed.out)
+    (table,) = content["tables"]
+    assert (table["scenario"], table["baseline"], table["metric"]) == ("made-up", "none", {"name": "accuracy", "unit": "%"})
+    none, ewc, _ = table["rows"]
+    assert (ewc["label"], ewc["seeds"], none["measures"]["average_score"]["difference"]) == ("ewc", [0, 1, 2], None)
+    average = ewc["measures"]["average_score"]
+    assert average["values"] == {"0": 50.0, "1": 53.1, "2": 48.2}
+    assert average["difference"]["mean"] == pytest.approx(20.1)
+    assert content["notes"] == [f"not compared: {tmp_path / 'runs' / 'late'}: 1 of 2 phases have ended"]
+    assert f"written: {tmp_path / 'x.tex'}" in printed.err
+
+
+def test_a_csv_called_dash_goes_to_the_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid(tmp_path)
+    assert main(["compare", str(tmp_path), "--csv", "-"]) == 0
+    assert capsys.readouterr().out == to_csv(compare([tmp_path]))
+    assert main(["compare", str(tmp_path), "--csv", "-", "--json"]) == 2
+    assert "json and csv both go to the standard output" in capsys.readouterr().err
+
+
+def test_a_figure_without_matplotlib_is_refused_before_anything_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["compare", str(grid(tmp_path)), "--figure", str(tmp_path / "x.pdf")]) == 2
+    assert capsys.readouterr() == ("", "everloop: error: a figure needs the package matplotlib: pip install matplotlib\n")
 
 
 def test_from_nothing_to_a_table_and_a_picture_in_two_commands(
