@@ -20,7 +20,7 @@ import everloop
 from everloop.loop import STRATEGIES
 from everloop.loop.result import MEASURES
 from everloop.scenarios import SCENARIOS
-from everloop.scenarios.advise import Situation, advise, next_command, remarks
+from everloop.scenarios.advise import Situation, advise, by_reason, next_command, remarks
 from everloop.scenarios.compare import COLUMNS, Compare, Comparisons, compare
 from everloop.scenarios.compare_output import check_picture, picture, print_comparisons, to_csv, to_dict, to_latex, write
 from everloop.scenarios.experiment import command
@@ -168,21 +168,29 @@ def _advise(words: list[str]) -> Ready:
 
 
 def _show_advice(situation: Situation) -> int:
-    console, advice = Console(), advise(situation)
-    for title, chosen in (
-        ("fit, the best first", [a for a in advice if a.fits and not a.for_learning]),
-        ("fit, and keep the network able to learn", [a for a in advice if a.fits and a.for_learning]),
-        ("do not fit", [a for a in advice if not a.fits]),
-    ):
-        table = Table(title=title, title_justify="left", show_header=False, box=None)
-        for a in chosen:
-            table.add_row(a.name, escape(first_line(STRATEGIES[a.name])), escape(a.reason))
-        console.print(table, "", highlight=False)
-    for line in remarks(situation, advice):
-        console.print(line, highlight=False)
-    if (now := next_command(situation, advice)) is not None:
-        console.print(f"try it: {now}", highlight=False, soft_wrap=True)
+    advice = advise(situation)
+    with stdout() as console:
+        for title, chosen in (
+            ("fit, the best first", [a for a in advice if a.fits and not a.for_learning]),
+            ("fit, and keep the network able to learn", [a for a in advice if a.fits and a.for_learning]),
+        ):
+            rows = [(a.name, first_line(STRATEGIES[a.name]), a.reason) for a in chosen]
+            console.print(*_advice_table(title, ("strategy", "what it does", "what it takes"), rows), highlight=False)
+        reasons = [(reason, ", ".join(names)) for reason, names in by_reason([a for a in advice if not a.fits]).items()]
+        console.print(*_advice_table("do not fit", ("reason", "strategies"), reasons), highlight=False)
+        for line in remarks(situation, advice):
+            console.print(line, highlight=False)
+        if (now := next_command(situation, advice)) is not None:
+            console.print(f"try it: {now}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _advice_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Table | str]:
+    """A table and an empty line after it; nothing where it has no rows."""
+    table = Table(*headings, title=title, title_justify="left", box=None)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return [table, ""] if rows else []
 
 
 def _reproduce(words: list[str]) -> Ready:
