@@ -178,7 +178,7 @@ def _missing(table: Comparison, measures: Sequence[str]) -> list[str]:
     for measure in measures:
         for group in table.groups:
             lacking = sorted(group.results.keys() - group.values(measure).keys())
-            unknown |= measure == "forward_transfer" and bool(lacking)
+            unknown |= measure == "forward_transfer" and bool(lacking) and len(group.first.phases) > 1
             if 0 < len(lacking) < len(group.results):
                 said.append(f"{measure.replace('_', ' ')} of {group.label} (seed {', '.join(map(str, lacking))})")
     lines = [f"{table.title}: not known: {'; '.join(said)}"] if said else []

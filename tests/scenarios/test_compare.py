@@ -247,6 +247,12 @@ def test_a_measure_that_no_table_shows_is_noted_once_and_only_for_the_csv(tmp_pa
     assert compare([tmp_path], measures=MEASURES).notes == ["made-up: forward transfer needs --eval-tasks all"]
 
 
+def test_a_run_of_one_phase_is_not_told_to_evaluate_more(tmp_path: Path) -> None:
+    path = run_at(tmp_path / "joint", 50, 0, "joint", phases=1) / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"phases": [["a", "b"]]}))
+    assert compare([tmp_path], measures=MEASURES).notes == []
+
+
 def test_a_folder_without_settings_is_left_out(tmp_path: Path) -> None:
     run_at(tmp_path / "a", 50, 0)
     (run_at(tmp_path / "b", 50, 1) / "config.yaml").unlink()
