@@ -60,8 +60,6 @@ def test_the_readmes_commands_run_as_printed_one_after_the_other(
     for line in commands():
         words = line[1 : line.index(">")] if ">" in line else line[1:]
         named = words[1] if words[0] == "run" and words[1] in SCENARIOS else "split-digits"
-        if words[0] == "compare":
-            continue  # of runs that were not made here; see test_compare
         if words[0] == "run" and named not in REDUCED:
             assert arguments.read(words[1:]).scenario is SCENARIOS[named]
             continue

@@ -105,11 +105,19 @@ def _judge(name: str, traits: Traits, now: Situation) -> Advice:
     if not reasons and now.class_incremental and not traits.class_incremental and not traits.for_learning:
         reasons = ["new classes' loss pushes the old ones' logits down all the same"]
     copies = traits.copies * (now.tasks if traits.grows else 1)
-    keeps = [f"{_bytes(4 * copies * now.weights)} beside the network"] if copies else []
+    keeps = [f"{_bytes(4 * copies * now.weights)} more memory"] if copies else []
     keeps += [f"up to {now.examples} examples"] if traits.examples else []
     keeps += [f"with {setting}"] if setting else []
-    keeps += [f"a network of the architecture {traits.network}"] if traits.network else []
+    keeps += [f"needs a network such as split-mnist's with --architecture {traits.network}"] if traits.network else []
     return Advice(name, "; ".join(reasons or keeps or ["nothing kept"]), not reasons, traits.for_learning)
+
+
+def by_reason(advice: list[Advice]) -> dict[str, list[str]]:
+    """Reason -> the names of the strategies with that reason, in the order in which they come."""
+    found: dict[str, list[str]] = {}
+    for a in advice:
+        found.setdefault(a.reason, []).append(a.name)
+    return found
 
 
 def _bytes(size: float) -> str:
@@ -121,8 +129,11 @@ def _bytes(size: float) -> str:
 
 
 def next_command(now: Situation, advice: list[Advice]) -> str | None:
-    """What to run next: the first strategy that fits, in the built-in scenario that is most like the situation."""
-    fitting = [a for a in advice if a.fits and not a.for_learning]
+    """What to run next: the first strategy that fits, in the built-in scenario that is most like the situation.
+
+    Strategies that need a network of their own, which that scenario has not, are passed over.
+    """
+    fitting = [a for a in advice if a.fits and not a.for_learning and not STRATEGIES[a.name].traits.network]
     if not fitting:
         return None
     words = ["everloop run", "switching-plant" if now.world == "control" else "split-digits"]

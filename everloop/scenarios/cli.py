@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,18 +18,32 @@ from rich.table import Table
 
 import everloop
 from everloop.loop import STRATEGIES
+from everloop.loop.result import MEASURES
 from everloop.scenarios import SCENARIOS
-from everloop.scenarios.advise import Situation, advise, next_command, remarks
-from everloop.scenarios.compare import Compare, Comparisons, compare
-from everloop.scenarios.compare_output import check_picture, picture, print_comparisons, to_csv, to_latex, write
+from everloop.scenarios.advise import Situation, advise, by_reason, next_command, remarks
+from everloop.scenarios.compare import COLUMNS, Compare, Comparisons, compare
+from everloop.scenarios.compare_output import check_picture, picture, print_comparisons, to_csv, to_dict, to_latex, write
 from everloop.scenarios.experiment import command
 from everloop.scenarios.help import first_line, help_text
 from everloop.scenarios.names import did_you_mean
 from everloop.scenarios.reproduce import Reproduce, reproduce
 from everloop.scenarios.run_command import BAD_INPUT, INTERRUPTED, fail, prepare_run, run_help, strategy_lines
 from everloop.scenarios.settings import Schema, check, read_words, schema_of
+from everloop.scenarios.stdout import stdout
 
 Ready = Callable[[], int]
+STDOUT = Path("-")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What `everloop list` is asked for.
+
+    Args:
+        json: Print one JSON object instead of tables.
+    """
+
+    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,19 +109,23 @@ def _read(schema: Schema, words: Sequence[str], positional: int = 0) -> tuple[li
 
 
 def _list(words: list[str]) -> Ready:
-    _read({}, words)
-    return _show_list
+    _, values = _read(schema_of(Listing), words)
+    return partial(_show_list, Listing(**values))
 
 
-def _show_list() -> int:
-    console = Console()
-    scenarios = {name: scenario.summary + (f"\nneeds {scenario.needs}" if scenario.needs else "") for name, scenario in SCENARIOS.items()}
+def _show_list(asked: Listing) -> int:
     worlds = {name: first_line(gym.spec(name).entry_point) for name in sorted(gym.registry) if name.startswith("everloop/")}
-    for title, rows in (("scenarios", scenarios), ("strategies", strategy_lines()), ("worlds", worlds)):
-        table = Table(title=title, title_justify="left", show_header=False, box=None)
-        for name, text in rows.items():
-            table.add_row(name, escape(text))
-        console.print(table, "", highlight=False)
+    if asked.json:
+        scenarios = {name: {"summary": scenario.summary, "needs": scenario.needs} for name, scenario in SCENARIOS.items()}
+        print(json.dumps({"scenarios": scenarios, "strategies": strategy_lines(), "worlds": worlds}, indent=2))
+        return 0
+    summaries = {name: scenario.summary + (f"\nneeds {scenario.needs}" if scenario.needs else "") for name, scenario in SCENARIOS.items()}
+    with stdout() as console:
+        for title, rows in (("scenarios", summaries), ("strategies", strategy_lines()), ("worlds", worlds)):
+            table = Table(title=title, title_justify="left", show_header=False, box=None)
+            for name, text in rows.items():
+                table.add_row(name, escape(text))
+            console.print(table, "", highlight=False)
     return 0
 
 
@@ -115,24 +134,32 @@ def _compare(words: list[str]) -> Ready:
     if not folders:
         raise ValueError("no folder is named; write everloop compare FOLDER...")
     asked = Compare(**values)
+    if asked.json and asked.csv == STDOUT:
+        raise ValueError("json and csv both go to the standard output; choose one, or give csv a file")
     if asked.figure is not None:
         check_picture(asked.figure)
-    return partial(_show_comparison, compare(folders, asked.baseline), asked)
+    measures = MEASURES if asked.json or asked.csv is not None else COLUMNS
+    return partial(_show_comparison, compare(folders, asked.baseline, measures), asked)
 
 
 def _show_comparison(found: Comparisons, asked: Compare) -> int:
-    console = Console()
     for note in found.notes:
         print(note, file=sys.stderr)
-    print_comparisons(found, console)
+    if asked.json:
+        print(json.dumps(to_dict(found), indent=2, default=str))
+    elif asked.csv == STDOUT:
+        print(to_csv(found), end="")
+    else:
+        with stdout() as console:
+            print_comparisons(found, console)
     for path, make in (
         (asked.csv, partial(to_csv, found)),
         (asked.latex, partial(to_latex, found, command())),
         (asked.figure, lambda: picture(found, asked.figure or Path())),
     ):
-        if path is not None:
+        if path not in (None, STDOUT):
             write(path, make)
-            console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
+            print(f"written: {path}", file=sys.stderr if asked.json or asked.csv == STDOUT else None)
     return 0
 
 
@@ -141,21 +168,29 @@ def _advise(words: list[str]) -> Ready:
 
 
 def _show_advice(situation: Situation) -> int:
-    console, advice = Console(), advise(situation)
-    for title, chosen in (
-        ("fit, the best first", [a for a in advice if a.fits and not a.for_learning]),
-        ("fit, and keep the network able to learn", [a for a in advice if a.fits and a.for_learning]),
-        ("do not fit", [a for a in advice if not a.fits]),
-    ):
-        table = Table(title=title, title_justify="left", show_header=False, box=None)
-        for a in chosen:
-            table.add_row(a.name, escape(first_line(STRATEGIES[a.name])), escape(a.reason))
-        console.print(table, "", highlight=False)
-    for line in remarks(situation, advice):
-        console.print(line, highlight=False)
-    if (now := next_command(situation, advice)) is not None:
-        console.print(f"try it: {now}", highlight=False, soft_wrap=True)
+    advice = advise(situation)
+    with stdout() as console:
+        for title, chosen in (
+            ("fit, the best first", [a for a in advice if a.fits and not a.for_learning]),
+            ("fit, and keep the network able to learn", [a for a in advice if a.fits and a.for_learning]),
+        ):
+            rows = [(a.name, first_line(STRATEGIES[a.name]), a.reason) for a in chosen]
+            console.print(*_advice_table(title, ("strategy", "what it does", "what it takes"), rows), highlight=False)
+        reasons = [(reason, ", ".join(names)) for reason, names in by_reason([a for a in advice if not a.fits]).items()]
+        console.print(*_advice_table("do not fit", ("reason", "strategies"), reasons), highlight=False)
+        for line in remarks(situation, advice):
+            console.print(line, highlight=False)
+        if (now := next_command(situation, advice)) is not None:
+            console.print(f"try it: {now}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _advice_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Table | str]:
+    """A table and an empty line after it; nothing where it has no rows."""
+    table = Table(*headings, title=title, title_justify="left", box=None)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return [table, ""] if rows else []
 
 
 def _reproduce(words: list[str]) -> Ready:
@@ -179,7 +214,7 @@ def _explained(about: str, words: str, prepare: Callable[[list[str]], Ready], sc
 
 
 COMMANDS = {
-    "list": _explained("Scenarios, strategies and worlds.", "list", _list, dict),
+    "list": _explained("Scenarios, strategies and worlds.", "list [--json]", _list, lambda: schema_of(Listing)),
     "run": Command("Run a scenario, with any strategies.", prepare_run, run_help),
     "compare": _explained(
         "Runs beside each other: means with intervals, differences paired by seed.",

@@ -14,10 +14,15 @@ import yaml
 
 from everloop.contract import Metric
 from everloop.loop import Result
-from everloop.loop.result import MEASURES
+from everloop.scenarios import SCENARIOS
+from everloop.scenarios.arguments import scenario_schema, strategy_schemas
 from everloop.scenarios.folder import CONFIG, RESULT
-from everloop.scenarios.settings import flat
+from everloop.scenarios.help import shown
+from everloop.scenarios.settings import flat, plain
 from everloop.scenarios.statistics import Estimate, estimate, paired
+
+COLUMNS = ("average_score", "forgetting", "average_incremental_score")
+"""The measures that a table shows."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +30,16 @@ class Compare:
     """What `everloop compare` is asked for.
 
     Args:
-        baseline: The row that the others are compared with; by default none if there is such a row, else the first.
-        csv: A file for all measures of all rows.
+        baseline: The row that the others are compared with: its label, or its strategies. By default none if there
+            is such a row, else the first.
+        json: Print one JSON object with all measures of all rows instead of tables.
+        csv: A file for all measures of all rows; - prints them instead of tables.
         latex: A file for the table, in LaTeX.
         figure: A file for a picture: .pdf, .png or .svg.
     """
 
     baseline: str | None = None
+    json: bool = False
     csv: Path | None = None
     latex: Path | None = None
     figure: Path | None = None
@@ -42,14 +50,32 @@ class Group:
     """Runs of the same settings, which differ in their seeds.
 
     Args:
-        label: What they are called in a table.
+        name: Their strategies.
         settings: Every setting but the seed, by dotted key.
         results: By seed.
+        label: What they are called in a table: the name, and in which settings they differ from other rows.
     """
 
-    label: str
+    name: str
     settings: Mapping[str, Any]
-    results: dict[int, Result]
+    results: dict[int, Result] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def first(self) -> Result:
+        """One of the results, for what all have in common."""
+        return next(iter(self.results.values()))
+
+    @property
+    def strategy_settings(self) -> dict[str, Any]:
+        """The settings of the strategies, and which they are."""
+        mine = {"strategies", *self.first.strategies}
+        return {key: value for key, value in self.settings.items() if key.partition(".")[0] in mine}
+
+    @property
+    def scenario_settings(self) -> dict[str, Any]:
+        """All other settings: what a difference between strategies should not depend on."""
+        return {key: value for key, value in self.settings.items() if key not in self.strategy_settings}
 
     def values(self, measure: str) -> dict[int, float]:
         """A measure by seed, of the seeds that have it."""
@@ -59,19 +85,28 @@ class Group:
 
 @dataclass
 class Comparison:
-    """Groups that can be compared: of one scenario, with the same tasks and the same metric.
+    """Groups that can be compared: of one scenario and scenario type, with the same tasks and the same metric.
 
     Args:
         scenario: Its name.
+        scenario_type: class, domain or task; empty where the scenario has no types.
         metric: What the numbers are.
         groups: The rows.
         baseline: The row that the others are compared with.
+        remarks: What has to be known to read the differences, one line each.
     """
 
     scenario: str
+    scenario_type: str
     metric: Metric
     groups: list[Group]
     baseline: Group
+    remarks: list[str]
+
+    @property
+    def title(self) -> str:
+        """The scenario and its type, for people to read."""
+        return f"{self.scenario} ({self.scenario_type}-incremental)" if self.scenario_type else self.scenario
 
     def estimate(self, group: Group, measure: str) -> Estimate:
         """A measure's mean over the group's seeds."""
@@ -86,7 +121,7 @@ class Comparison:
 
 @dataclass
 class Comparisons:
-    """One comparison for each scenario, and what could not be compared.
+    """One comparison for each scenario and type, and what could not be compared.
 
     Args:
         tables: The comparisons.
@@ -98,8 +133,12 @@ class Comparisons:
     notes: list[str] = field(default_factory=list)
 
 
-def compare(folders: Iterable[Path | str], baseline: str | None = None) -> Comparisons:
+def compare(folders: Iterable[Path | str], baseline: str | None = None, measures: Sequence[str] = COLUMNS) -> Comparisons:
     """The runs in `folders`, and in all folders below them, beside each other.
+
+    Args:
+        baseline: The label or the strategies of the row that the others are compared with.
+        measures: Those that will be shown; a note says which of them some seeds lack.
 
     Raises:
         ValueError: In one line, where nothing can be compared, and for a baseline that is no row.
@@ -109,31 +148,41 @@ def compare(folders: Iterable[Path | str], baseline: str | None = None) -> Compa
         raise ValueError(f"there is no complete run to compare{'; ' + '; '.join(notes) if notes else ''}")
     together: dict[str, list[Group]] = {}
     for group in groups:
-        result = next(iter(group.results.values()))
-        together.setdefault(json.dumps([result.scenario, result.tasks, result.metric.name, result.metric.unit]), []).append(group)
+        together.setdefault(json.dumps(_kind(group)), []).append(group)
     tables = [_comparison(together[kind], baseline) for kind in sorted(together)]
-    known = [group.label for groups in together.values() for group in groups]
-    if baseline is not None and baseline not in known:
-        raise ValueError(f"baseline is {baseline!r}; the rows are {', '.join(known)}")
+    rows = [group for table in tables for group in table.groups]
+    if baseline is not None and not any(baseline in (row.label, row.name) for row in rows):
+        raise ValueError(f"baseline is {baseline!r}; the rows are {_some([repr(row.label) for row in rows])}")
     for table in tables:
-        notes += [note for group in table.groups for note in _missing(group)]
-        if baseline is not None and table.baseline.label != baseline:
-            notes.append(f"{table.scenario} has no row {baseline!r}; its baseline is {table.baseline.label!r}")
+        notes += _missing(table, measures)
+        if baseline is not None and baseline not in (table.baseline.label, table.baseline.name):
+            notes.append(f"{table.title} has no row {baseline!r}; its baseline is {table.baseline.label!r}")
     return Comparisons(tables, notes)
 
 
-def _missing(group: Group) -> list[str]:
-    """One line for each set of seeds that lack measures, which are then averaged without them."""
-    lacking: dict[tuple[int, ...], list[str]] = {}
-    for measure in MEASURES:
-        seeds = tuple(sorted(group.results.keys() - group.values(measure).keys()))
-        if seeds:
-            lacking.setdefault(seeds, []).append(measure)
-    scenario = next(iter(group.results.values())).scenario
-    return [
-        f"{scenario}, {group.label}: not known for seed {', '.join(map(str, seeds))}: {', '.join(measures)}"
-        for seeds, measures in lacking.items()
-    ]
+def _kind(group: Group) -> list[Any]:
+    """What rows of one table have in common."""
+    metric = group.first.metric
+    return [group.first.scenario, group.settings.get("scenario_type") or "", group.first.tasks, metric.name, metric.unit]
+
+
+def _some(words: Sequence[str], most: int = 8) -> str:
+    """The words with commas between them; of many the first ones."""
+    more = [f"{len(words) - most} more"] if len(words) > most else []
+    return ", ".join([*words[:most], *more])
+
+
+def _missing(table: Comparison, measures: Sequence[str]) -> list[str]:
+    """At most two lines: measures that some seeds of a row lack, which are then averaged without them, and one that none has."""
+    said, unknown = [], False
+    for measure in measures:
+        for group in table.groups:
+            lacking = sorted(group.results.keys() - group.values(measure).keys())
+            unknown |= measure == "forward_transfer" and bool(lacking) and len(group.first.phases) > 1
+            if 0 < len(lacking) < len(group.results):
+                said.append(f"{measure.replace('_', ' ')} of {group.label} (seed {', '.join(map(str, lacking))})")
+    lines = [f"{table.title}: not known: {'; '.join(said)}"] if said else []
+    return [*lines, *([f"{table.title}: forward transfer needs --eval-tasks all"] if unknown else [])]
 
 
 def _load(folders: Iterable[Path | str]) -> tuple[list[Group], list[str]]:
@@ -149,10 +198,9 @@ def _load(folders: Iterable[Path | str]) -> tuple[list[Group], list[str]]:
         if not result.complete:
             notes.append(f"not compared: {folder}: {len(result.rows)} of {len(result.phases)} phases have ended")
             continue
-        settings = settings or {"scenario": result.scenario, "strategies": result.strategies, "phases": result.phases}
         kind = [result.scenario, result.tasks, result.metric.name, result.metric.unit]
         key = json.dumps([kind, settings], sort_keys=True, default=str)
-        group = groups.setdefault(key, Group("+".join(result.strategies), settings, {}))
+        group = groups.setdefault(key, Group("+".join(result.strategies), settings))
         if result.seed in group.results:
             notes.append(f"not compared: {folder}: seed {result.seed} of these settings is there already")
             continue
@@ -174,10 +222,10 @@ def _runs(folders: Iterable[Path | str], notes: list[str]) -> list[Path]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """The run's settings by dotted key, but for seeds and threads; none where they are not written down."""
+    """The run's settings by dotted key, but for seeds and threads. Raises ValueError where they can't be read."""
     file = folder / CONFIG
     if not file.exists():
-        return {}
+        raise ValueError(f"no {CONFIG}")
     try:
         content = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -188,14 +236,19 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _comparison(groups: list[Group], baseline: str | None) -> Comparison:
-    _name(groups)
-    first = {id(group): next(iter(group.results.values())) for group in groups}
-    groups.sort(
-        key=lambda group: (first[id(group)].strategies != ["none"], first[id(group)].strategies == ["joint"], _by_number(group.label))
-    )
-    result = first[id(groups[0])]
-    chosen = next((group for group in groups if group.label == baseline), groups[0])
-    return Comparison(result.scenario, result.metric, groups, chosen)
+    keys = _differing([group.scenario_settings for group in groups])
+    _label(groups, keys)
+    groups.sort(key=lambda group: (group.name != "none", group.name == "joint", _by_number(group.label)))
+    asked = [group for group in groups if group.label == baseline]
+    chosen = next(iter([*asked, *[group for group in groups if group.name == baseline], *groups]))
+    alike = [group for group in groups if group.name == chosen.name]
+    remarks = [f"rows differ in more than their strategies: {_differences(groups, keys)}"] if keys else []
+    if len(alike) > 1 and not asked:
+        remarks.append(f"the baseline is {chosen.label!r}, the first of {len(alike)} rows {chosen.name}; --baseline LABEL names another")
+    if apart := [group.label for group in groups if not group.results.keys() & chosen.results.keys()]:
+        remarks.append(f"no common seed with {chosen.label!r}: {'; '.join(apart)}")
+    scenario, scenario_type, *_ = _kind(chosen)
+    return Comparison(scenario, scenario_type, chosen.first.metric, groups, chosen, remarks)
 
 
 def _by_number(label: str) -> list[str | float]:
@@ -203,11 +256,46 @@ def _by_number(label: str) -> list[str | float]:
     return [float(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", label))]
 
 
-def _name(groups: Sequence[Group]) -> None:
-    """Where rows would be called the same, say in which settings they differ."""
-    for label in {group.label for group in groups}:
-        alike = [group for group in groups if group.label == label]
-        keys = sorted({key for group in alike for key in group.settings})
-        differ = [key for key in keys if len({repr(group.settings.get(key)) for group in alike}) > 1]
-        for group in alike if len(alike) > 1 else []:
-            group.label = ", ".join([label, *(f"{key}={group.settings.get(key)}" for key in differ)])
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys whose values are not the same everywhere."""
+    return sorted(key for key in set().union(*settings) if len({repr(values.get(key)) for values in settings}) > 1)
+
+
+def _differences(groups: Sequence[Group], keys: Sequence[str]) -> str:
+    """Which rows have which values: iterations 5 (none), 20 (replay)."""
+    several = len({group.name for group in groups}) > 1
+    said = []
+    for key in keys:
+        rows: dict[str, list[str]] = {}
+        for group in groups:
+            value = group.settings.get(key)
+            rows.setdefault("unset" if value is None else shown(value), []).append(group.name)
+        said.append(
+            f"{key} " + _some([f"{value} ({', '.join(dict.fromkeys(names))})" if several else value for value, names in rows.items()])
+        )
+    return "; ".join(said)
+
+
+def _label(groups: Sequence[Group], keys: Sequence[str]) -> None:
+    """Call each row by its strategies and, of the settings `keys` and of those in which rows of the same strategies differ,
+    by what is not the default. Where two rows would still be called the same, by all of them."""
+    defaults = _defaults(groups[0].first.scenario)
+
+    def label(group: Group, defaults: Mapping[str, Any]) -> str:
+        own = _differing([other.strategy_settings for other in groups if other.name == group.name])
+        named = [key for key in [*keys, *own] if key in group.settings]
+        told = [key for key in named if key not in defaults or group.settings[key] != defaults[key]]
+        return ", ".join([group.name, *(f"{key}={shown(group.settings[key])}" for key in told)])
+
+    labels = [label(group, defaults) for group in groups]
+    for group, short in zip(groups, labels, strict=True):
+        group.label = short if labels.count(short) == 1 else label(group, {})
+
+
+def _defaults(scenario: str) -> dict[str, Any]:
+    """The defaults of a scenario and of all strategies in it, by dotted key; none for one that is not registered."""
+    if scenario not in SCENARIOS:
+        return {}
+    found = SCENARIOS[scenario]
+    schemas = [scenario_schema(found), *strategy_schemas(found).values()]
+    return {"scenario": scenario, **{key: plain(setting.default) for schema in schemas for key, setting in schema.items()}}

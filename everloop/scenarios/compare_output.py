@@ -6,9 +6,11 @@ import csv
 import io
 import math
 import os
+import textwrap
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -19,18 +21,15 @@ from everloop.contract import Metric
 from everloop.loop import Evaluation, Result
 from everloop.loop.figures import STYLES, quantity
 from everloop.loop.result import MEASURES
-from everloop.scenarios.compare import Comparison, Comparisons, Group
+from everloop.scenarios.compare import COLUMNS, Comparison, Comparisons, Group
 from everloop.scenarios.statistics import Estimate, estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = ("average_score", "forgetting", "average_incremental_score")
-EXPLAINED = (
-    "mean ± half of the 95 % confidence interval over n seeds (Student's t); "
-    "difference: of the average to {}, paired by seed (in brackets: the number of seeds or pairs where it is not n)"
-)
+LAYOUTS = [(1000, " ", " "), *((room, "\n", gap) for gap in (" ", "\n") for room in (1000, 40, 30, 20))]
+"""From wide to narrow: how long a line of a label is, and what stands between the words of a heading and before a ±."""
 SHADES = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
 """Ten colours that colour-blind readers can tell apart (Petroff 2021, arXiv:2107.02270)."""
 
@@ -57,27 +56,49 @@ def _cells(table: Comparison, group: Group) -> list[str]:
 
 def _headings(metric: Metric) -> list[str]:
     unit = f" ({metric.unit})" if metric.unit else ""
-    return [f"average {metric.name}{unit}", f"forgetting{' (points)' if unit else ''}", f"average incremental{unit}", "n", "difference"]
+    lost = "drop of return" if metric.name == "return" else f"forgetting{' (points)' if unit else ''}"
+    return [f"average {metric.name}{unit}", lost, f"average incremental{unit}", "n", "difference"]
+
+
+def explained(table: Comparison) -> list[str]:
+    """What has to be known to read a table, one line each."""
+    parts = ["mean ± half of the 95 % confidence interval over n seeds"]
+    if len(table.groups) > 1:
+        parts.append(f"difference from {table.baseline.label!r}, paired by seed")
+    if any(cell.endswith(")") for group in table.groups for cell in _cells(table, group)):
+        parts.append("in brackets: how many seeds, where they are not n")
+    return ["; ".join(parts), *table.remarks]
 
 
 def print_comparisons(found: Comparisons, console: Console) -> None:
     """The tables; what is left out goes to the notes, which the caller shows."""
-    for table in found.tables:
-        shown = Table(title=escape(table.scenario), title_justify="left", box=None, padding=(0, 0, 0, 2), pad_edge=False)
-        shown.add_column("strategies", overflow="fold")
-        for heading in _headings(table.metric):
-            shown.add_column(heading, justify="right", no_wrap=False)
-        for group in table.groups:
-            shown.add_row(escape(group.label), *(cell.replace(" ± ", " ±\u00a0") for cell in _cells(table, group)))
-        console.print(shown, highlight=False)
-        console.print(escape(EXPLAINED.format(table.baseline.label)), highlight=False, style="dim")
+    endless = console.options.update(width=100_000)
+    for i, table in enumerate(found.tables):
+        layouts = [_table(table, *layout) for layout in LAYOUTS]
+        fitting = [shown for shown in layouts if console.measure(shown, options=endless).maximum <= console.width]
+        console.print(*([""] if i else []), escape(table.title), next(iter([*fitting, layouts[-1]])), sep="\n", highlight=False)
+        for line in explained(table):
+            console.print(escape(line), highlight=False, style="dim")
+
+
+def _table(table: Comparison, room: int, heading_gap: str, cell_gap: str) -> Table:
+    shown = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False)
+    shown.add_column("strategies", no_wrap=True)
+    for heading in _headings(table.metric):
+        shown.add_column(heading.replace(" ", heading_gap), justify="right", no_wrap=True)
+    for group in table.groups:
+        label = textwrap.fill(group.label, room, break_long_words=False, break_on_hyphens=False)
+        shown.add_row(escape(label), *(cell.replace(" ±", f"{cell_gap}±") for cell in _cells(table, group)))
+    return shown
 
 
 def to_csv(found: Comparisons) -> str:
     """One line for each row and measure, with all numbers whole."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    names = "scenario label metric unit measure n mean low high baseline n_pairs difference difference_low difference_high seeds"
+    names = (
+        "scenario scenario_type label metric unit measure n mean low high baseline n_pairs difference difference_low difference_high seeds"
+    )
     writer.writerow(names.split())
     for table in found.tables:
         for group in table.groups:
@@ -85,19 +106,50 @@ def to_csv(found: Comparisons) -> str:
                 own, gap = table.estimate(group, measure), table.difference(group, measure) or Estimate(0, None, None)
                 numbers = [own.n, own.mean, own.low, own.high, table.baseline.label, gap.n, gap.mean, gap.low, gap.high]
                 seeds = " ".join(map(str, sorted(group.results)))
-                row = [table.scenario, group.label, table.metric.name, table.metric.unit, measure, *numbers, seeds]
+                row = [table.scenario, table.scenario_type, group.label, table.metric.name, table.metric.unit, measure, *numbers, seeds]
                 writer.writerow(["" if value is None else value for value in row])
     return buffer.getvalue()
 
 
+def to_dict(found: Comparisons) -> dict[str, Any]:
+    """All tables with all measures of all rows, as JSON can hold them; None for what is not known."""
+    return {"tables": [_table_dict(table) for table in found.tables], "notes": found.notes}
+
+
+def _table_dict(table: Comparison) -> dict[str, Any]:
+    def numbers(value: Estimate | None) -> dict[str, Any] | None:
+        return None if value is None else {"n": value.n, "mean": value.mean, "low": value.low, "high": value.high}
+
+    def row(group: Group) -> dict[str, Any]:
+        measures = {
+            measure: {
+                **(numbers(table.estimate(group, measure)) or {}),
+                "values": group.values(measure),
+                "difference": numbers(table.difference(group, measure)),
+            }
+            for measure in MEASURES
+        }
+        return {"label": group.label, "settings": group.settings, "seeds": sorted(group.results), "measures": measures}
+
+    return {
+        "scenario": table.scenario,
+        "scenario_type": table.scenario_type,
+        "metric": {"name": table.metric.name, "unit": table.metric.unit},
+        "baseline": table.baseline.label,
+        "remarks": table.remarks,
+        "rows": [row(group) for group in table.groups],
+    }
+
+
 def to_latex(found: Comparisons, command: str) -> str:
-    """A tabular for each scenario, for the package booktabs."""
+    """A tabular for each comparison, for the package booktabs."""
     blocks = [f"% {command}", "% \\usepackage{booktabs}"]
     for table in found.tables:
         headings = " & ".join(map(_latex, ["strategies", *_headings(table.metric)]))
         rows = [" & ".join([_latex(group.label), *map(_latex_cell, _cells(table, group))]) + r" \\" for group in table.groups]
         blocks += [
-            f"% {table.scenario}: {EXPLAINED.format(table.baseline.label)}",
+            f"% {table.title}",
+            *(f"% {line}" for line in explained(table)),
             r"\begin{tabular}{lrrrrr}",
             r"\toprule",
             headings + r" \\",
@@ -120,7 +172,7 @@ def _latex_cell(cell: str) -> str:
 
 
 def draw(found: Comparisons) -> Figure:
-    """A picture: of each scenario the averages with their intervals, and how they come about over the steps of training."""
+    """A picture: of each table the averages with their intervals, and how they come about over the steps of training."""
     figure = _figure(11.0, sum(max(3.2, 1.2 + 0.42 * len(table.groups)) for table in found.tables))
     places = figure.subplots(len(found.tables), 2, squeeze=False)
     for (left, right), table in zip(places, found.tables, strict=True):
@@ -147,7 +199,7 @@ def _draw_averages(axes: Axes, table: Comparison, shades: Sequence[str]) -> None
             axes.errorbar(mean.mean, i, xerr=mean.half, fmt="s", color=color, capsize=4)
     axes.set_yticks(range(len(table.groups)), [group.label.replace("$", r"\$") for group in table.groups], fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel=f"average {quantity(table.metric)} at the end", title=table.scenario)
+    axes.set(xlabel=f"average {quantity(table.metric)} at the end", title=table.title)
     axes.grid(axis="x", linewidth=0.4)
     if table.metric.unit == "%":  # an interval may reach beyond what there can be
         axes.set_xlim(-3, 103)
@@ -217,9 +269,13 @@ def write(path: Path, make: Callable[[], str | bytes]) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Raise ValueError unless the file's ending names a format of pictures."""
+    """Raise ValueError unless the file's ending names a format of pictures, and ImportError if there is no matplotlib."""
     if path.suffix.lower() not in (".pdf", ".png", ".svg"):
         raise ValueError(f"figure is {path}; its name must end in .pdf, .png or .svg")
+    try:
+        import_module("matplotlib")
+    except ModuleNotFoundError:
+        raise ImportError("a figure needs the package matplotlib: pip install matplotlib") from None
 
 
 def picture(found: Comparisons, path: Path) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 
 from everloop.loop import STRATEGIES, Strategy, Traits
 from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant
-from everloop.scenarios.advise import ORDER, Situation, advise, next_command, remarks
+from everloop.scenarios.advise import ORDER, Advice, Situation, advise, next_command, remarks
 from everloop.scenarios.cli import main, prepare
 
 
@@ -52,8 +52,8 @@ def test_what_needs_no_boundary_is_not_said_to_need_one() -> None:
 def test_online_adapters_are_offered_where_the_task_is_hidden() -> None:
     assert "lora" in fitting(classes="same")
     hidden, told = ({a.name: a.reason for a in advise(Situation(task_id=t, classes="same", tasks=9))}["lora"] for t in ("hidden", "told"))
-    assert hidden == "400 kB beside the network; with adapters online"
-    assert told == "4 MB beside the network"
+    assert hidden == "400 kB more memory; with adapters online"
+    assert told == "4 MB more memory"
     Experiment(SplitDigits(epochs=1), ["none"]).learner.attach([STRATEGIES["lora"](adapters="online")])
 
 
@@ -101,8 +101,8 @@ def test_what_is_said_to_fit_a_kind_of_world_is_not_refused_there(name: str) -> 
 
 def test_memory_is_counted_in_bytes_of_single_precision() -> None:
     reasons = {a.name: a.reason for a in advise(Situation(task_id="told", weights=1_000_000, tasks=3, examples=7))}
-    assert reasons["ewc"] == "12 MB beside the network"
-    assert reasons["ewc_kfac"] == "36 MB beside the network"
+    assert reasons["ewc"] == "12 MB more memory"
+    assert reasons["ewc_kfac"] == "36 MB more memory"
     assert reasons["replay"] == "up to 7 examples"
 
 
@@ -154,13 +154,29 @@ def test_the_command_to_run_next_can_be_run(facts: dict[str, Any], tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     situation = Situation(**facts)
     command = next_command(situation, advise(situation))
-    best = [a.name for a in advise(situation) if a.fits and not a.for_learning]
+    best = [a.name for a in advise(situation) if a.fits and not a.for_learning and not STRATEGIES[a.name].traits.network]
     assert (command is None) == (not best)
     if command is not None:
         words = command.split()
         assert words[:2] == ["everloop", "run"]
         assert best[0] in words
         assert callable(prepare(words[1:]))
+
+
+def test_a_strategy_whose_network_the_scenario_lacks_is_not_the_command_to_run_next() -> None:
+    now, first = Situation(task_id="told"), Advice("progressive", "", True, False)
+    assert next_command(now, [first]) is None
+    assert "--strategies replay " in (next_command(now, [first, Advice("replay", "", True, False)]) or "")
+
+
+def test_columns_have_headings_and_each_reason_against_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", "--boundaries", "unknown"]) == 0
+    printed = capsys.readouterr().out
+    assert ["strategy", "what", "it", "does", "what", "it", "takes"] in [line.split() for line in printed.splitlines()]
+    (line,) = [line for line in printed.splitlines() if line.startswith(" has to be told when a task ends ")]
+    against = [a.name for a in advise(Situation(boundaries="unknown")) if a.reason == "has to be told when a task ends"]
+    assert len(against) > 5
+    assert line.endswith(", ".join(against))
 
 
 def test_advice_ends_with_that_command(capsys: pytest.CaptureFixture[str]) -> None:

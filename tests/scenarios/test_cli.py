@@ -244,6 +244,18 @@ def test_list_names_scenarios_strategies_and_worlds(capsys: pytest.CaptureFixtur
         assert name in printed
 
 
+def test_list_speaks_json_and_a_pipe_gets_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert set(content["scenarios"]) == set(SCENARIOS)
+    assert set(content["strategies"]) == {"none", "joint", *STRATEGIES}
+    assert "everloop/Plant-v0" in content["worlds"]
+    assert main(["list"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name, text in content["strategies"].items():
+        assert f"{name} {text}" in [" ".join(line.split()) for line in lines]
+
+
 def test_the_module_is_the_same_command(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "everloop", "run", "nothing"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
@@ -261,7 +273,7 @@ def test_the_module_is_the_same_command(tmp_path: Path) -> None:
         (["run", "--help", "replay"], ["--replay.capacity"]),
         (["advise", "--help"], ["--boundaries", "one of known, unknown"]),
         (["reproduce", "--help"], ["--rows", "--report"]),
-        (["list", "--help"], ["usage: everloop list"]),
+        (["list", "--help"], ["usage: everloop list", "--json"]),
         (["--version"], ["everloop 0.1.0"]),
     ],
 )

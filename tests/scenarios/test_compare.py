@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def run_at(
         Evaluation(150, 1, False, [level + 5, level - 5], [0.0, 0.0]),
         Evaluation(200, 1, True, [level, level], [0.0, 0.0]),
     ]
-    first = Evaluation(0, None, False, [0.0, 0.0], [0.0, 0.0])
+    first = Evaluation(0, None, False, changes.pop("before", [0.0, 0.0]), [0.0, 0.0])
     scenario = changes.pop("scenario", "made-up")
     evaluations = [first, *(ends if phases == 2 else ends[:1])]
     result = Result(changes.pop("tasks", ["a", "b"]), [[0], [1]], metric, evaluations, 200, 1.0, scenario, strategies.split("+"), seed)
@@ -104,7 +106,7 @@ def test_a_seed_of_a_strategys_own_and_threads_make_no_other_row(tmp_path: Path)
     assert [sorted(group.results) for group in table.groups] == [[0, 1]]
 
 
-@pytest.mark.parametrize("changes", [{"scenario": "other"}, {"metric": SCORE}, {"tasks": ["a", "c"]}])
+@pytest.mark.parametrize("changes", [{"scenario": "other"}, {"metric": SCORE}, {"tasks": ["a", "c"]}, {"scenario_type": "domain"}])
 def test_what_can_not_be_averaged_stands_in_tables_of_its_own(changes: dict[str, Any], tmp_path: Path) -> None:
     run_at(tmp_path / "a", 50, 0)
     run_at(tmp_path / "b", 0.6, 0, **changes)
@@ -133,7 +135,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([], "no folder is named"),
         (["nowhere"], "nowhere is no folder"),
         (["empty"], "there is no complete run to compare; not compared: empty: it holds no result.json"),
-        (["runs", "--baseline", "best"], "baseline is 'best'; the rows are none, ewc, joint"),
+        (["runs", "--baseline", "best"], "baseline is 'best'; the rows are 'none', 'ewc', 'joint'"),
         (["runs", "--figure", "x.gif"], "figure is x.gif; its name must end in .pdf, .png or .svg"),
         (["runs", "--csv", "no/such/x.csv"], "no/such/x.csv can't be written: no/such is no folder"),
         (["runs", "--cvs", "x"], "Did you mean 'csv'?"),
@@ -162,11 +164,11 @@ def test_the_table_fits_into_80_columns_and_says_what_it_shows(tmp_path: Path) -
     assert "paired by seed" in " ".join(text.split())
 
 
-@pytest.mark.parametrize(("metric", "heading"), [(SCORE, "average score"), (RETURN, "average return")])
-def test_other_metrics_have_their_own_words(metric: Metric, heading: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("metric", "headings"), [(SCORE, ["average score", "forgetting"]), (RETURN, ["average return", "drop of return"])])
+def test_other_metrics_have_their_own_words(metric: Metric, headings: list[str], tmp_path: Path) -> None:
     run_at(tmp_path / "a", 0.5, 0, metric=metric)
     text = shown(compare([tmp_path]), 120)
-    assert heading in text
+    assert all(heading in text for heading in headings)
     assert "%)" not in text
 
 
@@ -213,34 +215,123 @@ def test_the_picture_draws_each_seed_the_mean_and_the_curves(tmp_path: Path) -> 
     assert halves[0] == pytest.approx(found.tables[0].estimate(found.tables[0].groups[0], "average_score").half)
 
 
-def bare_run(folder: Path, seed: int, ends: tuple[int, int] = (100, 200), last: float = 60.0, phases: tuple[int, int] = (0, 1)) -> None:
-    """A run of ewc without a config.yaml, whose phases end at these steps and whose first task ends at `last`."""
+def bare_run(folder: Path, seed: int, ends: tuple[int, int] = (100, 200), last: float = 60.0) -> None:
+    """A run of ewc whose phases end at these steps and whose first task ends at `last`."""
     evaluations = [
         Evaluation(0, None, False, [0.0, 0.0], [0.0, 0.0]),
         Evaluation(ends[0], 0, True, [70.0, 0.0], [0.0, 0.0]),
         Evaluation(ends[1], 1, True, [last, 50.0], [0.0, 0.0]),
     ]
-    result = Result(["a", "b"], [[phases[0]], [phases[1]]], ACCURACY, evaluations, ends[1], 1.0, "made-up", ["ewc"], seed)
+    result = Result(["a", "b"], [[0], [1]], ACCURACY, evaluations, ends[1], 1.0, "made-up", ["ewc"], seed)
     folder.mkdir(parents=True)
     write_json(folder / "result.json", result.to_dict())
+    (folder / "config.yaml").write_text("scenario: made-up")
 
 
 def test_a_measure_that_a_seed_lacks_is_noted_and_its_n_is_shown(tmp_path: Path) -> None:
     for seed, last in enumerate([60.0, 62.0, math.nan]):
         bare_run(tmp_path / str(seed), seed, last=last)
     found = compare([tmp_path])
-    assert len(found.notes) == 1
-    assert found.notes[0].startswith("made-up, ewc: not known for seed 2: average_score, ")
+    assert found.notes == [
+        "made-up: not known: average score of ewc (seed 2); forgetting of ewc (seed 2); average incremental score of ewc (seed 2)"
+    ]
     row = next(line for line in shown(found, 120).splitlines() if line.startswith("ewc"))
     assert row.split()[1:5] == ["55.5", "±", "6.4", "(2)"]
-    assert "learning_accuracy" not in found.notes[0], "each task's score after its own phase is known where its average is"
+    assert "in brackets: how many seeds" in shown(found, 120)
 
 
-def test_without_a_config_runs_of_another_order_of_tasks_are_not_averaged(tmp_path: Path) -> None:
-    bare_run(tmp_path / "a", 0)
-    bare_run(tmp_path / "b", 1, phases=(1, 0))
+def test_a_measure_that_no_table_shows_is_noted_once_and_only_for_the_csv(tmp_path: Path) -> None:
+    for name in ("none", "ewc"):
+        run_at(tmp_path / name, 50, 0, name, before=[math.nan, math.nan])
+    assert compare([tmp_path]).notes == []
+    assert compare([tmp_path], measures=MEASURES).notes == ["made-up: forward transfer needs --eval-tasks all"]
+
+
+def test_a_run_of_one_phase_is_not_told_to_evaluate_more(tmp_path: Path) -> None:
+    path = run_at(tmp_path / "joint", 50, 0, "joint", phases=1) / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"phases": [["a", "b"]]}))
+    assert compare([tmp_path], measures=MEASURES).notes == []
+
+
+def test_a_folder_without_settings_is_left_out(tmp_path: Path) -> None:
+    run_at(tmp_path / "a", 50, 0)
+    (run_at(tmp_path / "b", 50, 1) / "config.yaml").unlink()
+    found = compare([tmp_path])
+    assert found.notes == [f"not compared: {tmp_path / 'b'}: no config.yaml"]
+    assert [sorted(group.results) for group in found.tables[0].groups] == [[0]]
+
+
+def test_rows_that_differ_in_more_than_their_strategies_say_so(tmp_path: Path) -> None:
+    digits = {"scenario": "split-digits", "scenario_type": "class"}
+    run_at(tmp_path / "a", 30, 0, "none", **digits, iterations=5)
+    run_at(tmp_path / "b", 50, 0, "replay", **digits, iterations=20)
+    run_at(tmp_path / "c", 50, 0, "ewc", **digits, iterations=None)
     (table,) = compare([tmp_path]).tables
-    assert [sorted(group.results) for group in table.groups] == [[0], [1]]
+    assert [group.label for group in table.groups] == ["none, iterations=5", "ewc", "replay, iterations=20"]
+    assert table.remarks == ["rows differ in more than their strategies: iterations 5 (none), unset (ewc), 20 (replay)"]
+    assert table.remarks[0] in shown(compare([tmp_path]), 200)
+
+
+def test_rows_that_differ_in_their_strategies_alone_need_no_remark(tmp_path: Path) -> None:
+    run_at(tmp_path / "a", 30, 0, "none", scenario="split-digits")
+    run_at(tmp_path / "b", 50, 0, "ewc", scenario="split-digits", ewc={"strength": 10.0})
+    (table,) = compare([tmp_path]).tables
+    assert [group.label for group in table.groups] == ["none", "ewc"]
+    assert table.remarks == []
+
+
+def test_only_what_is_not_the_default_is_named(tmp_path: Path) -> None:
+    for i, strength in enumerate([1000.0, 10.0]):  # 1000 is split-digits' own
+        run_at(tmp_path / str(i), 30, 0, "ewc", scenario="split-digits", ewc={"strength": strength})
+    run_at(tmp_path / "c", 30, 0, "none", scenario="split-digits", optimizer={"class": "adamw", "weight_decay": 0.1})
+    run_at(tmp_path / "d", 30, 0, "none", scenario="split-digits", optimizer="adam")
+    (table,) = compare([tmp_path]).tables
+    assert [group.label for group in table.groups] == [
+        "none",
+        "none, optimizer=adamw, optimizer.weight_decay=0.1",
+        "ewc",
+        "ewc, ewc.strength=10.0",
+    ]
+
+
+def test_rows_that_are_equal_in_effect_keep_labels_of_their_own(tmp_path: Path) -> None:
+    run_at(tmp_path / "a", 30, 0, "none", scenario="split-digits", gradual=0.0)
+    run_at(tmp_path / "b", 30, 0, "none", scenario="split-digits")
+    labels = [group.label for group in compare([tmp_path]).tables[0].groups]
+    assert labels == ["none", "none, gradual=0.0"]
+
+
+def test_a_label_breaks_between_settings_and_never_inside_one(tmp_path: Path) -> None:
+    for rate in (0.001, 0.0005):
+        for decay in (0.0, 0.1):
+            training, optimizer = {"learning_rate": rate}, {"class": "adamw", "weight_decay": decay}
+            run_at(tmp_path / f"{rate}-{decay}", 30, 0, "none", scenario="split-digits", training=training, optimizer=optimizer)
+    words = shown(compare([tmp_path])).split()
+    for part in ("training.learning_rate=0.0005", "optimizer.weight_decay=0.1,", "difference", "forgetting", "incremental"):
+        assert part in words
+
+
+def test_of_several_rows_without_strategies_the_baseline_is_named(tmp_path: Path) -> None:
+    for iterations in (5, 20):
+        run_at(tmp_path / str(iterations), 30, 0, "none", scenario="split-digits", iterations=iterations)
+    said = "the baseline is 'none, iterations=5', the first of 2 rows none; --baseline LABEL names another"
+    assert said in compare([tmp_path]).tables[0].remarks
+    chosen = compare([tmp_path], "none, iterations=20").tables[0]
+    assert chosen.baseline.label == "none, iterations=20"
+    assert not any("baseline" in line for line in chosen.remarks)
+
+
+def test_a_baseline_can_be_named_by_its_strategies_alone(tmp_path: Path) -> None:
+    run_at(tmp_path / "a", 30, 0, "none", scenario="split-digits", iterations=5)
+    run_at(tmp_path / "b", 50, 0, "replay", scenario="split-digits", iterations=20)
+    assert compare([tmp_path], "replay").tables[0].baseline.label == "replay, iterations=20"
+
+
+def test_rows_without_a_common_seed_are_named(tmp_path: Path) -> None:
+    run_at(tmp_path / "a", 30, 0, "none")
+    run_at(tmp_path / "b", 30, 1, "ewc")
+    run_at(tmp_path / "c", 30, 0, "joint")
+    assert compare([tmp_path]).tables[0].remarks == ["no common seed with 'none': ewc"]
 
 
 def test_where_steps_differ_the_curve_has_a_point_for_each_end_of_a_phase(tmp_path: Path) -> None:
@@ -284,6 +375,59 @@ def test_the_order_of_the_folders_does_not_matter(order: list[int], tmp_path: Pa
         grid(tmp_path)
     folders = sorted(path.parent for path in tmp_path.rglob("result.json"))
     assert to_csv(compare([folders[i] for i in order])) == to_csv(compare([tmp_path]))
+
+
+def test_a_pipe_gets_whole_lines_without_padding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for iterations in (5, 20):
+        run_at(tmp_path / str(iterations), 30, 0, "none", scenario="split-digits", iterations=iterations, ood_ratio=0.1234567, gradual=0.5)
+    run_at(tmp_path / "c", 30, 0, "ewc", scenario="split-digits", iterations=3)
+    assert main(["compare", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    row = next(line for line in lines if line.startswith("none, gradual=0.5, iterations=5, ood_ratio=0.1234567"))
+    assert row.split()[-5:] == ["30.0", "10.0", "35.0", "1", "-"]
+    assert max(map(len, lines)) > 80
+
+
+def test_an_ascii_terminal_gets_its_own_plus_minus(tmp_path: Path) -> None:
+    grid(tmp_path)
+    words = [sys.executable, "-m", "everloop", "compare", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert b"30.3 +- 6.3" in done.stdout
+
+
+def test_json_is_all_there_is_on_the_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid(tmp_path / "runs")
+    run_at(tmp_path / "runs" / "late", 50, 3, phases=1)
+    assert main(["compare", "--json", str(tmp_path / "runs"), "--latex", str(tmp_path / "x.tex")]) == 0
+    printed = capsys.readouterr()
+    content = json.loads(printed.out)
+    (table,) = content["tables"]
+    assert (table["scenario"], table["baseline"], table["metric"]) == ("made-up", "none", {"name": "accuracy", "unit": "%"})
+    none, ewc, _ = table["rows"]
+    assert (ewc["label"], ewc["seeds"], none["measures"]["average_score"]["difference"]) == ("ewc", [0, 1, 2], None)
+    average = ewc["measures"]["average_score"]
+    assert average["values"] == {"0": 50.0, "1": 53.1, "2": 48.2}
+    assert average["difference"]["mean"] == pytest.approx(20.1)
+    assert content["notes"] == [f"not compared: {tmp_path / 'runs' / 'late'}: 1 of 2 phases have ended"]
+    assert f"written: {tmp_path / 'x.tex'}" in printed.err
+
+
+def test_a_csv_called_dash_goes_to_the_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid(tmp_path)
+    assert main(["compare", str(tmp_path), "--csv", "-"]) == 0
+    assert capsys.readouterr().out == to_csv(compare([tmp_path]))
+    assert main(["compare", str(tmp_path), "--csv", "-", "--json"]) == 2
+    assert "json and csv both go to the standard output" in capsys.readouterr().err
+
+
+def test_a_figure_without_matplotlib_is_refused_before_anything_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["compare", str(grid(tmp_path)), "--figure", str(tmp_path / "x.pdf")]) == 2
+    assert capsys.readouterr() == ("", "everloop: error: a figure needs the package matplotlib: pip install matplotlib\n")
 
 
 def test_from_nothing_to_a_table_and_a_picture_in_two_commands(
