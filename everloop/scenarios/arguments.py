@@ -38,7 +38,7 @@ GENERAL = _settings(
 WHERE = _settings(
     ("config", str | None, None, "A YAML file of settings, such as the config.yaml of a run. Flags win over it."),
     ("out", str | None, None, "The run's folder. By default runs/SCENARIO/STRATEGIES-HASH/SEED, the hash of all settings."),
-    ("overwrite", bool, False, "Replace a run that the folder holds."),
+    ("overwrite", bool, False, "Run again what is complete, and replace a run of other settings that the folder holds."),
     ("seeds", str | None, None, "Several seeds, such as 0-4 or 0,3,7: one run each."),
     ("jobs", int, 1, "Of several runs, how many go at once."),
     ("quiet", bool, False, "Print errors only."),

@@ -25,10 +25,27 @@ from everloop.scenarios.experiment import command
 from everloop.scenarios.help import first_line, help_text
 from everloop.scenarios.names import did_you_mean
 from everloop.scenarios.reproduce import Reproduce, reproduce
-from everloop.scenarios.run_command import BAD_INPUT, INTERRUPTED, fail, prepare_run, run_help, strategy_lines
+from everloop.scenarios.run_command import (
+    BAD_INPUT,
+    INTERRUPTED,
+    TERMINATED,
+    USAGE_ERROR,
+    fail,
+    prepare_run,
+    run_help,
+    stopped,
+    strategy_lines,
+)
 from everloop.scenarios.settings import Schema, check, read_words, schema_of
 
 Ready = Callable[[], int]
+EXIT = {
+    "0": "Done.",
+    str(USAGE_ERROR): "A mistake in the words, or a run that failed.",
+    str(INTERRUPTED): "Interrupted, by Ctrl-C.",
+    str(TERMINATED): "Terminated, by SIGTERM.",
+}
+"""Exit statuses, with what each means."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +64,13 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for bad input or a broken run, 130 when interrupted."""
+    """Run the command line; returns the exit status, one of `EXIT`."""
     try:
         return prepare(list(sys.argv[1:] if argv is None else argv))()
     except BAD_INPUT as error:
         return fail(str(error) or type(error).__name__)
-    except KeyboardInterrupt:
-        return fail("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        return stopped(stop)
 
 
 def prepare(words: list[str]) -> Ready:
@@ -80,7 +97,7 @@ def _overview() -> str:
     return help_text(
         "everloop COMMAND ...\n       everloop --version",
         "Continual learning in a closed loop.",
-        {"commands": {name: command.about for name, command in COMMANDS.items()}},
+        {"commands": {name: command.about for name, command in COMMANDS.items()}, "exit statuses": EXIT},
         "everloop COMMAND --help explains each.",
     )
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from pathlib import Path
@@ -21,6 +22,7 @@ import yaml
 from rich.console import Console
 
 import everloop
+from everloop.envs.data.optional import needed
 from everloop.loop import STRATEGIES, Board, Callback, Divergence, Result, Run, Strategy
 from everloop.loop.about import flattened
 from everloop.loop.result import write_json
@@ -52,7 +54,7 @@ class Experiment:
         imports: Modules that a repetition of the run has to import first; they are written into config.yaml.
 
     Raises:
-        ValueError, FileExistsError: In one clear line, before anything is written.
+        ValueError, TypeError, FileExistsError, ImportError: In one clear line, before anything is written.
     """
 
     def __init__(
@@ -105,7 +107,13 @@ class Experiment:
         return f"task {task} gets only {updates} updates, which may be too few to learn it (some {ENOUGH} are needed){advice}"
 
     def move_to(self, out: Path) -> None:
-        """Let `out` be the run's folder. Raises FileExistsError if it holds a run that is not to be replaced."""
+        """Let `out` be the run's folder.
+
+        Raises:
+            FileExistsError: If it holds a run that is not to be replaced.
+            ImportError: Without matplotlib, which draws the pictures of the run.
+        """
+        check_pictures()
         if not self.overwrite:
             check_free(out)
         self.out = out
@@ -139,7 +147,7 @@ class Experiment:
         if self.out is None:
             return self._run(callbacks)
         files = {
-            CONFIG: yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True),
+            CONFIG: self.config_text(),
             ENVIRONMENT: json.dumps(environment(), indent=2) + "\n",
         }
         with opened(self.out, files, self.overwrite):
@@ -179,6 +187,11 @@ class Experiment:
             **strategies,
         }
 
+    def config_text(self) -> str:
+        """The content of config.yaml."""
+        text: str = yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True)
+        return text
+
     def folder(self) -> Path:
         """Where a run goes that is not told where: runs/SCENARIO/STRATEGIES-HASH/SEED, the hash of all settings but the seed."""
         settings = {key: value for key, value in self.config().items() if key != "seed"}
@@ -197,6 +210,11 @@ class Record(Callback):
 
     def on_phase_end(self, run: Run) -> None:
         write_json(self.path, run.result.to_dict())
+
+
+def check_pictures() -> None:
+    """Raise ImportError without matplotlib, which is needed as a run ends."""
+    needed("matplotlib", "", "a run that draws its pictures")
 
 
 def scenario_path(scenario: type[Scenario]) -> str:
@@ -271,16 +289,28 @@ def command() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What a run was made with: command, versions, machine."""
+    """What a run was made with: command, time, machine, versions."""
     return {
         "command": command(),
         "git_revision": _git_revision(),
         "python": platform.python_version(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "host": platform.node(),
         "machine": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _processor() -> str:
+    """The model of the CPU, as Linux names it; elsewhere what the platform says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

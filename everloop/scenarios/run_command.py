@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -19,17 +20,17 @@ from rich.console import Console
 from everloop.loop import STRATEGIES, NotFiniteError, Result
 from everloop.scenarios import SCENARIOS, arguments
 from everloop.scenarios.arguments import GENERAL, WHERE, Request
-from everloop.scenarios.experiment import JOINT, PLAIN, Experiment, find_strategy, scenario_path, strategy_key
-from everloop.scenarios.folder import ERROR, RESULT, complete
+from everloop.scenarios.experiment import JOINT, PLAIN, Experiment, check_pictures, find_strategy, scenario_path, strategy_key
+from everloop.scenarios.folder import ERROR, RESULT, Unwritable, complete, files_of, holds
 from everloop.scenarios.help import commented_yaml, first_line, help_text
-from everloop.scenarios.jobs import run_all
+from everloop.scenarios.jobs import Terminated, run_all
 from everloop.scenarios.names import is_path
 from everloop.scenarios.progress import Progress
 from everloop.scenarios.report import print_scores
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import Schema, Setting
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 BAD_INPUT = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
 """What wrong settings, missing packages and a full disk end in: one line, and exit status 2."""
 
@@ -40,6 +41,12 @@ def fail(message: str, status: int = USAGE_ERROR) -> int:
     return status
 
 
+def stopped(stop: KeyboardInterrupt, more: str = "") -> int:
+    """Say that the command was stopped, and `more`; returns the exit status."""
+    word, status = ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
+    return fail(f"{word}{more}", status)
+
+
 def prepare_run(words: list[str]) -> Callable[[], int]:
     """What the words after `everloop run` ask for, checked and ready to go."""
     request = arguments.read(words)
@@ -48,38 +55,54 @@ def prepare_run(words: list[str]) -> Callable[[], int]:
         return partial(_print_config, request)
     if len(request.strategies) * len(request.seeds) > 1:
         return _prepare_many(request)
+    check_pictures()
+    experiment = request.experiment(request.strategies[0], request.seeds[0], None)
     out = request.values["out"]
-    experiment = request.experiment(request.strategies[0], request.seeds[0], None if out is None else Path(out))
-    if out is None:
-        experiment.move_to(experiment.folder())
-    return partial(_go, experiment, [*experiment.notes, *request.notes(experiment.scenario)], request.values)
+    files_of(folder := experiment.folder() if out is None else Path(out))
+    return partial(_go, experiment, folder, [*experiment.notes, *request.notes(experiment.scenario)], request.values)
 
 
 def _console(values: dict[str, Any], notes: Sequence[str]) -> Console:
     """Where people read what happens; with --json that is stderr."""
     console = Console(stderr=values["json"], quiet=values["quiet"])
     for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        _say(console, f"note: {note}")
     return console
 
 
-def _go(experiment: Experiment, notes: Sequence[str], values: dict[str, Any]) -> int:
-    console, out, title = _console(values, notes), experiment.out, f"{experiment.title} seed {experiment.seed}"
-    assert out is not None
+def _say(console: Console, line: str) -> None:
+    """Print a line as it is: a terminal wraps it, a pipe does not."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _go(experiment: Experiment, out: Path, notes: Sequence[str], values: dict[str, Any]) -> int:
+    """Run it in the folder `out`; a complete run of the same settings that lies there is shown instead."""
+    console, title = _console(values, notes), f"{experiment.title} seed {experiment.seed}"
+    held = "nothing" if experiment.overwrite else holds(out, experiment.config_text())
+    if held == "a complete run":
+        _say(console, f"{title}: already complete in {out}; --overwrite runs it again")
+        return _show(Result.load(out), title, out, console, values["json"])
+    experiment.overwrite |= held == "an unfinished run"
+    experiment.move_to(out)
+    _say(console, f"{title}: {out}" + (" holds it unfinished; it begins anew" if held == "an unfinished run" else ""))
     try:
-        console.print(f"{title}: {out}", highlight=False, markup=False, soft_wrap=True)
         with Progress(console, title) as progress, warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: console.print(f"note: {message}", highlight=False, markup=False)
+            warnings.showwarning = lambda message, *_: _say(console, f"note: {message}")
             result = experiment.run([progress])
     except NotFiniteError as error:
         return fail(f"{error}; the run stopped, what it has logged is in {out}")
-    except FileExistsError as error:
+    except (FileExistsError, Unwritable) as error:
         return fail(str(error))
-    except KeyboardInterrupt:
-        return fail(f"interrupted at step {experiment.learner.steps}; what it has logged is in {out}", INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        return stopped(stop, f" at step {experiment.learner.steps}; what it has logged is in {out}; the same command begins it anew")
     except Exception as error:  # anything can happen in a world, a network or a strategy of the user's own
         return fail(_traced(error, out, experiment.learner.steps))
-    if values["json"]:
+    return _show(result, title, out, console, values["json"])
+
+
+def _show(result: Result, title: str, out: Path, console: Console, as_json: bool) -> int:
+    """Print a complete run's result; returns the exit status."""
+    if as_json:
         print(json.dumps(result.to_dict(), indent=2))
     print_scores({title: result}, console)
     console.print(f"{out / RESULT}    watch: tensorboard --logdir {out}", highlight=False, soft_wrap=True)
@@ -92,6 +115,8 @@ def _traced(error: Exception, out: Path, step: int) -> str:
     try:
         (out / ERROR).write_text("".join(traceback.format_exception(error)))
     except OSError:
+        with contextlib.suppress(OSError):
+            (out / ERROR).unlink(missing_ok=True)  # on a full disk it is empty
         return line
     return f"{line}; the traceback is in {out / ERROR}"
 
@@ -106,6 +131,7 @@ class Cell:
 
 
 def _prepare_many(request: Request) -> Callable[[], int]:
+    check_pictures()
     first = [request.experiment(names, request.seeds[0], None) for names in request.strategies]
     cells = [
         _cell(request, names, experiment, seed)
@@ -127,15 +153,16 @@ def _cell(request: Request, names: Sequence[str], experiment: Experiment, seed: 
 def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]) -> int:
     """Run what is not complete yet; a run that fails is named at the end, and the others go on."""
     console = _console(values, notes)
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
+    say = partial(_say, console)
     todo = [cell for cell in cells if values["overwrite"] or not complete(cell.folder)]
     for cell in cells:
         if cell not in todo:
-            say(f"{cell.title}: already in {cell.folder}")
+            say(f"{cell.title}: already complete in {cell.folder}; --overwrite runs it again")
     failed: list[str] = []
+
+    def started(i: int) -> None:
+        anew = " anew" if files_of(todo[i].folder) else ""
+        say(f"{todo[i].title}: started{anew}, {todo[i].folder}")
 
     def ended(i: int, error: str | None) -> None:
         if error is not None:
@@ -145,7 +172,10 @@ def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]
         result = Result.load(todo[i].folder)
         say(f"{todo[i].title}: average {result.metric.name} {result.metric.text(result.average_score)} {result.metric.unit}".rstrip())
 
-    run_all([cell.words for cell in todo], values["jobs"], ended)
+    try:
+        run_all([cell.words for cell in todo], values["jobs"], ended, started)
+    except KeyboardInterrupt as stop:
+        return stopped(stop, "; the same command runs what is not complete")
     folders = [cell.folder for cell in cells if complete(cell.folder)]
     if values["json"]:
         print(json.dumps([Result.load(folder).to_dict() for folder in folders], indent=2))
