@@ -24,7 +24,7 @@ from everloop.scenarios.compare_output import check_picture, picture, print_comp
 from everloop.scenarios.experiment import command
 from everloop.scenarios.help import first_line, help_text
 from everloop.scenarios.names import did_you_mean
-from everloop.scenarios.reproduce import Reproduce, reproduce
+from everloop.scenarios.reproduce import Reproduce, reproduce, tables
 from everloop.scenarios.run_command import (
     BAD_INPUT,
     INTERRUPTED,
@@ -36,7 +36,7 @@ from everloop.scenarios.run_command import (
     stopped,
     strategy_lines,
 )
-from everloop.scenarios.settings import Schema, check, read_words, schema_of
+from everloop.scenarios.settings import Schema, check, check_values, read_words, schema_of
 
 Ready = Callable[[], int]
 EXIT = {
@@ -105,6 +105,7 @@ def _overview() -> str:
 def _read(schema: Schema, words: Sequence[str], positional: int = 0) -> tuple[list[str], dict[str, Any]]:
     """(positional words, values) of a command with these settings. Raises ValueError for a word or a setting too many."""
     place, given = read_words(words, [key for key, setting in schema.items() if setting.kind is bool])
+    check_values(given, schema)
     if len(place) > positional:
         raise ValueError(f"{place[positional]!r} is not expected here; --help explains the command")
     return place, {key: setting.default for key, setting in schema.items()} | check(given, schema)
@@ -195,6 +196,14 @@ def _explained(about: str, words: str, prepare: Callable[[list[str]], Ready], sc
     return Command(about, prepare, lambda _: help_text(f"everloop {words}", about, {"settings": schema()} if schema() else {}))
 
 
+REPRODUCE = "Run what a published table asks for, and write it beside the published numbers."
+
+
+def _reproduce_help(words: list[str]) -> str:
+    settings = schema_of(Reproduce, skip={"table"})
+    return help_text("everloop reproduce TABLE [--KEY VALUE ...]", REPRODUCE, {"tables": tables(), "settings": settings})
+
+
 COMMANDS = {
     "list": _explained("Scenarios, strategies and worlds.", "list", _list, dict),
     "run": Command("Run a scenario, with any strategies.", prepare_run, run_help),
@@ -207,10 +216,5 @@ COMMANDS = {
     "advise": _explained(
         "Which strategies fit what you have, and why the others do not.", "advise [--KEY VALUE ...]", _advise, lambda: schema_of(Situation)
     ),
-    "reproduce": _explained(
-        "Run what a published table asks for, and write it beside the published numbers.",
-        "reproduce TABLE [--KEY VALUE ...]",
-        _reproduce,
-        lambda: schema_of(Reproduce, skip={"table"}),
-    ),
+    "reproduce": Command(REPRODUCE, _reproduce, _reproduce_help),
 }

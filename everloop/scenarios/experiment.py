@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import inspect
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -27,8 +29,8 @@ from everloop.loop import STRATEGIES, Board, Callback, Divergence, Result, Run, 
 from everloop.loop.about import flattened
 from everloop.loop.result import write_json
 from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened
-from everloop.scenarios.names import find_object, from_registry, is_path
-from everloop.scenarios.progress import Progress
+from everloop.scenarios.names import Factory, factories, find_object, from_registry, is_path
+from everloop.scenarios.progress import Progress, whole_steps
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import plain
 
@@ -67,6 +69,7 @@ class Experiment:
         overwrite: bool = False,
         imports: Sequence[str] = (),
     ) -> None:
+        _check_scenario(scenario)
         self.scenario, self.seed, self.out = scenario, seed, None if out is None else Path(out)
         self.names, self.overwrite, self.imports = check_strategies(strategies), overwrite, list(imports)
         if not 0 <= seed < 2**31:
@@ -93,18 +96,35 @@ class Experiment:
 
     @property
     def notes(self) -> list[str]:
-        """What should be known before it runs: options that do nothing here, and a task that is hardly trained."""
-        few = self._few_updates()
-        return [*self.learner.notes, *([] if few is None else [few])]
+        """What should be known before it runs: options that do nothing here, steps rounded up, and tasks that are hardly trained."""
+        return [*self.learner.notes, *self._rounded(), *self._few_updates()]
 
-    def _few_updates(self) -> str | None:
-        steps, phase = min((steps, i) for i, steps in enumerate(self.plan.steps))
-        updates = self.learner.updates(steps)
-        if updates is None or updates >= ENOUGH:
-            return None
-        task = self.evaluation.tasks[self.plan.phases[phase][0]].name
+    def _rounded(self) -> list[str]:
+        """A line where a task's steps are no whole number of rollouts."""
+        steps, copies = self.plan.steps[0], self.learner.world.num_envs
+        whole, unit = whole_steps(self.learner, steps), whole_steps(self.learner, 1)
+        if whole == steps or unit == copies:  # a stream fills its last batch
+            return []
+        count = "one rollout" if whole == unit else f"{whole // unit} rollouts"
+        together = " of all tasks together" if len(self.plan.phases[0]) > 1 else ""
+        return [f"steps {steps}{together} becomes {whole}, {count} of {copies} copies x {unit // copies} steps"]
+
+    def _few_updates(self) -> list[str]:
+        """A line where a task gets fewer updates than small networks need."""
+        updates = [self.learner.updates(steps) or ENOUGH for steps in self.plan.steps]
+        few = min(updates)
+        if few >= ENOUGH:
+            return []
+        tasks = self.plan.phases[updates.index(few)]
+        if len(tasks) > 1:
+            who = "all tasks together get"
+        elif len(updates) > 1 and max(updates) == few:
+            who = "each task gets"
+        else:
+            who = f"task {self.evaluation.tasks[tasks[0]].name} gets"
         advice = f": {self.scenario.more_training}" if self.scenario.more_training else ""
-        return f"task {task} gets only {updates} updates, which may be too few to learn it (some {ENOUGH} are needed){advice}"
+        count = f"{few} update{'' if few == 1 else 's'}"
+        return [f"{who} only {count}, which may be too few to learn (about {ENOUGH} are needed){advice}"]
 
     def move_to(self, out: Path) -> None:
         """Let `out` be the run's folder.
@@ -229,6 +249,28 @@ def strategy_key(name: str) -> str:
     return name.rpartition(":")[2] if is_path(name) else name
 
 
+def _check_scenario(scenario: Any) -> None:
+    """Raise TypeError, which says what to write, for what is no scenario object, or has other than a Factory in the place of one."""
+    from everloop.scenarios import SCENARIOS
+
+    if isinstance(scenario, str) and scenario in SCENARIOS:
+        raise TypeError(f"scenario is {scenario!r}; write {SCENARIOS[scenario].__name__}()")
+    if inspect.isclass(scenario) and issubclass(scenario, Scenario):
+        raise TypeError(f"scenario is the class {scenario.__name__}; write {scenario.__name__}()")
+    if not isinstance(scenario, Scenario):
+        raise TypeError(f"scenario is {scenario!r}; it must be a scenario object, such as SplitDigits()")
+    for name in factories(type(scenario)):
+        value = getattr(scenario, name)
+        if not isinstance(value, Factory | None):
+            path = repr(value) if isinstance(value, str) else "'package.module:Class'"
+            raise TypeError(f"{name} is {value!r}; write {name}=Factory({path})")
+
+
+def is_strategy(name: str) -> bool:
+    """True for what can stand in a list of strategies: a registered name, "none", "joint", or a path."""
+    return name in (PLAIN, JOINT) or name in STRATEGIES or is_path(name)
+
+
 def find_strategy(name: str) -> type[Strategy]:
     """The strategy class called `name`, or at "package.module:Class". Raises ValueError that names it."""
     if not is_path(name):
@@ -237,7 +279,21 @@ def find_strategy(name: str) -> type[Strategy]:
     cls = find_object(name)
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise ValueError(f"strategy {name!r} is {cls!r}, which is no subclass of everloop.loop.Strategy")
+    _check_hooks(cls)
     return cls
+
+
+def _check_hooks(cls: type[Strategy]) -> None:
+    """Raise ValueError for a class of the user's own with a misspelled hook, or without any."""
+    hooks = [name for name, value in vars(Strategy).items() if inspect.isfunction(value) and not name.startswith("_")]
+    own = [base for base in cls.__mro__ if issubclass(base, Strategy) and not base.__module__.startswith("everloop.")]
+    for base in own:
+        for name, value in vars(base).items():
+            near = difflib.get_close_matches(name, hooks, n=1, cutoff=0.85)
+            if inspect.isfunction(value) and not name.startswith("_") and name not in hooks and near:
+                raise ValueError(f"{base.__name__} has a method {name}; did you mean {near[0]}?")
+    if all(getattr(cls, name) is getattr(Strategy, name) for name in hooks):
+        raise ValueError(f"{cls.__name__} overrides no hook of Strategy; its hooks are {', '.join(hooks)}")
 
 
 def make_strategy(name: str, settings: Mapping[str, Any]) -> Strategy:
@@ -263,9 +319,17 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
     """The names in `given` if each is known, once, and "none" and "joint" stand alone.
 
     Raises:
-        ValueError: That names the culprit.
+        ValueError, TypeError: That names the culprit.
     """
+    if isinstance(given, Strategy) or inspect.isclass(given):
+        raise TypeError(_by_name(given))
     names = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else list(given)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(_by_name(name))
+        parts = re.split(r"[+\s]+", name)
+        if len(parts) > 1 and all(map(is_strategy, parts)):
+            raise ValueError(f"unknown strategy {name!r}. Did you mean {','.join(parts)!r}?")
     if not names:
         raise ValueError(f"strategies are empty; choose from {', '.join([PLAIN, JOINT, *STRATEGIES])}")
     keys = [strategy_key(name) for name in names]
@@ -280,6 +344,15 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
         if is_path(name) and key in STRATEGIES:
             raise ValueError(f"strategy {name!r} has the name of another one, {key!r}; rename the class")
     return names
+
+
+def _by_name(strategy: Any) -> str:
+    """What to write in the place of a strategy that is given as an object or a class."""
+    cls = strategy if inspect.isclass(strategy) else type(strategy)
+    if not issubclass(cls, Strategy):
+        return f"strategies hold {strategy!r}; name them as text, such as 'ewc,replay'"
+    name = next((name for name, known in STRATEGIES.items() if known is cls), f"{cls.__module__}:{cls.__qualname__}")
+    return f"strategies hold {cls.__name__} itself; name it: {name!r}, with settings={{{strategy_key(name)!r}: {{...}}}} for its arguments"
 
 
 def command() -> str:

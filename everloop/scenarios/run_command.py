@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import shlex
 import sys
@@ -17,14 +18,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from everloop.loop import STRATEGIES, NotFiniteError, Result
+from everloop.loop import STRATEGIES, NotFiniteError, Result, Strategy
 from everloop.scenarios import SCENARIOS, arguments
 from everloop.scenarios.arguments import GENERAL, WHERE, Request
 from everloop.scenarios.experiment import JOINT, PLAIN, Experiment, check_pictures, find_strategy, scenario_path, strategy_key
 from everloop.scenarios.folder import ERROR, RESULT, Unwritable, complete, files_of, holds
 from everloop.scenarios.help import commented_yaml, first_line, help_text
 from everloop.scenarios.jobs import Terminated, run_all
-from everloop.scenarios.names import is_path
+from everloop.scenarios.names import factories, find_object, is_path
 from everloop.scenarios.progress import Progress
 from everloop.scenarios.report import print_scores
 from everloop.scenarios.scenario import Scenario
@@ -146,7 +147,7 @@ def _cell(request: Request, names: Sequence[str], experiment: Experiment, seed: 
     folder = (group if out is None else Path(out) / group.name) / str(seed)
     kept = {key: value for key, value in request.flags.items() if key not in ("seeds", "jobs", "json")}
     own = {"strategies": ",".join(names), "seed": seed, "out": folder, "overwrite": "true", "quiet": "true"}
-    flags = [f"--{key}={value}" for key, value in {**kept, **own}.items()]
+    flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in {**kept, **own}.items()]
     return Cell(f"{experiment.title} seed {seed}", folder, ["run", scenario_path(request.scenario), *flags])
 
 
@@ -187,7 +188,7 @@ def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]
 def _print_config(request: Request) -> int:
     names, scenario = request.strategies[0], request.scenario
     general = {"scenario": Setting("scenario", str, None, "What is run."), **GENERAL}
-    made = arguments.factories(scenario)
+    made = factories(scenario)
     own = {key: setting for key, setting in request.schema.items() if "." not in key or key.partition(".")[0] not in made}
     chosen = {f"strategy {name}": request.groups[strategy_key(name)] for name in names if name not in (PLAIN, JOINT)}
     values = request.values | {"strategies": names, "scenario": scenario_path(scenario)}
@@ -201,13 +202,19 @@ def _print_config(request: Request) -> int:
 def run_help(words: list[str]) -> str:
     """The help of `run`, of a scenario, or, after `--help STRATEGY`, of a strategy."""
     names = [word for word in words if not word.startswith("-")]
-    scenario = next((arguments.find_scenario(name) for name in names if name in SCENARIOS or is_path(name)), None)
-    strategy = next((name for name in names if name in STRATEGIES), None)
+    scenarios = [name for name in names if name in SCENARIOS or (is_path(name) and not _is_own_strategy(name))]
+    scenario = arguments.find_scenario(scenarios[0]) if scenarios else None
+    strategy = next((name for name in names if name in STRATEGIES or (is_path(name) and _is_own_strategy(name))), None)
     if strategy is not None:
         return strategy_help(strategy, scenario or SCENARIOS["split-digits"])
     if names and scenario is None:
         arguments.find_scenario(names[0])
     return _general_help() if scenario is None else _scenario_help(scenario)
+
+
+def _is_own_strategy(path: str) -> bool:
+    found = find_object(path)
+    return inspect.isclass(found) and issubclass(found, Strategy)
 
 
 def _general_help() -> str:
@@ -235,9 +242,10 @@ def _scenario_help(scenario: type[Scenario]) -> str:
 
 def strategy_help(name: str, scenario: type[Scenario]) -> str:
     """The settings of one strategy, with the scenario's defaults."""
-    about = first_line(find_strategy(name))
-    schema = arguments.strategy_schemas(scenario)[name]
-    return help_text(f"--strategies {name} [--{name}.KEY VALUE ...]", about, {f"settings of {name}, in {scenario.name}": schema})
+    strategy, key = find_strategy(name), strategy_key(name)
+    about = (inspect.getdoc(strategy) or "").partition("\n")[0] if is_path(name) else first_line(strategy)
+    schema = arguments.strategy_schemas(scenario, [[name]])[key]
+    return help_text(f"--strategies {name} [--{key}.KEY VALUE ...]", about, {f"settings of {key}, in {scenario.name}": schema})
 
 
 def strategy_lines() -> dict[str, str]:
