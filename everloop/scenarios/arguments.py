@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from everloop.loop import STRATEGIES
 from everloop.scenarios import SCENARIOS
-from everloop.scenarios.experiment import PLAIN, Experiment, check_strategies, find_strategy, make_strategy, strategy_key
-from everloop.scenarios.names import Factory, find_object, find_optimizer, first_required, from_registry, import_module, is_path
+from everloop.scenarios.experiment import PLAIN, Experiment, check_strategies, find_strategy, is_strategy, make_strategy, strategy_key
+from everloop.scenarios.names import Factory, factories, find_object, find_optimizer, first_required, from_registry, import_module, is_path
 from everloop.scenarios.scenario import Scenario
-from everloop.scenarios.settings import Given, Schema, Setting, check, convert, read_words, read_yaml, schema_of, with_files
+from everloop.scenarios.settings import Given, Schema, Setting, check, check_values, convert, read_words, read_yaml, schema_of, with_files
 
 FLAGS = ("overwrite", "quiet", "json", "help", "print_config")
 """Flags that take no value."""
@@ -38,7 +38,7 @@ GENERAL = _settings(
 WHERE = _settings(
     ("config", str | None, None, "A YAML file of settings, such as the config.yaml of a run. Flags win over it."),
     ("out", str | None, None, "The run's folder. By default runs/SCENARIO/STRATEGIES-HASH/SEED, the hash of all settings."),
-    ("overwrite", bool, False, "Replace a run that the folder holds."),
+    ("overwrite", bool, False, "Run again what is complete, and replace a run of other settings that the folder holds."),
     ("seeds", str | None, None, "Several seeds, such as 0-4 or 0,3,7: one run each."),
     ("jobs", int, 1, "Of several runs, how many go at once."),
     ("quiet", bool, False, "Print errors only."),
@@ -88,7 +88,7 @@ class Request:
         for key in sorted(self.given):
             group = key.partition(".")[0]
             if group in self.groups and group not in chosen:
-                said.append(f"{key} has no effect: strategy {group} is not among {', '.join(sorted(chosen))}")
+                said.append(f"{key} has no effect without --strategies {group}")
         for key, why in scenario.without_effect().items():
             if key in self.given and self.values[key] != self.schema[key].default:
                 said.append(f"{key} has no effect: {why}")
@@ -98,7 +98,13 @@ class Request:
 def read(words: Sequence[str]) -> Request:
     """The request that follows `everloop run`. Raises ValueError, in one line, for what can't be."""
     positional, flags = read_words(words, FLAGS)
+    check_values(flags, GENERAL | WHERE)
+    if {"seed", "seeds"} <= set(flags):
+        raise ValueError("--seed and --seeds exclude each other; give one of them")
     if len(positional) > 1:
+        if "strategies" in flags and all(map(is_strategy, positional[1:])):
+            together = ",".join([flags["strategies"], *positional[1:]])
+            raise ValueError(f"unexpected {positional[1]!r}; separate strategies by commas: {together}")
         raise ValueError(f"{positional[1]!r} is not expected after {positional[0]!r}; settings are written --key value")
     config = flags.get("config")
     given = {**(read_yaml(config) if config is not None else {}), **flags}
@@ -115,7 +121,10 @@ def read(words: Sequence[str]) -> Request:
     given = with_files(given, everything)
     schema |= (inside := factory_settings(scenario, given))
     everything |= inside
-    values = {key: setting.default for key, setting in everything.items()} | check(given, everything)
+    check_values(flags, everything)
+    chosen = [key for names in strategies for name in names for key in groups.get(strategy_key(name), ())]
+    values = {key: setting.default for key, setting in everything.items()}
+    values |= check(given, everything, [*schema, *chosen, *GENERAL, *WHERE])
     _check_numbers(values)
     _check_unused(groups, strategies, values, set(given))
     return Request(scenario, strategies, values, set(given), flags, schema, groups)
@@ -193,12 +202,6 @@ def strategy_schemas(scenario: type[Scenario], sets: Sequence[Sequence[str]] = (
             schema[f"{key}.seed"] = Setting(f"{key}.seed", int | None, None, "Of its own random draws; by default the run's seed.")
         found[key] = schema
     return found
-
-
-def factories(scenario: type[Scenario]) -> list[str]:
-    """The fields of the scenario that are classes by name."""
-    hints = get_type_hints(scenario)
-    return [field.name for field in fields(scenario) if Factory in (hints[field.name], *get_args(hints[field.name]))]
 
 
 def factory_settings(scenario: type[Scenario], given: Given) -> Schema:

@@ -26,13 +26,30 @@ from everloop.scenarios.compare_output import check_picture, picture, print_comp
 from everloop.scenarios.experiment import command
 from everloop.scenarios.help import first_line, help_text
 from everloop.scenarios.names import did_you_mean
-from everloop.scenarios.reproduce import Reproduce, reproduce
-from everloop.scenarios.run_command import BAD_INPUT, INTERRUPTED, fail, prepare_run, run_help, strategy_lines
-from everloop.scenarios.settings import Schema, check, read_words, schema_of
+from everloop.scenarios.reproduce import Reproduce, reproduce, tables
+from everloop.scenarios.run_command import (
+    BAD_INPUT,
+    INTERRUPTED,
+    TERMINATED,
+    USAGE_ERROR,
+    fail,
+    prepare_run,
+    run_help,
+    stopped,
+    strategy_lines,
+)
+from everloop.scenarios.settings import Schema, check, check_values, read_words, schema_of
 from everloop.scenarios.stdout import stdout
 
 Ready = Callable[[], int]
 STDOUT = Path("-")
+EXIT = {
+    "0": "Done.",
+    str(USAGE_ERROR): "A mistake in the words, or a run that failed.",
+    str(INTERRUPTED): "Interrupted, by Ctrl-C.",
+    str(TERMINATED): "Terminated, by SIGTERM.",
+}
+"""Exit statuses, with what each means."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +79,13 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for bad input or a broken run, 130 when interrupted."""
+    """Run the command line; returns the exit status, one of `EXIT`."""
     try:
         return prepare(list(sys.argv[1:] if argv is None else argv))()
     except BAD_INPUT as error:
         return fail(str(error) or type(error).__name__)
-    except KeyboardInterrupt:
-        return fail("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        return stopped(stop)
 
 
 def prepare(words: list[str]) -> Ready:
@@ -95,7 +112,7 @@ def _overview() -> str:
     return help_text(
         "everloop COMMAND ...\n       everloop --version",
         "Continual learning in a closed loop.",
-        {"commands": {name: command.about for name, command in COMMANDS.items()}},
+        {"commands": {name: command.about for name, command in COMMANDS.items()}, "exit statuses": EXIT},
         "everloop COMMAND --help explains each.",
     )
 
@@ -103,6 +120,7 @@ def _overview() -> str:
 def _read(schema: Schema, words: Sequence[str], positional: int = 0) -> tuple[list[str], dict[str, Any]]:
     """(positional words, values) of a command with these settings. Raises ValueError for a word or a setting too many."""
     place, given = read_words(words, [key for key, setting in schema.items() if setting.kind is bool])
+    check_values(given, schema)
     if len(place) > positional:
         raise ValueError(f"{place[positional]!r} is not expected here; --help explains the command")
     return place, {key: setting.default for key, setting in schema.items()} | check(given, schema)
@@ -213,6 +231,14 @@ def _explained(about: str, words: str, prepare: Callable[[list[str]], Ready], sc
     return Command(about, prepare, lambda _: help_text(f"everloop {words}", about, {"settings": schema()} if schema() else {}))
 
 
+REPRODUCE = "Run what a published table asks for, and write it beside the published numbers."
+
+
+def _reproduce_help(words: list[str]) -> str:
+    settings = schema_of(Reproduce, skip={"table"})
+    return help_text("everloop reproduce TABLE [--KEY VALUE ...]", REPRODUCE, {"tables": tables(), "settings": settings})
+
+
 COMMANDS = {
     "list": _explained("Scenarios, strategies and worlds.", "list [--json]", _list, lambda: schema_of(Listing)),
     "run": Command("Run a scenario, with any strategies.", prepare_run, run_help),
@@ -225,10 +251,5 @@ COMMANDS = {
     "advise": _explained(
         "Which strategies fit what you have, and why the others do not.", "advise [--KEY VALUE ...]", _advise, lambda: schema_of(Situation)
     ),
-    "reproduce": _explained(
-        "Run what a published table asks for, and write it beside the published numbers.",
-        "reproduce TABLE [--KEY VALUE ...]",
-        _reproduce,
-        lambda: schema_of(Reproduce, skip={"table"}),
-    ),
+    "reproduce": Command(REPRODUCE, _reproduce, _reproduce_help),
 }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import inspect
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from inspect import signature
 from pathlib import Path
@@ -21,12 +24,13 @@ import yaml
 from rich.console import Console
 
 import everloop
+from everloop.envs.data.optional import needed
 from everloop.loop import STRATEGIES, Board, Callback, Divergence, Result, Run, Strategy
 from everloop.loop.about import flattened
 from everloop.loop.result import write_json
 from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened
-from everloop.scenarios.names import find_object, from_registry, is_path
-from everloop.scenarios.progress import Progress
+from everloop.scenarios.names import Factory, factories, find_object, from_registry, is_path
+from everloop.scenarios.progress import Progress, whole_steps
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import plain
 
@@ -52,7 +56,7 @@ class Experiment:
         imports: Modules that a repetition of the run has to import first; they are written into config.yaml.
 
     Raises:
-        ValueError, FileExistsError: In one clear line, before anything is written.
+        ValueError, TypeError, FileExistsError, ImportError: In one clear line, before anything is written.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Experiment:
         overwrite: bool = False,
         imports: Sequence[str] = (),
     ) -> None:
+        _check_scenario(scenario)
         self.scenario, self.seed, self.out = scenario, seed, None if out is None else Path(out)
         self.names, self.overwrite, self.imports = check_strategies(strategies), overwrite, list(imports)
         if not 0 <= seed < 2**31:
@@ -91,21 +96,44 @@ class Experiment:
 
     @property
     def notes(self) -> list[str]:
-        """What should be known before it runs: options that do nothing here, and a task that is hardly trained."""
-        few = self._few_updates()
-        return [*self.learner.notes, *([] if few is None else [few])]
+        """What should be known before it runs: options that do nothing here, steps rounded up, and tasks that are hardly trained."""
+        return [*self.learner.notes, *self._rounded(), *self._few_updates()]
 
-    def _few_updates(self) -> str | None:
-        steps, phase = min((steps, i) for i, steps in enumerate(self.plan.steps))
-        updates = self.learner.updates(steps)
-        if updates is None or updates >= ENOUGH:
-            return None
-        task = self.evaluation.tasks[self.plan.phases[phase][0]].name
+    def _rounded(self) -> list[str]:
+        """A line where a task's steps are no whole number of rollouts."""
+        steps, copies = self.plan.steps[0], self.learner.world.num_envs
+        whole, unit = whole_steps(self.learner, steps), whole_steps(self.learner, 1)
+        if whole == steps or unit == copies:  # a stream fills its last batch
+            return []
+        count = "one rollout" if whole == unit else f"{whole // unit} rollouts"
+        together = " of all tasks together" if len(self.plan.phases[0]) > 1 else ""
+        return [f"steps {steps}{together} becomes {whole}, {count} of {copies} copies x {unit // copies} steps"]
+
+    def _few_updates(self) -> list[str]:
+        """A line where a task gets fewer updates than small networks need."""
+        updates = [self.learner.updates(steps) or ENOUGH for steps in self.plan.steps]
+        few = min(updates)
+        if few >= ENOUGH:
+            return []
+        tasks = self.plan.phases[updates.index(few)]
+        if len(tasks) > 1:
+            who = "all tasks together get"
+        elif len(updates) > 1 and max(updates) == few:
+            who = "each task gets"
+        else:
+            who = f"task {self.evaluation.tasks[tasks[0]].name} gets"
         advice = f": {self.scenario.more_training}" if self.scenario.more_training else ""
-        return f"task {task} gets only {updates} updates, which may be too few to learn it (some {ENOUGH} are needed){advice}"
+        count = f"{few} update{'' if few == 1 else 's'}"
+        return [f"{who} only {count}, which may be too few to learn (about {ENOUGH} are needed){advice}"]
 
     def move_to(self, out: Path) -> None:
-        """Let `out` be the run's folder. Raises FileExistsError if it holds a run that is not to be replaced."""
+        """Let `out` be the run's folder.
+
+        Raises:
+            FileExistsError: If it holds a run that is not to be replaced.
+            ImportError: Without matplotlib, which draws the pictures of the run.
+        """
+        check_pictures()
         if not self.overwrite:
             check_free(out)
         self.out = out
@@ -139,7 +167,7 @@ class Experiment:
         if self.out is None:
             return self._run(callbacks)
         files = {
-            CONFIG: yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True),
+            CONFIG: self.config_text(),
             ENVIRONMENT: json.dumps(environment(), indent=2) + "\n",
         }
         with opened(self.out, files, self.overwrite):
@@ -179,6 +207,11 @@ class Experiment:
             **strategies,
         }
 
+    def config_text(self) -> str:
+        """The content of config.yaml."""
+        text: str = yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True)
+        return text
+
     def folder(self) -> Path:
         """Where a run goes that is not told where: runs/SCENARIO/STRATEGIES-HASH/SEED, the hash of all settings but the seed."""
         settings = {key: value for key, value in self.config().items() if key != "seed"}
@@ -199,6 +232,11 @@ class Record(Callback):
         write_json(self.path, run.result.to_dict())
 
 
+def check_pictures() -> None:
+    """Raise ImportError without matplotlib, which is needed as a run ends."""
+    needed("matplotlib", "", "a run that draws its pictures")
+
+
 def scenario_path(scenario: type[Scenario]) -> str:
     """The name by which `everloop run` finds the class: a registered one, or its path."""
     from everloop.scenarios import SCENARIOS
@@ -211,6 +249,28 @@ def strategy_key(name: str) -> str:
     return name.rpartition(":")[2] if is_path(name) else name
 
 
+def _check_scenario(scenario: Any) -> None:
+    """Raise TypeError, which says what to write, for what is no scenario object, or has other than a Factory in the place of one."""
+    from everloop.scenarios import SCENARIOS
+
+    if isinstance(scenario, str) and scenario in SCENARIOS:
+        raise TypeError(f"scenario is {scenario!r}; write {SCENARIOS[scenario].__name__}()")
+    if inspect.isclass(scenario) and issubclass(scenario, Scenario):
+        raise TypeError(f"scenario is the class {scenario.__name__}; write {scenario.__name__}()")
+    if not isinstance(scenario, Scenario):
+        raise TypeError(f"scenario is {scenario!r}; it must be a scenario object, such as SplitDigits()")
+    for name in factories(type(scenario)):
+        value = getattr(scenario, name)
+        if not isinstance(value, Factory | None):
+            path = repr(value) if isinstance(value, str) else "'package.module:Class'"
+            raise TypeError(f"{name} is {value!r}; write {name}=Factory({path})")
+
+
+def is_strategy(name: str) -> bool:
+    """True for what can stand in a list of strategies: a registered name, "none", "joint", or a path."""
+    return name in (PLAIN, JOINT) or name in STRATEGIES or is_path(name)
+
+
 def find_strategy(name: str) -> type[Strategy]:
     """The strategy class called `name`, or at "package.module:Class". Raises ValueError that names it."""
     if not is_path(name):
@@ -219,7 +279,21 @@ def find_strategy(name: str) -> type[Strategy]:
     cls = find_object(name)
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise ValueError(f"strategy {name!r} is {cls!r}, which is no subclass of everloop.loop.Strategy")
+    _check_hooks(cls)
     return cls
+
+
+def _check_hooks(cls: type[Strategy]) -> None:
+    """Raise ValueError for a class of the user's own with a misspelled hook, or without any."""
+    hooks = [name for name, value in vars(Strategy).items() if inspect.isfunction(value) and not name.startswith("_")]
+    own = [base for base in cls.__mro__ if issubclass(base, Strategy) and not base.__module__.startswith("everloop.")]
+    for base in own:
+        for name, value in vars(base).items():
+            near = difflib.get_close_matches(name, hooks, n=1, cutoff=0.85)
+            if inspect.isfunction(value) and not name.startswith("_") and name not in hooks and near:
+                raise ValueError(f"{base.__name__} has a method {name}; did you mean {near[0]}?")
+    if all(getattr(cls, name) is getattr(Strategy, name) for name in hooks):
+        raise ValueError(f"{cls.__name__} overrides no hook of Strategy; its hooks are {', '.join(hooks)}")
 
 
 def make_strategy(name: str, settings: Mapping[str, Any]) -> Strategy:
@@ -245,9 +319,17 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
     """The names in `given` if each is known, once, and "none" and "joint" stand alone.
 
     Raises:
-        ValueError: That names the culprit.
+        ValueError, TypeError: That names the culprit.
     """
+    if isinstance(given, Strategy) or inspect.isclass(given):
+        raise TypeError(_by_name(given))
     names = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else list(given)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(_by_name(name))
+        parts = re.split(r"[+\s]+", name)
+        if len(parts) > 1 and all(map(is_strategy, parts)):
+            raise ValueError(f"unknown strategy {name!r}. Did you mean {','.join(parts)!r}?")
     if not names:
         raise ValueError(f"strategies are empty; choose from {', '.join([PLAIN, JOINT, *STRATEGIES])}")
     keys = [strategy_key(name) for name in names]
@@ -264,6 +346,15 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
     return names
 
 
+def _by_name(strategy: Any) -> str:
+    """What to write in the place of a strategy that is given as an object or a class."""
+    cls = strategy if inspect.isclass(strategy) else type(strategy)
+    if not issubclass(cls, Strategy):
+        return f"strategies hold {strategy!r}; name them as text, such as 'ewc,replay'"
+    name = next((name for name, known in STRATEGIES.items() if known is cls), f"{cls.__module__}:{cls.__qualname__}")
+    return f"strategies hold {cls.__name__} itself; name it: {name!r}, with settings={{{strategy_key(name)!r}: {{...}}}} for its arguments"
+
+
 def command() -> str:
     """The command line of this process."""
     program = Path(sys.argv[0]).name
@@ -271,16 +362,28 @@ def command() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What a run was made with: command, versions, machine."""
+    """What a run was made with: command, time, machine, versions."""
     return {
         "command": command(),
         "git_revision": _git_revision(),
         "python": platform.python_version(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "host": platform.node(),
         "machine": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _processor() -> str:
+    """The model of the CPU, as Linux names it; elsewhere what the platform says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
@@ -14,6 +15,10 @@ from everloop.loop import Result
 CONFIG, ENVIRONMENT, RESULT, ERROR = "config.yaml", "environment.json", "result.json", "error.txt"
 EVENTS = "events.out.tfevents.*"
 OLD = ".old"
+
+
+class Unwritable(OSError):
+    """A run's folder can't be made, or nothing can be written into it."""
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -40,6 +45,19 @@ def check_free(folder: Path) -> None:
         raise FileExistsError(f"{folder} already holds {what}; choose another --out, or replace it with --overwrite")
 
 
+def holds(folder: Path, config: str) -> Literal["nothing", "an unfinished run", "a complete run"]:
+    """What `folder` holds of the run whose config.yaml is `config`. Raises FileExistsError if it holds a run of other settings."""
+    if not files_of(folder):
+        return "nothing"
+    try:
+        same = (folder / CONFIG).read_text() == config
+    except (OSError, UnicodeDecodeError):
+        same = False
+    if not same:
+        check_free(folder)
+    return "a complete run" if complete(folder) else "an unfinished run"
+
+
 @contextmanager
 def opened(folder: Path, files: Mapping[str, str], overwrite: bool) -> Iterator[None]:
     """The folder for the time of a run, with `files` (name -> content) written into it.
@@ -48,13 +66,17 @@ def opened(folder: Path, files: Mapping[str, str], overwrite: bool) -> Iterator[
 
     Raises:
         FileExistsError: If another run is writing into it, or it holds a run and `overwrite` is False.
+        Unwritable: If it can't be made or written into.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise FileExistsError(f"another run is writing into {folder}; wait for it, or choose another --out") from None
+    except OSError as error:
+        what = "written into" if folder.is_dir() else "made"
+        raise Unwritable(f"the folder {folder} can't be {what}: {error.strerror or error}; choose another --out") from None
     try:
         if not overwrite:
             check_free(folder)

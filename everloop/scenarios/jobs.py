@@ -2,31 +2,72 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import BinaryIO, cast
 
+CHILD = "import sys; from everloop.scenarios.jobs import child; sys.exit(child())"
 
-def run_all(commands: Sequence[Sequence[str]], jobs: int, ended: Callable[[int, str | None], None]) -> None:
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come: everything ends as after Ctrl-C."""
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM raise `Terminated` in this process."""
+
+    def terminated(signum: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminated)
+
+
+def child() -> int:
+    """The command line in a process of `run_all`, which ends with the one that started it; returns the exit status."""
+    from everloop.scenarios.cli import main
+
+    def watch() -> None:
+        os.read(0, 1)  # nothing is ever written into this pipe: it closes when the parent is gone, however that came about
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    end_on_sigterm()
+    threading.Thread(target=watch, daemon=True).start()
+    sys.argv[0] = "everloop"
+    return main()
+
+
+def run_all(
+    commands: Sequence[Sequence[str]],
+    jobs: int,
+    ended: Callable[[int, str | None], None],
+    started: Callable[[int], None] = lambda i: None,
+) -> None:
     """Run `everloop WORDS` for each of `commands`, `jobs` at once, each in a process of its own.
 
-    When this is left early, by an error in `ended` or by Ctrl-C, the processes are stopped.
+    When this is left early, by an error in `ended`, by Ctrl-C or by SIGTERM, the processes are stopped.
 
     Args:
         ended: Called with a command's position and the last line of its error, or None, as each ends.
+        started: Called with a command's position before it begins.
     """
     waiting = deque(enumerate(commands))
     going: dict[int, tuple[subprocess.Popen[bytes], BinaryIO]] = {}
+    watched, ours = os.pipe()  # closes with this process
     try:
         while waiting or going:
             while waiting and len(going) < jobs:
                 i, words = waiting.popleft()
+                started(i)
                 errors = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115
-                process = subprocess.Popen([sys.executable, "-m", "everloop", *words], stdout=subprocess.DEVNULL, stderr=errors)
+                process = subprocess.Popen([sys.executable, "-c", CHILD, *words], stdin=watched, stdout=subprocess.DEVNULL, stderr=errors)
                 going[i] = process, errors
             for i, (process, errors) in list(going.items()):
                 if process.poll() is not None:
@@ -40,6 +81,8 @@ def run_all(commands: Sequence[Sequence[str]], jobs: int, ended: Callable[[int, 
         for process, errors in going.values():
             process.wait()
             errors.close()
+        os.close(watched)
+        os.close(ours)
 
 
 def _last_line(errors: BinaryIO) -> str:

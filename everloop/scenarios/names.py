@@ -7,9 +7,9 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -29,6 +29,12 @@ class Factory:
     def __call__(self, *args: Any, **more: Any) -> Any:
         """Make the object from positional arguments, the settings, and `more`, which wins."""
         return find_object(self.path)(*args, **{**self.settings, **more})
+
+
+def factories(what: type[Any]) -> list[str]:
+    """The fields of a dataclass that are classes by name."""
+    hints = get_type_hints(what)
+    return [field.name for field in fields(what) if Factory in (hints[field.name], *get_args(hints[field.name]))]
 
 
 def first_required(what: Callable[..., Any]) -> str | None:
@@ -53,6 +59,10 @@ def find_object(path: str) -> Callable[..., Any]:
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if not module or not name:
         raise ValueError(f"{path!r} is no path of a class; write package.module:Name")
+    if module.endswith(".py"):
+        file = Path(module).with_suffix("")
+        dotted = file.name if file.is_absolute() else ".".join(part for part in file.parts if part != "..")
+        raise ValueError(f"{path!r} names a file; write {dotted}:{name}" + (f", in {file.parent}" if file.is_absolute() else ""))
     import_module(module, path)
     found = getattr(sys.modules[module], name, None)
     if found is None:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich import progress
 from rich.console import Console
 from rich.text import Text
 
-from everloop.loop import Callback, Run
+from everloop.loop import Callback, Learner, Run
 
 REDRAW = 0.1  # seconds: a bar moved at every step would cost a small network a tenth of its time
 SPEAK = 30.0  # seconds between two plain lines within a task
 BAR = range(8, 25)  # columns of the bar, where there is room for it
+
+
+def whole_steps(learner: Learner, steps: int) -> int:
+    """The world steps that a phase of `steps` really takes: whole batches of a stream, whole rollouts of an algorithm."""
+    model: Any = getattr(learner, "model", None)
+    rollout = model.n_steps if hasattr(model, "rollout_buffer") else getattr(getattr(model, "train_freq", None), "frequency", 1)
+    unit: int = rollout * learner.world.num_envs
+    return -(-steps // unit) * unit
 
 
 class Progress(Callback):
@@ -44,7 +52,7 @@ class Progress(Callback):
 
     def on_run_begin(self, run: Run) -> None:
         result = run.result
-        self.total, self.first = sum(run.plan.steps), run.steps
+        self.total, self.first = sum(whole_steps(run.learner, steps) for steps in run.plan.steps), run.steps
         self.title = self.title or f"{result.scenario} {'+'.join(result.strategies)} seed {result.seed}".strip()
         self.bar.add_task("", total=None)
 
@@ -54,7 +62,7 @@ class Progress(Callback):
         self.speak()
 
     def on_step(self, run: Run) -> None:
-        self.done = min(run.steps - self.first, self.total)  # the last batch of a task may be more than was planned
+        self.done = min(run.steps - self.first, self.total)
         now = time.monotonic()
         if self.live and now - self.drawn > REDRAW:
             self.draw()

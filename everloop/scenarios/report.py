@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -17,6 +18,7 @@ UNSCALED = (
     "Returns are shown, since the world gives no reference. For scores from 0 (random) to 1 (best), let its "
     "reference(task) return (random, best)."
 )
+SEEN = "only tasks seen so far are evaluated; --eval-tasks all measures the rest"
 
 
 def print_scores(results: Mapping[str, Result], console: Console) -> None:
@@ -29,15 +31,19 @@ def print_scores(results: Mapping[str, Result], console: Console) -> None:
     else:
         console.print(Columns(tables, padding=(1, GAP)))
     if any(result.metric.name == "return" for result in results.values()):
-        console.print(UNSCALED, highlight=False)
+        console.print(UNSCALED, highlight=False, soft_wrap=not console.is_terminal)
+    if any(math.isnan(score) for result in results.values() for score in result.before):
+        console.print(SEEN, highlight=False)
 
 
 def summary(result: Result) -> str:
-    """Average and forgetting, and of accuracies the average incremental accuracy, in one line."""
+    """Average and forgetting, and of accuracies the average incremental accuracy, in one line; of one phase its average alone."""
     name, unit = result.metric.name, f" {result.metric.unit}" if result.metric.unit else ""
     points = " points" if unit == " %" else ""
     said = [f"average {name} {result.metric.text(result.average_score, 'unknown')}{unit}"]
-    lost = "drop since the best" if name == "return" else "forgetting"
+    if len(result.phases) == 1:
+        return f"{said[0]}, no forgetting: one phase"
+    lost = "drop of return" if name == "return" else "forgetting"
     said.append(f"{lost} {result.metric.text(result.forgetting, 'unknown')}{points}")
     if unit:
         said.append(f"average incremental {result.metric.text(result.average_incremental_score, 'unknown')}{unit}")

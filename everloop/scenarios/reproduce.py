@@ -76,6 +76,11 @@ class Table:
     machine: str = field(default_factory=lambda: f"{platform.machine()}, {os.cpu_count()} cores, no GPU")
 
 
+def tables() -> dict[str, str]:
+    """The titles of the tables that come with everloop, by name."""
+    return {path.stem: load_table(path.stem).title for path in sorted(TABLES.glob("*.yaml"))}
+
+
 def load_table(name: str) -> Table:
     """The table called `name`, or at a path. Raises ValueError, in one line, for what is not one."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"

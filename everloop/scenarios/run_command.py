@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
 import shlex
 import sys
@@ -16,20 +18,20 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from everloop.loop import STRATEGIES, NotFiniteError, Result
+from everloop.loop import STRATEGIES, NotFiniteError, Result, Strategy
 from everloop.scenarios import SCENARIOS, arguments
 from everloop.scenarios.arguments import GENERAL, WHERE, Request
-from everloop.scenarios.experiment import JOINT, PLAIN, Experiment, find_strategy, scenario_path, strategy_key
-from everloop.scenarios.folder import ERROR, RESULT, complete
+from everloop.scenarios.experiment import JOINT, PLAIN, Experiment, check_pictures, find_strategy, scenario_path, strategy_key
+from everloop.scenarios.folder import ERROR, RESULT, Unwritable, complete, files_of, holds
 from everloop.scenarios.help import commented_yaml, first_line, help_text
-from everloop.scenarios.jobs import run_all
-from everloop.scenarios.names import is_path
+from everloop.scenarios.jobs import Terminated, run_all
+from everloop.scenarios.names import factories, find_object, is_path
 from everloop.scenarios.progress import Progress
 from everloop.scenarios.report import print_scores
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import Schema, Setting
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 BAD_INPUT = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
 """What wrong settings, missing packages and a full disk end in: one line, and exit status 2."""
 
@@ -40,6 +42,12 @@ def fail(message: str, status: int = USAGE_ERROR) -> int:
     return status
 
 
+def stopped(stop: KeyboardInterrupt, more: str = "") -> int:
+    """Say that the command was stopped, and `more`; returns the exit status."""
+    word, status = ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
+    return fail(f"{word}{more}", status)
+
+
 def prepare_run(words: list[str]) -> Callable[[], int]:
     """What the words after `everloop run` ask for, checked and ready to go."""
     request = arguments.read(words)
@@ -48,38 +56,54 @@ def prepare_run(words: list[str]) -> Callable[[], int]:
         return partial(_print_config, request)
     if len(request.strategies) * len(request.seeds) > 1:
         return _prepare_many(request)
+    check_pictures()
+    experiment = request.experiment(request.strategies[0], request.seeds[0], None)
     out = request.values["out"]
-    experiment = request.experiment(request.strategies[0], request.seeds[0], None if out is None else Path(out))
-    if out is None:
-        experiment.move_to(experiment.folder())
-    return partial(_go, experiment, [*experiment.notes, *request.notes(experiment.scenario)], request.values)
+    files_of(folder := experiment.folder() if out is None else Path(out))
+    return partial(_go, experiment, folder, [*experiment.notes, *request.notes(experiment.scenario)], request.values)
 
 
 def _console(values: dict[str, Any], notes: Sequence[str]) -> Console:
     """Where people read what happens; with --json that is stderr."""
     console = Console(stderr=values["json"], quiet=values["quiet"])
     for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        _say(console, f"note: {note}")
     return console
 
 
-def _go(experiment: Experiment, notes: Sequence[str], values: dict[str, Any]) -> int:
-    console, out, title = _console(values, notes), experiment.out, f"{experiment.title} seed {experiment.seed}"
-    assert out is not None
+def _say(console: Console, line: str) -> None:
+    """Print a line as it is: a terminal wraps it, a pipe does not."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _go(experiment: Experiment, out: Path, notes: Sequence[str], values: dict[str, Any]) -> int:
+    """Run it in the folder `out`; a complete run of the same settings that lies there is shown instead."""
+    console, title = _console(values, notes), f"{experiment.title} seed {experiment.seed}"
+    held = "nothing" if experiment.overwrite else holds(out, experiment.config_text())
+    if held == "a complete run":
+        _say(console, f"{title}: already complete in {out}; --overwrite runs it again")
+        return _show(Result.load(out), title, out, console, values["json"])
+    experiment.overwrite |= held == "an unfinished run"
+    experiment.move_to(out)
+    _say(console, f"{title}: {out}" + (" holds it unfinished; it begins anew" if held == "an unfinished run" else ""))
     try:
-        console.print(f"{title}: {out}", highlight=False, markup=False, soft_wrap=True)
         with Progress(console, title) as progress, warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: console.print(f"note: {message}", highlight=False, markup=False)
+            warnings.showwarning = lambda message, *_: _say(console, f"note: {message}")
             result = experiment.run([progress])
     except NotFiniteError as error:
         return fail(f"{error}; the run stopped, what it has logged is in {out}")
-    except FileExistsError as error:
+    except (FileExistsError, Unwritable) as error:
         return fail(str(error))
-    except KeyboardInterrupt:
-        return fail(f"interrupted at step {experiment.learner.steps}; what it has logged is in {out}", INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        return stopped(stop, f" at step {experiment.learner.steps}; what it has logged is in {out}; the same command begins it anew")
     except Exception as error:  # anything can happen in a world, a network or a strategy of the user's own
         return fail(_traced(error, out, experiment.learner.steps))
-    if values["json"]:
+    return _show(result, title, out, console, values["json"])
+
+
+def _show(result: Result, title: str, out: Path, console: Console, as_json: bool) -> int:
+    """Print a complete run's result; returns the exit status."""
+    if as_json:
         print(json.dumps(result.to_dict(), indent=2))
     print_scores({title: result}, console)
     console.print(f"{out / RESULT}    watch: tensorboard --logdir {out}", highlight=False, soft_wrap=True)
@@ -92,6 +116,8 @@ def _traced(error: Exception, out: Path, step: int) -> str:
     try:
         (out / ERROR).write_text("".join(traceback.format_exception(error)))
     except OSError:
+        with contextlib.suppress(OSError):
+            (out / ERROR).unlink(missing_ok=True)  # on a full disk it is empty
         return line
     return f"{line}; the traceback is in {out / ERROR}"
 
@@ -106,6 +132,7 @@ class Cell:
 
 
 def _prepare_many(request: Request) -> Callable[[], int]:
+    check_pictures()
     first = [request.experiment(names, request.seeds[0], None) for names in request.strategies]
     cells = [
         _cell(request, names, experiment, seed)
@@ -120,22 +147,23 @@ def _cell(request: Request, names: Sequence[str], experiment: Experiment, seed: 
     folder = (group if out is None else Path(out) / group.name) / str(seed)
     kept = {key: value for key, value in request.flags.items() if key not in ("seeds", "jobs", "json")}
     own = {"strategies": ",".join(names), "seed": seed, "out": folder, "overwrite": "true", "quiet": "true"}
-    flags = [f"--{key}={value}" for key, value in {**kept, **own}.items()]
+    flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in {**kept, **own}.items()]
     return Cell(f"{experiment.title} seed {seed}", folder, ["run", scenario_path(request.scenario), *flags])
 
 
 def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]) -> int:
     """Run what is not complete yet; a run that fails is named at the end, and the others go on."""
     console = _console(values, notes)
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
+    say = partial(_say, console)
     todo = [cell for cell in cells if values["overwrite"] or not complete(cell.folder)]
     for cell in cells:
         if cell not in todo:
-            say(f"{cell.title}: already in {cell.folder}")
+            say(f"{cell.title}: already complete in {cell.folder}; --overwrite runs it again")
     failed: list[str] = []
+
+    def started(i: int) -> None:
+        anew = " anew" if files_of(todo[i].folder) else ""
+        say(f"{todo[i].title}: started{anew}, {todo[i].folder}")
 
     def ended(i: int, error: str | None) -> None:
         if error is not None:
@@ -145,7 +173,10 @@ def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]
         result = Result.load(todo[i].folder)
         say(f"{todo[i].title}: average {result.metric.name} {result.metric.text(result.average_score)} {result.metric.unit}".rstrip())
 
-    run_all([cell.words for cell in todo], values["jobs"], ended)
+    try:
+        run_all([cell.words for cell in todo], values["jobs"], ended, started)
+    except KeyboardInterrupt as stop:
+        return stopped(stop, "; the same command runs what is not complete")
     folders = [cell.folder for cell in cells if complete(cell.folder)]
     if values["json"]:
         print(json.dumps([Result.load(folder).to_dict() for folder in folders], indent=2))
@@ -157,7 +188,7 @@ def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]
 def _print_config(request: Request) -> int:
     names, scenario = request.strategies[0], request.scenario
     general = {"scenario": Setting("scenario", str, None, "What is run."), **GENERAL}
-    made = arguments.factories(scenario)
+    made = factories(scenario)
     own = {key: setting for key, setting in request.schema.items() if "." not in key or key.partition(".")[0] not in made}
     chosen = {f"strategy {name}": request.groups[strategy_key(name)] for name in names if name not in (PLAIN, JOINT)}
     values = request.values | {"strategies": names, "scenario": scenario_path(scenario)}
@@ -171,13 +202,19 @@ def _print_config(request: Request) -> int:
 def run_help(words: list[str]) -> str:
     """The help of `run`, of a scenario, or, after `--help STRATEGY`, of a strategy."""
     names = [word for word in words if not word.startswith("-")]
-    scenario = next((arguments.find_scenario(name) for name in names if name in SCENARIOS or is_path(name)), None)
-    strategy = next((name for name in names if name in STRATEGIES), None)
+    scenarios = [name for name in names if name in SCENARIOS or (is_path(name) and not _is_own_strategy(name))]
+    scenario = arguments.find_scenario(scenarios[0]) if scenarios else None
+    strategy = next((name for name in names if name in STRATEGIES or (is_path(name) and _is_own_strategy(name))), None)
     if strategy is not None:
         return strategy_help(strategy, scenario or SCENARIOS["split-digits"])
     if names and scenario is None:
         arguments.find_scenario(names[0])
     return _general_help() if scenario is None else _scenario_help(scenario)
+
+
+def _is_own_strategy(path: str) -> bool:
+    found = find_object(path)
+    return inspect.isclass(found) and issubclass(found, Strategy)
 
 
 def _general_help() -> str:
@@ -205,9 +242,10 @@ def _scenario_help(scenario: type[Scenario]) -> str:
 
 def strategy_help(name: str, scenario: type[Scenario]) -> str:
     """The settings of one strategy, with the scenario's defaults."""
-    about = first_line(find_strategy(name))
-    schema = arguments.strategy_schemas(scenario)[name]
-    return help_text(f"--strategies {name} [--{name}.KEY VALUE ...]", about, {f"settings of {name}, in {scenario.name}": schema})
+    strategy, key = find_strategy(name), strategy_key(name)
+    about = (inspect.getdoc(strategy) or "").partition("\n")[0] if is_path(name) else first_line(strategy)
+    schema = arguments.strategy_schemas(scenario, [[name]])[key]
+    return help_text(f"--strategies {name} [--{key}.KEY VALUE ...]", about, {f"settings of {key}, in {scenario.name}": schema})
 
 
 def strategy_lines() -> dict[str, str]:

@@ -41,8 +41,6 @@ class Scenario(ABC):
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings of strategies that suit this scenario better than their own defaults."""
 
-    more_training: ClassVar[str] = ""
-    """How a task gets more updates, for people to read."""
     evaluations_per_task: ClassVar[int] = 10
     """How many evaluations a task gets on average, if `eval_every` does not say when they are made."""
 
@@ -67,6 +65,11 @@ class Scenario(ABC):
     def without_effect(self) -> dict[str, str]:
         """Settings that do nothing beside the others, each with the reason."""
         return {}
+
+    @property
+    def more_training(self) -> str:
+        """How a task gets more updates, for people to read."""
+        return ""
 
     @property
     def num_envs(self) -> int:

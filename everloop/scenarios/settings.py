@@ -25,6 +25,8 @@ from everloop.scenarios.names import Factory, did_you_mean
 
 CLASS = "class"
 """In YAML, the entry of a factory's mapping that holds its path."""
+MEANT = {"lr": "learning_rate", "epochs": "steps", "steps": "iterations"}
+"""Names from elsewhere, with what may be meant."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def docs_of(what: Callable[..., Any]) -> Mapping[str, str]:
 
 
 def read_words(words: Sequence[str], flags: Collection[str] = ()) -> tuple[list[str], Given]:
-    """(positional words, given settings) of a command line: `--key value`, `--key=value`, and `--flag` alone, which is true.
+    """(positional words, given settings) of a command line: `--key value`, `--key=value`, and `--flag` alone, which is True.
 
     Args:
         flags: Keys that never take the next word as their value.
@@ -117,15 +119,25 @@ def read_words(words: Sequence[str], flags: Collection[str] = ()) -> tuple[list[
         key = key.replace("-", "_")
         if not equals:
             has_value = key not in flags and i < len(words) and not words[i].startswith("--")
-            value, i = (words[i], i + 1) if has_value else ("true", i)
-        given[key] = value
+            given[key], i = (words[i], i + 1) if has_value else (True, i)
+        else:
+            given[key] = value
     return positional, given
+
+
+def check_values(flags: Given, schema: Schema) -> None:
+    """Raise ValueError for a flag that stands alone where a value is needed."""
+    for key, value in flags.items():
+        if value is True and key in schema and not {bool, Any} & set(_alternatives(schema[key].kind)):
+            raise ValueError(f"{key} has no value; it must be {possible(schema[key].kind)}")
 
 
 def read_yaml(file: str) -> Given:
     """The settings in a YAML file, flat. Raises ValueError, in one line, for what can't be read."""
     try:
         content = yaml.safe_load(Path(file).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"{file} can't be read: {error}") from None
     except yaml.YAMLError as error:
@@ -197,24 +209,32 @@ def with_files(given: Given, schema: Schema) -> Given:
     return found | given
 
 
-def check(given: Given, schema: Schema) -> dict[str, Any]:
-    """The given values in their types. Raises ValueError, in one line, for an unknown key and a value of another type."""
+def check(given: Given, schema: Schema, used: Collection[str] | None = None) -> dict[str, Any]:
+    """The given values in their types. Raises ValueError, in one line, for an unknown key and a value of another type.
+
+    used: Keys that have an effect, the likeliest first: what is suggested for an unknown one; all if None.
+    """
     values = {}
     for key, value in given.items():
         if key not in schema:
-            raise ValueError(f"unknown setting {key!r}.{_near(key, schema)}")
+            raise ValueError(f"unknown setting {key!r}.{_near(key, schema, schema if used is None else used)}")
         values[key] = convert(schema[key], value)
     return values
 
 
-def _near(key: str, schema: Schema) -> str:
+def _near(key: str, schema: Schema, used: Collection[str]) -> str:
+    """What may be meant by `key`: a setting of its group, one of the same or a like name in use, or any other."""
     group, dot, name = key.rpartition(".")
     inside = [known.rpartition(".")[2] for known in schema if known.rpartition(".")[0] == group]
-    if hint := did_you_mean(name, inside):
+    if dot and (hint := did_you_mean(name, inside)):
         return hint.replace("mean '", f"mean '{group}{dot}")
+    by_name = {known.rpartition(".")[2]: known for known in reversed(list(used))}
+    for wanted in (name, MEANT.get(name)):
+        if wanted in by_name:
+            return f" Did you mean {by_name[wanted]!r}?"
     if dot and inside:
         return f" {group} has {', '.join(inside)}."
-    return did_you_mean(key, schema) or " --help lists all settings."
+    return did_you_mean(key, used) or did_you_mean(key, schema) or " --help lists all settings."
 
 
 def convert(setting: Setting, value: Any) -> Any:

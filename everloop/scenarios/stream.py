@@ -17,6 +17,7 @@ from torch import nn
 
 from everloop.agents import Classifier, OwnBackbone, levels_of
 from everloop.envs import PRESETS, Examples, Protocol, Schedule, make_vec
+from everloop.envs.data.hub import Unreachable
 from everloop.loop import Learner, NestedOptimizer, SupervisedLearner, Training, World, levels_by_depth, likelihood_for
 from everloop.scenarios.names import Factory, find_object, first_required, make_optimizer
 from everloop.scenarios.scenario import Scenario, Split
@@ -88,7 +89,6 @@ class StreamScenario(Scenario):
     """
 
     env_id: ClassVar[str] = "everloop/ImageStream-v0"
-    more_training: ClassVar[str] = "raise --epochs, or lower --batch-size"
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "ewc": {"strength": 100.0},
         "replay": {"strength": 1.0, "capacity": 2000, "batch_size": 128},
@@ -114,6 +114,10 @@ class StreamScenario(Scenario):
     consolidation_steps: int = 8
 
     @property
+    def more_training(self) -> str:
+        return "raise --epochs, or lower --batch-size" if self.iterations is None else "raise --iterations"
+
+    @property
     def num_envs(self) -> int:
         return self.batch_size
 
@@ -128,7 +132,11 @@ class StreamScenario(Scenario):
     @cached_property
     def loaded(self) -> tuple[Examples, Examples]:
         """`examples()`, once for all worlds of this scenario; the test's are replaced if some are held out."""
-        train, test = self.examples()
+        try:
+            train, test = self.examples()
+        except Unreachable as error:
+            folder = getattr(self, "folder", self.name)
+            raise ValueError(f"{error}; put it into a folder {folder!r} in {DATA}, give --data FOLDER, or go online once") from None
         if not self.held_out:
             return train, test
         if not 0 < self.held_out < len(train):
@@ -214,11 +222,10 @@ class StreamScenario(Scenario):
         """
         if self.data is not None:
             return self.data
-        if DATA not in os.environ:
-            if hub is None:
-                raise ValueError(f"data is None, allowed: a folder or a Hub id, or {DATA} set; it needs {self.needs}")
+        if DATA not in os.environ and hub is not None:
             return hub
-        folder = Path(os.environ[DATA]) / name
-        if not folder.is_dir():
-            raise ValueError(f"{DATA} is {os.environ[DATA]!r}, which holds no folder {name!r}; allowed: one that does, or --data")
+        folder = Path(os.environ.get(DATA, "")) / name
+        if DATA not in os.environ or not folder.is_dir():
+            place = f"{DATA}, which is {os.environ[DATA]}" if DATA in os.environ else DATA
+            raise ValueError(f"{self.name} needs a data set: put a folder {name} into {place}, or name it with --data")
         return str(folder)

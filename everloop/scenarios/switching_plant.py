@@ -54,7 +54,6 @@ class SwitchingPlant(Scenario):
         "ewc": {"strength": 1.0},
         "replay": {"strength": 1.0, "capacity": 1000, "batch_size": 32},
     }
-    more_training: ClassVar[str] = "raise --steps"
     num_tasks: int = 3
     steps: int = 32_768
     task_cue: bool = True
@@ -73,6 +72,10 @@ class SwitchingPlant(Scenario):
     hidden_size: int = 128
     world_seed: int | None = None
     consolidation_steps: int = 64
+
+    @property
+    def more_training(self) -> str:
+        return "raise --steps"
 
     def world(self, split: Split, num_envs: int, seed: int) -> World:
         world_seed = seed if self.world_seed is None else self.world_seed

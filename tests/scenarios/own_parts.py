@@ -31,6 +31,16 @@ class Slow(Strategy):
                 p.grad *= self.factor
 
 
+class Typo(Strategy):
+    """Its hook is misspelled."""
+
+    def edit_gradient(self, learner: Learner, batch: Batch | None) -> None: ...
+
+
+class Idle(Strategy):
+    """Does nothing."""
+
+
 class Net(nn.Module):
     """A plain torch network that knows nothing of everloop."""
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from own_parts import Color, Net, Painted, Slow
 
 from everloop.envs.data import digits
-from everloop.loop import STRATEGIES, Replay
+from everloop.loop import EWC, STRATEGIES, Replay
 from everloop.scenarios import Experiment, SplitDigits, arguments
 from everloop.scenarios.cli import main, prepare
 from everloop.scenarios.names import Factory
@@ -118,6 +118,36 @@ def test_strategies_are_taken_as_a_string_a_list_or_by_their_paths() -> None:
         Experiment(SplitDigits(), "replay", settings={"replay": {"size": 3}})
 
 
+@pytest.mark.parametrize(
+    ("scenario", "strategies", "said"),
+    [
+        ("split-digits", "ewc", "scenario is 'split-digits'; write SplitDigits()"),
+        (SplitDigits, "ewc", "scenario is the class SplitDigits; write SplitDigits()"),
+        (3, "ewc", "scenario is 3; it must be a scenario object, such as SplitDigits()"),
+        (SplitDigits(optimizer="adamw"), "ewc", "optimizer is 'adamw'; write optimizer=Factory('adamw')"),  # type: ignore[arg-type]
+        (SplitDigits(network=Net), "ewc", "write network=Factory('package.module:Class')"),  # type: ignore[arg-type]
+        (SplitDigits(), [EWC(strength=3.0)], "strategies hold EWC itself; name it: 'ewc', with settings={'ewc': {...}} for its arguments"),
+        (SplitDigits(), EWC, "strategies hold EWC itself; name it: 'ewc'"),
+        (SplitDigits(), Slow(), "strategies hold Slow itself; name it: 'own_parts:Slow', with settings={'Slow': {...}}"),
+        (SplitDigits(), [7], "strategies hold 7; name them as text, such as 'ewc,replay'"),
+    ],
+)
+def test_a_mistake_in_python_says_what_to_write(scenario: Any, strategies: Any, said: str) -> None:
+    with pytest.raises(TypeError) as refused:
+        Experiment(scenario, strategies)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_notes_come_in_one_line_each_also_before_a_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipe is as wide as a note is long."""
+    for seed, status in (("0", 0), ("1", 2)):
+        assert main(["run", "split-digits", *SHORT, "--replay.capacity", "3", "--seed", seed, "--out", "x"]) == status
+        notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+        assert "note: replay.capacity has no effect without --strategies replay" in notes
+        assert any(len(line) > 100 and line.endswith(("--iterations", "--batch-size")) for line in notes)
+
+
 def test_a_gradient_that_is_scaled_learns_as_plain_descent_at_that_rate() -> None:
     """The user's strategy is in the loop: factor 1/4 under gradient descent is a quarter of the learning rate, to the bit."""
     plain = ["split-digits", *SHORT, "--optimizer", "sgd", "--quiet"]
@@ -150,6 +180,8 @@ def test_a_network_of_the_users_own_learns_with_a_head_for_every_task() -> None:
         (["--network", "own_parts:Slow"], "network own_parts:Slow makes Slow, which is no torch module"),
         (["--network", "own_parts:Net", "--network.depth", "3"], "unknown setting 'network.depth'"),
         (["--strategies", "ewc,own_parts:Slow", "--Slow.factro", "2"], "Did you mean 'Slow.factor'?"),
+        (["--strategies", "own_parts:Typo"], "Typo has a method edit_gradient; did you mean edit_gradients?"),
+        (["--strategies", "own_parts:Idle"], "Idle overrides no hook of Strategy; its hooks are check, "),
     ],
 )
 def test_a_part_of_the_users_own_that_does_not_fit_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +228,7 @@ def test_a_module_that_is_imported_first_may_register_names(capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--strategies", "replay", "--ewc.strength", "3"], "note: ewc.strength has no effect: strategy ewc is not among replay"),
+        (["--strategies", "replay", "--ewc.strength", "3"], "note: ewc.strength has no effect without --strategies ewc"),
         (["--iterations", "2", "--epochs", "3"], "note: epochs has no effect: iterations says how much is trained"),
         (["--data", "owner/digits"], "note: data has no effect: scikit-learn has the digits"),
     ],

@@ -86,15 +86,15 @@ def test_the_settings_of_a_class_have_their_types_defaults_and_meanings() -> Non
 @pytest.mark.parametrize(
     ("words", "positional", "found"),
     [
-        ("run x --a 1 --b=2 --c", ["run", "x"], {"a": "1", "b": "2", "c": "true"}),
-        ("--quiet x --a-b.c-d -1", ["x"], {"quiet": "true", "a_b.c_d": "-1"}),
+        ("run x --a 1 --b=2 --c", ["run", "x"], {"a": "1", "b": "2", "c": True}),
+        ("--quiet x --a-b.c-d -1", ["x"], {"quiet": True, "a_b.c_d": "-1"}),
         ("--a 1 --a 2", [], {"a": "2"}),
-        ("--a= --b", [], {"a": "", "b": "true"}),
+        ("--a= --b", [], {"a": "", "b": True}),
         ("--quiet=false x", ["x"], {"quiet": "false"}),
-        ("--a --b 1", [], {"a": "true", "b": "1"}),
+        ("--a --b 1", [], {"a": True, "b": "1"}),
     ],
 )
-def test_words_become_settings(words: str, positional: list[str], found: dict[str, str]) -> None:
+def test_words_become_settings(words: str, positional: list[str], found: dict[str, Any]) -> None:
     assert read_words(words.split(" "), ["quiet"]) == (positional, found)
 
 
@@ -162,6 +162,7 @@ def test_a_value_of_another_type_is_one_line_with_key_value_and_what_is_possible
         ("inner.raet", "unknown setting 'inner.raet'. Did you mean 'inner.rate'?"),
         ("inner.zzz", "unknown setting 'inner.zzz'. inner has rate, kind."),
         ("zzz", "unknown setting 'zzz'. --help lists all settings."),
+        ("rate", "unknown setting 'rate'. Did you mean 'inner.rate'?"),
     ],
 )
 def test_an_unknown_key_is_one_line_with_the_nearest(key: str, said: str) -> None:
@@ -195,8 +196,10 @@ def test_a_file_that_holds_no_settings_is_one_line(content: str, said: str, tmp_
         read_yaml(str(file))
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
-    with pytest.raises(ValueError, match="can't be read"):
+    with pytest.raises(ValueError, match=r"missing\.yaml: no such file$"):
         read_yaml(str(tmp_path / "missing.yaml"))
+    with pytest.raises(ValueError, match="can't be read"):
+        read_yaml(str(tmp_path))
 
 
 def test_an_empty_file_holds_no_settings(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from everloop.scenarios.cli import main
 from everloop.scenarios.jobs import run_all
@@ -53,14 +55,15 @@ def test_complete_runs_are_kept_and_others_begin_again(capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main([*SHORT, "--seeds", "0-1", "--out", "grid"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("split-digits")]
-    assert lines[0] == f"split-digits none seed 0: already in {first}"
-    assert lines[1].startswith("split-digits none seed 1: average accuracy ")
+    assert lines[0] == f"split-digits none seed 0: already complete in {first}; --overwrite runs it again"
+    assert lines[1] == f"split-digits none seed 1: started anew, {second}"
+    assert lines[2].startswith("split-digits none seed 1: average accuracy ")
     assert (first / "result.json").read_bytes() == before
     assert json.loads((second / "result.json").read_text())["complete"]
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(HERE))
     Path("mine.py").write_text(
         "from own_parts import Failing\n"
@@ -97,15 +100,52 @@ def test_processes_do_not_outlive_the_one_that_started_them() -> None:
     assert main([*SHORT, "--out", "long", "--overwrite", "--quiet"]) == 0, "its folder is not locked any more"
 
 
-def test_ctrl_c_stops_all_runs_in_one_line(tmp_path: Path) -> None:
-    words = [*SHORT, "--iterations", "100000", "--seeds", "0-1", "--jobs", "2", "--out", "grid"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "everloop", *words], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    while len(list(tmp_path.glob("grid/*/*/result.json"))) < 2:
+def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """A command that goes on for long, as soon as its runs, two seeds or one, have begun to learn."""
+    long = [sys.executable, "-m", "everloop", *SHORT, "--iterations", "100000", "--quiet", *words]
+    process = subprocess.Popen(long, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while len(list(folder.glob("runs/*/*/*/result.json"))) < (2 if "--seeds" in words else 1):
         time.sleep(0.1)
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    return process
+
+
+def released(folder: Path, seconds: float = 60) -> bool:
+    """Whether no process writes into the runs' folders any more."""
+    locks = list(folder.glob("runs/*/*/*/.lock"))
+    assert locks
+    for lock in locks:
+        with FileLock(lock, timeout=seconds):
+            pass
+    return True
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_signal_stops_all_runs_in_one_line(number: int, status: int, word: str, tmp_path: Path) -> None:
+    process = begun(tmp_path, "--seeds", "0-1", "--jobs", "2")
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == "everloop: error: interrupted\n"
+    assert process.returncode == status
+    assert errors == f"everloop: error: {word}; the same command runs what is not complete\n"
+    assert released(tmp_path, seconds=0)
+
+
+def test_sigterm_ends_a_run_in_one_line_and_its_result_so_far_stays(tmp_path: Path) -> None:
+    process = begun(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors.startswith("everloop: error: terminated at step ")
+    assert errors.endswith("; the same command begins it anew\n")
+    assert errors.count("\n") == 1
+    (file,) = tmp_path.glob("runs/*/*/0/result.json")
+    assert len(json.loads(file.read_text())["evaluations"]) >= 1
+
+
+def test_runs_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    process = begun(tmp_path, "--seeds", "0-1", "--jobs", "2")
+    process.kill()
+    process.communicate(timeout=60)
+    assert released(tmp_path)

@@ -49,7 +49,8 @@ def run_of(result: Result, step: int = 0, phase: int = 0, total: int = 100) -> A
     """What callbacks read of a run, of a result that was made by hand."""
     tasks = [SimpleNamespace(id=j, name=result.tasks[j]) for j in result.phases[phase]]
     plan = SimpleNamespace(phases=result.phases, steps=[total])
-    return SimpleNamespace(result=result, steps=step, phase=phase, tasks=tasks, plan=plan)
+    learner = SimpleNamespace(world=SimpleNamespace(num_envs=1))
+    return SimpleNamespace(result=result, steps=step, phase=phase, tasks=tasks, plan=plan, learner=learner)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
@@ -134,7 +135,7 @@ def test_python_shows_progress_on_request(capsys: pytest.CaptureFixture[str]) ->
         (ACCURACY, "average accuracy 50.0 %, forgetting 0.0 points, average incremental 50.0 %"),
         (Metric("entity F1", "%"), "average entity F1 50.0 %, forgetting 0.0 points, average incremental 50.0 %"),
         (SCORE, "average score 50.00, forgetting 0.00"),
-        (RETURN, "average return 50, drop since the best 0"),
+        (RETURN, "average return 50, drop of return 0"),
     ],
 )
 def test_the_summary_speaks_in_the_metrics_own_words(metric: Metric, said: str) -> None:
@@ -143,6 +144,53 @@ def test_the_summary_speaks_in_the_metrics_own_words(metric: Metric, said: str) 
     print_scores({"x": result(metric=metric)}, out)
     assert said in text(out)
     assert ("reference(task) return (random, best)" in " ".join(text(out).split())) == (metric == RETURN)
+
+
+def test_one_phase_forgets_nothing_and_has_no_incremental_average() -> None:
+    assert summary(result(3, phases=[[0, 1, 2]])) == "average accuracy 50.0 %, no forgetting: one phase"
+
+
+def test_scores_that_were_not_measured_are_explained() -> None:
+    hint = "only tasks seen so far are evaluated; --eval-tasks all measures the rest"
+    whole, seen = result(2), result(2)
+    seen.evaluations[0].scores[:] = [float("nan")] * 2
+    for shown, hinted in ((whole, False), (seen, True)):
+        out = console()
+        print_scores({"x": shown}, out)
+        assert (hint in text(out).splitlines()) == hinted
+
+
+SMALL = {"num_tasks": 2, "token_size": 8, "hidden_size": 8, "eval_every": 10_000}
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        SplitDigits(epochs=1, tasks=["0-1", "2-3"], consolidation_steps=1),
+        SwitchingPlant(steps=100, **SMALL),
+        SwitchingPlant(steps=100, algorithm="sac", **SMALL),
+    ],
+    ids=["stream", "ppo", "sac"],
+)
+def test_the_total_is_what_is_really_learned_from(scenario: Any) -> None:
+    out = console(terminal=False)
+    with Progress(out) as lines:
+        learned = Experiment(scenario, "none").run([lines])
+    assert f"step {learned.steps} of {learned.steps}, " in text(out).splitlines()[-1]
+    assert learned.steps % 32 == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (100, ["steps 100 becomes 2048, one rollout of 32 copies x 64 steps"]),
+        (2049, ["steps 2049 becomes 4096, 2 rollouts of 32 copies x 64 steps"]),
+        (4096, []),
+    ],
+)
+def test_steps_that_are_rounded_up_are_noted(steps: int, said: list[str]) -> None:
+    assert [note for note in Experiment(SwitchingPlant(steps=steps, **SMALL)).notes if "becomes" in note] == said
+    assert not any("becomes" in note for note in Experiment(SplitDigits(epochs=1)).notes)
 
 
 @pytest.mark.parametrize(("tasks", "name"), [(5, "{0}"), (10, LONG + "{0}"), (20, "task {0}"), (1, "[a]")])
@@ -176,27 +224,32 @@ def test_a_task_that_comes_back_has_rows_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scenario", "updates"),
+    ("scenario", "updates", "who", "advice"),
     [
-        (SplitDigits(iterations=3), 3),
-        (SplitDigits(epochs=1, tasks=["0-1"]), 10),
-        (SwitchingPlant(steps=2048, num_tasks=1, token_size=8, hidden_size=8), 20),
-        (SwitchingPlant(steps=2049, num_tasks=1, token_size=8, hidden_size=8, recurrent=False, batch_size=512), 40),
+        (SplitDigits(iterations=1), 1, "each task gets", ": raise --iterations"),
+        (SplitDigits(epochs=1, tasks=["0-1", "8-9"]), 9, "task 8-9 gets", ": raise --epochs, or lower --batch-size"),
+        (SwitchingPlant(steps=2048, num_tasks=1, token_size=8, hidden_size=8), 20, "task plant-0 gets", ": raise --steps"),
+        (
+            SwitchingPlant(steps=2049, num_tasks=2, token_size=8, hidden_size=8, recurrent=False, batch_size=512),
+            40,
+            "each task gets",
+            ": raise --steps",
+        ),
     ],
     ids=["iterations", "epochs", "recurrent ppo", "ppo"],
 )
-def test_a_task_that_is_hardly_trained_is_named_with_the_updates_it_really_gets(scenario: Any, updates: int) -> None:
+def test_a_task_that_is_hardly_trained_is_named_with_the_updates_it_really_gets(scenario: Any, updates: int, who: str, advice: str) -> None:
     experiment = Experiment(scenario, "none")
-    (note,) = experiment.notes
-    assert f"gets only {updates} updates" in note
-    assert ("--epochs" if isinstance(scenario, SplitDigits) else "--steps") in note
+    note = experiment.notes[-1]
+    assert note.startswith(f"{who} only {updates} update{'' if updates == 1 else 's'}, which may be too few")
+    assert note.endswith(advice)
     counted = [0]
 
     def count(*args: Any) -> None:
         counted[0] += 1
 
     experiment.learner.optimizer.register_step_post_hook(count)
-    experiment.plan = type(experiment.plan)([experiment.plan.phases[0]], [experiment.plan.steps[0]], 10**9, 16)
+    experiment.plan = type(experiment.plan)([experiment.plan.phases[-1]], [experiment.plan.steps[-1]], 10**9, 16)
     experiment.run()
     assert counted[0] == updates
     assert Experiment(SplitDigits(iterations=50), "none").notes == []

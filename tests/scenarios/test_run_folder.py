@@ -44,14 +44,46 @@ def test_of_runs_that_begin_at_once_in_one_folder_one_runs_and_the_others_are_re
     assert json.loads((tmp_path / "x" / "result.json").read_text())["seed"] == seed
 
 
-def test_the_default_folder_is_printed_and_a_second_run_of_the_same_settings_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([word for word in SHORT if word != "--quiet"]) == 0
-    (folder,) = Path("runs/split-digits").glob("none-*/0")
-    assert str(folder) in capsys.readouterr().out
-    assert main(SHORT) == 2
-    assert f"{folder} already holds a run; choose another --out, or replace it with --overwrite" in capsys.readouterr().err
-    assert main([*SHORT, "--epochs", "3"]) == 0, "other settings, another folder"
-    assert main([*SHORT, "--seed", "1"]) == 0
+@pytest.mark.parametrize("where", [[], ["--out", "x"]], ids=["default", "out"])
+def test_a_complete_run_of_the_same_settings_is_kept_and_shown(where: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, *where]) == 0
+    folder = Path("x") if where else next(Path("runs/split-digits").glob("none-*/0"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    assert main([word for word in [*SHORT, *where] if word != "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"split-digits none seed 0: already complete in {folder}; --overwrite runs it again" in lines
+    assert any("average accuracy" in line for line in lines)
+    assert main([*SHORT, *where, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(before["result.json"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert main([*SHORT, *where, "--overwrite"]) == 0
+    assert (folder / "environment.json").read_bytes() != before["environment.json"]
+
+
+def test_an_unfinished_run_of_the_same_settings_begins_anew_and_one_of_others_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, "--out", "x"]) == 0
+    whole = json.loads(Path("x/result.json").read_text())
+    cut = {**whole, "evaluations": whole["evaluations"][:-1]}
+    Path("x/result.json").write_text(json.dumps(cut))
+    assert main([*SHORT, "--out", "x", "--iterations", "4"]) == 2
+    assert "x already holds an unfinished run; choose another --out" in capsys.readouterr().err
+    assert json.loads(Path("x/result.json").read_text()) == cut
+    assert main([word for word in [*SHORT, "--out", "x"] if word != "--quiet"]) == 0
+    assert "split-digits none seed 0: x holds it unfinished; it begins anew" in capsys.readouterr().out.splitlines()
+    anew = json.loads(Path("x/result.json").read_text())
+    assert (anew["scores"], anew["complete"]) == (whole["scores"], True)
+
+
+def test_a_folder_that_can_not_be_made_is_one_line_before_anything_is_learned(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("locked").mkdir()
+    Path("locked/.lock").mkdir()  # as in a folder that is read-only: its lock can't be taken
+    for out, said in (("/proc/x", "the folder /proc/x can't be made: "), ("locked", "the folder locked can't be written into: ")):
+        assert main([*SHORT, "--out", out]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+        assert line.endswith("; choose another --out")
+        assert "at step" not in line
 
 
 def test_what_a_new_run_replaces_is_kept_until_that_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +130,21 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert len(json.loads(Path("x/result.json").read_text())["scores"]) == 1, "what was written before is whole"
 
 
+def test_a_full_disk_leaves_no_empty_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write = Path.write_text
+
+    def full(path: Path, text: str) -> int:
+        if path.name != "error.txt":
+            return write(path, text)
+        write(path, "")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["run", "own_parts:Failing", "--consolidation-steps", "1", "--quiet", "--out", "x"]) == 2
+    assert capsys.readouterr().err == "everloop: error: RuntimeError at step 480: the sensor is unplugged\n"
+    assert not Path("x/error.txt").exists()
+
+
 def test_settings_that_can_not_be_written_leave_the_old_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path("x")
     assert main([*SHORT, "--out", "x"]) == 0
@@ -120,6 +167,11 @@ def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str], monkeyp
         errors = capsys.readouterr().err.strip().splitlines()
         assert len(errors) == 1
         assert f'pip install "everloop[{extra}]"' in errors[0]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for seeds in ("0", "0-1"):  # it draws as a run ends: its lack is said before anything is learned
+        assert main([*SHORT, "--seeds", seeds]) == 2
+        assert "needs the package matplotlib: pip install matplotlib" in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_data_that_is_not_there_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,4 +188,4 @@ def test_ctrl_c_is_one_line_and_status_130(monkeypatch: pytest.MonkeyPatch, caps
 
     monkeypatch.setattr(run_command, "run_all", interrupted)
     assert main([*SHORT, "--seeds", "0-1"]) == 130
-    assert capsys.readouterr().err.strip() == "everloop: error: interrupted"
+    assert capsys.readouterr().err.strip() == "everloop: error: interrupted; the same command runs what is not complete"

@@ -172,11 +172,26 @@ def test_without_the_data_a_stream_says_where_it_looks(
 ) -> None:
     monkeypatch.setenv("EVERLOOP_DATA", str(tmp_path))
     assert main(["run", "split-mnist", "--strategies", "none"]) == 2
-    assert "holds no folder 'mnist'; allowed: one that does, or --data" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"split-mnist needs a data set: put a folder mnist into EVERLOOP_DATA, which is {tmp_path}, or name it with --data" in said
     monkeypatch.delenv("EVERLOOP_DATA")
     assert main(["run", "domain-ner", "--strategies", "none"]) == 2
     said = capsys.readouterr().err
-    assert "data is None, allowed: a folder or a Hub id, or EVERLOOP_DATA set; it needs CrossNER" in said
+    assert "domain-ner needs a data set: put a folder crossner into EVERLOOP_DATA, or name it with --data" in said
+
+
+def test_a_hub_that_does_not_answer_is_one_line_that_says_what_else_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.delenv("EVERLOOP_DATA", raising=False)
+    monkeypatch.setattr("everloop.envs.data.hub.hub_answers", lambda: False)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    assert main(["run", "split-mnist"]) == 2
+    assert capsys.readouterr().err == (
+        "everloop: error: data set ylecun/mnist can't be reached, and is not stored here; "
+        "put it into a folder 'mnist' in EVERLOOP_DATA, give --data FOLDER, or go online once\n"
+    )
 
 
 def test_the_list_says_what_each_needs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,10 @@ def _checked(images: npt.ArrayLike, labels: npt.ArrayLike, prefix: str) -> tuple
     except ValueError:  # numpy's line speaks of its own affairs
         raise ValueError(f"{prefix}images or {prefix}labels differ in shape among themselves, allowed: one shape for all") from None
     if x.dtype != np.uint8 or x.ndim not in (3, 4):
-        raise ValueError(f"{prefix}images have dtype {x.dtype} and shape {x.shape}, allowed: uint8, (N, H, W) or (N, H, W, C)")
+        floats = "; if they are floats from 0 to 1, multiply by 255 and .astype(np.uint8)" if x.dtype.kind == "f" else ""
+        raise ValueError(f"{prefix}images have dtype {x.dtype} and shape {x.shape}, allowed: uint8, (N, H, W) or (N, H, W, C){floats}")
+    if x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[3] > 4:
+        raise ValueError(f"{prefix}images have shape {x.shape}, which looks like (N, C, H, W); give .transpose(0, 2, 3, 1) of them")
     if y.shape != x.shape[:1]:
         raise ValueError(f"{prefix}images hold {len(x)} examples and {prefix}labels have shape {y.shape}, allowed: ({len(x)},)")
     if not len(x):

@@ -22,6 +22,10 @@ from everloop.envs.data.pictures import CHUNK, Encoded
 COLUMN = r"u?int\d+|(large_)?string"  # types of labels and of further columns; class labels are int64 with names
 
 
+class Unreachable(ValueError):
+    """A data set of the Hub is not stored here, and the Hub does not answer."""
+
+
 def is_hub_id(source: str | Path) -> bool:
     """True if it can be meant as one: `owner/name`."""
     return isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
@@ -33,10 +37,13 @@ def load_splits(source: str, scratch: Path | None = None) -> Any:
     Raises ValueError, in one line, for what can't be found, reached or read.
     """
     datasets = needed("datasets", "data", "reading a data set")
+    answers = scratch is not None or hub_answers()
     try:
-        with contextlib.nullcontext() if scratch is not None or hub_answers() else offline():
+        with contextlib.nullcontext() if answers else offline():
             return datasets.load_dataset(source, cache_dir=None if scratch is None else str(scratch))
     except Exception as error:  # of the network, the Hub, the file system, or of the reader of any format
+        if not answers or isinstance(error, ConnectionError):
+            raise Unreachable(f"data set {source} can't be reached, and is not stored here") from error
         allowed = "one of the Hub that can be reached or was before" if scratch is None else "a folder in the layout of the Hub"
         raise ValueError(f"data set {source} can't be loaded ({first_line(error)}), allowed: {allowed}") from error
 

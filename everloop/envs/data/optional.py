@@ -7,14 +7,18 @@ from typing import Any
 
 
 def needed(package: str, extra: str, purpose: str) -> Any:
-    """The module `package`, or one inside it. Raises ImportError, in one line which names the extra, where it isn't installed."""
+    """The module `package`, or one inside it. Raises ImportError, in one line which names the extra, where it isn't installed.
+
+    extra: "" for a package that every installation should have.
+    """
     top = package.partition(".")[0]
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
         if error.name not in (top, package):
             raise
-        raise ImportError(f'{purpose} needs the package {top}: pip install "everloop[{extra}]"') from None
+        install = f'"everloop[{extra}]"' if extra else top
+        raise ImportError(f"{purpose} needs the package {top}: pip install {install}") from None
 
 
 def first_line(error: BaseException) -> str:

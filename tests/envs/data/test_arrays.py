@@ -60,6 +60,12 @@ def arrays(**changes: Any) -> dict[str, Any]:
         ({"test_labels": LABELS[:5]}, r"^test_images hold 12 examples and test_labels have shape \(5,\), allowed: \(12,\)$"),
         ({"labels": LABELS[:, None]}, r"^images hold 12 examples and labels have shape \(12, 1\)"),
         ({"images": np.zeros((12, 8, 8))}, r"^images have dtype float64 and shape \(12, 8, 8\), allowed: uint8, \(N, H, W\) or"),
+        ({"images": np.zeros((12, 8, 8))}, r"; if they are floats from 0 to 1, multiply by 255 and \.astype\(np\.uint8\)$"),
+        (
+            {"images": np.zeros((12, 3, 32, 32), np.uint8)},
+            r"^images have shape \(12, 3, 32, 32\), which looks like \(N, C, H, W\); give \.transpose\(0, 2, 3, 1\) of them$",
+        ),
+        ({"test_images": np.zeros((12, 1, 8, 8), np.uint8)}, r"^test_images have shape \(12, 1, 8, 8\), which looks like \(N, C, H, W\)"),
         ({"test_images": np.zeros((12, 8, 8), np.int64)}, r"^test_images have dtype int64"),
         ({"images": np.zeros((12, 64), np.uint8)}, r"^images have dtype uint8 and shape \(12, 64\), allowed: uint8, \(N, H, W\)"),
         ({"images": [noise(8, 8), noise(8, 9)]}, r"^images or labels differ in shape among themselves, allowed: one shape for all$"),
