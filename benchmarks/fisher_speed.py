@@ -99,7 +99,7 @@ def compared(network: str, examples: int, exact: bool, rounds: int) -> str:
         seconds.append((a, b, timed(lambda: plain_pass(learner, batch, exact))[0]))
         apart = max(float((fast[name] - y).abs().max() / y.abs().max()) for name, y in slow.items())
     if not apart < TOLERANCE:
-        raise SystemExit(f"{network}: Fisher informations differ by {apart:.0e}, allowed: {TOLERANCE}")
+        raise SystemExit(f"{network}: Fisher information differ by {apart:.0e}, allowed: {TOLERANCE}")
     a, b, c = (statistics.median(column) for column in zip(*seconds[1:], strict=True))
     return f"{a * 1e3:.1f} | {b * 1e3:.1f} | {b / a:.1f} | {b / c:.1f} | {apart:.0e}"
 

@@ -1,5 +1,6 @@
 """Ready-made experiments and the command line."""
 
+from everloop.scenarios.check_strategy import check_strategy
 from everloop.scenarios.cifar import SplitCIFAR10, SplitCIFAR100
 from everloop.scenarios.experiment import Experiment
 from everloop.scenarios.imagenet import SplitImageNet256
@@ -55,4 +56,5 @@ __all__ = [
     "StreamScenario",
     "SwitchingPlant",
     "TextScenario",
+    "check_strategy",
 ]
