@@ -15,8 +15,8 @@ from torch import nn
 from everloop.agents import MLP, Agent, Classifier, ConvNet5, GrowingMLP, ProgressiveMLP
 from everloop.contract import Task
 from everloop.loop import STRATEGIES, Batch, Categorical, ICaRL, Learner, NestedOptimizer, Strategy, SupervisedLearner, levels_by_depth
-from everloop.loop.learning_rate import RATES
-from everloop.loop.sb3 import SB3Learner
+from everloop.loop.learners.learning_rate import RATES
+from everloop.loop.sb3.on_policy import SB3Learner
 from everloop.scenarios.switching_plant import SwitchingPlant
 
 BATCH, CLASSES = 128, 10

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from runs import cell, run
 
-from everloop.loop.metrics import forgetting
+from everloop.loop.results.metrics import forgetting
 
 COMMON = [
     *("--epochs", "1", "--batch-size", "10", "--eval-every", "1000000"),

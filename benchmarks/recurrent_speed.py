@@ -14,8 +14,8 @@ from sb3_contrib import RecurrentPPO
 from everloop.agents import Agent
 from everloop.envs import make_vec
 from everloop.loop import likelihood_for
-from everloop.loop.sb3 import RecurrentNetworkPolicy
-from everloop.loop.vec_env import WorldVecEnv
+from everloop.loop.sb3.on_policy import RecurrentNetworkPolicy
+from everloop.loop.sb3.vec_env import WorldVecEnv
 
 ROUNDS = 3
 SETTINGS = (  # copies, n_steps, batch, units

@@ -15,14 +15,19 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
 HERE = Path(__file__).parent
-LOOP = "architecture board companions figures foreign hat memories per_example replay run sb3_off_policy sb3_off_policy_strategies"
-SCENARIOS = "advise arguments cli compare leaks many_runs progress reproduce run_folder scenarios streams"
-LONG = {
-    HERE / "test_docs.py",
-    HERE / "test_imports.py",
-    *(HERE / "loop" / f"test_{name}.py" for name in [*LOOP.split(), "sb3_strategies", "strategy_contract", "tags", "two_learners"]),
-    *(HERE / "scenarios" / f"test_{name}.py" for name in SCENARIOS.split()),
+LONG_IN = {
+    ".": "docs imports",
+    "loop/callbacks": "tensorboard",
+    "loop/importance": "per_example",
+    "loop/learners": "attached",
+    "loop/memory": "memories",
+    "loop/results": "figures",
+    "loop": "run run_state tags two_learners",
+    "loop/sb3": "off_policy off_policy_strategies on_policy_strategies",
+    "loop/strategies": "architecture companions hat replay strategy_contract",
+    "scenarios": "advise arguments check_strategy cli compare leaks many_runs progress reproduce run_folder scenarios streams",
 }
+LONG = {HERE / folder / f"test_{name}.py" for folder, names in LONG_IN.items() for name in names.split()}
 """Files whose tests train, play or start processes for long: `pytest` runs them, `pytest -m fast` does not."""
 assert all(path.is_file() for path in LONG), f"no such file: {[path.name for path in LONG if not path.is_file()]}"
 

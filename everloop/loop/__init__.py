@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from everloop.contract import World
 from everloop.loop.batch import Batch
-from everloop.loop.board import Board
 from everloop.loop.callbacks import Divergence
+from everloop.loop.callbacks.tensorboard import Board
 from everloop.loop.evaluate import mean_return, scores
-from everloop.loop.figures import learning_curves_figure, score_matrix_figure
-from everloop.loop.fisher import diagonal_fisher
-from everloop.loop.foreign import Attached, attach
-from everloop.loop.learner import Learner
+from everloop.loop.importance.fisher import diagonal_fisher
+from everloop.loop.learners.attached import Attached, attach
+from everloop.loop.learners.learner import Learner
+from everloop.loop.learners.nested import NestedOptimizer, levels_by_depth
+from everloop.loop.learners.supervised import SupervisedLearner
+from everloop.loop.learners.training import Training
+from everloop.loop.learners.update import Updater
 from everloop.loop.likelihood import Categorical, Gaussian, Likelihood, SquashedGaussian, Tags, likelihood_for
 from everloop.loop.memory import MEMORIES, Memory, Reservoir, herding
-from everloop.loop.nested import NestedOptimizer, levels_by_depth
-from everloop.loop.result import Evaluation, Result
+from everloop.loop.results.figures import learning_curves_figure, score_matrix_figure
+from everloop.loop.results.result import Evaluation, Result
 from everloop.loop.run import Callback, Plan, Run
 from everloop.loop.strategies import (
     AGEM,
@@ -53,21 +56,18 @@ from everloop.loop.strategies import (
     Strategy,
     Traits,
 )
-from everloop.loop.supervised import SupervisedLearner
-from everloop.loop.training import Training
-from everloop.loop.update import Updater
 from everloop.loop.world import NotFiniteError
 
 if TYPE_CHECKING:
-    from everloop.loop.sb3 import SB3Learner
-    from everloop.loop.sb3_off_policy import DQNLearner, SACLearner
-    from everloop.loop.vec_env import WorldVecEnv
+    from everloop.loop.sb3.off_policy import DQNLearner, SACLearner
+    from everloop.loop.sb3.on_policy import SB3Learner
+    from everloop.loop.sb3.vec_env import WorldVecEnv
 
 _LAZY = {
-    "DQNLearner": "everloop.loop.sb3_off_policy",
-    "SACLearner": "everloop.loop.sb3_off_policy",
-    "SB3Learner": "everloop.loop.sb3",
-    "WorldVecEnv": "everloop.loop.vec_env",
+    "DQNLearner": "everloop.loop.sb3.off_policy",
+    "SACLearner": "everloop.loop.sb3.off_policy",
+    "SB3Learner": "everloop.loop.sb3.on_policy",
+    "WorldVecEnv": "everloop.loop.sb3.vec_env",
 }
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from everloop.contract import SCORE, Metric, Task, World
-from everloop.loop.learner import Learner
+from everloop.loop.learners.learner import Learner
 from everloop.loop.strategies import Strategy
 from everloop.loop.world import check_finite, play
 

@@ -13,8 +13,8 @@ import torch
 from everloop.contract import Task, World, check_world
 from everloop.loop.batch import Batch
 from everloop.loop.evaluate import returns, scaled, score_metric
-from everloop.loop.learner import Learner
-from everloop.loop.result import Evaluation, Result
+from everloop.loop.learners.learner import Learner
+from everloop.loop.results.result import Evaluation, Result
 from everloop.loop.state import generators, load_generators
 from everloop.loop.strategies import Strategy
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 import everloop
 from everloop.loop import STRATEGIES
-from everloop.loop.result import MEASURES
+from everloop.loop.results.result import MEASURES
 from everloop.scenarios import SCENARIOS
 from everloop.scenarios.advise import Situation, advise, by_reason, next_command, remarks
 from everloop.scenarios.compare import COLUMNS, Compare, Comparisons, compare

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from everloop.contract import Metric
 from everloop.loop import Evaluation, Result
-from everloop.loop.figures import STYLES, quantity
-from everloop.loop.result import MEASURES
+from everloop.loop.results.figures import STYLES, quantity
+from everloop.loop.results.result import MEASURES
 from everloop.scenarios.compare import COLUMNS, Comparison, Comparisons, Group
 from everloop.scenarios.statistics import Estimate, estimate
 

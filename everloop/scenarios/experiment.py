@@ -26,8 +26,8 @@ from rich.console import Console
 import everloop
 from everloop.envs.data.optional import needed
 from everloop.loop import STRATEGIES, Board, Callback, Divergence, Result, Run, Strategy
-from everloop.loop.about import flattened
-from everloop.loop.result import write_json
+from everloop.loop.callbacks.about import flattened
+from everloop.loop.results.result import write_json
 from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened
 from everloop.scenarios.names import Factory, factories, find_object, from_registry, is_path
 from everloop.scenarios.progress import Progress, whole_steps

@@ -106,7 +106,7 @@ class SwitchingPlant(Scenario):
         from sb3_contrib import RecurrentPPO
         from stable_baselines3 import PPO
 
-        from everloop.loop.sb3 import SB3Learner
+        from everloop.loop.sb3.on_policy import SB3Learner
 
         def network(observation_space: Any, action_space: Any) -> Agent:
             outputs = likelihood_for(action_space).size()
@@ -134,7 +134,7 @@ class SwitchingPlant(Scenario):
         )
 
     def _sac(self, world: World, seed: int) -> Learner:
-        from everloop.loop.sb3_off_policy import SACLearner
+        from everloop.loop.sb3.off_policy import SACLearner
 
         def actor(observation_space: Any, action_space: Any) -> Agent:
             return self._agent(observation_space, 2 * action_space.shape[0], recurrent=False, prediction_scale=0.01)

@@ -19,8 +19,8 @@ from everloop.agents import Agent
 from everloop.contract import Output
 from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv, TaskVectorWrapper, VectorFeedback
 from everloop.loop import Batch, Categorical, DQNLearner, Learner, Result, SACLearner, Strategy, SupervisedLearner, likelihood_for
-from everloop.loop.sb3 import SB3Learner
-from everloop.loop.sb3_off_policy import OffPolicyLearner
+from everloop.loop.sb3.off_policy import OffPolicyLearner
+from everloop.loop.sb3.on_policy import SB3Learner
 
 PPO_PARAMETERS: dict[str, Any] = {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "learning_rate": 1e-2, "gamma": 0.9, "ent_coef": 0.5}
 REPLAYED: dict[str, Any] = {"learning_rate": 1e-2, "buffer_size": 400, "learning_starts": 15, "batch_size": 16, "gamma": 0.8}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from everloop.envs import Task
 from everloop.loop import STRATEGIES, Batch, Learner, Strategy, SupervisedLearner
-from everloop.loop.sb3 import SB3Learner
+from everloop.loop.sb3.on_policy import SB3Learner
 
 COPIES, SIZE, CLASSES, STEPS, RATE = 32, 5, 3, 15, 0.03
 SETTINGS: dict[str, dict[str, Any]] = {

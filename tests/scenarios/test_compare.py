@@ -22,7 +22,7 @@ from rich.console import Console
 
 from everloop.contract import ACCURACY, RETURN, SCORE, Metric
 from everloop.loop import Evaluation, Result
-from everloop.loop.result import MEASURES, write_json
+from everloop.loop.results.result import MEASURES, write_json
 from everloop.scenarios.cli import main
 from everloop.scenarios.compare import Comparisons, compare
 from everloop.scenarios.compare_output import curve, draw, print_comparisons, to_csv, to_latex, write

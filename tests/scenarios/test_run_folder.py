@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from everloop.loop.result import write_json
+from everloop.loop.results.result import write_json
 from everloop.scenarios import run_command
 from everloop.scenarios.cli import main
 from everloop.scenarios.folder import opened

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from everloop.loop.batch import Batch, spread
-from everloop.loop.learner import Learner
+from everloop.loop.learners.learner import Learner
 from everloop.loop.run import Callback, Run
 
 PROBE = 128  # examples of a task on which its outputs are compared

@@ -1,4 +1,24 @@
-"""What a strategy can do, and when."""
+"""The contract of a strategy: what it can do, and when.
+
+One update of a stream, with every hook where it fires:
+
+    stored    = strategy.recall(learner)                         examples to replay, for each strategy
+    output, replayed = network(fresh batch, stored)              one forward pass for all of them
+    strategy.observe(fresh batch)                                memories store
+    loss      = task_loss(output)
+    loss     += strategy.output_loss(fresh batch, output)        regularises the outputs
+    loss     += strategy.recall_loss(stored, replayed)           replay
+    loss.backward()                                              unless no strategy wants_gradient
+    strategy.extra_loss(fresh batch).backward()                  a loss with a forward pass of its own
+    strategy.edit_gradients()                                    penalties, projections
+    clip the gradient
+    optimizer.step()
+    strategy.after_step()                                        in reverse order of the list
+
+`begin_task` comes before a task's first update and `end_task` after its last; `view` surrounds each evaluation. In
+control, Stable-Baselines3 computes the task loss and steps the optimizer; there the replayed examples have a forward
+pass of their own, just before `edit_gradients`.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +35,25 @@ from everloop.loop.state import declared, pack, unpack_into
 
 if TYPE_CHECKING:
     from everloop.contract import NetworkOutput
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a strategy asks for, and what it is good for: what `everloop advise` goes by.
+    """What a strategy requires, and what it is good for. `everloop advise` goes by it.
 
-    boundaries: it has to be told where tasks begin and end. examples: it stores examples.
-    copies: how many numbers it keeps for each weight. grows: and for each task.
-    task_id: it has to be told the task at test time. class_incremental: it helps where it is not told, and every task brings
-    new classes. streams, control: where it works. several_passes: it is for tasks whose examples come more than once.
-    network: the architecture it asks for, if not any. for_learning: it keeps the network able to learn, rather than from forgetting.
+    Args:
+        boundaries: True if it must be told where tasks begin and end.
+        examples: True if it stores examples.
+        copies: Numbers that it keeps for each weight of the network.
+        grows: True if it keeps that many for each task.
+        task_id: True if it needs the task ID in evaluation.
+        class_incremental: True if it helps where every task brings new classes and the task ID is not given.
+        streams: True if it works in labelled streams.
+        control: True if it works in reinforcement learning.
+        several_passes: True if it is meant for tasks whose examples are seen more than once.
+        network: The architecture that it requires; empty for any.
+        for_learning: True if it keeps the network able to learn, rather than from forgetting.
     """
 
     boundaries: bool = True
@@ -43,33 +70,33 @@ class Traits:
 
 
 class Strategy:
-    """Small, composable, ignorant of which learner it serves. Every method defaults to nothing.
+    """Base class of all strategies. Every hook does nothing by default.
 
-    Strategies run in the order of their list, after a step in reverse. One with strength 0 is left out, so that training is
-    plain. One that draws random numbers has a generator of its own. One that keeps something for each weight keeps it by
-    the weight's name, since weights may come while a task is learned.
+    A strategy does not know which learner it works in, and can be combined with others. Strategies run in the order of
+    their list, and in reverse order after a step. What a strategy keeps for each weight, it keeps by the weight's name,
+    because other strategies may add weights during a task. Random numbers come from a generator of its own.
     """
 
     name: ClassVar[str] = "strategy"
-    """What it is called on the command line, in states and in messages; a class that says nothing has its own name."""
+    """Its name on the command line, in saved states and in messages; by default that of the class."""
 
     traits: ClassVar[Traits] = Traits()
 
     state: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes that make up its state, beside those of its bases (`everloop.loop.state`)."""
+    """Names of the attributes to save, in addition to those of its base classes (`everloop.loop.state`)."""
 
     replaces_loss: bool = False
-    """True if this strategy replaces the task loss. At most one in a list does."""
+    """True if this strategy replaces the task loss. At most one strategy of a run may."""
 
     adds_weights: bool = False
-    """True if this strategy adds weights to the network. At most one in a list does."""
+    """True if this strategy adds weights to the network. At most one strategy of a run may."""
 
     strength: float = 1.0
-    """The weight of what it does; 0 is plain training."""
+    """Weight of the strategy's effect; with 0 it is inactive."""
 
     @property
     def active(self) -> bool:
-        """False if this strategy would change nothing: it is left out when strategies are attached."""
+        """False if the strategy would change nothing. Inactive strategies are left out when strategies are attached."""
         return self.strength > 0
 
     def __init_subclass__(cls) -> None:
@@ -78,82 +105,90 @@ class Strategy:
             cls.name = cls.__name__
 
     def check(self, learner: Learner) -> None:
-        """Before anything is learned: raises ValueError that says why, if this strategy cannot work in `learner`."""
+        """Check, before training, that this strategy can work in `learner`.
+
+        Raises:
+            ValueError: If it cannot; the message says why and what to do.
+        """
 
     def begin_task(self, task: Task, learner: Learner) -> None:
-        """Before the first step of `task`."""
+        """Called before the first update of `task`."""
 
     def observe(self, batch: Batch, learner: Learner) -> None:
-        """Once for each fresh batch: memories fill here. An algorithm may learn from it several times."""
+        """Called once for each fresh batch. Memories store examples here."""
 
     def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
-        """A scalar to add to the loss of the fresh `batch`, or None; `output` is what that loss is computed from.
+        """A scalar to add to the loss of the fresh `batch`, or None.
 
-        What needs no forward pass beside the one that is there belongs here. Where the loss stands in an algorithm
-        that is not ours, `output` holds leaves, and what flows back to them joins the algorithm's own gradient.
+        For losses of the outputs that need no other forward pass.
+
+        Args:
+            learner: The learner that is updated.
+            batch: The fresh batch.
+            output: The network's output for it, from which the task loss is computed. Where that loss belongs to
+                another library, `output` holds leaf tensors, and the gradient that reaches them joins its own.
         """
         return None
 
     def recall(self, learner: Learner) -> Batch | None:
-        """Stored examples to rehearse with the coming update, or None.
+        """Stored examples to replay in the next update, or None.
 
-        Where the loop is ours they go through the network together with the fresh batch, and are recalled before it is seen; of
-        several updates along one batch, before the first.
+        In streams they share one forward pass with the fresh batch, and are drawn before that is stored.
         """
         return None
 
     def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
-        """A scalar to add to the loss: of the examples recalled and what the network puts out for them."""
-        raise NotImplementedError(f"{type(self).__name__} recalls examples, and has no loss of them")
+        """A scalar to add to the loss, computed from the replayed examples `stored` and the network's `output` for them."""
+        raise NotImplementedError(f"{type(self).__name__} recalls examples but has no recall_loss; define it")
 
     def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
-        """A scalar to add to the loss of `batch`, or None."""
+        """A scalar with a backward pass of its own, added to the gradient of the loss of `batch`, or None."""
         return None
 
     def wants_gradient(self, learner: Learner) -> bool:
-        """Whether `edit_gradients` leaves anything of the losses' gradient; if not, learners of our own do without the backward pass."""
+        """False if `edit_gradients` discards the gradient of the loss. Streams then skip the backward pass."""
         return True
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        """Change the parameters' `.grad` in place, after all losses and before clipping."""
+        """Change the parameters' `.grad` in place. Called after all losses and before clipping."""
 
     def after_step(self, learner: Learner) -> None:
-        """After the optimizer's step, in the reverse order of the list: the first strategy has the last word on the weights."""
+        """Called after the optimizer's step, for the last strategy of the list first."""
 
     def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        """After the last step of `task`; `batches` are fresh examples of it."""
+        """Called after the last update of `task`, with examples of it in `batches`."""
 
     def view(self, task: Task, learner: Learner) -> AbstractContextManager[None]:
-        """A context in which the network is as it should be when `task` is evaluated."""
+        """A context in which the network is as it should be for evaluating `task`."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """The attributes named in `state`: all that a resumed run needs beside the network and the optimizer."""
+        """Copies of the attributes named in `state`: what a resumed run needs besides the network and the optimizer."""
         return {name: pack(getattr(self, name)) for name in declared(type(self))}
 
     def load_state_dict(self, state: Mapping[str, Any], learner: Learner) -> None:
-        """Take over what `state_dict` gave, after the strategy was attached to `learner`.
+        """Restore a saved state. The strategy must be attached to `learner` first.
 
-        The network gets the parts back that the strategy had added. Their values come with the states of the network
-        and the optimizer, which are to be loaded after this.
+        Weights that the strategy had added are added again. Load the states of the network and the optimizer after
+        this: they hold the values.
         """
         unpack_into(self, state)
         self._restored(learner)
 
     def _restored(self, learner: Learner) -> None:
-        """After loading: make again what follows from the state."""
+        """Called after loading, to recompute what follows from the state."""
 
 
 def states_of(strategies: Sequence[Strategy]) -> dict[str, dict[str, Any]]:
-    """The state of each strategy, by its name."""
+    """The state of each strategy by its name."""
     return {key: strategy.state_dict() for key, strategy in _keyed(strategies).items()}
 
 
 def load_states(strategies: Sequence[Strategy], states: Mapping[str, Mapping[str, Any]], learner: Learner) -> None:
-    """Give each strategy, attached to `learner`, the state of its name.
+    """Restore the state of each strategy by its name.
 
     Raises:
-        ValueError: For the states of other strategies; nothing has changed then.
+        ValueError: If the states belong to other strategies. Nothing is changed then.
     """
     keyed = _keyed(strategies)
     if set(keyed) != set(states):
@@ -163,7 +198,7 @@ def load_states(strategies: Sequence[Strategy], states: Mapping[str, Mapping[str
 
 
 def _keyed(strategies: Sequence[Strategy]) -> dict[str, Strategy]:
-    """By name; of several with the same name the later ones are numbered."""
+    """The strategies by name. Later ones of the same name get a number."""
     names = [type(strategy).name for strategy in strategies]
     numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]
     return {name if k == 1 else f"{name}-{k}": s for name, k, s in zip(names, numbers, strategies, strict=True)}
@@ -176,9 +211,9 @@ def check_strength(strength: float, name: str = "strength") -> float:
 
 
 def check_first(strategy: Strategy, name: str, learner: Learner) -> None:
-    """Raise ValueError unless `strategy` is the first one: it changes weights at a task's end, which the others then build on."""
+    """Raise ValueError unless `strategy` is first: it changes weights at a task's end, and later strategies must see the result."""
     if learner.strategies[0] is not strategy:
-        raise ValueError(f"{name} is number {list(learner.strategies).index(strategy) + 1} of the strategies, allowed: the first")
+        raise ValueError(f"{name} must come first in the list of strategies; it is number {list(learner.strategies).index(strategy) + 1}")
 
 
 def check_may_grow(learner: Learner, strategy: str) -> None:

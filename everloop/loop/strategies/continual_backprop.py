@@ -16,7 +16,7 @@ from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.strategies.base import Strategy, Traits, check_range
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.relu, torch.tanh, F.gelu, F.silu, torch.sigmoid, lambda x: x)
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Traits, check_strength
-from everloop.loop.strategies.rehearsal import Rehearsal
+from everloop.loop.strategies.parts.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
     from everloop.contract import NetworkOutput
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 
 class DER(Rehearsal):

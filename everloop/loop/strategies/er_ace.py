@@ -9,11 +9,11 @@ from torch import Tensor
 
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Traits
-from everloop.loop.strategies.rehearsal import Rehearsal, check_labels
+from everloop.loop.strategies.parts.rehearsal import Rehearsal, check_labels
 
 if TYPE_CHECKING:
     from everloop.contract import NetworkOutput
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 
 class ERACE(Rehearsal):

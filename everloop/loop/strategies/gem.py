@@ -13,10 +13,10 @@ from torch import Tensor
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.agem import gradient
 from everloop.loop.strategies.base import Traits, check_range
-from everloop.loop.strategies.rehearsal import Rehearsal
+from everloop.loop.strategies.parts.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 BLOCK = 32_768  # weights at once, whose copies in double precision fit into a cache
 

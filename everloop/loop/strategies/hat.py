@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_first, check_range
-from everloop.loop.strategies.chance import generator_for
-from everloop.loop.strategies.quadratic import put_back, snapshot
-from everloop.loop.strategies.task_head import TaskHeads
-from everloop.loop.strategies.unit_masks import Layer, hidden_layers, inputs_used, unit_masks, weights_used
+from everloop.loop.strategies.parts.quadratic import put_back, snapshot
+from everloop.loop.strategies.parts.rng import generator_for
+from everloop.loop.strategies.parts.task_heads import TaskHeads
+from everloop.loop.strategies.parts.unit_masks import Layer, hidden_layers, inputs_used, unit_masks, weights_used
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 LIMIT, FLAT = 6.0, 50.0  # of |e|, and of |s e|, beyond which a mask counts as constant (section 2.5)
 LEAST = 16.0  # sigmoid(-16) = 1e-7

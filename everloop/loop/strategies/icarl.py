@@ -17,12 +17,12 @@ from everloop.loop.batch import Batch
 from everloop.loop.memory import Store, herding
 from everloop.loop.memory.store import Rows
 from everloop.loop.strategies.base import Strategy, Traits, check_range
-from everloop.loop.strategies.rehearsal import check_labels
-from everloop.loop.strategies.teacher import Teacher
+from everloop.loop.strategies.parts.rehearsal import check_labels
+from everloop.loop.strategies.parts.teacher import Teacher
 
 if TYPE_CHECKING:
     from everloop.contract import NetworkOutput
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 
 class ICaRL(Strategy):

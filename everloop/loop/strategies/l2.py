@@ -10,11 +10,11 @@ import torch
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_strength
-from everloop.loop.strategies.quadratic import Quadratic, snapshot
-from everloop.loop.strategies.warn import ClassIncrementalWarning
+from everloop.loop.strategies.parts.quadratic import Quadratic, snapshot
+from everloop.loop.strategies.parts.warning import ClassIncrementalWarning
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 
 class L2(Strategy):

@@ -9,10 +9,10 @@ import torch
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_strength
-from everloop.loop.strategies.quadratic import Quadratic
+from everloop.loop.strategies.parts.quadratic import Quadratic
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 
 class L2Init(Strategy):

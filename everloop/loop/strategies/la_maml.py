@@ -11,10 +11,10 @@ from torch import Tensor
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.agem import gradient
 from everloop.loop.strategies.base import Traits, check_range
-from everloop.loop.strategies.rehearsal import Rehearsal, check_labels
+from everloop.loop.strategies.parts.rehearsal import Rehearsal, check_labels
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 
 class LaMAML(Rehearsal):

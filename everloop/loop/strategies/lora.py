@@ -15,11 +15,11 @@ from torch import nn
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_first, check_may_grow, check_range
-from everloop.loop.strategies.chance import own_draws
-from everloop.loop.strategies.task_head import TaskHeads, check_may_freeze, freeze_below, head_weights
+from everloop.loop.strategies.parts.rng import own_draws
+from everloop.loop.strategies.parts.task_heads import TaskHeads, check_may_freeze, freeze_below, head_weights
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 ONLINE = "online"
 

@@ -12,11 +12,11 @@ from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical, Gaussian
 from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_range, check_strength
-from everloop.loop.strategies.teacher import Teacher
+from everloop.loop.strategies.parts.teacher import Teacher
 
 if TYPE_CHECKING:
     from everloop.contract import NetworkOutput
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 NEVER = -1e4
 """A logit that no probability is left of; finite, so that 0 * NEVER is 0."""

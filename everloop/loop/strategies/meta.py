@@ -17,7 +17,7 @@ from everloop.loop.strategies.base import Strategy, Traits, check_range
 from everloop.loop.world import check_finite, labels_of, play
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 Weights = Mapping[str, Tensor]
 Loss = Callable[[Weights], Tensor]

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Traits, check_range
-from everloop.loop.strategies.rehearsal import Rehearsal
+from everloop.loop.strategies.parts.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 
 class MIR(Rehearsal):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Strategy, Traits, check_first, check_range
-from everloop.loop.strategies.quadratic import put_back, snapshot
+from everloop.loop.strategies.parts.quadratic import put_back, snapshot
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 
 class PackNet(Strategy):

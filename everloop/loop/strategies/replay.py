@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from everloop.loop.batch import Batch
 from everloop.loop.strategies.base import Traits
-from everloop.loop.strategies.rehearsal import Rehearsal
+from everloop.loop.strategies.parts.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 
 class Replay(Rehearsal):

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
-from everloop.loop.fisher import diagonal_fisher
+from everloop.loop.importance.fisher import diagonal_fisher
 from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
-from everloop.loop.strategies.chance import generator_for
-from everloop.loop.strategies.path import PathIntegral
-from everloop.loop.strategies.quadratic import Quadratic, snapshot
-from everloop.loop.strategies.warn import ClassIncrementalWarning
+from everloop.loop.strategies.parts.path_integral import PathIntegral
+from everloop.loop.strategies.parts.quadratic import Quadratic, snapshot
+from everloop.loop.strategies.parts.rng import generator_for
+from everloop.loop.strategies.parts.warning import ClassIncrementalWarning
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 
 class RWalk(Strategy):

@@ -8,10 +8,10 @@ import torch
 
 from everloop.contract import Task
 from everloop.loop.strategies.base import Strategy, Traits, check_range
-from everloop.loop.strategies.chance import own_draws
+from everloop.loop.strategies.parts.rng import own_draws
 
 if TYPE_CHECKING:
-    from everloop.loop.learner import Learner
+    from everloop.loop.learners.learner import Learner
 
 
 class ShrinkAndPerturb(Strategy):

@@ -1,0 +1,117 @@
+"""The card that explains a run in TensorBoard."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from everloop.contract import RETURN
+from everloop.loop.callbacks.curves import change, curve
+from everloop.loop.callbacks.events import Setting
+from everloop.loop.results.figures import heading, quantity
+from everloop.loop.results.result import Result
+
+LEVELS = {
+    "average_score": "mean score of the tasks trained so far",
+    "average_incremental_score": "mean of average_score over the phases so far",
+    "learning_accuracy": "mean of the scores that tasks had right after their own training",
+    "anytime_score": "mean over all steps so far of the average score of the tasks seen",
+}
+CHANGES = {
+    "forgetting": "mean over earlier tasks of the best score after a phase minus the score now",
+    "backward_transfer": "mean over earlier tasks of the score now minus that after training",
+    "forward_transfer": "mean over later tasks of the score before training minus untrained score",
+}
+"""What the measures mean: those in the unit of a score, and those in the unit of a difference."""
+
+FORGETTING = """best score after a phase since the task's first training, minus its score now;
+negative where it has improved"""
+KL = """how far the outputs on the task's examples have moved since its end, as mean KL(then, now):
+`network` by the change of all weights, any other module by the change of its own weights alone"""
+DISTANCE = """distance of the module's weights from those at the task's end, relative to their
+norm"""
+
+RETURNS = """Scores are **returns**, sums of rewards over an episode; their scale differs from task
+to task. A world gives a scale from 0 (random) to 1 (best known) by a method
+`reference(task) -> (random, best)`, which names those two returns of a task."""
+
+
+def identity(result: Result) -> dict[str, Setting]:
+    """What tells runs apart, beside their settings."""
+    strategies = ", ".join(result.strategies)
+    return {"scenario": result.scenario, "strategies": strategies, "seed": float(result.seed)}
+
+
+def flattened(settings: Mapping[str, Any]) -> dict[str, Setting]:
+    """`settings` without nesting: "outer.inner" -> True or False, a number or a text."""
+    flat: dict[str, Setting] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{name}.{inner}": v for inner, v in flattened(value).items()}
+        else:
+            flat[name] = _setting(value)
+    return flat
+
+
+def _setting(value: Any) -> Setting:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return float(value)
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def about(result: Result, settings: Mapping[str, Setting], command: str) -> str:
+    """What was run, with which settings, and what each curve means, in Markdown."""
+    names = [f"{j} {_code(name)}" for j, name in enumerate(result.tasks)]
+    rows = [(_code(name), _text(value)) for name, value in settings.items()]
+    parts = [
+        f"# {html.escape(heading(result)) or 'A run'}",
+        _code(command) if command else "",
+        f"Tasks by number: {', '.join(names)}.",
+        RETURNS if result.metric == RETURN else "",
+        "## What the curves show",
+        _table(("curve", "what it shows, and its unit"), _curves(result)),
+        "## Settings",
+        _table(("setting", "value"), rows),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _curves(result: Result) -> list[tuple[str, str]]:
+    unit, difference = quantity(result.metric), change(result.metric)
+    meanings = [(k, v, unit) for k, v in LEVELS.items()]
+    meanings += [(k, v, difference) for k, v in CHANGES.items()]
+    average = curve("average", result, "score"), curve("average", result, "forgetting")
+    rows = {
+        "score/<task>": f"every task's score at every evaluation; {unit}",
+        "forgetting/<task>": f"{FORGETTING}; {difference}",
+        average[0]: f"mean score of the tasks seen so far; {unit}",
+        average[1]: f"mean forgetting of these tasks except the one in training; {difference}",
+        **{curve("measures", result, k): f"after each phase, {v}; {u}" for k, v, u in meanings},
+        "task/index": "number of the task in training",
+        "divergence/kl/<task>/<module>": f"{KL}; nats",
+        "divergence/weights/<task>/<module>": DISTANCE,
+        "train/...": "what the learner reports: loss, gradient norm, ...",
+    }
+    return [(_code(tag), text.replace("\n", " ")) for tag, text in rows.items()]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _text(value: Setting) -> str:
+    text = f"{value:.10g}" if isinstance(value, float) else str(value)
+    return _code(text) if text else ""
+
+
+def _code(text: str) -> str:
+    """`text` letter by letter, on one line."""
+    line = text.replace("\n", " ")
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence}{line}{fence}" if len(fence) == 1 else f"{fence} {line} {fence}"

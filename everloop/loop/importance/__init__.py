@@ -1,0 +1,1 @@
+"""How much each weight matters: per-example gradients and Fisher information."""

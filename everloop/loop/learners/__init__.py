@@ -1,0 +1,1 @@
+"""What trains: learners, the update, options of training."""

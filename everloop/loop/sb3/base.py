@@ -1,0 +1,195 @@
+"""What the learners around Stable-Baselines3's algorithms share."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.logger import KVWriter, Logger
+from torch import Tensor, nn
+
+from everloop.contract import Output, World
+from everloop.loop.batch import Batch
+from everloop.loop.learners.learner import Learner, load_weights
+from everloop.loop.sb3.vec_env import WorldVecEnv, pictures
+from everloop.loop.state import pack
+
+NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+Observations = Mapping[str, Tensor]
+
+COUNTERS = (
+    *("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_episode_num", "_n_updates", "_current_progress_remaining"),
+    *("_last_obs", "_last_episode_starts", "exploration_rate", "_n_calls"),
+)
+EPISODES = ("ep_info_buffer", "ep_success_buffer")
+"""Attributes of SB3's algorithms that say where they are between two rollouts."""
+
+RESERVED = {"max_grad_norm", "policy_kwargs", "use_sde", "seed", "device"}
+"""Arguments of SB3's algorithms that a learner sets itself."""
+
+
+def optimizer_arguments(optimizer: OptimizerFactory | None, **adam: Any) -> dict[str, Any]:
+    """The policy's arguments that make its optimizer: `optimizer`, or torch's Adam with `adam`."""
+    if optimizer is None:
+        return {"optimizer_kwargs": {"fused": True, **adam}}
+    return {"optimizer_class": optimizer}
+
+
+def as_world(obs: Observations, space: spaces.Space[Any]) -> dict[str, Tensor]:
+    """SB3's observations as the world with observation `space` shows them: pictures without `WorldVecEnv`'s leading axis."""
+    names = pictures(space)
+    return {name: x.squeeze(-4) if name in names else x for name, x in obs.items()}
+
+
+class Scalars(KVWriter):
+    """Passes what SB3 logs about its training to `learner.on_log`."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
+        numbers = {k: float(v) for k, v in key_values.items() if isinstance(v, (int, float, np.number))}
+        norm = self.learner.gradient_norm()
+        if norm is not None:
+            numbers["train/gradient_norm"] = norm
+        self.learner.on_log({k: v for k, v in numbers.items() if math.isfinite(v)})
+
+    def close(self) -> None: ...
+
+
+class _Join(torch.autograd.Function):
+    """x, and on the way back given gradients for some tensors beside its own: pairs of a tensor and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *pairs: Tensor) -> Tensor:
+        ctx.save_for_backward(*pairs[1::2])
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, own: Tensor) -> Any:
+        return own, *(x for gradient in ctx.saved_tensors for x in (gradient, None))
+
+
+class SB3Base(Learner):
+    """A network of ours inside an algorithm of SB3, which owns the loop over steps and updates.
+
+    env: the world as SB3 has it. model: the algorithm. policy: what SB3 calls its networks through.
+    """
+
+    model: Any
+    policy: Any
+
+    def __init__(self, world: World, parameters: Mapping[str, Any] | None, max_grad_norm: float) -> None:
+        for name in sorted(RESERVED & set(parameters or {})):
+            raise ValueError(f"parameters hold {name!r}, which the learner sets itself")
+        self.world, self.max_grad_norm = world, max_grad_norm
+        self.env = WorldVecEnv(world)
+
+    def _adopt(self, model: Any, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Take over `model`, of which strategies see `module` and its `optimizer`."""
+        self.model, self.policy, self.module, self.optimizer = model, model.policy, module, optimizer
+        model.set_logger(Logger(None, [Scalars(self)]))
+        self._total, self._callback = 0, model._init_callback(None)
+        self.attach([])
+
+    def _join_output_losses(self, batch: Batch, prediction: Tensor, heads: Tensor | None = None) -> Tensor:
+        """`prediction` (b, P); where the algorithm's gradient flows back to it, those of the strategies' output losses join.
+
+        heads: those of all tasks (b, K, P), where there are several; they get theirs by the same way.
+        """
+        outputs = [prediction] if heads is None else [prediction, heads]
+        leaves = [x.detach()[None].requires_grad_() for x in outputs]
+        losses = self.output_losses(batch, Output(leaves[0], heads=None if heads is None else leaves[1]))
+        if not losses:
+            return prediction
+        gradients = torch.autograd.grad(torch.stack(losses).sum(), leaves, allow_unused=True)
+        pairs = [(x, g[0]) for x, g in zip(outputs, gradients, strict=True) if g is not None]
+        joined: Tensor = _Join.apply(prediction, *(x for pair in pairs for x in pair))  # type: ignore[no-untyped-call]
+        return joined
+
+    def seed(self, seed: int) -> None:
+        """Seed torch, numpy, the draws of random actions and the world's next reset."""
+        self.model.set_random_seed(seed)
+
+    def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """KL(target || outputs), the mean over steps: policy distillation. The algorithm's own loss stays in SB3."""
+        return self.likelihood.kl(target, outputs).mean()
+
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Tensor:
+        """The network's outputs now, as it is judged."""
+        with self.judging():
+            return self.outputs(batch)
+
+    def observed(self, batch: Batch) -> Tensor | None:
+        return batch.action
+
+    def begin(self, tasks: Sequence[int], steps: int) -> None:
+        self.env.tasks, self.env.steps = tasks, self.steps
+        self._total, _ = self.model._setup_learn(steps, self._callback)  # resets the world and SB3's schedules
+
+    def advance(self) -> int:
+        before = self.model.num_timesteps
+        if before >= self._total:
+            return 0
+        collected = self._collect()
+        for strategy in self.strategies:
+            strategy.observe(collected, self)
+        steps: int = self.model.num_timesteps - before
+        self._train(steps)
+        self.steps += steps
+        self._report()
+        return steps
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Those of SB3 beside the one that strategies accompany."""
+        return {}
+
+    def learned(self) -> dict[str, Any]:
+        others = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in self._optimizers().items()}
+        return {**super().learned(), "policy": pack(dict(self.policy.state_dict())), "optimizers": others}
+
+    def load_learned(self, state: Mapping[str, Any]) -> None:
+        super().load_learned(state)
+        load_weights(self.policy, state["policy"])
+        for name, optimizer in self._optimizers().items():
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
+
+    def position(self) -> dict[str, Any]:
+        counters = {name: pack(getattr(self.model, name)) for name in COUNTERS if hasattr(self.model, name)}
+        episodes = {name: list(getattr(self.model, name) or []) for name in EPISODES}
+        actions = self.model.action_space.np_random.bit_generator.state
+        own = {"total": self._total, "counters": counters, "episodes": episodes, "actions": actions, "env": self.env.state_dict()}
+        return {**super().position(), **own}
+
+    def load_position(self, state: Mapping[str, Any]) -> None:
+        super().load_position(state)
+        self._total = state["total"]
+        for name, value in state["counters"].items():
+            setattr(self.model, name, pack(value))
+        for name, value in state["episodes"].items():
+            setattr(self.model, name, deque(value, maxlen=self.model._stats_window_size))
+        self.model.action_space.np_random.bit_generator.state = state["actions"]
+        self.model.start_time = time.time_ns()
+        self.env.load_state_dict(state["env"])
+
+    @abstractmethod
+    def _collect(self) -> Batch:
+        """Act for one rollout; returns its experience, each example once."""
+
+    @abstractmethod
+    def _train(self, steps: int) -> None:
+        """SB3's updates after a rollout of so many world steps."""
+
+    @abstractmethod
+    def _report(self) -> None:
+        """Let SB3 log, where it is time to."""

@@ -1,0 +1,256 @@
+"""The on-policy learner of control worlds: Stable-Baselines3's PPO and RecurrentPPO, unforked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from einops import rearrange
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from torch import Tensor
+
+from everloop.contract import World
+from everloop.loop.batch import Batch
+from everloop.loop.likelihood import likelihood_for
+from everloop.loop.sb3.base import (
+    NetworkFactory,
+    Observations,
+    OptimizerFactory,
+    SB3Base,
+    as_world,
+    optimizer_arguments,
+)
+from everloop.loop.state import pack
+
+
+class _NetworkPolicy(BasePolicy):
+    """A network of ours behind the methods that SB3's on-policy algorithms call.
+
+    SB3 flattens sequences with the batch first, (n l); the network has time first.
+    """
+
+    minibatch: Batch | None = None
+    on_judged: Any = staticmethod(lambda batch, prediction, heads: prediction)  # the learner's, called with what a loss is about to judge
+    heads: Tensor | None = None  # of the last pass, (l, n, K, P)
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Any,
+        use_sde: bool = False,
+        *,
+        network: NetworkFactory,
+        space: spaces.Dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """space: the world's observation space, for which the network is made; SB3's own if there are no pictures."""
+        BasePolicy.__init__(self, observation_space, action_space, **kwargs)  # SB3's own would build networks of theirs
+        shown: Any = space or observation_space
+        self.space: spaces.Dict = shown
+        self.network = network(self.space, action_space)
+        self.likelihood = likelihood_for(action_space)
+        self.optimizer = self.optimizer_class(self.parameters(), **{"lr": lr_schedule(1), **self.optimizer_kwargs})
+
+    def run(self, obs: Observations, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (n l), state (n, H), start bool (n l) -> prediction (n l, P), value (n l, 1), state (n, H)."""
+        n = len(state)
+        sequences = {name: rearrange(x, "(n l) ... -> l n ...", n=n) for name, x in as_world(obs, self.space).items()}
+        output, state = self.network(sequences, state, rearrange(start, "(n l) -> l n", n=n))
+        self.heads = getattr(output, "heads", None)
+        return rearrange(output.prediction, "l n p -> (n l) p"), rearrange(output.value, "l n -> (n l) 1"), state
+
+    def choose(self, p: Tensor, deterministic: bool) -> Tensor:
+        return self.likelihood.mode(p) if deterministic else self.likelihood.sample(p)
+
+    def judge(self, obs: Observations, state: Tensor, start: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, log-likelihoods and entropies of a minibatch in training."""
+        p, values, _ = self.run(obs, state, start)
+        rows = {name: x[None] for name, x in as_world(obs, self.space).items()}
+        self.minibatch = Batch(rows, torch.ones_like(start)[None], action=actions[None])
+        heads = None if self.heads is None else rearrange(self.heads, "l n k p -> (n l) k p")
+        p, self.heads = self.on_judged(self.minibatch, p, heads), None
+        return values, self.likelihood.log_prob(p, actions), self.likelihood.entropy(p)
+
+
+class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
+    """For PPO: every step is an example of its own."""
+
+    def _run_steps(self, obs: Observations) -> tuple[Tensor, Tensor]:
+        rows = len(next(iter(obs.values())))
+        start = torch.ones(rows, dtype=torch.bool, device=self.device)
+        p, values, _ = self.run(obs, self.network.initial_state(rows), start)  # type: ignore[operator]
+        return p, values
+
+    def forward(self, obs: Observations, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        p, values = self._run_steps(obs)
+        actions = self.choose(p, deterministic)
+        return actions, values, self.likelihood.log_prob(p, actions)
+
+    def evaluate_actions(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        start = torch.ones(len(actions), dtype=torch.bool, device=self.device)
+        return self.judge(obs, self.network.initial_state(len(actions)), start, actions)  # type: ignore[operator]
+
+    def predict_values(self, obs: Observations) -> Tensor:  # type: ignore[override]
+        return self._run_steps(obs)[1]
+
+    def _predict(self, observation: Observations, deterministic: bool = False) -> Tensor:  # type: ignore[override]
+        return self.choose(self._run_steps(observation)[0], deterministic)
+
+
+class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
+    """For RecurrentPPO: one memory serves actor and critic; its state fills SB3's four slots for LSTM states.
+
+    SB3 pads a minibatch's sequences so that an episode starts only at their beginning, where the network zeroes
+    the state it is given. So there is no loop over time, which SB3's own policy falls into.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if getattr(self.network, "memory", None) is None:
+            raise ValueError("the network has no memory, allowed for RecurrentPPO: one with a `memory`")
+        self.lstm_hidden_state_shape = (1, 1, self.lstm_actor.hidden_size)
+
+    @property
+    def lstm_actor(self) -> Any:  # type: ignore[override]
+        """What RecurrentPPO reads `num_layers` and `hidden_size` from."""
+        return self.network.memory.gru  # type: ignore[union-attr]
+
+    @staticmethod
+    def _states(state: Tensor) -> RNNStates:
+        slot = rearrange(state, "n h -> 1 n h")
+        return RNNStates((slot, slot), (slot, slot))
+
+    def forward(  # type: ignore[override]
+        self, obs: Observations, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
+        p, values, state = self.run(obs, lstm_states.pi[0][0], episode_starts > 0)
+        actions = self.choose(p, deterministic)
+        return actions, values, self.likelihood.log_prob(p, actions), self._states(state)
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Observations, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self.judge(obs, lstm_states.pi[0][0], episode_starts > 0, actions)
+
+    def predict_values(self, obs: Observations, lstm_states: tuple[Tensor, ...], episode_starts: Tensor) -> Tensor:  # type: ignore[override]
+        return self.run(obs, lstm_states[0][0], episode_starts > 0)[1]
+
+    def _predict(  # type: ignore[override]
+        self, observation: Observations, lstm_states: tuple[Tensor, ...], episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        p, _, state = self.run(observation, lstm_states[0][0], episode_starts > 0)
+        return self.choose(p, deterministic), self._states(state).pi
+
+
+class SB3Learner(SB3Base):
+    """PPO (Schulman et al. 2017) or RecurrentPPO of Stable-Baselines3 around a network of ours.
+
+    network: called with (observation space, action space) of the world, makes a module with a value head.
+    algorithm: `PPO`, or `RecurrentPPO` for a network with a memory.
+    parameters: keyword arguments of that algorithm (n_steps, batch_size, learning_rate, ...).
+    max_grad_norm: clips the gradient after the strategies have edited it; SB3's own clipping is off.
+    sequence_length: how many steps a stored example of a recurrent policy has; divides n_steps.
+    optimizer: called with the parameters and `lr`, makes the optimizer; torch's Adam if None.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        network: NetworkFactory,
+        algorithm: type[PPO] | type[RecurrentPPO] = PPO,
+        parameters: Mapping[str, Any] | None = None,
+        max_grad_norm: float = 0.5,
+        sequence_length: int = 1,
+        seed: int = 0,
+        device: str = "auto",
+        optimizer: OptimizerFactory | None = None,
+    ) -> None:
+        super().__init__(world, parameters, max_grad_norm)
+        recurrent = algorithm is RecurrentPPO
+        model = algorithm(
+            RecurrentNetworkPolicy if recurrent else NetworkPolicy,  # type: ignore[arg-type]
+            self.env,
+            **(parameters or {}),
+            max_grad_norm=math.inf,
+            policy_kwargs={
+                "network": network,
+                "space": world.single_observation_space,
+                **optimizer_arguments(optimizer, eps=1e-5),
+            },
+            seed=seed,
+            device=device,
+        )
+        if sequence_length < 1 or model.n_steps % sequence_length:
+            raise ValueError(f"sequence_length is {sequence_length}, allowed: a divisor of n_steps = {model.n_steps}")
+        self.sequence_length = sequence_length
+        self.likelihood = likelihood_for(world.single_action_space)
+        self._real: Tensor | None = None
+        policy: Any = model.policy
+        self._adopt(model, policy.network, policy.optimizer)
+        policy.on_judged = self._join_output_losses
+        if recurrent:
+            self._note_padding()
+
+    def _note_padding(self) -> None:
+        """Keep each recurrent minibatch's mask, which SB3 does not hand on to the policy: True for real steps."""
+        get = self.model.rollout_buffer.get
+
+        def noted(batch_size: int | None = None) -> Iterator[Any]:
+            for data in get(batch_size):
+                self._real = data.mask > 0.5
+                yield data
+
+        self.model.rollout_buffer.get = noted
+
+    @property
+    def minibatch(self) -> Batch | None:  # type: ignore[override]
+        """The steps of the minibatch that SB3 is learning from, each as an example of its own, without padding."""
+        batch: Batch | None = self.policy.minibatch
+        return batch if batch is None or self._real is None else batch[self._real]
+
+    def position(self) -> dict[str, Any]:
+        memory = getattr(self.model, "_last_lstm_states", None)
+        return {**super().position(), "memory": None if memory is None else pack(memory.pi[0][0])}
+
+    def load_position(self, state: Mapping[str, Any]) -> None:
+        super().load_position(state)
+        if state["memory"] is not None:
+            self.model._last_lstm_states = RecurrentNetworkPolicy._states(state["memory"])
+
+    def _collect(self) -> Batch:
+        model = self.model
+        model.collect_rollouts(model.env, self._callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
+        model._update_current_progress_remaining(model.num_timesteps, self._total)
+        return self.rollout_batch()
+
+    def _train(self, steps: int) -> None:
+        self.model.train()
+
+    def _report(self) -> None:
+        self.model.dump_logs(self.model.num_timesteps // (self.model.n_steps * self.world.num_envs))
+
+    def updates(self, steps: int) -> int:
+        rollout = int(self.model.n_steps) * self.world.num_envs
+        return -(-steps // rollout) * int(self.model.n_epochs) * -(-rollout // int(self.model.batch_size))
+
+    def rollout_batch(self) -> Batch:
+        """The rollout just collected, cut into examples of `sequence_length` steps."""
+        buffer = self.model.rollout_buffer
+        obs = {name: torch.from_numpy(x).to(self.device) for name, x in buffer.observations.items()}
+        actions = torch.from_numpy(buffer.actions)
+        if isinstance(self.world.single_action_space, spaces.Discrete):
+            actions = rearrange(actions, "t b 1 -> t b").long()
+        return Batch(
+            as_world(obs, self.world.single_observation_space),
+            torch.from_numpy(buffer.episode_starts > 0).to(self.device),
+            action=actions.to(self.device),
+            task=torch.from_numpy(self.env.played).to(self.device),
+        ).sequences(self.sequence_length)

@@ -1,0 +1,82 @@
+"""The last layer as each task left it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from everloop.loop.state import Stateful
+
+if TYPE_CHECKING:
+    from everloop.loop.learners.learner import Learner
+
+
+def freeze_below(learner: Learner) -> None:
+    """From now on only the last layer and a value head are trained, and what comes anew."""
+    heads = set(head_weights(learner))
+    for p in learner.module.parameters():
+        if p not in heads:
+            p.requires_grad_(False)
+            p.grad = None
+
+
+def check_may_freeze(learner: Learner, strategy: str) -> None:
+    """Raise ValueError beside what shares out the weights among tasks, as none is left after the first."""
+    for other in learner.strategies:
+        if other.traits.task_id and not other.traits.grows:
+            raise ValueError(f"{strategy} freezes the weights that {type(other).__name__} shares out among tasks, allowed: one of the two")
+
+
+def head_weights(learner: Learner) -> list[nn.Parameter]:
+    """Of the last layer and, in control, the value head, on which no output depends."""
+    value = [p for name, p in learner.module.named_parameters() if name.startswith("value")]
+    return [*learner.last_layer().parameters(), *value]
+
+
+class TaskHeads(Stateful):
+    """Keeps the last layer at every task's end, and puts it back where the task is evaluated.
+
+    Where all tasks share one linear layer for their heads, an optimizer's moments go on to move a head after its task.
+    """
+
+    state = ("kept",)
+
+    def __init__(self) -> None:
+        self.kept: dict[int, dict[str, Tensor]] = {}  # task id -> weight and bias
+
+    def keep(self, task: int, learner: Learner) -> None:
+        """Now is how `task`'s head is to be."""
+        self.kept[task] = {name: p.detach().clone() for name, p in learner.last_layer().named_parameters()}
+
+    def forget(self, task: int) -> None:
+        """`task` is learned again: its head is the one that is trained now."""
+        self.kept.pop(task, None)
+
+    def resume(self, task: int, learner: Learner) -> None:
+        """`task` is learned again, from the head that it had."""
+        if task in self.kept:
+            self._load(dict(learner.last_layer().named_parameters()), self.kept.pop(task))
+
+    @contextmanager
+    def shown(self, task: int, learner: Learner) -> Iterator[None]:
+        """The last layer as it was at the end of `task`; as it is, if that has not ended."""
+        if task not in self.kept:
+            yield
+            return
+        layer = dict(learner.last_layer().named_parameters())
+        now = {name: p.detach().clone() for name, p in layer.items()}
+        self._load(layer, self.kept[task])
+        try:
+            yield
+        finally:
+            self._load(layer, now)
+
+    @staticmethod
+    @torch.no_grad()
+    def _load(layer: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+        for name, p in layer.items():
+            p.copy_(values[name])

@@ -1,0 +1,154 @@
+"""Divergence of the network from the one at a task's end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from loop_helpers import control_learner, plant, random_states, same, weights
+from torch import nn
+
+from everloop.loop import Batch, Divergence, Gaussian
+from everloop.loop.sb3.on_policy import SB3Learner
+
+MODULES = ["encoders", "attention", "memory", "head", "value"]
+
+
+@pytest.fixture(scope="module")
+def remembered() -> tuple[SB3Learner, Batch, dict[str, torch.Tensor]]:
+    """A recurrent actor-critic, a probe with several steps an example, and its weights as they are."""
+    learner = control_learner(recurrent=True)
+    probe = learner.rollout(plant(6), [0], 8, seed=0)
+    assert probe.length == 4
+    return learner, probe, {name: value.clone() for name, value in learner.module.state_dict().items()}
+
+
+@pytest.fixture
+def case(remembered: tuple[SB3Learner, Batch, dict[str, torch.Tensor]]) -> Iterator[tuple[SB3Learner, Batch, Divergence]]:
+    """The learner and a monitor that remembers it as the task "one"."""
+    learner, probe, then = remembered
+    monitor = Divergence()
+    monitor.remember("one", learner, probe)
+    yield learner, probe, monitor
+    learner.module.load_state_dict(then)
+
+
+def move(module: nn.Module, by: float, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(by * torch.randn(p.shape, generator=generator))
+
+
+Case = tuple[SB3Learner, Batch, Divergence]
+
+
+def test_it_is_0_right_after_remembering(case: Case) -> None:
+    learner, _, monitor = case
+    assert monitor.update(learner) is monitor
+    assert set(monitor.values) == {f"{kind}/one/{module}" for kind in ("kl", "weights") for module in MODULES} | {"kl/one/network"}
+    for name, value in monitor.values.items():
+        assert value == pytest.approx(0.0, abs=1e-6), name
+    assert not monitor.detected
+
+
+def test_before_any_task_there_is_nothing(case: Case) -> None:
+    learner, _, _ = case
+    monitor = Divergence().update(learner)
+    assert monitor.values == {}
+    assert not monitor.detected
+
+
+def test_the_distance_of_weights_is_relative_to_their_norm(case: Case) -> None:
+    """|w - w*| / |w*| over all of a module's weights."""
+    learner, _, monitor = case
+    head = learner.module.get_submodule("head")
+    then = torch.cat([p.detach().flatten() for p in head.parameters()])
+    with torch.no_grad():
+        for p in head.parameters():
+            p.mul_(1.5)
+    assert monitor.update(learner).values["weights/one/head"] == pytest.approx(0.5, rel=1e-5)
+    with torch.no_grad():
+        next(head.parameters())[0, 0] += 3.0
+    now = torch.cat([p.detach().flatten() for p in head.parameters()])
+    assert monitor.update(learner).values["weights/one/head"] == pytest.approx(float((now - then).norm() / then.norm()), rel=1e-5)
+    assert all(monitor.values[f"weights/one/{name}"] == 0.0 for name in MODULES if name != "head")
+
+
+@pytest.mark.parametrize("changed", ["encoders", "attention", "memory", "head"])
+def test_where_one_module_drifted_its_divergence_is_the_networks_and_the_others_have_none(case: Case, changed: str) -> None:
+    learner, _, monitor = case
+    move(learner.module.get_submodule(changed), 0.3)
+    values = monitor.update(learner).values
+    assert values["kl/one/network"] > 1e-4
+    assert values[f"kl/one/{changed}"] == pytest.approx(values["kl/one/network"], rel=1e-4)
+    assert all(values[f"kl/one/{name}"] == pytest.approx(0.0, abs=1e-6) for name in MODULES if name != changed)
+
+
+def test_a_value_heads_drift_changes_no_prediction(case: Case) -> None:
+    learner, _, monitor = case
+    move(learner.module.get_submodule("value"), 0.3)
+    values = monitor.update(learner).values
+    assert values["weights/one/value"] > 0.01
+    assert values["kl/one/network"] == values["kl/one/value"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_divergence_is_the_mean_kl_of_then_from_now_over_the_probes_steps(case: Case) -> None:
+    learner, probe, monitor = case
+    then = learner.outputs(probe).detach()
+    move(learner.module, 0.2)
+    now = learner.outputs(probe).detach()
+    (m, s), (m_now, s_now) = Gaussian(2).split(then), Gaussian(2).split(now)
+    expected = (s_now - s + ((2 * s).exp() + (m - m_now) ** 2) / (2 * (2 * s_now).exp()) - 0.5).sum(-1).mean()
+    assert monitor.update(learner).values["kl/one/network"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_every_task_has_its_own_anchor_and_can_be_remembered_anew(case: Case) -> None:
+    learner, probe, monitor = case
+    move(learner.module, 0.2)
+    monitor.remember("two", learner, probe)
+    values = dict(monitor.update(learner).values)
+    assert values["kl/two/network"] == pytest.approx(0.0, abs=1e-6)
+    assert values["kl/one/network"] > 1e-4
+    monitor.remember("one", learner, probe)
+    assert monitor.update(learner).values["kl/one/network"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_detected_says_whether_any_task_is_beyond_the_threshold(case: Case) -> None:
+    learner, probe, _ = case
+    monitor = Divergence()
+    monitor.remember("one", learner, probe)
+    move(learner.module, 0.2)
+    monitor.remember("two", learner, probe)
+    distance = monitor.update(learner).values["kl/one/network"]
+    for threshold, expected in ((distance * 0.9, True), (distance * 1.1, False)):
+        monitor.threshold = threshold
+        assert monitor.update(learner).detected is expected
+
+
+def test_drifting_weights_alone_are_not_detected(case: Case) -> None:
+    learner, probe, _ = case
+    monitor = Divergence(threshold=1e-4)
+    monitor.remember("one", learner, probe)
+    move(learner.module.get_submodule("value"), 5.0)
+    assert not monitor.update(learner).detected
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan")])
+def test_a_threshold_that_cannot_be_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match=f"threshold is {threshold}, allowed: more than 0"):
+        Divergence(threshold)
+
+
+def test_measuring_leaves_the_network_and_all_global_generators_alone(case: Case) -> None:
+    learner, _, monitor = case
+    move(learner.module, 0.2)
+    before, states, training = weights(learner.module), random_states(), learner.module.training
+    grads = [p.requires_grad for p in learner.module.parameters()]
+    monitor.update(learner)
+    assert same(weights(learner.module), before)
+    assert random_states() == states
+    assert learner.module.training is training
+    assert [p.requires_grad for p in learner.module.parameters()] == grads
+    assert monitor.update(learner).values == monitor.values

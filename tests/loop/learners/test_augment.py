@@ -1,0 +1,156 @@
+"""Images a little different each time: only what is learned from, and nothing that is stored, stays or is judged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loop_helpers import FlatNet, mlp, stream
+from torch import Tensor, nn
+
+from everloop.envs import Examples, TextStreamVectorEnv
+from everloop.loop import AGEM, DER, GEM, Batch, Learner, LwF, Replay, Strategy, SupervisedLearner, Training
+from everloop.loop.learners.augment import PADDING, crop_flip
+
+WAYS = 2 * (2 * PADDING + 1) ** 2
+
+
+def views(image: Tensor) -> Tensor:
+    """All that may become of an image (H, W, C): (WAYS, H, W, C)."""
+    height, width, channels = image.shape
+    padded = torch.zeros(height + 2 * PADDING, width + 2 * PADDING, channels, dtype=image.dtype)
+    padded[PADDING : PADDING + height, PADDING : PADDING + width] = image
+    moves = [(i, j) for i in range(2 * PADDING + 1) for j in range(2 * PADDING + 1)]
+    crops = torch.stack([padded[i : i + height, j : j + width] for i, j in moves])
+    return torch.cat([crops, crops.flip(2)])
+
+
+@given(height=st.integers(1, 9), width=st.integers(1, 9), channels=st.integers(1, 3), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=20)
+def test_every_image_is_moved_and_may_be_mirrored(height: int, width: int, channels: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    images = torch.randint(1, 256, (2, 3, height, width, channels), dtype=torch.uint8)
+    shown = crop_flip(images)
+    assert shown.shape == images.shape
+    assert shown.dtype == torch.uint8
+    for image, view in zip(images.flatten(0, 1), shown.flatten(0, 1), strict=True):
+        assert (views(image) == view).flatten(1).all(1).any()
+
+
+def test_all_moves_and_mirrors_are_as_likely() -> None:
+    """Chi-square over all of them, at a level of about 1e-4 (its mean is WAYS - 1, its variance twice that)."""
+    torch.manual_seed(0)
+    image = torch.randint(1, 256, (9, 9, 1), dtype=torch.uint8)
+    found = {bytes(view.flatten().tolist()): i for i, view in enumerate(views(image))}
+    assert len(found) == WAYS
+    draws = 100 * WAYS
+    counts = Counter(found[bytes(view.flatten().tolist())] for view in crop_flip(image.expand(draws, -1, -1, -1)))
+    chi_square = sum((counts[i] - 100) ** 2 / 100 for i in range(WAYS))
+    assert chi_square < WAYS - 1 + 4 * (2 * (WAYS - 1)) ** 0.5
+
+
+class Shown(FlatNet):
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__(mlp().layers)
+        self.seen: list[Tensor] = []
+
+    def forward(self, obs: Any, state: Tensor, start: Tensor) -> Any:
+        self.seen.append(obs["image"])
+        return super().forward(obs, state, start)
+
+
+def raw(batch: Batch, images: set[bytes]) -> list[bool]:
+    """Which examples are images as they came."""
+    return [bytes(image.flatten().tolist()) in images for image in batch.obs["image"][0]]
+
+
+class Watch(Strategy):
+    """Keeps what is observed and what is learned from."""
+
+    def __init__(self) -> None:
+        self.observed: list[Batch] = []
+        self.learned: list[Batch] = []
+
+    def observe(self, batch: Batch, learner: Learner) -> None:
+        self.observed.append(batch)
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        assert batch is not None
+        self.learned.append(batch)
+
+
+def test_the_network_is_shown_what_the_world_did_not_and_strategies_observe_what_it_did() -> None:
+    learner, watch = SupervisedLearner(mlp(), stream(), Training(augment="crop_flip", updates_per_batch=2)), Watch()
+    learner.attach([watch])
+    learner.learn([0], 32)
+    plain = SupervisedLearner(mlp(), stream(), Training())
+    witness = Watch()
+    plain.attach([witness])
+    plain.learn([0], 32)
+    for observed, came in zip(watch.observed, witness.observed, strict=True):
+        assert torch.equal(observed.obs["image"], came.obs["image"])
+    for i, batch in enumerate(watch.learned):
+        for image, view in zip(watch.observed[i // 2].obs["image"][0], batch.obs["image"][0], strict=True):
+            assert (views(image) == view).flatten(1).all(1).any()
+        assert not torch.equal(batch.obs["image"], watch.observed[i // 2].obs["image"])
+    assert not torch.equal(watch.learned[0].obs["image"], watch.learned[1].obs["image"])
+
+
+REHEARSING: dict[str, Callable[[], Any]] = {
+    "replay": lambda: Replay(capacity=16, batch_size=16, current=True),
+    "der": lambda: DER(capacity=16, batch_size=16),
+    "agem": lambda: AGEM(capacity=16, batch_size=16),
+    "gem": lambda: GEM(capacity=16, batch_size=16),
+}
+
+
+@pytest.mark.parametrize("name", REHEARSING)
+def test_memories_store_images_as_they_came_and_they_are_drawn_anew_each_time(name: str) -> None:
+    learner, strategy, watch = SupervisedLearner(mlp(), stream(), Training(augment="crop_flip")), REHEARSING[name](), Watch()
+    learner.attach([strategy, watch])
+    learner.learn([0], 64)
+    came = {bytes(image.flatten().tolist()) for batch in watch.observed for image in batch.obs["image"][0]}
+    rows = torch.arange(16).numpy()
+    assert all(raw(strategy.read(rows, learner), came))
+    drawn = [strategy.draw(learner) for _ in range(2)]
+    assert sum(raw(drawn[0], came)) < 8
+    assert not torch.equal(drawn[0].obs["image"], drawn[1].obs["image"])
+
+
+def test_distillation_asks_both_networks_about_the_same_image() -> None:
+    module = Shown()
+    learner, lwf = SupervisedLearner(module, stream(), Training(augment="crop_flip")), LwF()
+    learner.attach([lwf])
+    learner.learn([0], 8)
+    lwf.end_task(learner.world.tasks[0], learner, [learner.rollout(stream(), [0], 8, 0)])
+    assert lwf.teacher.module is not None
+    lwf.teacher.module.seen = module.seen = []  # type: ignore[assignment]
+    learner.learn([1], 8)
+    fresh, old = module.seen
+    assert torch.equal(fresh, old)
+
+
+def test_what_is_judged_is_as_it_came() -> None:
+    module = Shown()
+    learner = SupervisedLearner(module, stream(), Training(augment="crop_flip"))
+    obs, _ = learner.world.reset(seed=0)
+    learner.act(obs, torch.zeros(8, 1), torch.ones(8, dtype=torch.bool).numpy())
+    assert torch.equal(module.seen[-1][0], torch.from_numpy(obs["image"]))
+
+
+def test_a_world_without_images_is_left_alone_and_a_note_says_so() -> None:
+    tokens = torch.arange(40, dtype=torch.int32).reshape(20, 2).numpy()
+    examples = Examples(tokens, torch.arange(20).numpy() % 4, ("a", "b", "c", "d"))
+    world = TextStreamVectorEnv(4, data=(examples, examples))
+    world.reset(seed=0)
+    learner = SupervisedLearner(FlatNet(nn.Linear(2, 4), "tokens").double(), world, Training(augment="crop_flip"))
+    assert learner.notes == ["augment crop_flip does nothing: the world shows no images"]
+    learner.learn([0], 8)
+    assert not SupervisedLearner(mlp(), stream(), Training(augment="crop_flip")).notes

@@ -1,0 +1,220 @@
+"""Measures of continual learning on matrices computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from everloop.contract import SCORE
+from everloop.loop import Evaluation, Result
+from everloop.loop.results.metrics import (
+    anytime_score,
+    average_incremental_score,
+    average_score,
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+    learning_accuracy,
+    task_forgetting,
+)
+
+Matrix = list[list[float]]
+
+S: Matrix = [[0.9, 0.1, 0.2], [0.7, 0.8, 0.3], [0.5, 0.9, 0.6]]
+BEFORE = [0.0, 0.05, 0.1]
+IN_ORDER = [[0], [1], [2]]
+
+
+def test_average_score_is_the_mean_of_the_last_row() -> None:
+    assert average_score(S, IN_ORDER) == pytest.approx((0.5 + 0.9 + 0.6) / 3)
+
+
+def test_forgetting_is_the_best_earlier_score_minus_the_last() -> None:
+    assert forgetting(S, IN_ORDER) == pytest.approx(((0.9 - 0.5) + (0.8 - 0.9)) / 2)
+
+
+def test_backward_transfer_is_the_last_score_minus_the_one_after_its_own_training() -> None:
+    assert backward_transfer(S, IN_ORDER) == pytest.approx(((0.5 - 0.9) + (0.9 - 0.8)) / 2)
+
+
+def test_forward_transfer_is_the_score_before_its_own_training_minus_the_untrained_one() -> None:
+    assert forward_transfer(S, IN_ORDER, BEFORE) == pytest.approx(((0.1 - 0.05) + (0.3 - 0.1)) / 2)
+
+
+def test_learning_accuracy_is_the_mean_of_the_diagonal() -> None:
+    assert learning_accuracy(S, IN_ORDER) == pytest.approx((0.9 + 0.8 + 0.6) / 3)
+
+
+def test_forgetting_takes_the_best_of_all_phases_since_the_tasks_first() -> None:
+    """A score before the task was ever trained is no knowledge that could be forgotten."""
+    lucky = [[0.1, 1.0], [0.2, 0.5], [0.9, 0.4], [0.3, 0.4]]
+    assert forgetting(lucky, [[0], [1], [0], [0]]) == pytest.approx(0.5 - 0.4)
+    assert forgetting([[0.4, 0.0], [0.8, 0.3], [0.5, 0.7]], [[0], [1], [1]]) == pytest.approx(0.8 - 0.5)
+
+
+def test_tasks_that_were_never_trained_do_not_count() -> None:
+    assert average_score(S, [[0], [2], [0]]) == pytest.approx((0.5 + 0.6) / 2)
+    assert learning_accuracy(S, [[0], [2], [0]]) == pytest.approx((0.5 + 0.3) / 2)
+    assert forward_transfer(S, [[0], [2], [0]], BEFORE) == pytest.approx(0.2 - 0.1)
+
+
+def test_a_task_trained_twice_counts_from_its_first_phase_and_transfers_from_its_last() -> None:
+    """Phases 0, 1, 0, 1 and a third task at the end; by hand."""
+    cyclic = [[0.6, 0.0, 0.0], [0.2, 0.7, 0.1], [0.9, 0.3, 0.2], [0.4, 0.8, 0.1], [0.3, 0.6, 0.5]]
+    phases = [[0], [1], [0], [1], [2]]
+    assert forgetting(cyclic, phases) == pytest.approx(((0.9 - 0.3) + (0.8 - 0.6)) / 2)
+    assert backward_transfer(cyclic, phases) == pytest.approx(((0.3 - 0.9) + (0.6 - 0.8)) / 2)
+    assert forward_transfer(cyclic, phases, [0.0, 0.1, 0.3]) == pytest.approx(((0.0 - 0.1) + (0.1 - 0.3)) / 2)
+    assert learning_accuracy(cyclic, phases) == pytest.approx((0.9 + 0.8 + 0.5) / 3)
+
+
+@pytest.mark.parametrize("phases", [[[0]], [[0, 1, 2]]], ids=["single", "joint"])
+def test_after_one_phase_nothing_can_be_forgotten_or_transferred(phases: list[list[int]]) -> None:
+    assert forgetting(S[:1], phases) is None
+    assert backward_transfer(S[:1], phases) is None
+    assert forward_transfer(S[:1], phases, BEFORE) is None
+    assert average_score(S[:1], phases) is not None
+    assert learning_accuracy(S[:1], phases) is not None
+
+
+def test_scores_that_are_unknown_make_measures_unknown() -> None:
+    nan = float("nan")
+    unknown = [[0.9, 0.1], [nan, 0.8]]
+    assert average_score(unknown, [[0], [1]]) is None
+    assert forgetting(unknown, [[0], [1]]) is None
+    assert backward_transfer(unknown, [[0], [1]]) is None
+    assert learning_accuracy(unknown, [[0], [1]]) == pytest.approx((0.9 + 0.8) / 2)
+    assert forward_transfer(unknown, [[0], [1]], [0.0, nan]) is None
+    assert forgetting([[nan, 0.1], [0.5, 0.8]], [[0], [1]]) is None
+
+
+@pytest.mark.parametrize("history", [[], [0.5], [0.5, float("nan")], [float("nan"), 0.5], [float("inf"), 0.5]], ids=str)
+def test_one_tasks_forgetting_is_unknown_without_two_finite_scores(history: list[float]) -> None:
+    assert task_forgetting(history) is None
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 5])
+def test_the_identity_matrix_is_complete_forgetting(tasks: int) -> None:
+    identity = [[float(i == j) for j in range(tasks)] for i in range(tasks)]
+    phases = [[j] for j in range(tasks)]
+    assert learning_accuracy(identity, phases) == 1.0
+    assert forgetting(identity, phases) == 1.0
+    assert backward_transfer(identity, phases) == -1.0
+    assert forward_transfer(identity, phases, [0.0] * tasks) == 0.0
+    assert average_score(identity, phases) == pytest.approx(1 / tasks)
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> tuple[Matrix, list[list[int]]]:
+    """A schedule of two to six phases over up to four tasks, and its scores."""
+    tasks = draw(st.integers(1, 4))
+    phases = draw(st.lists(st.lists(st.integers(0, tasks - 1), min_size=1, max_size=2, unique=True), min_size=2, max_size=6))
+    row = st.lists(st.floats(-2.0, 1.0), min_size=tasks, max_size=tasks)
+    return draw(st.lists(row, min_size=len(phases), max_size=len(phases))), phases
+
+
+@settings(deadline=None, max_examples=200)
+@given(run=runs(), shift=st.floats(-1.0, 1.0), scale=st.floats(0.1, 3.0))
+def test_invariants(run: tuple[Matrix, list[list[int]]], shift: float, scale: float) -> None:
+    """Forgetting is at least the loss since a task's own training; differences ignore a shift and follow a scale."""
+    scores, phases = run
+    moved = [[scale * s + shift for s in row] for row in scores]
+    lost, gained = forgetting(scores, phases), backward_transfer(scores, phases)
+    assert (lost is None) == (gained is None)
+    if lost is not None and gained is not None:
+        assert lost >= -gained - 1e-12
+        assert forgetting(moved, phases) == pytest.approx(scale * lost, abs=1e-9)
+        assert backward_transfer(moved, phases) == pytest.approx(scale * gained, abs=1e-9)
+    average, learned = average_score(scores, phases), learning_accuracy(scores, phases)
+    assert average is not None
+    assert learned is not None
+    assert average_score(moved, phases) == pytest.approx(scale * average + shift, abs=1e-9)
+    last_row = [scores[-1][j] for j in sorted({j for phase in phases for j in phase})]
+    assert min(last_row) - 1e-12 <= average <= max(last_row) + 1e-12
+    everything = [s for row in scores for s in row]
+    assert min(everything) - 1e-12 <= learned <= max(everything) + 1e-12
+
+
+@settings(deadline=None, max_examples=100)
+@given(scores=st.lists(st.lists(st.floats(-2.0, 1.0), min_size=3, max_size=3), min_size=3, max_size=3))
+def test_trained_once_each_the_average_is_what_was_learned_plus_what_came_back(scores: Matrix) -> None:
+    """ACC = LA + (K - 1) / K * BWT."""
+    average, learned, back = average_score(scores, IN_ORDER), learning_accuracy(scores, IN_ORDER), backward_transfer(scores, IN_ORDER)
+    assert average is not None
+    assert learned is not None
+    assert back is not None
+    assert average == pytest.approx(learned + 2 / 3 * back, abs=1e-9)
+
+
+def ended(scores: Matrix, phases: list[list[int]], before: list[float]) -> Result:
+    """A run as the loop leaves it."""
+    first = Evaluation(0, None, False, list(before), list(before))
+    ends = [Evaluation(i + 1, i, True, list(row), list(row)) for i, row in enumerate(scores)]
+    return Result([f"t{j}" for j in range(len(before))], phases, SCORE, [first, *ends], steps=len(scores))
+
+
+def test_a_results_measures_are_those_of_its_matrix() -> None:
+    result = ended(S, IN_ORDER, BEFORE)
+    assert result.average_score == average_score(S, IN_ORDER)
+    assert result.average_incremental_score == average_incremental_score(S, IN_ORDER)
+    assert result.forgetting == forgetting(S, IN_ORDER)
+    assert result.backward_transfer == backward_transfer(S, IN_ORDER)
+    assert result.forward_transfer == forward_transfer(S, IN_ORDER, BEFORE)
+    assert result.learning_accuracy == learning_accuracy(S, IN_ORDER)
+
+
+MEASURES = ["average_score", "average_incremental_score", "forgetting", "backward_transfer", "forward_transfer", "learning_accuracy"]
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_run_that_is_not_over_has_the_measures_of_the_phases_behind_it(done: int) -> None:
+    """None where nothing is behind it: whoever listens to a run may ask at any time."""
+    whole, behind = ended(S[:done], IN_ORDER, BEFORE), ended(S[:done], IN_ORDER[:done], BEFORE)
+    assert [getattr(whole, name) for name in MEASURES] == [getattr(behind, name) if done else None for name in MEASURES]
+
+
+def test_forgetting_now_compares_the_latest_evaluation_with_the_best_since_the_first_training() -> None:
+    result = ended([[0.9, 0.1, 0.2], [0.7, 0.8, 0.3]], IN_ORDER, BEFORE)
+    result.evaluations.append(Evaluation(3, 2, False, [0.6, 0.85, 0.4], []))
+    now = result.forgetting_now()
+    assert now[:2] == [pytest.approx(0.3), pytest.approx(-0.05)]
+    assert now[2] is None
+
+
+@settings(deadline=None, max_examples=50)
+@given(scores=st.lists(st.lists(st.floats(-2.0, 1.0), min_size=3, max_size=3), min_size=3, max_size=3))
+def test_the_last_forgetting_of_every_old_task_averages_to_the_runs_forgetting(scores: Matrix) -> None:
+    result = ended(scores, IN_ORDER, BEFORE)
+    old = [value for value in result.forgetting_now()[:2] if value is not None and math.isfinite(value)]
+    assert len(old) == 2
+    assert sum(old) / 2 == pytest.approx(result.forgetting, abs=1e-9)
+
+
+def test_the_average_incremental_score_is_the_mean_of_the_averages_over_the_tasks_so_far() -> None:
+    """By hand: 0.9, then (0.5 + 0.8) / 2, then (0.3 + 0.6 + 0.9) / 3; a task that comes back counts once."""
+    S = [[0.9, 0.0, 0.0], [0.5, 0.8, 0.0], [0.3, 0.6, 0.9]]
+    assert average_incremental_score(S, [[0], [1], [2]]) == pytest.approx((0.9 + 0.65 + 0.6) / 3)
+    assert average_incremental_score(S, [[0], [1], [0]]) == pytest.approx((0.9 + 0.65 + 0.45) / 3)
+    assert average_incremental_score(S[:1], [[0, 1, 2]]) == pytest.approx(0.3)
+    assert average_incremental_score([[math.nan, 1.0], [1.0, 1.0]], [[0], [1]]) is None
+    assert average_incremental_score([], []) is None
+
+
+def test_the_anytime_score_is_the_area_under_the_mean_over_the_tasks_seen_so_far() -> None:
+    """By hand: 0.4 over 10 steps, (0.8 + 0.2) / 2 over 30, (0.6 + 0.4) / 2 over 10; what is unseen does not count."""
+    scores = [[0.4, 0.9], [0.8, 0.2], [0.6, 0.4]]
+    assert anytime_score([10, 40, 50], scores, [{0}, {0, 1}, {0, 1}]) == pytest.approx((10 * 0.4 + 30 * 0.5 + 10 * 0.5) / 50)
+    assert anytime_score([10], [[0.4, math.nan]], [{0}]) == pytest.approx(0.4)
+    assert anytime_score([10], [[0.4, math.nan]], [{0, 1}]) is None
+    assert anytime_score([], [], []) is None
+
+
+@given(level=st.floats(-1, 1), spans=st.lists(st.integers(1, 100), min_size=1, max_size=8))
+@settings(deadline=None)
+def test_the_anytime_score_of_a_constant_is_that_constant(level: float, spans: list[int]) -> None:
+    """However often it is measured."""
+    steps = [sum(spans[: i + 1]) for i in range(len(spans))]
+    assert anytime_score(steps, [[level]] * len(steps), [{0}] * len(steps)) == pytest.approx(level, abs=1e-12)

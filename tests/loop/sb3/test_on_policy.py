@@ -1,0 +1,292 @@
+"""Our networks inside Stable-Baselines3: what they see, what they answer, what strategies get."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loop_helpers import agent, control_learner, plant, same, weights
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3 import PPO
+from torch import Tensor
+
+from everloop.envs import ImageStreamVectorEnv
+from everloop.envs.data import from_arrays
+from everloop.loop import Batch, Learner, NotFiniteError, Strategy
+from everloop.loop.sb3.on_policy import SB3Learner
+
+KINDS = pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
+
+
+@KINDS
+def test_a_minibatch_is_judged_as_it_was_when_it_was_collected(recurrent: bool) -> None:
+    """Without a learning rate the network stays the one that collected: the ratio of likelihoods is 1, the values are the same."""
+    learner = control_learner(recurrent, parameters={"learning_rate": 0.0, "batch_size": 8})
+    learner.learn([0, 1], 96)  # three rollouts: the last one begins in the middle of episodes
+    buffer, judged, padded, inside, inherited = learner.model.rollout_buffer, 0, 0, 0, 0
+    for data in buffer.get(8):
+        with torch.no_grad():
+            if recurrent:
+                mask = data.mask > 0.5
+                values, log_prob, entropy = learner.policy.evaluate_actions(
+                    data.observations, data.actions, data.lstm_states, data.episode_starts
+                )
+                inside += int((data.episode_starts[mask] > 0).sum())
+                states = data.lstm_states.pi[0][0]
+                inherited += int((states.abs().sum(-1) > 0).sum())
+            else:
+                mask = torch.ones(len(data.actions), dtype=torch.bool)
+                values, log_prob, entropy = learner.policy.evaluate_actions(data.observations, data.actions)
+        torch.testing.assert_close(values.flatten()[mask], data.old_values[mask], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.exp(log_prob - data.old_log_prob)[mask], torch.ones(int(mask.sum())), rtol=0, atol=1e-4)
+        assert entropy.shape == log_prob.shape
+        judged, padded = judged + int(mask.sum()), padded + int((~mask).sum())
+    assert judged == 32
+    if recurrent:
+        assert min(padded, inside, inherited) > 0
+
+
+@KINDS
+def test_predictions_are_the_learners_own_actions(recurrent: bool) -> None:
+    """`model.predict`, with its memory and episode starts, is `learner.act`; both within the world's limits."""
+    learner, world = control_learner(recurrent), plant(3, horizon=4)
+    with torch.no_grad():
+        for p in learner.module.parameters():
+            p.mul_(3.0)  # so that limits bind
+    obs, _ = world.reset(seed=0)
+    state, lstm = learner.module.initial_state(3), None  # type: ignore[operator]
+    start, bound = np.ones(3, np.bool_), False
+    for _ in range(7):
+        ours, state = learner.act(obs, state, start)
+        theirs, lstm = learner.model.predict(obs, state=lstm, episode_start=start, deterministic=True)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        bound |= bool((np.abs(ours) == 1.0).any())
+        assert np.abs(ours).max() <= 1.0
+        obs, _, terminated, truncated, _ = world.step(ours)
+        start = terminated | truncated
+    assert bound
+
+
+@KINDS
+def test_a_policys_draws_are_its_likelihoods(recurrent: bool) -> None:
+    learner = control_learner(recurrent)
+    obs = {name: torch.from_numpy(value) for name, value in plant(4).reset(seed=0)[0].items()}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        if recurrent:
+            slot = torch.zeros(1, 4, 6)
+            actions, values, log_prob, _ = learner.policy(obs, RNNStates((slot, slot), (slot, slot)), torch.ones(4))
+        else:
+            actions, values, log_prob = learner.policy(obs)
+        output, _ = learner.module({n: x[None] for n, x in obs.items()}, torch.zeros(4, 6), torch.ones(1, 4, dtype=torch.bool))
+    torch.manual_seed(0)
+    torch.testing.assert_close(actions, learner.likelihood.sample(output.prediction[0]))
+    torch.testing.assert_close(log_prob, learner.likelihood.log_prob(output.prediction[0], actions))
+    torch.testing.assert_close(values.flatten(), output.value[0])
+
+
+class Copies(Strategy):
+    """Keeps each observed batch beside a copy of the buffer it came from, and each update's minibatch."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.buffers: list[dict[str, Any]] = []
+        self.minibatches: list[Batch] = []
+
+    def observe(self, batch: Batch, learner: Learner) -> None:
+        assert isinstance(learner, SB3Learner)
+        buffer: Any = learner.model.rollout_buffer
+        self.batches.append(Batch.from_items({k: v.copy() for k, v in batch.to_items().items()}, learner.device))
+        obs = {name: value.copy() for name, value in buffer.observations.items()}
+        self.buffers.append({"obs": obs, "actions": buffer.actions.copy(), "starts": buffer.episode_starts.copy()})
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        assert batch is not None
+        assert learner.minibatch is not None
+        assert torch.equal(batch.obs[next(iter(batch.obs))], learner.minibatch.obs[next(iter(batch.obs))])
+        self.minibatches.append(batch)
+
+
+@pytest.mark.parametrize("length", [1, 2, 8])
+@KINDS
+def test_strategies_observe_every_step_of_the_rollout_once_and_in_order(recurrent: bool, length: int) -> None:
+    learner, copies = control_learner(recurrent, sequence_length=length), Copies()
+    learner.attach([copies])
+    learner.learn([2, 0], 64)
+    assert len(copies.batches) == 2
+    for batch, buffer in zip(copies.batches, copies.buffers, strict=True):
+        assert (batch.length, len(batch)) == (length, 32 // length)
+        assert batch.action is not None
+        assert batch.task is not None
+        assert buffer["starts"][1:].any()
+        for s in range(8 // length):
+            steps = slice(s * length, (s + 1) * length)
+            for b in range(4):
+                e = 4 * s + b
+                for name in buffer["obs"]:
+                    np.testing.assert_array_equal(batch.obs[name][:, e], buffer["obs"][name][steps, b])
+                np.testing.assert_array_equal(batch.action[:, e], buffer["actions"][steps, b])
+                assert batch.start[:, e].tolist() == [True, *(buffer["starts"][steps, b][1:] > 0)]
+                assert int(batch.task[e]) == [2, 0][b % 2]
+                assert batch.obs["cue"][:, e].argmax(-1).tolist() == [[2, 0][b % 2]] * length
+
+
+@KINDS
+def test_the_minibatch_at_hand_holds_steps_of_the_rollout_and_nothing_else(recurrent: bool) -> None:
+    learner, copies = control_learner(recurrent), Copies()
+    learner.attach([copies])
+    learner.learn([0], 32)
+    rollout = {row.tobytes() for row in copies.buffers[0]["obs"]["sensor_0"].reshape(32, -1)}
+    assert len(copies.minibatches) == 4
+    for batch in copies.minibatches:
+        assert batch.length == 1
+        assert {row.numpy().tobytes() for row in batch.obs["sensor_0"][0]} <= rollout
+        assert batch.action is not None
+        assert len(batch) == len(batch.action[0]) == 16
+
+
+def image_stream(height: int, width: int, channels: int) -> ImageStreamVectorEnv:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (24, height, width, channels), dtype=np.uint8)
+    labels = np.arange(24) % 4
+    return ImageStreamVectorEnv(4, from_arrays(images, labels, images, labels), episode_length=5)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (9, 8, 3), (8, 10, 9)], ids=str)
+@KINDS
+def test_networks_see_images_as_the_world_shows_them(recurrent: bool, shape: tuple[int, int, int]) -> None:
+    """In collecting, in training and in what strategies observe; SB3 itself has an axis more."""
+    world = image_stream(*shape)
+    learner, copies, seen, shown = control_learner(recurrent, world), Copies(), [], set[bytes]()
+    learner.attach([copies])
+    step, reset = world.step, world.reset
+
+    def noted_step(actions: Any) -> Any:
+        result = step(actions)
+        shown.update(image.tobytes() for image in result[0]["image"])
+        return result
+
+    def noted_reset(**kwargs: Any) -> Any:
+        result = reset(**kwargs)
+        shown.update(image.tobytes() for image in result[0]["image"])
+        return result
+
+    world.step, world.reset = noted_step, noted_reset  # type: ignore[method-assign]
+    learner.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]["image"]))
+    learner.learn([1], 32)
+    assert len({images.shape[:2] for images in seen}) > 1
+    padding = np.zeros(shape, np.uint8).tobytes()
+    for images in seen:
+        assert images.dtype == torch.uint8
+        assert images.shape[2:] == shape
+        assert {image.numpy().tobytes() for image in images.flatten(0, 1)} <= shown | {padding}
+    (batch,) = copies.batches
+    assert {image.numpy().tobytes() for image in batch.obs["image"].flatten(0, 1)} <= shown
+    assert batch.obs["image"].dtype == torch.uint8
+    assert batch.action is not None
+    assert batch.action.dtype == torch.int64
+    assert batch.action.shape == batch.start.shape
+    obs, _ = world.reset(seed=0)
+    ours, _ = learner.act(obs, learner.module.initial_state(4), np.ones(4, np.bool_))  # type: ignore[operator]
+    pictures = {name: x[:, None] if x.ndim == 4 else x for name, x in obs.items()}
+    theirs, _ = learner.model.predict(pictures, episode_start=np.ones(4, np.bool_), deterministic=True)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@KINDS
+def test_advances_and_scalars_are_counted_and_named(recurrent: bool) -> None:
+    learner, scalars = control_learner(recurrent), list[tuple[int, dict[str, float]]]()
+    learner.on_log = lambda values: scalars.append((learner.steps, values))
+    learner.begin([0], 64)
+    advanced = [learner.advance() for _ in range(3)]
+    learner.begin([1], 40)  # whole rollouts, at least the steps asked for
+    advanced += [learner.advance() for _ in range(3)]
+    assert advanced == [32, 32, 0] * 2
+    assert learner.steps == 128
+    trained = [(step, values) for step, values in scalars if "train/loss" in values]
+    assert [step for step, _ in trained] == sorted(step for step, _ in trained)
+    assert [step for step, _ in trained] == [32, 64, 96, 128], "each rollout's training is logged at its end"
+    assert all(math.isfinite(v) for _, values in scalars for v in values.values())
+    assert {"train/loss", "train/value_loss", "train/approx_kl", "rollout/ep_rew_mean"} <= {n for _, values in scalars for n in values}
+
+
+@KINDS
+def test_the_same_seed_gives_the_same_weights_to_the_last_bit(recurrent: bool) -> None:
+    def train(seed: int) -> list[Tensor]:
+        learner = control_learner(recurrent, seed=seed)
+        for task in (0, 1):
+            learner.learn([task], 32)
+        return weights(learner.module)
+
+    first = train(1)
+    assert same(first, train(1))
+    assert not same(first, train(2))
+
+
+@KINDS
+def test_rollouts_in_another_world_leave_training_alone(recurrent: bool) -> None:
+    def train(look: bool) -> list[Tensor]:
+        learner = control_learner(recurrent)
+        for task in (0, 1):
+            learner.learn([task], 32)
+            if look:
+                learner.rollout(plant(6), [task], 8, seed=task)
+        return weights(learner.module)
+
+    assert same(train(look=True), train(look=False))
+
+
+@KINDS
+def test_experience_is_drawn_from_the_policy_and_clipped(recurrent: bool) -> None:
+    learner = control_learner(recurrent)
+    batch = learner.rollout(plant(6, horizon=5), [1], 8, seed=0)
+    assert batch.action is not None
+    assert batch.target is None
+    assert float(batch.action.abs().max()) == 1.0
+    assert (batch.length, len(batch)) == ((4, 12) if recurrent else (1, 48))
+    assert batch.task is not None
+    assert batch.task.tolist() == [1] * len(batch)
+    if recurrent:
+        assert batch.start[0].all()
+        assert batch.start[1:].sum() == 6  # the episodes of five steps that end inside the second sequences
+    with pytest.raises(ValueError, match="a divisor of the 6 steps"):
+        control_learner(True).rollout(plant(), [0], 6, seed=0)
+
+
+class Broken(Strategy):
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        for p in learner.module.parameters():
+            assert p.grad is not None
+            p.grad *= float("nan")
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
+    learner = control_learner()
+    learner.attach([Broken()])
+    before = weights(learner.module)
+    with pytest.raises(NotFiniteError, match="gradient's norm is nan at step 0"):
+        learner.learn([0], 32)
+    assert same(weights(learner.module), before)
+
+
+@pytest.mark.parametrize("length", [0, 3, 16])
+def test_a_sequence_length_that_does_not_divide_the_rollout_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=f"sequence_length is {length}, allowed: a divisor of n_steps = 8"):
+        control_learner(sequence_length=length)
+
+
+def test_networks_are_made_for_the_worlds_own_spaces() -> None:
+    made: list[tuple[Any, Any]] = []
+
+    def factory(observation_space: Any, action_space: Any) -> Any:
+        made.append((observation_space, action_space))
+        return agent(observation_space, action_space)
+
+    world = image_stream(9, 8, 3)
+    SB3Learner(world, factory, PPO, {"n_steps": 4, "batch_size": 16}, device="cpu")
+    ((observation_space, action_space),) = made
+    assert observation_space == world.single_observation_space
+    assert action_space == world.single_action_space

@@ -1,0 +1,129 @@
+"""LoRA: what an adapter changes and what it leaves, and how a task comes back to it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architecture_helpers import examples, seen, teach, told
+from loop_helpers import stream
+from test_strategy_contract import stream_learner
+from torch import nn
+
+from everloop.agents import MLP, Classifier
+from everloop.loop import EWC, Learner, LoRA, Strategy, SupervisedLearner, attach
+from everloop.loop.run import Plan, Run
+
+
+def teach_shared(learner: Learner, strategy: Strategy, task: int) -> None:
+    strategy.begin_task(learner.world.tasks[task], learner)
+    learner.learn([task], 64)
+    strategy.end_task(learner.world.tasks[task], learner, [learner.rollout(stream(), [task], 4, 0)])
+
+
+def test_lora_trains_nothing_but_the_adapter_and_the_last_layer() -> None:
+    learner, lora = told(MLP((8, 8, 1), (16, 16))), LoRA(rank=3)
+    learner.attach([lora])
+    teach(learner, [lora], 0)
+    base = {name.replace("base_layer.", ""): p.detach().clone() for name, p in learner.module.named_parameters()}
+    lora.begin_task(learner.world.tasks[1], learner)
+    batch = examples(learner, 1)
+    with torch.no_grad():
+        fresh = learner.outputs(batch)
+    assert sum(p.numel() for n, p in learner.weights().items() if "lora" in n) == 3 * (64 + 16) + 3 * (16 + 16)
+    learner.learn([1], 64)
+    for name, p in learner.module.named_parameters():
+        if "lora" not in name and "heads" not in name:
+            assert torch.equal(p, base[name.replace("base_layer.", "")])
+    assert not torch.equal(learner.outputs(batch).detach(), fresh)
+
+
+def test_a_new_adapter_changes_nothing_and_a_merged_one_neither() -> None:
+    torch.manual_seed(0)
+    learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (16, 16)), 10), stream())
+    lora = LoRA(rank=2, adapters="online", alpha=6.0)
+    learner.attach([lora])
+    teach_shared(learner, lora, 0)
+    batch = learner.rollout(stream(), [0], 4, 0)
+    before = learner.outputs(batch).detach()
+    lora.begin_task(learner.world.tasks[1], learner)
+    assert torch.equal(learner.outputs(batch).detach(), before)
+    learner.learn([1], 64)
+    learned = learner.outputs(batch).detach()
+    W = dict(learner.module.named_parameters())["backbone.layers.0.base_layer.weight"]
+    A, B = (dict(learner.module.named_parameters())[f"backbone.layers.0.lora_{m}.online.weight"].detach().clone() for m in "AB")
+    then = W.detach().clone()
+    lora.end_task(learner.world.tasks[1], learner, [batch])
+    torch.testing.assert_close(W.detach(), then + 6.0 / 2 * B @ A)
+    torch.testing.assert_close(learner.outputs(batch).detach(), learned, rtol=1e-4, atol=1e-5)
+    new_A, new_B = (dict(learner.module.named_parameters())[f"backbone.layers.0.lora_{m}.online.weight"] for m in "AB")
+    assert not new_B.any()
+    assert not (new_A == A).any()
+    assert not learner.optimizer.state.keys() & {new_A, new_B}
+
+
+def test_what_holds_weights_holds_the_adapter_that_begins_anew() -> None:
+    """An online adapter's B is 0 after each task, and there EWC is to keep it: so lora comes first."""
+    torch.manual_seed(0)
+    learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (16, 16)), 10), stream())
+    lora, ewc = LoRA(rank=2, adapters="online"), EWC(100.0)
+    with pytest.raises(ValueError, match=r"^lora with adapters online must come first in the list of strategies; it is number 2$"):
+        learner.attach([ewc, lora])
+    learner.attach([lora, ewc])
+    for task in range(2):
+        for strategy in (lora, ewc):
+            strategy.begin_task(learner.world.tasks[task], learner)
+        learner.learn([task], 64)
+        batch = learner.rollout(stream(), [task], 4, 0)
+        for strategy in (lora, ewc):
+            strategy.end_task(learner.world.tasks[task], learner, [batch])
+    held = {name: center for name, center in ewc.anchor.center.items() if "lora" in name}
+    now = dict(learner.module.named_parameters())
+    assert len(held) == 4
+    assert all(torch.equal(center, now[name]) for name, center in held.items())
+    assert all(not center.any() for name, center in held.items() if "lora_B" in name)
+    assert any(ewc.anchor.precision[name].any() for name in held if "lora_B" in name)
+
+
+def test_lora_adapts_the_layers_below_the_last_one_whatever_their_names_end_in() -> None:
+    """Layer "0" is not "2.0"."""
+    module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Sequential(nn.Linear(6, 3)))
+    loop = attach([LoRA(rank=2, adapters="online", train_base=False)], module, torch.optim.SGD(module.parameters(), lr=0.1))
+    loop.begin_task(0)
+    assert sorted(loop.weights()) == ["0.lora_A.online.weight", "0.lora_B.online.weight", "2.0.bias", "2.0.weight"]
+
+
+@pytest.mark.parametrize("train_base", [True, False])
+def test_a_task_is_learned_again_from_where_it_was_and_its_view_shows_what_is_being_learned(train_base: bool) -> None:
+    learner, lora = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), LoRA(rank=2, train_base=train_base)
+    learner.attach([lora])
+    for task in (0, 1):
+        teach(learner, [lora], task, 32)
+    batch = examples(learner, 0, seed=77)
+    before = seen(learner, lora, 0, batch)
+    lora.begin_task(learner.world.tasks[0], learner)
+    assert torch.equal(seen(learner, lora, 0, batch), before)
+    assert sum("lora" in name for name in learner.weights()) == 4
+    learner.learn([0], 160)
+    assert torch.equal(seen(learner, lora, 0, batch), learner.outputs(batch).detach())
+    assert not torch.equal(seen(learner, lora, 0, batch), before)
+
+
+def test_one_of_two_tasks_with_a_common_adapter_comes_back_to_a_copy_of_it() -> None:
+    learner, lora = told(MLP((8, 8, 1), (8, 8)), rate=1e-2), LoRA(rank=2, train_base=False)
+    world = stream(label_space="within_task", task_cue=True)
+    Run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [lora]).go()
+    batches = [examples(learner, task) for task in range(3)]
+    then = [seen(learner, lora, task, batch) for task, batch in enumerate(batches)]
+    lora.begin_task(learner.world.tasks[0], learner)
+    assert torch.equal(seen(learner, lora, 0, batches[0]), then[0])
+    learner.learn([0], 64)
+    lora.end_task(learner.world.tasks[0], learner, [batches[0]])
+    now = [seen(learner, lora, task, batch) for task, batch in enumerate(batches)]
+    assert [torch.equal(a, b) for a, b in zip(now, then, strict=True)] == [False, True, True]
+
+
+def test_lora_without_a_layer_to_adapt_is_refused() -> None:
+    learner = stream_learner("lora")
+    learner.module = Classifier(MLP((8, 8, 1), ()), 2, tasks=5)
+    with pytest.raises(ValueError, match="no linear layer below the last one"):
+        LoRA(train_base=False).begin_task(learner.world.tasks[0], learner)

@@ -1,0 +1,368 @@
+"""Learning without forgetting: its gradient is that of the formula as written, in streams and in the depth of PPO."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loop_helpers import (
+    PPO_PARAMETERS,
+    FixedLearner,
+    FlatNet,
+    agent,
+    control_learner,
+    distance,
+    keyword_grid,
+    plant,
+    same,
+    stream,
+    vector_batch,
+    weights,
+)
+from strategy_helpers import Named
+from torch import Tensor, nn
+
+from everloop.agents import MLP, Classifier
+from everloop.loop import Batch, Categorical, Gaussian, Learner, LwF, Strategy, SupervisedLearner, Tags
+from everloop.loop.sb3.on_policy import SB3Learner
+
+INPUTS, CLASSES = 3, 5
+seeds = st.integers(0, 2**31)
+
+
+class ManyHeads(nn.Module):
+    """A hidden layer and a linear head for each task; the task tells which one answers."""
+
+    class Output(NamedTuple):
+        prediction: Tensor
+        value: Tensor | None
+        heads: Tensor
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(INPUTS, 4)
+        self.heads = nn.ModuleList(nn.Linear(4, CLASSES) for _ in range(tasks))
+        self.task = 0
+
+    def initial_state(self, batch: int) -> Tensor:
+        return torch.zeros(batch, 1)
+
+    def forward(self, obs: dict[str, Tensor], state: Tensor, start: Tensor) -> tuple[ManyHeads.Output, Tensor]:
+        h = torch.tanh(self.hidden(obs["x"]))
+        every = torch.stack([head(h) for head in self.heads], 2)
+        return self.Output(every[:, :, self.task], None, every), state
+
+
+def learner_of(likelihood: Any = None, outputs: int = CLASSES, heads: int = 0) -> FixedLearner:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, outputs))
+    module = ManyHeads(heads) if heads else FlatNet(layers, "x")
+    return FixedLearner(module.double(), likelihood or Categorical(outputs))  # type: ignore[arg-type]
+
+
+def perturb(module: nn.Module, seed: int, size: float = 0.5) -> None:
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p += size * torch.randn(p.shape, generator=g, dtype=p.dtype)
+
+
+def labelled(labels: Sequence[int], seed: int = 0) -> Batch:
+    return replace(vector_batch(len(labels), INPUTS, 2, seed=seed), target=torch.tensor([labels]))
+
+
+def pass_task(learner: FixedLearner, lwf: LwF, task: int, batches: Sequence[Batch]) -> nn.Module:
+    """A task whose batches are seen while the weights wander; returns the network at its end."""
+    lwf.begin_task(Named(task), learner)
+    for i, batch in enumerate(batches):
+        lwf.output_loss(learner, batch, learner.forward(batch))
+        perturb(learner.module, 100 * task + i)
+    lwf.end_task(Named(task), learner, list(batches))
+    return copy.deepcopy(learner.module)
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """sum p log(p / q) of two softmaxes, as it is written."""
+    p, q = p.exp() / p.exp().sum(-1, keepdim=True), q.exp() / q.exp().sum(-1, keepdim=True)
+    return (p * (p / q).log()).sum(-1)
+
+
+def gradients(loss: Tensor | None, module: nn.Module) -> list[Tensor]:
+    """d loss / d weights, 0 where there is none."""
+    parameters = list(module.parameters())
+    assert loss is not None
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+# the formula
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    strength=st.floats(0.1, 5.0),
+    temperature=st.floats(0.5, 4.0),
+    tasks=st.lists(st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=4), min_size=1, max_size=3),
+    fresh=st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=4),
+    outputs=st.sampled_from(["past", "all"]),
+    seed=seeds,
+)
+def test_the_gradient_is_that_of_the_divergence_over_the_classes_of_ended_tasks(
+    strength: float, temperature: float, tasks: list[list[int]], fresh: list[int], outputs: str, seed: int
+) -> None:
+    """strength * ended tasks * mean T^2 KL(softmax(z* / T) || softmax(z / T)), of old classes' outputs alone, or of all."""
+    learner, lwf = learner_of(), LwF(strength, temperature, outputs)
+    for task, labels in enumerate(tasks):
+        then = pass_task(learner, lwf, task, [labelled(labels, seed)])
+    perturb(learner.module, seed)
+    lwf.begin_task(Named(len(tasks)), learner)
+    batch = labelled(fresh, seed + 1)
+    old = sorted({label for labels in tasks for label in labels}) if outputs == "past" else list(range(CLASSES))
+    for _ in range(2):  # the fresh classes have been seen by now, and are not old for that
+        loss = lwf.output_loss(learner, batch, learner.forward(batch))
+        z_then, z = learner.outputs(batch, then).detach()[..., old], learner.outputs(batch)[..., old]
+        written = strength * len(tasks) * temperature**2 * divergence(z_then / temperature, z / temperature).mean()
+        torch.testing.assert_close(loss, written, rtol=1e-9, atol=1e-9)
+        for a, b in zip(gradients(loss, learner.module), gradients(written, learner.module), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=20)
+@given(strength=st.floats(0.1, 5.0), temperature=st.floats(0.5, 4.0), ended=st.permutations(range(4)), seed=seeds)
+def test_of_a_head_for_each_task_it_is_the_sum_over_the_heads_of_ended_tasks(
+    strength: float, temperature: float, ended: list[int], seed: int
+) -> None:
+    """Heads are taught all classes again, so none is left out; the head at hand and those to come stand apart."""
+    learner, lwf = learner_of(heads=5), LwF(strength, temperature)
+    for task in ended[:3]:
+        learner.module.task = task
+        then = pass_task(learner, lwf, task, [labelled([0, 1], seed)])
+    perturb(learner.module, seed)
+    learner.module.task = ended[3]
+    lwf.begin_task(Named(ended[3]), learner)
+    batch = labelled([1, 0, 1], seed + 1)
+    loss = lwf.output_loss(learner, batch, learner.forward(batch))
+    h, h_then = (torch.tanh(net.hidden(batch.obs["x"][0])) for net in (learner.module, then))  # type: ignore[operator]
+    written = torch.zeros((), dtype=torch.float64)
+    for task in ended[:3]:
+        z_then, z = then.heads[task](h_then).detach(), learner.module.heads[task](h)  # type: ignore[index, operator]
+        written = written + strength * temperature**2 * divergence(z_then / temperature, z / temperature).mean()
+    found = gradients(loss, learner.module)
+    for a, b in zip(found, gradients(written, learner.module), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    names = [name for name, _ in learner.module.named_parameters()]
+    assert {names[i].split(".")[1] for i, g in enumerate(found) if "heads" in names[i] and g.any()} == {str(t) for t in ended[:3]}
+
+
+def test_at_a_high_temperature_it_is_the_squared_distance_of_centred_outputs() -> None:
+    """T^2 KL -> sum (d - mean d)^2 / 2P, d = z - z*: what T^2 is there for (Hinton et al. 2015, section 2.1)."""
+    learner, lwf = learner_of(), LwF(1.0, temperature=1e4)
+    batch = labelled(list(range(CLASSES)))
+    then = pass_task(learner, lwf, 0, [batch])
+    perturb(learner.module, 7)
+    d = (learner.outputs(batch) - learner.outputs(batch, then)).detach()[0]
+    expected = ((d - d.mean(-1, keepdim=True)) ** 2).sum(-1).mean() / (2 * CLASSES)
+    loss = lwf.output_loss(learner, batch, learner.forward(batch))
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-2)  # type: ignore[union-attr]
+
+
+def test_of_a_gaussian_it_is_the_divergence_whatever_the_temperature() -> None:
+    """KL(N(m, s) || N(m', s')) = log(s'/s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2, summed over the action's dimensions."""
+    learner, lwf = learner_of(Gaussian(2), outputs=4), LwF(0.7, temperature=3.0)
+    batch = replace(labelled([0, 1, 0]), target=None)
+    then = pass_task(learner, lwf, 0, [batch])
+    perturb(learner.module, 7)
+    loss = lwf.output_loss(learner, batch, learner.forward(batch))
+    (m, log_s), (m_now, log_s_now) = Gaussian(2).split(learner.outputs(batch, then).detach()), Gaussian(2).split(learner.outputs(batch))
+    s, s_now = log_s.exp(), log_s_now.exp()
+    written = 0.7 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
+    for a, b in zip(gradients(loss, learner.module), gradients(written, learner.module), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_of_tags_it_is_the_sum_over_the_tokens() -> None:
+    learner, lwf, T = learner_of(Tags(2, 3), outputs=6), LwF(0.7, temperature=3.0), 3.0
+    batch = replace(labelled([0, 1]), target=torch.tensor([[[0, 1], [2, -1]]]))
+    then = pass_task(learner, lwf, 0, [batch])
+    perturb(learner.module, 7)
+    loss = lwf.output_loss(learner, batch, learner.forward(batch))
+    z_then, z = learner.outputs(batch, then).detach(), learner.outputs(batch)
+    each = [divergence(z_then[..., token] / T, z[..., token] / T) for token in (slice(0, 3), slice(3, 6))]
+    written = 0.7 * T**2 * (each[0] + each[1]).mean()
+    for a, b in zip(gradients(loss, learner.module), gradients(written, learner.module), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+# when
+
+
+def test_there_is_nothing_to_keep_before_a_task_has_ended() -> None:
+    learner, lwf, batch = learner_of(), LwF(), labelled([0, 1])
+    lwf.begin_task(Named(0), learner)
+    assert lwf.output_loss(learner, batch, learner.forward(batch)) is None
+
+
+def test_a_task_that_comes_back_counts_again_only_after_it() -> None:
+    """Two ended tasks of which one is at hand: half the loss; the only one at hand: none."""
+    learner, lwf = learner_of(), LwF()
+    every = labelled(list(range(CLASSES)))
+    pass_task(learner, lwf, 0, [every])
+    lwf.begin_task(Named(0), learner)
+    assert lwf.output_loss(learner, every, learner.forward(every)) is None
+    pass_task(learner, lwf, 0, [every])
+    pass_task(learner, lwf, 1, [every])
+    perturb(learner.module, 5)
+
+    def loss() -> float:
+        found = lwf.output_loss(learner, every, learner.forward(every))
+        return float(found.detach())  # type: ignore[union-attr]
+
+    lwf.begin_task(Named(2), learner)
+    two = loss()
+    lwf.begin_task(Named(1), learner)
+    assert two > 1e-3
+    assert loss() == pytest.approx(two / 2, rel=1e-12)
+
+
+def test_the_old_network_is_that_of_the_last_tasks_end_whatever_comes_after() -> None:
+    learner, lwf, batch = learner_of(), LwF(), labelled([0, 1, 2, 3, 4])
+    pass_task(learner, lwf, 0, [batch])
+    then = pass_task(learner, lwf, 1, [batch])
+    perturb(learner.module, 3)
+    assert lwf.teacher.module is not None
+    assert same(weights(lwf.teacher.module), weights(then))
+    assert not same(weights(lwf.teacher.module), weights(learner.module))
+
+
+def test_neither_a_saved_nor_a_loaded_state_changes_afterwards() -> None:
+    """Class 4 comes after the state was saved; whoever starts from the state does not know it."""
+    learner, lwf = learner_of(), LwF()
+    pass_task(learner, lwf, 0, [labelled([0, 1])])
+    state = lwf.state_dict()
+    later = [LwF(), LwF()]
+    for other in later:
+        other.load_state_dict(state, learner)
+    for used in (lwf, later[0]):
+        pass_task(learner, used, 1, [labelled([4])])
+    pass_task(learner, later[1], 1, [labelled([2])])
+    assert [other.old.tolist() for other in later] == [[True, True, False, False, True], [True, True, True, False, False]]  # type: ignore[union-attr]
+
+
+# training
+
+
+@pytest.mark.parametrize("heads", [1, 5], ids=["one head", "a head for each task"])
+def test_an_update_in_a_stream_is_along_the_loss_plus_the_formula(heads: int) -> None:
+    told = {"label_space": "within_task", "task_cue": True} if heads > 1 else {}
+    torch.manual_seed(0)
+    module = Classifier(MLP((8, 8, 1), (6,)), 2 if heads > 1 else 10, tasks=heads)
+    lwf, T = LwF(0.7, temperature=3.0), 3.0
+    learner = SupervisedLearner(module, stream(**told), optimizer=torch.optim.SGD(module.parameters(), lr=0.05))
+    learner.attach([lwf])
+    for task in (0, 1):
+        lwf.begin_task(learner.world.tasks[task], learner)
+        learner.learn([task], 64)
+        lwf.end_task(learner.world.tasks[task], learner, [])
+    then = copy.deepcopy(learner.module)
+    lwf.begin_task(learner.world.tasks[2], learner)
+    learner.learn([2], 64)
+    before = copy.deepcopy(learner.module)
+    learner.learn([2], 8)
+    batch = learner.minibatch
+    assert batch is not None
+    now, old = learner.forward(batch, before), learner.forward(batch, then)
+    plain = nn.functional.cross_entropy(now.prediction[0], batch.target[0])  # type: ignore[index]
+    if heads > 1:
+        pairs = [(old.heads[0, :, k].detach(), now.heads[0, :, k]) for k in (0, 1)]  # type: ignore[index]
+    else:
+        pairs = 2 * [(old.prediction[0, :, :4].detach(), now.prediction[0, :, :4])]
+    total = plain + 0.7 * T**2 * sum(divergence(p / T, q / T).mean() for p, q in pairs)
+    expected = [p.detach() - 0.05 * g for p, g in zip(before.parameters(), gradients(total, before), strict=True)]
+    without = [p.detach() - 0.05 * g for p, g in zip(before.parameters(), gradients(plain, before), strict=True)]
+    assert distance(weights(learner.module), expected) < 1e-6
+    assert distance(weights(learner.module), without) > 1e-4
+
+
+class Capture(Strategy):
+    """The gradient and the weights at the first update after it was armed."""
+
+    def __init__(self) -> None:
+        self.armed, self.gradient, self.before, self.batch = False, list[Tensor](), nn.Module(), Batch({}, torch.zeros(1, 0))
+
+    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        if self.armed and not self.gradient:
+            assert batch is not None
+            self.gradient = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learner.module.parameters()]
+            self.before, self.batch = copy.deepcopy(learner.module), batch
+
+
+def first_update(learner: SB3Learner, strategies: list[Strategy]) -> Capture:
+    """The first update of the second task, from weights away from the first's end, which both strategies were told of."""
+    capture = Capture()
+    learner.attach([*strategies, capture])
+    learner.model.set_random_seed(0)
+    for strategy in strategies:
+        strategy.begin_task(learner.world.tasks[0], learner)
+    learner.learn([0], 32)
+    for strategy in strategies:
+        strategy.end_task(learner.world.tasks[0], learner, [])
+        strategy.begin_task(learner.world.tasks[1], learner)
+    perturb(learner.module, 1, 0.05)
+    capture.armed = True
+    learner.model.set_random_seed(3)
+    learner.learn([1], 32)
+    return capture
+
+
+def test_in_ppo_the_formulas_gradient_joins_ppos_own() -> None:
+    """With and without, from the same weights and the same minibatch: their difference is the formula's gradient."""
+    lwf = LwF(5.0)
+    with_it, without = first_update(control_learner(), [lwf]), first_update(control_learner(), [])
+    assert same(weights(with_it.before), weights(without.before))
+    looker, then = control_learner(), lwf.teacher.module
+    (m, log_s), (m_now, log_s_now) = (Gaussian(2).split(looker.outputs(with_it.batch, net)) for net in (then, with_it.before))
+    s, s_now = log_s.exp(), log_s_now.exp()
+    written = 5.0 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
+    own = gradients(written, with_it.before)
+    assert max(float(g.abs().max()) for g in own) > 1e-3
+    for total, plain, part in zip(with_it.gradient, without.gradient, own, strict=True):
+        torch.testing.assert_close(total, plain + part, rtol=1e-4, atol=1e-6)
+
+
+def test_in_ppo_it_is_the_heads_of_ended_tasks_that_are_kept() -> None:
+    """Where each task has a head the formula is that of the past one, on the new task's observations."""
+
+    def heads(observation_space: Any, action_space: Any) -> nn.Module:
+        return agent(observation_space, action_space, head_per_task=True)
+
+    def learner() -> SB3Learner:
+        return SB3Learner(plant(task_cue=True), heads, parameters=PPO_PARAMETERS, device="cpu")
+
+    lwf = LwF(5.0)
+    with_it, without = first_update(learner(), [lwf]), first_update(learner(), [])
+    looker = learner()
+    z_then, z = (looker.forward(with_it.batch, net).heads[:, :, 0] for net in (lwf.teacher.module, with_it.before))  # type: ignore[index]
+    own = gradients(5.0 * Gaussian(2).kl(z_then, z).mean(), with_it.before)
+    assert max(float(g.abs().max()) for g in own) > 1e-3
+    for total, plain, part in zip(with_it.gradient, without.gradient, own, strict=True):
+        torch.testing.assert_close(total, plain + part, rtol=1e-4, atol=1e-6)
+
+
+# settings
+
+
+@pytest.mark.parametrize(
+    "bad",
+    keyword_grid(strength=[-0.5, float("nan"), float("inf")], temperature=[0.0, -1.0, float("nan"), float("inf")], outputs=["new"]),
+    ids=str,
+)
+def test_settings_that_cannot_be_are_refused_by_name_and_value(bad: dict[str, Any]) -> None:
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=f"^{name} is {value!r}, allowed: "):
+        LwF(**bad)

@@ -1,0 +1,298 @@
+"""Replay: what it stores, what it rehearses, and when."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loop_helpers import (
+    PPO_PARAMETERS,
+    agent,
+    control_learner,
+    distance,
+    keyword_grid,
+    mlp,
+    plant,
+    rehearsal_loss,
+    same,
+    stream,
+    weights,
+)
+from stable_baselines3 import PPO
+from torch import Tensor, nn
+
+from everloop.envs.data import digits
+from everloop.loop import AGEM, CLEAR, DER, GEM, MIR, Batch, DERPlusPlus, Gaussian, Learner, Replay, SupervisedLearner, attach
+from everloop.loop.sb3.on_policy import SB3Learner
+from everloop.loop.strategies.parts.rehearsal import Rehearsal
+
+
+def digit_learner() -> SupervisedLearner:
+    module = mlp()
+    return SupervisedLearner(module, stream(), optimizer=torch.optim.SGD(module.parameters(), lr=0.05))
+
+
+def train(learner: Learner, replay: Rehearsal, tasks: list[int], steps: int = 64) -> None:
+    """Learn `tasks` one after the other, with a beginning and an end for each."""
+    learner.attach([replay])
+    for task in tasks:
+        replay.begin_task(learner.world.tasks[task], learner)
+        learner.learn([task], steps)
+        replay.end_task(learner.world.tasks[task], learner, [])
+
+
+class Rehearsed:
+    """Notes every batch that `replay` recalls."""
+
+    def __init__(self, replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches: list[Batch] = []
+        original = replay.recall
+
+        def recall(learner: Learner) -> Batch | None:
+            stored = original(learner)
+            self.batches += [] if stored is None else [stored]
+            return stored
+
+        monkeypatch.setattr(replay, "recall", recall)
+
+    def tasks(self) -> set[int]:
+        return {int(t) for batch in self.batches for t in batch.task}  # type: ignore[union-attr]
+
+
+def test_only_ended_tasks_are_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, replay = digit_learner(), Replay(capacity=200, batch_size=5)
+    rehearsed = Rehearsed(replay, monkeypatch)
+    train(learner, replay, [0])
+    assert rehearsed.batches == []
+    train(learner, replay, [1])
+    assert rehearsed.tasks() == {0}
+    assert {len(batch) for batch in rehearsed.batches} == {5}
+    assert len(rehearsed.batches) == 64 / 8  # one draw with every update
+    train(learner, replay, [2])
+    assert rehearsed.tasks() == {0, 1}
+
+
+def test_a_task_that_comes_back_is_rehearsed_again_only_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, replay = digit_learner(), Replay(capacity=200, batch_size=5)
+    train(learner, replay, [0, 1])
+    rehearsed = Rehearsed(replay, monkeypatch)
+    train(learner, replay, [0])
+    assert rehearsed.tasks() == {1}
+    rehearsed.batches.clear()
+    train(learner, replay, [2])
+    assert rehearsed.tasks() == {0, 1}
+
+
+def test_the_update_is_along_the_loss_plus_strength_times_the_stored_examples_loss() -> None:
+    learner, replay = digit_learner(), Replay(strength=0.7, capacity=40, batch_size=6)
+    train(learner, replay, [0])
+    learner.learn([1], 8)  # the reservoir now holds both tasks
+    learner.recalls_ahead = False
+    before, fresh = weights(learner.module), learner.rollout(stream(), [2], 1, seed=0)
+    state = replay.memory.rng.bit_generator.state
+    drawn = replay.memory.draw(6, np.array([0]))
+    replay.memory.rng.bit_generator.state = state
+    stored = Batch.from_items(replay.memory.read(drawn), torch.device("cpu"))
+    total = learner.loss(fresh) + 0.7 * learner.loss(stored)
+    expected = [w - 0.05 * g for w, g in zip(before, torch.autograd.grad(total, list(learner.module.parameters())), strict=True)]
+    learner.updater.step(learner.loss(fresh))
+    assert distance(weights(learner.module), expected) < 1e-12
+
+
+def test_stored_images_have_their_true_labels_and_tasks_as_bytes() -> None:
+    learner, replay = digit_learner(), Replay(capacity=30)
+    train(learner, replay, [0, 3])
+    images, labels = digits()[0].inputs, digits()[0].labels
+    truth = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+    items = replay.memory.read(np.arange(len(replay.memory)))
+    assert items["obs.image"].dtype == np.uint8
+    assert items["obs.image"].shape == (30, 1, 8, 8, 1)
+    for image, label, task in zip(items["obs.image"], items["target"], items["task"], strict=True):
+        assert truth[image.tobytes()] == int(label[0])
+        assert task == int(label[0]) // 2
+    assert set(items["task"].tolist()) == {0, 3}
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
+def test_at_a_control_tasks_end_the_policys_own_outputs_become_the_target(recurrent: bool) -> None:
+    learner, replay = control_learner(recurrent), Replay(capacity=20, batch_size=4)
+    train(learner, replay, [0])
+    stored = Batch.from_items(replay.memory.read(np.arange(len(replay.memory))), learner.device)
+    assert stored.target is not None
+    assert len(stored) == 20 if not recurrent else len(stored) > 1
+    assert stored.length == learner.sequence_length
+    torch.testing.assert_close(stored.target, learner.outputs(stored).detach(), rtol=1e-5, atol=1e-6)
+    loss = rehearsal_loss(replay, learner)
+    assert loss is not None
+    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
+    parameters = [p for n, p in learner.module.named_parameters() if not n.startswith("value")]
+    assert max(float(g.abs().max()) for g in torch.autograd.grad(loss, parameters)) < 1e-4
+
+
+class Forgetful(nn.Module):
+    """A policy of which half of the outputs are 0 in training, at random."""
+
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        super().__init__()
+        self.policy, self.dropout = agent(observation_space, action_space), nn.Dropout(0.5)
+
+    def initial_state(self, batch: int) -> Tensor:
+        return self.policy.initial_state(batch)
+
+    def forward(self, obs: Any, state: Tensor, start: Tensor) -> Any:
+        output, state = self.policy(obs, state, start)
+        return output._replace(prediction=self.dropout(output.prediction)), state
+
+
+def forgetful_learner() -> SB3Learner:
+    return SB3Learner(plant(), Forgetful, PPO, PPO_PARAMETERS, device="cpu")
+
+
+@pytest.mark.parametrize("kind", [Replay, MIR, AGEM, GEM])
+def test_the_target_in_control_is_what_the_policy_that_has_finished_the_task_puts_out_when_judged(kind: Any) -> None:
+    """For all that hold on to what was learned: not what it put out on the way, nor with units dropped at random."""
+    learner, strategy = forgetful_learner(), kind(capacity=300, batch_size=4)
+    train(learner, strategy, [0, 1])
+    for task, now in ((1, True), (0, False)):
+        stored = strategy.read(strategy.memory.rows_of(np.array([task])), learner)
+        with learner.judging():
+            outputs = learner.outputs(stored).detach()
+        assert len(stored) > 5
+        assert (distance([stored.target], [outputs]) < 1e-5) is now
+    assert learner.module.training
+
+
+@pytest.mark.parametrize("kind", [DER, DERPlusPlus, CLEAR])
+def test_what_is_to_come_out_as_it_did_then_stays_at_a_tasks_end(kind: Any) -> None:
+    learner, strategy = control_learner(), kind(capacity=300, batch_size=4)
+    learner.attach([strategy])
+    strategy.begin_task(learner.world.tasks[0], learner)
+    learner.learn([0], 64)
+    then = strategy.memory.read(np.arange(len(strategy.memory)))
+    strategy.end_task(learner.world.tasks[0], learner, [])
+    now = strategy.memory.read(np.arange(len(strategy.memory)))
+    assert set(now) == set(then)
+    assert all(np.array_equal(now[name], then[name]) for name in now)
+    outputs = learner.outputs(strategy.read(np.arange(len(strategy.memory)), learner)).detach()
+    assert distance([outputs], [torch.from_numpy(now["target"]).transpose(0, 1)]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", [Replay, CLEAR])
+def test_what_is_stored_on_the_way_is_of_the_network_as_it_is_judged(kind: Any) -> None:
+    learner, strategy = forgetful_learner(), kind(capacity=300, batch_size=4)
+    batch = learner.rollout(plant(), [0], 8, seed=0)
+    learner.module.train()
+    strategy.observe(batch, learner)
+    with learner.judging():
+        outputs = learner.outputs(batch).detach()
+    assert learner.module.training
+    torch.testing.assert_close(strategy.read(np.arange(len(batch)), learner).target, outputs)
+
+
+@pytest.mark.parametrize("kind", [Replay, DERPlusPlus, partial(Replay, memory="uncertain")], ids=["replay", "derpp", "by entropy"])
+def test_networks_in_bfloat16_rehearse_what_they_were_shown(kind: Any) -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(4, 3).bfloat16()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    replay = kind(capacity=20, batch_size=8)
+    loop = attach([replay], module, optimizer)
+    for task in range(2):
+        loop.begin_task(task)
+        x, y = torch.randn(6, 4).bfloat16(), torch.tensor([0, 1, 2, 0, 1, 2])
+        loop.observe(x, y)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(x), y).backward()
+        optimizer.step()
+        stored = replay.read(np.arange(6 * task, 6 * task + 6), loop)
+        assert torch.equal(stored.obs["input"][0], x)
+        loop.end_task([(x, y)])
+    assert rehearsal_loss(replay, loop) is not None
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
+def test_in_control_the_loss_is_the_divergence_from_the_stored_policy(recurrent: bool) -> None:
+    """KL(N(m, s) || N(m', s')) = log(s'/s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2, summed over the action's dimensions."""
+    learner, replay = control_learner(recurrent), Replay(strength=0.7, capacity=20, batch_size=4)
+    train(learner, replay, [0])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in learner.module.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    state = replay.memory.rng.bit_generator.state
+    batch = Batch.from_items(replay.memory.read(replay.memory.draw(4, np.array([0]))), learner.device)
+    replay.memory.rng.bit_generator.state = state
+    loss = rehearsal_loss(replay, learner)
+
+    (m, log_s), (m_now, log_s_now) = Gaussian(2).split(batch.target), Gaussian(2).split(learner.outputs(batch))  # type: ignore[arg-type]
+    s, s_now = log_s.exp(), log_s_now.exp()
+    written = 0.7 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
+    parameters = [p for n, p in learner.module.named_parameters() if not n.startswith("value")]
+    assert loss is not None
+    assert float(loss.detach()) > 1e-3
+    torch.testing.assert_close(loss, written, rtol=1e-4, atol=1e-6)
+    for a, b in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(written, parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_targets_of_earlier_tasks_stay_as_they_were_at_their_own_end() -> None:
+    learner, replay = control_learner(), Replay(capacity=60, batch_size=4)
+    train(learner, replay, [0])
+    items = replay.memory.read(np.arange(len(replay.memory)))
+    then = {image.tobytes(): target for image, target in zip(items["obs.sensor_0"], items["target"], strict=True)}
+    train(learner, replay, [1])
+    items = replay.memory.read(np.flatnonzero(replay.memory.items["task"] == 0))
+    assert len(items["task"]) > 5
+    for image, target in zip(items["obs.sensor_0"], items["target"], strict=True):
+        np.testing.assert_array_equal(target, then[image.tobytes()])
+
+
+def test_strength_0_stores_nothing_and_is_plain_training_to_the_last_bit() -> None:
+    learner, plain, replay = digit_learner(), digit_learner(), Replay(strength=0.0)
+    train(learner, replay, [0, 1, 2])
+    for task in range(3):
+        plain.learn([task], 64)
+    assert same(weights(learner.module), weights(plain.module))
+    assert len(replay.memory) == 0
+
+
+@pytest.mark.parametrize("control", [False, True], ids=["stream", "control"])
+def test_a_restored_state_goes_on_bit_for_bit(control: bool) -> None:
+    def final(restore: bool) -> list[Tensor]:
+        learner: Learner = control_learner() if control else digit_learner()
+        replay = Replay(capacity=20, batch_size=4, seed=1)
+        train(learner, replay, [0, 1])
+        learner.learn([2], 64)
+        if restore:
+            file = io.BytesIO()
+            torch.save(replay.state_dict(), file)
+            file.seek(0)
+            replay = Replay(capacity=20, batch_size=4, seed=99)
+            learner.attach([replay])
+            replay.load_state_dict(torch.load(file, weights_only=False), learner)
+        learner.learn([2], 64)
+        replay.end_task(learner.world.tasks[2], learner, [])
+        train(learner, replay, [0])
+        return weights(learner.module)
+
+    assert same(final(restore=True), final(restore=False))
+
+
+def test_global_generators_are_not_drawn_from() -> None:
+    learner, replay = digit_learner(), Replay(capacity=20, batch_size=4)
+    train(learner, replay, [0])
+    state = torch.get_rng_state()
+    np_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    train(learner, replay, [1])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.random.get_state()[1].tolist() == np_state  # noqa: NPY002
+
+
+@pytest.mark.parametrize("bad", keyword_grid(strength=[-0.5, float("nan"), float("inf")], capacity=[0, -3], batch_size=[0, -2]), ids=str)
+def test_settings_that_cannot_be_are_refused_by_name_and_value(bad: dict[str, Any]) -> None:
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}, allowed: "):
+        Replay(**bad)
