@@ -223,10 +223,11 @@ def test_images_show_both_pictures_of_each_run(browser: Any, address: str) -> No
 
 def test_the_card_is_a_page_with_tables(browser: Any, address: str) -> None:
     visit(browser, address, "text")
-    cells = until(lambda: texts(browser, "td"))
+    headings = {f"{SCENARIO}: none", f"{SCENARIO}: replay"}
+    until(lambda: set(texts(browser, "h1")) == headings)  # the cards of both runs have come
+    cells = texts(browser, "td")
     assert "score/<task>" in cells
     assert {"epochs", "1"} <= set(cells)
-    assert set(texts(browser, "h1")) == {f"{SCENARIO}: none", f"{SCENARIO}: replay"}
     assert {"everloop run none", "everloop run replay"} <= set(texts(browser, "code"))
 
 
