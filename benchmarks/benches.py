@@ -39,14 +39,14 @@ Step = Callable[[int], None]
 class Bench(SupervisedLearner):
     """A supervised learner without a world."""
 
-    told = True
+    task_aware = True
 
     def __init__(self, module: nn.Module, strategies: list[Strategy], nested: bool = False) -> None:
         adam = torch.optim.Adam(module.parameters(), lr=1e-4, fused=True)
         self.module, self.likelihood = module, Categorical(CLASSES)
         self.optimizer = NestedOptimizer(adam, levels_by_depth(module, [1, 2, 4])) if nested else adam
         self.rate = RATES["constant"](self.optimizer)
-        self.told = not any(isinstance(strategy, ICaRL) for strategy in strategies)
+        self.task_aware = not any(isinstance(strategy, ICaRL) for strategy in strategies)
         self.attach(strategies)
 
     def update(self, batch: Batch) -> None:

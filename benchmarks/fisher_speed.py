@@ -63,7 +63,7 @@ def by_loop(learner: Bench, batch: Batch, exact: bool) -> Weights:
     assert batch.target is not None
     weights = dict(learner.module.named_parameters())
     totals = {name: torch.zeros_like(p) for name, p in weights.items()}
-    with learner.judging():
+    with learner.evaluating():
         for i in range(len(batch)):
             log_p = torch.log_softmax(learner.outputs(batch[i : i + 1])[0, 0], -1)
             for c in range(CLASSES) if exact else [int(batch.target[0, i])]:
@@ -77,7 +77,7 @@ def by_loop(learner: Bench, batch: Batch, exact: bool) -> Weights:
 def plain_pass(learner: Bench, batch: Batch, exact: bool) -> Weights:
     """The gradient of the batch's mean, once, or for all labels."""
     weights = dict(learner.module.named_parameters())
-    with learner.judging():
+    with learner.evaluating():
         log_p = torch.log_softmax(learner.outputs(batch)[0], -1)
         for c in range(CLASSES if exact else 1):
             grads = torch.autograd.grad(log_p[:, c].mean(), list(weights.values()), retain_graph=exact)

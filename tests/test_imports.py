@@ -51,6 +51,15 @@ def test_only_one_folder_of_the_loop_knows_stable_baselines3() -> None:
     assert knowing == {"sb3"}
 
 
+def test_imports_inside_the_loop_form_no_circle() -> None:
+    """Those that only type checkers see included: a file can be read after those that it imports."""
+    files = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in (PACKAGE / "loop").rglob("*.py")}
+    uses = {module: {name for name in imports(path) if name in files} for module, path in files.items() if path.stem != "__init__"}
+    while leaves := {module for module, needed in uses.items() if not needed & uses.keys()}:
+        uses = {module: needed for module, needed in uses.items() if module not in leaves}
+    assert uses == {}
+
+
 def imported(statement: str, packages: str) -> list[str]:
     """Which of `packages` a fresh interpreter holds after `statement`."""
     code = f"import sys\n{statement}\nprint(*[name for name in {packages.split()} if name in sys.modules])"

@@ -20,6 +20,7 @@ from everloop.loop.learners.training import Training
 from everloop.loop.learners.update import Updater
 from everloop.loop.likelihood import Categorical, Gaussian, Likelihood, SquashedGaussian, Tags, likelihood_for
 from everloop.loop.memory import MEMORIES, Memory, Reservoir, herding
+from everloop.loop.model import Model
 from everloop.loop.results.figures import learning_curves_figure, score_matrix_figure
 from everloop.loop.results.result import Evaluation, Result
 from everloop.loop.run import Callback, Plan, Run
@@ -116,6 +117,7 @@ __all__ = [
     "LoRA",
     "LwF",
     "Memory",
+    "Model",
     "NestedOptimizer",
     "NotFiniteError",
     "PackNet",

@@ -110,7 +110,7 @@ class Batch:
         return cls(obs, start, **{name: tensor(name) for name in STEPWISE}, task=tensor("task"))  # type: ignore[arg-type]
 
 
-def spread(batches: Sequence[Batch], examples: int) -> list[Batch]:
+def subsample(batches: Sequence[Batch], examples: int) -> list[Batch]:
     """`examples` of the examples in `batches`, or all if there are fewer, evenly spread: one from each of as many parts.
 
     Which one of its part changes from part to part, since examples lie step by step: every k-th might always be of one copy.

@@ -83,7 +83,7 @@ def _return(learner: Learner, world: World, strategies: Sequence[Strategy], task
     with ExitStack() as views:
         for strategy in strategies:
             views.enter_context(strategy.view(task, learner))
-        views.enter_context(learner.judging())
+        views.enter_context(learner.evaluating())
         return mean_return(learner, world, task.id, seed)
 
 

@@ -18,7 +18,7 @@ class NotFiniteError(FloatingPointError):
 def play(world: World, tasks: Sequence[int], seed: int | None = None) -> tuple[Observation, npt.NDArray[np.int64]]:
     """Reset `world` so that its copies play `tasks` in turn: the first observation, and each copy's task."""
     if len(tasks) > world.num_envs:
-        raise ValueError(f"{len(tasks)} tasks are to be played by {world.num_envs} copies of the world, allowed: at least one copy a task")
+        raise ValueError(f"{len(tasks)} tasks can't be played by {world.num_envs} copies of the world; use at least one copy a task")
     played = np.resize(np.asarray(tasks, dtype=np.int64), world.num_envs)
     obs, _ = world.reset(seed=seed, options={"task": int(tasks[0])})
     for task in tasks[1:]:
@@ -29,7 +29,7 @@ def play(world: World, tasks: Sequence[int], seed: int | None = None) -> tuple[O
 def labels_of(info: dict[str, Any]) -> npt.NDArray[np.int64]:
     """The labels that a step has revealed, (B, ...). Raises ValueError if it has not."""
     if "label" not in info:
-        raise ValueError('the world\'s info has no "label", allowed for supervised learning: worlds that reveal it')
+        raise ValueError('the world\'s info has no "label"; supervised learning needs a world that reveals it')
     return np.asarray(info["label"], dtype=np.int64)
 
 

@@ -76,7 +76,7 @@ class Advice:
     name: str
     reason: str
     fits: bool
-    for_learning: bool
+    plasticity: bool
 
 
 def advise(now: Situation) -> list[Advice]:
@@ -84,7 +84,7 @@ def advise(now: Situation) -> list[Advice]:
     kind = "control" if now.world == "control" else "class" if now.class_incremental else "other"
     known = [*[name for name in ORDER[kind] if name in STRATEGIES], *[name for name in STRATEGIES if name not in ORDER[kind]]]
     found = [_judge(name, STRATEGIES[name].traits, now) for name in known]
-    return sorted(found, key=lambda a: (not a.fits, a.for_learning))
+    return sorted(found, key=lambda a: (not a.fits, a.plasticity))
 
 
 def _judge(name: str, traits: Traits, now: Situation) -> Advice:
@@ -102,14 +102,14 @@ def _judge(name: str, traits: Traits, now: Situation) -> Advice:
         (now.world == "stream" and traits.several_passes, "needs several passes over a task's examples"),
     ]
     reasons = [reason for applies, reason in why_not if applies]
-    if not reasons and now.class_incremental and not traits.class_incremental and not traits.for_learning:
+    if not reasons and now.class_incremental and not traits.class_incremental and not traits.plasticity:
         reasons = ["new classes' loss pushes the old ones' logits down all the same"]
     copies = traits.copies * (now.tasks if traits.grows else 1)
     keeps = [f"{_bytes(4 * copies * now.weights)} more memory"] if copies else []
     keeps += [f"up to {now.examples} examples"] if traits.examples else []
     keeps += [f"with {setting}"] if setting else []
     keeps += [f"needs a network such as split-mnist's with --architecture {traits.network}"] if traits.network else []
-    return Advice(name, "; ".join(reasons or keeps or ["nothing kept"]), not reasons, traits.for_learning)
+    return Advice(name, "; ".join(reasons or keeps or ["nothing kept"]), not reasons, traits.plasticity)
 
 
 def by_reason(advice: list[Advice]) -> dict[str, list[str]]:
@@ -133,7 +133,7 @@ def next_command(now: Situation, advice: list[Advice]) -> str | None:
 
     Strategies that need a network of their own, which that scenario has not, are passed over.
     """
-    fitting = [a for a in advice if a.fits and not a.for_learning and not STRATEGIES[a.name].traits.network]
+    fitting = [a for a in advice if a.fits and not a.plasticity and not STRATEGIES[a.name].traits.network]
     if not fitting:
         return None
     words = ["everloop run", "switching-plant" if now.world == "control" else "split-digits"]
@@ -155,7 +155,7 @@ def next_command(now: Situation, advice: list[Advice]) -> str | None:
 def remarks(now: Situation, advice: list[Advice]) -> list[str]:
     """What the table does not say."""
     said = []
-    if now.class_incremental and not any(a.fits and not a.for_learning for a in advice):
+    if now.class_incremental and not any(a.fits and not a.plasticity for a in advice):
         said.append("Without stored examples nothing here tells classes of different tasks apart, unless a pre-trained network is frozen.")
     if now.boundaries == "unknown" and any(a.name == "replay" and a.fits for a in advice):
         said.append("Give replay --replay.current true: it then rehearses all that it stores, the task at hand included.")

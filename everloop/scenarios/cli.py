@@ -189,8 +189,8 @@ def _show_advice(situation: Situation) -> int:
     advice = advise(situation)
     with stdout() as console:
         for title, chosen in (
-            ("fit, the best first", [a for a in advice if a.fits and not a.for_learning]),
-            ("fit, and keep the network able to learn", [a for a in advice if a.fits and a.for_learning]),
+            ("fit, the best first", [a for a in advice if a.fits and not a.plasticity]),
+            ("fit, and keep the network able to learn", [a for a in advice if a.fits and a.plasticity]),
         ):
             rows = [(a.name, first_line(STRATEGIES[a.name]), a.reason) for a in chosen]
             console.print(*_advice_table(title, ("strategy", "what it does", "what it takes"), rows), highlight=False)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everloop.loop import Batch
-from everloop.loop.batch import spread, to_tensor
+from everloop.loop.batch import subsample, to_tensor
 from everloop.loop.memory import Store
 
 
@@ -111,7 +111,7 @@ def test_examples_are_selected_in_every_field(which: object) -> None:
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4), count=st.integers(1, 90))
 def test_a_spread_takes_one_example_of_each_of_as_many_parts_in_order(sizes: list[int], count: int) -> None:
     batches = [numbered(2, sum(sizes))[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
-    taken = [int(b) for batch in spread(batches, count) for b in batch.task]  # type: ignore[union-attr]
+    taken = [int(b) for batch in subsample(batches, count) for b in batch.task]  # type: ignore[union-attr]
     total = sum(sizes)
     assert taken == sorted(set(taken))
     assert len(taken) == min(count, total)
@@ -125,7 +125,7 @@ def test_a_spread_over_steps_of_copies_is_of_all_steps_and_all_copies(copies: in
     """Examples lie step by step, those of all copies beside each other: the first ones would be of the first steps only."""
     steps = 4096 // copies
     cut = numbered(steps, copies).sequences(1)
-    (taken,) = spread([cut], count)
+    (taken,) = subsample([cut], count)
     step, copy = taken.target[0] // 100, taken.task  # type: ignore[index]
     for quarter in range(4):
         share = float(((step >= quarter * steps / 4) & (step < (quarter + 1) * steps / 4)).double().mean())

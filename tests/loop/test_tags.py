@@ -101,5 +101,5 @@ def test_strategies_of_streams_serve_tags_as_well() -> None:
 
 
 def test_a_balanced_softmax_is_for_classes_only() -> None:
-    with pytest.raises(ValueError, match=r"^balanced is True, allowed: only where the action is one class an example$"):
+    with pytest.raises(ValueError, match=r"^balanced is True; it needs one class for each example$"):
         learner(world(), balanced=True)

@@ -15,7 +15,7 @@ from everloop.scenarios.cli import main, prepare
 
 
 def fitting(**facts: Any) -> list[str]:
-    return [a.name for a in advise(Situation(**facts)) if a.fits and not a.for_learning]
+    return [a.name for a in advise(Situation(**facts)) if a.fits and not a.plasticity]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_the_command_to_run_next_can_be_run(facts: dict[str, Any], tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     situation = Situation(**facts)
     command = next_command(situation, advise(situation))
-    best = [a.name for a in advise(situation) if a.fits and not a.for_learning and not STRATEGIES[a.name].traits.network]
+    best = [a.name for a in advise(situation) if a.fits and not a.plasticity and not STRATEGIES[a.name].traits.network]
     assert (command is None) == (not best)
     if command is not None:
         words = command.split()

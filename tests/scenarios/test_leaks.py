@@ -50,7 +50,7 @@ def trained(scenario: Any, tasks: list[int], evaluated: bool = False) -> dict[st
     for task in tasks:
         learner.learn([task], 24)
         if evaluated:
-            with learner.judging():
+            with learner.evaluating():
                 learner.rollout(test, [task], 2, seed=0)
     return {name: value.clone() for name, value in learner.module.state_dict().items()}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from everloop.loop.batch import Batch, spread
+from everloop.loop.batch import Batch, subsample
 from everloop.loop.learners.learner import Learner
 from everloop.loop.run import Callback, Run
 
@@ -39,7 +39,7 @@ class Divergence(Callback):
     def on_evaluation(self, run: Run) -> None:
         if run.result.evaluations[-1].ends_phase:
             for task, batch in run.samples:
-                self.remember(task.name, run.learner, spread([batch], PROBE)[0])
+                self.remember(task.name, run.learner, subsample([batch], PROBE)[0])
         values = self.update(run.learner).values
         if values:
             run.log({f"divergence/{name}": value for name, value in values.items()})
@@ -60,7 +60,7 @@ class Divergence(Callback):
         """Measure; then read `values` and `detected`."""
         self.values = {}
         for task, (frozen, probe, then) in self._anchors.items():
-            with learner.judging():
+            with learner.evaluating():
                 self.values[f"kl/{task}/network"] = self._kl(learner, then, learner.outputs(probe))
             for name, module in learner.module.named_children():
                 weights = {f"{name}.{key}": value for key, value in module.state_dict().items()}

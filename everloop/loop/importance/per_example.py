@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from everloop.loop.batch import Batch
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
+from everloop.loop.model import Model
 
 Score = Callable[[Batch], Tensor]
 Calls = dict[nn.Module, list[tuple[Tensor, GradientEdge | None]]]
@@ -26,8 +23,8 @@ FORWARD = {"forward", "_conv_forward"}  # what a layer of torch computes with
 Normalisation = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def mean_powers(learner: Learner, batches: Iterable[Batch], score: Score, power: int, by_hooks: bool = True) -> dict[str, Tensor]:
-    """mean over examples of sum_s |d score_s(example) / d w_i|^power, for each of `learner.weights()`.
+def mean_powers(model: Model, batches: Iterable[Batch], score: Score, power: int, by_hooks: bool = True) -> dict[str, Tensor]:
+    """mean over examples of sum_s |d score_s(example) / d w_i|^power, for each of `model.weights()`.
 
     score: batch -> (S, B), S scalars of each example.
     The mean of powers, not the power of a minibatch's mean, so it does not depend on how the examples are batched.
@@ -38,14 +35,14 @@ def mean_powers(learner: Learner, batches: Iterable[Batch], score: Score, power:
     """
     totals: dict[Tensor, Tensor] = {}
     examples = 0
-    with learner.judging():  # a batch norm in training would make every example's gradient one of all of them
+    with model.evaluating():  # a batch norm in training would make every example's gradient one of all of them
         for batch in batches:
-            for chunk in batch.split(ROWS if _is_plain(learner.module) else CHUNK):
+            for chunk in batch.split(ROWS if _is_plain(model.module) else CHUNK):
                 examples += len(chunk)
-                _add(totals, _powers(learner.module, chunk, score, power, by_hooks))
+                _add(totals, _powers(model.module, chunk, score, power, by_hooks))
     if not examples:
         raise ValueError("a mean over examples needs at least 1 of them, got 0")
-    return {name: totals[p].div_(examples) if p in totals else torch.zeros_like(p) for name, p in learner.weights().items()}
+    return {name: totals[p].div_(examples) if p in totals else torch.zeros_like(p) for name, p in model.weights().items()}
 
 
 def _add(totals: dict[Tensor, Tensor], sums: dict[Tensor, Tensor]) -> None:

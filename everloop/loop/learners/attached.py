@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from everloop.contract import NetworkOutput, Output, Task
 from everloop.loop.batch import Batch
-from everloop.loop.learners.learner import Learner
+from everloop.loop.learners.accompanied import Accompanied
 from everloop.loop.likelihood import Categorical
 from everloop.loop.strategies.base import Strategy, load_states, states_of
 
@@ -60,11 +60,10 @@ def attach(
     return Attached(strategies, module, optimizer, classes, predict, label_name, max_grad_norm, accumulate, scaler)
 
 
-class Attached(Learner):
+class Attached(Accompanied):
     """What `attach` gives: tells the strategies what a foreign loop does. One row of inputs is one example."""
 
     labelled = True
-    told = False
 
     def __init__(
         self,
@@ -116,7 +115,7 @@ class Attached(Learner):
     def observe(self, inputs: Inputs, labels: Tensor) -> None:
         """The next forward pass is of these, and the next step learns from it. Raises RuntimeError outside of a task."""
         if self.current is None:
-            raise RuntimeError("a batch is observed outside of a task, allowed: after begin_task")
+            raise RuntimeError("a batch was observed outside of a task; call begin_task first")
         self.minibatch = self.batch(inputs, labels)
         self.steps += len(self.minibatch)
         for strategy in self.strategies:
@@ -125,10 +124,10 @@ class Attached(Learner):
     def end_task(self, examples: Iterable[Examples]) -> None:
         """The task is over; `examples` are batches of it, inputs and labels, for the strategies to consolidate on."""
         if self.current is None:
-            raise RuntimeError("a task ends that has not begun, allowed: after begin_task")
+            raise RuntimeError("end_task was called before begin_task")
         batches = [self.batch(inputs, labels) for inputs, labels in examples]
         if not batches:
-            raise ValueError("a task ends with 0 batches of examples, allowed: 1 or more")
+            raise ValueError("end_task got no examples; give one batch or more")
         for strategy in self.strategies:
             strategy.end_task(self.current, self, batches)
         self.minibatch, self.current = None, None
@@ -139,7 +138,7 @@ class Attached(Learner):
         with ExitStack() as views:
             for strategy in self.strategies:
                 views.enter_context(strategy.view(Task(task, f"task-{task}"), self))
-            views.enter_context(self.judging())
+            views.enter_context(self.evaluating())
             yield
 
     def weights(self) -> dict[str, nn.Parameter]:
@@ -180,12 +179,6 @@ class Attached(Learner):
     def observed(self, batch: Batch) -> Tensor | None:
         return batch.target
 
-    def begin(self, tasks: Sequence[int], steps: int) -> None:
-        raise RuntimeError("an attached loop learns by itself; step its optimizer")
-
-    def advance(self) -> int:
-        raise RuntimeError("an attached loop learns by itself; step its optimizer")
-
     def frozen_copy(self) -> nn.Module:
         for hook in self._hooks:
             hook.remove()  # a copy of them would copy this learner, and call it
@@ -223,7 +216,7 @@ class Attached(Learner):
         if not isinstance(logits, Tensor) or not logits.requires_grad or len(logits) != len(self.minibatch):
             return
         leaf = logits.detach().float()[None].requires_grad_()
-        losses = self.output_losses(self.minibatch, Output(leaf))
+        losses = self.updater.output_losses(self.minibatch, Output(leaf))
         if losses:
             (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), leaf)
             scale = (1.0 if self.scaler is None else self.scaler.get_scale()) / self.accumulate  # as the loop's own loss

@@ -64,7 +64,7 @@ class SupervisedLearner(Learner):
         self.mixed = training.precision == "bfloat16" and torch.amp.is_autocast_available(self.device.type)
         if training.balanced:
             if not isinstance(self.likelihood, Categorical):
-                raise ValueError("balanced is True, allowed: only where the action is one class an example")
+                raise ValueError("balanced is True; it needs one class for each example")
             self.counts = torch.zeros(self.likelihood.size(), device=self.device)
         if training.augment != "none":
             self.images = _images(world)
@@ -186,10 +186,10 @@ class SupervisedLearner(Learner):
 
     def _look(self, seen: Batch) -> tuple[NetworkOutput, list[Recalled]]:
         """The output for what the world shows, and what strategies recall with the outputs for it, from one forward pass."""
-        recalled = self.recall() if self.recalls_ahead else []
+        recalled = self.updater.recall() if self.recalls_ahead else []
         if not recalled:
             return self.forward(seen), []
-        output, *others = self.forward_together([seen, *(stored for _, stored in recalled)])
+        output, *others = self.forward_joined([seen, *(stored for _, stored in recalled)])
         return output, [(strategy, stored, other) for (strategy, stored), other in zip(recalled, others, strict=True)]
 
     def _update(self, seen: Batch, target: Tensor, output: NetworkOutput, recalled: Sequence[Recalled], parts: int) -> float:
@@ -197,7 +197,7 @@ class SupervisedLearner(Learner):
         loss = self.loss_of(output.prediction, target)
         if self.strategies:
             self.minibatch = replace(seen, target=target, output=output.prediction.detach())
-            for extra in self.output_losses(self.minibatch, output):
+            for extra in self.updater.output_losses(self.minibatch, output):
                 loss = loss + extra
             for strategy, stored, other in recalled:
                 loss = loss + strategy.recall_loss(self, stored, other)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from everloop.contract import NetworkOutput
+from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.state import pack
+from everloop.loop.strategies.base import Strategy
 from everloop.loop.world import NotFiniteError
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
-    from everloop.loop.strategies import Strategy
 
 
 class Updater:
@@ -31,21 +31,21 @@ class Updater:
     max_grad_norm: the gradient's norm is scaled down to it; None leaves it.
     """
 
-    def __init__(self, learner: Learner, strategies: Sequence[Strategy], max_grad_norm: float | None = None) -> None:
-        self.learner, self.strategies, self.max_grad_norm = learner, strategies, max_grad_norm
+    def __init__(self, model: Model, strategies: Sequence[Strategy], max_grad_norm: float | None = None) -> None:
+        self.model, self.strategies, self.max_grad_norm = model, strategies, max_grad_norm
         self.parts = 0  # of the batch at hand, in the gradient so far
-        self._backward = all(strategy.wants_gradient(learner) for strategy in strategies)
+        self._backward = all(strategy.wants_gradient(model) for strategy in strategies)
         self._hooks = []
         if strategies or max_grad_norm is not None:  # with neither there is nothing to do, and even that would cost time
             self._hooks = [
-                learner.optimizer.register_step_pre_hook(self._before),
-                learner.optimizer.register_step_post_hook(self._after),
+                model.optimizer.register_step_pre_hook(self._before),
+                model.optimizer.register_step_post_hook(self._after),
             ]
 
     @property
     def parameters(self) -> list[Tensor]:
         """All that the optimizer trains, those of late groups too."""
-        return [p for group in self.learner.optimizer.param_groups for p in group["params"]]
+        return [p for group in self.model.optimizer.param_groups for p in group["params"]]
 
     def detach(self) -> None:
         """Take the hooks off the optimizer."""
@@ -63,6 +63,14 @@ class Updater:
         for p, gradient in zip(self.parameters, pack(state["gradients"]), strict=False):
             p.grad = gradient
 
+    def output_losses(self, batch: Batch, output: NetworkOutput) -> list[Tensor]:
+        """What the strategies add to the loss of the fresh `batch`."""
+        return [loss for s in self.strategies if (loss := s.output_loss(self.model, batch, output)) is not None]
+
+    def recall(self) -> list[tuple[Strategy, Batch]]:
+        """The stored examples to replay in the next update, each batch with the strategy that it belongs to."""
+        return [(s, stored) for s in self.strategies if (stored := s.recall(self.model)) is not None]
+
     def drop_parts(self) -> None:
         """Forget a batch of which only some parts have come: a new phase begins."""
         self.parts = 0
@@ -75,7 +83,7 @@ class Updater:
         """
         value = loss.item()
         if not math.isfinite(value):
-            raise NotFiniteError(f"the loss is {value} at step {self.learner.steps}, allowed: finite numbers")
+            raise NotFiniteError(f"the loss is {value} at step {self.model.steps}, allowed: finite numbers")
         if self.parts == 0:
             for p in self.parameters:  # as optimizer.zero_grad() does, without its profiler, a tenth of a small network's step
                 p.grad = None
@@ -83,7 +91,7 @@ class Updater:
             (loss if parts == 1 else loss / parts).backward()  # type: ignore[no-untyped-call]
         self.parts = (self.parts + 1) % parts
         if self.parts == 0:
-            self._step(self.learner.optimizer)
+            self._step(self.model.optimizer)
         return value
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -103,7 +111,7 @@ class Updater:
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """The gradient is there; or, if the optimizer is given a closure that computes it, it will be when that returns."""
         if getattr(optimizer, "grad_scale", None) is not None:
-            raise ValueError("the optimizer is fused and its gradients are scaled, allowed with a GradScaler: fused=False")
+            raise ValueError("the optimizer is fused and its gradients are scaled; with a GradScaler use fused=False")
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         if closure is None:
             self._edit()
@@ -119,25 +127,25 @@ class Updater:
 
     @torch.enable_grad()
     def _edit(self) -> None:
-        batch = self.learner.minibatch
-        extra = [loss for s in self.strategies if (loss := s.extra_loss(self.learner, batch)) is not None]
-        if not self.learner.recalls_ahead:
-            recalled = self.learner.recall()
-            extra += [s.recall_loss(self.learner, stored, self.learner.forward(stored)) for s, stored in recalled]
+        batch = self.model.minibatch
+        extra = [loss for s in self.strategies if (loss := s.extra_loss(self.model, batch)) is not None]
+        if not self.model.recalls_ahead:
+            recalled = self.recall()
+            extra += [s.recall_loss(self.model, stored, self.model.forward(stored)) for s, stored in recalled]
         if extra:
             torch.stack(extra).sum().backward()  # type: ignore[no-untyped-call]
         for strategy in self.strategies:
-            strategy.edit_gradients(self.learner, batch)
+            strategy.edit_gradients(self.model, batch)
         if self.max_grad_norm is not None:
             size = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         else:  # a sum is as finite as its terms, and cheaper than a norm
             size = sum(float(p.grad.sum()) for p in self.parameters if p.grad is not None)
         if not math.isfinite(size):
-            raise NotFiniteError(f"the gradient's norm is {size} at step {self.learner.steps}, allowed: finite numbers")
+            raise NotFiniteError(f"the gradient's norm is {size} at step {self.model.steps}, allowed: finite numbers")
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._follow()
 
     def _follow(self) -> None:
         for strategy in reversed(self.strategies):
-            strategy.after_step(self.learner)
+            strategy.after_step(self.model)

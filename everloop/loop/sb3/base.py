@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from everloop.contract import Output, World
 from everloop.loop.batch import Batch
-from everloop.loop.learners.learner import Learner, load_weights
+from everloop.loop.learners.accompanied import load_weights
+from everloop.loop.learners.learner import Learner
 from everloop.loop.sb3.vec_env import WorldVecEnv, pictures
 from everloop.loop.state import pack
 
@@ -108,7 +109,7 @@ class SB3Base(Learner):
         """
         outputs = [prediction] if heads is None else [prediction, heads]
         leaves = [x.detach()[None].requires_grad_() for x in outputs]
-        losses = self.output_losses(batch, Output(leaves[0], heads=None if heads is None else leaves[1]))
+        losses = self.updater.output_losses(batch, Output(leaves[0], heads=None if heads is None else leaves[1]))
         if not losses:
             return prediction
         gradients = torch.autograd.grad(torch.stack(losses).sum(), leaves, allow_unused=True)
@@ -127,7 +128,7 @@ class SB3Base(Learner):
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:
         """The network's outputs now, as it is judged."""
-        with self.judging():
+        with self.evaluating():
             return self.outputs(batch)
 
     def observed(self, batch: Batch) -> Tensor | None:

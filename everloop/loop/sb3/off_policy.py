@@ -46,7 +46,7 @@ class _Rows(nn.Module):
     def __init__(self, network: nn.Module, space: spaces.Space[Any]) -> None:
         super().__init__()
         if getattr(network, "memory", None) is not None:
-            raise ValueError("the network has a memory, allowed for DQN and SAC: one without")
+            raise ValueError("the network has a memory; DQN and SAC need one without")
         self.network, self.space = network, space
         self.on_prediction: Callable[[Observations, Tensor, Tensor | None], Tensor] = _ignore  # the learner's
 
@@ -334,7 +334,7 @@ class SACLearner(OffPolicyLearner):
         if not (isinstance(space, spaces.Box) and len(space.shape) == 1):
             raise ValueError(f"action space is {space}, allowed for SAC: a flat Box")
         if isinstance(shown, spaces.Dict) and ACTION in shown.spaces:
-            raise ValueError(f"the world shows a modality {ACTION!r}, which SAC's critics need for theirs, allowed: another name")
+            raise ValueError(f"the world has a modality {ACTION!r}, a name that SAC's critics use; rename it")
         self.likelihood: SquashedGaussian = SquashedGaussian(space.low, space.high)
         model = SAC(
             SquashedPolicy,

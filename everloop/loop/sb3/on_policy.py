@@ -115,7 +115,7 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if getattr(self.network, "memory", None) is None:
-            raise ValueError("the network has no memory, allowed for RecurrentPPO: one with a `memory`")
+            raise ValueError("the network has no memory; RecurrentPPO needs one with a `memory`")
         self.lstm_hidden_state_shape = (1, 1, self.lstm_actor.hidden_size)
 
     @property

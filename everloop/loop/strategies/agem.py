@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Traits
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class AGEM(Rehearsal):
@@ -42,15 +40,15 @@ class AGEM(Rehearsal):
     def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        stored = self.draw(learner, self.past)
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+        stored = self.draw(model, self.past)
         if stored is None:
             return
-        live = [p for p in learner.weights().values() if p.grad is not None]
+        live = [p for p in model.weights().values() if p.grad is not None]
         if not live:
             return
         grads: list[Tensor] = [p.grad for p in live if p.grad is not None]
-        reference = gradient(learner.loss(stored), live)
+        reference = gradient(model.loss(stored), live)
         dot = inner(grads, reference)
         if dot < 0:
             torch._foreach_add_(grads, reference, alpha=-self.strength * float(dot / inner(reference, reference)))

@@ -2,7 +2,7 @@
 
 One update of a stream, with every hook where it fires:
 
-    stored    = strategy.recall(learner)                         examples to replay, for each strategy
+    stored    = strategy.recall(model)                         examples to replay, for each strategy
     output, replayed = network(fresh batch, stored)              one forward pass for all of them
     strategy.observe(fresh batch)                                memories store
     loss      = task_loss(output)
@@ -25,17 +25,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from everloop.contract import Task
+from everloop.contract import NetworkOutput, Task
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.state import declared, pack, unpack_into
-
-if TYPE_CHECKING:
-    from everloop.contract import NetworkOutput
-    from everloop.loop.learners.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Traits:
         control: True if it works in reinforcement learning.
         several_passes: True if it is meant for tasks whose examples are seen more than once.
         network: The architecture that it requires; empty for any.
-        for_learning: True if it keeps the network able to learn, rather than from forgetting.
+        plasticity: True if it keeps the network able to learn, rather than from forgetting.
     """
 
     boundaries: bool = True
@@ -66,13 +63,13 @@ class Traits:
     control: bool = True
     several_passes: bool = False
     network: str = ""
-    for_learning: bool = False
+    plasticity: bool = False
 
 
 class Strategy:
     """Base class of all strategies. Every hook does nothing by default.
 
-    A strategy does not know which learner it works in, and can be combined with others. Strategies run in the order of
+    A strategy does not know which model it works in, and can be combined with others. Strategies run in the order of
     their list, and in reverse order after a step. What a strategy keeps for each weight, it keeps by the weight's name,
     because other strategies may add weights during a task. Random numbers come from a generator of its own.
     """
@@ -104,61 +101,61 @@ class Strategy:
         if "name" not in vars(cls):
             cls.name = cls.__name__
 
-    def check(self, learner: Learner) -> None:
-        """Check, before training, that this strategy can work in `learner`.
+    def check(self, model: Model) -> None:
+        """Check, before training, that this strategy can work in `model`.
 
         Raises:
             ValueError: If it cannot; the message says why and what to do.
         """
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
+    def begin_task(self, task: Task, model: Model) -> None:
         """Called before the first update of `task`."""
 
-    def observe(self, batch: Batch, learner: Learner) -> None:
+    def observe(self, batch: Batch, model: Model) -> None:
         """Called once for each fresh batch. Memories store examples here."""
 
-    def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
+    def output_loss(self, model: Model, batch: Batch, output: NetworkOutput) -> Tensor | None:
         """A scalar to add to the loss of the fresh `batch`, or None.
 
         For losses of the outputs that need no other forward pass.
 
         Args:
-            learner: The learner that is updated.
+            model: The model that is updated.
             batch: The fresh batch.
             output: The network's output for it, from which the task loss is computed. Where that loss belongs to
                 another library, `output` holds leaf tensors, and the gradient that reaches them joins its own.
         """
         return None
 
-    def recall(self, learner: Learner) -> Batch | None:
+    def recall(self, model: Model) -> Batch | None:
         """Stored examples to replay in the next update, or None.
 
         In streams they share one forward pass with the fresh batch, and are drawn before that is stored.
         """
         return None
 
-    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
+    def recall_loss(self, model: Model, stored: Batch, output: NetworkOutput) -> Tensor:
         """A scalar to add to the loss, computed from the replayed examples `stored` and the network's `output` for them."""
         raise NotImplementedError(f"{type(self).__name__} recalls examples but has no recall_loss; define it")
 
-    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
+    def extra_loss(self, model: Model, batch: Batch | None) -> Tensor | None:
         """A scalar with a backward pass of its own, added to the gradient of the loss of `batch`, or None."""
         return None
 
-    def wants_gradient(self, learner: Learner) -> bool:
+    def wants_gradient(self, model: Model) -> bool:
         """False if `edit_gradients` discards the gradient of the loss. Streams then skip the backward pass."""
         return True
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
         """Change the parameters' `.grad` in place. Called after all losses and before clipping."""
 
-    def after_step(self, learner: Learner) -> None:
+    def after_step(self, model: Model) -> None:
         """Called after the optimizer's step, for the last strategy of the list first."""
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
         """Called after the last update of `task`, with examples of it in `batches`."""
 
-    def view(self, task: Task, learner: Learner) -> AbstractContextManager[None]:
+    def view(self, task: Task, model: Model) -> AbstractContextManager[None]:
         """A context in which the network is as it should be for evaluating `task`."""
         return nullcontext()
 
@@ -166,16 +163,16 @@ class Strategy:
         """Copies of the attributes named in `state`: what a resumed run needs besides the network and the optimizer."""
         return {name: pack(getattr(self, name)) for name in declared(type(self))}
 
-    def load_state_dict(self, state: Mapping[str, Any], learner: Learner) -> None:
-        """Restore a saved state. The strategy must be attached to `learner` first.
+    def load_state_dict(self, state: Mapping[str, Any], model: Model) -> None:
+        """Restore a saved state. The strategy must be attached to `model` first.
 
         Weights that the strategy had added are added again. Load the states of the network and the optimizer after
         this: they hold the values.
         """
         unpack_into(self, state)
-        self._restored(learner)
+        self._restored(model)
 
-    def _restored(self, learner: Learner) -> None:
+    def _restored(self, model: Model) -> None:
         """Called after loading, to recompute what follows from the state."""
 
 
@@ -184,7 +181,7 @@ def states_of(strategies: Sequence[Strategy]) -> dict[str, dict[str, Any]]:
     return {key: strategy.state_dict() for key, strategy in _keyed(strategies).items()}
 
 
-def load_states(strategies: Sequence[Strategy], states: Mapping[str, Mapping[str, Any]], learner: Learner) -> None:
+def load_states(strategies: Sequence[Strategy], states: Mapping[str, Mapping[str, Any]], model: Model) -> None:
     """Restore the state of each strategy by its name.
 
     Raises:
@@ -194,7 +191,7 @@ def load_states(strategies: Sequence[Strategy], states: Mapping[str, Mapping[str
     if set(keyed) != set(states):
         raise ValueError(f"the state is of the strategies {', '.join(states) or 'none'}; here are {', '.join(keyed) or 'none'}")
     for key, strategy in keyed.items():
-        strategy.load_state_dict(states[key], learner)
+        strategy.load_state_dict(states[key], model)
 
 
 def _keyed(strategies: Sequence[Strategy]) -> dict[str, Strategy]:
@@ -210,16 +207,16 @@ def check_strength(strength: float, name: str = "strength") -> float:
     return strength
 
 
-def check_first(strategy: Strategy, name: str, learner: Learner) -> None:
+def check_first(strategy: Strategy, name: str, model: Model) -> None:
     """Raise ValueError unless `strategy` is first: it changes weights at a task's end, and later strategies must see the result."""
-    if learner.strategies[0] is not strategy:
-        raise ValueError(f"{name} must come first in the list of strategies; it is number {list(learner.strategies).index(strategy) + 1}")
+    if model.strategies[0] is not strategy:
+        raise ValueError(f"{name} must come first in the list of strategies; it is number {list(model.strategies).index(strategy) + 1}")
 
 
-def check_may_grow(learner: Learner, strategy: str) -> None:
+def check_may_grow(model: Model, strategy: str) -> None:
     """Raise ValueError if the network must keep the weights it has."""
-    if not learner.may_grow:
-        raise ValueError(f"{strategy} adds weights, which the algorithm's target network would not have, allowed here: replay, ewc")
+    if not model.may_grow:
+        raise ValueError(f"{strategy} adds weights, which the algorithm's target network would not get; use replay or ewc")
 
 
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:

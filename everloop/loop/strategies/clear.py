@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from everloop.contract import NetworkOutput
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Traits, check_strength
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
-
-if TYPE_CHECKING:
-    from everloop.contract import NetworkOutput
-    from everloop.loop.learners.learner import Learner
 
 
 class CLEAR(Rehearsal):
@@ -58,23 +56,23 @@ class CLEAR(Rehearsal):
         super().__init__(strength, capacity, batch_size, memory, seed)
         self.value_strength = check_strength(value_strength, "value_strength")
 
-    def check(self, learner: Learner) -> None:
-        super().check(learner)
-        if learner.labelled:
-            raise ValueError("clear clones a policy and its values, allowed in streams: replay, derpp")
+    def check(self, model: Model) -> None:
+        super().check(model)
+        if model.labelled:
+            raise ValueError("clear needs a policy and a value function; on labelled streams use replay or derpp")
 
-    def store(self, rows: npt.NDArray[np.int64], batch: Batch, learner: Learner) -> None:
-        with torch.no_grad(), learner.judging():
-            output = learner.forward(batch)
+    def store(self, rows: npt.NDArray[np.int64], batch: Batch, model: Model) -> None:
+        with torch.no_grad(), model.evaluating():
+            output = model.forward(batch)
         now = replace(batch, target=output.prediction, value=output.value, action=None, output=None)
         self.memory.write(rows, now.to_items())
 
-    def recall(self, learner: Learner) -> Batch | None:
-        return self.draw(learner)
+    def recall(self, model: Model) -> Batch | None:
+        return self.draw(model)
 
-    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
+    def recall_loss(self, model: Model, stored: Batch, output: NetworkOutput) -> Tensor:
         assert stored.target is not None
-        loss = self.strength * learner.likelihood.kl(stored.target, output.prediction).mean()
+        loss = self.strength * model.likelihood.kl(stored.target, output.prediction).mean()
         if output.value is not None and stored.value is not None:
             loss = loss + self.value_strength * (output.value - stored.value).square().mean()
         return loss

@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from everloop.contract import World
 from everloop.loop.batch import Batch, to_tensor
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.relu, torch.tanh, F.gelu, F.silu, torch.sigmoid, lambda x: x)
 
@@ -64,7 +63,7 @@ class ContinualBackprop(Strategy):
     """
 
     name = "continual_backprop"
-    traits: ClassVar[Traits] = Traits(boundaries=False, for_learning=True)
+    traits: ClassVar[Traits] = Traits(boundaries=False, plasticity=True)
     state = ("units", "steps", "generator")
 
     def __init__(self, replacement_rate: float = 1e-4, maturity: int = 100, decay: float = 0.99, interval: int = 10, seed: int = 0) -> None:
@@ -82,33 +81,31 @@ class ContinualBackprop(Strategy):
     def active(self) -> bool:
         return self.replacement_rate > 0
 
-    def check(self, learner: Learner) -> None:
-        if hasattr(learner, "world"):
-            self._find(learner, _any_two(learner))
+    def check(self, model: Model) -> None:
+        if model.world is not None:
+            self._find(model, _any_two(model.world, model.device))
 
-    def observe(self, batch: Batch, learner: Learner) -> None:
+    def observe(self, batch: Batch, model: Model) -> None:
         if not self.layers:
-            self.layers = self._find(learner, batch[:2])
+            self.layers = self._find(model, batch[:2])
             for layer, state in zip(self.layers, self.units, strict=False):
                 layer.utility, layer.age, layer.due = state["utility"].clone(), state["age"].clone(), state["due"]
 
-    def _find(self, learner: Learner, batch: Batch) -> list[_Layer]:
-        layers = hidden_layers(learner, batch)
+    def _find(self, model: Model, batch: Batch) -> list[_Layer]:
+        layers = hidden_layers(model, batch)
         if not layers:
-            raise ValueError(
-                "continual_backprop finds no hidden units, allowed: networks with two linear layers in a row (architecture mlp)"
-            )
+            raise ValueError("continual_backprop finds no hidden units; use a network with two linear layers in a row (architecture mlp)")
         return layers
 
     @torch.no_grad()
-    def after_step(self, learner: Learner) -> None:
+    def after_step(self, model: Model) -> None:
         if not self.layers:
             return
         self.steps += 1
-        batch = learner.minibatch
+        batch = model.minibatch
         if self.steps % self.interval or batch is None:
             return
-        activity = _activity(learner, batch, self.layers)
+        activity = _activity(model, batch, self.layers)
         decay = self.decay**self.interval
         for layer in (layer for layer in self.layers if layer.feeds in activity and layer.learns):
             h = activity[layer.feeds]
@@ -120,9 +117,9 @@ class ContinualBackprop(Strategy):
             if count:
                 layer.due -= count
                 least = layer.utility.masked_fill(~mature, torch.inf).topk(count, largest=False).indices
-                self._replace(layer, least, learner)
+                self._replace(layer, least, model)
 
-    def _replace(self, layer: _Layer, units: Tensor, learner: Learner) -> None:
+    def _replace(self, layer: _Layer, units: Tensor, model: Model) -> None:
         bound = layer.reads.in_features**-0.5  # as nn.Linear draws its own
         drawn = torch.rand(len(units), layer.reads.in_features, generator=self.generator).mul_(2 * bound).sub_(bound)
         layer.reads.weight[units] = drawn.to(layer.reads.weight)
@@ -132,7 +129,7 @@ class ContinualBackprop(Strategy):
             layer.reads.bias[units] = 0.0
             parts.append((layer.reads.bias, units))
         for p, where in parts:
-            for moment in learner.optimizer.state.get(p, {}).values():
+            for moment in model.optimizer.state.get(p, {}).values():
                 if isinstance(moment, Tensor) and moment.shape == p.shape:
                     moment[where] = 0.0
         layer.utility[units], layer.age[units] = 0.0, 0
@@ -142,27 +139,27 @@ class ContinualBackprop(Strategy):
             self.units = [{"utility": layer.utility, "age": layer.age, "due": layer.due} for layer in self.layers]
         return super().state_dict()
 
-    def _restored(self, learner: Learner) -> None:
+    def _restored(self, model: Model) -> None:
         self.layers = []  # found again at the next batch
 
 
-def _any_two(learner: Learner) -> Batch:
-    """Two observations such as the learner's world might show."""
-    space = copy.deepcopy(learner.world.single_observation_space)
+def _any_two(world: World, device: torch.device) -> Batch:
+    """Two observations such as `world` might show."""
+    space = copy.deepcopy(world.single_observation_space)
     space.seed(0)
     shown = [space.sample() for _ in range(2)]
-    obs = {name: to_tensor(np.stack([one[name] for one in shown])[None], learner.device) for name in shown[0]}
-    return Batch(obs, torch.ones(1, 2, dtype=torch.bool, device=learner.device))
+    obs = {name: to_tensor(np.stack([one[name] for one in shown])[None], device) for name in shown[0]}
+    return Batch(obs, torch.ones(1, 2, dtype=torch.bool, device=device))
 
 
 @torch.no_grad()
-def hidden_layers(learner: Learner, batch: Batch) -> list[_Layer]:
+def hidden_layers(model: Model, batch: Batch) -> list[_Layer]:
     """Pairs of linear layers of which the second sees just the first one's outputs after an activation, and nothing else sees them."""
     seen: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
-    linear = [layer for layer in learner.module.modules() if isinstance(layer, nn.Linear)]
+    linear = [layer for layer in model.module.modules() if isinstance(layer, nn.Linear)]
     handles = [layer.register_forward_hook(lambda layer, x, y: seen.__setitem__(layer, (x[0].clone(), y.clone()))) for layer in linear]
-    with learner.judging():
-        learner.outputs(batch)
+    with model.evaluating():
+        model.outputs(batch)
     for handle in handles:
         handle.remove()
 
@@ -174,30 +171,30 @@ def hidden_layers(learner: Learner, batch: Batch) -> list[_Layer]:
     return [
         _Layer(a, b, torch.zeros(a.out_features, device=a.weight.device), torch.zeros(a.out_features, device=a.weight.device))
         for a, b in pairs
-        if _alone(a, b, learner, batch)
+        if _alone(a, b, model, batch)
     ]
 
 
-def _alone(reads: nn.Linear, feeds: nn.Linear, learner: Learner, batch: Batch) -> bool:
+def _alone(reads: nn.Linear, feeds: nn.Linear, model: Model, batch: Batch) -> bool:
     """Whether, behind a second layer that gives nothing, the network puts out the same whatever the units do."""
     handles = [feeds.register_forward_hook(lambda layer, x, y: torch.zeros_like(y))]
-    with learner.judging():
-        before = learner.forward(batch)
+    with model.evaluating():
+        before = model.forward(batch)
         handles.append(reads.register_forward_hook(lambda layer, x, y: 1 - 2 * y))
-        after = learner.forward(batch)
+        after = model.forward(batch)
     for handle in handles:
         handle.remove()
     both = [(getattr(before, name, None), getattr(after, name, None)) for name in ("prediction", "value", "heads")]
     return all(x is None or y is None or torch.equal(x, y) for x, y in both)
 
 
-def _activity(learner: Learner, batch: Batch, layers: list[_Layer]) -> dict[nn.Linear, Tensor]:
+def _activity(model: Model, batch: Batch, layers: list[_Layer]) -> dict[nn.Linear, Tensor]:
     """Mean |h| over the batch of the units of every layer that was called, by the layer that they feed."""
     seen: dict[nn.Linear, Tensor] = {}
     feeds = [layer.feeds for layer in layers]
     handles = [f.register_forward_pre_hook(lambda f, x: seen.__setitem__(f, x[0].abs().flatten(0, -2).float().mean(0))) for f in feeds]
-    with learner.judging():
-        learner.outputs(batch)
+    with model.evaluating():
+        model.outputs(batch)
     for handle in handles:
         handle.remove()
     return seen

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from everloop.contract import NetworkOutput
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Traits, check_strength
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
-
-if TYPE_CHECKING:
-    from everloop.contract import NetworkOutput
-    from everloop.loop.learners.learner import Learner
 
 
 class DER(Rehearsal):
@@ -43,10 +41,10 @@ class DER(Rehearsal):
     def __init__(self, strength: float = 0.5, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)
 
-    def recall(self, learner: Learner) -> Batch | None:
-        return self.draw(learner)
+    def recall(self, model: Model) -> Batch | None:
+        return self.draw(model)
 
-    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
+    def recall_loss(self, model: Model, stored: Batch, output: NetworkOutput) -> Tensor:
         assert stored.output is not None
         return self.strength * F.mse_loss(output.prediction, stored.output)
 
@@ -84,12 +82,12 @@ class DERPlusPlus(DER):
         super().__init__(strength, capacity, batch_size, memory, seed)
         self.label_strength = check_strength(label_strength, "label_strength")
 
-    def recall(self, learner: Learner) -> Batch | None:
+    def recall(self, model: Model) -> Batch | None:
         # with replacement, so that one draw of twice as many is two independent ones
-        return self.draw(learner, count=2 * self.batch_size)
+        return self.draw(model, count=2 * self.batch_size)
 
-    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
+    def recall_loss(self, model: Model, stored: Batch, output: NetworkOutput) -> Tensor:
         assert stored.output is not None and stored.target is not None  # noqa: PT018
         n, h = self.batch_size, output.prediction
         dark = F.mse_loss(h[:, :n], stored.output[:, :n])
-        return self.strength * dark + self.label_strength * learner.loss_of(h[:, n:], stored.target[:, n:])
+        return self.strength * dark + self.label_strength * model.loss_of(h[:, n:], stored.target[:, n:])

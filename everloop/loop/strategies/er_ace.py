@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from everloop.contract import NetworkOutput
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Traits
 from everloop.loop.strategies.parts.rehearsal import Rehearsal, check_labels
-
-if TYPE_CHECKING:
-    from everloop.contract import NetworkOutput
-    from everloop.loop.learners.learner import Learner
 
 
 class ERACE(Rehearsal):
@@ -47,11 +45,11 @@ class ERACE(Rehearsal):
         super().__init__(strength, capacity, batch_size, memory, seed)
         self.seen: Tensor | None = None  # bool (P,), classes observed so far
 
-    def check(self, learner: Learner) -> None:
-        check_labels(learner, "er_ace", "replay, derpp")
-        super().check(learner)
+    def check(self, model: Model) -> None:
+        check_labels(model, "er_ace", "replay or derpp")
+        super().check(model)
 
-    def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
+    def output_loss(self, model: Model, batch: Batch, output: NetworkOutput) -> Tensor | None:
         if batch.target is None:
             return None
         logits, labels = output.prediction, batch.target
@@ -61,8 +59,8 @@ class ERACE(Rehearsal):
         first, self.seen = self.seen is None, present if self.seen is None else self.seen | present
         if first or not absent.any():
             return None
-        own = learner.loss_of(logits.masked_fill(absent, -torch.inf), labels)
-        return own - learner.loss_of(logits, labels)  # in place of the plain loss, which is there already
+        own = model.loss_of(logits.masked_fill(absent, -torch.inf), labels)
+        return own - model.loss_of(logits, labels)  # in place of the plain loss, which is there already
 
-    def recall(self, learner: Learner) -> Batch | None:
-        return self.draw(learner)
+    def recall(self, model: Model) -> Batch | None:
+        return self.draw(model)

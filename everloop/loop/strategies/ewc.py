@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from everloop.contract import Task
-from everloop.loop.batch import Batch, spread
+from everloop.loop.batch import Batch, subsample
 from everloop.loop.importance.fisher import check_exact, diagonal_fisher
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_range, check_strength
 from everloop.loop.strategies.parts.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.parts.rng import generator_for
 from everloop.loop.strategies.parts.warning import ClassIncrementalWarning
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class EWC(Strategy):
@@ -58,7 +56,7 @@ class EWC(Strategy):
 
     name = "ewc"
     traits: ClassVar[Traits] = Traits(copies=3)
-    state = ("anchor", "generator", "warning")
+    state = ("penalty", "generator", "warning")
 
     def __init__(
         self,
@@ -77,32 +75,32 @@ class EWC(Strategy):
         self.strength = check_strength(strength)
         self.anchors, self.decay, self.fisher, self.proximal, self.examples = anchors, decay, fisher, proximal, examples
         self.generator = torch.Generator().manual_seed(seed)
-        self.anchor = Quadratic()  # P and c
+        self.penalty = Quadratic()  # P and c
         self.warning = ClassIncrementalWarning("ewc")
 
-    def check(self, learner: Learner) -> None:
+    def check(self, model: Model) -> None:
         if self.fisher == "exact":
-            check_exact(learner)
+            check_exact(model)
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
         if not self.proximal:
-            self.anchor.pull(learner, self.strength)
+            self.penalty.add_gradient(model, self.strength)
 
-    def after_step(self, learner: Learner) -> None:
+    def after_step(self, model: Model) -> None:
         if self.proximal:
-            self.anchor.pull_implicitly(learner, self.strength)
+            self.penalty.proximal_step(model, self.strength)
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        self.warning.look(learner, batches)
-        taken = spread(batches, self.examples)
-        fisher = diagonal_fisher(learner, taken, self._draws(learner), exact=self.fisher == "exact")
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+        self.warning.look(model, batches)
+        taken = subsample(batches, self.examples)
+        fisher = diagonal_fisher(model, taken, self._draws(model), exact=self.fisher == "exact")
         if self.anchors == "online":
-            self.anchor.move(fisher, snapshot(learner), self.decay)
+            self.penalty.move(fisher, snapshot(model), self.decay)
         else:
-            self.anchor.add(fisher, snapshot(learner))
+            self.penalty.add(fisher, snapshot(model))
 
-    def _draws(self, learner: Learner) -> torch.Generator | None:
+    def _draws(self, model: Model) -> torch.Generator | None:
         """A generator where the model is, if labels are drawn."""
         if self.fisher != "sampled":
             return None
-        return generator_for(learner, self.generator)
+        return generator_for(model, self.generator)

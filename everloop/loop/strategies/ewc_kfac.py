@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everloop.contract import Task
-from everloop.loop.batch import Batch, spread
+from everloop.loop.batch import Batch, subsample
 from everloop.loop.importance.fisher import diagonal_fisher
 from everloop.loop.importance.per_example import recorded_layers
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
 from everloop.loop.strategies.parts.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.parts.rng import generator_for
 from everloop.loop.strategies.parts.warning import ClassIncrementalWarning
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 Factors = tuple[Tensor, Tensor, Tensor]  # A (i, i), G (o, o), W* (o, i), where i counts the bias
 
@@ -56,10 +54,10 @@ class KroneckerEWC(Strategy):
         self.layers: dict[str, list[Factors]] = {}  # by the layer's name
         self.rest, self.warning = Quadratic(), ClassIncrementalWarning("ewc_kfac")
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        self.rest.pull(learner, self.strength)
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+        self.rest.add_gradient(model, self.strength)
         for name, tasks in self.layers.items():
-            layer = learner.module.get_submodule(name)
+            layer = model.module.get_submodule(name)
             if not isinstance(layer, nn.Linear) or layer.weight.grad is None:
                 continue  # frozen, or wrapped by an adapter, which freezes it
             now = _weights(layer)
@@ -70,25 +68,25 @@ class KroneckerEWC(Strategy):
             if layer.bias is not None and layer.bias.grad is not None:
                 layer.bias.grad += pull[:, -1]
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        self.warning.look(learner, batches)
-        taken = spread(batches, self.examples)
-        factors = self._factors(learner, taken)
-        names = {layer: name for name, layer in learner.module.named_modules()}
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+        self.warning.look(model, batches)
+        taken = subsample(batches, self.examples)
+        factors = self._factors(model, taken)
+        names = {layer: name for name, layer in model.module.named_modules()}
         held = {f"{names[layer]}.{part}" for layer in factors for part, _ in layer.named_parameters()}
         for layer, (A, G) in factors.items():
             self.layers.setdefault(names[layer], []).append((A, G, _weights(layer).clone()))
-        if learner.weights().keys() - held:
-            diagonal = diagonal_fisher(learner, taken, generator_for(learner, self.generator))
-            self.rest.add({name: d for name, d in diagonal.items() if name not in held}, snapshot(learner))
+        if model.weights().keys() - held:
+            diagonal = diagonal_fisher(model, taken, generator_for(model, self.generator))
+            self.rest.add({name: d for name, d in diagonal.items() if name not in held}, snapshot(model))
 
-    def _factors(self, learner: Learner, batches: Sequence[Batch]) -> dict[nn.Linear, tuple[Tensor, Tensor]]:
+    def _factors(self, model: Model, batches: Sequence[Batch]) -> dict[nn.Linear, tuple[Tensor, Tensor]]:
         """A and G of every linear layer that is called once, with a row for each step."""
         sums: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
         steps = examples = 0
         for batch in batches:
-            with learner.judging(), recorded_layers(learner.module, _is_trained_linear) as calls:
-                log_p = learner.log_likelihood(batch, generator_for(learner, self.generator))
+            with model.evaluating(), recorded_layers(model.module, _is_trained_linear) as calls:
+                log_p = model.log_likelihood(batch, generator_for(model, self.generator))
             rows = batch.length * len(batch)
             once = {layer: c[0] for layer, c in calls.items() if len(c) == 1 and c[0][0].shape[:-1] == (rows,) and c[0][1] is not None}
             edges = [edge for _, edge in once.values() if edge is not None]

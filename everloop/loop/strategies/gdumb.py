@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,11 +11,9 @@ from torch import Tensor
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Traits, check_range
 from everloop.loop.strategies.parts.rehearsal import Rehearsal, check_labels
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class GDumb(Rehearsal):
@@ -60,44 +58,44 @@ class GDumb(Rehearsal):
         self.initial: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}  # statistics of norms, which the stream passing by would move
 
-    def check(self, learner: Learner) -> None:
-        if not learner.labelled:
-            raise ValueError("gdumb learns from stored labels alone, allowed in control: replay")
+    def check(self, model: Model) -> None:
+        if not model.labelled:
+            raise ValueError("gdumb needs labels; in control use replay")
         if self.memory.group_by == "target":
-            check_labels(learner, "gdumb with class-balanced memory", "memory reservoir")
-        for other in learner.strategies:
+            check_labels(model, "gdumb with class-balanced memory", "memory reservoir")
+        for other in model.strategies:
             if other.traits.task_id or other.traits.network:
                 name = type(other).__name__
-                raise ValueError(f"gdumb goes back to the first weights, which {name} freezes or adds to, allowed beside it: replay, ewc")
-        super().check(learner)
+                raise ValueError(f"gdumb returns to the initial weights, which {name} freezes or adds to; combine it with replay or ewc")
+        super().check(model)
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
-        super().begin_task(task, learner)
+    def begin_task(self, task: Task, model: Model) -> None:
+        super().begin_task(task, model)
         if not self.initial:
-            self.initial = {name: value.clone() for name, value in learner.module.state_dict().items()}
-        self.buffers = {name: value.clone() for name, value in learner.module.named_buffers()}
+            self.initial = {name: value.clone() for name, value in model.module.state_dict().items()}
+        self.buffers = {name: value.clone() for name, value in model.module.named_buffers()}
 
-    def wants_gradient(self, learner: Learner) -> bool:
+    def wants_gradient(self, model: Model) -> bool:
         return False
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        for p in learner.weights().values():
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+        for p in model.weights().values():
             p.grad = None  # a weight without a gradient is left alone by every optimizer
 
     @torch.no_grad()
-    def after_step(self, learner: Learner) -> None:
-        for name, value in learner.module.named_buffers() if self.buffers else ():
+    def after_step(self, model: Model) -> None:
+        for name, value in model.module.named_buffers() if self.buffers else ():
             if name in self.buffers:
                 value.copy_(self.buffers[name])
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        super().end_task(task, learner, batches)
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+        super().end_task(task, model, batches)
         if not len(self.memory):
             return
-        training = learner.module.training
-        learner.module.load_state_dict(self.initial)
-        learner.module.train()
-        weights = list(learner.weights().values())
+        training = model.module.training
+        model.module.load_state_dict(self.initial)
+        model.module.train()
+        weights = list(model.weights().values())
         optimizer = torch.optim.SGD(weights, self.learning_rate, momentum=0.9, weight_decay=1e-6, fused=True)
         steps = self.epochs * -(-len(self.memory) // self.batch_size)
         rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, self.learning_rate / 100)
@@ -105,10 +103,10 @@ class GDumb(Rehearsal):
             order = self.memory.rng.permutation(len(self.memory))
             for rows in np.array_split(order, -(-len(order) // self.batch_size)):
                 optimizer.zero_grad()
-                learner.loss(learner.augmented(self.read(rows, learner))).backward()  # type: ignore[no-untyped-call]
+                model.loss(model.augmented(self.read(rows, model))).backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(weights, 10.0)
                 optimizer.step()
                 rate.step()
-        learner.module.train(training)
+        model.module.train(training)
         for p in weights:
             p.grad = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.agem import gradient
 from everloop.loop.strategies.base import Traits, check_range
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 BLOCK = 32_768  # weights at once, whose copies in double precision fit into a cache
 
@@ -63,13 +61,13 @@ class GEM(Rehearsal):
         self.margin = margin
         self._gradients = torch.empty(0, 0)  # G, and g as its last row
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
         if not len(self.past):
             return
-        live = [p for p in learner.weights().values() if p.grad is not None]
+        live = [p for p in model.weights().values() if p.grad is not None]
         if not live:
             return
-        drawn = [stored for task in self.past if (stored := self.draw(learner, np.array([task]))) is not None]
+        drawn = [stored for task in self.past if (stored := self.draw(model, np.array([task]))) is not None]
         if not drawn:
             return
         own = [p.grad for p in live if p.grad is not None]
@@ -79,7 +77,7 @@ class GEM(Rehearsal):
         G, g = self._gradients[:-1], self._gradients[-1]
         _fill(g, own)
         for row, stored in zip(G, drawn, strict=True):
-            _fill(row, gradient(learner.loss(stored), live))
+            _fill(row, gradient(model.loss(stored), live))
         if bool((G @ g >= 0).all()):
             return
         products = _gram(self._gradients)

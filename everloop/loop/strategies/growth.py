@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range
 from everloop.loop.strategies.parts.rehearsal import observed_output
-from everloop.loop.strategies.parts.rng import own_draws
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
+from everloop.loop.strategies.parts.rng import isolated_rng
 
 
 class Growth(Strategy):
@@ -35,7 +33,7 @@ class Growth(Strategy):
     """
 
     name = "growth"
-    traits: ClassVar[Traits] = Traits(boundaries=False, control=False, network="growing", for_learning=True)
+    traits: ClassVar[Traits] = Traits(boundaries=False, control=False, network="growing", plasticity=True)
     state = ("losses", "grown", "generator")
     adds_weights = True
 
@@ -53,33 +51,33 @@ class Growth(Strategy):
     def active(self) -> bool:
         return self.units > 0
 
-    def check(self, learner: Learner) -> None:
-        _growing(learner.module)
-        if not learner.labelled:
-            raise ValueError("growth goes by the loss of labels, allowed in control: progressive")
+    def check(self, model: Model) -> None:
+        _growing(model.module)
+        if not model.labelled:
+            raise ValueError("growth needs the loss of labels; in control use progressive")
 
-    def _restored(self, learner: Learner) -> None:
-        while self.grown > len(_growing(learner.module).branches):
-            self._grow(learner, torch.Generator())
+    def _restored(self, model: Model) -> None:
+        while self.grown > len(_growing(model.module).branches):
+            self._grow(model, torch.Generator())
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
+    def begin_task(self, task: Task, model: Model) -> None:
         self.losses = []
 
-    def observe(self, batch: Batch, learner: Learner) -> None:
+    def observe(self, batch: Batch, model: Model) -> None:
         if self.grown == self.limit or batch.target is None:
             return
-        self.losses.append(-float(learner.likelihood.log_prob(observed_output(batch, learner), batch.target).mean()))
+        self.losses.append(-float(model.likelihood.log_prob(observed_output(batch, model), batch.target).mean()))
         if len(self.losses) < self.patience:
             return
         if sum(self.losses) / len(self.losses) > self.threshold:
-            self._grow(learner, self.generator)
+            self._grow(model, self.generator)
             self.grown += 1
-            learner.on_log({"growth/units": float(self.grown * self.units)})
+            model.on_log({"growth/units": float(self.grown * self.units)})
         self.losses = []
 
-    def _grow(self, learner: Learner, generator: torch.Generator) -> None:
-        with own_draws(learner, generator):
-            learner.add_weights(list(_growing(learner.module).add_capacity(self.units).parameters()))
+    def _grow(self, model: Model, generator: torch.Generator) -> None:
+        with isolated_rng(model, generator):
+            model.add_weights(list(_growing(model.module).add_capacity(self.units).parameters()))
 
 
 def _growing(module: nn.Module) -> Any:
@@ -87,4 +85,4 @@ def _growing(module: nn.Module) -> Any:
     for part in module.modules():
         if hasattr(part, "add_capacity"):
             return part
-    raise ValueError("the network cannot grow, allowed for growth: one that can (architecture growing)")
+    raise ValueError("the network can't grow, which growth needs; use architecture growing")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_first, check_range
-from everloop.loop.strategies.parts.quadratic import put_back, snapshot
+from everloop.loop.strategies.parts.quadratic import restore_weights, snapshot
 from everloop.loop.strategies.parts.rng import generator_for
 from everloop.loop.strategies.parts.task_heads import TaskHeads
 from everloop.loop.strategies.parts.unit_masks import Layer, hidden_layers, inputs_used, unit_masks, weights_used
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 LIMIT, FLAT = 6.0, 50.0  # of |e|, and of |s e|, beyond which a mask counts as constant (section 2.5)
 LEAST = 16.0  # sigmoid(-16) = 1e-7
@@ -96,26 +94,26 @@ class HAT(Strategy):
     def active(self) -> bool:
         return self.masks
 
-    def check(self, learner: Learner) -> None:
-        if not learner.told:
-            raise ValueError("hat chooses a mask by the task's id, allowed where the world tells it (scenario_type task, task_cue)")
-        if not learner.may_grow:
-            raise ValueError("hat masks units, which the algorithm's target network would not do, allowed here: replay, ewc")
-        check_first(self, "hat", learner)
-        for part in learner.module.modules():
+    def check(self, model: Model) -> None:
+        if not model.task_aware:
+            raise ValueError("hat needs the task ID to choose a mask; use a world that shows it (scenario_type task, task_cue)")
+        if not model.may_grow:
+            raise ValueError("hat masks units, which the algorithm's target network would not do; use replay or ewc")
+        check_first(self, "hat", model)
+        for part in model.module.modules():
             if isinstance(part, (nn.RNNBase, nn.RNNCellBase)):
-                raise ValueError("hat masks units of linear layers and convolutions, allowed: networks without a recurrent layer")
+                raise ValueError("hat masks units of linear layers and convolutions only; use a network without a recurrent layer")
             if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or any(p.requires_grad for p in part.parameters())):
-                raise ValueError("hat makes units small, which a batch norm undoes, allowed: networks without one (norm group)")
-        self._layers = hidden_layers(learner)
+                raise ValueError("hat scales units down, which a batch norm undoes; use norm group")
+        self._layers = hidden_layers(model)
         if not self._layers:
-            raise ValueError("hat finds no units below the last layer, allowed: networks with a linear layer or a convolution there")
+            raise ValueError("hat finds no hidden units; use a network with a linear layer or a convolution below the last layer")
 
-    def _restored(self, learner: Learner) -> None:
+    def _restored(self, model: Model) -> None:
         self._show(self._now())
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
-        self.heads.resume(task.id, learner)
+    def begin_task(self, task: Task, model: Model) -> None:
+        self.heads.resume(task.id, model)
         before = self.learned.pop(task.id, None)
         for name, a in self._masks().items():
             drawn = torch.randn(len(a), generator=self.generator).to(a)
@@ -125,8 +123,8 @@ class HAT(Strategy):
         self.updates, self.learning = 0, True
         self._show(self._now())
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        rows = [(p.grad, self.used[name]) for name, p in learner.weights().items() if p.grad is not None and name in self.used]
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+        rows = [(p.grad, self.used[name]) for name, p in model.weights().items() if p.grad is not None and name in self.used]
         if rows:
             gradients, used = (list(column) for column in zip(*rows, strict=True))
             torch._foreach_addcmul_(gradients, gradients, used, value=-1.0)
@@ -138,8 +136,8 @@ class HAT(Strategy):
                 a.grad = price * free[name] if a.grad is None else a.grad + price * free[name]
 
     @torch.no_grad()
-    def after_step(self, learner: Learner) -> None:
-        put_back(learner, self.kept, self.used)
+    def after_step(self, model: Model) -> None:
+        restore_weights(model, self.kept, self.used)
         if not self.learning:
             return
         s = self._s()
@@ -152,17 +150,17 @@ class HAT(Strategy):
         self.updates += 1
         self._show(self._now())
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
         self.learning = False
         self._show(self._now())
         self.learned[task.id] = dict(self.e)
         self.units = {name: torch.maximum(self.units[name], a) for name, a in self._now().items()}
-        examples = batches[0][torch.arange(ROWS, device=learner.device) % len(batches[0])]
-        for name, now in inputs_used(learner, examples, self._layers, generator_for(learner, self.generator)).items():
+        examples = batches[0][torch.arange(ROWS, device=model.device) % len(batches[0])]
+        for name, now in inputs_used(model, examples, self._layers, generator_for(model, self.generator)).items():
             self.inputs[name] = torch.maximum(now, self.inputs.get(name, now))
-        self.used = weights_used(learner, examples, self._layers, self.units, self.inputs)
-        self.kept = {name: w for name, w in snapshot(learner).items() if name in self.used}
-        self.heads.keep(task.id, learner)
+        self.used = weights_used(model, examples, self._layers, self.units, self.inputs)
+        self.kept = {name: w for name, w in snapshot(model).items() if name in self.used}
+        self.heads.keep(task.id, model)
 
     def _s(self) -> float:
         """At the update to come."""
@@ -184,7 +182,7 @@ class HAT(Strategy):
                 a.copy_(masks[name])
 
     @contextmanager
-    def view(self, task: Task, learner: Learner) -> Iterator[None]:
+    def view(self, task: Task, model: Model) -> Iterator[None]:
         """The task's own mask and head; of a task that has not ended the mask at hand, as hard as it will be."""
         if not self.e:
             yield
@@ -192,7 +190,7 @@ class HAT(Strategy):
         now = {name: a.detach().clone() for name, a in self._masks().items()}
         self._show(_hard(self.learned.get(task.id, self.e)))
         try:
-            with self.heads.shown(task.id, learner):
+            with self.heads.shown(task.id, model):
                 yield
         finally:
             self._show(now)

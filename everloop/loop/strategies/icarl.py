@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everloop.contract import Task
+from everloop.contract import NetworkOutput, Task
 from everloop.loop.batch import Batch
 from everloop.loop.memory import Store, herding
 from everloop.loop.memory.store import Rows
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range
 from everloop.loop.strategies.parts.rehearsal import check_labels
 from everloop.loop.strategies.parts.teacher import Teacher
-
-if TYPE_CHECKING:
-    from everloop.contract import NetworkOutput
-    from everloop.loop.learners.learner import Learner
 
 
 class ICaRL(Strategy):
@@ -63,66 +60,66 @@ class ICaRL(Strategy):
         self.teacher = Teacher()
         self.brought = set[int]()  # classes seen in the task at hand
 
-    def check(self, learner: Learner) -> None:
-        check_labels(learner, "icarl", "replay, derpp")
-        if learner.told:
-            raise ValueError("icarl tells the classes of all tasks apart, allowed where the task is told: replay, derpp, packnet")
-        check_range("capacity", self.capacity, learner.likelihood.size())
+    def check(self, model: Model) -> None:
+        check_labels(model, "icarl", "replay or derpp")
+        if model.task_aware:
+            raise ValueError("icarl predicts among the classes of all tasks; where the task ID is given, use replay, derpp or packnet")
+        check_range("capacity", self.capacity, model.likelihood.size())
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
+    def begin_task(self, task: Task, model: Model) -> None:
         self.brought = set()
 
-    def observe(self, batch: Batch, learner: Learner) -> None:
+    def observe(self, batch: Batch, model: Model) -> None:
         if batch.target is not None:
             self.brought |= set(batch.target.flatten().tolist())
 
-    def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
+    def output_loss(self, model: Model, batch: Batch, output: NetworkOutput) -> Tensor | None:
         assert batch.target is not None
-        plain = learner.loss_of(output.prediction, batch.target)
-        return self.strength * (self._loss(learner, batch, output.prediction) - plain)
+        plain = model.loss_of(output.prediction, batch.target)
+        return self.strength * (self._loss(model, batch, output.prediction) - plain)
 
-    def recall(self, learner: Learner) -> Batch | None:
+    def recall(self, model: Model) -> Batch | None:
         if not self.rows:
             return None
         known = np.concatenate(list(self.rows.values()))
-        return learner.augmented(self._read(known[self.rng.integers(0, len(known), self.batch_size)], learner))
+        return model.augmented(self._read(known[self.rng.integers(0, len(known), self.batch_size)], model))
 
-    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
-        return self.strength * self._loss(learner, stored, output.prediction)
+    def recall_loss(self, model: Model, stored: Batch, output: NetworkOutput) -> Tensor:
+        return self.strength * self._loss(model, stored, output.prediction)
 
-    def _loss(self, learner: Learner, batch: Batch, logits: Tensor) -> Tensor:
+    def _loss(self, model: Model, batch: Batch, logits: Tensor) -> Tensor:
         assert batch.target is not None
         target = F.one_hot(batch.target, logits.shape[-1]).to(logits.dtype)
         if self.teacher.module is not None:
             old = torch.tensor(sorted(set(self.rows) - self.brought), dtype=torch.long, device=logits.device)
             with torch.no_grad():
-                target[..., old] = torch.sigmoid(learner.outputs(batch, self.teacher.module))[..., old]
+                target[..., old] = torch.sigmoid(model.outputs(batch, self.teacher.module))[..., old]
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1).mean()
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        self._choose(learner, batches)
-        self.teacher.copy(learner)
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+        self._choose(model, batches)
+        self.teacher.copy(model)
 
-    def _means(self, learner: Learner) -> Tensor:
+    def _means(self, model: Model) -> Tensor:
         """mu (classes known, features) as the network sees the exemplars now, far away for classes without any."""
-        with learner.judging():
-            known = {label: self._features(learner, self._read(rows, learner)) for label, rows in self.rows.items()}
-        means = next(iter(known.values())).new_full((max(known) + 1, learner.last_layer().in_features), 1e4)
+        with model.evaluating():
+            known = {label: self._features(model, self._read(rows, model)) for label, rows in self.rows.items()}
+        means = next(iter(known.values())).new_full((max(known) + 1, model.last_layer().in_features), 1e4)
         for label, features in known.items():
             means[label] = F.normalize(features.mean(0), dim=0)
         return means
 
-    def _choose(self, learner: Learner, batches: Sequence[Batch]) -> None:
+    def _choose(self, model: Model, batches: Sequence[Batch]) -> None:
         """Make room, then herd the exemplars of the classes that came into it (algorithms 4 and 5)."""
         came = {label for batch in batches if batch.target is not None for label in batch.target[0].tolist()}
         back = [row for label in sorted(came & set(self.rows)) for row in self.rows[label]]
-        batches = [*batches, self._read(np.array(back, np.int64), learner)] if back else batches
+        batches = [*batches, self._read(np.array(back, np.int64), model)] if back else batches
         labels = torch.cat([batch.target[0] for batch in batches if batch.target is not None])
         share = self.capacity // len(came | set(self.rows))
         self.rows = {label: rows[:share] for label, rows in self.rows.items() if label not in came}
         free = sorted(set(range(self.capacity)) - {row for rows in self.rows.values() for row in rows})
-        with learner.judging():
-            features = torch.cat([self._features(learner, batch) for batch in batches])
+        with model.evaluating():
+            features = torch.cat([self._features(model, batch) for batch in batches])
         items = [replace(batch, action=None, output=None, value=None).to_items() for batch in batches]
         together = {name: np.concatenate([item[name] for item in items]) for name in items[0]}
         for label in sorted(came):
@@ -131,23 +128,23 @@ class ICaRL(Strategy):
             self.rows[label], free = np.array(free[: len(best)], np.int64), free[len(best) :]
             self.store.write(self.rows[label], {name: value[best] for name, value in together.items()})
 
-    def _restored(self, learner: Learner) -> None:
-        self.teacher.restore(learner)
+    def _restored(self, model: Model) -> None:
+        self.teacher.restore(model)
 
-    def _features(self, learner: Learner, batch: Batch) -> Tensor:
+    def _features(self, model: Model, batch: Batch) -> Tensor:
         with torch.no_grad():
-            return _normalized(learner.features(batch))
+            return _normalized(model.features(batch))
 
-    def _read(self, rows: Rows, learner: Learner) -> Batch:
-        return Batch.from_items(self.store.read(rows), learner.device)
+    def _read(self, rows: Rows, model: Model) -> Batch:
+        return Batch.from_items(self.store.read(rows), model.device)
 
     @contextmanager
-    def view(self, task: Task, learner: Learner) -> Iterator[None]:
+    def view(self, task: Task, model: Model) -> Iterator[None]:
         """The nearest mean of exemplars answers in place of the last layer, once there are any."""
         if not self.rows:
             yield
             return
-        means = self._means(learner)
+        means = self._means(model)
 
         def nearest(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             guess = torch.full_like(output, -torch.inf, dtype=means.dtype)
@@ -155,7 +152,7 @@ class ICaRL(Strategy):
                 guess[..., : len(means)] = -torch.cdist(_normalized(inputs[0]), means)
             return guess
 
-        handle = learner.last_layer().register_forward_hook(nearest)
+        handle = model.last_layer().register_forward_hook(nearest)
         try:
             yield
         finally:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_strength
 from everloop.loop.strategies.parts.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.parts.warning import ClassIncrementalWarning
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class L2(Strategy):
@@ -33,16 +31,16 @@ class L2(Strategy):
 
     name = "l2"
     traits: ClassVar[Traits] = Traits(copies=3)
-    state = ("anchor", "warning")
+    state = ("penalty", "warning")
 
     def __init__(self, strength: float = 0.1) -> None:
-        self.strength, self.anchor = check_strength(strength), Quadratic()
+        self.strength, self.penalty = check_strength(strength), Quadratic()
         self.warning = ClassIncrementalWarning("l2")
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        self.anchor.pull(learner, self.strength)
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+        self.penalty.add_gradient(model, self.strength)
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        self.warning.look(learner, batches)
-        now = snapshot(learner)
-        self.anchor.move({name: torch.ones_like(w) for name, w in now.items()}, now, decay=0.0)
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+        self.warning.look(model, batches)
+        now = snapshot(model)
+        self.penalty.move({name: torch.ones_like(w) for name, w in now.items()}, now, decay=0.0)

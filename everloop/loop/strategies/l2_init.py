@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_strength
 from everloop.loop.strategies.parts.quadratic import Quadratic
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class L2Init(Strategy):
@@ -31,19 +29,19 @@ class L2Init(Strategy):
     """
 
     name = "l2_init"
-    traits: ClassVar[Traits] = Traits(boundaries=False, copies=2, for_learning=True)
-    state = ("anchor",)
+    traits: ClassVar[Traits] = Traits(boundaries=False, copies=2, plasticity=True)
+    state = ("penalty",)
 
     def __init__(self, strength: float = 1e-3) -> None:
-        self.strength, self.anchor = check_strength(strength), Quadratic()
+        self.strength, self.penalty = check_strength(strength), Quadratic()
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
-        self._anchor_new(learner)
+    def begin_task(self, task: Task, model: Model) -> None:
+        self._anchor_new(model)
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        self._anchor_new(learner)  # weights may come at any time: this is before their first step
-        self.anchor.pull(learner, 2 * self.strength)
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+        self._anchor_new(model)  # weights may come at any time: this is before their first step
+        self.penalty.add_gradient(model, 2 * self.strength)
 
-    def _anchor_new(self, learner: Learner) -> None:
-        new = {name: p.detach().clone() for name, p in learner.weights().items() if name not in self.anchor.center}
-        self.anchor.move({name: torch.ones_like(w) for name, w in new.items()}, new)
+    def _anchor_new(self, model: Model) -> None:
+        new = {name: p.detach().clone() for name, p in model.weights().items() if name not in self.penalty.anchor}
+        self.penalty.move({name: torch.ones_like(w) for name, w in new.items()}, new)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.agem import gradient
 from everloop.loop.strategies.base import Traits, check_range
 from everloop.loop.strategies.parts.rehearsal import Rehearsal, check_labels
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class LaMAML(Rehearsal):
@@ -70,25 +68,25 @@ class LaMAML(Rehearsal):
         self.alpha, self.alpha_lr, self.parts = alpha, alpha_lr, parts
         self.rates: dict[str, Tensor] = {}  # a
 
-    def check(self, learner: Learner) -> None:
-        if not learner.labelled:
-            check_labels(learner, "la_maml", "replay, clear")
-        if learner.accumulate > 1:
-            raise ValueError(f"accumulate is {learner.accumulate}, allowed with la_maml, which looks ahead on one batch: 1")
-        super().check(learner)
+    def check(self, model: Model) -> None:
+        if not model.labelled:
+            check_labels(model, "la_maml", "replay or clear")
+        if model.accumulate > 1:
+            raise ValueError(f"accumulate is {model.accumulate}; la_maml looks ahead on one batch, so it must be 1")
+        super().check(model)
 
-    def wants_gradient(self, learner: Learner) -> bool:
-        return self.strength < 1 or len(learner.strategies) > 1
+    def wants_gradient(self, model: Model) -> bool:
+        return self.strength < 1 or len(model.strategies) > 1
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
         if batch is None:
             return
-        weights = learner.weights()
+        weights = model.weights()
         for name, w in weights.items():
             self.rates.setdefault(name, torch.full_like(w, self.alpha))
-        meta, drift = self._look_ahead(learner, batch, self.draw(learner))
-        own = self._fresh(learner, batch) if self.wants_gradient(learner) else {}
-        lr = {p: float(group["lr"]) for group in learner.optimizer.param_groups for p in group["params"]}
+        meta, drift = self._look_ahead(model, batch, self.draw(model))
+        own = self._fresh(model, batch) if self.wants_gradient(model) else {}
+        lr = {p: float(group["lr"]) for group in model.optimizer.param_groups for p in group["params"]}
         with torch.no_grad():
             for (name, w), g, d in zip(weights.items(), meta, drift, strict=True):
                 self.rates[name] = self.rates[name] + self.alpha_lr * d
@@ -98,32 +96,32 @@ class LaMAML(Rehearsal):
                 elif w.grad is not None:
                     w.grad.add_(step - own[name], alpha=self.strength)
 
-    def _fresh(self, learner: Learner, batch: Batch) -> dict[str, Tensor]:
+    def _fresh(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """The gradient that this one replaces: of the fresh batch alone, without what other strategies have added."""
-        weights = learner.weights()
-        if len(learner.strategies) == 1:
+        weights = model.weights()
+        if len(model.strategies) == 1:
             return {name: w.grad.clone() for name, w in weights.items() if w.grad is not None}
-        return dict(zip(weights, gradient(learner.loss(batch), list(weights.values())), strict=True))
+        return dict(zip(weights, gradient(model.loss(batch), list(weights.values())), strict=True))
 
-    def _look_ahead(self, learner: Learner, batch: Batch, stored: Batch | None) -> tuple[list[Tensor], list[Tensor]]:
+    def _look_ahead(self, model: Model, batch: Batch, stored: Batch | None) -> tuple[list[Tensor], list[Tensor]]:
         """mean_k of grad L(w_(k+1)), and of its product with the gradients that led there."""
-        names, fast = list(learner.weights()), [w.detach() for w in learner.weights().values()]
+        names, fast = list(model.weights()), [w.detach() for w in model.weights().values()]
         a = [self.rates[name].clamp(min=0) for name in names]
         led, meta, drift = ([torch.zeros_like(w) for w in fast] for _ in range(3))
         both = batch if stored is None else Batch.join([batch, stored])
         parts = list(batch.split(-(-len(batch) // self.parts)))
-        aside = learner.buffers_aside()  # statistics of fast weights are not the network's
+        aside = model.copied_buffers()  # statistics of fast weights are not the network's
         for part in parts:
-            g = _gradient(learner, part, dict(zip(names, fast, strict=True)), aside)
+            g = _gradient(model, part, dict(zip(names, fast, strict=True)), aside)
             torch._foreach_add_(led, g)
             fast = list(torch._foreach_addcmul(fast, a, g, value=-1))
-            ahead = _gradient(learner, both, dict(zip(names, fast, strict=True)), aside)
+            ahead = _gradient(model, both, dict(zip(names, fast, strict=True)), aside)
             torch._foreach_add_(meta, ahead, alpha=1 / len(parts))
             torch._foreach_addcmul_(drift, ahead, led, value=1 / len(parts))
         return meta, drift
 
 
-def _gradient(learner: Learner, batch: Batch, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> list[Tensor]:
+def _gradient(model: Model, batch: Batch, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> list[Tensor]:
     """Of the loss of `batch`, with these weights and buffers in place of the network's own."""
     leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
-    return gradient(learner.loss(batch, leaves | dict(buffers)), list(leaves.values()))
+    return gradient(model.loss(batch, leaves | dict(buffers)), list(leaves.values()))

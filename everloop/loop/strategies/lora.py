@@ -7,19 +7,17 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_first, check_may_grow, check_range
-from everloop.loop.strategies.parts.rng import own_draws
+from everloop.loop.strategies.parts.rng import isolated_rng
 from everloop.loop.strategies.parts.task_heads import TaskHeads, check_may_freeze, freeze_below, head_weights
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 ONLINE = "online"
 
@@ -77,43 +75,43 @@ class LoRA(Strategy):
     def active(self) -> bool:
         return self.rank > 0
 
-    def check(self, learner: Learner) -> None:
+    def check(self, model: Model) -> None:
         _peft()
-        check_may_grow(learner, "lora")
-        check_may_freeze(learner, "lora")
-        if self.adapters == "task" and not learner.told:
-            raise ValueError("lora chooses an adapter by the task's id, allowed where it is not told: adapters online")
+        check_may_grow(model, "lora")
+        check_may_freeze(model, "lora")
+        if self.adapters == "task" and not model.task_aware:
+            raise ValueError("lora needs the task ID to choose an adapter; without it use adapters online")
         if self.adapters == ONLINE:
-            check_first(self, "lora with adapters online", learner)
-        _targets(learner)
+            check_first(self, "lora with adapters online", model)
+        _targets(model)
 
-    def _restored(self, learner: Learner) -> None:
+    def _restored(self, model: Model) -> None:
         if self.frozen:
-            freeze_below(learner)
+            freeze_below(model)
         for name in self.made:
-            if name not in _adapters(learner.module):
-                self._inject(name, learner, torch.Generator())
+            if name not in _adapters(model.module):
+                self._inject(name, model, torch.Generator())
         if self.made:
-            self._use(self.adapter, learner.module)
-            self._settle(learner)
+            self._use(self.adapter, model.module)
+            self._settle(model)
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
+    def begin_task(self, task: Task, model: Model) -> None:
         if self.train_base and not self.frozen:
             return
-        self._freeze(learner)
+        self._freeze(model)
         before = self.names.pop(task.id, None)
         name = self._adapter_for(task, before)
-        self.heads.resume(task.id, learner)
+        self.heads.resume(task.id, model)
         if name not in self.made:
-            self._inject(name, learner, self.generator)
+            self._inject(name, model, self.generator)
             self.made.append(name)
         if before not in (None, name):
-            weights = zip(_adapter_weights(name, learner.module), _adapter_weights(before, learner.module), strict=True)
+            weights = zip(_adapter_weights(name, model.module), _adapter_weights(before, model.module), strict=True)
             with torch.no_grad():
                 for new, old in weights:
                     new.copy_(old)
         self.adapter = name
-        self._use(name, learner.module)
+        self._use(name, model.module)
 
     def _adapter_for(self, task: Task, before: str | None) -> str:
         """The one that the task had `before`, unless other tasks keep it."""
@@ -123,35 +121,35 @@ class LoRA(Strategy):
         own = f"task_{task.id}" if f"task_{task.id}" not in kept else f"task_{task.id}_{len(self.made)}"
         return own if before is None or before in kept else before
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
         self.names[task.id] = self.adapter
         if self.adapters == "task":
-            self.heads.keep(task.id, learner)
+            self.heads.keep(task.id, model)
         elif self.adapter is not None:
-            self._merge(self.adapter, learner)
-        self._freeze(learner)
-        self._settle(learner)
+            self._merge(self.adapter, model)
+        self._freeze(model)
+        self._settle(model)
 
-    def _freeze(self, learner: Learner) -> None:
+    def _freeze(self, model: Model) -> None:
         if not self.frozen:
-            freeze_below(learner)
+            freeze_below(model)
             self.frozen = True
 
-    def _settle(self, learner: Learner) -> None:
+    def _settle(self, model: Model) -> None:
         """An adapter whose task has ended stays as it is."""
         if self.adapters == "task" and self.adapter in self.names.values():
-            _set_trained(dict.fromkeys(_adapter_weights(self.adapter, learner.module), False))
+            _set_trained(dict.fromkeys(_adapter_weights(self.adapter, model.module), False))
 
-    def _inject(self, name: str, learner: Learner, generator: torch.Generator) -> None:
+    def _inject(self, name: str, model: Model, generator: torch.Generator) -> None:
         """New adapters in all linear layers, and into the optimizer."""
-        exactly = "|".join(map(re.escape, _targets(learner)))  # a list would be one of endings: "0" of "2.0"
+        exactly = "|".join(map(re.escape, _targets(model)))  # a list would be one of endings: "0" of "2.0"
         config = _peft().LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=exactly)
-        with own_draws(learner, generator), warnings.catch_warnings():
+        with isolated_rng(model, generator), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # of the tasks before
-            _peft().inject_adapter_in_model(config, learner.module, name)
-        for p in head_weights(learner):
+            _peft().inject_adapter_in_model(config, model.module, name)
+        for p in head_weights(model):
             p.requires_grad_(True)  # injecting freezes all that is no adapter
-        learner.add_weights(_adapter_weights(name, learner.module))
+        model.add_weights(_adapter_weights(name, model.module))
 
     def _use(self, name: str | None, module: nn.Module) -> None:
         for layer in _lora_layers(module):
@@ -160,28 +158,28 @@ class LoRA(Strategy):
                 layer.set_adapter(name)
 
     @torch.no_grad()
-    def _merge(self, name: str, learner: Learner) -> None:
+    def _merge(self, name: str, model: Model) -> None:
         """The adapter becomes part of the network, and begins anew: A drawn, B 0, the optimizer's state for them gone."""
-        with own_draws(learner, self.generator):
-            for layer in _lora_layers(learner.module):
+        with isolated_rng(model, self.generator):
+            for layer in _lora_layers(model.module):
                 layer.get_base_layer().weight += layer.get_delta_weight(name)
                 layer.reset_lora_parameters(name, True)
-        for p in _adapter_weights(name, learner.module):
-            learner.optimizer.state.pop(p, None)
+        for p in _adapter_weights(name, model.module):
+            model.optimizer.state.pop(p, None)
 
     @contextmanager
-    def view(self, task: Task, learner: Learner) -> Iterator[None]:
+    def view(self, task: Task, model: Model) -> Iterator[None]:
         """The task's own adapter and head."""
         if task.id not in self.names or self.adapters == ONLINE:
             yield
             return
-        trained = {p: p.requires_grad for p in learner.module.parameters()}
-        self._use(self.names[task.id], learner.module)
+        trained = {p: p.requires_grad for p in model.module.parameters()}
+        self._use(self.names[task.id], model.module)
         try:
-            with self.heads.shown(task.id, learner):
+            with self.heads.shown(task.id, model):
                 yield
         finally:
-            self._use(self.adapter, learner.module)
+            self._use(self.adapter, model.module)
             _set_trained(trained)  # choosing an adapter freezes the others
 
 
@@ -192,13 +190,13 @@ def _peft() -> Any:
         raise ValueError('lora needs the extra lora: pip install "everloop[lora]"') from None
 
 
-def _targets(learner: Learner) -> list[str]:
+def _targets(model: Model) -> list[str]:
     """Names of the linear layers below the last one. Raises ValueError without any."""
-    layers, heads = set(_lora_layers(learner.module)), set(head_weights(learner))
-    linear = {layer for layer in learner.module.modules() if isinstance(layer, nn.Linear) and layer.weight not in heads}
-    names = [name for name, layer in learner.module.named_modules() if layer in (layers or linear)]
+    layers, heads = set(_lora_layers(model.module)), set(head_weights(model))
+    linear = {layer for layer in model.module.modules() if isinstance(layer, nn.Linear) and layer.weight not in heads}
+    names = [name for name, layer in model.module.named_modules() if layer in (layers or linear)]
     if not names:
-        raise ValueError("lora finds no linear layer below the last one, allowed: networks that have one")
+        raise ValueError("lora finds no linear layer below the last one; use a network that has one")
     return names
 
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from everloop.contract import Task
+from everloop.contract import NetworkOutput, Task
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical, Gaussian
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_range, check_strength
 from everloop.loop.strategies.parts.teacher import Teacher
-
-if TYPE_CHECKING:
-    from everloop.contract import NetworkOutput
-    from everloop.loop.learners.learner import Learner
 
 NEVER = -1e4
 """A logit that no probability is left of; finite, so that 0 * NEVER is 0."""
@@ -57,44 +54,44 @@ class LwF(Strategy):
         self.seen: Tensor | None = None  # bool (P,), classes observed so far
         self.old: Tensor | None = None  # those of ended tasks
 
-    def check(self, learner: Learner) -> None:
-        if learner.sequence_length > 1:
-            raise ValueError("lwf asks the old network about single steps, allowed for a network with a memory: replay")
+    def check(self, model: Model) -> None:
+        if model.sequence_length > 1:
+            raise ValueError("lwf distils single steps; for a recurrent network use replay")
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
+    def begin_task(self, task: Task, model: Model) -> None:
         self.past = [k for k in self.past if k != task.id]
 
-    def output_loss(self, learner: Learner, batch: Batch, output: NetworkOutput) -> Tensor | None:
-        self._see(learner, batch, output)
+    def output_loss(self, model: Model, batch: Batch, output: NetworkOutput) -> Tensor | None:
+        self._see(model, batch, output)
         if self.teacher.module is None or not self.past:
             return None
         with torch.no_grad():
-            then = learner.forward(batch, self.teacher.module)
+            then = model.forward(batch, self.teacher.module)
         heads = getattr(output, "heads", None)
         if heads is not None:
             old: Tensor = then.heads[:, :, self.past]  # type: ignore[index]
-            return self.strength * self._distance(learner, old, heads[:, :, self.past]).mean((0, 1)).sum()
+            return self.strength * self._distance(model, old, heads[:, :, self.past]).mean((0, 1)).sum()
         p, q = then.prediction, output.prediction
         if self.old is not None and self.outputs == "past":
             p, q = (z.masked_fill(~self.old, NEVER) for z in (p, q))
-        return self.strength * len(self.past) * self._distance(learner, p, q).mean()
+        return self.strength * len(self.past) * self._distance(model, p, q).mean()
 
-    def _distance(self, learner: Learner, p: Tensor, q: Tensor) -> Tensor:
+    def _distance(self, model: Model, p: Tensor, q: Tensor) -> Tensor:
         """T^2 KL(p / T || q / T), without the last axis."""
-        T = 1.0 if isinstance(learner.likelihood, Gaussian) else self.temperature
-        return T**2 * learner.likelihood.kl(p / T, q / T)
+        T = 1.0 if isinstance(model.likelihood, Gaussian) else self.temperature
+        return T**2 * model.likelihood.kl(p / T, q / T)
 
-    def _see(self, learner: Learner, batch: Batch, output: NetworkOutput) -> None:
+    def _see(self, model: Model, batch: Batch, output: NetworkOutput) -> None:
         """Note the classes in `batch`."""
-        if learner.labelled and isinstance(learner.likelihood, Categorical) and batch.target is not None:
+        if model.labelled and isinstance(model.likelihood, Categorical) and batch.target is not None:
             if self.seen is None:
                 self.seen = torch.zeros(output.prediction.shape[-1], dtype=torch.bool, device=output.prediction.device)
             self.seen[batch.target.flatten()] = True
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        self.teacher.copy(learner)
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+        self.teacher.copy(model)
         self.past = [*self.past, task.id]
         self.old = None if self.seen is None else self.seen.clone()
 
-    def _restored(self, learner: Learner) -> None:
-        self.teacher.restore(learner)
+    def _restored(self, model: Model) -> None:
+        self.teacher.restore(model)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from everloop.contract import Task
-from everloop.loop.batch import Batch, spread
+from everloop.loop.batch import Batch, subsample
 from everloop.loop.importance.per_example import mean_powers
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
 from everloop.loop.strategies.parts.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.parts.warning import ClassIncrementalWarning
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class MAS(Strategy):
@@ -36,21 +34,21 @@ class MAS(Strategy):
 
     name = "mas"
     traits: ClassVar[Traits] = Traits(copies=3)
-    state = ("anchor", "warning")
+    state = ("penalty", "warning")
 
     def __init__(self, strength: float = 1.0, examples: int = 512) -> None:
         check_range("examples", examples, 1)
         self.strength, self.examples = check_strength(strength), examples
-        self.anchor, self.warning = Quadratic(), ClassIncrementalWarning("mas")
+        self.penalty, self.warning = Quadratic(), ClassIncrementalWarning("mas")
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        self.anchor.pull(learner, 2 * self.strength)
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+        self.penalty.add_gradient(model, 2 * self.strength)
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
 
         def squared_norm(batch: Batch) -> Tensor:
-            return (learner.outputs(batch) ** 2).sum((0, 2))[None]
+            return (model.outputs(batch) ** 2).sum((0, 2))[None]
 
-        self.warning.look(learner, batches)
-        importance = mean_powers(learner, spread(batches, self.examples), squared_norm, 1)
-        self.anchor.move(importance, snapshot(learner))
+        self.warning.look(model, batches)
+        importance = mean_powers(model, subsample(batches, self.examples), squared_norm, 1)
+        self.penalty.move(importance, snapshot(model))

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from everloop.contract import Task
+from everloop.contract import Task, World
 from everloop.loop.batch import Batch, to_tensor
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range
 from everloop.loop.world import check_finite, labels_of, play
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 Weights = Mapping[str, Tensor]
 Loss = Callable[[Weights], Tensor]
@@ -39,10 +37,10 @@ class _Pretraining(Strategy):
 
     Raises:
         ValueError: If a number is out of its range; on attaching, if a task does not exist or the
-            learner has no labelled world to draw examples from.
+            model has no labelled world to draw examples from.
     """
 
-    traits: ClassVar[Traits] = Traits(boundaries=False, control=False, for_learning=True)
+    traits: ClassVar[Traits] = Traits(boundaries=False, control=False, plasticity=True)
     state = ("done", "rng")
 
     def __init__(
@@ -69,31 +67,31 @@ class _Pretraining(Strategy):
     def active(self) -> bool:
         return self.iterations > 0
 
-    def check(self, learner: Learner) -> None:
-        if not (learner.labelled and hasattr(learner, "world")):
-            raise ValueError("meta-training draws labelled examples from the learner's world, allowed: streams that are our own")
-        known = [task.id for task in learner.world.tasks]
+    def check(self, model: Model) -> None:
+        if not model.labelled:
+            raise ValueError("meta-training needs labelled examples; in control use another strategy")
+        known = [task.id for task in _world(model).tasks]
         for task in self.tasks or []:
             if task not in known:
                 raise ValueError(f"tasks hold {task}, allowed: {', '.join(map(str, known))}")
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
+    def begin_task(self, task: Task, model: Model) -> None:
         if self.done:
             return
         self.done = True
-        ids = self.tasks or [t.id for t in learner.world.tasks]
+        ids = self.tasks or [t.id for t in _world(model).tasks]
         for _ in range(self.iterations):
             chosen = int(self.rng.choice(ids))
-            loss = _played(learner, chosen, self.batches, int(self.rng.integers(2**31)))
-            self.improve(learner, [loss] * (self.adaptation_steps + 1))
+            loss = _played(model, chosen, self.batches, int(self.rng.integers(2**31)))
+            self.improve(model, [loss] * (self.adaptation_steps + 1))
 
     @abstractmethod
-    def improve(self, learner: Learner, losses: Sequence[Loss]) -> None:
+    def improve(self, model: Model, losses: Sequence[Loss]) -> None:
         """One iteration: `adaptation_steps` losses of a task to adapt to, and one more."""
 
-    def adapted(self, learner: Learner, losses: Sequence[Loss], create_graph: bool) -> dict[str, Tensor]:
+    def adapted(self, model: Model, losses: Sequence[Loss], create_graph: bool) -> dict[str, Tensor]:
         """The weights after a step of plain gradient descent on each loss."""
-        own = learner.weights().items()
+        own = model.weights().items()
         weights: dict[str, Tensor] = {name: w if create_graph else w.detach().clone().requires_grad_() for name, w in own}
         for loss in losses:
             gradients = torch.autograd.grad(loss(weights), list(weights.values()), create_graph=create_graph, allow_unused=True)
@@ -127,10 +125,10 @@ class Reptile(_Pretraining):
 
     name = "reptile"
 
-    def improve(self, learner: Learner, losses: Sequence[Loss]) -> None:
-        adapted = self.adapted(learner, losses[: self.adaptation_steps], create_graph=False)
+    def improve(self, model: Model, losses: Sequence[Loss]) -> None:
+        adapted = self.adapted(model, losses[: self.adaptation_steps], create_graph=False)
         with torch.no_grad():
-            for name, w in learner.weights().items():
+            for name, w in model.weights().items():
                 w.lerp_(adapted[name], self.outer_lr)
 
 
@@ -169,41 +167,49 @@ class MAML(_Pretraining):
     ) -> None:
         super().__init__(inner_lr, outer_lr, adaptation_steps, iterations, batches, tasks, seed)
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
+    def begin_task(self, task: Task, model: Model) -> None:
         if not self.done:
-            self.adam = torch.optim.Adam(learner.weights().values(), self.outer_lr, fused=True)
-        super().begin_task(task, learner)
+            self.adam = torch.optim.Adam(model.weights().values(), self.outer_lr, fused=True)
+        super().begin_task(task, model)
 
-    def improve(self, learner: Learner, losses: Sequence[Loss]) -> None:
-        for w, g in zip(learner.weights().values(), self.gradient(learner, losses), strict=True):
+    def improve(self, model: Model, losses: Sequence[Loss]) -> None:
+        for w, g in zip(model.weights().values(), self.gradient(model, losses), strict=True):
             w.grad = g
         self.adam.step()
         self.adam.zero_grad()
 
-    def gradient(self, learner: Learner, losses: Sequence[Loss]) -> Sequence[Tensor | None]:
+    def gradient(self, model: Model, losses: Sequence[Loss]) -> Sequence[Tensor | None]:
         """d L(w') / d w for every weight; None for those on which nothing depends."""
         with sdpa_kernel(SDPBackend.MATH):  # attention's faster ways have no second derivative
-            adapted = self.adapted(learner, losses[: self.adaptation_steps], create_graph=True)
-            return torch.autograd.grad(losses[-1](adapted), list(learner.weights().values()), allow_unused=True)
+            adapted = self.adapted(model, losses[: self.adaptation_steps], create_graph=True)
+            return torch.autograd.grad(losses[-1](adapted), list(model.weights().values()), allow_unused=True)
 
 
-def _played(learner: Learner, task: int, batches: int, seed: int) -> Loss:
+def _world(model: Model) -> World:
+    """The model's world. Raises ValueError for an attached loop, which has none."""
+    if model.world is None:
+        raise ValueError("meta-training draws examples from a world, which an attached loop does not have; use a scenario")
+    return model.world
+
+
+def _played(model: Model, task: int, batches: int, seed: int) -> Loss:
     """The mean loss of a network with given weights on the next `batches` batches that the world shows of `task`.
 
     The world goes on with the guesses of that network, from the same forward pass.
     """
-    obs, played = play(learner.world, [task], seed)
-    start = torch.ones(1, len(played), dtype=torch.bool, device=learner.device)
+    world = _world(model)
+    obs, played = play(world, [task], seed)
+    start = torch.ones(1, len(played), dtype=torch.bool, device=model.device)
 
     def loss(weights: Weights) -> Tensor:
         nonlocal obs
         losses: list[Tensor] = []
         for _ in range(batches):
-            check_finite(obs, learner.steps)
-            shown = Batch({name: to_tensor(value[None], learner.device) for name, value in obs.items()}, start)
-            outputs = learner.outputs_with(shown, weights)
-            obs, _, _, _, info = learner.world.step(learner.likelihood.mode(outputs[0].detach()).cpu().numpy())
-            losses.append(learner.loss_of(outputs, to_tensor(labels_of(info), learner.device)[None]))
+            check_finite(obs, model.steps)
+            shown = Batch({name: to_tensor(value[None], model.device) for name, value in obs.items()}, start)
+            outputs = model.outputs_with(shown, weights)
+            obs, _, _, _, info = world.step(model.likelihood.mode(outputs[0].detach()).cpu().numpy())
+            losses.append(model.loss_of(outputs, to_tensor(labels_of(info), model.device)[None]))
         return torch.stack(losses).mean()
 
     return loss

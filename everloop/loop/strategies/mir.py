@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Traits, check_range
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class MIR(Rehearsal):
@@ -57,31 +55,31 @@ class MIR(Rehearsal):
         check_range("lookahead", lookahead, 0)
         self.candidates, self.lookahead = candidates, lookahead
 
-    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
+    def extra_loss(self, model: Model, batch: Batch | None) -> Tensor | None:
         if not len(self.memory):
             return None
         rows = self.memory.draw_distinct(self.candidates)
-        stored = learner.augmented(self.read(rows, learner))
-        hurt = self.interference(learner, stored)
-        return self.strength * learner.loss(stored[hurt.topk(min(self.batch_size, len(stored))).indices])
+        stored = model.augmented(self.read(rows, model))
+        hurt = self.interference(model, stored)
+        return self.strength * model.loss(stored[hurt.topk(min(self.batch_size, len(stored))).indices])
 
     @torch.no_grad()
-    def interference(self, learner: Learner, stored: Batch) -> Tensor:
+    def interference(self, model: Model, stored: Batch) -> Tensor:
         """How much each example's loss would grow, (B,)."""
         moved: dict[nn.Parameter, Tensor] = {}
-        for group in learner.optimizer.param_groups:
+        for group in model.optimizer.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
             if live:
                 ahead = torch._foreach_add(live, [p.grad for p in live], alpha=-float(group["lr"]) * self.lookahead)
                 moved |= zip(live, ahead, strict=True)
-        weights = {name: moved.get(p, p) for name, p in learner.weights().items()}
-        with learner.judging():
-            return _losses(learner, learner.outputs_with(stored, weights), stored) - _losses(learner, learner.outputs(stored), stored)
+        weights = {name: moved.get(p, p) for name, p in model.weights().items()}
+        with model.evaluating():
+            return _losses(model, model.outputs_with(stored, weights), stored) - _losses(model, model.outputs(stored), stored)
 
 
-def _losses(learner: Learner, outputs: Tensor, stored: Batch) -> Tensor:
+def _losses(model: Model, outputs: Tensor, stored: Batch) -> Tensor:
     """The loss of each example."""
     assert stored.target is not None
-    if learner.labelled:
-        return -learner.likelihood.log_prob(outputs, stored.target).sum(0)
-    return learner.likelihood.kl(stored.target, outputs).sum(0)
+    if model.labelled:
+        return -model.likelihood.log_prob(outputs, stored.target).sum(0)
+    return model.likelihood.kl(stored.target, outputs).sum(0)

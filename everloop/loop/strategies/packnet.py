@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_first, check_range
-from everloop.loop.strategies.parts.quadratic import put_back, snapshot
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
+from everloop.loop.strategies.parts.quadratic import restore_weights, snapshot
 
 
 class PackNet(Strategy):
@@ -65,37 +63,37 @@ class PackNet(Strategy):
     def active(self) -> bool:
         return self.share > 0
 
-    def check(self, learner: Learner) -> None:
-        if not learner.told:
-            raise ValueError("packnet chooses weights by the task's id, allowed where the world tells it (scenario_type task, task_cue)")
-        check_first(self, "packnet", learner)
+    def check(self, model: Model) -> None:
+        if not model.task_aware:
+            raise ValueError("packnet needs the task ID to choose weights; use a world that shows it (scenario_type task, task_cue)")
+        check_first(self, "packnet", model)
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
+    def begin_task(self, task: Task, model: Model) -> None:
         self.ranks.pop(task.id, None)  # one that comes back gets another share, beside what it had
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        rows = [(p.grad, self._free[name]) for name, p in learner.weights().items() if p.grad is not None and name in self.owner]
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+        rows = [(p.grad, self._free[name]) for name, p in model.weights().items() if p.grad is not None and name in self.owner]
         if rows:
             torch._foreach_mul_([g for g, _ in rows], [free for _, free in rows])
 
-    def after_step(self, learner: Learner) -> None:
-        put_back(learner, self.kept, self._owned)
+    def after_step(self, model: Model) -> None:
+        restore_weights(model, self.kept, self._owned)
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
         rank = len(self.buffers) + 1
-        examples = [replace(batch, target=learner.targets(batch)) for batch in batches]  # in control: before pruning
-        self._claim(task, rank, learner, examples[0])
-        self._retrain(rank, learner, examples)
+        examples = [replace(batch, target=model.targets(batch)) for batch in batches]  # in control: before pruning
+        self._claim(task, rank, model, examples[0])
+        self._retrain(rank, model, examples)
         self.ranks[task.id] = rank
-        self.buffers[rank] = {name: value.clone() for name, value in learner.module.named_buffers()}
-        self._freeze(learner)
+        self.buffers[rank] = {name: value.clone() for name, value in model.module.named_buffers()}
+        self._freeze(model)
 
     @torch.no_grad()
-    def _claim(self, task: Task, rank: int, learner: Learner, batch: Batch) -> None:
+    def _claim(self, task: Task, rank: int, model: Model, batch: Batch) -> None:
         """The task's share of every matrix; the rest of what is free becomes 0."""
-        with learner.judging():
-            used, heads = _weights_used(learner, batch), _head_rows(task, learner, batch)
-        for name, p in learner.weights().items():
+        with model.evaluating():
+            used, heads = _weights_used(model, batch), _head_rows(task, model, batch)
+        for name, p in model.weights().items():
             if name not in used:
                 continue
             owner = self.owner.setdefault(name, torch.zeros_like(p, dtype=torch.int16))
@@ -113,17 +111,17 @@ class PackNet(Strategy):
                 owner[mine.view(p.shape)] = rank
                 p[owner == 0] = 0.0
 
-    def _retrain(self, rank: int, learner: Learner, batches: Sequence[Batch]) -> None:
+    def _retrain(self, rank: int, model: Model, batches: Sequence[Batch]) -> None:
         """What the task owns learns to do without what was pruned."""
-        own = {name: (self.owner[name] == rank).to(p.dtype) for name, p in learner.weights().items() if name in self.owner}
-        live = {name: p for name, p in learner.weights().items() if name in own}
-        rate = learner.optimizer.defaults["lr"]  # the full one: a schedule may have brought it to 0 by now
+        own = {name: (self.owner[name] == rank).to(p.dtype) for name, p in model.weights().items() if name in self.owner}
+        live = {name: p for name, p in model.weights().items() if name in own}
+        rate = model.optimizer.defaults["lr"]  # the full one: a schedule may have brought it to 0 by now
         optimizer = torch.optim.Adam(live.values(), lr=float(rate), fused=True)
         before = {name: p.detach().clone() for name, p in live.items()}
         for _ in range(self.retrain_steps):
             batch = batches[int(torch.randint(len(batches), (), generator=self.generator))]
             rows = torch.randint(len(batch), (min(self.batch_size, len(batch)),), generator=self.generator)
-            gradients = torch.autograd.grad(learner.loss(batch[rows.to(learner.device)]), list(live.values()), allow_unused=True)
+            gradients = torch.autograd.grad(model.loss(batch[rows.to(model.device)]), list(live.values()), allow_unused=True)
             for (name, p), g in zip(live.items(), gradients, strict=True):
                 p.grad = None if g is None else g * own[name]
             optimizer.step()
@@ -133,11 +131,11 @@ class PackNet(Strategy):
         for p in live.values():
             p.grad = None
 
-    def _restored(self, learner: Learner) -> None:
+    def _restored(self, model: Model) -> None:
         self._mask()
 
-    def _freeze(self, learner: Learner) -> None:
-        self.kept = {name: w for name, w in snapshot(learner).items() if name in self.owner}
+    def _freeze(self, model: Model) -> None:
+        self.kept = {name: w for name, w in snapshot(model).items() if name in self.owner}
         self._mask()
 
     def _mask(self) -> None:
@@ -146,45 +144,45 @@ class PackNet(Strategy):
         self._free = {name: 1 - owned for name, owned in self._owned.items()}
 
     @contextmanager
-    def view(self, task: Task, learner: Learner) -> Iterator[None]:
+    def view(self, task: Task, model: Model) -> Iterator[None]:
         """The weights of this task and of those before it; of a task that has not ended everything."""
         if task.id not in self.ranks:
             yield
             return
-        rank, now = self.ranks[task.id], snapshot(learner)
-        buffers = {name: value.clone() for name, value in learner.module.named_buffers()}
+        rank, now = self.ranks[task.id], snapshot(model)
+        buffers = {name: value.clone() for name, value in model.module.named_buffers()}
         try:
             with torch.no_grad():
-                for name, p in learner.weights().items():
+                for name, p in model.weights().items():
                     if name in self.owner:
                         owner = self.owner[name]
                         p[(owner == 0) | (owner > rank)] = 0.0
-                _load(learner.module, self.buffers[rank])
+                _load(model.module, self.buffers[rank])
             yield
         finally:
             with torch.no_grad():
-                for name, p in learner.weights().items():
+                for name, p in model.weights().items():
                     p.copy_(now[name])
-                _load(learner.module, buffers)
+                _load(model.module, buffers)
 
 
-def _weights_used(learner: Learner, batch: Batch) -> set[str]:
+def _weights_used(model: Model, batch: Batch) -> set[str]:
     """Names of the weights on which the outputs depend: not those of a value head."""
-    weights = learner.weights()
+    weights = model.weights()
     with torch.enable_grad():
-        found = torch.autograd.grad(learner.outputs(batch).sum(), list(weights.values()), allow_unused=True)
+        found = torch.autograd.grad(model.outputs(batch).sum(), list(weights.values()), allow_unused=True)
     return {name for name, g in zip(weights, found, strict=True) if g is not None}
 
 
 @torch.no_grad()
-def _head_rows(task: Task, learner: Learner, batch: Batch) -> dict[str, slice]:
+def _head_rows(task: Task, model: Model, batch: Batch) -> dict[str, slice]:
     """Of a last layer with a head for each task: its weights' names, and the task's rows."""
-    heads = getattr(learner.forward(batch[:1]), "heads", None)  # (T, B, tasks, P)
+    heads = getattr(model.forward(batch[:1]), "heads", None)  # (T, B, tasks, P)
     if heads is None:
         return {}
-    layer = learner.last_layer()
+    layer = model.last_layer()
     size = layer.out_features // heads.shape[2]  # of tags P is as much for every token
-    names = {id(p): name for name, p in learner.weights().items()}
+    names = {id(p): name for name, p in model.weights().items()}
     return {names[id(p)]: slice(task.id * size, (task.id + 1) * size) for p in layer.parameters() if id(p) in names}
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_may_grow
-from everloop.loop.strategies.parts.rng import own_draws
+from everloop.loop.strategies.parts.rng import isolated_rng
 from everloop.loop.strategies.parts.task_heads import TaskHeads, check_may_freeze, freeze_below
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class Progressive(Strategy):
@@ -53,46 +51,46 @@ class Progressive(Strategy):
     def active(self) -> bool:
         return self.columns
 
-    def check(self, learner: Learner) -> None:
-        _columned(learner.module)
-        check_may_grow(learner, "progressive")
-        check_may_freeze(learner, "progressive")
-        if not learner.told:
-            raise ValueError("progressive chooses a column by the task's id, allowed where the world tells it (scenario_type task)")
+    def check(self, model: Model) -> None:
+        _columned(model.module)
+        check_may_grow(model, "progressive")
+        check_may_freeze(model, "progressive")
+        if not model.task_aware:
+            raise ValueError("progressive needs the task ID to choose a column; use a world that shows it (scenario_type task)")
 
-    def _restored(self, learner: Learner) -> None:
-        for _ in range(len(_columned(learner.module).columns), max(self.column.values(), default=0) + 1):
-            freeze_below(learner)
-            self._add_column(learner, torch.Generator())
+    def _restored(self, model: Model) -> None:
+        for _ in range(len(_columned(model.module).columns), max(self.column.values(), default=0) + 1):
+            freeze_below(model)
+            self._add_column(model, torch.Generator())
         if self.ended:
-            freeze_below(learner)
+            freeze_below(model)
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
+    def begin_task(self, task: Task, model: Model) -> None:
         if self.ended:
-            self._add_column(learner, self.generator)
+            self._add_column(model, self.generator)
             self.ended = False
-        self.column[task.id] = _columned(learner.module).column
+        self.column[task.id] = _columned(model.module).column
         self.heads.forget(task.id)
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        freeze_below(learner)
-        self.heads.keep(task.id, learner)
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+        freeze_below(model)
+        self.heads.keep(task.id, model)
         self.ended = True
 
-    def _add_column(self, learner: Learner, generator: torch.Generator) -> None:
-        with own_draws(learner, generator):
-            learner.add_weights(list(_columned(learner.module).add_column().parameters()))
+    def _add_column(self, model: Model, generator: torch.Generator) -> None:
+        with isolated_rng(model, generator):
+            model.add_weights(list(_columned(model.module).add_column().parameters()))
 
     @contextmanager
-    def view(self, task: Task, learner: Learner) -> Iterator[None]:
+    def view(self, task: Task, model: Model) -> Iterator[None]:
         """The task's own column and head."""
         if task.id not in self.column:
             yield
             return
-        network = _columned(learner.module)
+        network = _columned(model.module)
         now, network.column = network.column, self.column[task.id]
         try:
-            with self.heads.shown(task.id, learner):
+            with self.heads.shown(task.id, model):
                 yield
         finally:
             network.column = now
@@ -103,4 +101,4 @@ def _columned(module: nn.Module) -> Any:
     for part in module.modules():
         if hasattr(part, "add_column"):
             return part
-    raise ValueError("the network has no columns, allowed for progressive: one that has (architecture progressive)")
+    raise ValueError("the network has no columns, which progressive needs; use architecture progressive")

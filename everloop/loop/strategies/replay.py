@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Traits
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class Replay(Rehearsal):
@@ -20,7 +18,7 @@ class Replay(Rehearsal):
     In streams the stored target is the label: experience replay (Chaudhry et al. 2019, "On tiny
     episodic memories"). In control it is the policy's output at the end of its task, and the loss
     is KL(stored || now): policy distillation on stored sequences (Rusu et al. 2016, eq. 3;
-    "behavioural cloning" in Continual World, Wolczyk et al. 2021). The learner's `targets` and
+    "behavioural cloning" in Continual World, Wolczyk et al. 2021). The model's `targets` and
     `loss` decide which.
 
     Memory: capacity examples, images as uint8.
@@ -51,5 +49,5 @@ class Replay(Rehearsal):
         super().__init__(strength, capacity, batch_size, memory, seed)
         self.current = current
 
-    def recall(self, learner: Learner) -> Batch | None:
-        return self.draw(learner, None if self.current else self.past)
+    def recall(self, model: Model) -> Batch | None:
+        return self.draw(model, None if self.current else self.past)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,14 +11,12 @@ from torch import Tensor
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.importance.fisher import diagonal_fisher
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
 from everloop.loop.strategies.parts.path_integral import PathIntegral
 from everloop.loop.strategies.parts.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.parts.rng import generator_for
 from everloop.loop.strategies.parts.warning import ClassIncrementalWarning
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class RWalk(Strategy):
@@ -48,7 +46,7 @@ class RWalk(Strategy):
 
     name = "rwalk"
     traits: ClassVar[Traits] = Traits(copies=10)
-    state = ("fisher", "score", "past", "start", "steps", "path", "anchor", "warning", "generator")
+    state = ("fisher", "score", "past", "start", "steps", "path", "penalty", "warning", "generator")
 
     EPSILON = 1e-3
 
@@ -57,44 +55,44 @@ class RWalk(Strategy):
         check_range("alpha", alpha, 0, 1)
         self.strength, self.interval, self.alpha = check_strength(strength), interval, alpha
         self.generator = torch.Generator().manual_seed(seed)
-        self.path, self.anchor, self.warning = PathIntegral(), Quadratic(), ClassIncrementalWarning("rwalk")
+        self.path, self.penalty, self.warning = PathIntegral(), Quadratic(), ClassIncrementalWarning("rwalk")
         self.fisher: dict[str, Tensor] = {}
         self.score: dict[str, Tensor] = {}  # s of the task at hand
         self.past: dict[str, Tensor] = {}  # s of the tasks before
         self.start: dict[str, Tensor] = {}  # weights at the interval's beginning
         self.steps = 0
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        new = learner.weights().keys() - (self.fisher.keys() & self.start.keys())
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+        new = model.weights().keys() - (self.fisher.keys() & self.start.keys())
         if batch is not None and (new or self.steps % self.interval == 0):
-            self._close_interval(learner)
-            self._average(learner, batch)
+            self._close_interval(model)
+            self._average(model, batch)
         self.steps += 1
-        self.path.before_step(learner)
-        self.anchor.pull(learner, 2 * self.strength)
+        self.path.before_step(model)
+        self.penalty.add_gradient(model, 2 * self.strength)
 
-    def after_step(self, learner: Learner) -> None:
+    def after_step(self, model: Model) -> None:
         self.path.after_step()
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        self.warning.look(learner, batches)
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+        self.warning.look(model, batches)
         if not self.steps:
             return  # learned together with a task that has ended already
-        self._close_interval(learner)
-        now = snapshot(learner)  # without what is frozen meanwhile
+        self._close_interval(model)
+        now = snapshot(model)  # without what is frozen meanwhile
         score, fisher = (_scaled({name: v for name, v in values.items() if name in now}) for values in (self.score, self.fisher))
         self.past |= {name: (self.past[name] + s) / 2 if name in self.past else s for name, s in score.items()}
-        self.anchor.move({name: F + self.past[name] for name, F in fisher.items() if name in self.past}, now, decay=0.0)
+        self.penalty.move({name: F + self.past[name] for name, F in fisher.items() if name in self.past}, now, decay=0.0)
         self.score, self.steps = {}, 0
 
-    def _average(self, learner: Learner, batch: Batch) -> None:
+    def _average(self, model: Model, batch: Batch) -> None:
         """F's moving average takes in the batch at hand."""
-        for name, F in diagonal_fisher(learner, [batch], generator_for(learner, self.generator)).items():
+        for name, F in diagonal_fisher(model, [batch], generator_for(model, self.generator)).items():
             self.fisher[name] = self.alpha * F + (1 - self.alpha) * self.fisher[name] if name in self.fisher else F
 
-    def _close_interval(self, learner: Learner) -> None:
+    def _close_interval(self, model: Model) -> None:
         """Scores of the steps since the last one."""
-        now = snapshot(learner)
+        now = snapshot(model)
         for name, omega in self.path.omega.items():
             if name not in now or name not in self.start or name not in self.fisher:
                 continue  # frozen meanwhile, or new

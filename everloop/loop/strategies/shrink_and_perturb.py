@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 
 from everloop.contract import Task
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range
-from everloop.loop.strategies.parts.rng import own_draws
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
+from everloop.loop.strategies.parts.rng import isolated_rng
 
 
 class ShrinkAndPerturb(Strategy):
@@ -30,7 +28,7 @@ class ShrinkAndPerturb(Strategy):
     """
 
     name = "shrink_and_perturb"
-    traits: ClassVar[Traits] = Traits(for_learning=True)
+    traits: ClassVar[Traits] = Traits(plasticity=True)
     state = ("learned", "generator")
 
     def __init__(self, shrink: float = 0.8, noise: float = 0.1, seed: int = 0) -> None:
@@ -45,20 +43,20 @@ class ShrinkAndPerturb(Strategy):
         return self.shrink < 1 or self.noise > 0
 
     @torch.no_grad()
-    def begin_task(self, task: Task, learner: Learner) -> None:
+    def begin_task(self, task: Task, model: Model) -> None:
         if not self.learned:
             return
         self.learned = False
-        fresh = learner.frozen_copy()
+        fresh = model.frozen_copy()
         for p in fresh.parameters():
             p.zero_()
-        with own_draws(learner, self.generator):
+        with isolated_rng(model, self.generator):
             for layer in fresh.modules():
                 if callable(reset := getattr(layer, "reset_parameters", None)):
                     reset()
         drawn = dict(fresh.named_parameters())
-        for name, w in learner.weights().items():
+        for name, w in model.weights().items():
             w.mul_(self.shrink).add_(drawn[name], alpha=self.noise)
 
-    def after_step(self, learner: Learner) -> None:
+    def after_step(self, model: Model) -> None:
         self.learned = True

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range, check_strength
 from everloop.loop.strategies.parts.path_integral import PathIntegral
 from everloop.loop.strategies.parts.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.parts.warning import ClassIncrementalWarning
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class SI(Strategy):
@@ -40,37 +38,37 @@ class SI(Strategy):
 
     name = "si"
     traits: ClassVar[Traits] = Traits(copies=7)
-    state = ("path", "anchor", "start", "warning")
+    state = ("path", "penalty", "start", "warning")
 
     def __init__(self, strength: float = 1.0, damping: float = 0.1) -> None:
         check_range("damping", damping, 1e-12)
         self.strength, self.damping = check_strength(strength), damping
-        self.path, self.anchor = PathIntegral(), Quadratic()
+        self.path, self.penalty = PathIntegral(), Quadratic()
         self.start: dict[str, Tensor] = {}  # weights at the task's beginning
         self.warning = ClassIncrementalWarning("si")
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
+    def begin_task(self, task: Task, model: Model) -> None:
         self.path.clear()
-        self.start = snapshot(learner)
+        self.start = snapshot(model)
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        for name, p in learner.weights().items():
+    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+        for name, p in model.weights().items():
             if name not in self.start:  # a weight that has come while the task is learned
                 self.start[name] = p.detach().clone()
-        self.path.before_step(learner)
-        self.anchor.pull(learner, 2 * self.strength)
+        self.path.before_step(model)
+        self.penalty.add_gradient(model, 2 * self.strength)
 
-    def after_step(self, learner: Learner) -> None:
+    def after_step(self, model: Model) -> None:
         self.path.after_step()
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        self.warning.look(learner, batches)
-        now = snapshot(learner)
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+        self.warning.look(model, batches)
+        now = snapshot(model)
         importance = {
             name: omega.clamp(min=0) / ((now[name] - self.start.get(name, now[name])) ** 2 + self.damping)
             for name, omega in self.path.omega.items()
             if name in now  # not frozen meanwhile
         }
-        self.anchor.move(importance, now)
+        self.penalty.move(importance, now)
         self.path.clear()
         self.start = now

@@ -262,7 +262,7 @@ def test_exact_ewc_draws_nothing() -> None:
         strategy = EWC(fisher="exact", seed=seed)
         before = strategy.generator.get_state()
         strategy.end_task(Named(), learner, [batch])
-        assert distance(list(strategy.anchor.precision.values()), expected) < 1e-12
+        assert distance(list(strategy.penalty.precision.values()), expected) < 1e-12
         assert torch.equal(strategy.generator.get_state(), before)
 
 
@@ -270,7 +270,7 @@ def test_exact_ewc_draws_nothing() -> None:
 def test_exact_fisher_is_refused_where_it_is_not_to_be_had(likelihood: Any, steps: int) -> None:
     learner = FixedLearner(FlatNet(nn.Linear(4, 4), "x").double(), likelihood)
     learner.sequence_length = steps
-    with pytest.raises(ValueError, match=r"fisher is 'exact', allowed .*else: sampled, empirical"):
+    with pytest.raises(ValueError, match=r"fisher is 'exact', which needs .*use sampled or empirical"):
         learner.attach([EWC(fisher="exact")])
     learner.attach([EWC(fisher="sampled"), EWC(fisher="empirical")])
     learner.likelihood, learner.sequence_length = Categorical(4), 1

@@ -75,7 +75,7 @@ def our_loop(strategy: Strategy, sgd: bool) -> tuple[list[Tensor], Recorder]:
             s.begin_task(learner.world.tasks[task], learner)
         learner.learn([task], 64)
         batch = learner.rollout(stream(), [task], 8, seed=task)
-        with learner.judging():
+        with learner.evaluating():
             for s in (strategy, recorder):
                 s.end_task(learner.world.tasks[task], learner, [batch])
     return weights(module), recorder
@@ -224,8 +224,8 @@ def test_states_find_their_strategies_by_name_whatever_the_order() -> None:
     module, optimizer, *_ = small(1)
     attach([last, other, L2(3.0)], module, optimizer).load_state_dict(state)
     assert other.state_dict().keys() == first.state_dict().keys()
-    assert same(list(other.anchor.center.values()), list(first.anchor.center.values()))
-    assert last.anchor.precision.keys() == first.anchor.center.keys()
+    assert same(list(other.penalty.anchor.values()), list(first.penalty.anchor.values()))
+    assert last.penalty.precision.keys() == first.penalty.anchor.keys()
 
 
 def test_a_restored_state_gives_a_module_made_anew_its_adapters_back() -> None:
@@ -325,7 +325,7 @@ def test_another_optimizer_can_take_over() -> None:
     loop.observe(x, y)
     by_hand(module, second, x, y)
     nn.functional.cross_entropy(twin(x), y).backward()
-    pulls = zip(twin.parameters(), ewc.anchor.precision.values(), ewc.anchor.center.values(), strict=True)
+    pulls = zip(twin.parameters(), ewc.penalty.precision.values(), ewc.penalty.anchor.values(), strict=True)
     expected = [p.detach() - 0.1 * (p.grad + 50.0 * P * (p.detach() - c)) for p, P, c in pulls]
     assert distance(weights(module), expected) < 1e-6
 
@@ -333,7 +333,7 @@ def test_another_optimizer_can_take_over() -> None:
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_cannot_work_is_refused_before_anything_is_touched(name: str) -> None:
     module, optimizer, _, _ = small()
-    with pytest.raises(ValueError, match="allowed"):
+    with pytest.raises(ValueError, match="allowed|use |give "):
         attach([active(name)], module, optimizer)
     assert not optimizer._optimizer_step_pre_hooks
     assert not module._forward_hooks
@@ -342,15 +342,13 @@ def test_what_cannot_work_is_refused_before_anything_is_touched(name: str) -> No
 def test_mistakes_are_named() -> None:
     module, optimizer, x, y = small()
     loop = attach([EWC()], module, optimizer)
-    with pytest.raises(RuntimeError, match="outside of a task, allowed: after begin_task"):
+    with pytest.raises(RuntimeError, match="outside of a task; call begin_task first"):
         loop.observe(x, y)
-    with pytest.raises(RuntimeError, match="a task ends that has not begun"):
+    with pytest.raises(RuntimeError, match="end_task was called before begin_task"):
         loop.end_task([(x, y)])
     loop.begin_task(0)
-    with pytest.raises(ValueError, match="0 batches of examples, allowed: 1 or more"):
+    with pytest.raises(ValueError, match="end_task got no examples"):
         loop.end_task([])
-    with pytest.raises(RuntimeError, match="an attached loop learns by itself"):
-        loop.learn([0], 1)
     with pytest.raises(ValueError, match="the state is of the strategies si, ewc; here are ewc"):
         loop.load_state_dict({"strategies": {"si": {}, "ewc": {}}, "steps": 0, "task": None})
     with pytest.raises(ValueError, match="the network has no linear layer"):

@@ -339,7 +339,7 @@ def test_parameters_that_the_learner_sets_are_refused(sac: bool, name: str) -> N
 @KINDS
 def test_a_network_with_a_memory_is_refused(sac: bool) -> None:
     make = (lambda: SACLearner(plant(), recurrent_agent, critic_net)) if sac else (lambda: DQNLearner(dial_plant(), recurrent_agent))
-    with pytest.raises(ValueError, match="the network has a memory, allowed for DQN and SAC: one without"):
+    with pytest.raises(ValueError, match="the network has a memory; DQN and SAC need one without"):
         make()
 
 
@@ -357,7 +357,7 @@ def test_actions_of_another_kind_are_refused() -> None:
 def test_a_modality_with_the_name_of_the_critics_action_is_refused() -> None:
     world = plant()
     world.single_observation_space = spaces.Dict({**world.single_observation_space.spaces, "action": spaces.Box(-1, 1, (2,))})
-    with pytest.raises(ValueError, match="the world shows a modality 'action'"):
+    with pytest.raises(ValueError, match="the world has a modality 'action'"):
         SACLearner(world, actor_net, critic_net)
 
 
@@ -369,5 +369,5 @@ def test_a_temperature_that_is_not_above_0_is_refused(temperature: float) -> Non
 
 @KINDS
 def test_a_strategy_that_needs_labels_is_refused(sac: bool) -> None:
-    with pytest.raises(ValueError, match="allowed where there are none: reservoir, ring"):
+    with pytest.raises(ValueError, match="which this learner does not have; use reservoir or ring"):
         off_policy_learner(sac).attach([Replay(memory="class-balanced")])

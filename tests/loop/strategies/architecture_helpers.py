@@ -33,7 +33,7 @@ def teach(learner: Learner, strategies: list[Strategy], task: int, steps: int = 
 
 @torch.no_grad()
 def seen(learner: Learner, strategy: Strategy, task: int, batch: Batch) -> Tensor:
-    with strategy.view(learner.world.tasks[task], learner), learner.judging():
+    with strategy.view(learner.world.tasks[task], learner), learner.evaluating():
         return learner.outputs(batch)
 
 

@@ -24,7 +24,7 @@ from everloop.loop import HAT, Batch, Categorical, Learner, SupervisedLearner, T
 class ToldLearner(FixedLearner):
     """Without a world, but told the task."""
 
-    told = True
+    task_aware = True
 
 
 class Named:

@@ -59,7 +59,7 @@ def step(learner: FixedLearner, batch: Batch) -> None:
     for strategy in learner.strategies:
         strategy.observe(learner.minibatch, learner)
     loss = F.cross_entropy(output.prediction.flatten(0, 1), batch.target.flatten())  # type: ignore[union-attr]
-    learner.updater.step(sum(learner.output_losses(learner.minibatch, output), loss))
+    learner.updater.step(sum(learner.updater.output_losses(learner.minibatch, output), loss))
 
 
 def foresee(strategy: Rehearsal, learner: Learner, *counts: int | None, tasks: Sequence[int] | None = None) -> list[Batch]:

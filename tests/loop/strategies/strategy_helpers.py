@@ -24,7 +24,7 @@ class Named(NamedTuple):
 class Untold(FixedLearner):
     """Has no world that could tell the task."""
 
-    told = False
+    task_aware = False
 
 
 class InTurn(Categorical):

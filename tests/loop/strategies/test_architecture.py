@@ -150,7 +150,7 @@ def test_packnet_gives_a_task_that_comes_back_another_share_and_its_view_shows_w
 @pytest.mark.parametrize(("keeper", "network"), [(LoRA, MLP), (Progressive, ProgressiveMLP)])
 @pytest.mark.parametrize("sharer", [PackNet, HAT])
 def test_beside_what_shares_out_weights_they_are_refused(keeper: Any, network: Any, sharer: Any) -> None:
-    with pytest.raises(ValueError, match=rf" freezes the weights that {sharer.__name__} shares out among tasks, allowed: one of the two$"):
+    with pytest.raises(ValueError, match=rf" freezes weights that {sharer.__name__} divides among tasks; use one of the two$"):
         told(network((8, 8, 1), (16, 16))).attach([sharer(), keeper()])
 
 
@@ -274,7 +274,7 @@ def test_what_has_grown_is_trained_and_other_strategies_go_on() -> None:
         ewc.end_task(learner.world.tasks[task], learner, [learner.rollout(stream(), [task], 4, 0)])
     V = learner.module.get_submodule("backbone.branches.0.2").weight
     assert float(V.detach().abs().max()) > 0  # type: ignore[operator, union-attr]
-    assert "backbone.branches.0.2.weight" in ewc.anchor.precision
+    assert "backbone.branches.0.2.weight" in ewc.penalty.precision
 
 
 @pytest.mark.parametrize(

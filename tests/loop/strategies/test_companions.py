@@ -94,7 +94,7 @@ def test_a_proximal_step_moves_nothing_that_belongs_to_a_past_task(made: Any) ->
 
 def test_one_strategy_in_a_list_adds_weights() -> None:
     learner = told(ProgressiveMLP((8, 8, 1), (12,)))
-    with pytest.raises(ValueError, match=r"^Progressive and LoRA each add weights, allowed: one of them$"):
+    with pytest.raises(ValueError, match=r"^Progressive and LoRA each add weights; use one of them$"):
         learner.attach([Progressive(), LoRA()])
     assert learner.strategies == []
 
@@ -263,7 +263,7 @@ def test_la_maml_keeps_what_other_strategies_add() -> None:
 
 
 def test_la_maml_looks_ahead_on_one_batch() -> None:
-    with pytest.raises(ValueError, match=r"^accumulate is 3, allowed with la_maml, which looks ahead on one batch: 1$"):
+    with pytest.raises(ValueError, match=r"^accumulate is 3; la_maml looks ahead on one batch, so it must be 1$"):
         SupervisedLearner(mlp(), stream(), Training(accumulate=3)).attach([LaMAML()])
 
 
@@ -302,7 +302,7 @@ def test_a_fused_optimizer_with_scaled_gradients_is_refused() -> None:
     attach([EWC()], module, optimizer, scaler=scaler).begin_task(0)
     scaler.scale(module(torch.ones(2, 3)).sum()).backward()
     then = weights(module)
-    with pytest.raises(ValueError, match=r"^the optimizer is fused and its gradients are scaled, allowed with a GradScaler: fused=False$"):
+    with pytest.raises(ValueError, match=r"^the optimizer is fused and its gradients are scaled; with a GradScaler use fused=False$"):
         scaler.step(optimizer)
     assert same(weights(module), then)
 

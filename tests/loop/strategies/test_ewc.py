@@ -27,14 +27,14 @@ from torch import Tensor, nn
 
 from everloop.contract import Task
 from everloop.loop import EWC, Batch, Gaussian, SupervisedLearner, diagonal_fisher
-from everloop.loop.batch import spread
+from everloop.loop.batch import subsample
 
 Anchors = list[tuple[list[Tensor], list[Tensor]]]
 
 
 def precision(ewc: EWC) -> list[Tensor]:
     """P of every weight."""
-    return list(ewc.anchor.precision.values())
+    return list(ewc.penalty.precision.values())
 
 
 def digit_learner(optimizer: Callable[[Any], torch.optim.Optimizer] | None = None) -> SupervisedLearner:
@@ -230,12 +230,12 @@ def test_a_saved_state_does_not_change_afterwards() -> None:
     learner.attach([ewc])
     end_task(learner, ewc, 0)
     state = ewc.state_dict()
-    kept = state["anchor"]
-    then = [x.clone() for x in (*kept["precision"].values(), *kept["center"].values())]
+    kept = state["penalty"]
+    then = [x.clone() for x in (*kept["precision"].values(), *kept["anchor"].values())]
     learner.learn([1], 64)
     end_task(learner, ewc, 1)
-    assert same([*kept["precision"].values(), *kept["center"].values()], then)
-    assert not same([*precision(ewc), *ewc.anchor.center.values()], then)
+    assert same([*kept["precision"].values(), *kept["anchor"].values()], then)
+    assert not same([*precision(ewc), *ewc.penalty.anchor.values()], then)
 
 
 def test_the_examples_averaged_over_are_spread_over_all() -> None:
@@ -243,7 +243,7 @@ def test_the_examples_averaged_over_are_spread_over_all() -> None:
     batch = learner.rollout(stream(), [0], 4, seed=0)
     some, same_ones, other = EWC(1.0, examples=10), EWC(1.0), EWC(1.0, examples=11)
     some.end_task(learner.world.tasks[0], learner, [batch[:4], batch[4:]])
-    same_ones.end_task(learner.world.tasks[0], learner, spread([batch[:4], batch[4:]], 10))
+    same_ones.end_task(learner.world.tasks[0], learner, subsample([batch[:4], batch[4:]], 10))
     other.end_task(learner.world.tasks[0], learner, [batch])
     assert same(precision(some), precision(same_ones))
     assert not same(precision(some), precision(other))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from everloop.loop import Batch, Categorical, diagonal_fisher
-from everloop.loop.batch import spread
+from everloop.loop.batch import subsample
 from everloop.loop.strategies import EWC, KroneckerEWC
 
 
@@ -59,7 +59,7 @@ def test_the_kronecker_pull_is_the_gradient_of_the_quadratic_form_written_out(ta
         move(learner, task)
         batch = vector_batch(24, 4, 3, seed=task)
         strategy.end_task(Named(task), learner, [batch])
-        ended.append(factors(learner, spread([batch], 19)[0]))
+        ended.append(factors(learner, subsample([batch], 19)[0]))
     move(learner, 9)
     loss = torch.zeros((), dtype=torch.float64)
     for then in ended:

@@ -159,7 +159,7 @@ def test_statistics_of_norms_do_not_follow_the_stream_either() -> None:
 def test_beside_what_freezes_weights_or_adds_them_it_is_refused(other: Callable[[], Strategy], network: type[nn.Module]) -> None:
     companion = other()
     name = type(companion).__name__
-    with pytest.raises(ValueError, match=rf"^gdumb goes back to the first weights, which {name} freezes or adds to, allowed beside it: "):
+    with pytest.raises(ValueError, match=rf"^gdumb returns to the initial weights, which {name} freezes or adds to; combine it with "):
         told(network((8, 8, 1), (8, 8))).attach([companion, GDumb()])
 
 

@@ -82,7 +82,7 @@ def test_later_tasks_can_still_be_learned(name: str) -> None:
 
     @torch.no_grad()
     def loss() -> float:
-        with hat.view(learner.world.tasks[1], learner), learner.judging():
+        with hat.view(learner.world.tasks[1], learner), learner.evaluating():
             return float(learner.loss(batch))
 
     before = loss()
@@ -200,11 +200,11 @@ def teach_control(learner: Learner, hat: HAT, task: int) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], Learner], str]] = {
-    "recurrent": (lambda: control_learner(recurrent=True, world=plant(task_cue=True)), "allowed: networks without a recurrent layer"),
-    "batch norm": (lambda: told(ConvNet5((8, 8, 1), (12, 12))), r"a batch norm undoes, allowed: networks without one \(norm group\)"),
-    "dqn": (lambda: off_policy_learner(world=off_policy_world(sac=False, task_cue=True)), "target network .* allowed here: replay, ewc"),
-    "no units": (lambda: told(MLP((8, 8, 1), ())), "allowed: networks with a linear layer or a convolution there"),
-    "not told": (lambda: SupervisedLearner(told(MLP((8, 8, 1), (4,))).module, stream()), "allowed where the world tells it"),
+    "recurrent": (lambda: control_learner(recurrent=True, world=plant(task_cue=True)), "use a network without a recurrent layer"),
+    "batch norm": (lambda: told(ConvNet5((8, 8, 1), (12, 12))), r"a batch norm undoes; use norm group"),
+    "dqn": (lambda: off_policy_learner(world=off_policy_world(sac=False, task_cue=True)), "target network .* use replay or ewc"),
+    "no units": (lambda: told(MLP((8, 8, 1), ())), "hat finds no hidden units"),
+    "not told": (lambda: SupervisedLearner(told(MLP((8, 8, 1), (4,))).module, stream()), "hat needs the task ID to choose a mask"),
 }
 
 
@@ -220,7 +220,7 @@ def test_where_masks_make_no_sense_they_are_refused_before_anything_is_touched(n
 
 def test_a_loop_that_is_not_ours_cannot_tell_the_task() -> None:
     module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
-    with pytest.raises(ValueError, match="allowed where the world tells it"):
+    with pytest.raises(ValueError, match="hat needs the task ID to choose a mask"):
         attach([HAT()], module, torch.optim.SGD(module.parameters(), lr=0.1))
 
 

@@ -238,7 +238,7 @@ def test_more_classes_than_exemplars_are_refused_before_anything_is_learned() ->
 
 
 def test_what_replaces_the_plain_loss_does_so_alone() -> None:
-    with pytest.raises(ValueError, match=r"^ERACE and ICaRL each replace the plain loss, allowed: one of them$"):
+    with pytest.raises(ValueError, match=r"^ERACE and ICaRL each replace the task loss; use one of them$"):
         learner_of([ERACE(), ICaRL()])
     pairs: list[list[Strategy]] = [[ERACE(0.0), ICaRL()], [ICaRL(0.0), ERACE()]]
     for strategies in pairs:

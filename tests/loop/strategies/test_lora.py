@@ -76,12 +76,12 @@ def test_what_holds_weights_holds_the_adapter_that_begins_anew() -> None:
         batch = learner.rollout(stream(), [task], 4, 0)
         for strategy in (lora, ewc):
             strategy.end_task(learner.world.tasks[task], learner, [batch])
-    held = {name: center for name, center in ewc.anchor.center.items() if "lora" in name}
+    held = {name: center for name, center in ewc.penalty.anchor.items() if "lora" in name}
     now = dict(learner.module.named_parameters())
     assert len(held) == 4
     assert all(torch.equal(center, now[name]) for name, center in held.items())
     assert all(not center.any() for name, center in held.items() if "lora_B" in name)
-    assert any(ewc.anchor.precision[name].any() for name in held if "lora_B" in name)
+    assert any(ewc.penalty.precision[name].any() for name in held if "lora_B" in name)
 
 
 def test_lora_adapts_the_layers_below_the_last_one_whatever_their_names_end_in() -> None:

@@ -48,7 +48,7 @@ def test_mas_importance_by_finite_differences(net: str, length: int) -> None:
     unlabelled = Batch(batch.obs, batch.start)
     expected = by_differences(learner, batch)
     strategy.end_task(Named(), learner, [unlabelled])
-    for name, omega in strategy.anchor.precision.items():
+    for name, omega in strategy.penalty.precision.items():
         torch.testing.assert_close(omega, expected[name], rtol=1e-6, atol=1e-8)
     parameters = list(learner.weights().values())
     together = torch.autograd.grad((learner.outputs(batch) ** 2).sum((0, 2)).mean(), parameters)
@@ -61,12 +61,12 @@ def test_mas_importance_depends_on_no_batching_and_is_of_as_many_examples_as_ask
     for batches in ([batch], [batch[:1], batch[1:38], batch[38:]], [batch[:45], batch[45:]]):
         strategy = MAS(examples=45)
         strategy.end_task(Named(), learner, batches)
-        found.append(list(strategy.anchor.precision.values()))
+        found.append(list(strategy.penalty.precision.values()))
     assert distance(found[0], found[1]) < 1e-12
     assert distance(found[0], found[2]) < 1e-12
     strategy = MAS(examples=46)
     strategy.end_task(Named(), learner, [batch])
-    assert distance(found[0], list(strategy.anchor.precision.values())) > 1e-6
+    assert distance(found[0], list(strategy.penalty.precision.values())) > 1e-6
 
 
 def test_mas_sums_importance_over_tasks_and_holds_to_the_last_weights() -> None:

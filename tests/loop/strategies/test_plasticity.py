@@ -74,7 +74,7 @@ def test_units_that_something_else_reads_too_or_changes_are_left_alone() -> None
     for layers in (Forked(), Skipped(), nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)), nn.Linear(4, 3)):
         learner = learner_of(layers)
         assert hidden_layers(learner, vector_batch(2, 4, 3)) == []
-        with pytest.raises(ValueError, match="continual_backprop finds no hidden units, allowed: "):
+        with pytest.raises(ValueError, match="continual_backprop finds no hidden units; use a network"):
             ContinualBackprop(0.1).observe(vector_batch(2, 4, 3), learner)
 
 
@@ -211,9 +211,9 @@ def test_weights_that_come_while_a_task_is_learned_are_pulled_to_where_they_bega
     for strategy in strategies:
         strategy.begin_task(learner.world.tasks[0], learner)
     learner.learn([0], 64)
-    assert learner.weights().keys() == pull.anchor.center.keys()
+    assert learner.weights().keys() == pull.penalty.anchor.keys()
     for i in range(2):
-        assert not pull.anchor.center[f"backbone.branches.{i}.2.weight"].any()
+        assert not pull.penalty.anchor[f"backbone.branches.{i}.2.weight"].any()
         assert learner.weights()[f"backbone.branches.{i}.2.weight"].any()
 
 

@@ -67,11 +67,11 @@ def test_a_sum_of_quadratics_is_one_quadratic(parts: list[tuple[list[float], lis
     P, c = torch.tensor(parts, dtype=torch.float64).unbind(1)
 
     def apart(w: Tensor) -> Tensor:
-        return (P * (w - c) ** 2).sum(0) - one.precision["w"] * (w - one.center["w"]) ** 2
+        return (P * (w - c) ** 2).sum(0) - one.precision["w"] * (w - one.anchor["w"]) ** 2
 
     torch.testing.assert_close(apart(x), apart(y), rtol=1e-9, atol=1e-9 * float(P.max() + 1))
     assert torch.equal(one.precision["w"] == 0, (P == 0).all(0))
-    torch.testing.assert_close(one.precision["w"] * (x - one.center["w"]), (P * (x - c)).sum(0), rtol=1e-9, atol=1e-9 * float(P.max() + 1))
+    torch.testing.assert_close(one.precision["w"] * (x - one.anchor["w"]), (P * (x - c)).sum(0), rtol=1e-9, atol=1e-9 * float(P.max() + 1))
 
 
 def test_one_anchor_for_all_forgets_old_centers_and_discounts_old_precisions() -> None:
@@ -79,10 +79,10 @@ def test_one_anchor_for_all_forgets_old_centers_and_discounts_old_precisions() -
     for P, c in ((8.0, 1.0), (2.0, 5.0), (1.0, -3.0)):
         one.move({"w": torch.tensor([P])}, {"w": torch.tensor([c])}, decay=0.5)
     assert one.precision["w"].tolist() == [0.5 * (0.5 * 8 + 2) + 1]
-    assert one.center["w"].tolist() == [-3.0]
+    assert one.anchor["w"].tolist() == [-3.0]
 
 
-@pytest.mark.parametrize("pull", ["pull", "pull_implicitly"])
+@pytest.mark.parametrize("pull", ["add_gradient", "proximal_step"])
 def test_weights_that_no_quadratic_knows_are_not_touched(pull: str) -> None:
     learner, one = learner_of(two_layers()), Quadratic()
     known, unknown = list(learner.weights())[:2], list(learner.weights())[2:]
@@ -91,7 +91,7 @@ def test_weights_that_no_quadratic_knows_are_not_touched(pull: str) -> None:
     for p in learner.weights().values():
         p.grad = torch.zeros_like(p)
     getattr(one, pull)(learner, 2.0)
-    now = {n: p.grad if pull == "pull" else p.detach() - before[n] for n, p in learner.weights().items()}
+    now = {n: p.grad if pull == "add_gradient" else p.detach() - before[n] for n, p in learner.weights().items()}
     assert all(not bool(now[n].any()) for n in unknown)
     assert all(bool((now[n] != 0).all()) for n in known)
 
@@ -176,7 +176,7 @@ def test_a_proximal_step_follows_the_optimizers_own(optimizer: Any, strength: fl
     plain.attach([])
     strategy = EWC(strength, proximal=True)
     P, c = like(learner, 0.0, 2.0, 1), like(learner, -1.0, 1.0, 2)
-    strategy.anchor.add(P, c)
+    strategy.penalty.add(P, c)
     learner.attach([strategy])
     rates = {p: group["lr"] for group in learner.optimizer.param_groups for p in group["params"]}
     for _ in range(3):
@@ -193,7 +193,7 @@ def test_a_proximal_step_minimises_distance_and_penalty_together() -> None:
     """d/dv [ |v - w|^2 / (2 lr) + lambda / 2 P (v - c)^2 ] = 0 at the weights after it."""
     learner, strategy = learner_of(two_layers(), grouped), EWC(5.0, proximal=True)
     P, c = like(learner, 0.0, 2.0, 1), like(learner, -1.0, 1.0, 2)
-    strategy.anchor.add(P, c)
+    strategy.penalty.add(P, c)
     before = move(learner, 3)
     for p in learner.module.parameters():
         p.grad = torch.zeros_like(p)  # a weight without a gradient is left alone
@@ -207,7 +207,7 @@ def test_a_proximal_step_minimises_distance_and_penalty_together() -> None:
 @pytest.mark.parametrize("proximal", [True, False])
 def test_a_proximal_pull_is_no_part_of_the_gradient_and_an_explicit_one_nothing_else(proximal: bool) -> None:
     learner, strategy = learner_of(two_layers()), EWC(5.0, proximal=proximal)
-    strategy.anchor.add(like(learner, 1.0, 2.0, 1), like(learner, 2.0, 3.0, 2))
+    strategy.penalty.add(like(learner, 1.0, 2.0, 1), like(learner, 2.0, 3.0, 2))
     pulls = edited(learner, strategy)
     before = weights(learner.module)
     strategy.after_step(learner)
@@ -223,7 +223,7 @@ def test_a_proximal_pull_cannot_diverge_where_an_explicit_one_does() -> None:
         strategy = EWC(1e12, fisher="exact", proximal=proximal)
         one.attach([strategy])
         strategy.end_task(Named(), one, [batch])
-        assert min(float(P.min()) for P in strategy.anchor.precision.values()) > 0.01
+        assert min(float(P.min()) for P in strategy.penalty.precision.values()) > 0.01
     center = weights(learner.module)
     descend(learner, new, 50)
     assert distance(weights(learner.module), center) < 1e-10
@@ -241,7 +241,7 @@ def test_two_quadratics_meet_in_their_weighted_mean(proximal: bool, strength: fl
     H, b = learner.steepness, learner.best = 2.0, 1.0
     P, c = like(learner, 0.3, 1.0, 1), like(learner, -3.0, 3.0, 2)
     strategy = EWC(strength, proximal=proximal)
-    strategy.anchor.add(P, c)
+    strategy.penalty.add(P, c)
     learner.attach([strategy])
     descend(learner, None, 200)
     best = [(H * b + strength * P[n] * c[n]) / (H + strength * P[n]) for n in P]

@@ -50,7 +50,7 @@ def test_the_outputs_of_one_pass_are_those_of_one_for_each_batch(heads: int) -> 
         plain = vector_batch(size, 3, 4, seed=i)
         cue = nn.functional.one_hot(torch.arange(size)[None] % 3, 3).float()
         batches.append(Batch({"image": plain.obs["x"].reshape(1, size, 1, 1, 3), "cue": cue}, plain.start))
-    for batch, together in zip(batches, learner.forward_together(batches), strict=True):
+    for batch, together in zip(batches, learner.forward_joined(batches), strict=True):
         alone = learner.forward(batch)
         torch.testing.assert_close(together.prediction, alone.prediction)
         assert together.value is None

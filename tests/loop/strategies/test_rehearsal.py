@@ -254,16 +254,16 @@ REHEARSALS = [Replay, DER, DERPlusPlus, MIR, AGEM, GEM, CLEAR]
 def test_memories_that_need_classes_are_refused_where_there_are_none(kind: Callable[..., Strategy], memory: str) -> None:
     learner = control_learner()
     name = MEMORIES_OF[memory]
-    with pytest.raises(ValueError, match=f"^memory is {name}, which needs labels, allowed where there are none: reservoir, ring$"):
+    with pytest.raises(ValueError, match=f"^memory {name} needs labels, which this learner does not have; use reservoir or ring$"):
         learner.attach([kind(memory=memory)])
     if kind is CLEAR:
         return
     tags = FixedLearner(FlatNet(nn.Linear(2, 6), "x"), Tags(2, 3))
-    with pytest.raises(ValueError, match=f"^memory is {name}, which needs one class an example, allowed here: reservoir, ring$"):
+    with pytest.raises(ValueError, match=f"^memory {name} needs one class for each example; use reservoir or ring$"):
         tags.attach([kind(memory=memory)])
 
 
 @pytest.mark.parametrize("kind", [ERACE, GDumb, ICaRL])
 def test_strategies_of_single_classes_are_refused_for_tags(kind: Callable[..., Strategy]) -> None:
-    with pytest.raises(ValueError, match=r"needs a class for each example, allowed here: (replay, derpp|memory reservoir)$"):
+    with pytest.raises(ValueError, match=r"needs one class label for each example; use (replay or derpp|memory reservoir)$"):
         FixedLearner(FlatNet(nn.Linear(2, 6), "x"), Tags(2, 3)).attach([kind()])

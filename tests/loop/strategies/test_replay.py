@@ -159,7 +159,7 @@ def test_the_target_in_control_is_what_the_policy_that_has_finished_the_task_put
     train(learner, strategy, [0, 1])
     for task, now in ((1, True), (0, False)):
         stored = strategy.read(strategy.memory.rows_of(np.array([task])), learner)
-        with learner.judging():
+        with learner.evaluating():
             outputs = learner.outputs(stored).detach()
         assert len(stored) > 5
         assert (distance([stored.target], [outputs]) < 1e-5) is now
@@ -187,7 +187,7 @@ def test_what_is_stored_on_the_way_is_of_the_network_as_it_is_judged(kind: Any) 
     batch = learner.rollout(plant(), [0], 8, seed=0)
     learner.module.train()
     strategy.observe(batch, learner)
-    with learner.judging():
+    with learner.evaluating():
         outputs = learner.outputs(batch).detach()
     assert learner.module.training
     torch.testing.assert_close(strategy.read(np.arange(len(batch)), learner).target, outputs)

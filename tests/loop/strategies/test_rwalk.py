@@ -77,7 +77,7 @@ class HandMade:
         self.strength, self.interval, self.alpha, self.w = strength, interval, alpha, w
         self.fisher: Tensor | None = None
         self.past: Tensor | None = None
-        self.importance, self.center = torch.zeros(2).double(), torch.zeros(2).double()
+        self.importance, self.anchor = torch.zeros(2).double(), torch.zeros(2).double()
 
     def learn(self, batches: Sequence[Batch]) -> None:
         score = torch.zeros(2).double()
@@ -89,14 +89,14 @@ class HandMade:
             for batch in batches[first : first + self.interval]:
                 x, y = batch.obs["x"][0], batch.target[0, :, 0]  # type: ignore[index]
                 own = -((y - x @ self.w)[:, None] * x).mean(0)
-                after = self.w - 0.1 * (own + 2 * self.strength * self.importance * (self.w - self.center))
+                after = self.w - 0.1 * (own + 2 * self.strength * self.importance * (self.w - self.anchor))
                 drop -= own * (after - self.w)
                 self.w = after
             score += drop.clamp(min=0) / (0.5 * self.fisher * (self.w - start) ** 2 + 1e-3)
         assert self.fisher is not None
         scaled = score / score.max()
         self.past = scaled if self.past is None else (self.past + scaled) / 2
-        self.importance, self.center = self.fisher / self.fisher.max() + self.past, self.w
+        self.importance, self.anchor = self.fisher / self.fisher.max() + self.past, self.w
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
@@ -113,8 +113,8 @@ def test_rwalk_of_two_weights_by_hand(interval: int, alpha: float) -> None:
         strategy.end_task(Named(task), learner, batches)
         hand.learn(batches)
         torch.testing.assert_close(learner.w, hand.w, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(strategy.anchor.precision["layers.weight"][0], hand.importance, rtol=1e-11, atol=1e-12)
-        torch.testing.assert_close(strategy.anchor.center["layers.weight"][0], hand.center, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(strategy.penalty.precision["layers.weight"][0], hand.importance, rtol=1e-11, atol=1e-12)
+        torch.testing.assert_close(strategy.penalty.anchor["layers.weight"][0], hand.anchor, rtol=1e-12, atol=1e-12)
     assert float((hand.importance[0] - hand.importance[1]).abs()) > 0.005
 
 
@@ -128,8 +128,8 @@ def test_rwalks_first_step_in_numbers() -> None:
     strategy.end_task(Named(), learner, [batch])
     score = [0.1 / (0.5 * 1 * 0.01 + 1e-3), 0.4 / (0.5 * 4 * 0.04 + 1e-3)]  # 16.7 and 4.9: the first is the larger
     expected = torch.tensor([0.25 + 1.0, 1.0 + score[1] / score[0]]).double()
-    torch.testing.assert_close(strategy.anchor.precision["layers.weight"][0], expected, rtol=1e-6, atol=0.0)
-    assert strategy.anchor.center["layers.weight"][0].tolist() == [0.1, 0.2]
+    torch.testing.assert_close(strategy.penalty.precision["layers.weight"][0], expected, rtol=1e-6, atol=0.0)
+    assert strategy.penalty.anchor["layers.weight"][0].tolist() == [0.1, 0.2]
 
 
 def test_the_new_fisher_weighs_nine_times_the_old_one() -> None:
@@ -152,7 +152,7 @@ def test_rwalk_scales_both_parts_to_at_most_1_over_all_layers() -> None:
             learner.updater.step(learner.loss(learner.minibatch))
         strategy.end_task(Named(task), learner, [learner.minibatch])
         fisher = max(float(F.max()) for F in strategy.fisher.values())
-        parts = [strategy.anchor.precision[n] - F / fisher for n, F in strategy.fisher.items()]
+        parts = [strategy.penalty.precision[n] - F / fisher for n, F in strategy.fisher.items()]
         largest = max(float(s.max()) for s in parts)
         assert largest == pytest.approx(1.0, rel=1e-9) if task == 0 else 0.5 <= largest <= 1.0 + 1e-9
         assert min(float(s.min()) for s in parts) > -1e-12
@@ -169,7 +169,7 @@ def test_rwalks_pull_is_its_penaltys_gradient() -> None:
     hand = HandMade(0.7, 2, 0.9, torch.tensor([0.3, -0.2]).float().double())
     hand.learn(batches)
     learner.move([5.0, -7.0])
-    expected = pull(learner, 0.7, {"layers.weight": hand.importance[None]}, {"layers.weight": hand.center[None]})
+    expected = pull(learner, 0.7, {"layers.weight": hand.importance[None]}, {"layers.weight": hand.anchor[None]})
     assert distance(edited(learner, strategy), expected) < 1e-10
 
 
@@ -180,7 +180,7 @@ def test_rwalk_waits_for_the_first_batch() -> None:
     batch = regression_batches(0, 1)[0]
     learner.updater.step(learner.loss(batch))
     strategy.end_task(Named(), learner, [batch])
-    assert not strategy.anchor
+    assert not strategy.penalty
 
 
 @pytest.mark.parametrize(
@@ -202,6 +202,6 @@ def test_tasks_that_were_learned_together_and_end_together_count_once(strategy: 
     for batch in batches:
         learner.take_step(batch)
     strategy.end_task(Named(0), learner, batches)
-    once = dict(strategy.anchor.precision)
+    once = dict(strategy.penalty.precision)
     strategy.end_task(Named(1), learner, batches)
-    assert distance(list(strategy.anchor.precision.values()), list(once.values())) < 1e-12
+    assert distance(list(strategy.penalty.precision.values()), list(once.values())) < 1e-12

@@ -131,7 +131,7 @@ def test_of_a_network_all_path_integrals_together_are_the_drop_of_the_loss() -> 
     assert float(sum(o.sum() for o in strategy.path.omega.values())) == pytest.approx(drop, rel=0.02)
     assert drop > 0.05
     strategy.end_task(Named(), learner, [batch])
-    assert all(float(P.max()) > 0 for P in strategy.anchor.precision.values())
+    assert all(float(P.max()) > 0 for P in strategy.penalty.precision.values())
 
 
 def test_a_path_goes_on_through_steps_in_which_weights_have_no_gradient() -> None:
@@ -190,8 +190,8 @@ def test_si_holds_weights_that_went_uphill_not_at_all() -> None:
     learner, strategy = points(uphill), SI()
     learner.attach([strategy])
     play(learner, strategy, SLOPE)
-    assert not bool(strategy.anchor.precision["b"].any())
-    assert bool((strategy.anchor.precision["a"] > 0).all())
+    assert not bool(strategy.penalty.precision["b"].any())
+    assert bool((strategy.penalty.precision["a"] > 0).all())
 
 
 def test_sis_own_pull_changes_the_way_but_is_no_part_of_the_gradient_along_it() -> None:
@@ -231,8 +231,8 @@ def test_weights_may_come_while_a_task_is_learned(strategy: Any) -> None:
     for _ in range(3):
         learner.updater.step(learner.loss(batch))
     strategy.end_task(Named(), learner, [batch])
-    assert set(strategy.anchor.precision) == set(learner.weights())
-    assert float(strategy.anchor.precision["layers.1.weight"].max()) > 0
+    assert set(strategy.penalty.precision) == set(learner.weights())
+    assert float(strategy.penalty.precision["layers.1.weight"].max()) > 0
 
 
 @pytest.mark.parametrize("at_the_end", [True, False], ids=["before the task's end", "after it"])
@@ -257,10 +257,10 @@ def test_weights_may_be_frozen_added_and_thawed_between_tasks(kind: Callable[[],
         then = snapshot(learner)
         layers[0].requires_grad_(thawed and not (at_the_end and task == 0))
         strategy.end_task(Named(task), learner, [batch])
-        anchors.append(dict(strategy.anchor.center))
+        anchors.append(dict(strategy.penalty.anchor))
         for name in learner.weights():
             assert torch.equal(anchors[-1][name], then[name])
-            assert float(strategy.anchor.precision[name].max()) > 0
+            assert float(strategy.penalty.precision[name].max()) > 0
     assert ("layers.0.weight" in anchors[0]) is not at_the_end
     assert all(anchors[1][name] is anchors[0][name] for name in anchors[0] if name.startswith("layers.0"))
     assert set(anchors[2]) == set(learner.weights())

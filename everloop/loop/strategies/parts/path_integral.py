@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
+from everloop.loop.model import Model
 from everloop.loop.state import Stateful
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class PathIntegral(Stateful):
@@ -26,9 +22,9 @@ class PathIntegral(Stateful):
         self._live: list[tuple[nn.Parameter, Tensor, Tensor, Tensor]] = []  # weight, omega, gradient, weight before
         self._names: tuple[str, ...] = ()
 
-    def before_step(self, learner: Learner) -> None:
+    def before_step(self, model: Model) -> None:
         """Note the weights and the gradient as it is now: before any pull of one's own."""
-        live = [(name, p) for name, p in learner.weights().items() if p.grad is not None]
+        live = [(name, p) for name, p in model.weights().items() if p.grad is not None]
         if tuple(name for name, _ in live) != self._names or any(p is not row[0] for (_, p), row in zip(live, self._live, strict=True)):
             self._names = tuple(name for name, _ in live)
             self._live = []

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from everloop.contract import Task
+from everloop.contract import NetworkOutput, Task
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical
 from everloop.loop.memory import MEMORIES, Memory
+from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, check_choice, check_range, check_strength
-from everloop.loop.strategies.parts.rng import unnoticed
-
-if TYPE_CHECKING:
-    from everloop.contract import NetworkOutput
-    from everloop.loop.learners.learner import Learner
+from everloop.loop.strategies.parts.rng import preserve_rng_state
 
 
 class Rehearsal(Strategy):
@@ -42,7 +39,7 @@ class Rehearsal(Strategy):
 
     Raises:
         ValueError: If a number is out of its range or `memory` is unknown; on attaching, if the
-            memory needs labels that the learner does not have.
+            memory needs labels that the model does not have.
     """
 
     state: ClassVar[tuple[str, ...]] = ("memory", "past")
@@ -59,20 +56,20 @@ class Rehearsal(Strategy):
         self.memory: Memory = MEMORIES[memory](capacity, seed)
         self.past: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # ids of ended tasks
 
-    def check(self, learner: Learner) -> None:
+    def check(self, model: Model) -> None:
         labels = self.memory.group_by == "target" or self.memory.score_by is not None
-        if labels and not learner.labelled:
-            raise ValueError(f"memory is {type(self.memory).__name__}, which needs labels, allowed where there are none: reservoir, ring")
-        if self.memory.group_by == "target" and not isinstance(learner.likelihood, Categorical):
-            raise ValueError(f"memory is {type(self.memory).__name__}, which needs one class an example, allowed here: reservoir, ring")
+        if labels and not model.labelled:
+            raise ValueError(f"memory {type(self.memory).__name__} needs labels, which this learner does not have; use reservoir or ring")
+        if self.memory.group_by == "target" and not isinstance(model.likelihood, Categorical):
+            raise ValueError(f"memory {type(self.memory).__name__} needs one class for each example; use reservoir or ring")
 
-    def begin_task(self, task: Task, learner: Learner) -> None:
+    def begin_task(self, task: Task, model: Model) -> None:
         self.past = self.past[self.past != task.id]  # a task that comes back is fresh again
 
-    def observe(self, batch: Batch, learner: Learner) -> None:
-        kept, rows = self.memory.reserve(len(batch), self._groups(batch), self._scores(batch, learner))
+    def observe(self, batch: Batch, model: Model) -> None:
+        kept, rows = self.memory.reserve(len(batch), self._groups(batch), self._scores(batch, model))
         if len(kept):
-            self.store(rows, batch if len(kept) == len(batch) and (np.diff(kept) > 0).all() else batch[torch.from_numpy(kept)], learner)
+            self.store(rows, batch if len(kept) == len(batch) and (np.diff(kept) > 0).all() else batch[torch.from_numpy(kept)], model)
 
     def _groups(self, batch: Batch) -> npt.NDArray[np.int64] | None:
         """What the memory balances: labels or tasks."""
@@ -82,58 +79,58 @@ class Rehearsal(Strategy):
         assert field is not None, "a batch of a world has tasks, and one of a stream labels"
         return (field if self.memory.group_by == "task" else field[0]).cpu().numpy()
 
-    def _scores(self, batch: Batch, learner: Learner) -> npt.NDArray[np.floating[Any]] | None:
+    def _scores(self, batch: Batch, model: Model) -> npt.NDArray[np.floating[Any]] | None:
         """What the memory ranks examples by."""
         if self.memory.score_by is None:
             return None
-        output = observed_output(batch, learner)
+        output = observed_output(batch, model)
         if self.memory.score_by == "entropy":
-            return learner.likelihood.entropy(output).sum(0).cpu().numpy()
+            return model.likelihood.entropy(output).sum(0).cpu().numpy()
         assert batch.target is not None
-        return -learner.likelihood.log_prob(output, batch.target).sum(0).cpu().numpy()
+        return -model.likelihood.log_prob(output, batch.target).sum(0).cpu().numpy()
 
-    def store(self, rows: npt.NDArray[np.int64], batch: Batch, learner: Learner) -> None:
+    def store(self, rows: npt.NDArray[np.int64], batch: Batch, model: Model) -> None:
         """Write `batch` with the target it would have now."""
-        output = observed_output(batch, learner) if self.stores_output else None
-        self.memory.write(rows, replace(batch, target=learner.targets(batch), output=output, action=None, value=None).to_items())
+        output = observed_output(batch, model) if self.stores_output else None
+        self.memory.write(rows, replace(batch, target=model.targets(batch), output=output, action=None, value=None).to_items())
 
-    def read(self, rows: npt.NDArray[np.int64], learner: Learner) -> Batch:
+    def read(self, rows: npt.NDArray[np.int64], model: Model) -> Batch:
         """The examples in `rows`."""
-        return Batch.from_items(self.memory.read(rows), learner.device)
+        return Batch.from_items(self.memory.read(rows), model.device)
 
-    def draw(self, learner: Learner, tasks: npt.NDArray[np.int64] | None = None, count: int | None = None) -> Batch | None:
+    def draw(self, model: Model, tasks: npt.NDArray[np.int64] | None = None, count: int | None = None) -> Batch | None:
         """Stored examples to learn from, `batch_size` unless `count` says otherwise, of all tasks or of these; None without any."""
         rows = self.memory.draw(self.batch_size if count is None else count, tasks)
-        return learner.augmented(self.read(rows, learner)) if len(rows) else None
+        return model.augmented(self.read(rows, model)) if len(rows) else None
 
-    def recall_loss(self, learner: Learner, stored: Batch, output: NetworkOutput) -> Tensor:
+    def recall_loss(self, model: Model, stored: Batch, output: NetworkOutput) -> Tensor:
         """strength * mean loss of what was recalled."""
         assert stored.target is not None
-        return self.strength * learner.loss_of(output.prediction, stored.target)
+        return self.strength * model.loss_of(output.prediction, stored.target)
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
-        if not learner.labelled and not self.stores_output:
-            self._store_again(self.memory.rows_of(np.array([task.id])), learner)
+    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+        if not model.labelled and not self.stores_output:
+            self._store_again(self.memory.rows_of(np.array([task.id])), model)
         self.past = np.append(self.past, task.id)
         shares = self.memory.balance()
-        learner.on_log({f"memory/{type(self).__name__}/class_{label}": share for label, share in shares.items()})
+        model.on_log({f"memory/{type(self).__name__}/class_{label}": share for label, share in shares.items()})
 
-    def _store_again(self, rows: npt.NDArray[np.int64], learner: Learner) -> None:
+    def _store_again(self, rows: npt.NDArray[np.int64], model: Model) -> None:
         """With the target that the examples in `rows` would have now."""
         for begin in range(0, len(rows), 256):
             chunk = rows[begin : begin + 256]
-            self.store(chunk, self.read(chunk, learner), learner)
+            self.store(chunk, self.read(chunk, model), model)
 
 
-def observed_output(batch: Batch, learner: Learner) -> Tensor:
+def observed_output(batch: Batch, model: Model) -> Tensor:
     """What the network put out for `batch`; where the algorithm did not say it is asked as in training, without a trace."""
     if batch.output is not None:
         return batch.output
-    with torch.no_grad(), unnoticed(learner):
-        return learner.outputs_with(batch, learner.buffers_aside())
+    with torch.no_grad(), preserve_rng_state(model):
+        return model.outputs_with(batch, model.copied_buffers())
 
 
-def check_labels(learner: Learner, strategy: str, instead: str) -> None:
+def check_labels(model: Model, strategy: str, instead: str) -> None:
     """Raise ValueError unless examples are of one class each, with a label."""
-    if not learner.labelled or not isinstance(learner.likelihood, Categorical):
-        raise ValueError(f"{strategy} needs a class for each example, allowed here: {instead}")
+    if not model.labelled or not isinstance(model.likelihood, Categorical):
+        raise ValueError(f"{strategy} needs one class label for each example; use {instead}")

@@ -4,37 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from everloop.loop.model import Model
 from everloop.loop.state import Stateful
 
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
-
-def freeze_below(learner: Learner) -> None:
+def freeze_below(model: Model) -> None:
     """From now on only the last layer and a value head are trained, and what comes anew."""
-    heads = set(head_weights(learner))
-    for p in learner.module.parameters():
+    heads = set(head_weights(model))
+    for p in model.module.parameters():
         if p not in heads:
             p.requires_grad_(False)
             p.grad = None
 
 
-def check_may_freeze(learner: Learner, strategy: str) -> None:
+def check_may_freeze(model: Model, strategy: str) -> None:
     """Raise ValueError beside what shares out the weights among tasks, as none is left after the first."""
-    for other in learner.strategies:
+    for other in model.strategies:
         if other.traits.task_id and not other.traits.grows:
-            raise ValueError(f"{strategy} freezes the weights that {type(other).__name__} shares out among tasks, allowed: one of the two")
+            raise ValueError(f"{strategy} freezes weights that {type(other).__name__} divides among tasks; use one of the two")
 
 
-def head_weights(learner: Learner) -> list[nn.Parameter]:
+def head_weights(model: Model) -> list[nn.Parameter]:
     """Of the last layer and, in control, the value head, on which no output depends."""
-    value = [p for name, p in learner.module.named_parameters() if name.startswith("value")]
-    return [*learner.last_layer().parameters(), *value]
+    value = [p for name, p in model.module.named_parameters() if name.startswith("value")]
+    return [*model.last_layer().parameters(), *value]
 
 
 class TaskHeads(Stateful):
@@ -48,26 +45,26 @@ class TaskHeads(Stateful):
     def __init__(self) -> None:
         self.kept: dict[int, dict[str, Tensor]] = {}  # task id -> weight and bias
 
-    def keep(self, task: int, learner: Learner) -> None:
+    def keep(self, task: int, model: Model) -> None:
         """Now is how `task`'s head is to be."""
-        self.kept[task] = {name: p.detach().clone() for name, p in learner.last_layer().named_parameters()}
+        self.kept[task] = {name: p.detach().clone() for name, p in model.last_layer().named_parameters()}
 
     def forget(self, task: int) -> None:
         """`task` is learned again: its head is the one that is trained now."""
         self.kept.pop(task, None)
 
-    def resume(self, task: int, learner: Learner) -> None:
+    def resume(self, task: int, model: Model) -> None:
         """`task` is learned again, from the head that it had."""
         if task in self.kept:
-            self._load(dict(learner.last_layer().named_parameters()), self.kept.pop(task))
+            self._load(dict(model.last_layer().named_parameters()), self.kept.pop(task))
 
     @contextmanager
-    def shown(self, task: int, learner: Learner) -> Iterator[None]:
+    def shown(self, task: int, model: Model) -> Iterator[None]:
         """The last layer as it was at the end of `task`; as it is, if that has not ended."""
         if task not in self.kept:
             yield
             return
-        layer = dict(learner.last_layer().named_parameters())
+        layer = dict(model.last_layer().named_parameters())
         now = {name: p.detach().clone() for name, p in layer.items()}
         self._load(layer, self.kept[task])
         try:

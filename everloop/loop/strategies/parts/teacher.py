@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
+from everloop.loop.model import Model
 
 
 class Teacher:
-    """A frozen copy of a learner's network. Its state holds the weights; `restore` makes the network again."""
+    """A frozen copy of a model's network. Its state holds the weights; `restore` makes the network again."""
 
     def __init__(self) -> None:
         self.module: nn.Module | None = None
         self._weights: Mapping[str, Tensor] | None = None  # of a loaded state
 
-    def copy(self, learner: Learner) -> None:
+    def copy(self, model: Model) -> None:
         """The network as it is now."""
-        self.module = learner.frozen_copy()
+        self.module = model.frozen_copy()
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.module is None else {name: value.clone() for name, value in self.module.state_dict().items()}
@@ -28,17 +27,17 @@ class Teacher:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.module, self._weights = None, state or None
 
-    def restore(self, learner: Learner) -> None:
-        """The network of a loaded state, made from the learner's.
+    def restore(self, model: Model) -> None:
+        """The network of a loaded state, made from the model's.
 
         Raises:
             ValueError: Beside a strategy that adds weights: the copy may have had fewer of them.
         """
         if self._weights is None:
             return
-        for other in learner.strategies:
+        for other in model.strategies:
             if other.adds_weights:
                 raise ValueError(f"a network copied before {type(other).__name__} added weights can't be restored; begin the run anew")
-        self.module = learner.frozen_copy()
+        self.module = model.frozen_copy()
         self.module.load_state_dict(self._weights)
         self._weights = None

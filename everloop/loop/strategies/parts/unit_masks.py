@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
+from everloop.loop.model import Model
 
 Layer = nn.Linear | nn.Conv2d
 MASK = "unit_mask"
 
 
-def hidden_layers(learner: Learner) -> dict[str, Layer]:
+def hidden_layers(model: Model) -> dict[str, Layer]:
     """The layers whose outputs (features, channels) are units: trained, below the last one, with weights of their own."""
-    last, parts = learner.last_layer(), dict(learner.module.named_modules())
+    last, parts = model.last_layer(), dict(model.module.named_modules())
     owners = Counter(p for part in parts.values() for p in part._parameters.values())
     return {
         name: layer
@@ -48,7 +46,7 @@ def _mask(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def inputs_used(learner: Learner, examples: Batch, layers: Mapping[str, Layer], generator: torch.Generator) -> dict[str, Tensor]:
+def inputs_used(model: Model, examples: Batch, layers: Mapping[str, Layer], generator: torch.Generator) -> dict[str, Tensor]:
     """Of each layer that is called: 0 for the inputs that are 0 only because masks are, 1 for the others.
 
     Noise takes the place of all units' outputs, first with the masks and then without.
@@ -65,25 +63,25 @@ def inputs_used(learner: Learner, examples: Batch, layers: Mapping[str, Layer], 
         return noise if len(alive) == 2 else _mask(layer, inputs, noise)
 
     handles = [layer.register_forward_pre_hook(look) for layer in names] + [layer.register_forward_hook(disturb) for layer in names]
-    with learner.judging():
+    with model.evaluating():
         for _ in range(2):
             alive.append({})
-            learner.outputs(examples)
+            model.outputs(examples)
     for handle in handles:
         handle.remove()
     return {name: (on | ~alive[1][name]).to(layers[name].weight.dtype) for name, on in alive[0].items()}
 
 
 def weights_used(
-    learner: Learner, examples: Batch, layers: Mapping[str, Layer], units: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+    model: Model, examples: Batch, layers: Mapping[str, Layer], units: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """By name, of each weight on which the outputs depend, but for the last layer's: min(unit, input), of a bias the unit.
 
     1 where it leads to no unit: of a norm, of a layer that is not among `inputs`.
     """
-    weights, last = learner.weights(), set(learner.last_layer().parameters())
-    with torch.enable_grad(), learner.judging():
-        found = torch.autograd.grad(learner.outputs(examples).sum(), list(weights.values()), allow_unused=True)
+    weights, last = model.weights(), set(model.last_layer().parameters())
+    with torch.enable_grad(), model.evaluating():
+        found = torch.autograd.grad(model.outputs(examples).sum(), list(weights.values()), allow_unused=True)
     used: dict[Tensor, Tensor] = {
         p: torch.ones_like(p) for p, g in zip(weights.values(), found, strict=True) if g is not None and p not in last
     }

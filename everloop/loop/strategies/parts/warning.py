@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical
+from everloop.loop.model import Model
 from everloop.loop.state import Stateful
-
-if TYPE_CHECKING:
-    from everloop.loop.learners.learner import Learner
 
 
 class ClassIncrementalWarning(Stateful):
@@ -27,11 +24,11 @@ class ClassIncrementalWarning(Stateful):
         self.strategy, self.labels = strategy, set[int]()
         self.said = False
 
-    def look(self, learner: Learner, batches: Sequence[Batch]) -> None:
+    def look(self, model: Model, batches: Sequence[Batch]) -> None:
         """At a task's end, with examples of it."""
-        if any(strategy.traits.examples for strategy in learner.strategies):
+        if any(strategy.traits.examples for strategy in model.strategies):
             return  # stored examples do what the penalty cannot
-        if self.said or not learner.labelled or not isinstance(learner.likelihood, Categorical) or learner.told:
+        if self.said or not model.labelled or not isinstance(model.likelihood, Categorical) or model.task_aware:
             return
         labels = {int(label) for batch in batches if batch.target is not None for label in batch.target.flatten().tolist()}
         if self.labels and labels and not labels & self.labels:
