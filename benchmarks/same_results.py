@@ -80,7 +80,7 @@ class DigitsByPPO(SplitDigits):
         from sb3_contrib import RecurrentPPO
         from stable_baselines3 import PPO
 
-        from everloop.loop.sb3.on_policy import SB3Learner
+        from everloop.loop import SB3Learner
 
         def network(space: Any, actions: Any) -> Agent:
             size = likelihood_for(actions).size()
