@@ -10,10 +10,11 @@ from typing import Any, get_type_hints
 
 from everloop.loop import STRATEGIES
 from everloop.scenarios import SCENARIOS
-from everloop.scenarios.experiment import PLAIN, Experiment, check_strategies, find_strategy, is_strategy, make_strategy, strategy_key
+from everloop.scenarios.experiment import Experiment
 from everloop.scenarios.names import Factory, factories, find_object, find_optimizer, first_required, from_registry, import_module, is_path
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import Given, Schema, Setting, check, check_values, convert, read_words, read_yaml, schema_of, with_files
+from everloop.scenarios.strategies import PLAIN, check_strategies, find_strategy, is_strategy, make_strategy, strategy_key
 
 FLAGS = ("overwrite", "quiet", "json", "help", "print_config")
 """Flags that take no value."""

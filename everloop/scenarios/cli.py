@@ -23,7 +23,7 @@ from everloop.scenarios import SCENARIOS
 from everloop.scenarios.advise import Situation, advise, by_reason, next_command, remarks
 from everloop.scenarios.compare import COLUMNS, Compare, Comparisons, compare
 from everloop.scenarios.compare_output import check_picture, picture, print_comparisons, to_csv, to_dict, to_latex, write
-from everloop.scenarios.experiment import command
+from everloop.scenarios.environment import command
 from everloop.scenarios.help import first_line, help_text
 from everloop.scenarios.names import did_you_mean
 from everloop.scenarios.reproduce import Reproduce, reproduce, tables

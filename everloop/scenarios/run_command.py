@@ -21,7 +21,7 @@ from rich.console import Console
 from everloop.loop import STRATEGIES, NotFiniteError, Result, Strategy
 from everloop.scenarios import SCENARIOS, arguments
 from everloop.scenarios.arguments import GENERAL, WHERE, Request
-from everloop.scenarios.experiment import JOINT, PLAIN, Experiment, check_pictures, find_strategy, scenario_path, strategy_key
+from everloop.scenarios.experiment import Experiment, check_pictures, scenario_path
 from everloop.scenarios.folder import ERROR, RESULT, Unwritable, complete, files_of, holds
 from everloop.scenarios.help import commented_yaml, first_line, help_text
 from everloop.scenarios.jobs import Terminated, run_all
@@ -30,6 +30,7 @@ from everloop.scenarios.progress import Progress
 from everloop.scenarios.report import print_scores
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import Schema, Setting
+from everloop.scenarios.strategies import JOINT, PLAIN, find_strategy, strategy_key
 
 USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 BAD_INPUT = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)

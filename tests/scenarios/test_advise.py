@@ -63,7 +63,7 @@ def test_what_is_said_to_fit_where_the_task_is_told_is_not_refused_there(name: s
     if {a.name: a.fits for a in advise(Situation(task_id="told"))}[name]:
         learner.attach([STRATEGIES[name]()])
     else:
-        with pytest.raises(ValueError, match="allowed"):
+        with pytest.raises(ValueError, match=r"allowed|needs|use "):
             learner.attach([STRATEGIES[name]()])
 
 
@@ -95,7 +95,7 @@ def test_what_is_said_to_fit_a_kind_of_world_is_not_refused_there(name: str) -> 
             learner.attach([strategy])
             assert learner.strategies == [strategy]
         else:
-            with pytest.raises(ValueError, match="allowed"):
+            with pytest.raises(ValueError, match=r"allowed|needs|use "):
                 learner.attach([strategy])
 
 

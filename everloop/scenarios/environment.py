@@ -1,0 +1,75 @@
+"""What a run was made with: command, versions, machine."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import everloop
+
+PLAIN, JOINT = "none", "joint"
+
+PACKAGES = (
+    *("everloop", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "einops", "scipy", "scikit-learn"),
+    *("tensorboard", "matplotlib", "jsonargparse", "rich", "pyyaml"),
+)
+
+
+def command() -> str:
+    """The command line of this process."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["everloop" if program == "__main__.py" else program, *sys.argv[1:]])
+
+
+def environment() -> dict[str, Any]:
+    """What a run was made with: command, time, machine, versions."""
+    return {
+        "command": command(),
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "machine": platform.platform(),
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    """The model of the CPU, as Linux names it; elsewhere what the platform says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """The revision of everloop's source, "-dirty" if it was changed; None outside a checkout of it."""
+
+    def git(*words: str) -> str:
+        here = Path(everloop.__file__).parent
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # else the repository around is somebody else's
+        return git("describe", "--always", "--dirty", "--abbrev=40")
+    except (OSError, subprocess.CalledProcessError):
+        return None
