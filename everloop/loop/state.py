@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +23,7 @@ class Stateful:
 
     def state_dict(self) -> dict[str, Any]:
         """The attributes by name."""
-        return {name: pack(getattr(self, name)) for name in declared(type(self))}
+        return packed(self, declared(type(self)))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
@@ -37,6 +37,17 @@ class Stateful:
 def declared(cls: type[Any]) -> list[str]:
     """The names in `state` of a class and of its bases, those of the bases first."""
     return [name for base in reversed(cls.__mro__) for name in vars(base).get("state", ())]
+
+
+def packed(owner: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Copies of the attributes of `owner` with these names."""
+    return {name: pack(getattr(owner, name)) for name in names}
+
+
+def restore(owner: Any, attributes: Mapping[str, Any]) -> None:
+    """Give `owner` copies of what `packed` gave."""
+    for name, value in attributes.items():
+        setattr(owner, name, pack(value))
 
 
 def unpack_into(owner: Any, state: Mapping[str, Any]) -> None:

@@ -56,11 +56,16 @@ class Accompanied(Model):
         gradients = [p.grad for p in self.updater.parameters if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
 
+    @property
+    def networks(self) -> nn.Module:
+        """All that training changes the weights of."""
+        return self.module
+
     def learned(self) -> dict[str, Any]:
         """What learning changes: the network, the optimizer, and the strategies with what they store."""
         return {
             "strategies": states_of(self.strategies),
-            "module": pack(dict(self.module.state_dict())),
+            "module": pack(dict(self.networks.state_dict())),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
         }
 
@@ -71,7 +76,7 @@ class Accompanied(Model):
             ValueError: For the state of another network or of other strategies.
         """
         load_states(self.strategies, state["strategies"], self)  # first: the network gets the weights back that they had added
-        load_weights(self.module, state["module"])
+        load_weights(self.networks, state["module"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 

@@ -20,7 +20,7 @@ from everloop.loop.learners.learner import Learner
 from everloop.loop.learners.learning_rate import RATES
 from everloop.loop.learners.training import Training
 from everloop.loop.likelihood import Categorical, Tags, likelihood_for
-from everloop.loop.state import pack
+from everloop.loop.state import packed, restore
 from everloop.loop.strategies.base import Strategy
 from everloop.loop.world import check_finite, labels_of, play
 
@@ -136,12 +136,11 @@ class SupervisedLearner(Learner):
         self.rate.load_state_dict(state["rate"])
 
     def position(self) -> dict[str, Any]:
-        return {**super().position(), "own": {name: pack(getattr(self, name)) for name in POSITION}, "updater": self.updater.state_dict()}
+        return {**super().position(), "own": packed(self, POSITION), "updater": self.updater.state_dict()}
 
     def load_position(self, state: Mapping[str, Any]) -> None:
         super().load_position(state)
-        for name in POSITION:
-            setattr(self, name, pack(state["own"][name]))
+        restore(self, state["own"])
         self.updater.load_state_dict(state["updater"])
 
     def advance(self) -> int:

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from everloop.contract import Output, World
 from everloop.loop.batch import Batch
-from everloop.loop.learners.accompanied import load_weights
 from everloop.loop.learners.learner import Learner
 from everloop.loop.sb3.vec_env import WorldVecEnv, pictures
-from everloop.loop.state import pack
+from everloop.loop.state import packed, restore
 
 NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -155,18 +154,23 @@ class SB3Base(Learner):
         """Those of SB3 beside the one that strategies accompany."""
         return {}
 
+    @property
+    def networks(self) -> nn.Module:
+        """SB3's policy: critics and targets beside the network that strategies see."""
+        policy: nn.Module = self.policy
+        return policy
+
     def learned(self) -> dict[str, Any]:
         others = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in self._optimizers().items()}
-        return {**super().learned(), "policy": pack(dict(self.policy.state_dict())), "optimizers": others}
+        return {**super().learned(), "optimizers": others}
 
     def load_learned(self, state: Mapping[str, Any]) -> None:
         super().load_learned(state)
-        load_weights(self.policy, state["policy"])
         for name, optimizer in self._optimizers().items():
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
 
     def position(self) -> dict[str, Any]:
-        counters = {name: pack(getattr(self.model, name)) for name in COUNTERS if hasattr(self.model, name)}
+        counters = packed(self.model, [name for name in COUNTERS if hasattr(self.model, name)])
         episodes = {name: list(getattr(self.model, name) or []) for name in EPISODES}
         actions = self.model.action_space.np_random.bit_generator.state
         own = {"total": self._total, "counters": counters, "episodes": episodes, "actions": actions, "env": self.env.state_dict()}
@@ -175,8 +179,7 @@ class SB3Base(Learner):
     def load_position(self, state: Mapping[str, Any]) -> None:
         super().load_position(state)
         self._total = state["total"]
-        for name, value in state["counters"].items():
-            setattr(self.model, name, pack(value))
+        restore(self.model, state["counters"])
         for name, value in state["episodes"].items():
             setattr(self.model, name, deque(value, maxlen=self.model._stats_window_size))
         self.model.action_space.np_random.bit_generator.state = state["actions"]

@@ -28,7 +28,7 @@ from everloop.loop.sb3.base import (
     as_world,
     optimizer_arguments,
 )
-from everloop.loop.state import pack
+from everloop.loop.state import pack, packed, restore
 
 ACTION = "action"
 BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "pos", "full")
@@ -198,13 +198,11 @@ class OffPolicyLearner(SB3Base):
         super().begin(tasks, steps)
 
     def position(self) -> dict[str, Any]:
-        buffer = {name: pack(getattr(self.model.replay_buffer, name)) for name in BUFFER}
-        return {**super().position(), "buffer": buffer, "tasks": self._tasks}
+        return {**super().position(), "buffer": packed(self.model.replay_buffer, BUFFER), "tasks": self._tasks}
 
     def load_position(self, state: Mapping[str, Any]) -> None:
         super().load_position(state)
-        for name in BUFFER:
-            setattr(self.model.replay_buffer, name, pack(state["buffer"][name]))
+        restore(self.model.replay_buffer, state["buffer"])
         self._tasks = state["tasks"]
 
     def _collect(self) -> Batch:

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
 from everloop.contract import Observation, World
-from everloop.loop.state import pack
+from everloop.loop.state import packed, restore
 from everloop.loop.world import check_finite, play
 
 STATE = ("tasks", "played", "steps", "_obs", "_returns", "_lengths", "_seeds")
@@ -98,12 +98,11 @@ class WorldVecEnv(VecEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """What lies between the world and SB3: who plays what, what is shown, returns and lengths so far."""
-        return {name: pack(getattr(self, name)) for name in STATE}
+        return packed(self, STATE)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        for name in STATE:
-            setattr(self, name, pack(state[name]))
+        restore(self, state)
 
     def _indices(self, indices: int | Iterable[int] | None) -> list[int]:
         return list(range(self.num_envs)) if indices is None else list(np.atleast_1d(np.asarray(indices)))

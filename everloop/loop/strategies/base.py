@@ -32,7 +32,7 @@ from torch import Tensor
 from everloop.contract import NetworkOutput, Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.state import declared, pack, unpack_into
+from everloop.loop.state import declared, packed, unpack_into
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Strategy:
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the attributes named in `state`: what a resumed run needs besides the network and the optimizer."""
-        return {name: pack(getattr(self, name)) for name in declared(type(self))}
+        return packed(self, declared(type(self)))
 
     def load_state_dict(self, state: Mapping[str, Any], model: Model) -> None:
         """Restore a saved state. The strategy must be attached to `model` first.
