@@ -29,7 +29,31 @@ def find_task(tasks: Sequence[Task], key: Any) -> Task:
     raise ValueError(f"unknown task {key!r}: choose an id from 0 to {len(tasks) - 1} or one of {names}")
 
 
-class TaskEnv(gym.Env[Observation, Any]):
+class _Described:
+    """What a world says of its tasks, unless a subclass knows better."""
+
+    tasks: tuple[Task, ...]
+
+    def reference(self, task: int | str) -> tuple[float, float]:
+        """(return of a random agent, return of the best known agent) in one episode of `task`.
+
+        Both are nan unless a subclass knows them: a score that nobody can scale is not zero.
+        """
+        find_task(self.tasks, task)
+        return float("nan"), float("nan")
+
+    def metric(self, task: int | str) -> Metric:
+        """What an evaluation of `task` measures: the return, unless a subclass says otherwise."""
+        find_task(self.tasks, task)
+        return RETURN
+
+    def examples(self, task: int | str) -> int | None:
+        """The number of examples in one pass over the task's data; None: this is no data set."""
+        find_task(self.tasks, task)
+        return None
+
+
+class TaskEnv(_Described, gym.Env[Observation, Any]):
     """A single-copy world. Subclass it to write your own.
 
     A subclass sets `tasks`, the two spaces and `reward_range`, and in its `reset` calls
@@ -52,24 +76,6 @@ class TaskEnv(gym.Env[Observation, Any]):
         super().reset(seed=seed)
         return {}, {"task": self.task.id}
 
-    def reference(self, task: int | str) -> tuple[float, float]:
-        """(return of a random agent, return of the best known agent) in one episode of `task`.
-
-        Both are nan unless a subclass knows them: a score that nobody can scale is not zero.
-        """
-        find_task(self.tasks, task)
-        return float("nan"), float("nan")
-
-    def metric(self, task: int | str) -> Metric:
-        """What an evaluation of `task` measures: the return, unless a subclass says otherwise."""
-        find_task(self.tasks, task)
-        return RETURN
-
-    def examples(self, task: int | str) -> int | None:
-        """The number of examples in one pass over the task's data; None: this is no data set."""
-        find_task(self.tasks, task)
-        return None
-
     def state_dict(self) -> dict[str, Any] | None:
         """Where the world stands, for `load_state_dict`; None: it can't say."""
         return None
@@ -79,7 +85,7 @@ class TaskEnv(gym.Env[Observation, Any]):
         raise NotImplementedError(f"{type(self).__name__} gives no state, so it takes none")
 
 
-class TaskVectorEnv(VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]]):
+class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]]):
     """A natively batched world: `num_envs` copies advanced by one array operation.
 
     A subclass sets `tasks`, `single_observation_space`, `single_action_space`, `horizon` and
@@ -156,21 +162,6 @@ class TaskVectorEnv(VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]]):
             info |= {"final_obs": final, "_final_obs": truncated.copy()}
             info |= {"final_info": final_info, "_final_info": truncated.copy()}
         return observation, rewards, np.zeros(self.num_envs, dtype=np.bool_), truncated, info
-
-    def reference(self, task: int | str) -> tuple[float, float]:
-        """(return of a random agent, return of the best known agent) in one episode of `task`."""
-        find_task(self.tasks, task)
-        return float("nan"), float("nan")
-
-    def metric(self, task: int | str) -> Metric:
-        """What an evaluation of `task` measures: the return, unless a subclass says otherwise."""
-        find_task(self.tasks, task)
-        return RETURN
-
-    def examples(self, task: int | str) -> int | None:
-        """The number of examples in one pass over the task's data; None: this is no data set."""
-        find_task(self.tasks, task)
-        return None
 
     def state_dict(self) -> dict[str, Any] | None:
         """Where every copy stands, for `load_state_dict` of a world made alike; None if a subclass can't say."""
