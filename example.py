@@ -1,7 +1,8 @@
-"""The demo: forgetting, and remembering, in both kinds of world. `python example.py`, at most 3 minutes on 2 cores.
+"""The demo: forgetting, and remembering, in both kinds of world. `python example.py`, at most 3
+minutes on 2 cores.
 
-One agent learns three control tasks in a row, another one ten digits two at a time; each once with plain
-fine-tuning, which forgets, and once with EWC + replay, which does not.
+One agent learns three control tasks in a row, another one ten digits two at a time; each once with
+plain fine-tuning, which forgets, and once with EWC + replay, which does not.
 """
 
 import argparse
@@ -21,11 +22,20 @@ STRATEGIES = {"plain fine-tuning": ["none"], "EWC + replay": ["ewc", "replay"]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("everloop-demo"), help="for runs and picture; the demo's old ones are replaced")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("everloop-demo"),
+        help="for runs and picture; the demo's old ones are replaced",
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # so small a network gains nothing from more, and loses much beside a busy neighbour
+    torch.set_num_threads(
+        1
+    )  # so small a network gains nothing from more, and loses much beside a busy neighbour
     console, began = Console(), time.perf_counter()
     results: dict[str, Result] = {}
     for scenario in SCENARIOS:
@@ -38,15 +48,23 @@ def main() -> None:
                 results[name] = experiment.run([progress])
     console.print()
     for scenario in SCENARIOS:
-        print_scores({name: result for name, result in results.items() if name.startswith(scenario.name)}, console)
+        print_scores(
+            {name: result for name, result in results.items() if name.startswith(scenario.name)},
+            console,
+        )
     picture = arguments.out / "scores.png"
     score_matrix_figure(results).savefig(picture, dpi=120)
     console.print(
-        f"switching-plant: 0 is a random agent, 1 the best known; split-digits: accuracy in %. Took {time.perf_counter() - began:.0f} s.",
+        "switching-plant: 0 is a random agent, 1 the best known; split-digits: accuracy in %. "
+        f"Took {time.perf_counter() - began:.0f} s.",
         highlight=False,
     )
     console.print(f"picture of the matrices: {picture}", highlight=False, soft_wrap=True)
-    console.print(f"see it live:             tensorboard --logdir {arguments.out}", highlight=False, soft_wrap=True)
+    console.print(
+        f"see it live:             tensorboard --logdir {arguments.out}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

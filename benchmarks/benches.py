@@ -1,4 +1,6 @@
-"""Learners without a loop around them, for what measures single steps: `ready` makes one, `ratio` times two of them in turns."""
+"""Learners without a loop around them, for what measures single steps: `ready` makes one, `ratio`
+times two of them in turns.
+"""
 
 import statistics
 import time
@@ -14,16 +16,30 @@ from torch import nn
 
 from everloop.agents import MLP, Agent, Classifier, ConvNet5, GrowingMLP, ProgressiveMLP
 from everloop.contract import Task
-from everloop.loop import STRATEGIES, Batch, Categorical, ICaRL, Learner, NestedOptimizer, Strategy, SupervisedLearner, levels_by_depth
+from everloop.loop import (
+    STRATEGIES,
+    Batch,
+    Categorical,
+    ICaRL,
+    Learner,
+    NestedOptimizer,
+    Strategy,
+    SupervisedLearner,
+    levels_by_depth,
+)
 from everloop.loop.learners.learning_rate import RATES
 from everloop.loop.sb3.on_policy import SB3Learner
 from everloop.scenarios.switching_plant import SwitchingPlant
 
 BATCH, CLASSES = 128, 10
-COLUMN = 40  # units in each layer of `progressive`'s columns: a hundred of 400 would hold 800 million weights
+# units in each layer of `progressive`'s columns: a hundred of 400 would hold 800 million weights
+COLUMN = 40
 CONTROL = "control"
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{name: {"capacity": 1000, "batch_size": BATCH} for name in ("replay", "der", "er_ace", "mir", "icarl", "agem", "gem")},
+    **{
+        name: {"capacity": 1000, "batch_size": BATCH}
+        for name in ("replay", "der", "er_ace", "mir", "icarl", "agem", "gem")
+    },
     "derpp": {"capacity": 1000, "batch_size": BATCH // 2},  # it draws twice
     "ewc": {"strength": 1.0},
     "packnet": {"retrain_steps": 1},
@@ -44,7 +60,9 @@ class Bench(SupervisedLearner):
     def __init__(self, module: nn.Module, strategies: list[Strategy], nested: bool = False) -> None:
         adam = torch.optim.Adam(module.parameters(), lr=1e-4, fused=True)
         self.module, self.likelihood = module, Categorical(CLASSES)
-        self.optimizer = NestedOptimizer(adam, levels_by_depth(module, [1, 2, 4])) if nested else adam
+        self.optimizer = (
+            NestedOptimizer(adam, levels_by_depth(module, [1, 2, 4])) if nested else adam
+        )
         self.rate = RATES["constant"](self.optimizer)
         self.task_aware = not any(isinstance(strategy, ICaRL) for strategy in strategies)
         self.attach(strategies)
@@ -58,7 +76,10 @@ class Bench(SupervisedLearner):
         self._update(batch, batch.target, output, recalled, parts=1)
 
 
-BACKBONES: dict[str, Callable[..., Any]] = {"progressive": partial(ProgressiveMLP, hidden=(COLUMN, COLUMN)), "growth": GrowingMLP}
+BACKBONES: dict[str, Callable[..., Any]] = {
+    "progressive": partial(ProgressiveMLP, hidden=(COLUMN, COLUMN)),
+    "growth": GrowingMLP,
+}
 
 
 def mlp(strategy: str = "") -> nn.Module:
@@ -71,7 +92,12 @@ def convnet() -> nn.Module:
 
 
 def agent() -> nn.Module:
-    space = spaces.Dict({"image": spaces.Box(0, 255, (28, 28, 1), np.uint8), "sensor": spaces.Box(-1, 1, (16,), np.float32)})
+    space = spaces.Dict(
+        {
+            "image": spaces.Box(0, 255, (28, 28, 1), np.uint8),
+            "sensor": spaces.Box(-1, 1, (16,), np.float32),
+        }
+    )
     return Agent(space, CLASSES, token_size=192, hidden_size=384)
 
 
@@ -85,24 +111,37 @@ def fresh(network: str, seed: int, task: int = 0) -> Batch:
     if network == "agent":
         obs["sensor"] = torch.rand(1, BATCH, 16, generator=g)
     start = torch.ones(1, BATCH, dtype=torch.bool)
-    return Batch(obs, start, target=torch.randint(CLASSES, (1, BATCH), generator=g), task=torch.full((BATCH,), task))
+    return Batch(
+        obs,
+        start,
+        target=torch.randint(CLASSES, (1, BATCH), generator=g),
+        task=torch.full((BATCH,), task),
+    )
 
 
 def ready(network: str, name: str, tasks: int = 1, plain: bool = False) -> Step:
-    """Training steps with a strategy (or "nested" levels) that has ended `tasks` tasks and begun another; `plain`: without it."""
+    """Training steps with a strategy (or "nested" levels) that has ended `tasks` tasks and begun
+    another; `plain`: without it.
+    """
     torch.manual_seed(0)
     if network == CONTROL:
         return _in_control([] if plain else [STRATEGIES[name](**IN_CONTROL)], tasks)
     settings = SETTINGS.get(name, {}) | ({"limit": min(tasks, 10)} if name == "growth" else {})
     strategies = [] if plain or name == "nested" else [STRATEGIES[name](**settings)]
-    bench = Bench(mlp(name) if network == "mlp" else NETWORKS[network](), strategies, nested=name == "nested" and not plain)
+    bench = Bench(
+        mlp(name) if network == "mlp" else NETWORKS[network](),
+        strategies,
+        nested=name == "nested" and not plain,
+    )
     _live(bench, tasks, bench.update, lambda k, seed: fresh(network, seed, k))
     batches = [fresh(network, 7 + i, tasks) for i in range(8)]
     return lambda i: bench.update(batches[i % 8])
 
 
 def _in_control(strategies: list[Strategy], tasks: int) -> Step:
-    """PPO of `switching-plant`; a step is all that follows a rollout: 20 updates, and what the strategies do with it."""
+    """PPO of `switching-plant`; a step is all that follows a rollout: 20 updates, and what the
+    strategies do with it.
+    """
     scenario = SwitchingPlant()
     learner = cast(SB3Learner, scenario.learner(scenario.world("train", 32, 0), 0))
     learner.attach(strategies)
@@ -124,8 +163,15 @@ def _in_control(strategies: list[Strategy], tasks: int) -> Step:
     return step
 
 
-def _live(learner: Learner, tasks: int, update: Callable[[Batch], None], batch: Callable[[int, int], Batch]) -> None:
-    """`tasks` tasks of 100 batches in all, so that memories are full of them, and the begin of another."""
+def _live(
+    learner: Learner,
+    tasks: int,
+    update: Callable[[Batch], None],
+    batch: Callable[[int, int], Batch],
+) -> None:
+    """`tasks` tasks of 100 batches in all, so that memories are full of them, and the begin of
+    another.
+    """
     for k in range(tasks + 1):
         for strategy in learner.strategies:
             strategy.begin_task(Task(k, str(k)), learner)

@@ -1,4 +1,5 @@
-"""Strategies by hand, each a loop over arrays in memory, as short and fast as it goes: what `whole_runs.py` measures ours against.
+"""Strategies by hand, each a loop over arrays in memory, as short and fast as it goes: what
+`whole_runs.py` measures ours against.
 
 Every function trains through all tasks and yields after each.
 """
@@ -32,7 +33,9 @@ class Hand:
     """The network, its optimizer and the data, as anybody would have them."""
 
     def __init__(self, module: Classifier, data: Examples, phases: list[Phase]) -> None:
-        self.net = nn.Sequential(*module.backbone.get_submodule("layers").children(), module.heads.linear)
+        self.net = nn.Sequential(
+            *module.backbone.get_submodule("layers").children(), module.heads.linear
+        )
         self.weights: list[Tensor] = list(self.net.parameters())
         self.phases = phases
         self.adam = torch.optim.Adam(self.weights, lr=RATE, fused=True)
@@ -69,8 +72,12 @@ def none(h: Hand) -> Run:
         yield
 
 
-def pulled(h: Hand, strength: float, importance: Callable[[Hand, Tensor, Tensor], list[Tensor]], mean: bool) -> Run:
-    """EWC and MAS: the center is the mean of the tasks' weights, weighed by importance, or those of the last task."""
+def pulled(
+    h: Hand, strength: float, importance: Callable[[Hand, Tensor, Tensor], list[Tensor]], mean: bool
+) -> Run:
+    """EWC and MAS: the center is the mean of the tasks' weights, weighed by importance, or those of
+    the last task.
+    """
     P: list[Tensor] = []
     c, shift = h.copies(), h.copies()
     for phase in h.phases:
@@ -82,7 +89,10 @@ def pulled(h: Hand, strength: float, importance: Callable[[Hand, Tensor, Tensor]
         new, now = importance(h, *h.examples(phase.end)), h.copies()
         P = [a + b for a, b in zip(P, new, strict=True)] if P else new
         c = (
-            [c_i + F_i / P_i.clamp(min=torch.finfo(P_i.dtype).tiny) * (w - c_i) for c_i, P_i, F_i, w in zip(c, P, new, now, strict=True)]
+            [
+                c_i + F_i / P_i.clamp(min=torch.finfo(P_i.dtype).tiny) * (w - c_i)
+                for c_i, P_i, F_i, w in zip(c, P, new, now, strict=True)
+            ]
             if mean
             else now
         )
@@ -90,7 +100,9 @@ def pulled(h: Hand, strength: float, importance: Callable[[Hand, Tensor, Tensor]
 
 
 def powers(h: Hand, x: Tensor, score: Callable[[Tensor], Tensor], power: int) -> list[Tensor]:
-    """Mean over examples of |gradient|^power: (g^power)' a^power, layer by layer, after one backward pass for all."""
+    """Mean over examples of |gradient|^power: (g^power)' a^power, layer by layer, after one
+    backward pass for all.
+    """
     z, inputs, outs = pixels(x), [], []
     for layer in h.net:
         if isinstance(layer, nn.Linear):
@@ -102,14 +114,21 @@ def powers(h: Hand, x: Tensor, score: Callable[[Tensor], Tensor], power: int) ->
 
 
 def ewc(h: Hand) -> Run:
-    return pulled(h, 100.0, lambda h, x, y: powers(h, x, lambda z: F.cross_entropy(z, y, reduction="sum"), 2), mean=True)
+    return pulled(
+        h,
+        100.0,
+        lambda h, x, y: powers(h, x, lambda z: F.cross_entropy(z, y, reduction="sum"), 2),
+        mean=True,
+    )
 
 
 def mas(h: Hand) -> Run:
     return pulled(h, 0.2, lambda h, x, y: powers(h, x, lambda z: (z**2).sum(), 1), mean=False)
 
 
-def learn_near(h: Hand, phase: Phase, c: list[Tensor], strength: float, shift: list[Tensor]) -> None:
+def learn_near(
+    h: Hand, phase: Phase, c: list[Tensor], strength: float, shift: list[Tensor]
+) -> None:
     """g += strength * (w - c), where there are centres."""
     for x, y in h.batches(phase):
         grads = h.backward(F.cross_entropy(h.outputs(x), y))
@@ -137,7 +156,9 @@ class Pulled:
 
     def step(self, grads: list[Tensor]) -> None:
         h = self.h
-        for p, g, P_i, c_i, b, out, s in zip(h.weights, grads, self.P, self.c, self.before, self.pull, self.shift, strict=True):
+        for p, g, P_i, c_i, b, out, s in zip(
+            h.weights, grads, self.P, self.c, self.before, self.pull, self.shift, strict=True
+        ):
             b.copy_(p.detach())
             p.grad = torch.addcmul(g, torch.sub(b, c_i, out=s), P_i, value=2.0, out=out)
         h.adam.step()
@@ -168,7 +189,12 @@ def lwf(h: Hand) -> Run:
             if k:
                 with torch.no_grad():
                     target = F.log_softmax(teacher(pixels(x))[:, seen] / T, -1)
-                loss = loss + k * T**2 * F.kl_div(F.log_softmax(z[:, seen] / T, -1), target, log_target=True, reduction="batchmean")
+                loss = loss + k * T**2 * F.kl_div(
+                    F.log_softmax(z[:, seen] / T, -1),
+                    target,
+                    log_target=True,
+                    reduction="batchmean",
+                )
             h.backward(loss)
             h.adam.step()
         teacher = copy.deepcopy(h.net)
@@ -178,7 +204,9 @@ def lwf(h: Hand) -> Run:
 
 def packnet(h: Hand) -> Run:
     owner = [torch.zeros_like(p, dtype=torch.int16) for p in h.weights]
-    free, owned, kept = ([torch.full_like(p, value) for p in h.weights] for value in (1.0, 0.0, 0.0))
+    free, owned, kept = (
+        [torch.full_like(p, value) for p in h.weights] for value in (1.0, 0.0, 0.0)
+    )
     generator = torch.Generator().manual_seed(0)
     for k, phase in enumerate(h.phases, 1):
         for x, y in h.batches(phase):
@@ -198,7 +226,9 @@ def packnet(h: Hand) -> Run:
 
 @torch.no_grad()
 def claim(h: Hand, owner: list[Tensor], k: int) -> None:
-    """Half of the free weights of every matrix are task k's, the rest become 0; biases are the first task's."""
+    """Half of the free weights of every matrix are task k's, the rest become 0; biases are the
+    first task's.
+    """
     for p, o in zip(h.weights, owner, strict=True):
         if p.ndim < 2:
             o[o == 0] = 1

@@ -1,4 +1,6 @@
-"""Rehearsal of chosen examples by hand, for `whole_runs.py`: which are kept, which are recalled, or what they are good for."""
+"""Rehearsal of chosen examples by hand, for `whole_runs.py`: which are kept, which are recalled, or
+what they are good for.
+"""
 
 import copy
 import math
@@ -41,7 +43,10 @@ def mir(h: Hand) -> Run:
 
 
 def la_maml(h: Hand) -> Run:
-    """In first order; fast weights take a step on each fifth of the fresh batch. The slow ones need no optimizer."""
+    """In first order; fast weights take a step on each fifth of the fresh batch.
+
+    The slow ones need no optimizer.
+    """
     buffer, size = Buffer(), -(-BATCH // 5)
     rates = [torch.full_like(p, 0.1) for p in h.weights]
     for k, phase in enumerate(h.phases):
@@ -53,7 +58,9 @@ def la_maml(h: Hand) -> Run:
             z, together = pixels(torch.cat([x, stored])), torch.cat([y, labels])
             fast, steps = [p.detach() for p in h.weights], [-r.clamp(min=0) for r in rates]
             led, meta, drift = ([torch.zeros_like(p) for p in h.weights] for _ in range(3))
-            for part, target in zip(torch.split(z[:BATCH], size), torch.split(y, size), strict=True):
+            for part, target in zip(
+                torch.split(z[:BATCH], size), torch.split(y, size), strict=True
+            ):
                 grads = slopes(fast, part, target)
                 torch._foreach_add_(led, grads)
                 fast = list(torch._foreach_addcmul(fast, steps, grads))
@@ -62,7 +69,9 @@ def la_maml(h: Hand) -> Run:
                 torch._foreach_addcmul_(drift, grads, led)
             torch._foreach_add_(rates, drift, alpha=0.1 / 5)
             with torch.no_grad():
-                torch._foreach_addcmul_(h.weights, [r.clamp(min=0) for r in rates], meta, value=-1 / 5)
+                torch._foreach_addcmul_(
+                    h.weights, [r.clamp(min=0) for r in rates], meta, value=-1 / 5
+                )
         yield
 
 
@@ -87,7 +96,9 @@ def icarl(h: Hand) -> Run:
             if teacher is not None:
                 with torch.no_grad():
                     target[:, old] = torch.sigmoid(teacher(z)[:, old])
-            h.backward(F.binary_cross_entropy_with_logits(h.net(z), target, reduction="sum") / BATCH)
+            h.backward(
+                F.binary_cross_entropy_with_logits(h.net(z), target, reduction="sum") / BATCH
+            )
             h.adam.step()
         choose(h, capacity, exemplars, *h.examples(phase.end))
         teacher = copy.deepcopy(h.net)
@@ -107,7 +118,9 @@ def choose(h: Hand, capacity: int, exemplars: dict[int, Tensor], x: Tensor, y: T
 
 
 def herded(features: Tensor, count: int) -> list[int]:
-    """Each time the one that brings the mean nearest, in double precision: the nearest ones hardly differ."""
+    """Each time the one that brings the mean nearest, in double precision: the nearest ones hardly
+    differ.
+    """
     features = features.double()
     squares, missing, order = features.square().sum(1), features.mean(0), list[int]()
     mean = missing.clone()
@@ -119,7 +132,9 @@ def herded(features: Tensor, count: int) -> list[int]:
 
 
 class Balanced:
-    """Of every class a uniform sample, all as large as they come (Chrysakis & Moens 2020, algorithm 1)."""
+    """Of every class a uniform sample, all as large as they come (Chrysakis & Moens 2020, algorithm
+    1).
+    """
 
     def __init__(self) -> None:
         self.x, self.y = np.zeros((CAPACITY, 784), np.uint8), np.zeros(CAPACITY, np.int64)
@@ -128,7 +143,9 @@ class Balanced:
         self.seen: Counter[int] = Counter()
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        for image, label, chances in zip(x.numpy(), y.tolist(), self.rng.random((len(x), 2)).tolist(), strict=True):
+        for image, label, chances in zip(
+            x.numpy(), y.tolist(), self.rng.random((len(x), 2)).tolist(), strict=True
+        ):
             row = self.place(label, *chances)
             if row >= 0:
                 self.x[row], self.y[row] = image, label
@@ -142,7 +159,9 @@ class Balanced:
             self.size += 1
             return self.size - 1
         most = max(map(len, self.rows.values()))
-        if len(rows) < most and len(rows) + 1 == self.seen[label]:  # all of this class are kept so far
+        if (
+            len(rows) < most and len(rows) + 1 == self.seen[label]
+        ):  # all of this class are kept so far
             largest = [rows for rows in self.rows.values() if len(rows) == most]
             rows = largest[int(chance * len(largest))]
         elif chance * self.seen[label] >= len(rows):
@@ -167,7 +186,12 @@ def gdumb(h: Hand) -> Run:
             for j, rows in enumerate(np.array_split(memory.rng.permutation(memory.size), parts)):
                 way = (1 + math.cos(math.pi * (i * parts + j) / (epochs * parts))) / 2
                 sgd.param_groups[0]["lr"] = FULL_RATE * (0.01 + 0.99 * way)
-                h.backward(F.cross_entropy(h.outputs(torch.from_numpy(memory.x[rows])), torch.from_numpy(memory.y[rows])))
+                h.backward(
+                    F.cross_entropy(
+                        h.outputs(torch.from_numpy(memory.x[rows])),
+                        torch.from_numpy(memory.y[rows]),
+                    )
+                )
                 nn.utils.clip_grad_norm_(h.weights, 10.0)
                 sgd.step()
         yield

@@ -1,4 +1,6 @@
-"""Strategies of the Fisher information with labels drawn from the model, by hand, for `whole_runs.py`."""
+"""Strategies of the Fisher information with labels drawn from the model, by hand, for
+`whole_runs.py`.
+"""
 
 from functools import partial
 
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 
 def drawn_loss(z: Tensor, seed: int) -> Tensor:
     """Summed cross-entropy with labels that are drawn from the model."""
-    labels = torch.multinomial(z.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(seed))[:, 0]
+    labels = torch.multinomial(
+        z.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(seed)
+    )[:, 0]
     return F.cross_entropy(z, labels, reduction="sum")
 
 
@@ -41,7 +45,9 @@ def rwalk(h: Hand) -> Run:
                 if fisher:
                     close_interval()
                 new = powers(h, x, partial(drawn_loss, seed=next_seed(generator)), 2)
-                fisher = [0.1 * a + 0.9 * b for a, b in zip(fisher, new, strict=True)] if fisher else new
+                fisher = (
+                    [0.1 * a + 0.9 * b for a, b in zip(fisher, new, strict=True)] if fisher else new
+                )
             path.step(grads)
         close_interval()
         now = scaled(score)
@@ -57,11 +63,15 @@ def with_bias(layer: nn.Linear) -> Tensor:
 
 def ewc_kfac(h: Hand) -> Run:
     generator, layers = torch.Generator().manual_seed(0), linear_layers(h)
-    held: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in layers]  # of each task A, G and the weights then
+    held: list[list[tuple[Tensor, Tensor, Tensor]]] = [
+        [] for _ in layers
+    ]  # of each task A, G and the weights then
     for phase in h.phases:
         for x, y in h.batches(phase):
             grads = h.backward(F.cross_entropy(h.outputs(x), y))
-            for layer, tasks, g, g_bias in zip(layers, held, grads[::2], grads[1::2], strict=True) if held[0] else ():
+            for layer, tasks, g, g_bias in (
+                zip(layers, held, grads[::2], grads[1::2], strict=True) if held[0] else ()
+            ):
                 now = with_bias(layer)
                 pull = torch.zeros_like(now)
                 for A, G, then in tasks:

@@ -1,4 +1,6 @@
-"""Meta-training before the first task, by hand, for `whole_runs.py`: the first phase holds its batches, (iterations, steps, BATCH)."""
+"""Meta-training before the first task, by hand, for `whole_runs.py`: the first phase holds its
+batches, (iterations, steps, BATCH).
+"""
 
 from collections.abc import Callable
 
@@ -37,7 +39,9 @@ def maml(h: Hand) -> Run:
     def improve(h: Hand, rows: Rows) -> None:
         adapted: list[Tensor] = h.weights
         for x, y in map(h.examples, rows[:STEPS]):
-            grads = torch.autograd.grad(F.cross_entropy(through(pixels(x), adapted), y), adapted, create_graph=True)
+            grads = torch.autograd.grad(
+                F.cross_entropy(through(pixels(x), adapted), y), adapted, create_graph=True
+            )
             adapted = list(torch._foreach_sub(adapted, torch._foreach_mul(grads, INNER)))
         x, y = h.examples(rows[STEPS])
         grads = torch.autograd.grad(F.cross_entropy(through(pixels(x), adapted), y), h.weights)

@@ -1,4 +1,6 @@
-"""Strategies that make the network another one, by hand, for `whole_runs.py`; `weights` are in the order of ours."""
+"""Strategies that make the network another one, by hand, for `whole_runs.py`; `weights` are in the
+order of ours.
+"""
 
 from typing import Any
 
@@ -40,8 +42,16 @@ def hat(h: Hand) -> Run:
                 for e_i, a_i, pull in zip(e, a, sparsity, strict=True):
                     slope = torch.sigmoid(e_i) * torch.sigmoid(-e_i) * ((s * e_i).abs() <= 50.0)
                     e_i.sub_(0.05 * 400 * slope * (a_i.grad + pull)).clamp_(-6.0, 6.0)
-        past = [torch.maximum(u, (e_i > 0).to(torch.get_default_dtype())) for u, e_i in zip(past, e, strict=True)]
-        used = [past[0][:, None].expand_as(hidden[0].weight).contiguous(), past[0], torch.minimum(past[1][:, None], past[0]), past[1]]
+        past = [
+            torch.maximum(u, (e_i > 0).to(torch.get_default_dtype()))
+            for u, e_i in zip(past, e, strict=True)
+        ]
+        used = [
+            past[0][:, None].expand_as(hidden[0].weight).contiguous(),
+            past[0],
+            torch.minimum(past[1][:, None], past[0]),
+            past[1],
+        ]
         now = h.copies()
         kept = now[:-2]
         tasks.append((e, now[-2:]))
@@ -60,12 +70,17 @@ def lora(h: Hand) -> Run:
             torch.manual_seed(next_seed(generator))
             for layer, A, B in zip(hidden, down, up, strict=True):
                 layer.requires_grad_(False)
-                new = nn.Linear(layer.in_features, RANK, bias=False), nn.Linear(RANK, layer.out_features, bias=False)
+                new = (
+                    nn.Linear(layer.in_features, RANK, bias=False),
+                    nn.Linear(RANK, layer.out_features, bias=False),
+                )
                 new[0].reset_parameters()  # peft draws it twice
                 A.append(new[0].weight)
                 B.append(nn.init.zeros_(new[1].weight))
             h.adam.zero_grad()
-            h.adam.add_param_group({"params": [part[-1] for pair in zip(down, up, strict=True) for part in pair]})
+            h.adam.add_param_group(
+                {"params": [part[-1] for pair in zip(down, up, strict=True) for part in pair]}
+            )
         for x, y in h.batches(phase):
             z = pixels(x)
             for layer, A, B in zip(hidden, down, up, strict=True):
@@ -73,13 +88,19 @@ def lora(h: Hand) -> Run:
             h.backward(F.cross_entropy(head(z), y))
             h.adam.step()
         heads.append(h.copies()[-2:])
-        h.weights = [p for layer, A, B in zip(hidden, down, up, strict=True) for p in (*layer.parameters(), *A, *B)]
+        h.weights = [
+            p
+            for layer, A, B in zip(hidden, down, up, strict=True)
+            for p in (*layer.parameters(), *A, *B)
+        ]
         h.weights += head.parameters()
         yield
 
 
 def progressive(h: Hand) -> Run:
-    """Of earlier columns only the first layers are read: those of all are computed at once, and nothing else of them is."""
+    """Of earlier columns only the first layers are read: those of all are computed at once, and
+    nothing else of them is.
+    """
     generator = torch.Generator().manual_seed(0)
     first, second, head = linear_layers(h)
     columns: list[list[Tensor]] = [[*first.parameters(), *second.parameters()]]
@@ -89,11 +110,16 @@ def progressive(h: Hand) -> Run:
     for k, phase in enumerate(h.phases):
         if k:
             torch.manual_seed(next_seed(generator))
-            frozen = [torch.cat([a, b.detach()]) for a, b in zip(frozen, first.parameters(), strict=True)]
+            frozen = [
+                torch.cat([a, b.detach()]) for a, b in zip(frozen, first.parameters(), strict=True)
+            ]
             for p in columns[-1]:
                 p.requires_grad_(False)
             h.adam.zero_grad()
-            first, second = nn.Linear(first.in_features, first.out_features), nn.Linear(second.in_features, second.out_features)
+            first, second = (
+                nn.Linear(first.in_features, first.out_features),
+                nn.Linear(second.in_features, second.out_features),
+            )
             lateral = nn.Linear(len(frozen[0]), second.out_features, bias=False)
             columns.append([p for layer in (first, second, lateral) for p in layer.parameters()])
             h.adam.add_param_group({"params": columns[-1]})
@@ -127,7 +153,10 @@ def growth(h: Hand) -> Run:
             if len(losses) == patience and len(branches) < 10:
                 if sum(losses) / patience > 0.3:
                     torch.manual_seed(next_seed(generator))
-                    up, down = nn.Linear(first.in_features, 64), nn.Linear(64, second.out_features, bias=False)
+                    up, down = (
+                        nn.Linear(first.in_features, 64),
+                        nn.Linear(64, second.out_features, bias=False),
+                    )
                     nn.init.zeros_(down.weight)
                     branches.append(nn.Sequential(up, nn.ReLU(), down))
                     h.adam.add_param_group({"params": list(branches[-1].parameters())})

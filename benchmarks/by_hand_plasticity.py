@@ -7,7 +7,12 @@ import torch.nn.functional as F
 from by_hand import Hand, Run, learn_near, pixels
 from torch import Tensor, nn
 
-REPLACED, MATURITY, INTERVAL, DECAY = 1e-3, 20, 10, 0.99  # continual backpropagation: share a step, steps, steps, a step
+REPLACED, MATURITY, INTERVAL, DECAY = (
+    1e-3,
+    20,
+    10,
+    0.99,
+)  # continual backpropagation: share a step, steps, steps, a step
 
 
 def next_seed(generator: torch.Generator) -> int:
@@ -31,7 +36,11 @@ def shrink_and_perturb(h: Hand) -> Run:
     for k, phase in enumerate(h.phases):
         if k:
             torch.manual_seed(next_seed(generator))
-            drawn = [p.detach() for layer in linear_layers(h) for p in nn.Linear(layer.in_features, layer.out_features).parameters()]
+            drawn = [
+                p.detach()
+                for layer in linear_layers(h)
+                for p in nn.Linear(layer.in_features, layer.out_features).parameters()
+            ]
             with torch.no_grad():
                 torch._foreach_mul_(h.weights, 0.8)
                 torch._foreach_add_(h.weights, drawn, alpha=0.1)
@@ -58,9 +67,13 @@ class Units:
         self.due -= count
         return self.utility.masked_fill(~mature, torch.inf).topk(count, largest=False).indices
 
-    def replace(self, units: Tensor, adam: torch.optim.Optimizer, generator: torch.Generator) -> None:
+    def replace(
+        self, units: Tensor, adam: torch.optim.Optimizer, generator: torch.Generator
+    ) -> None:
         bound = self.reads.in_features**-0.5
-        drawn = torch.rand(len(units), self.reads.in_features, generator=generator) * 2 * bound - bound
+        drawn = (
+            torch.rand(len(units), self.reads.in_features, generator=generator) * 2 * bound - bound
+        )
         for p, where, new in (
             (self.reads.weight, units, drawn),
             (self.reads.bias, units, 0.0),

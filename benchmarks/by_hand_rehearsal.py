@@ -1,4 +1,6 @@
-"""Rehearsal by hand, for `whole_runs.py`: stored examples share a forward pass with the fresh ones, where their gradients may be mixed."""
+"""Rehearsal by hand, for `whole_runs.py`: stored examples share a forward pass with the fresh ones,
+where their gradients may be mixed.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,12 +47,22 @@ class Buffer:
         return torch.from_numpy(self.x[rows]), torch.from_numpy(self.y[rows])
 
 
-def rehearsed(h: Hand, loss: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor], past_only: bool = False) -> Run:
-    """loss: of (outputs for fresh examples, labels; outputs for stored ones, labels, outputs then)."""
+def rehearsed(
+    h: Hand,
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
+    past_only: bool = False,
+) -> Run:
+    """loss: of (outputs for fresh examples, labels; outputs for stored ones, labels,
+    outputs then).
+    """
     buffer = Buffer()
     for k, phase in enumerate(h.phases):
         for x, y in h.batches(phase):
-            drawn = buffer.draw(k if past_only else None) if buffer.offered and (k or not past_only) else None
+            drawn = (
+                buffer.draw(k if past_only else None)
+                if buffer.offered and (k or not past_only)
+                else None
+            )
             if drawn is None:
                 z = h.outputs(x)
                 h.backward(F.cross_entropy(z, y))
@@ -65,18 +77,28 @@ def rehearsed(h: Hand, loss: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], 
 
 
 def replay(h: Hand) -> Run:
-    return rehearsed(h, lambda z, y, old, labels, then: F.cross_entropy(z, y) + F.cross_entropy(old, labels), past_only=True)
+    return rehearsed(
+        h,
+        lambda z, y, old, labels, then: F.cross_entropy(z, y) + F.cross_entropy(old, labels),
+        past_only=True,
+    )
 
 
 def der(h: Hand) -> Run:
-    return rehearsed(h, lambda z, y, old, labels, then: F.cross_entropy(z, y) + 0.5 * F.mse_loss(old, then))
+    return rehearsed(
+        h, lambda z, y, old, labels, then: F.cross_entropy(z, y) + 0.5 * F.mse_loss(old, then)
+    )
 
 
 def derpp(h: Hand) -> Run:
     n = BATCH // 2
 
     def loss(z: Tensor, y: Tensor, old: Tensor, labels: Tensor, then: Tensor) -> Tensor:
-        return F.cross_entropy(z, y) + 0.5 * F.mse_loss(old[:n], then[:n]) + 0.5 * F.cross_entropy(old[n:], labels[n:])
+        return (
+            F.cross_entropy(z, y)
+            + 0.5 * F.mse_loss(old[:n], then[:n])
+            + 0.5 * F.cross_entropy(old[n:], labels[n:])
+        )
 
     return rehearsed(h, loss)
 
@@ -101,8 +123,12 @@ def agem(h: Hand) -> Run:
             grads = h.backward(F.cross_entropy(h.outputs(x), y))
             if k:
                 stored, labels = buffer.read(buffer.draw(k))
-                reference = torch.autograd.grad(F.cross_entropy(h.outputs(stored), labels), h.weights)
-                dot = sum(float(a.flatten() @ b.flatten()) for a, b in zip(grads, reference, strict=True))
+                reference = torch.autograd.grad(
+                    F.cross_entropy(h.outputs(stored), labels), h.weights
+                )
+                dot = sum(
+                    float(a.flatten() @ b.flatten()) for a, b in zip(grads, reference, strict=True)
+                )
                 if dot < 0:
                     size = sum(float(b.flatten() @ b.flatten()) for b in reference)
                     torch._foreach_add_(grads, reference, alpha=-dot / size)
@@ -111,7 +137,9 @@ def agem(h: Hand) -> Run:
 
 
 def gem(h: Hand) -> Run:
-    """The memory has equal parts from the beginning, where ours divides what there is among the tasks so far; it holds rows of the data."""
+    """The memory has equal parts from the beginning, where ours divides what there is among the
+    tasks so far; it holds rows of the data.
+    """
     part, rng = CAPACITY // len(h.phases), np.random.default_rng(0)
     memory = np.zeros((len(h.phases), part), np.int64)  # of each task the last ones
     for k, phase in enumerate(h.phases):
@@ -119,13 +147,22 @@ def gem(h: Hand) -> Run:
             grads = h.backward(F.cross_entropy(h.outputs(x), y))
             if k:
                 drawn = [h.examples(memory[i][rng.integers(0, part, BATCH)]) for i in range(k)]
-                G = torch.stack([flat(torch.autograd.grad(F.cross_entropy(h.outputs(x), y), h.weights)) for x, y in drawn])
+                G = torch.stack(
+                    [
+                        flat(torch.autograd.grad(F.cross_entropy(h.outputs(x), y), h.weights))
+                        for x, y in drawn
+                    ]
+                )
                 dots = G @ flat(grads)
                 if (dots < 0).any():
-                    L = np.linalg.cholesky((G @ G.T).double().numpy() + 1e-3 * np.eye(k))  # as its authors do
+                    L = np.linalg.cholesky(
+                        (G @ G.T).double().numpy() + 1e-3 * np.eye(k)
+                    )  # as its authors do
                     v = nnls(L.T, -np.linalg.solve(L, dots.double().numpy()))[0]
                     pull = torch.from_numpy(v).to(G) @ G
-                    for g, add in zip(grads, torch.split(pull, [g.numel() for g in grads]), strict=True):
+                    for g, add in zip(
+                        grads, torch.split(pull, [g.numel() for g in grads]), strict=True
+                    ):
                         g += add.view_as(g)
             h.adam.step()
         memory[k] = phase.rows.flatten()[-part:]

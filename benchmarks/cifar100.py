@@ -1,10 +1,11 @@
-"""Single-pass split CIFAR-100: `python benchmarks/cifar100.py --data DIR`, where DIR holds cifar100 and cifar10.
+"""Single-pass split CIFAR-100: `python benchmarks/cifar100.py --data DIR`, where DIR holds cifar100
+and cifar10.
 
-10 tasks of 10 classes in an order drawn by the seed, each training image seen once; one network, optimizer, rate and
-batch for all methods. Prints the table of docs/results.md: accuracy over all tasks after the last one and forgetting
-(Chaudhry et al. 2018), both in % of the test images, mean over the seeds and the seeds' own values.
-`--held-out` measures on 5,000 training images that are left out of training: for choosing settings. Runs that the
-folder already holds are not repeated.
+10 tasks of 10 classes in an order drawn by the seed, each training image seen once; one network,
+optimizer, rate and batch for all methods. Prints the table of docs/results.md: accuracy over all
+tasks after the last one and forgetting (Chaudhry et al. 2018), both in % of the test images, mean
+over the seeds and the seeds' own values. `--held-out` measures on 5,000 training images that are
+left out of training: for choosing settings. Runs that the folder already holds are not repeated.
 """
 
 import argparse
@@ -19,7 +20,16 @@ from everloop.loop.results.metrics import forgetting
 
 COMMON = [
     *("--epochs", "1", "--batch-size", "10", "--eval-every", "1000000"),
-    *("--architecture", "convnet", "--width", "512", "--pretrain-epochs", "25", "--training.learning-rate", "0.0003"),
+    *(
+        "--architecture",
+        "convnet",
+        "--width",
+        "512",
+        "--pretrain-epochs",
+        "25",
+        "--training.learning-rate",
+        "0.0003",
+    ),
 ]
 REPLAY = ["--replay.capacity", "2000", "--replay.batch-size", "32"]
 NESTED = ["--periods", "[1,2,4]"]
@@ -28,7 +38,15 @@ METHODS = {
     "ewc": ["--strategies", "ewc", "--ewc.strength", "100", "--consolidation-steps", "52"],
     "replay": ["--strategies", "replay", *REPLAY],
     "nested": ["--strategies", "none", *NESTED],
-    "ewc,replay": ["--strategies", "ewc,replay", *REPLAY, "--ewc.strength", "30", "--consolidation-steps", "52"],
+    "ewc,replay": [
+        "--strategies",
+        "ewc,replay",
+        *REPLAY,
+        "--ewc.strength",
+        "30",
+        "--consolidation-steps",
+        "52",
+    ],
     "replay, nested": ["--strategies", "replay", *REPLAY, *NESTED],
     "joint": ["--strategies", "joint"],
 }
@@ -50,7 +68,9 @@ def experiment(kind: str, method: str, seed: int, args: argparse.Namespace) -> d
         "--class-seed",
         str(seed),
     ]
-    return run(words, args.out / ("held-out" if args.held_out else "test") / kind / method / str(seed))
+    return run(
+        words, args.out / ("held-out" if args.held_out else "test") / kind / method / str(seed)
+    )
 
 
 def main() -> None:
@@ -73,11 +93,19 @@ def main() -> None:
     print("| scenario | method | accuracy | forgetting | learning accuracy |")
     print("|---|---|---|---|---|")
     for kind, method in ((kind, method) for kind in args.kinds for method in args.methods):
-        tables = [np.array(runs[seed, kind, method].result()["scores"], dtype=float) for seed in args.seeds]
+        tables = [
+            np.array(runs[seed, kind, method].result()["scores"], dtype=float)
+            for seed in args.seeds
+        ]
         phases = [[task] for task in range(10)] if method != "joint" else [list(range(10))]
         forgotten = cell([forgetting(table.tolist(), phases) for table in tables], 1)
-        learned = cell([None if method == "joint" else float(table.diagonal().mean()) for table in tables], 1)
-        print(f"| {kind} | {method} | {cell([table[-1].mean() for table in tables], 1)} | {forgotten} | {learned} |")
+        learned = cell(
+            [None if method == "joint" else float(table.diagonal().mean()) for table in tables], 1
+        )
+        print(
+            f"| {kind} | {method} | {cell([table[-1].mean() for table in tables], 1)} | "
+            f"{forgotten} | {learned} |"
+        )
 
 
 if __name__ == "__main__":

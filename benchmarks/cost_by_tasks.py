@@ -1,8 +1,10 @@
-"""A training step with each strategy after 1, 10, 30 and 100 tasks: `python benchmarks/cost_by_tasks.py [--strategies ewc gem]`.
+"""A training step with each strategy after 1, 10, 30 and 100 tasks: `python
+benchmarks/cost_by_tasks.py [--strategies ewc gem]`.
 
-In plain steps of the same run, taken in turns: on the MLP 784-400-400-10, batch 128, fused Adam; `progressive` on columns of 40 units
-a layer against a single one; in control, on switching-plant, all that PPO does with a rollout. `growth` grows with each of the first
-ten tasks, which is its limit. Prints a table and, if all are measured, draws docs/cost_by_tasks.png.
+In plain steps of the same run, taken in turns: on the MLP 784-400-400-10, batch 128, fused Adam;
+`progressive` on columns of 40 units a layer against a single one; in control, on switching-plant,
+all that PPO does with a rollout. `growth` grows with each of the first ten tasks, which is its
+limit. Prints a table and, if all are measured, draws docs/cost_by_tasks.png.
 """
 
 import argparse
@@ -21,10 +23,24 @@ import matplotlib.pyplot as plt
 COUNTS = [1, 10, 30, 100]
 PANELS = {
     "penalties on weights": ["l2", "ewc", "ewc_kfac", "si", "mas", "rwalk"],
-    "rehearsal and distillation": ["replay", "der", "derpp", "er_ace", "mir", "gdumb", "icarl", "lwf"],
+    "rehearsal and distillation": [
+        "replay",
+        "der",
+        "derpp",
+        "er_ace",
+        "mir",
+        "gdumb",
+        "icarl",
+        "lwf",
+    ],
     "gradients, meta-learning": ["gem", "agem", "la_maml", "reptile", "maml"],
     "architecture": ["packnet", "hat", "lora", "progressive", "growth"],
-    "plasticity, nested frequencies": ["continual_backprop", "l2_init", "shrink_and_perturb", "nested"],
+    "plasticity, nested frequencies": [
+        "continual_backprop",
+        "l2_init",
+        "shrink_and_perturb",
+        "nested",
+    ],
     "control (PPO)": [f"{CONTROL}/replay", f"{CONTROL}/clear"],
 }
 NAMES = [name for panel in PANELS.values() for name in panel]
@@ -35,20 +51,33 @@ def costs(name: str) -> list[float]:
     network, _, strategy = name.rpartition("/")
     network = network or "mlp"
     plain = ready(network, strategy, plain=True)
-    return [ratio(plain, ready(network, strategy, tasks), ROUNDS[network] // (1 if tasks < 100 else 2)) for tasks in COUNTS]
+    return [
+        ratio(plain, ready(network, strategy, tasks), ROUNDS[network] // (1 if tasks < 100 else 2))
+        for tasks in COUNTS
+    ]
 
 
 def drawn(found: dict[str, list[float]], picture: Path) -> None:
     figure, panels = plt.subplots(2, 3, figsize=(12, 7), sharex=True, sharey=True)
     for axes, (title, names) in zip(panels.flat, PANELS.items(), strict=True):
         for i, name in enumerate(names):
-            axes.plot(COUNTS, found[name], marker="osv^D<>*"[i], markersize=5, label=name.rpartition("/")[2])
+            axes.plot(
+                COUNTS,
+                found[name],
+                marker="osv^D<>*"[i],
+                markersize=5,
+                label=name.rpartition("/")[2],
+            )
         axes.set(title=title, xscale="log", yscale="log", xticks=COUNTS, xticklabels=COUNTS)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="upper left")
     for axes in panels[:, 0]:
-        axes.set(ylabel="step / plain step", yticks=(values := [1, 2, 5, 10, 20, 50, 100, 200]), yticklabels=values)
+        axes.set(
+            ylabel="step / plain step",
+            yticks=(values := [1, 2, 5, 10, 20, 50, 100, 200]),
+            yticklabels=values,
+        )
     for axes in panels[-1]:
         axes.set_xlabel("tasks ended")
     figure.tight_layout()
@@ -65,7 +94,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print("| strategy | " + " | ".join(f"{n} tasks" for n in COUNTS) + " |\n|---|" + "---|" * len(COUNTS))
+    print(
+        "| strategy | "
+        + " | ".join(f"{n} tasks" for n in COUNTS)
+        + " |\n|---|"
+        + "---|" * len(COUNTS)
+    )
     found = {}
     for name in args.strategies:
         found[name] = costs(name)

@@ -1,8 +1,10 @@
-"""What numbers too small for a float cost a training step: `python benchmarks/denormals.py [--steps 1500]`.
+"""What numbers too small for a float cost a training step: `python benchmarks/denormals.py [--steps
+1500]`.
 
-Two MLPs 784-400-400-2 learn one task and then another whose images leave half of the pixels black. The weights of those pixels have no
-gradient any more, Adam's averages of it shrink below 1e-38, and stay there. One of the two flushes such numbers to 0, as every run of
-everloop does. Fused Adam, batch 128, one thread; steps in turn, medians over a fifth of them.
+Two MLPs 784-400-400-2 learn one task and then another whose images leave half of the pixels black.
+The weights of those pixels have no gradient any more, Adam's averages of it shrink below 1e-38, and
+stay there. One of the two flushes such numbers to 0, as every run of everloop does. Fused Adam,
+batch 128, one thread; steps in turn, medians over a fifth of them.
 """
 
 import argparse
@@ -22,7 +24,9 @@ class Side:
 
     def __init__(self, flush: bool) -> None:
         torch.manual_seed(0)
-        hidden = [part for a, b in pairwise([784, 400, 400]) for part in (nn.Linear(a, b), nn.ReLU())]
+        hidden = [
+            part for a, b in pairwise([784, 400, 400]) for part in (nn.Linear(a, b), nn.ReLU())
+        ]
         self.flush, self.layers = flush, nn.Sequential(*hidden, nn.Linear(400, 2))
         self.adam = torch.optim.Adam(self.layers.parameters(), fused=True)
 
@@ -48,11 +52,16 @@ def main() -> None:
         for _ in range(FIRST):
             side.step(x, y)
     x[:, 392:] = 0.0
-    print("| steps of the second task | as they are (ms) | flushed (ms) | ratio |\n|---|---|---|---|")
+    print(
+        "| steps of the second task | as they are (ms) | flushed (ms) | ratio |\n|---|---|---|---|"
+    )
     for part in range(PARTS):
         pairs = [(kept.step(x, y), flushed.step(x, y)) for _ in range(steps // PARTS)]
         a, b = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
-        print(f"| up to {(part + 1) * (steps // PARTS)} | {a:.2f} | {b:.2f} | {a / b:.2f} |", flush=True)
+        print(
+            f"| up to {(part + 1) * (steps // PARTS)} | {a:.2f} | {b:.2f} | {a / b:.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

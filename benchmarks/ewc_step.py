@@ -1,6 +1,8 @@
-"""What EWC costs a training step of the agent's own network: `python benchmarks/ewc_step.py`. Wanted: a ratio of at most 1.10.
+"""What EWC costs a training step of the agent's own network: `python benchmarks/ewc_step.py`.
+Wanted: a ratio of at most 1.10.
 
-The plain and the EWC learner take turns, step by step, on one thread with fused Adam on both sides; the
+The plain and the EWC learner take turns, step by step, on one thread with fused Adam on both sides;
+the
 medians are compared. Networks: the agent of each scenario, at its batch.
 """
 
@@ -32,7 +34,9 @@ def step_seconds(learner: Learner, batch: Batch) -> float:
 
 
 def training_batch(scenario: Scenario, learner: Learner, steps: int) -> Batch:
-    """A batch as the scenario trains on: for the plant sequences of a minibatch's size, for digits 32 images."""
+    """A batch as the scenario trains on: for the plant sequences of a minibatch's size, for digits
+    32 images.
+    """
     batch = learner.rollout(scenario.world("train", 32, 0), [0], steps, seed=1)
     return replace(batch, target=learner.targets(batch))
 
@@ -47,7 +51,10 @@ def main() -> None:
         a, b = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
         weights = sum(p.numel() for p in plain.module.parameters())
         size = batch.length * len(batch)
-        print(f"  {scenario.name:16} {weights:7,} weights, batch {size:3}: {a:5.2f} ms, {b:5.2f} ms, ratio {b / a:.3f}")
+        print(
+            f"  {scenario.name:16} {weights:7,} weights, batch {size:3}: {a:5.2f} ms, {b:5.2f} ms, "
+            f"ratio {b / a:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
-"""The Fisher information against a loop over examples: `python benchmarks/fisher_speed.py [--networks mlp convnet] [--examples 128]`.
+"""The Fisher information against a loop over examples: `python benchmarks/fisher_speed.py
+[--networks mlp convnet] [--examples 128]`.
 
-Wanted: at least 10 times as fast, and equal to 1e-5. The loop is what people write by hand: for every example a forward pass, autograd
-of log p of a label drawn from the model, squares added up; over all labels a backward pass for each, weighed by its probability. The
-loop gets the labels that ours draws. Networks and batches are those of benches.py. The sides take turns; medians. "a plain pass" is
-the ceiling: how many times as fast as the loop one forward and backward pass of the whole batch is, which knows no example's own gradient.
-Last column: the largest difference of an entry over the largest entry of its tensor, of the worst tensor.
+Wanted: at least 10 times as fast, and equal to 1e-5. The loop is what people write by hand: for
+every example a forward pass, autograd of log p of a label drawn from the model, squares added up;
+over all labels a backward pass for each, weighed by its probability. The loop gets the labels that
+ours draws. Networks and batches are those of benches.py. The sides take turns; medians. "a plain
+pass" is
+the ceiling: how many times as fast as the loop one forward and backward pass of the whole batch is,
+    which knows no example's own gradient.
+Last column: the largest difference of an entry over the largest entry of its tensor, of the worst
+    tensor.
 """
 
 import argparse
@@ -80,7 +85,9 @@ def plain_pass(learner: Bench, batch: Batch, exact: bool) -> Weights:
     with learner.evaluating():
         log_p = torch.log_softmax(learner.outputs(batch)[0], -1)
         for c in range(CLASSES if exact else 1):
-            grads = torch.autograd.grad(log_p[:, c].mean(), list(weights.values()), retain_graph=exact)
+            grads = torch.autograd.grad(
+                log_p[:, c].mean(), list(weights.values()), retain_graph=exact
+            )
     return dict(zip(weights, grads, strict=True))
 
 
@@ -95,11 +102,16 @@ def compared(network: str, examples: int, exact: bool, rounds: int) -> str:
     batch = labelled(learner, fresh(network, 100)[:examples])
     seconds, apart = [], 0.0
     for _ in range(rounds + 1):
-        (a, fast), (b, slow) = timed(lambda: ours(learner, batch, exact)), timed(lambda: by_loop(learner, batch, exact))
+        (a, fast), (b, slow) = (
+            timed(lambda: ours(learner, batch, exact)),
+            timed(lambda: by_loop(learner, batch, exact)),
+        )
         seconds.append((a, b, timed(lambda: plain_pass(learner, batch, exact))[0]))
         apart = max(float((fast[name] - y).abs().max() / y.abs().max()) for name, y in slow.items())
     if not apart < TOLERANCE:
-        raise SystemExit(f"{network}: Fisher information differ by {apart:.0e}, allowed: {TOLERANCE}")
+        raise SystemExit(
+            f"{network}: Fisher information differ by {apart:.0e}, allowed: {TOLERANCE}"
+        )
     a, b, c = (statistics.median(column) for column in zip(*seconds[1:], strict=True))
     return f"{a * 1e3:.1f} | {b * 1e3:.1f} | {b / a:.1f} | {b / c:.1f} | {apart:.0e}"
 
@@ -112,8 +124,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"threads {args.threads}, {args.examples} examples, medians of {args.rounds}; wanted: at least 10 times as fast")
-    print("| network | labels | ours, ms | loop, ms | times as fast | a plain pass | apart |\n|---|---|---|---|---|---|---|")
+    print(
+        f"threads {args.threads}, {args.examples} examples, medians of {args.rounds}; wanted: at "
+        "least 10 times as fast"
+    )
+    print(
+        "| network | labels | ours, ms | loop, ms | times as fast | a plain pass | apart "
+        "|\n|---|---|---|---|---|---|---|"
+    )
     for network in args.networks:
         for exact in (False, True):
             row = compared(network, args.examples, exact, args.rounds)

@@ -1,8 +1,9 @@
-"""How much is forgotten, with and without strategies: `python benchmarks/forgetting.py --out runs/forgetting`.
+"""How much is forgotten, with and without strategies: `python benchmarks/forgetting.py --out
+runs/forgetting`.
 
-Runs every scenario with every set of strategies and seed through the command line, one thread each, as many
-at once as `--jobs` says, and prints the table of docs/results.md: mean over the seeds, and the seeds' own values.
-Runs that the folder already holds are not repeated.
+Runs every scenario with every set of strategies and seed through the command line, one thread each,
+as many at once as `--jobs` says, and prints the table of docs/results.md: mean over the seeds, and
+the seeds' own values. Runs that the folder already holds are not repeated.
 """
 
 import argparse
@@ -36,14 +37,22 @@ def main() -> None:
     args = parser.parse_args()
     keys = [(scenario, strategies) for scenario in args.scenarios for strategies in STRATEGIES]
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = {key: [pool.submit(experiment, *key, seed, args.out) for seed in args.seeds] for key in keys}
+        futures = {
+            key: [pool.submit(experiment, *key, seed, args.out) for seed in args.seeds]
+            for key in keys
+        }
     print("| scenario | strategies | average score | forgetting | average / joint |")
     print("|---|---|---|---|---|")
     for (scenario, strategies), waiting in futures.items():
         results = [future.result() for future in waiting]
-        joint = statistics.mean(future.result()["average_score"] for future in futures[scenario, "joint"])
+        joint = statistics.mean(
+            future.result()["average_score"] for future in futures[scenario, "joint"]
+        )
         share = statistics.mean(result["average_score"] for result in results) / joint
-        average, forgotten = (cell([result[name] for result in results], 3) for name in ("average_score", "forgetting"))
+        average, forgotten = (
+            cell([result[name] for result in results], 3)
+            for name in ("average_score", "forgetting")
+        )
         print(f"| {scenario} | {strategies} | {average} | {forgotten} | {share:.2f} |")
 
 

@@ -1,15 +1,18 @@
-"""GEM's update on one torch thread and on two: `python benchmarks/gem_threads.py [--tasks 5 10 20] [--rounds 40]`.
+"""GEM's update on one torch thread and on two: `python benchmarks/gem_threads.py [--tasks 5 10 20]
+[--rounds 40]`.
 
-Its dual is small, a row for each ended task, and is solved by numpy and scipy beside torch: do two pools of threads fight for the cores?
-On the MLP of benches.py, with as many stored examples of each task as fresh ones, batch 128, a step beside
+Its dual is small, a row for each ended task, and is solved by numpy and scipy beside torch: do two
+pools of threads fight for the cores? On the MLP of benches.py, with as many stored examples of each
+task as fresh ones, batch 128, a step beside
 
 - GEM's whole update: all gradients, the memory, the dual;
-- the same with numpy's and scipy's BLAS held to one thread, to tell whether that one is in torch's way;
+- the same with numpy's and scipy's BLAS held to one thread, to tell whether that one is in torch's
+    way;
 - the same where quadprog solves the dual, if it is installed;
 
-take turns, and for each number of tasks both numbers of threads do. Medians, in plain steps on as many threads; beside them the dual
-alone, in microseconds, on what the update's gradients gave. "used": the share of updates whose gradient opposes a past task's, so that
-there is a dual to solve.
+take turns, and for each number of tasks both numbers of threads do. Medians, in plain steps on as
+many threads; beside them the dual alone, in microseconds, on what the update's gradients gave.
+"used": the share of updates whose gradient opposes a past task's, so that there is a dual to solve.
 """
 
 import argparse
@@ -35,12 +38,16 @@ Solver = Callable[..., npt.NDArray[np.float64]]
 EVERLOOP: Solver = gem.solve_dual
 
 
-def quadprog(P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: float = 0.0) -> npt.NDArray[np.float64]:
+def quadprog(
+    P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: float = 0.0
+) -> npt.NDArray[np.float64]:
     """As GEM's authors call it: argmin v' P v / 2 + q' v with v >= margin."""
     from quadprog import solve_qp  # type: ignore[import-not-found]
 
     n = len(q)
-    v: npt.NDArray[np.float64] = solve_qp(P + 1e-3 * np.eye(n), -q, np.eye(n), np.full(n, margin))[0]
+    v: npt.NDArray[np.float64] = solve_qp(P + 1e-3 * np.eye(n), -q, np.eye(n), np.full(n, margin))[
+        0
+    ]
     return v
 
 
@@ -50,7 +57,9 @@ class Noting:
     def __init__(self, solver: Solver) -> None:
         self.solver, self.calls, self.given = solver, 0, (np.eye(1), -np.ones(1))
 
-    def __call__(self, P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: float) -> npt.NDArray[np.float64]:
+    def __call__(
+        self, P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: float
+    ) -> npt.NDArray[np.float64]:
         self.calls, self.given = self.calls + 1, (P, q)
         return self.solver(P, q, margin)
 
@@ -109,15 +118,20 @@ def measured(tasks: int, threads: list[int], cores: int, rounds: int) -> Iterato
             with threadpool_limits(cores, user_api="blas"):  # as many as numpy takes by itself
                 for name, (learner, solver, limits) in ways.items():
                     with solved_by(solver), limits():
-                        found[n, name].append(seconds(lambda b=batches[i % 8], to=learner: to.update(b)))  # type: ignore[misc]
+                        found[n, name].append(
+                            seconds(lambda b=batches[i % 8], to=learner: to.update(b))  # type: ignore[misc]
+                        )
                 for name, solver in solvers.items():
                     found[n, name].append(seconds(lambda by=solver: by(*noting.given, 0.0)))  # type: ignore[misc]
-    middle = {key: statistics.median(values[min(5, rounds // 2) :]) for key, values in found.items()}
+    middle = {
+        key: statistics.median(values[min(5, rounds // 2) :]) for key, values in found.items()
+    }
     for n in threads:
         steps = [f"{middle[n, name] / middle[n, 'plain']:.2f}" for name in ways if name != "plain"]
         alone = [f"{middle[n, name] * 1e6:.0f}" for name in solvers]
         used = noting.calls / (rounds * len(threads))
-        yield f"| {tasks} | {n} | {' | '.join(steps + [''] * (3 - len(steps)) + alone + [''] * (2 - len(alone)))} | {used:.0%} |"
+        cells = steps + [""] * (3 - len(steps)) + alone + [""] * (2 - len(alone))
+        yield f"| {tasks} | {n} | {' | '.join(cells)} | {used:.0%} |"
 
 
 def main() -> None:
@@ -127,8 +141,14 @@ def main() -> None:
     parser.add_argument("--blas", type=int, default=2, help="threads of numpy's BLAS")
     parser.add_argument("--rounds", type=int, default=40)
     args = parser.parse_args()
-    print(f"batch {BATCH}, BLAS on {args.blas} threads, medians of {args.rounds}; updates in plain steps, the dual alone in us")
-    print("| tasks | torch threads | gem | BLAS on 1 | quadprog | dual: everloop | quadprog | used |\n|---|---|---|---|---|---|---|---|")
+    print(
+        f"batch {BATCH}, BLAS on {args.blas} threads, medians of {args.rounds}; updates in plain "
+        "steps, the dual alone in us"
+    )
+    print(
+        "| tasks | torch threads | gem | BLAS on 1 | quadprog | dual: everloop | quadprog | used "
+        "|\n|---|---|---|---|---|---|---|---|"
+    )
     for tasks in args.tasks:
         for row in measured(tasks, args.threads, args.blas, args.rounds):
             print(row, flush=True)

@@ -1,4 +1,5 @@
-"""What `import everloop` adds after torch and gymnasium: `python benchmarks/import_time.py`. Wanted: at most 0.25 s.
+"""What `import everloop` adds after torch and gymnasium: `python benchmarks/import_time.py`.
+Wanted: at most 0.25 s.
 
 Each round is a fresh interpreter with warm file caches; the median of ten counts.
 """
@@ -14,14 +15,18 @@ import torch, gymnasium
 began = time.perf_counter()
 import everloop
 print(time.perf_counter() - began)
-heavy = [name for name in ("stable_baselines3", "matplotlib", "scipy", "sklearn", "tensorboard") if name in sys.modules]
+packages = "stable_baselines3", "matplotlib", "scipy", "sklearn", "tensorboard"
+heavy = [name for name in packages if name in sys.modules]
 print(",".join(heavy) or "none")
 """
 
 
 def main() -> None:
     command = [sys.executable, "-c", CODE]
-    rounds = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(ROUNDS)]
+    rounds = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(ROUNDS)
+    ]
     seconds = statistics.median(float(seconds) for seconds, _ in rounds)
     print(f"import everloop after torch and gymnasium: {seconds:.3f} s (median of {ROUNDS})")
     print(f"heavy packages it brought in: {rounds[-1][1]}")

@@ -1,6 +1,7 @@
 """How fast memories are: `python benchmarks/memory_speed.py`. Images are uint8, 3 x 32 x 32.
 
-Wanted: a batch of 128 drawn in at most 0.1 ms and inserted in at most 2 us an image, both flat from 1,000 to 50,000 stored. Beside them
+Wanted: a batch of 128 drawn in at most 0.1 ms and inserted in at most 2 us an image, both flat from
+    1,000 to 50,000 stored. Beside them
 what people write by hand: a list of dicts, and an index by `rng.choice`. Medians; one thread.
 """
 
@@ -48,7 +49,9 @@ def insert_all(memory: Memory, batches: list[dict[str, Any]]) -> None:
         insert(memory, batch)
 
 
-def drawn(memory: Memory, tasks: npt.NDArray[np.int64] | None = None) -> dict[str, npt.NDArray[Any]]:
+def drawn(
+    memory: Memory, tasks: npt.NDArray[np.int64] | None = None
+) -> dict[str, npt.NDArray[Any]]:
     return memory.read(memory.draw(BATCH, tasks))
 
 
@@ -63,7 +66,10 @@ def main() -> None:
     torch.set_num_threads(1)
     rng = np.random.default_rng(1)
     past = np.arange(9)
-    print(f"| memory | stored | draw {BATCH}, us | of past tasks, us | insert, us an image | one by one, us an image | fill, us an image |")
+    print(
+        f"| memory | stored | draw {BATCH}, us | of past tasks, us | insert, us an image | one by "
+        "one, us an image | fill, us an image |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name in MEMORIES:
         for capacity in (1000, 10_000, 50_000):
@@ -78,12 +84,21 @@ def main() -> None:
             began = time.perf_counter()
             insert_all(fresh, batches)
             fill = (time.perf_counter() - began) * 1e6 / (20 * BATCH)
-            print(f"| {name} | {capacity:,} | {draw:.0f} | {some:.0f} | {inserted:.2f} | {single:.1f} | {fill:.2f} |", flush=True)
+            print(
+                f"| {name} | {capacity:,} | {draw:.0f} | {some:.0f} | {inserted:.2f} | "
+                f"{single:.1f} | {fill:.2f} |",
+                flush=True,
+            )
     stored = items(rng, 50_000)["obs.image"]
     dicts = [{"image": torch.from_numpy(image)} for image in stored]
-    by_list = median_us(lambda: torch.stack([dicts[i]["image"] for i in rng.integers(0, len(dicts), BATCH)]))
+    by_list = median_us(
+        lambda: torch.stack([dicts[i]["image"] for i in rng.integers(0, len(dicts), BATCH)])
+    )
     by_choice = median_us(lambda: stored[rng.choice(len(stored), BATCH, replace=False)])
-    print(f"a list of dicts: {by_list:.0f} us; an index by choice without replacement: {by_choice:.0f} us")
+    print(
+        f"a list of dicts: {by_list:.0f} us; an index by choice without replacement: "
+        f"{by_choice:.0f} us"
+    )
 
 
 if __name__ == "__main__":

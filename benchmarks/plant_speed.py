@@ -1,7 +1,8 @@
-"""Steps per second of the batched plant against Gymnasium's SyncVectorEnv of the single one: `python benchmarks/plant_speed.py`.
+"""Steps per second of the batched plant against Gymnasium's SyncVectorEnv of the single one:
+`python benchmarks/plant_speed.py`.
 
-Both run in this one process on one thread, in turn; the best of five rounds of each counts. Wanted: at least
-3 million steps/s with 1,024 copies, and 40 times SyncVectorEnv.
+Both run in this one process on one thread, in turn; the best of five rounds of each counts. Wanted:
+at least 3 million steps/s with 1,024 copies, and 40 times SyncVectorEnv.
 """
 
 import os
@@ -30,7 +31,9 @@ def steps_per_second(world: Any, steps: int) -> float:
 
 def main() -> None:
     batched = gym.make_vec("everloop/Plant-v0", COPIES)
-    single = SyncVectorEnv([lambda: gym.make("everloop/Plant-v0")] * COPIES, autoreset_mode=AutoresetMode.SAME_STEP)
+    single = SyncVectorEnv(
+        [lambda: gym.make("everloop/Plant-v0")] * COPIES, autoreset_mode=AutoresetMode.SAME_STEP
+    )
     rounds = [(steps_per_second(batched, 500), steps_per_second(single, 5)) for _ in range(ROUNDS)]
     fast, slow = (max(column) for column in zip(*rounds, strict=True))
     print(f"everloop/Plant-v0, {COPIES} copies, one thread, best of {ROUNDS}")

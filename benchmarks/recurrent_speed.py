@@ -1,8 +1,10 @@
-"""Our RecurrentPPO policy against sb3-contrib's own: `python benchmarks/recurrent_speed.py`. Wanted: a ratio of at least 2.5.
+"""Our RecurrentPPO policy against sb3-contrib's own: `python benchmarks/recurrent_speed.py`.
+Wanted: a ratio of at least 2.5.
 
-The same algorithm, plant and rollouts on one thread, in turn: RecurrentPPO with "MultiInputLstmPolicy" (an LSTM
-each for actor and critic, which is sb3-contrib's default, and one shared LSTM), and with our agent (encoders,
-cross-attention, one GRU). Steps per second of `learn`, rollouts and updates together; the best of three rounds.
+The same algorithm, plant and rollouts on one thread, in turn: RecurrentPPO with
+"MultiInputLstmPolicy" (an LSTM each for actor and critic, which is sb3-contrib's default, and one
+shared LSTM), and with our agent (encoders, cross-attention, one GRU). Steps per second of `learn`,
+rollouts and updates together; the best of three rounds.
 """
 
 import time
@@ -37,12 +39,26 @@ def theirs(units: int) -> tuple[Any, dict[str, Any]]:
 
 
 def theirs_shared(units: int) -> tuple[Any, dict[str, Any]]:
-    return "MultiInputLstmPolicy", {"lstm_hidden_size": units, "shared_lstm": True, "enable_critic_lstm": False}
+    return "MultiInputLstmPolicy", {
+        "lstm_hidden_size": units,
+        "shared_lstm": True,
+        "enable_critic_lstm": False,
+    }
 
 
-def steps_per_second(policy: tuple[Any, dict[str, Any]], copies: int, n_steps: int, batch: int) -> float:
+def steps_per_second(
+    policy: tuple[Any, dict[str, Any]], copies: int, n_steps: int, batch: int
+) -> float:
     world: Any = make_vec("everloop/Plant-v0", copies, feedback=True)
-    model = RecurrentPPO(policy[0], WorldVecEnv(world), policy_kwargs=policy[1], n_steps=n_steps, batch_size=batch, seed=0, device="cpu")
+    model = RecurrentPPO(
+        policy[0],
+        WorldVecEnv(world),
+        policy_kwargs=policy[1],
+        n_steps=n_steps,
+        batch_size=batch,
+        seed=0,
+        device="cpu",
+    )
     model.learn(copies * n_steps)  # warm up
     began = time.perf_counter()
     model.learn(copies * n_steps)
@@ -52,14 +68,24 @@ def steps_per_second(policy: tuple[Any, dict[str, Any]], copies: int, n_steps: i
 def main() -> None:
     torch.set_num_threads(1)
     for copies, n_steps, batch, units in SETTINGS:
-        print(f"{copies} copies, {n_steps} steps, batch {batch}, {units} units, 10 epochs, one thread, best of {ROUNDS}")
-        makers = {"sb3-contrib": theirs, "sb3-contrib, shared LSTM": theirs_shared, "everloop": ours}
+        print(
+            f"{copies} copies, {n_steps} steps, batch {batch}, {units} units, 10 epochs, one "
+            f"thread, best of {ROUNDS}"
+        )
+        makers = {
+            "sb3-contrib": theirs,
+            "sb3-contrib, shared LSTM": theirs_shared,
+            "everloop": ours,
+        }
         best = dict.fromkeys(makers, 0.0)
         for _ in range(ROUNDS):
             for name, maker in makers.items():
                 best[name] = max(best[name], steps_per_second(maker(units), copies, n_steps, batch))
         for name, speed in best.items():
-            print(f"  {name:25} {speed:8,.0f} steps/s   everloop / it = {best['everloop'] / speed:.2f}")
+            print(
+                f"  {name:25} {speed:8,.0f} steps/s   everloop / it = "
+                f"{best['everloop'] / speed:.2f}"
+            )
 
 
 if __name__ == "__main__":

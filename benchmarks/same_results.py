@@ -1,9 +1,10 @@
-"""Does a change leave every result the same to the last bit? `python benchmarks/same_results.py REVISION`
+"""Does a change leave every result the same to the last bit? `python benchmarks/same_results.py
+REVISION`
 
-Runs a list of short experiments, with the code of REVISION (in a git worktree of its own) and with the code
-of this working tree, on this machine: hashes may differ between processors. It compares the scores at the ends
-of phases, the whole curve, and a hash of the final weights and of the optimizer's state. Prints one line for
-each case that differs, and exits with status 1 if any does.
+Runs a list of short experiments, with the code of REVISION (in a git worktree of its own) and with
+the code of this working tree, on this machine: hashes may differ between processors. It compares
+the scores at the ends of phases, the whole curve, and a hash of the final weights and of the
+optimizer's state. Prints one line for each case that differs, and exits with status 1 if any does.
 
 `--cases WORD` runs the cases whose name holds WORD.
 """
@@ -54,10 +55,17 @@ STREAM_SETTINGS: dict[str, dict[str, Any]] = {
 
 CONTROL_SETTINGS: dict[str, dict[str, Any]] = {
     **STREAM_SETTINGS,
-    **{name: {"capacity": 64, "batch_size": 16} for name in ("replay", "der", "derpp", "clear", "gem", "agem")},
+    **{
+        name: {"capacity": 64, "batch_size": 16}
+        for name in ("replay", "der", "derpp", "clear", "gem", "agem")
+    },
     "mir": {"capacity": 64, "batch_size": 16, "candidates": 24},
 }
-CONTROL = [name for name in STRATEGIES if STRATEGIES[name].traits.control and name not in ("progressive", "growth")]
+CONTROL = [
+    name
+    for name in STRATEGIES
+    if STRATEGIES[name].traits.control and name not in ("progressive", "growth")
+]
 
 
 @dataclass
@@ -84,12 +92,22 @@ class DigitsByPPO(SplitDigits):
 
         def network(space: Any, actions: Any) -> Agent:
             size = likelihood_for(actions).size()
-            return Agent(space, size, token_size=16, attention_heads=2, hidden_size=16, value_head=True, recurrent=self.recurrent)
+            return Agent(
+                space,
+                size,
+                token_size=16,
+                attention_heads=2,
+                hidden_size=16,
+                value_head=True,
+                recurrent=self.recurrent,
+            )
 
         algorithm = RecurrentPPO if self.recurrent else PPO
         parameters = {"n_steps": 16, "batch_size": 64, "n_epochs": 2}
         length = 4 if self.recurrent else 1
-        return SB3Learner(world, network, algorithm, parameters, sequence_length=length, seed=seed, device="cpu")
+        return SB3Learner(
+            world, network, algorithm, parameters, sequence_length=length, seed=seed, device="cpu"
+        )
 
 
 class Dial(VectorWrapper[Any, Any, Any, Any, Any]):
@@ -98,7 +116,9 @@ class Dial(VectorWrapper[Any, Any, Any, Any, Any]):
     def __init__(self, env: Any) -> None:
         super().__init__(env)
         controls = env.single_action_space.shape[0]
-        self.settings = np.concatenate([np.eye(controls), -np.eye(controls), np.zeros((1, controls))]).astype(np.float32)
+        self.settings = np.concatenate(
+            [np.eye(controls), -np.eye(controls), np.zeros((1, controls))]
+        ).astype(np.float32)
         self.single_action_space = spaces.Discrete(len(self.settings))
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 
@@ -118,23 +138,42 @@ class PlantByDQN(SwitchingPlant):
 
     def learner(self, world: Any, seed: int) -> Any:
         def network(space: Any, actions: Any) -> Agent:
-            return Agent(space, int(actions.n), recurrent=False, token_size=16, attention_heads=2, hidden_size=16)
+            return Agent(
+                space,
+                int(actions.n),
+                recurrent=False,
+                token_size=16,
+                attention_heads=2,
+                hidden_size=16,
+            )
 
-        parameters = {"buffer_size": 2000, "learning_starts": 64, "batch_size": 32, "train_freq": 2, "target_update_interval": 64}
+        parameters = {
+            "buffer_size": 2000,
+            "learning_starts": 64,
+            "batch_size": 32,
+            "train_freq": 2,
+            "target_update_interval": 64,
+        }
         return DQNLearner(world, network, parameters, seed=seed, device="cpu")
 
 
 def sentences(seed: int, tags: bool, rows: int = 96, length: int = 6, words: int = 20) -> Examples:
-    """Two domains of made-up sentences: the first word tells the class; words 4 and 5 (6 and 7 in domain y) are names."""
+    """Two domains of made-up sentences: the first word tells the class; words 4 and 5 (6 and 7 in
+    domain y) are names.
+    """
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, words, (rows, length)).astype(np.int32)
     domain = np.array(["x", "y"] * (rows // 2))
     if not tags:
-        return Examples(ids, (ids[:, 0] + (domain == "y")) % 2, ("even", "odd"), {"domain": domain}, words)
+        return Examples(
+            ids, (ids[:, 0] + (domain == "y")) % 2, ("even", "odd"), {"domain": domain}, words
+        )
     ids[:, -1] *= rng.integers(0, 2, rows, dtype=np.int32)
     name = np.where(domain == "y", 6, 4)[:, None]
     labels = np.where(ids == name, 1, np.where(ids == name + 1, 2, 0))
-    return Examples(ids, np.where(ids > 0, labels, -1), ("O", "B-name", "I-name"), {"domain": domain}, words)
+    return Examples(
+        ids, np.where(ids > 0, labels, -1), ("O", "B-name", "I-name"), {"domain": domain}, words
+    )
 
 
 @dataclass
@@ -159,7 +198,9 @@ def digest(*states: Any) -> str:
 
     def walk(value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            found.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+            found.update(
+                value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+            )
         elif isinstance(value, dict):
             for key in sorted(value, key=str):
                 found.update(str(key).encode())
@@ -194,7 +235,9 @@ def outcome(scenario: Any, strategies: str, settings: dict[str, dict[str, Any]])
 
 
 def attached(how: str, strategies: list[str]) -> Outcome:
-    """A hand-written loop on random vectors, as plain steps, through closures, or of a module called with its labels."""
+    """A hand-written loop on random vectors, as plain steps, through closures, or of a module
+    called with its labels.
+    """
 
     class Labelled(nn.Module):
         def __init__(self) -> None:
@@ -211,7 +254,9 @@ def attached(how: str, strategies: list[str]) -> Outcome:
     made = [STRATEGIES[name](**STREAM_SETTINGS.get(name, {})) for name in strategies]
     by_module = how == "labels"
     try:
-        loop = attach(made, module, optimizer, label_name="labels" if by_module else None, max_grad_norm=5.0)
+        loop = attach(
+            made, module, optimizer, label_name="labels" if by_module else None, max_grad_norm=5.0
+        )
     except ValueError:
         return {"refused": True}
     x = torch.randn(96, 8, generator=torch.Generator().manual_seed(1))
@@ -248,17 +293,34 @@ def cases() -> dict[str, Case]:
     """Every case by its name."""
     found: dict[str, Case] = {}
 
-    def add(name: str, scenario: Any, strategies: str, settings: dict[str, dict[str, Any]] | None = None) -> None:
+    def add(
+        name: str, scenario: Any, strategies: str, settings: dict[str, dict[str, Any]] | None = None
+    ) -> None:
         found[f"{name} {strategies}"] = lambda: outcome(scenario, strategies, settings or {})
 
-    pairs = ["none", "joint", "ewc,replay", "packnet,replay", "hat,replay", "lora,replay", "er_ace,ewc", "si,derpp", "agem,lwf"]
+    pairs = [
+        "none",
+        "joint",
+        "ewc,replay",
+        "packnet,replay",
+        "hat,replay",
+        "lora,replay",
+        "er_ace,ewc",
+        "si,derpp",
+        "agem,lwf",
+    ]
     for kind in ("class", "domain", "task"):
         digits = SplitDigits(scenario_type=kind, iterations=12, consolidation_steps=4)
         for name in [*pairs, *STRATEGIES]:
             add(f"digits {kind}", digits, name, STREAM_SETTINGS)
     for name in ("none", "progressive", "growth"):
         kind = "class" if name == "growth" else "task"
-        add(f"columns {kind}", Columns(scenario_type=kind, iterations=12, consolidation_steps=4), name, STREAM_SETTINGS)  # type: ignore[arg-type]
+        add(
+            f"columns {kind}",
+            Columns(scenario_type=kind, iterations=12, consolidation_steps=4),  # type: ignore[arg-type]
+            name,
+            STREAM_SETTINGS,
+        )
     small = SplitDigits(iterations=12, consolidation_steps=4)
     options = {
         "accumulate": Training(accumulate=3),
@@ -273,14 +335,36 @@ def cases() -> dict[str, Case]:
     for name, training in options.items():
         for strategies in ("none", "ewc,replay", "icarl", "lora", "gdumb", "la_maml"):
             kind = "task" if strategies == "lora" else "class"
-            add(f"digits {name}", replace(small, training=training, scenario_type=kind), strategies, STREAM_SETTINGS)  # type: ignore[arg-type]
+            add(
+                f"digits {name}",
+                replace(small, training=training, scenario_type=kind),  # type: ignore[arg-type]
+                strategies,
+                STREAM_SETTINGS,
+            )
     add("digits seen", replace(small, eval_tasks="seen"), "ewc,replay")
-    add("digits leaks", replace(small, iterations=None, epochs=1, preset="hard", gradual=0.2), "ewc,replay")
+    add(
+        "digits leaks",
+        replace(small, iterations=None, epochs=1, preset="hard", gradual=0.2),
+        "ewc,replay",
+    )
     add("digits nested", replace(small, periods=[1, 2, 4]), "ewc,replay")
     for tags in (False, True):
         for name in ["none", *STRATEGIES, "ewc,replay"]:
-            add("tags" if tags else "text", Sentences(scenario_type="domain", iterations=12, size=16, tags=tags), name, STREAM_SETTINGS)
-    plant = SwitchingPlant(num_tasks=2, steps=2048, n_steps=32, n_epochs=2, batch_size=256, token_size=16, hidden_size=16)
+            add(
+                "tags" if tags else "text",
+                Sentences(scenario_type="domain", iterations=12, size=16, tags=tags),
+                name,
+                STREAM_SETTINGS,
+            )
+    plant = SwitchingPlant(
+        num_tasks=2,
+        steps=2048,
+        n_steps=32,
+        n_epochs=2,
+        batch_size=256,
+        token_size=16,
+        hidden_size=16,
+    )
     algorithms = {
         "recurrent ppo": plant,
         "ppo": replace(plant, recurrent=False),
@@ -288,17 +372,34 @@ def cases() -> dict[str, Case]:
         "dqn": PlantByDQN(num_tasks=2, steps=1600),
     }
     for name, scenario in algorithms.items():
-        scenario = replace(scenario, eval_every=100_000)  # evaluations in mid-phase have their own case
+        scenario = replace(
+            scenario, eval_every=100_000
+        )  # evaluations in mid-phase have their own case
         for strategies in ("none", "joint", "ewc,replay", "packnet,replay", *CONTROL):
             add(f"plant {name}", scenario, strategies, CONTROL_SETTINGS)
-        add(f"plant {name} curve", replace(scenario, eval_every=512), "ewc,replay", CONTROL_SETTINGS)
+        add(
+            f"plant {name} curve", replace(scenario, eval_every=512), "ewc,replay", CONTROL_SETTINGS
+        )
     for recurrent in (False, True):
-        pictures = DigitsByPPO(scenario_type="task", iterations=24, consolidation_steps=4, recurrent=recurrent, eval_every=100_000)
+        pictures = DigitsByPPO(
+            scenario_type="task",
+            iterations=24,
+            consolidation_steps=4,
+            recurrent=recurrent,
+            eval_every=100_000,
+        )
         for strategies in ("none", "ewc,replay", "der", "agem", "packnet", "hat", "ewc_kfac"):
-            add(f"pictures {'recurrent ppo' if recurrent else 'ppo'}", pictures, strategies, CONTROL_SETTINGS)
+            add(
+                f"pictures {'recurrent ppo' if recurrent else 'ppo'}",
+                pictures,
+                strategies,
+                CONTROL_SETTINGS,
+            )
     for how in ("steps", "closure", "labels"):
         for name in [*STRATEGIES, "ewc,replay"]:
-            found[f"attach {how} {name}"] = lambda how=how, name=name: attached(how, name.split(","))  # type: ignore[misc]
+            found[f"attach {how} {name}"] = lambda how=how, name=name: attached(
+                how, name.split(",")
+            )  # type: ignore[misc]
     return found
 
 
@@ -316,7 +417,9 @@ def outcomes(source: Path, names: list[str], jobs: int) -> dict[str, Outcome]:
 
     def part(own: list[str]) -> Iterator[tuple[str, Outcome]]:
         command = [sys.executable, __file__, "--work", *own]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(source)})
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(source)}
+        )
         if done.returncode:
             raise SystemExit(f"under {source}:\n{done.stderr}")
         return ((name, found) for name, found in map(json.loads, done.stdout.splitlines()))
@@ -340,7 +443,11 @@ def main() -> None:
     here = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as folder:
         old = Path(folder) / "old"
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", old, args.revision], cwd=here, check=True)
+        subprocess.run(
+            ["git", "worktree", "add", "--quiet", "--detach", old, args.revision],
+            cwd=here,
+            check=True,
+        )
         try:
             before = outcomes(old, names, args.jobs)
         finally:
@@ -348,10 +455,17 @@ def main() -> None:
     after = outcomes(here, names, args.jobs)
     differing = [name for name in names if before[name] != after[name]]
     for name in differing:
-        parts = [key for key in {**before[name], **after[name]} if before[name].get(key) != after[name].get(key)]
+        parts = [
+            key
+            for key in {**before[name], **after[name]}
+            if before[name].get(key) != after[name].get(key)
+        ]
         print(f"differs: {name}: {', '.join(parts)}")
     refused = sum("refused" in found for found in after.values())
-    print(f"{len(names) - len(differing)} of {len(names)} cases are the same as under {args.revision}; {refused} are refused")
+    print(
+        f"{len(names) - len(differing)} of {len(names)} cases are the same as under "
+        f"{args.revision}; {refused} are refused"
+    )
     raise SystemExit(bool(differing))
 
 

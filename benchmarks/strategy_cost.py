@@ -1,8 +1,10 @@
-"""What each strategy costs a training step: `python benchmarks/strategy_cost.py [--networks mlp convnet agent] [--threads 1]`.
+"""What each strategy costs a training step: `python benchmarks/strategy_cost.py [--networks mlp
+convnet agent] [--threads 1]`.
 
-A plain step and a strategy's take turns, with fused Adam and the same batch of 128 on both sides; printed is the ratio of the medians.
-Rehearsal draws 128 stored examples with every step. `progressive` has one column of 40 units beside the one in use, on both sides the same
-kind of network; `growth` one branch. `clear` is for control: benchmarks/cost_by_tasks.py.
+A plain step and a strategy's take turns, with fused Adam and the same batch of 128 on both sides;
+printed is the ratio of the medians. Rehearsal draws 128 stored examples with every step.
+`progressive` has one column of 40 units beside the one in use, on both sides the same kind of
+network; `growth` one branch. `clear` is for control: benchmarks/cost_by_tasks.py.
 """
 
 import argparse
@@ -44,10 +46,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"threads {args.threads}, batch {BATCH}; weights: agent {sum(p.numel() for p in agent().parameters()):,}")
-    print("| strategy | " + " | ".join(args.networks) + " | wanted (mlp) |\n|---|" + "---|" * (len(args.networks) + 1))
+    print(
+        f"threads {args.threads}, batch {BATCH}; weights: agent "
+        f"{sum(p.numel() for p in agent().parameters()):,}"
+    )
+    print(
+        "| strategy | "
+        + " | ".join(args.networks)
+        + " | wanted (mlp) |\n|---|"
+        + "---|" * (len(args.networks) + 1)
+    )
     for name in args.strategies:
-        print(f"| {name} | {' | '.join(cost(network, name) for network in args.networks)} | {WANTED.get(name, '-')} |", flush=True)
+        print(
+            f"| {name} | {' | '.join(cost(network, name) for network in args.networks)} | "
+            f"{WANTED.get(name, '-')} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

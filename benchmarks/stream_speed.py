@@ -1,11 +1,12 @@
 """What the world and the loop cost beside a bare torch loop: `python benchmarks/stream_speed.py`.
 
-Wanted: at batch 128 on an MLP 784-400-400-10 at most 1.10 times the bare loop's time, at batch 10 on a linear 784-10 at most
-80 us a step above it, at most 300 MB of memory above the data set and the bare loop; and CIFAR-100 from the cache
-in under 1 s, if EVERLOOP_DATA says where it is.
+Wanted: at batch 128 on an MLP 784-400-400-10 at most 1.10 times the bare loop's time, at batch 10
+on a linear 784-10 at most 80 us a step above it, at most 300 MB of memory above the data set and
+the bare loop; and CIFAR-100 from the cache in under 1 s, if EVERLOOP_DATA says where it is.
 
-Both sides have the same network, optimizer (fused Adam), batch, data (60,000 random images of 28 x 28, as fast or slow as
-MNIST's) and one thread. The bare loop indexes tensors in memory by a random permutation. They take turns; medians over the turns.
+Both sides have the same network, optimizer (fused Adam), batch, data (60,000 random images of 28 x
+28, as fast or slow as MNIST's) and one thread. The bare loop indexes tensors in memory by a random
+permutation. They take turns; medians over the turns.
 """
 
 import os
@@ -32,7 +33,11 @@ SETTINGS = (("MLP 784-400-400-10", (400, 400), 128, 150), ("linear 784-10", (), 
 
 def data() -> Examples:
     rng = np.random.default_rng(0)
-    return Examples(rng.integers(0, 256, (N, 28, 28, 1), np.uint8), rng.integers(0, 10, N), [str(c) for c in range(10)])
+    return Examples(
+        rng.integers(0, 256, (N, 28, 28, 1), np.uint8),
+        rng.integers(0, 10, N),
+        [str(c) for c in range(10)],
+    )
 
 
 def network(hidden: tuple[int, ...]) -> Classifier:
@@ -45,7 +50,9 @@ class Bare:
 
     def __init__(self, hidden: tuple[int, ...], images: Any, labels: Any) -> None:
         net = network(hidden)
-        self.net = torch.nn.Sequential(*net.backbone.get_submodule("layers").children(), net.heads.linear)
+        self.net = torch.nn.Sequential(
+            *net.backbone.get_submodule("layers").children(), net.heads.linear
+        )
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)
         self.images, self.labels = torch.from_numpy(images.reshape(N, -1)), torch.from_numpy(labels)
 
@@ -53,7 +60,9 @@ class Bare:
         order, began = torch.randperm(N), time.perf_counter()
         for i in range(steps):
             rows = order[i * batch : (i + 1) * batch]
-            loss = F.cross_entropy(self.net(self.images[rows].float().div_(255.0)), self.labels[rows])
+            loss = F.cross_entropy(
+                self.net(self.images[rows].float().div_(255.0)), self.labels[rows]
+            )
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
@@ -64,7 +73,9 @@ class Loop:
     """The same through the world."""
 
     def __init__(self, hidden: tuple[int, ...], examples: Examples, batch: int) -> None:
-        world: Any = make_vec("everloop/ImageStream-v0", batch, data=(examples, examples), protocol=SplitClasses(10))
+        world: Any = make_vec(
+            "everloop/ImageStream-v0", batch, data=(examples, examples), protocol=SplitClasses(10)
+        )
         world.reset(seed=0)
         self.learner = SupervisedLearner(network(hidden), world)
 
@@ -76,12 +87,20 @@ class Loop:
 
 def peak_megabytes(side: str) -> float:
     """Peak memory of a process of its own that runs one side."""
-    return float(subprocess.run([sys.executable, __file__, side], capture_output=True, text=True, check=True).stdout)
+    return float(
+        subprocess.run(
+            [sys.executable, __file__, side], capture_output=True, text=True, check=True
+        ).stdout
+    )
 
 
 def one_side(side: str) -> None:
     examples, (_, hidden, batch, steps) = data(), SETTINGS[0]
-    bare_or_loop = Bare(hidden, examples.inputs, examples.labels) if side == "bare" else Loop(hidden, examples, batch)
+    bare_or_loop = (
+        Bare(hidden, examples.inputs, examples.labels)
+        if side == "bare"
+        else Loop(hidden, examples, batch)
+    )
     bare_or_loop.run(batch, steps)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
@@ -95,10 +114,16 @@ def main() -> None:
         bare, loop = Bare(hidden, examples.inputs, examples.labels), Loop(hidden, examples, batch)
         turns = [(bare.run(batch, steps), loop.run(batch, steps)) for _ in range(TURNS)]
         a, b = (statistics.median(column) * 1e6 for column in zip(*turns, strict=True))
-        print(f"{name:20} batch {batch:3}: bare {a:6.0f} us, through the world {b:6.0f} us, ratio {b / a:.3f}, {b - a:+.0f} us a step")
+        print(
+            f"{name:20} batch {batch:3}: bare {a:6.0f} us, through the world {b:6.0f} us, ratio "
+            f"{b / a:.3f}, {b - a:+.0f} us a step"
+        )
     bare_peak, loop_peak = peak_megabytes("bare"), peak_megabytes("loop")
     size = examples.inputs.nbytes / 2**20
-    print(f"peak memory: bare {bare_peak:.0f} MB, through the world {loop_peak:.0f} MB; the data set has {size:.0f} MB")
+    print(
+        f"peak memory: bare {bare_peak:.0f} MB, through the world {loop_peak:.0f} MB; the data set "
+        f"has {size:.0f} MB"
+    )
     if folder := os.environ.get("EVERLOOP_DATA"):
         load_images(Path(folder) / "cifar100")  # now it is in the cache
         began = time.perf_counter()

@@ -19,7 +19,9 @@ Observation = dict[str, npt.NDArray[Any]]
 CUE = "cue"
 """The modality that shows the task: one-hot, (K,) for K tasks."""
 PRESENCE = "presence"
-"""The modality that says which others are present: one number for each, in the order of their names."""
+"""The modality that says which others are present: one number for each, in the order of their
+names.
+"""
 FEEDBACK = "feedback"
 """The modality that holds the previous action and reward."""
 
@@ -52,10 +54,14 @@ class Metric:
 
     name: str
     unit: str = ""
-    evaluate: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float] | None = field(default=None, compare=False, repr=False)
+    evaluate: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float] | None = field(
+        default=None, compare=False, repr=False
+    )
 
     def text(self, value: float | None, missing: str = "-") -> str:
-        """`value` as people read it: one decimal of a percentage, two of a score, four digits of a return."""
+        """`value` as people read it: one decimal of a percentage, two of a score, four digits of a
+        return.
+        """
         if value is None or not math.isfinite(value):
             return missing
         if self.unit == "%":
@@ -69,7 +75,8 @@ SCORE = Metric("score")
 
 
 class World(Protocol):
-    """What the loop asks of a world: a `gymnasium.vector.VectorEnv` under SAME_STEP autoreset, with tasks.
+    """What the loop asks of a world: a `gymnasium.vector.VectorEnv` under SAME_STEP autoreset, with
+    tasks.
 
     `reset(options=...)` takes "task", an id or a name, and "reset_mask", bool (num_envs,), which
     restricts the reset to some copies. A reset without a task keeps it. `info["task"]` holds each
@@ -88,26 +95,37 @@ class World(Protocol):
     @property
     def single_action_space(self) -> spaces.Space[Any]: ...
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]: ...
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]: ...
 
     def step(
         self, actions: npt.NDArray[Any]
-    ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]: ...
+    ) -> tuple[
+        Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]
+    ]: ...
 
     def close(self) -> None:
         """Let go of what the world holds. Whoever made it closes it."""
 
     def reference(self, task: int) -> tuple[float, float]:
-        """(return of a random agent, return of the best known one) in an episode; nan where unknown."""
+        """(return of a random agent, return of the best known one) in an episode; nan where
+        unknown.
+        """
 
     def metric(self, task: int) -> Metric:
         """What an evaluation of `task` measures."""
 
     def examples(self, task: int) -> int | None:
-        """The number of examples in one pass over the task's data; None for a world that is no data set."""
+        """The number of examples in one pass over the task's data; None for a world that is no data
+        set.
+        """
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Where the world stands: loaded into one made alike, that goes on as this one would. None if it can't say."""
+        """Where the world stands: loaded into one made alike, that goes on as this one would.
+
+        None if it can't say.
+        """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
@@ -123,7 +141,8 @@ def check_world(world: Any) -> None:
     if missing:
         raise ValueError(
             f"{type(world).__name__} is no world: it has no {', '.join(missing)}; "
-            "derive it from everloop.envs.TaskVectorEnv, or a wrapper from everloop.envs.TaskVectorWrapper"
+            "derive it from everloop.envs.TaskVectorEnv, or a wrapper from "
+            "everloop.envs.TaskVectorWrapper"
         )
 
 

@@ -33,7 +33,9 @@ def plain(kind: pa.DataType) -> dict[str, Any]:
     return {"dtype": str(kind), "_type": "Value"}
 
 
-def write_parquet(file: Path, columns: Mapping[str, Sequence[Any]], features: Mapping[str, Any]) -> None:
+def write_parquet(
+    file: Path, columns: Mapping[str, Sequence[Any]], features: Mapping[str, Any]
+) -> None:
     """Columns of values, pictures as bytes; `features` of those which have more than their type."""
     arrays = {}
     for name, values in columns.items():
@@ -44,14 +46,20 @@ def write_parquet(file: Path, columns: Mapping[str, Sequence[Any]], features: Ma
             lists = any(isinstance(value, list) for value in values)
             arrays[name] = pa.array(values, pa.int64() if name in features and not lists else None)
     known = {name: features.get(name, plain(array.type)) for name, array in arrays.items()}
-    table = pa.table(arrays).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": known}})})
+    table = pa.table(arrays).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": known}})}
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, file)
 
 
-def write_data_set(root: Path, splits: Mapping[str, Mapping[str, Sequence[Any]]], features: Mapping[str, Any]) -> Path:
+def write_data_set(
+    root: Path, splits: Mapping[str, Mapping[str, Sequence[Any]]], features: Mapping[str, Any]
+) -> Path:
     for split, columns in splits.items():
-        write_parquet(root / f"{split}-00000-of-00001.parquet", columns, {"image": IMAGE, **features})
+        write_parquet(
+            root / f"{split}-00000-of-00001.parquet", columns, {"image": IMAGE, **features}
+        )
     return root
 
 
@@ -67,7 +75,9 @@ def write_folders(root: Path, pictures: Mapping[str, Any]) -> Path:
     """path -> pixels (H, W) or (H, W, 3), in the format which the path's ending tells."""
     for name, pixels in pictures.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(root / name, **({"lossless": True} if name.endswith("webp") else {}))
+        Image.fromarray(pixels).save(
+            root / name, **({"lossless": True} if name.endswith("webp") else {})
+        )
     return root
 
 

@@ -1,4 +1,6 @@
-"""Every example of the README and the docs runs as it stands: Python blocks, and the README's commands in one folder."""
+"""Every example of the README and the docs runs as it stands: Python blocks, and the README's
+commands in one folder.
+"""
 
 import re
 import shlex
@@ -21,7 +23,16 @@ EXAMPLES = [
 ]
 REDUCED = {
     "split-digits": ["--iterations", "2", "--consolidation-steps", "1"],
-    "switching-plant": ["--steps", "2048", "--tasks", "0,1", "--token-size", "8", "--hidden-size", "8"],
+    "switching-plant": [
+        "--steps",
+        "2048",
+        "--tasks",
+        "0,1",
+        "--token-size",
+        "8",
+        "--hidden-size",
+        "8",
+    ],
 }
 """What makes the commands on built-in data short; those on other data are parsed only."""
 
@@ -40,7 +51,9 @@ def test_an_example_of_the_docs_runs(code: str) -> None:
 
 
 def commands() -> list[list[str]]:
-    """The README's commands that begin with everloop, in their order, without variables before them."""
+    """The README's commands that begin with everloop, in their order, without variables before
+    them.
+    """
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
     words = [[word for i, word in enumerate(line) if "=" not in word or i > 0] for line in lines]
@@ -70,7 +83,9 @@ def test_the_readmes_commands_run_as_printed_one_after_the_other(
         if ">" in line:
             Path(line[-1]).write_text(capsys.readouterr().out)
         found = len(list(Path("runs").rglob("result.json")))
-        assert found > folders or words[0] != "run" or "--help" in words or "--print-config" in words, f"{words} made no folder of its own"
+        assert (
+            found > folders or words[0] != "run" or "--help" in words or "--print-config" in words
+        ), f"{words} made no folder of its own"
         folders = found
     assert yaml.safe_load(Path("my.yaml").read_text())["ewc"]["strength"] == 10
 

@@ -35,7 +35,9 @@ def bounds() -> dict[str, Version]:
     found: dict[str, Version] = {}
     for one in requirements():
         (lower,) = (Version(clause.version) for clause in one.specifier if clause.operator == ">=")
-        assert found.setdefault(canonicalize_name(one.name), lower) == lower, f"{one.name} has two bounds"
+        assert found.setdefault(canonicalize_name(one.name), lower) == lower, (
+            f"{one.name} has two bounds"
+        )
     return found
 
 

@@ -14,8 +14,8 @@ class CrossAttention(nn.Module):
         z' = z + W_o softmax(q k^T / sqrt(d)) v,    q, k, v = W LayerNorm(z)
         features = mean over present tokens of LayerNorm(z')
 
-    Vaswani et al. 2017, section 3.2, with pre-normalisation. A token that is absent is neither asked nor averaged.
-    Raises ValueError unless `heads` divides `token_size`.
+    Vaswani et al. 2017, section 3.2, with pre-normalisation. A token that is absent is neither
+    asked nor averaged. Raises ValueError unless `heads` divides `token_size`.
     """
 
     def __init__(self, token_size: int, heads: int) -> None:
@@ -36,7 +36,9 @@ class CrossAttention(nn.Module):
         qkv = self.query_key_value(self.norm(tokens))
         q, k, v = rearrange(qkv, "r n (three h d) -> three r h n d", three=3, h=self.heads)
         mask = None if present is None else rearrange(present, "r n -> r 1 1 n")
-        if mask is not None:  # a softmax over nothing is nan: let such rows attend, their average drops them
+        if (
+            mask is not None
+        ):  # a softmax over nothing is nan: let such rows attend, their average drops them
             mask = mask | ~mask.any(-1, keepdim=True)
         answer = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         tokens = self.final_norm(tokens + self.out(rearrange(answer, "r h n d -> r n (h d)")))

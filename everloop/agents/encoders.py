@@ -14,7 +14,9 @@ class VectorEncoder(nn.Module):
 
     def __init__(self, size: int, token_size: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(size, token_size), nn.Tanh(), nn.Linear(token_size, token_size))
+        self.layers = nn.Sequential(
+            nn.Linear(size, token_size), nn.Tanh(), nn.Linear(token_size, token_size)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """x (R, D), any number type -> (R, 1, token_size)."""
@@ -23,7 +25,9 @@ class VectorEncoder(nn.Module):
 
 
 class BackboneEncoder(nn.Module):
-    """Any backbone, rows (R, ...) -> features (R, size), and a linear map to tokens (R, 1, token_size)."""
+    """Any backbone, rows (R, ...) -> features (R, size), and a linear map to tokens (R, 1,
+    token_size).
+    """
 
     def __init__(self, backbone: nn.Module, token_size: int) -> None:
         super().__init__()
@@ -38,15 +42,18 @@ class BackboneEncoder(nn.Module):
 class ImageEncoder(nn.Module):
     """A uint8 image (R, H, W, C), H and W from 8 up -> tokens (R, 1, token_size).
 
-    Convolutions 3x3 halve the image until its sides are at most 4, the first one at full resolution.
-    No batch statistics: normalisation never carries anything from one task, or one example, to another.
-    Raises ValueError for smaller images.
+    Convolutions 3x3 halve the image until its sides are at most 4, the first one at full
+    resolution.
+    No batch statistics: normalisation never carries anything from one task, or one example, to
+    another. Raises ValueError for smaller images.
     """
 
     def __init__(self, shape: tuple[int, ...], token_size: int, channels: int = 16) -> None:
         super().__init__()
         if len(shape) != 3 or min(shape[:2]) < 8:
-            raise ValueError(f"image shape is {shape}, allowed: (height, width, channels) with sides from 8 up")
+            raise ValueError(
+                f"image shape is {shape}, allowed: (height, width, channels) with sides from 8 up"
+            )
         height, width, depth = shape
         layers: list[nn.Module] = [nn.Conv2d(depth, channels, 3, padding=1), nn.ReLU()]
         while max(height, width) > 4:

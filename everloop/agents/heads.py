@@ -1,4 +1,6 @@
-"""Linear heads on features: one for all tasks, or one for each, chosen by the cue that tells the task."""
+"""Linear heads on features: one for all tasks, or one for each, chosen by the cue that tells the
+task.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from everloop.contract import CUE
 
 
 class Heads(nn.Module):
-    """`tasks` linear heads with `outputs` each; a row's one-hot modality "cue" (R, tasks) chooses among several."""
+    """`tasks` linear heads with `outputs` each; a row's one-hot modality "cue" (R, tasks) chooses
+    among several.
+    """
 
     def __init__(self, features: int, outputs: int, tasks: int = 1) -> None:
         super().__init__()

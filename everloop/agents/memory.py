@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 
 class ResettableGRU(nn.Module):
-    """One-layer GRU (Cho et al. 2014) over (T, B, D) with a reset before every step where `start` is True.
+    """One-layer GRU (Cho et al. 2014) over (T, B, D) with a reset before every step where `start`
+    is True.
 
-    The sequences are cut into segments at the resets; the segments run as one padded batch, so that the
-    time loop stays inside torch's kernel and is only as long as the longest segment.
+    The sequences are cut into segments at the resets; the segments run as one padded batch, so that
+    the time loop stays inside torch's kernel and is only as long as the longest segment.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -20,7 +21,9 @@ class ResettableGRU(nn.Module):
         self.gru = nn.GRU(input_size, hidden_size)
 
     def forward(self, x: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """x (T, B, D), state (B, hidden_size), start bool (T, B) -> output (T, B, hidden_size), state (B, hidden_size)."""
+        """x (T, B, D), state (B, hidden_size), start bool (T, B) -> output (T, B, hidden_size),
+        state (B, hidden_size).
+        """
         state = state.masked_fill(rearrange(start[0], "b -> b 1"), 0.0)
         if len(x) == 1 or not bool(start[1:].any()):
             output, last = self.gru(x, rearrange(state, "b h -> 1 b h"))

@@ -15,21 +15,31 @@ from everloop.agents.networks import flat_size, pixels_to_1, precision
 def _sizes(input_shape: Sequence[int], hidden: Sequence[int]) -> tuple[int, ...]:
     """Of the input and of every layer."""
     if not hidden or any(units < 1 for units in hidden):
-        raise ValueError(f"hidden is {list(hidden)}, allowed: 1 or more units in each of 1 or more layers")
+        raise ValueError(
+            f"hidden is {list(hidden)}, allowed: 1 or more units in each of 1 or more layers"
+        )
     return flat_size(input_shape), *hidden
 
 
 class _Column(nn.Module):
-    """Layers of one task, each reading its own last layer and, through laterals, those of all earlier columns."""
+    """Layers of one task, each reading its own last layer and, through laterals, those of all
+    earlier columns.
+    """
 
     def __init__(self, sizes: Sequence[int], earlier: int) -> None:
         super().__init__()
         self.own = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(sizes)])
         # the first layer reads the input, which all columns share
-        self.laterals = nn.ModuleList([nn.Linear(earlier * a, b, bias=False) for a, b in pairwise(sizes[1:])] if earlier else [])
+        self.laterals = nn.ModuleList(
+            [nn.Linear(earlier * a, b, bias=False) for a, b in pairwise(sizes[1:])]
+            if earlier
+            else []
+        )
 
     def forward(self, x: Tensor, others: Sequence[Sequence[Tensor]], count: int) -> list[Tensor]:
-        """x (R, inputs); hidden layers (R, h_i) of each earlier column -> the first `count` of this one."""
+        """x (R, inputs); hidden layers (R, h_i) of each earlier column -> the first `count` of this
+        one.
+        """
         hidden: list[Tensor] = []
         for i, layer in enumerate(self.own[:count]):
             z = layer(hidden[-1] if hidden else x)
@@ -42,10 +52,10 @@ class _Column(nn.Module):
 class ProgressiveMLP(nn.Module):
     """Columns of fully connected ReLU layers on the flattened image; a new one for each task.
 
-        h_i^k = relu(W_i^k h_(i-1)^k + sum_(j < k) U_i^(k:j) h_(i-1)^j)              (Rusu et al. 2016, eq. 1)
+        h_i^k = relu(W_i^k h_(i-1)^k + sum_(j < k) U_i^(k:j) h_(i-1)^j)    (Rusu et al. 2016, eq. 1)
 
-    With one column it is the MLP of the same sizes. The strategy `progressive` adds columns and chooses among them.
-    Raises ValueError for layers without units.
+    With one column it is the MLP of the same sizes. The strategy `progressive` adds columns and
+    chooses among them. Raises ValueError for layers without units.
     """
 
     def __init__(self, input_shape: Sequence[int], hidden: Sequence[int] = (400, 400)) -> None:
@@ -68,18 +78,22 @@ class ProgressiveMLP(nn.Module):
         layers: list[list[Tensor]] = []
         depth = len(self.sizes) - 1
         for column in self.columns[: self.column]:
-            layers.append(column(x, layers, depth - 1))  # nobody reads an earlier column's last layer
+            layers.append(
+                column(x, layers, depth - 1)
+            )  # nobody reads an earlier column's last layer
         features: Tensor = self.columns[self.column](x, layers, depth)[-1]
         return features
 
 
 class GrowingMLP(nn.Module):
-    """Fully connected ReLU layers on the flattened image, and beside them branches that are added where they are needed.
+    """Fully connected ReLU layers on the flattened image, and beside them branches that are added
+    where they are needed.
 
-        features = relu(z(x) + sum over branches of V relu(U x + u)),   z the last layer before its activation
+        features = relu(z(x) + sum over branches of V relu(U x + u)),
+        z the last layer before its activation
 
-    V begins as 0, so that a new branch changes nothing until it has learned. The strategy `growth` adds them.
-    Raises ValueError for layers without units.
+    V begins as 0, so that a new branch changes nothing until it has learned. The strategy `growth`
+    adds them. Raises ValueError for layers without units.
     """
 
     def __init__(self, input_shape: Sequence[int], hidden: Sequence[int] = (400, 400)) -> None:
@@ -95,7 +109,9 @@ class GrowingMLP(nn.Module):
             raise ValueError(f"units are {units}, allowed: 1 or more")
         like = self.layers[0].weight
         assert isinstance(like, Tensor)
-        branch = nn.Sequential(nn.Linear(self.inputs, units), nn.ReLU(), nn.Linear(units, self.size, bias=False))
+        branch = nn.Sequential(
+            nn.Linear(self.inputs, units), nn.ReLU(), nn.Linear(units, self.size, bias=False)
+        )
         branch.to(like.device, like.dtype)
         nn.init.zeros_(branch[2].weight)  # type: ignore[arg-type]
         self.branches.append(branch)

@@ -1,4 +1,6 @@
-"""Networks that read token ids, 0 where a text is over: an embedding, and any Hugging Face transformer."""
+"""Networks that read token ids, 0 where a text is over: an embedding, and any Hugging Face
+transformer.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 
 
 class EmbeddingEncoder(nn.Module):
-    """Token ids (R, L) -> features (R, size): the mean of the tokens' embeddings, and a hidden layer; padding counts nothing.
+    """Token ids (R, L) -> features (R, size): the mean of the tokens' embeddings, and a hidden
+    layer; padding counts nothing.
 
-    per_token: (R, L, size) instead, where each token's feature comes from its embedding beside those of the two tokens
-        on either side.
+    per_token: (R, L, size) instead, where each token's feature comes from its embedding and those
+        of the two tokens on either side.
     Raises ValueError for a vocabulary below 2 and a size below 1.
     """
 
@@ -34,15 +37,19 @@ class EmbeddingEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (R, L), integers -> (R, size) or (R, L, size)."""
         embedded = self.embedding(tokens.long())
-        features: Tensor = self.hidden(_windows(embedded, self.NEIGHBOURS) if self.per_token else _mean(embedded, tokens > 0))
+        features: Tensor = self.hidden(
+            _windows(embedded, self.NEIGHBOURS) if self.per_token else _mean(embedded, tokens > 0)
+        )
         return features
 
 
 class TransformerEncoder(nn.Module):
-    """Token ids (R, L) of a `PretrainedTokenizer` -> features (R, size): the mean of the last hidden states, padding left out.
+    """Token ids (R, L) of a `PretrainedTokenizer` -> features (R, size): the mean of the last
+    hidden states, padding left out.
 
-    checkpoint: a local folder or a Hub id such as bert-base-uncased, whose weights are loaded; or a configuration
-        (`transformers.PretrainedConfig`), whose weights are drawn. Needs the extra `text`.
+    checkpoint: a local folder or a Hub id such as bert-base-uncased, whose weights are loaded; or a
+        configuration (`transformers.PretrainedConfig`), whose weights are drawn. Needs the extra
+        `text`.
     per_token: the hidden states themselves, (R, L, size).
     checkpointing: recompute activations on the way back, where the transformer can.
     Raises ValueError for a checkpoint that can't be loaded.
@@ -53,12 +60,19 @@ class TransformerEncoder(nn.Module):
         try:
             from transformers import AutoModel
         except ModuleNotFoundError:
-            raise ImportError('a transformer needs the package transformers: pip install "everloop[text]"') from None
+            raise ImportError(
+                'a transformer needs the package transformers: pip install "everloop[text]"'
+            ) from None
         if isinstance(checkpoint, str | Path):
             try:
-                self.transformer: Any = AutoModel.from_pretrained(str(checkpoint), dtype=torch.float32)
+                self.transformer: Any = AutoModel.from_pretrained(
+                    str(checkpoint), dtype=torch.float32
+                )
             except (OSError, ValueError) as error:
-                raise ValueError(f"transformer {checkpoint} can't be loaded, allowed: a folder or an id of the Hub that has one") from error
+                raise ValueError(
+                    f"transformer {checkpoint} can't be loaded, allowed: a folder or an id of the "
+                    "Hub that has one"
+                ) from error
         else:
             self.transformer = AutoModel.from_config(copy.deepcopy(checkpoint))  # type: ignore[no-untyped-call]
         self.transformer.train()
@@ -68,7 +82,9 @@ class TransformerEncoder(nn.Module):
     @property
     def checkpointing(self) -> bool:
         """Whether activations are recomputed."""
-        return any(getattr(layer, "gradient_checkpointing", False) for layer in self.transformer.modules())
+        return any(
+            getattr(layer, "gradient_checkpointing", False) for layer in self.transformer.modules()
+        )
 
     @checkpointing.setter
     def checkpointing(self, on: bool) -> None:
@@ -81,7 +97,9 @@ class TransformerEncoder(nn.Module):
         """tokens (R, L), integers -> (R, size) or (R, L, size)."""
         there = tokens > 0
         own = torch.where(there, tokens.long() - 1, self.padding)  # its ids begin at 0, ours at 1
-        hidden: Tensor = self.transformer(input_ids=own, attention_mask=there.long()).last_hidden_state
+        hidden: Tensor = self.transformer(
+            input_ids=own, attention_mask=there.long()
+        ).last_hidden_state
         return hidden if self.per_token else _mean(hidden, there)
 
 
@@ -92,7 +110,9 @@ def _mean(x: Tensor, there: Tensor) -> Tensor:
 
 
 def _windows(x: Tensor, neighbours: int) -> Tensor:
-    """x (R, L, D) -> (R, L, (2 * neighbours + 1) * D): each position beside its neighbours, zeros beyond the ends."""
+    """x (R, L, D) -> (R, L, (2 * neighbours + 1) * D): each position beside its neighbours, zeros
+    beyond the ends.
+    """
     length = x.shape[1]
     padded = nn.functional.pad(x, (0, 0, neighbours, neighbours))
     return torch.cat([padded[:, i : i + length] for i in range(2 * neighbours + 1)], dim=-1)

@@ -8,7 +8,16 @@ from everloop.envs.data import Examples
 from everloop.envs.feedback import Feedback, VectorFeedback
 from everloop.envs.image_stream import ImageStreamEnv, ImageStreamVectorEnv
 from everloop.envs.plant import PlantEnv, PlantVectorEnv
-from everloop.envs.protocols import PROTOCOLS, Assignment, ByColumn, IBlurry, Permuted, Protocol, Rotated, SplitClasses
+from everloop.envs.protocols import (
+    PROTOCOLS,
+    Assignment,
+    ByColumn,
+    IBlurry,
+    Permuted,
+    Protocol,
+    Rotated,
+    SplitClasses,
+)
 from everloop.envs.riccati import LinearQuadratic
 from everloop.envs.schedule import PRESETS, Schedule
 from everloop.envs.stream import StreamEnv, StreamVectorEnv

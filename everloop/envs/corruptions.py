@@ -28,7 +28,9 @@ def gaussian_noise(image: Example, rng: np.random.Generator) -> Example:
 def impulse_noise(image: Example, rng: np.random.Generator) -> Example:
     """A fifth of the pixels black or white."""
     hit = rng.random(image.shape[:2]) < 0.2
-    return np.where(hit[..., None], np.where(rng.random(image.shape[:2]) < 0.5, 0, 255)[..., None], image).astype(np.uint8)
+    return np.where(
+        hit[..., None], np.where(rng.random(image.shape[:2]) < 0.5, 0, 255)[..., None], image
+    ).astype(np.uint8)
 
 
 def blur(image: Example, rng: np.random.Generator) -> Example:
@@ -50,8 +52,12 @@ def inverted(image: Example, rng: np.random.Generator) -> Example:
 
 
 def noise_tokens(tokens: Example, rng: np.random.Generator) -> Example:
-    """Other tokens in place of all, drawn uniformly from those the text could hold up to its own largest."""
-    return np.where(tokens > 0, rng.integers(1, max(2, int(tokens.max()) + 1), tokens.shape), 0).astype(tokens.dtype)
+    """Other tokens in place of all, drawn uniformly from those the text could hold up to its own
+    largest.
+    """
+    return np.where(
+        tokens > 0, rng.integers(1, max(2, int(tokens.max()) + 1), tokens.shape), 0
+    ).astype(tokens.dtype)
 
 
 def shuffled_tokens(tokens: Example, rng: np.random.Generator) -> Example:
@@ -74,11 +80,17 @@ IMAGE_ALTERATIONS: Mapping[str, Alteration] = {
     "low-contrast": low_contrast,
     "inverted": inverted,
 }
-TEXT_ALTERATIONS: Mapping[str, Alteration] = {"noise": noise_tokens, "shuffled": shuffled_tokens, "dropped": dropped_tokens}
+TEXT_ALTERATIONS: Mapping[str, Alteration] = {
+    "noise": noise_tokens,
+    "shuffled": shuffled_tokens,
+    "dropped": dropped_tokens,
+}
 
 
 def other_data(inputs: Example) -> Alteration:
-    """An example of another data set, `inputs` (N, ...), in place of the task's own; its label means nothing then."""
+    """An example of another data set, `inputs` (N, ...), in place of the task's own; its label
+    means nothing then.
+    """
 
     def replace(example: Example, rng: np.random.Generator) -> Example:
         other: Example = inputs[int(rng.integers(len(inputs)))]
@@ -88,7 +100,10 @@ def other_data(inputs: Example) -> Alteration:
 
 
 def find_alterations(names: Sequence[str], known: Mapping[str, Alteration]) -> list[Alteration]:
-    """The alterations called `names`. Raises ValueError that names one which is unknown, or for none at all."""
+    """The alterations called `names`.
+
+    Raises ValueError that names one which is unknown, or for none at all.
+    """
     for name in names:
         if name not in known:
             raise ValueError(f"ood is {name!r}, allowed: {', '.join(known)}")

@@ -1,4 +1,6 @@
-"""Previous action and reward as a modality: how an agent's actions feed back into what it sees next."""
+"""Previous action and reward as a modality: how an agent's actions feed back into what it sees
+next.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,12 @@ from everloop.contract import FEEDBACK, Metric, Observation, Task
 from everloop.envs.wrapper import TaskVectorWrapper
 
 
-def feedback_space(action_space: spaces.Space[Any], reward_range: tuple[float, float]) -> spaces.Box:
-    """Box (action size + 1,): the action (one-hot if discrete), then the reward; all 0 at an episode's start."""
+def feedback_space(
+    action_space: spaces.Space[Any], reward_range: tuple[float, float]
+) -> spaces.Box:
+    """Box (action size + 1,): the action (one-hot if discrete), then the reward; all 0 at an
+    episode's start.
+    """
     if isinstance(action_space, spaces.Discrete):
         low, high = np.zeros(int(action_space.n)), np.ones(int(action_space.n))
     elif isinstance(action_space, spaces.Box):
@@ -30,11 +36,16 @@ def feedback_space(action_space: spaces.Space[Any], reward_range: tuple[float, f
 
 
 def _encode(
-    actions: npt.NDArray[Any], rewards: npt.NDArray[Any], action_space: spaces.Space[Any], box: spaces.Box
+    actions: npt.NDArray[Any],
+    rewards: npt.NDArray[Any],
+    action_space: spaces.Space[Any],
+    box: spaces.Box,
 ) -> npt.NDArray[np.float32]:
     """(B, action size + 1), inside `box`: actions are clipped as the world clips them."""
     if isinstance(action_space, spaces.Discrete):
-        actions = np.eye(int(action_space.n), dtype=np.float32)[np.asarray(actions).reshape(-1) - int(action_space.start)]
+        actions = np.eye(int(action_space.n), dtype=np.float32)[
+            np.asarray(actions).reshape(-1) - int(action_space.start)
+        ]
     elif isinstance(action_space, spaces.Box):
         actions = np.clip(actions, action_space.low, action_space.high)
     flat = np.empty((len(rewards), box.shape[0]), dtype=np.float32)
@@ -45,7 +56,9 @@ def _encode(
 
 def _extended(space: spaces.Space[Any], box: spaces.Box) -> spaces.Dict:
     if not isinstance(space, spaces.Dict) or FEEDBACK in space.spaces:
-        raise ValueError(f"observation space is {space}, allowed for feedback: a Dict without {FEEDBACK!r}")
+        raise ValueError(
+            f"observation space is {space}, allowed for feedback: a Dict without {FEEDBACK!r}"
+        )
     return spaces.Dict({**space.spaces, FEEDBACK: box})
 
 
@@ -60,13 +73,17 @@ class Feedback(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.Record
         self._box = feedback_space(env.action_space, self.reward_range)
         self.observation_space: spaces.Space[Any] = _extended(env.observation_space, self._box)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
         return {**observation, FEEDBACK: np.zeros(self._box.shape, np.float32)}, info
 
     def step(self, action: Any) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        felt = _encode(np.asarray(action)[None], np.asarray([reward]), self.action_space, self._box)[0]
+        felt = _encode(
+            np.asarray(action)[None], np.asarray([reward]), self.action_space, self._box
+        )[0]
         return {**observation, FEEDBACK: felt}, reward, terminated, truncated, info
 
     def reference(self, task: int | str) -> tuple[float, float]:
@@ -94,21 +111,31 @@ class VectorFeedback(TaskVectorWrapper):
     """Add the modality `"feedback"` to a vector of worlds with SAME_STEP or DISABLED autoreset."""
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        if env.metadata.get("autoreset_mode") not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
-            raise ValueError(f"autoreset mode is {env.metadata.get('autoreset_mode')}, allowed for feedback: SameStep, Disabled")
+        if env.metadata.get("autoreset_mode") not in (
+            AutoresetMode.SAME_STEP,
+            AutoresetMode.DISABLED,
+        ):
+            raise ValueError(
+                f"autoreset mode is {env.metadata.get('autoreset_mode')}, allowed for feedback: "
+                "SameStep, Disabled"
+            )
         super().__init__(env)
         self._box = feedback_space(env.single_action_space, self.reward_range)
         self.single_observation_space = _extended(env.single_observation_space, self._box)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self._felt = np.zeros((env.num_envs, *self._box.shape), np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         mask = (options or {}).get("reset_mask")
         observation, info = self.env.reset(seed=seed, options=options)
         self._felt[slice(None) if mask is None else mask] = 0.0
         return {**observation, FEEDBACK: self._felt.copy()}, info
 
-    def step(self, actions: Any) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
+    def step(
+        self, actions: Any
+    ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
         observation, rewards, terminated, truncated, info = self.env.step(actions)
         felt = _encode(actions, rewards, self.single_action_space, self._box)
         if "final_obs" in info:

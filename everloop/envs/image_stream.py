@@ -1,4 +1,6 @@
-"""An image-classification data set as episodic tasks: a step shows an image, the action is the guess."""
+"""An image-classification data set as episodic tasks: a step shows an image, the action is the
+guess.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from everloop.envs.stream import StreamEnv, StreamVectorEnv, check_kind
 class ImageStreamVectorEnv(StreamVectorEnv):
     """`everloop/ImageStream-v0`: images in the modality "image", uint8 (height, width, channels).
 
-    data: (train, test) `Examples`; or a Hub id or a local folder, as `load_images` takes them; scikit-learn's digits
-    if none. All else as `StreamVectorEnv`.
+    data: (train, test) `Examples`; or a Hub id or a local folder, as `load_images` takes them;
+    scikit-learn's digits if none. All else as `StreamVectorEnv`.
     """
 
     modality = "image"

@@ -1,4 +1,6 @@
-"""How a data set becomes tasks: which examples a task holds, how it shows them, and which classes it tells apart."""
+"""How a data set becomes tasks: which examples a task holds, how it shows them, and which classes
+it tells apart.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,10 @@ class Assignment:
 
 
 class Protocol(ABC):
-    """A way to make tasks of any data set. Raises ValueError, in one line, where it does not fit the data."""
+    """A way to make tasks of any data set.
+
+    Raises ValueError, in one line, where it does not fit the data.
+    """
 
     @abstractmethod
     def assign(self, train: Examples, test: Examples) -> Assignment:
@@ -50,7 +55,8 @@ class Protocol(ABC):
 class SplitClasses(Protocol):
     """Each task holds a group of the classes.
 
-    classes_per_task: in the order of the classes, or in one shuffled by `seed`; a divisor of their number.
+    classes_per_task: in the order of the classes, or in one shuffled by `seed`; a divisor of their
+        number.
     groups: or the classes of each task, by name or number; a class may be in several, or in none.
     """
 
@@ -63,13 +69,20 @@ class SplitClasses(Protocol):
         tasks = []
         for k, group in enumerate(groups):
             names = [train.classes[c] for c in group]
-            title = "-".join(names or ["no-classes"]) if len(names) <= 4 else f"{names[0]}-to-{names[-1]}"
+            title = (
+                "-".join(names or ["no-classes"])
+                if len(names) <= 4
+                else f"{names[0]}-to-{names[-1]}"
+            )
             tasks.append(Task(k, title, {"classes": names}))
         within = np.full((len(groups), len(train.classes)), -1)
         joint = within.copy()
         for k, group in enumerate(groups):
             within[k, group], joint[k, group] = np.arange(len(group)), group
-        rows = [[np.flatnonzero(np.isin(_classes(data), group)) for group in groups] for data in (train, test)]
+        rows = [
+            [np.flatnonzero(np.isin(_classes(data), group)) for group in groups]
+            for data in (train, test)
+        ]
         return Assignment(_distinct(tasks), rows[0], rows[1], within, joint)
 
     def _groups(self, classes: Sequence[str]) -> list[list[int]]:
@@ -77,17 +90,25 @@ class SplitClasses(Protocol):
             return [[_find_class(classes, key) for key in group] for group in self.groups]
         size, count = self.classes_per_task, len(classes)
         if size < 1 or count % size:
-            raise ValueError(f"classes_per_task is {size}, allowed: a divisor of the {count} classes")
-        order = np.arange(count) if self.seed is None else np.random.default_rng(self.seed).permutation(count)
+            raise ValueError(
+                f"classes_per_task is {size}, allowed: a divisor of the {count} classes"
+            )
+        order = (
+            np.arange(count)
+            if self.seed is None
+            else np.random.default_rng(self.seed).permutation(count)
+        )
         return [group.tolist() for group in order.reshape(-1, size)]
 
 
 @dataclass(frozen=True)
 class IBlurry(Protocol):
-    """i-Blurry (Koh et al. 2022, "Online continual learning on class incremental blurry task configuration", section 3).
+    """i-Blurry (Koh et al. 2022, "Online continual learning on class incremental blurry task
+    configuration", section 3).
 
-    `disjoint_ratio` of the classes belong to one task each; of every other class, `blur_ratio` of the training
-    examples are scattered over the other tasks, evenly. Test examples stay with their class's own task.
+    `disjoint_ratio` of the classes belong to one task each; of every other class, `blur_ratio` of
+    the training examples are scattered over the other tasks, evenly. Test examples stay with their
+    class's own task.
     """
 
     num_tasks: int = 5
@@ -96,19 +117,29 @@ class IBlurry(Protocol):
     seed: int = 0
 
     def assign(self, train: Examples, test: Examples) -> Assignment:
-        for name, value in (("disjoint_ratio", self.disjoint_ratio), ("blur_ratio", self.blur_ratio)):
+        for name, value in (
+            ("disjoint_ratio", self.disjoint_ratio),
+            ("blur_ratio", self.blur_ratio),
+        ):
             check_ratio(name, value)
         if self.num_tasks < 2 or len(train.classes) % self.num_tasks:
-            raise ValueError(f"num_tasks is {self.num_tasks}, allowed: a divisor, from 2 up, of the {len(train.classes)} classes")
+            raise ValueError(
+                f"num_tasks is {self.num_tasks}, allowed: a divisor, from 2 up, of the "
+                f"{len(train.classes)} classes"
+            )
         plain = SplitClasses(len(train.classes) // self.num_tasks, self.seed).assign(train, test)
         rng = np.random.default_rng([self.seed, 1])
-        disjoint = rng.permutation(len(train.classes))[: round(self.disjoint_ratio * len(train.classes))]
+        disjoint = rng.permutation(len(train.classes))[
+            : round(self.disjoint_ratio * len(train.classes))
+        ]
         home = np.argmax(plain.within >= 0, axis=0)[_classes(train)]
         place = home.copy()
         for c in np.setdiff1d(np.arange(len(train.classes)), disjoint):
             rows = rng.permutation(np.flatnonzero(_classes(train) == c))
             moved = rows[: round(self.blur_ratio * len(rows))]
-            place[moved] = (home[moved] + 1 + np.arange(len(moved)) % (self.num_tasks - 1)) % self.num_tasks
+            place[moved] = (
+                home[moved] + 1 + np.arange(len(moved)) % (self.num_tasks - 1)
+            ) % self.num_tasks
         number = np.arange(len(train.classes))
         everywhere = np.tile(number, (self.num_tasks, 1))  # any class may turn up in any task
         rows_of = [np.flatnonzero(place == k) for k in range(self.num_tasks)]
@@ -117,11 +148,12 @@ class IBlurry(Protocol):
 
 @dataclass(frozen=True)
 class ByColumn(Protocol):
-    """Each value of a column is a task, a domain: reviews by product, characters by alphabet, groups by hierarchy.
+    """Each value of a column is a task, a domain: reviews by product, characters by alphabet,
+    groups by hierarchy.
 
-    Tasks that share classes number them alike (positive is positive in books and in kitchens); tasks whose classes
-    are all their own number them from 0 each. All together tell apart every pair of task and class, but for the tag
-    "O" of tokens outside any entity, which is one.
+    Tasks that share classes number them alike (positive is positive in books and in kitchens);
+    tasks whose classes are all their own number them from 0 each. All together tell apart every
+    pair of task and class, but for the tag "O" of tokens outside any entity, which is one.
     order: the column's values in the order of the tasks; sorted if none.
     """
 
@@ -130,9 +162,14 @@ class ByColumn(Protocol):
 
     def assign(self, train: Examples, test: Examples) -> Assignment:
         if self.column not in train.columns:
-            raise ValueError(f"column is {self.column!r}, allowed: {', '.join(train.columns) or 'none, the data has no columns'}")
+            raise ValueError(
+                f"column is {self.column!r}, allowed: "
+                f"{', '.join(train.columns) or 'none, the data has no columns'}"
+            )
         columns = [data.columns[self.column].astype(str) for data in (train, test)]
-        values = [str(value) for value in (np.unique(columns[0]) if self.order is None else self.order)]
+        values = [
+            str(value) for value in (np.unique(columns[0]) if self.order is None else self.order)
+        ]
         rows = [[np.flatnonzero(column == value) for value in values] for column in columns]
         occurs = np.zeros((len(values), len(train.classes)), dtype=np.bool_)
         for k, own in enumerate(rows[0]):
@@ -142,12 +179,26 @@ class ByColumn(Protocol):
         if shared:
             occurs[:] = occurs.any(0)
         within = np.where(occurs, np.cumsum(occurs, axis=1) - 1, -1)
-        fresh, outside = occurs.copy(), [c for c, name in enumerate(train.classes) if name == NO_ENTITY and train.labels.ndim == 2]
+        fresh, outside = (
+            occurs.copy(),
+            [
+                c
+                for c, name in enumerate(train.classes)
+                if name == NO_ENTITY and train.labels.ndim == 2
+            ],
+        )
         fresh[1:, outside] = False
         joint = np.where(occurs, np.cumsum(fresh).reshape(occurs.shape) - 1, -1)
         joint[:, outside] = joint[:1, outside]
         tasks = (
-            Task(k, value, {self.column: value, "classes": [train.classes[int(c)] for c in np.flatnonzero(occurs[k])]})
+            Task(
+                k,
+                value,
+                {
+                    self.column: value,
+                    "classes": [train.classes[int(c)] for c in np.flatnonzero(occurs[k])],
+                },
+            )
             for k, value in enumerate(values)
         )
         return Assignment(tuple(tasks), rows[0], rows[1], within, joint)
@@ -155,7 +206,9 @@ class ByColumn(Protocol):
 
 @dataclass(frozen=True)
 class Permuted(Protocol):
-    """Every task shows all images with their pixels in another fixed order; task 0 as they are (Goodfellow et al. 2013)."""
+    """Every task shows all images with their pixels in another fixed order; task 0 as they are
+    (Goodfellow et al. 2013).
+    """
 
     num_tasks: int = 10
     seed: int = 0
@@ -163,17 +216,25 @@ class Permuted(Protocol):
     def assign(self, train: Examples, test: Examples) -> Assignment:
         _check_tasks(self.num_tasks)
         pixels = int(np.prod(_image_shape(train)[:2]))
-        orders = [np.arange(pixels)] + [np.random.default_rng([self.seed, k]).permutation(pixels) for k in range(1, self.num_tasks)]
-        tasks = [Task(k, f"permutation-{k}", {"seed": [self.seed, k] if k else None}) for k in range(self.num_tasks)]
+        orders = [np.arange(pixels)] + [
+            np.random.default_rng([self.seed, k]).permutation(pixels)
+            for k in range(1, self.num_tasks)
+        ]
+        tasks = [
+            Task(k, f"permutation-{k}", {"seed": [self.seed, k] if k else None})
+            for k in range(self.num_tasks)
+        ]
         return _all_examples(tasks, train, test, permute_pixels(orders))
 
 
 @dataclass(frozen=True)
 class Rotated(Protocol):
-    """Every task shows all images turned by another angle, in degrees (Lopez-Paz & Ranzato 2017, section 5.1).
+    """Every task shows all images turned by another angle, in degrees (Lopez-Paz & Ranzato 2017,
+    section 5.1).
 
-    angles: of each task; if none, `num_tasks` angles from 0 in equal steps below 180, or with a `seed` drawn from
-        0 to 180, each angle as likely as another (Buzzega et al. 2020, section 4.1).
+    angles: of each task; if none, `num_tasks` angles from 0 in equal steps below 180, or with a
+        `seed` drawn from 0 to 180, each angle as likely as another (Buzzega et al. 2020, section
+        4.1).
     """
 
     num_tasks: int = 10
@@ -190,7 +251,10 @@ class Rotated(Protocol):
 
     def _angles(self) -> list[float]:
         if self.seed is not None:
-            return [float(angle) for angle in np.random.default_rng(self.seed).uniform(0, 180, self.num_tasks)]
+            return [
+                float(angle)
+                for angle in np.random.default_rng(self.seed).uniform(0, 180, self.num_tasks)
+            ]
         return [180.0 * k / self.num_tasks for k in range(self.num_tasks)]
 
 
@@ -204,7 +268,9 @@ PROTOCOLS: Mapping[str, type[Protocol]] = {
 
 
 def find_protocol(given: Protocol | Mapping[str, Any]) -> Protocol:
-    """A protocol, or the one that plain data such as {"kind": "permuted", "num_tasks": 5} describes."""
+    """A protocol, or the one that plain data such as {"kind": "permuted", "num_tasks": 5}
+    describes.
+    """
     if isinstance(given, Protocol):
         return given
     kind = str(given.get("kind"))
@@ -224,16 +290,27 @@ def check_ratio(name: str, value: float) -> float:
 
 
 def _all_examples(tasks: Sequence[Task], train: Examples, test: Examples, view: View) -> Assignment:
-    """All tasks hold all examples, and number the classes alike; together they tell apart every task's own."""
+    """All tasks hold all examples, and number the classes alike; together they tell apart every
+    task's own.
+    """
     count = len(train.classes)
     within = np.tile(np.arange(count), (len(tasks), 1))
     rows = [[np.arange(len(data))] * len(tasks) for data in (train, test)]
-    return Assignment(tuple(tasks), rows[0], rows[1], within, within + count * np.arange(len(tasks))[:, None], view)
+    return Assignment(
+        tuple(tasks),
+        rows[0],
+        rows[1],
+        within,
+        within + count * np.arange(len(tasks))[:, None],
+        view,
+    )
 
 
 def _classes(data: Examples) -> npt.NDArray[np.int64]:
     if data.labels.ndim != 1:
-        raise ValueError("the labels are tags, one a token, allowed for a split by classes: one label an example")
+        raise ValueError(
+            "the labels are tags, one a token, allowed for a split by classes: one label an example"
+        )
     return data.labels
 
 
@@ -242,7 +319,10 @@ def _find_class(classes: Sequence[str], key: str | int) -> int:
         return list(classes).index(key)
     if isinstance(key, int) and 0 <= key < len(classes):
         return key
-    raise ValueError(f"unknown class {key!r}: choose a number from 0 to {len(classes) - 1} or one of {', '.join(classes)}")
+    raise ValueError(
+        f"unknown class {key!r}: choose a number from 0 to {len(classes) - 1} or one of "
+        f"{', '.join(classes)}"
+    )
 
 
 def _check_tasks(count: int) -> None:
@@ -252,7 +332,10 @@ def _check_tasks(count: int) -> None:
 
 def _image_shape(data: Examples) -> tuple[int, int, int]:
     if data.inputs.ndim != 4:
-        raise ValueError(f"inputs have shape {data.inputs.shape}, allowed for permuted and rotated pixels: images (N, H, W, C)")
+        raise ValueError(
+            f"inputs have shape {data.inputs.shape}, allowed for permuted and rotated pixels: "
+            "images (N, H, W, C)"
+        )
     height, width, channels = data.inputs.shape[1:]
     return height, width, channels
 
@@ -260,4 +343,9 @@ def _image_shape(data: Examples) -> tuple[int, int, int]:
 def _distinct(tasks: list[Task]) -> tuple[Task, ...]:
     """Tasks whose names would be the same get their number behind it."""
     names = [task.name for task in tasks]
-    return tuple(task if names.count(task.name) == 1 else Task(task.id, f"{task.name}-{task.id}", task.params) for task in tasks)
+    return tuple(
+        task
+        if names.count(task.name) == 1
+        else Task(task.id, f"{task.name}-{task.id}", task.params)
+        for task in tasks
+    )

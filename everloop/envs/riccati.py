@@ -1,4 +1,6 @@
-"""Finite-horizon linear-quadratic control: the best that any policy can do on the plant's true state."""
+"""Finite-horizon linear-quadratic control: the best that any policy can do on the plant's true
+state.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ class LinearQuadratic:
     """Minimise E sum_{t<H} (q |x_{t+1} - x*|^2 + r |a_t|^2) under x' = A x + B a + noise * e.
 
     With the constant appended to the state, z = (x, 1), the affine problem is a linear one, and the
-    value of the rest of an episode is -(z' P_t z + c_t). Backwards from P_H = 0, c_H = 0, with
-    S = P_{t+1} + Q the cost of arriving (Bertsekas, Dynamic Programming and Optimal Control, vol. 1,
+    value of the rest of an episode is -(z' P_t z + c_t). Backwards from P_H = 0, c_H = 0, with S =
+    P_{t+1} + Q the cost of arriving (Bertsekas, Dynamic Programming and Optimal Control, vol. 1,
     section 4.1):
 
         K_t = (R + B' S B)^{-1} B' S A          a_t = -K_t z_t
@@ -70,12 +72,18 @@ class LinearQuadratic:
         K = self._solution[0][t]
         return -(x @ K[:, :-1].T + K[:, -1])
 
-    def simulate(self, policy: Callable[[int, Array], Array], episodes: int, rng: np.random.Generator) -> Array:
-        """Returns (episodes,) of `policy(t, x) -> a`, with actions clipped to [-1, 1] as the plant does."""
+    def simulate(
+        self, policy: Callable[[int, Array], Array], episodes: int, rng: np.random.Generator
+    ) -> Array:
+        """Returns (episodes,) of `policy(t, x) -> a`, with actions clipped to [-1, 1] as the plant
+        does.
+        """
         x = self.initial_std * rng.standard_normal((episodes, self.A.shape[0]))
         total = np.zeros(episodes)
         for t in range(self.horizon):
             a = np.clip(policy(t, x), -1.0, 1.0)
             x = x @ self.A.T + a @ self.B.T + self.noise * rng.standard_normal(x.shape)
-            total -= self.state_cost * ((x - self.target) ** 2).sum(1) + self.action_cost * (a**2).sum(1)
+            total -= self.state_cost * ((x - self.target) ** 2).sum(1) + self.action_cost * (
+                a**2
+            ).sum(1)
         return total

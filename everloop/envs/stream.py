@@ -16,40 +16,56 @@ from everloop.contract import ACCURACY, CUE, Metric, Observation
 from everloop.envs.corruptions import Alteration, find_alterations, other_data
 from everloop.envs.data import Examples
 from everloop.envs.protocols import Protocol, SplitClasses, find_protocol
-from everloop.envs.schedule import EPOCH, KEY, LABEL, OOD, ORIGIN, ROW, Plan, Schedule, find_schedule
+from everloop.envs.schedule import (
+    EPOCH,
+    KEY,
+    LABEL,
+    OOD,
+    ORIGIN,
+    ROW,
+    Plan,
+    Schedule,
+    find_schedule,
+)
 from everloop.envs.task import Mask, OneCopyEnv, TaskVectorEnv, find_task
 
 Ints = npt.NDArray[np.int64]
 
 
 class StreamVectorEnv(TaskVectorEnv):
-    """The batch is the vector: one indexed read serves `num_envs` examples a step. Abstract; see its subclasses.
+    """The batch is the vector: one indexed read serves `num_envs` examples a step. Abstract; see
+    its subclasses.
 
-    The world serves each task's examples as an endless chain of shuffled passes; over one pass every example is
-    judged exactly once, whatever the episodes' length. An example is pending until a guess has judged it: a reset
-    does not skip it, a switch to another task gives it back to be shown first when its task returns. A seeded reset
-    of all copies starts all passes anew. The chain is a function of the seed and the task, whatever the number of
-    copies and workers.
+    The world serves each task's examples as an endless chain of shuffled passes; over one pass
+    every example is judged exactly once, whatever the episodes' length. An example is pending until
+    a guess has judged it: a reset does not skip it, a switch to another task gives it back to be
+    shown first when its task returns. A seeded reset of all copies starts all passes anew. The
+    chain is a function of the seed and the task, whatever the number of copies and workers.
 
-    Observation (Dict): the example, in the modality of the subclass; cue (if task_cue), one-hot (num_tasks,): the
-        task that the example belongs to.
-    Action: the guess, Discrete; of tags MultiDiscrete, one a token. `label_space="global"`: among the classes of
-        all tasks, told apart (class-incremental). `"within_task"`: among those of one task (domain-incremental, and
-        task-incremental where the cue tells the task).
+    Observation (Dict): the example, in the modality of the subclass; cue (if task_cue), one-hot
+        (num_tasks,): the task that the example belongs to.
+    Action: the guess, Discrete; of tags MultiDiscrete, one a token. `label_space="global"`: among
+        the classes of all tasks, told apart (class-incremental). `"within_task"`: among those of
+        one task (domain-incremental, and task-incremental where the cue tells the task).
     Reward: 1 for a right guess, else 0; of tags the share that is right.
-    info, of the example just judged: "label", the truth (in the label space; -1 for a token without a tag);
-        "index", its row in the split; "epoch", the pass in which it was served, from 0; "origin", the task that it
-        belongs to; "leaked", whether that is another than the one at hand; "ood", whether it was altered.
-    Episode: `episode_length` examples, then truncated; `final_obs` already shows the example that comes next.
+    info, of the example just judged: "label", the truth (in the label space; -1 for a token without
+        a tag); "index", its row in the split; "epoch", the pass in which it was served, from 0;
+        "origin", the task that it belongs to; "leaked", whether that is another than the one at
+        hand; "ood", whether it was altered.
+    Episode: `episode_length` examples, then truncated; `final_obs` already shows the example that
+        comes next.
     `reference`: guessing uniformly, and always right.
 
     data: (train, test), or what the subclass can load.
-    protocol: how the data becomes tasks, a `Protocol` or plain data such as {"kind": "classes", "classes_per_task": 2}.
-    schedule: what gets among a task's examples in the train split, a `Schedule` or plain data such as
-        {"blur_ratio": 0.1}. The test split is always clean.
-    ood_data: inputs (N, ...) of another data set, in the same shape: one more way to be out of distribution, "other".
-    workers: threads that prepare the next observations while the learner learns from the last; 0 for none.
-    Raises ValueError, in one line that names the value, for what does not fit the data, and for tasks without examples.
+    protocol: how the data becomes tasks, a `Protocol` or plain data such as {"kind": "classes",
+        "classes_per_task": 2}.
+    schedule: what gets among a task's examples in the train split, a `Schedule` or plain data such
+        as {"blur_ratio": 0.1}. The test split is always clean.
+    ood_data: inputs (N, ...) of another data set, in the same shape: one more way to be out of
+        distribution, "other".
+    workers: threads that prepare the next observations while the learner learns from the last; 0
+    for none. Raises ValueError, in one line that names the value, for what does not fit the data,
+    and for tasks without examples.
     """
 
     modality: ClassVar[str]
@@ -79,7 +95,9 @@ class StreamVectorEnv(TaskVectorEnv):
         train, test = self._load(data)
         _check_pair(train, test)
         self.horizon, self.task_cue = episode_length, task_cue
-        self._inputs = np.asarray((train if split == "train" else test).inputs)  # of a memory map: a plain view
+        self._inputs = np.asarray(
+            (train if split == "train" else test).inputs
+        )  # of a memory map: a plain view
         self._labels = np.asarray((train if split == "train" else test).labels)
         self._assign(find_protocol(protocol), train, test, split, label_space)
         self.schedule = find_schedule(schedule) if split == "train" else Schedule()
@@ -91,7 +109,11 @@ class StreamVectorEnv(TaskVectorEnv):
         self.single_observation_space = spaces.Dict(modalities)
         actions = int(self._table.max()) + 1
         tags = self._labels.ndim == 2
-        self.single_action_space = spaces.MultiDiscrete([actions] * self._labels.shape[1]) if tags else spaces.Discrete(actions)
+        self.single_action_space = (
+            spaces.MultiDiscrete([actions] * self._labels.shape[1])
+            if tags
+            else spaces.Discrete(actions)
+        )
         super().__init__(num_envs, autoreset_mode)
         self.reward_range = (0.0, 1.0)
         self._all = np.arange(num_envs)
@@ -110,21 +132,30 @@ class StreamVectorEnv(TaskVectorEnv):
     def _input_space(data: Examples) -> spaces.Box:
         raise NotImplementedError
 
-    def _assign(self, protocol: Protocol, train: Examples, test: Examples, split: str, label_space: str) -> None:
+    def _assign(
+        self, protocol: Protocol, train: Examples, test: Examples, split: str, label_space: str
+    ) -> None:
         assignment = protocol.assign(train, test)
         self.tasks, self._view = assignment.tasks, assignment.view
         self._rows = assignment.train if split == "train" else assignment.test
         for task, rows in zip(self.tasks, self._rows, strict=True):
             if not len(rows):
-                raise ValueError(f"task {task.id} ({task.name}) has no example in the {split} split, allowed: 1 or more")
+                raise ValueError(
+                    f"task {task.id} ({task.name}) has no example in the {split} split, allowed: 1 "
+                    "or more"
+                )
         numbers = assignment.joint if label_space == "global" else assignment.within
-        self._table = np.pad(numbers, ((0, 0), (0, 1)), constant_values=-1)  # what has no label, -1, keeps none
+        self._table = np.pad(
+            numbers, ((0, 0), (0, 1)), constant_values=-1
+        )  # what has no label, -1, keeps none
 
     def _check_order(self) -> None:
         ids = [task.id for task in self.tasks]
         order = ids if self.schedule.order is None else list(self.schedule.order)
         if not set(order) <= set(ids) or len(set(order)) < len(order):
-            raise ValueError(f"the schedule's order is {order}, allowed: ids from 0 to {len(ids) - 1}, each once")
+            raise ValueError(
+                f"the schedule's order is {order}, allowed: ids from 0 to {len(ids) - 1}, each once"
+            )
 
     def _find_alterations(self, ood_data: Any) -> list[Alteration]:
         known = dict(self.alterations)
@@ -132,9 +163,13 @@ class StreamVectorEnv(TaskVectorEnv):
             other, shape = np.asarray(ood_data), self._inputs.shape[1:]
             if other.shape[1:] != shape or other.dtype != self._inputs.dtype or not len(other):
                 wanted = f"{self._inputs.dtype} (N, {', '.join(map(str, shape))})"
-                raise ValueError(f"ood_data is {other.dtype} of shape {other.shape}, allowed: {wanted}")
+                raise ValueError(
+                    f"ood_data is {other.dtype} of shape {other.shape}, allowed: {wanted}"
+                )
             known["other"] = other_data(other)
-        return find_alterations(list(known) if self.schedule.ood is None else self.schedule.ood, known)
+        return find_alterations(
+            list(known) if self.schedule.ood is None else self.schedule.ood, known
+        )
 
     def _restart(self) -> None:
         """Forget all passes: the next serve begins each task's first pass."""
@@ -143,7 +178,9 @@ class StreamVectorEnv(TaskVectorEnv):
         self._cursor, self._passes = [0] * tasks, [-1] * tasks
         self._returned: list[list[Ints]] = [[] for _ in self.tasks]  # shown but never judged
         self._pending = np.full((6, self.num_envs), -1, dtype=np.int64)  # what each copy is shown
-        self._pending_task = np.full(self.num_envs, -1, dtype=np.int64)  # in whose chain that stands; -1: nothing yet
+        self._pending_task = np.full(
+            self.num_envs, -1, dtype=np.int64
+        )  # in whose chain that stands; -1: nothing yet
         self._ahead.clear()
 
     def examples(self, task: int | str) -> int:
@@ -178,13 +215,18 @@ class StreamVectorEnv(TaskVectorEnv):
             self._serve(np.flatnonzero(mask & (self.task == task)), int(task))
 
     def _serve_all(self) -> None:
-        """As `_serve_by_task` for all copies; where they play one task and its pass is long enough, one slice."""
+        """As `_serve_by_task` for all copies; where they play one task and its pass is long enough,
+        one slice.
+        """
         task, n = int(self.task[0]), self.num_envs
         start = self._cursor[task]
         if not self._uniform or self._returned[task] or start + n > self._plan[task].shape[1]:
             self._serve_by_task(np.ones(n, dtype=np.bool_))
         else:
-            self._pending, self._cursor[task] = self._plan[task][:, start : start + n].copy(), start + n
+            self._pending, self._cursor[task] = (
+                self._plan[task][:, start : start + n].copy(),
+                start + n,
+            )
 
     def _begin(self, mask: Mask, seeded: bool) -> None:
         if (seeded and mask.all()) or self._pending_task[0] < 0:
@@ -199,7 +241,11 @@ class StreamVectorEnv(TaskVectorEnv):
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         judged = self._pending
-        label = judged[LABEL] if self._labels.ndim == 1 else self._table[judged[ORIGIN][:, None], self._labels[judged[ROW]]]
+        label = (
+            judged[LABEL]
+            if self._labels.ndim == 1
+            else self._table[judged[ORIGIN][:, None], self._labels[judged[ROW]]]
+        )
         guess = np.asarray(actions)
         if guess.shape != label.shape:
             raise ValueError(f"actions have shape {guess.shape}, allowed: {label.shape}")
@@ -223,7 +269,9 @@ class StreamVectorEnv(TaskVectorEnv):
         return observation
 
     def _prepared(self) -> npt.NDArray[Any]:
-        """The pending inputs: from a worker if one has prepared them, else now; and workers go on with the next."""
+        """The pending inputs: from a worker if one has prepared them, else now; and workers go on
+        with the next.
+        """
         if self._workers is None or not self._uniform:
             return self._show(self._pending)
         task, n = int(self.task[0]), self.num_envs
@@ -253,7 +301,9 @@ class StreamVectorEnv(TaskVectorEnv):
         return inputs
 
     def reference(self, task: int | str) -> tuple[float, float]:
-        """(episode_length / number of actions, episode_length); nan where there is but one action."""
+        """(episode_length / number of actions, episode_length); nan where there is but one
+        action.
+        """
         find_task(self.tasks, task)
         actions = int(self._table.max()) + 1
         if actions == 1:
@@ -266,7 +316,10 @@ class StreamVectorEnv(TaskVectorEnv):
         return ACCURACY
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. Raises ValueError if it is of another number of copies or tasks."""
+        """Take over what `state_dict` gave.
+
+        Raises ValueError if it is of another number of copies or tasks.
+        """
         tasks = len(state["own"]["cursor"])
         if tasks != len(self.tasks):
             raise ValueError(f"the state is of {tasks} tasks; this world has {len(self.tasks)}")
@@ -285,8 +338,15 @@ class StreamVectorEnv(TaskVectorEnv):
 
     def _load_world_state(self, own: Mapping[str, Any]) -> None:
         self._restart()
-        self._seed, self._cursor, self._passes = own["seed"], list(own["cursor"]), list(own["passes"])
-        self._plan = [plan if p < 0 else self._make_plan(k, p) for k, (plan, p) in enumerate(zip(self._plan, self._passes, strict=True))]
+        self._seed, self._cursor, self._passes = (
+            own["seed"],
+            list(own["cursor"]),
+            list(own["passes"]),
+        )
+        self._plan = [
+            plan if p < 0 else self._make_plan(k, p)
+            for k, (plan, p) in enumerate(zip(self._plan, self._passes, strict=True))
+        ]
         self._returned = [[column.copy() for column in columns] for columns in own["returned"]]
         self._pending, self._pending_task = own["pending"].copy(), own["pending_task"].copy()
         self._uniform = bool((self.task == self.task[0]).all())
@@ -310,20 +370,35 @@ class StreamEnv(OneCopyEnv):
 def _share(right: Mask, counts: Mask) -> npt.NDArray[np.float32]:
     """Of each row the share of those that count; 1 where none does."""
     total = counts.sum(1)
-    share: npt.NDArray[np.float32] = np.where(total > 0, (right & counts).sum(1) / np.maximum(total, 1), 1.0).astype(np.float32)
+    share: npt.NDArray[np.float32] = np.where(
+        total > 0, (right & counts).sum(1) / np.maximum(total, 1), 1.0
+    ).astype(np.float32)
     return share
 
 
-def check_kind(pair: tuple[Examples, Examples], name: str, dtype: type, ndim: int, allowed: str) -> tuple[Examples, Examples]:
-    """`pair`, or ValueError unless its inputs, of which a message speaks as `name`, have this dtype and number of dimensions."""
+def check_kind(
+    pair: tuple[Examples, Examples], name: str, dtype: type, ndim: int, allowed: str
+) -> tuple[Examples, Examples]:
+    """`pair`, or ValueError unless its inputs, of which a message speaks as `name`, have this dtype
+    and number of dimensions.
+    """
     for split, part in zip(("train", "test"), pair, strict=True):
         if part.inputs.dtype != dtype or part.inputs.ndim != ndim:
-            raise ValueError(f"{split} {name} are {part.inputs.dtype} of shape {part.inputs.shape}, allowed: {allowed}")
+            raise ValueError(
+                f"{split} {name} are {part.inputs.dtype} of shape {part.inputs.shape}, allowed: "
+                f"{allowed}"
+            )
     return pair
 
 
 def _check_pair(train: Examples, test: Examples) -> None:
     if train.inputs.shape[1:] != test.inputs.shape[1:]:
-        raise ValueError(f"test examples have shape {test.inputs.shape[1:]} each, allowed: {train.inputs.shape[1:]} as in training")
+        raise ValueError(
+            f"test examples have shape {test.inputs.shape[1:]} each, allowed: "
+            f"{train.inputs.shape[1:]} as in training"
+        )
     if list(train.classes) != list(test.classes):
-        raise ValueError(f"the test classes are {list(test.classes)}, allowed: those of training, {list(train.classes)}")
+        raise ValueError(
+            f"the test classes are {list(test.classes)}, allowed: those of training, "
+            f"{list(train.classes)}"
+        )

@@ -26,7 +26,9 @@ def find_task(tasks: Sequence[Task], key: Any) -> Task:
         if (is_id and key == task.id) or (isinstance(key, str) and key == task.name):
             return task
     names = ", ".join(task.name for task in tasks)
-    raise ValueError(f"unknown task {key!r}: choose an id from 0 to {len(tasks) - 1} or one of {names}")
+    raise ValueError(
+        f"unknown task {key!r}: choose an id from 0 to {len(tasks) - 1} or one of {names}"
+    )
 
 
 class _Described:
@@ -67,7 +69,9 @@ class TaskEnv(_Described, gym.Env[Observation, Any]):
     task: Task
     reward_range: tuple[float, float] = (-np.inf, np.inf)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Seed the generator and switch the task. Subclasses return the observation and info."""
         if options and "task" in options:
             self.task = find_task(self.tasks, options["task"])
@@ -81,7 +85,10 @@ class TaskEnv(_Described, gym.Env[Observation, Any]):
         return None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. Raises NotImplementedError for a world that gives no state."""
+        """Take over what `state_dict` gave.
+
+        Raises NotImplementedError for a world that gives no state.
+        """
         raise NotImplementedError(f"{type(self).__name__} gives no state, so it takes none")
 
 
@@ -104,12 +111,16 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
     reward_range: tuple[float, float] = (-np.inf, np.inf)
     horizon: int
 
-    def __init__(self, num_envs: int, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP) -> None:
+    def __init__(
+        self, num_envs: int, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP
+    ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}, allowed: 1 or more")
         mode = AutoresetMode(autoreset_mode)
         if mode is AutoresetMode.NEXT_STEP:
-            raise ValueError("autoreset_mode NextStep is not supported, allowed: SameStep, Disabled")
+            raise ValueError(
+                "autoreset_mode NextStep is not supported, allowed: SameStep, Disabled"
+            )
         self.num_envs = num_envs
         self.metadata = {"render_modes": [], "autoreset_mode": mode}
         self._autoreset = mode is AutoresetMode.SAME_STEP
@@ -118,10 +129,13 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         self.task = np.zeros(num_envs, dtype=np.int64)
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Start new episodes, in another task if `options` names one.
 
-        Raises ValueError for an unknown task or a mask of the wrong shape; nothing has changed then.
+        Raises ValueError for an unknown task or a mask of the wrong shape; nothing has changed
+        then.
         """
         options = options or {}
         mask = self._mask(options.get("reset_mask"))
@@ -139,11 +153,14 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         mask: Mask = np.asarray(given)
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
             raise ValueError(
-                f"reset_mask has shape {mask.shape} and dtype {mask.dtype}, allowed: shape ({self.num_envs},), bool, at least one True"
+                f"reset_mask has shape {mask.shape} and dtype {mask.dtype}, allowed: shape "
+                f"({self.num_envs},), bool, at least one True"
             )
         return mask
 
-    def step(self, actions: npt.NDArray[Any]) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
+    def step(
+        self, actions: npt.NDArray[Any]
+    ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
         """Advance every copy by one step; shapes as `gymnasium.vector.VectorEnv.step` has them."""
         rewards, info = self._advance(actions)
         self._elapsed += 1
@@ -164,23 +181,38 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         return observation, rewards, np.zeros(self.num_envs, dtype=np.bool_), truncated, info
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Where every copy stands, for `load_state_dict` of a world made alike; None if a subclass can't say."""
+        """Where every copy stands, for `load_state_dict` of a world made alike; None if a subclass
+        can't say.
+        """
         own = self._world_state()
         if own is None:
             return None
         generator = self.np_random.bit_generator.state
-        return {"task": self.task.copy(), "elapsed": self._elapsed.copy(), "np_random": generator, "own": own}
+        return {
+            "task": self.task.copy(),
+            "elapsed": self._elapsed.copy(),
+            "np_random": generator,
+            "own": own,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. Raises ValueError if it is of another number of copies."""
+        """Take over what `state_dict` gave.
+
+        Raises ValueError if it is of another number of copies.
+        """
         if len(state["task"]) != self.num_envs:
-            raise ValueError(f"the state is of {len(state['task'])} copies; this world has {self.num_envs}")
+            raise ValueError(
+                f"the state is of {len(state['task'])} copies; this world has {self.num_envs}"
+            )
         self.task, self._elapsed = state["task"].copy(), state["elapsed"].copy()
         self.np_random.bit_generator.state = state["np_random"]
         self._load_world_state(state["own"])
 
     def _world_state(self) -> dict[str, Any] | None:
-        """What a subclass adds to `state_dict`: all that its next step depends on. None if it can't say."""
+        """What a subclass adds to `state_dict`: all that its next step depends on.
+
+        None if it can't say.
+        """
         return None
 
     def _load_world_state(self, own: Mapping[str, Any]) -> None:
@@ -212,7 +244,9 @@ class OneCopyEnv(TaskEnv):
         self.observation_space = world.single_observation_space
         self.action_space = world.single_action_space
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed, options=options)
         self.world.np_random = self.np_random  # one generator, shared
         self.world.task[0] = self.task.id
@@ -221,9 +255,19 @@ class OneCopyEnv(TaskEnv):
         return self._first(self.world._observe()), {"task": self.task.id}
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        observation, rewards, terminated, truncated, info = self.world.step(np.asarray(action)[None])
-        single = {key: value[0].item() if value.ndim == 1 else value[0] for key, value in info.items()}
-        return self._first(observation), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), single
+        observation, rewards, terminated, truncated, info = self.world.step(
+            np.asarray(action)[None]
+        )
+        single = {
+            key: value[0].item() if value.ndim == 1 else value[0] for key, value in info.items()
+        }
+        return (
+            self._first(observation),
+            float(rewards[0]),
+            bool(terminated[0]),
+            bool(truncated[0]),
+            single,
+        )
 
     def reference(self, task: int | str) -> tuple[float, float]:
         return self.world.reference(task)

@@ -1,4 +1,6 @@
-"""A labelled text data set as episodic tasks: a step shows a text's tokens, the action is its class, or each token's tag."""
+"""A labelled text data set as episodic tasks: a step shows a text's tokens, the action is its
+class, or each token's tag.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +19,32 @@ from everloop.envs.stream import Ints, StreamEnv, StreamVectorEnv, check_kind
 
 
 class TextStreamVectorEnv(StreamVectorEnv):
-    """`everloop/TextStream-v0`: token ids in the modality "tokens", int32 (L,), 0 where a text is over.
+    """`everloop/TextStream-v0`: token ids in the modality "tokens", int32 (L,), 0 where a text is
+    over.
 
-    data: (train, test) `Examples`; or a Hub id or a local folder, as `load_text` takes them. All else as
-    `StreamVectorEnv`.
+    data: (train, test) `Examples`; or a Hub id or a local folder, as `load_text` takes them. All
+    else as `StreamVectorEnv`.
 
-    With tags (labels (N, L)) the action is a tag for every token, the reward the share that is right, and a pass over
-    the test split is scored by the F1 of whole entities (`metric`). Told apart by task, an entity counts as found only
-    with its own task's tag.
+    With tags (labels (N, L)) the action is a tag for every token, the reward the share that is
+    right, and a pass over the test split is scored by the F1 of whole entities (`metric`). Told
+    apart by task, an entity counts as found only with its own task's tag.
     """
 
     modality = "tokens"
     alterations: ClassVar = TEXT_ALTERATIONS
 
-    def _assign(self, protocol: Protocol, train: Examples, test: Examples, split: str, label_space: str) -> None:
+    def _assign(
+        self, protocol: Protocol, train: Examples, test: Examples, split: str, label_space: str
+    ) -> None:
         super()._assign(protocol, train, test, split, label_space)
         self._tags: list[str] = []
         if train.labels.ndim == 2:
             self._tags = self._tag_names(train.classes, by_task=label_space == "global")
 
     def _tag_names(self, classes: Sequence[str], by_task: bool) -> list[str]:
-        """Each action's tag; "B-person" of the task politics is "B-politics/person" where tasks are told apart."""
+        """Each action's tag; "B-person" of the task politics is "B-politics/person" where tasks are
+        told apart.
+        """
         names = [""] * (int(self._table.max()) + 1)
         for task in self.tasks:
             for tag, number in zip(classes, self._table[task.id], strict=False):
@@ -57,7 +64,9 @@ class TextStreamVectorEnv(StreamVectorEnv):
     @staticmethod
     def _load(data: Any) -> tuple[Examples, Examples]:
         if data is None:
-            raise ValueError("data is None, allowed: (train, test) examples, a Hub id or a local folder")
+            raise ValueError(
+                "data is None, allowed: (train, test) examples, a Hub id or a local folder"
+            )
         pair = load_text(data) if isinstance(data, str | Path) else data
         return check_kind(pair, "texts", np.int32, 2, "int32 token ids (N, L)")
 

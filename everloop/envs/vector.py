@@ -19,7 +19,9 @@ STATELESS = OrderEnforcing | PassiveEnvChecker | Feedback
 
 
 class SyncTaskVectorEnv(SyncVectorEnv):
-    """Gymnasium's `SyncVectorEnv` of single worlds, with `tasks`, `reward_range` and `reference`."""
+    """Gymnasium's `SyncVectorEnv` of single worlds, with `tasks`, `reward_range` and
+    `reference`.
+    """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
         super().__init__(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -27,14 +29,26 @@ class SyncTaskVectorEnv(SyncVectorEnv):
         self.tasks: tuple[Task, ...] = self.envs[0].get_wrapper_attr("tasks")
         self.reward_range: tuple[float, float] = self.envs[0].get_wrapper_attr("reward_range")
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As Gymnasium's; the caller's `options` stay as they are, and info["task"] is about all copies, reset or not."""
-        observation, info = super().reset(seed=seed, options=None if options is None else dict(options))
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """As Gymnasium's; the caller's `options` stay as they are, and info["task"] is about all
+        copies, reset or not.
+        """
+        observation, info = super().reset(
+            seed=seed, options=None if options is None else dict(options)
+        )
         self._task[info["_task"]] = info["task"][info["_task"]]
-        return observation, {**info, "task": self._task.copy(), "_task": np.ones(self.num_envs, dtype=np.bool_)}
+        return observation, {
+            **info,
+            "task": self._task.copy(),
+            "_task": np.ones(self.num_envs, dtype=np.bool_),
+        }
 
     def step(self, actions: Any) -> Any:
-        """As Gymnasium's, and what the last step of an episode said stands in `info` like that of every other step."""
+        """As Gymnasium's, and what the last step of an episode said stands in `info` like that of
+        every other step.
+        """
         observation, rewards, terminated, truncated, info = super().step(actions)
         for key, values in info.get("final_info", {}).items():
             if not key.startswith("_") and f"_{key}" in info["final_info"]:
@@ -57,13 +71,25 @@ class SyncTaskVectorEnv(SyncVectorEnv):
 
     def state_dict(self) -> dict[str, Any] | None:
         """The states of all copies, for copies that have been reset; None if one gives none."""
-        limits, copies = [_steps_of_limits(env) for env in self.envs], [env.get_wrapper_attr("state_dict")() for env in self.envs]
-        return None if None in [*limits, *copies] else {"task": self._task.copy(), "copies": copies, "limits": limits}
+        limits, copies = (
+            [_steps_of_limits(env) for env in self.envs],
+            [env.get_wrapper_attr("state_dict")() for env in self.envs],
+        )
+        return (
+            None
+            if None in [*limits, *copies]
+            else {"task": self._task.copy(), "copies": copies, "limits": limits}
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. Raises ValueError if it is of another number of copies."""
+        """Take over what `state_dict` gave.
+
+        Raises ValueError if it is of another number of copies.
+        """
         if len(state["copies"]) != self.num_envs:
-            raise ValueError(f"the state is of {len(state['copies'])} copies; this world has {self.num_envs}")
+            raise ValueError(
+                f"the state is of {len(state['copies'])} copies; this world has {self.num_envs}"
+            )
         self._task = state["task"].copy()
         for env, own, steps in zip(self.envs, state["copies"], state["limits"], strict=True):
             env.get_wrapper_attr("load_state_dict")(own)
@@ -83,13 +109,17 @@ def _limits(env: gym.Env[Any, Any]) -> list[TimeLimit[Any, Any]]:
 
 
 def _steps_of_limits(env: gym.Env[Any, Any]) -> list[int | None] | None:
-    """The steps that each time limit has counted; None where another wrapper may have a state that it doesn't give."""
+    """The steps that each time limit has counted; None where another wrapper may have a state that
+    it doesn't give.
+    """
     if not all(isinstance(layer, STATELESS | TimeLimit) for layer in _layers(env)):
         return None
     return [limit._elapsed_steps for limit in _limits(env)]
 
 
-def make_vec(env_id: str, num_envs: int = 1, feedback: bool = False, **parameters: Any) -> VectorEnv[Any, Any, Any]:
+def make_vec(
+    env_id: str, num_envs: int = 1, feedback: bool = False, **parameters: Any
+) -> VectorEnv[Any, Any, Any]:
     """`num_envs` copies of the registered world `env_id` under SAME_STEP autoreset.
 
     A world registered with a `vector_entry_point` is batched natively, any other one runs in
@@ -105,7 +135,9 @@ def make_vec(env_id: str, num_envs: int = 1, feedback: bool = False, **parameter
         spec = gym.spec(name)
     except (gym.error.Error, ImportError) as error:
         worlds = ", ".join(sorted(name for name in gym.registry if name.startswith("everloop/")))
-        raise ValueError(f"unknown world {env_id!r}: choose one of {worlds}, or register your own ({error})") from None
+        raise ValueError(
+            f"unknown world {env_id!r}: choose one of {worlds}, or register your own ({error})"
+        ) from None
     env: VectorEnv[Any, Any, Any]
     if spec.vector_entry_point is not None:
         env = gym.make_vec(name, num_envs, **parameters)
@@ -114,6 +146,12 @@ def make_vec(env_id: str, num_envs: int = 1, feedback: bool = False, **parameter
             if not probe.has_wrapper_attr("tasks"):
                 raise ValueError(f"{env_id!r} is no world, allowed: environments with `tasks`")
         env = SyncTaskVectorEnv([lambda: gym.make(name, **parameters) for _ in range(num_envs)])
-    if not hasattr(env, "tasks") or env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP:
-        raise ValueError(f"{env_id!r} is no world, allowed: environments with `tasks`, batched ones under SAME_STEP autoreset")
+    if (
+        not hasattr(env, "tasks")
+        or env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP
+    ):
+        raise ValueError(
+            f"{env_id!r} is no world, allowed: environments with `tasks`, batched ones under "
+            "SAME_STEP autoreset"
+        )
     return VectorFeedback(env) if feedback else env

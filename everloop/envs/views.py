@@ -24,7 +24,8 @@ def permute_pixels(orders: Sequence[npt.NDArray[np.int64]]) -> View:
 
 
 def rotate_pixels(height: int, width: int, angles: Sequence[float]) -> View:
-    """(images uint8 (B, height, width, C), task) -> images turned counter-clockwise by angles[task] degrees.
+    """(images uint8 (B, height, width, C), task) -> images turned counter-clockwise by angles[task]
+    degrees.
 
     Bilinear, about the centre; what was outside is black.
     """
@@ -45,9 +46,13 @@ def rotate_pixels(height: int, width: int, angles: Sequence[float]) -> View:
     return view
 
 
-def _bilinear(height: int, width: int, angle: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def _bilinear(
+    height: int, width: int, angle: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The four source pixels of every pixel (4, H * W), and their weights, 0 for those outside."""
-    y, x = np.mgrid[:height, :width].reshape(2, -1) - np.array([[(height - 1) / 2], [(width - 1) / 2]])
+    y, x = np.mgrid[:height, :width].reshape(2, -1) - np.array(
+        [[(height - 1) / 2], [(width - 1) / 2]]
+    )
     cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     source_x = cos * x - sin * y + (width - 1) / 2
     source_y = sin * x + cos * y + (height - 1) / 2

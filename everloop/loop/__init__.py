@@ -1,7 +1,7 @@
 """Learners, strategies, memory, monitors, metrics and the loop that joins them.
 
-Worlds and networks come in through Protocols: nothing here imports `everloop.envs` or `everloop.agents`.
-Stable-Baselines3, TensorBoard and matplotlib load when they are first used.
+Worlds and networks come in through Protocols: nothing here imports `everloop.envs` or
+`everloop.agents`. Stable-Baselines3, TensorBoard and matplotlib load when they are first used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,14 @@ from everloop.loop.learners.nested import NestedOptimizer, levels_by_depth
 from everloop.loop.learners.supervised import SupervisedLearner
 from everloop.loop.learners.training import Training
 from everloop.loop.learners.update import Updater
-from everloop.loop.likelihood import Categorical, Gaussian, Likelihood, SquashedGaussian, Tags, likelihood_for
+from everloop.loop.likelihood import (
+    Categorical,
+    Gaussian,
+    Likelihood,
+    SquashedGaussian,
+    Tags,
+    likelihood_for,
+)
 from everloop.loop.memory import MEMORIES, Memory, Reservoir, herding
 from everloop.loop.model import Model
 from everloop.loop.results.figures import learning_curves_figure, score_matrix_figure

@@ -24,10 +24,12 @@ class Batch:
 
     obs: modality -> (T, B, ...), as the world showed it.
     start: bool (T, B), True where an episode begins (or the memory is to be empty).
-    target: what should come out. Streams: labels int64 (T, B). Control: the outputs to imitate (T, B, P).
+    target: what should come out. Streams: labels int64 (T, B). Control: the outputs to imitate (T,
+        B, P).
     action: what was done, (T, B, ...).
     task: int64 (B,), the task each example comes from.
-    output, value: what the network put out for it when it was observed, prediction (T, B, P) and value (T, B).
+    output, value: what the network put out for it when it was observed, prediction (T, B, P) and
+        value (T, B).
     """
 
     obs: Mapping[str, Tensor]
@@ -53,7 +55,9 @@ class Batch:
 
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
-        """The examples of all `batches`, of as many steps each; of targets only if all have them, and nothing else."""
+        """The examples of all `batches`, of as many steps each; of targets only if all have them,
+        and nothing else.
+        """
         targets = [batch.target for batch in batches if batch.target is not None]
         return cls(
             {name: torch.cat([batch.obs[name] for batch in batches], 1) for name in batches[0].obs},
@@ -72,9 +76,14 @@ class Batch:
         Each new example begins with an empty memory. Raises ValueError unless `length` divides T.
         """
         if length < 1 or self.length % length:
-            raise ValueError(f"sequence length is {length}, allowed: a divisor of the {self.length} steps")
+            raise ValueError(
+                f"sequence length is {length}, allowed: a divisor of the {self.length} steps"
+            )
         parts = self.length // length
-        cut = self._map(lambda x: rearrange(x, "(s t) b ... -> t (s b) ...", t=length), lambda task: task.repeat(parts))
+        cut = self._map(
+            lambda x: rearrange(x, "(s t) b ... -> t (s b) ...", t=length),
+            lambda task: task.repeat(parts),
+        )
         start = cut.start.clone()
         start[0] = True
         return replace(cut, start=start)
@@ -92,7 +101,11 @@ class Batch:
         """Arrays with the example first, one row each: the form in which memories store it."""
         flat = {f"obs.{name}": value for name, value in self.obs.items()}
         flat |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "obs"}
-        return {name: _to_array(value if name == "task" else value.transpose(0, 1)) for name, value in flat.items() if value is not None}
+        return {
+            name: _to_array(value if name == "task" else value.transpose(0, 1))
+            for name, value in flat.items()
+            if value is not None
+        }
 
     @classmethod
     def from_items(cls, items: Mapping[str, npt.NDArray[Any]], device: torch.device) -> Batch:
@@ -111,9 +124,11 @@ class Batch:
 
 
 def subsample(batches: Sequence[Batch], examples: int) -> list[Batch]:
-    """`examples` of the examples in `batches`, or all if there are fewer, evenly spread: one from each of as many parts.
+    """`examples` of the examples in `batches`, or all if there are fewer, evenly spread: one from
+    each of as many parts.
 
-    Which one of its part changes from part to part, since examples lie step by step: every k-th might always be of one copy.
+    Which one of its part changes from part to part, since examples lie step by step: every k-th
+    might always be of one copy.
     """
     total = sum(len(batch) for batch in batches)
     if total <= examples:
@@ -122,7 +137,11 @@ def subsample(batches: Sequence[Batch], examples: int) -> list[Batch]:
     rows = begins[:-1] + (np.arange(examples) * GOLDEN % 1 * np.diff(begins)).astype(np.int64)
     ends = np.cumsum([0, *(len(batch) for batch in batches)])
     parts = [rows[(rows >= a) & (rows < b)] - a for a, b in pairwise(ends)]
-    return [batch[torch.from_numpy(part)] for batch, part in zip(batches, parts, strict=True) if len(part)]
+    return [
+        batch[torch.from_numpy(part)]
+        for batch, part in zip(batches, parts, strict=True)
+        if len(part)
+    ]
 
 
 def _to_array(value: Tensor) -> npt.NDArray[Any]:
@@ -138,8 +157,14 @@ def _from_array(value: npt.NDArray[Any]) -> Tensor:
 
 
 def to_tensor(value: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """A tensor of the array's own memory; on a GPU a copy of it, sent from pinned memory without waiting."""
+    """A tensor of the array's own memory; on a GPU a copy of it, sent from pinned memory without
+    waiting.
+    """
     tensor = torch.from_numpy(value if value.flags.c_contiguous else np.ascontiguousarray(value))
     if device.type == "cpu":
         return tensor
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+    )

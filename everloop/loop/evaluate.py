@@ -20,15 +20,21 @@ from everloop.loop.world import check_finite, play
 def mean_return(learner: Learner, world: World, task: int, seed: int) -> float:
     """How well the most probable actions do in `task`, in the unit of the world's `metric(task)`.
 
-    In a data set every example of one pass counts once, whatever the number of copies: the result is a
-    share from 0 to 1, the metric's own `evaluate` or the mean reward. Elsewhere it is the mean return of
-    the first episode of each copy.
+    In a data set every example of one pass counts once, whatever the number of copies: the result
+    is a share from 0 to 1, the metric's own `evaluate` or the mean reward. Elsewhere it is the mean
+    return of the first episode of each copy.
     """
     played = _steps(learner, world, task, seed)
-    return _of_episodes(played) if world.examples(task) is None else _of_a_pass(played, world.metric(task))
+    return (
+        _of_episodes(played)
+        if world.examples(task) is None
+        else _of_a_pass(played, world.metric(task))
+    )
 
 
-Step = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_], dict[str, Any]]  # actions, rewards, ends, info
+Step = tuple[
+    npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_], dict[str, Any]
+]  # actions, rewards, ends, info
 
 
 def _steps(learner: Learner, world: World, task: int, seed: int) -> Iterator[Step]:
@@ -74,12 +80,27 @@ def _of_a_pass(played: Iterator[Step], metric: Metric) -> float:
     return right / sum(len(part) for part in rewards)
 
 
-def returns(learner: Learner, world: World, strategies: Sequence[Strategy], seed: int, tasks: Collection[int] | None = None) -> list[float]:
-    """`mean_return` of each task, in the strategies' view of it; nan of those not among `tasks`, if they are given."""
-    return [_return(learner, world, strategies, task, seed) if tasks is None or task.id in tasks else float("nan") for task in world.tasks]
+def returns(
+    learner: Learner,
+    world: World,
+    strategies: Sequence[Strategy],
+    seed: int,
+    tasks: Collection[int] | None = None,
+) -> list[float]:
+    """`mean_return` of each task, in the strategies' view of it; nan of those not among `tasks`, if
+    they are given.
+    """
+    return [
+        _return(learner, world, strategies, task, seed)
+        if tasks is None or task.id in tasks
+        else float("nan")
+        for task in world.tasks
+    ]
 
 
-def _return(learner: Learner, world: World, strategies: Sequence[Strategy], task: Task, seed: int) -> float:
+def _return(
+    learner: Learner, world: World, strategies: Sequence[Strategy], task: Task, seed: int
+) -> float:
     with ExitStack() as views:
         for strategy in strategies:
             views.enter_context(strategy.view(task, learner))
@@ -88,17 +109,22 @@ def _return(learner: Learner, world: World, strategies: Sequence[Strategy], task
 
 
 def score_metric(world: World) -> Metric:
-    """What scores in `world` are: its own metric if that is a share; else scores where every task has a reference; else returns."""
+    """What scores in `world` are: its own metric if that is a share; else scores where every task
+    has a reference; else returns.
+    """
     metric = world.metric(world.tasks[0].id)
     if metric.unit == "%":
         return metric
-    return SCORE if np.isfinite([world.reference(task.id) for task in world.tasks]).all() else metric
+    return (
+        SCORE if np.isfinite([world.reference(task.id) for task in world.tasks]).all() else metric
+    )
 
 
 def scaled(world: World, returns: Sequence[float]) -> list[float]:
     """The scores that each task's return G makes, by `score_metric`.
 
-    A share in %; (G - random) / (best - random), 0 for a random agent and 1 for the best known; or G itself.
+    A share in %; (G - random) / (best - random), 0 for a random agent and 1 for the best known; or
+    G itself.
     """
     metric = score_metric(world)
     if metric.unit == "%":
@@ -106,9 +132,14 @@ def scaled(world: World, returns: Sequence[float]) -> list[float]:
     if metric != SCORE:
         return list(returns)
     references = [world.reference(task.id) for task in world.tasks]
-    return [(G - random) / (best - random) for G, (random, best) in zip(returns, references, strict=True)]
+    return [
+        (G - random) / (best - random)
+        for G, (random, best) in zip(returns, references, strict=True)
+    ]
 
 
-def scores(learner: Learner, world: World, strategies: Sequence[Strategy], seed: int) -> list[float]:
+def scores(
+    learner: Learner, world: World, strategies: Sequence[Strategy], seed: int
+) -> list[float]:
     """`returns` of all tasks, `scaled`."""
     return scaled(world, returns(learner, world, strategies, seed))

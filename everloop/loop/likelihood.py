@@ -39,8 +39,8 @@ class Likelihood(Protocol):
 class Categorical(Likelihood):
     """softmax(p / temperature) over classes; logits p (..., classes), labels int64 (...).
 
-    temperature: above 0; other than 1 where p are no logits but values, whose Boltzmann policy this then is.
-    Raises ValueError for a temperature outside its range.
+    temperature: above 0; other than 1 where p are no logits but values, whose Boltzmann policy this
+    then is. Raises ValueError for a temperature outside its range.
     """
 
     def __init__(self, classes: int, temperature: float = 1.0) -> None:
@@ -76,9 +76,11 @@ class Categorical(Likelihood):
 
 
 class Tags(Likelihood):
-    """A class for each of L tokens: logits (..., L * classes); tags int64 (..., L), below 0 where a token has none.
+    """A class for each of L tokens: logits (..., L * classes); tags int64 (..., L), below 0 where a
+    token has none.
 
-    Probabilities are of the tokens that have a tag. Entropy and KL don't know which those are, and sum over all L.
+    Probabilities are of the tokens that have a tag. Entropy and KL don't know which those are, and
+    sum over all L.
     """
 
     def __init__(self, length: int, classes: int) -> None:
@@ -107,10 +109,11 @@ class Tags(Likelihood):
 
 
 class Gaussian(Likelihood):
-    """Diagonal Gaussian. Outputs (..., 2 * dims): the mean, then s with log std = LOW + (HIGH - LOW) * sigmoid(s + 1).
+    """Diagonal Gaussian. Outputs (..., 2 * dims): the mean, then s with log std = LOW + (HIGH -
+    LOW) * sigmoid(s + 1).
 
-    All in the action's own units, so actions should be scaled to about [-1, 1]. The bounds, e^-0.7 = 0.5 to 1, keep
-    a policy able to explore a later task however sure it was of an earlier one.
+    All in the action's own units, so actions should be scaled to about [-1, 1]. The bounds, e^-0.7
+    = 0.5 to 1, keep a policy able to explore a later task however sure it was of an earlier one.
     """
 
     LOW, HIGH = -0.7, 0.0
@@ -149,13 +152,15 @@ class Gaussian(Likelihood):
 
 
 class SquashedGaussian(Gaussian):
-    """tanh of a diagonal Gaussian, stretched to the actions' range: the policy of SAC (Haarnoja et al. 2018, appendix C).
+    """tanh of a diagonal Gaussian, stretched to the actions' range: the policy of SAC (Haarnoja et
+    al. 2018, appendix C).
 
         action = low + (high - low) * (tanh(u) + 1) / 2,   u ~ N(mean, std^2)
 
-    Outputs (..., 2 * dims): the mean of u, then its log standard deviation, bounded to [-20, 2] as in Stable-Baselines3.
-    KL divergences are those of u, since squashing is one to one. Towards the ends of their range actions no longer tell u,
-    in float32 from |u| = 8 on, where log_prob takes u as 8.3.
+    Outputs (..., 2 * dims): the mean of u, then its log standard deviation, bounded to [-20, 2] as
+    in Stable-Baselines3. KL divergences are those of u, since squashing is one to one. Towards the
+    ends of their range actions no longer tell u, in float32 from |u| = 8 on, where log_prob takes u
+    as 8.3.
 
     low, high: the range of actions, (dims,). Raises ValueError unless it is finite.
     """
@@ -165,8 +170,13 @@ class SquashedGaussian(Gaussian):
 
     def __init__(self, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
         self.low, self.high = torch.as_tensor(np.asarray(low)), torch.as_tensor(np.asarray(high))
-        if not bool(torch.isfinite(self.high - self.low).all()) or not bool((self.high > self.low).all()):
-            raise ValueError(f"actions range from {self.low.tolist()} to {self.high.tolist()}, allowed: finite ranges that are not empty")
+        if not bool(torch.isfinite(self.high - self.low).all()) or not bool(
+            (self.high > self.low).all()
+        ):
+            raise ValueError(
+                f"actions range from {self.low.tolist()} to {self.high.tolist()}, allowed: finite "
+                "ranges that are not empty"
+            )
         super().__init__(len(self.low))
 
     def split(self, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,17 +207,31 @@ class SquashedGaussian(Gaussian):
         nodes, weights = (torch.as_tensor(v).to(p) for v in np.polynomial.hermite_e.hermegauss(64))
         mean, log_std = self.split(p)
         u = mean[..., None] + log_std.exp()[..., None] * nodes
-        log_slope = 2.0 * (math.log(2.0) - u.abs() - F.softplus(-2.0 * u.abs()))  # of tanh: log(1 - tanh(u)^2)
+        log_slope = 2.0 * (
+            math.log(2.0) - u.abs() - F.softplus(-2.0 * u.abs())
+        )  # of tanh: log(1 - tanh(u)^2)
         range_ = torch.log(0.5 * (self.high - self.low)).to(p)
-        return super().entropy(p) + ((log_slope * weights).sum(-1) / math.sqrt(2 * math.pi) + range_).sum(-1)
+        return super().entropy(p) + (
+            (log_slope * weights).sum(-1) / math.sqrt(2 * math.pi) + range_
+        ).sum(-1)
 
 
 def likelihood_for(action_space: spaces.Space[object]) -> Likelihood:
-    """Categorical for Discrete, Tags for MultiDiscrete, Gaussian for a flat Box. Raises ValueError for anything else."""
+    """Categorical for Discrete, Tags for MultiDiscrete, Gaussian for a flat Box.
+
+    Raises ValueError for anything else.
+    """
     if isinstance(action_space, spaces.Discrete) and action_space.start == 0:
         return Categorical(int(action_space.n))
-    if isinstance(action_space, spaces.MultiDiscrete) and action_space.nvec.ndim == 1 and len(set(action_space.nvec.tolist())) == 1:
+    if (
+        isinstance(action_space, spaces.MultiDiscrete)
+        and action_space.nvec.ndim == 1
+        and len(set(action_space.nvec.tolist())) == 1
+    ):
         return Tags(len(action_space.nvec), int(action_space.nvec[0]))
     if isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
         return Gaussian(action_space.shape[0])
-    raise ValueError(f"action space is {action_space}, allowed: Discrete from 0, MultiDiscrete of equal numbers, or a flat Box")
+    raise ValueError(
+        f"action space is {action_space}, allowed: Discrete from 0, MultiDiscrete of equal "
+        "numbers, or a flat Box"
+    )

@@ -1,4 +1,6 @@
-"""What a strategy sees of a learner: the network, its loss and its likelihood, and the views of both."""
+"""What a strategy sees of a learner: the network, its loss and its likelihood, and the views of
+both.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ class Model(ABC):
     may_grow: bool = True
     on_log: Callable[[dict[str, float]], None] = staticmethod(lambda scalars: None)
 
-    def apply(self, module: nn.Module, obs: Mapping[str, Tensor], state: Tensor, start: Tensor) -> tuple[NetworkOutput, Tensor]:
+    def apply(
+        self, module: nn.Module, obs: Mapping[str, Tensor], state: Tensor, start: Tensor
+    ) -> tuple[NetworkOutput, Tensor]:
         """(output, state after it) of `module`; every forward pass goes through here."""
         result: tuple[NetworkOutput, Tensor] = module(obs, state, start)
         return result
@@ -67,14 +71,21 @@ class Model(ABC):
         return state
 
     def forward(self, batch: Batch, module: nn.Module | None = None) -> NetworkOutput:
-        """Outputs for `batch`, its memory empty at first; of `module` instead of the learner's if given."""
-        return self.apply(module or self.module, batch.obs, self.initial_state(len(batch)), batch.start)[0]
+        """Outputs for `batch`, its memory empty at first; of `module` instead of the learner's if
+        given.
+        """
+        return self.apply(
+            module or self.module, batch.obs, self.initial_state(len(batch)), batch.start
+        )[0]
 
     def forward_joined(self, batches: Sequence[Batch]) -> list[NetworkOutput]:
         """Outputs for each of `batches`, of examples of the same length, from one forward pass."""
         output = self.forward(Batch.join(batches))
         sizes = [len(batch) for batch in batches]
-        parts = [None if x is None else x.split(sizes, 1) for x in (output.prediction, output.value, getattr(output, "heads", None))]
+        parts = [
+            None if x is None else x.split(sizes, 1)
+            for x in (output.prediction, output.value, getattr(output, "heads", None))
+        ]
         return [Output(*(None if x is None else x[i] for x in parts)) for i in range(len(batches))]  # type: ignore[arg-type]
 
     def outputs(self, batch: Batch, module: nn.Module | None = None) -> Tensor:
@@ -82,7 +93,9 @@ class Model(ABC):
         return self.forward(batch, module).prediction
 
     def outputs_with(self, batch: Batch, weights: Mapping[str, Tensor] | None) -> Tensor:
-        """`outputs` as they would be with these weights (and buffers), by name, in place of the network's own, if they are given."""
+        """`outputs` as they would be with these weights (and buffers), by name, in place of the
+        network's own, if they are given.
+        """
         if weights is None:
             return self.outputs(batch)
 
@@ -90,11 +103,15 @@ class Model(ABC):
             return functional_call(self.module, dict(weights), args, kwargs)
 
         with self._keeping_activations():
-            return self.apply(module, batch.obs, self.initial_state(len(batch)), batch.start)[0].prediction  # type: ignore[arg-type]
+            return self.apply(module, batch.obs, self.initial_state(len(batch)), batch.start)[  # type: ignore[arg-type]
+                0
+            ].prediction
 
     @contextmanager
     def _keeping_activations(self) -> Iterator[None]:
-        """Without checkpointing, which would compute them again when the weights are no longer those that were given."""
+        """Without checkpointing, which would compute them again when the weights are no longer
+        those that were given.
+        """
         parts = [part for part in self.module.modules() if getattr(part, "checkpointing", False)]
         for part in parts:
             part.checkpointing = False  # type: ignore[assignment]
@@ -105,20 +122,33 @@ class Model(ABC):
                 part.checkpointing = True  # type: ignore[assignment]
 
     def copied_buffers(self) -> dict[str, Tensor]:
-        """Copies of the network's buffers; given to `outputs_with` or `loss`, the statistics of the network itself stay as they are."""
+        """Copies of the network's buffers; given to `outputs_with` or `loss`, the statistics of the
+        network itself stay as they are.
+        """
         return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
     def last_layer(self) -> nn.Linear:
-        """The linear layer that the prediction comes from. Raises ValueError where there is none."""
-        linear = [layer for name, layer in self.module.named_modules() if isinstance(layer, nn.Linear) and not name.startswith("value")]
+        """The linear layer that the prediction comes from.
+
+        Raises ValueError where there is none.
+        """
+        linear = [
+            layer
+            for name, layer in self.module.named_modules()
+            if isinstance(layer, nn.Linear) and not name.startswith("value")
+        ]
         if not linear:
-            raise ValueError("the network has no linear layer; features need one that ends in a linear layer")
+            raise ValueError(
+                "the network has no linear layer; features need one that ends in a linear layer"
+            )
         return linear[-1]
 
     def features(self, batch: Batch) -> Tensor:
         """What the last layer sees, (B, size) for examples of one step."""
         seen: list[Tensor] = []
-        handle = self.last_layer().register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+        handle = self.last_layer().register_forward_pre_hook(
+            lambda layer, inputs: seen.append(inputs[0])
+        )
         try:
             self.outputs(batch)
         finally:
@@ -140,7 +170,8 @@ class Model(ABC):
     def log_likelihood(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """log p(x | example), (B,), summed over an example's steps.
 
-        With a generator x is drawn from the model itself, else it is the label or action in the batch.
+        With a generator x is drawn from the model itself, else it is the label or action in the
+        batch.
         """
         p = self.outputs(batch)
         if generator is not None:
@@ -148,7 +179,9 @@ class Model(ABC):
         else:
             taken = self.observed(batch)
             if taken is None:
-                raise ValueError("the batch holds neither labels nor actions; give one of them, or a generator")
+                raise ValueError(
+                    "the batch holds neither labels nor actions; give one of them, or a generator"
+                )
             x = taken
         return self.likelihood.log_prob(p, x).sum(0)
 
@@ -165,8 +198,12 @@ class Model(ABC):
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def add_weights(self, weights: Sequence[nn.Parameter]) -> None:
-        """Let the optimizer train these as well, in its first group; its state for all others stays."""
-        self.optimizer.param_groups[0]["params"].extend(weights)  # a group of their own would be none that a schedule knows
+        """Let the optimizer train these as well, in its first group; its state for all others
+        stays.
+        """
+        self.optimizer.param_groups[0]["params"].extend(
+            weights
+        )  # a group of their own would be none that a schedule knows
 
     def frozen_copy(self) -> nn.Module:
         """A copy of the network that no optimizer will ever change."""
@@ -176,7 +213,11 @@ class Model(ABC):
     def evaluating(self) -> Iterator[None]:
         """The network as it is judged: without what is random in training, such as dropout."""
         # cuDNN goes back through a recurrent layer only in training
-        parts = [part for part in self.module.modules() if part.training and not isinstance(part, nn.RNNBase)]
+        parts = [
+            part
+            for part in self.module.modules()
+            if part.training and not isinstance(part, nn.RNNBase)
+        ]
         for part in parts:
             part.training = False
         try:
@@ -186,7 +227,9 @@ class Model(ABC):
                 part.training = True
 
     def augmented(self, batch: Batch) -> Batch:
-        """`batch` as it is to be learned from: itself, unless the learner makes its images a little different each time."""
+        """`batch` as it is to be learned from: itself, unless the learner makes its images a little
+        different each time.
+        """
         return batch
 
     @property

@@ -75,9 +75,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.phases or not all(self.phases):
-            raise ValueError(f"the schedule is {list(self.phases)}; give at least one phase of at least one task")
+            raise ValueError(
+                f"the schedule is {list(self.phases)}; give at least one phase of at least one task"
+            )
         if len(self.steps) != len(self.phases) or min(self.steps) < 1:
-            raise ValueError(f"steps are {list(self.steps)}; give 1 or more for each of the {len(self.phases)} phases")
+            raise ValueError(
+                f"steps are {list(self.steps)}; give 1 or more for each of the {len(self.phases)} "
+                "phases"
+            )
         for name in ("eval_every", "consolidation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
@@ -126,7 +131,9 @@ class Run:
         learner.attach(strategies)
         learner.on_log = self.log
         names = [task.name for task in evaluation.tasks]
-        self.result = Result(names, [list(tasks) for tasks in plan.phases], score_metric(evaluation))
+        self.result = Result(
+            names, [list(tasks) for tasks in plan.phases], score_metric(evaluation)
+        )
         self.phase = 0
         self.samples: list[tuple[Task, Batch]] = []
         self._phase_end: int | None = None  # the step at which the phase under way ends
@@ -179,7 +186,10 @@ class Run:
         for callback in self.callbacks:
             callback.on_step(self)
         # callbacks may stop the run or end the phase: at a step, and at an evaluation
-        if not self._phase_is_over and self.steps - self.result.evaluations[-1].step >= self.plan.eval_every:
+        if (
+            not self._phase_is_over
+            and self.steps - self.result.evaluations[-1].step >= self.plan.eval_every
+        ):
             self.evaluate()
         if self._phase_is_over and not self._stopped:
             self._end_phase()
@@ -207,13 +217,17 @@ class Run:
         self.phase += 1
 
     def end_phase(self) -> None:
-        """End the phase early: after this step it is consolidated and evaluated, and the next one begins.
+        """End the phase early: after this step it is consolidated and evaluated, and the next one
+        begins.
 
         Raises:
             RuntimeError: Between two phases.
         """
         if self._phase_end is None:
-            raise RuntimeError("no phase is under way, so none can end; call end_phase from on_step or on_evaluation")
+            raise RuntimeError(
+                "no phase is under way, so none can end; call end_phase from on_step or "
+                "on_evaluation"
+            )
         self._phase_end = self.steps
 
     def boundary(self) -> None:
@@ -226,7 +240,10 @@ class Run:
             RuntimeError: Between two phases.
         """
         if self._phase_end is None:
-            raise RuntimeError("no phase is under way, so there is no boundary to declare; call boundary from on_step")
+            raise RuntimeError(
+                "no phase is under way, so there is no boundary to declare; call boundary from "
+                "on_step"
+            )
         self._consolidate()
         for task in self.tasks:
             for strategy in self.learner.strategies:
@@ -236,7 +253,12 @@ class Run:
         """Tell the strategies that the tasks under way have ended, with a sample of each."""
         self.samples = []
         for task in self.tasks:
-            batch = self.learner.rollout(self.consolidation, [task.id], self.plan.consolidation_steps, self.plan.seed + 1 + self.phase)
+            batch = self.learner.rollout(
+                self.consolidation,
+                [task.id],
+                self.plan.consolidation_steps,
+                self.plan.seed + 1 + self.phase,
+            )
             for strategy in self.learner.strategies:
                 strategy.end_task(task, self.learner, [batch])
             self.samples.append((task, batch))
@@ -279,10 +301,11 @@ class Run:
         return self.learner.learned()
 
     def rollback(self, snapshot: Mapping[str, Any]) -> None:
-        """Return to what had been learned at `snapshot`: network, optimizer and strategies, bit for bit.
+        """Return to what had been learned at `snapshot`: network, optimizer and strategies, bit for
+        bit.
 
-        The world, the steps and the result go on. A snapshot is of the task under way: one from before a strategy
-        added weights is refused.
+        The world, the steps and the result go on. A snapshot is of the task under way: one from
+        before a strategy added weights is refused.
 
         Raises:
             ValueError: For a snapshot of another network.
@@ -294,7 +317,9 @@ class Run:
         return self._record(ends_phase=False)
 
     def log(self, scalars: dict[str, float]) -> None:
-        """Tell every callback of numbers at the present step; TensorBoard draws a curve for each name."""
+        """Tell every callback of numbers at the present step; TensorBoard draws a curve for each
+        name.
+        """
         for callback in self.callbacks:
             callback.on_log(self, scalars)
 
@@ -312,10 +337,16 @@ class Run:
 
     def _measure(self, ends_phase: bool) -> Evaluation:
         """The scores of the tasks now. Training does not notice it."""
-        phase = self.phase if self.result.evaluations else None  # the first evaluation comes before any phase
+        phase = (
+            self.phase if self.result.evaluations else None
+        )  # the first evaluation comes before any phase
         seen = None
         if self.plan.eval_tasks == "seen":
-            seen = {task for tasks in self.plan.phases[: 0 if phase is None else phase + 1] for task in tasks}
+            seen = {
+                task
+                for tasks in self.plan.phases[: 0 if phase is None else phase + 1]
+                for task in tasks
+            }
         now = returns(self.learner, self.evaluation, self.learner.strategies, self.plan.seed, seen)
         return Evaluation(self.steps, phase, ends_phase, scaled(self.evaluation, now), now)
 
@@ -324,8 +355,8 @@ class Run:
 def _denormals_flushed() -> Iterator[None]:
     """Treat numbers below 1e-38 as 0.
 
-    Where gradients have vanished, Adam's moments end up there, and a CPU calculates with such numbers many times
-    slower (docs/results.md).
+    Where gradients have vanished, Adam's moments end up there, and a CPU calculates with such
+    numbers many times slower (docs/results.md).
     """
     already = not bool(torch.tensor(1e-40) * 1)
     torch.set_flush_denormal(True)

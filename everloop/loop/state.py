@@ -51,16 +51,24 @@ def restore(owner: Any, attributes: Mapping[str, Any]) -> None:
 
 
 def unpack_into(owner: Any, state: Mapping[str, Any]) -> None:
-    """Give `owner` the attributes that `state` holds. Raises ValueError that names what is missing or unknown."""
+    """Give `owner` the attributes that `state` holds.
+
+    Raises ValueError that names what is missing or unknown.
+    """
     names = declared(type(owner))
     if set(names) != set(state):
-        raise ValueError(f"the state of {type(owner).__name__} holds {', '.join(state) or 'nothing'}; it needs {', '.join(names)}")
+        raise ValueError(
+            f"the state of {type(owner).__name__} holds {', '.join(state) or 'nothing'}; it needs "
+            f"{', '.join(names)}"
+        )
     for name in names:
         setattr(owner, name, _unpacked(getattr(owner, name), state[name]))
 
 
 def generators() -> dict[str, Any]:
-    """The state of the global generators of random numbers: Python's, numpy's, torch's, and those of GPUs."""
+    """The state of the global generators of random numbers: Python's, numpy's, torch's, and those
+    of GPUs.
+    """
     name, *numpy_state = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
@@ -102,7 +110,9 @@ def pack(value: Any) -> Any:
 
 
 def _unpacked(now: Any, packed: Any) -> Any:
-    """What stands for `now` after loading: the same generator or object, in another state; or a copy of what was packed."""
+    """What stands for `now` after loading: the same generator or object, in another state; or a
+    copy of what was packed.
+    """
     if isinstance(now, torch.Generator):
         now.set_state(packed)
         return now

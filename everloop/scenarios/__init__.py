@@ -12,7 +12,13 @@ from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.split_digits import SplitDigits
 from everloop.scenarios.stream import StreamScenario
 from everloop.scenarios.switching_plant import SwitchingPlant
-from everloop.scenarios.texts import DomainNER, DomainNewsgroups, DomainSentiment, DomainText, TextScenario
+from everloop.scenarios.texts import (
+    DomainNER,
+    DomainNewsgroups,
+    DomainSentiment,
+    DomainText,
+    TextScenario,
+)
 
 SCENARIOS: dict[str, type[Scenario]] = {
     scenario.name: scenario

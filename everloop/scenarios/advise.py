@@ -10,21 +10,44 @@ from everloop.loop.strategies import Traits
 from everloop.loop.strategies.base import check_choice
 
 ORDER = {
-    # Wolczyk et al. 2021 and 2022 (Continual World): behavioural cloning before PackNet before penalties; Rolnick et al. 2019
+    # Wolczyk et al. 2021 and 2022 (Continual World): behavioural cloning before PackNet before
+    # penalties; Rolnick et al. 2019
     "control": ["replay", "packnet", "clear", "derpp", "ewc", "mas", "si", "l2"],
     # van de Ven et al. 2022, table 2; Caccia et al. 2022; Buzzega et al. 2020; Aljundi et al. 2019
     "class": ["er_ace", "derpp", "replay", "mir", "der", "icarl", "gdumb", "agem", "gem"],
-    # van de Ven et al. 2022, table 2; Mallya & Lazebnik 2018; Serra et al. 2018, table 1; Lopez-Paz & Ranzato 2017
-    "other": ["replay", "derpp", "packnet", "hat", "lwf", "si", "ewc", "mas", "rwalk", "ewc_kfac", "gem", "agem", "er_ace", "mir"],
+    # van de Ven et al. 2022, table 2; Mallya & Lazebnik 2018; Serra et al. 2018, table 1; Lopez-Paz
+    # & Ranzato 2017
+    "other": [
+        "replay",
+        "derpp",
+        "packnet",
+        "hat",
+        "lwf",
+        "si",
+        "ewc",
+        "mas",
+        "rwalk",
+        "ewc_kfac",
+        "gem",
+        "agem",
+        "er_ace",
+        "mir",
+    ],
 }
-"""What the literature and our own tables put first; what is not named comes after, in the order of the registry."""
+"""What the literature and our own tables put first; what is not named comes after, in the order of
+the registry.
+"""
 
 
 UNTOLD = {"icarl"}
 """What is refused where the task is told at test time."""
 
-HIDDEN: dict[str, tuple[str, dict[str, Any]]] = {"lora": ("adapters online", {"task_id": False, "grows": False})}
-"""The setting with which a strategy does without being told the task, and what that makes of its traits."""
+HIDDEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("adapters online", {"task_id": False, "grows": False})
+}
+"""The setting with which a strategy does without being told the task, and what that makes of its
+traits.
+"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +105,10 @@ class Advice:
 def advise(now: Situation) -> list[Advice]:
     """All strategies: those that fit, the best first, then the others."""
     kind = "control" if now.world == "control" else "class" if now.class_incremental else "other"
-    known = [*[name for name in ORDER[kind] if name in STRATEGIES], *[name for name in STRATEGIES if name not in ORDER[kind]]]
+    known = [
+        *[name for name in ORDER[kind] if name in STRATEGIES],
+        *[name for name in STRATEGIES if name not in ORDER[kind]],
+    ]
     found = [_judge(name, STRATEGIES[name].traits, now) for name in known]
     return sorted(found, key=lambda a: (not a.fits, a.plasticity))
 
@@ -97,19 +123,36 @@ def _judge(name: str, traits: Traits, now: Situation) -> Advice:
         (now.world != "control" and not traits.streams, "learns from a policy's outputs"),
         (now.boundaries == "unknown" and traits.boundaries, "has to be told when a task ends"),
         (now.task_id == "hidden" and traits.task_id, "has to be told the task at test time"),
-        (now.task_id == "told" and name in UNTOLD, "tells the classes of all tasks apart, which nobody has to where the task is told"),
+        (
+            now.task_id == "told" and name in UNTOLD,
+            "tells the classes of all tasks apart, which nobody has to where the task is told",
+        ),
         (now.examples == 0 and traits.examples, "stores examples"),
-        (now.world == "stream" and traits.several_passes, "needs several passes over a task's examples"),
+        (
+            now.world == "stream" and traits.several_passes,
+            "needs several passes over a task's examples",
+        ),
     ]
     reasons = [reason for applies, reason in why_not if applies]
-    if not reasons and now.class_incremental and not traits.class_incremental and not traits.plasticity:
+    if (
+        not reasons
+        and now.class_incremental
+        and not traits.class_incremental
+        and not traits.plasticity
+    ):
         reasons = ["new classes' loss pushes the old ones' logits down all the same"]
     copies = traits.copies * (now.tasks if traits.grows else 1)
     keeps = [f"{_bytes(4 * copies * now.weights)} more memory"] if copies else []
     keeps += [f"up to {now.examples} examples"] if traits.examples else []
     keeps += [f"with {setting}"] if setting else []
-    keeps += [f"needs a network such as split-mnist's with --architecture {traits.network}"] if traits.network else []
-    return Advice(name, "; ".join(reasons or keeps or ["nothing kept"]), not reasons, traits.plasticity)
+    keeps += (
+        [f"needs a network such as split-mnist's with --architecture {traits.network}"]
+        if traits.network
+        else []
+    )
+    return Advice(
+        name, "; ".join(reasons or keeps or ["nothing kept"]), not reasons, traits.plasticity
+    )
 
 
 def by_reason(advice: list[Advice]) -> dict[str, list[str]]:
@@ -129,11 +172,14 @@ def _bytes(size: float) -> str:
 
 
 def next_command(now: Situation, advice: list[Advice]) -> str | None:
-    """What to run next: the first strategy that fits, in the built-in scenario that is most like the situation.
+    """What to run next: the first strategy that fits, in the built-in scenario that is most like
+    the situation.
 
     Strategies that need a network of their own, which that scenario has not, are passed over.
     """
-    fitting = [a for a in advice if a.fits and not a.plasticity and not STRATEGIES[a.name].traits.network]
+    fitting = [
+        a for a in advice if a.fits and not a.plasticity and not STRATEGIES[a.name].traits.network
+    ]
     if not fitting:
         return None
     words = ["everloop run", "switching-plant" if now.world == "control" else "split-digits"]
@@ -156,9 +202,15 @@ def remarks(now: Situation, advice: list[Advice]) -> list[str]:
     """What the table does not say."""
     said = []
     if now.class_incremental and not any(a.fits and not a.plasticity for a in advice):
-        said.append("Without stored examples nothing here tells classes of different tasks apart, unless a pre-trained network is frozen.")
+        said.append(
+            "Without stored examples nothing here tells classes of different tasks apart, unless a "
+            "pre-trained network is frozen."
+        )
     if now.boundaries == "unknown" and any(a.name == "replay" and a.fits for a in advice):
-        said.append("Give replay --replay.current true: it then rehearses all that it stores, the task at hand included.")
+        said.append(
+            "Give replay --replay.current true: it then rehearses all that it stores, the task at "
+            "hand included."
+        )
     if now.task_id == "told" and now.world != "control":
         said.append("Use scenario_type task: a head for each task does more than any strategy.")
     return said

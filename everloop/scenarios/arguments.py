@@ -11,10 +11,37 @@ from typing import Any, get_type_hints
 from everloop.loop import STRATEGIES
 from everloop.scenarios import SCENARIOS
 from everloop.scenarios.experiment import Experiment
-from everloop.scenarios.names import Factory, factories, find_object, find_optimizer, first_required, from_registry, import_module, is_path
+from everloop.scenarios.names import (
+    Factory,
+    factories,
+    find_object,
+    find_optimizer,
+    first_required,
+    from_registry,
+    import_module,
+    is_path,
+)
 from everloop.scenarios.scenario import Scenario
-from everloop.scenarios.settings import Given, Schema, Setting, check, check_values, convert, read_words, read_yaml, schema_of, with_files
-from everloop.scenarios.strategies import PLAIN, check_strategies, find_strategy, is_strategy, make_strategy, strategy_key
+from everloop.scenarios.settings import (
+    Given,
+    Schema,
+    Setting,
+    check,
+    check_values,
+    convert,
+    read_words,
+    read_yaml,
+    schema_of,
+    with_files,
+)
+from everloop.scenarios.strategies import (
+    PLAIN,
+    check_strategies,
+    find_strategy,
+    is_strategy,
+    make_strategy,
+    strategy_key,
+)
 
 FLAGS = ("overwrite", "quiet", "json", "help", "print_config")
 """Flags that take no value."""
@@ -29,21 +56,48 @@ GENERAL = _settings(
         "strategies",
         list[str],
         [PLAIN],
-        "Comma-separated, in their order of application; none: plain fine-tuning, joint: all tasks at once;"
+        "Comma-separated, in their order of application; none: plain fine-tuning, joint: all tasks "
+        "at once;"
         " package.module:Class of your own. A semicolon separates sets, each of which is run.",
     ),
     ("seed", int, 0, "Of networks, worlds and strategies."),
     ("threads", int, 1, "CPU threads of torch. Small networks gain nothing from more than 1."),
-    ("import", list[str], [], "Modules to import first: they may register environments, scenarios and strategies."),
+    (
+        "import",
+        list[str],
+        [],
+        "Modules to import first: they may register environments, scenarios and strategies.",
+    ),
 )
 WHERE = _settings(
-    ("config", str | None, None, "A YAML file of settings, such as the config.yaml of a run. Flags win over it."),
-    ("out", str | None, None, "The run's folder. By default runs/SCENARIO/STRATEGIES-HASH/SEED, the hash of all settings."),
-    ("overwrite", bool, False, "Run again what is complete, and replace a run of other settings that the folder holds."),
+    (
+        "config",
+        str | None,
+        None,
+        "A YAML file of settings, such as the config.yaml of a run. Flags win over it.",
+    ),
+    (
+        "out",
+        str | None,
+        None,
+        "The run's folder. By default runs/SCENARIO/STRATEGIES-HASH/SEED, the hash of all "
+        "settings.",
+    ),
+    (
+        "overwrite",
+        bool,
+        False,
+        "Run again what is complete, and replace a run of other settings that the folder holds.",
+    ),
     ("seeds", str | None, None, "Several seeds, such as 0-4 or 0,3,7: one run each."),
     ("jobs", int, 1, "Of several runs, how many go at once."),
     ("quiet", bool, False, "Print errors only."),
-    ("json", bool, False, "Print the result as one JSON object, progress on stderr; of several runs a list."),
+    (
+        "json",
+        bool,
+        False,
+        "Print the result as one JSON object, progress on stderr; of several runs a list.",
+    ),
     ("print_config", bool, False, "Print all settings as a commented YAML file, and run nothing."),
 )
 
@@ -71,16 +125,32 @@ class Request:
     groups: dict[str, Schema]
 
     def experiment(self, names: Sequence[str], seed: int, out: Path | None) -> Experiment:
-        """The experiment with the strategies `names`. Raises ValueError, in one line, for settings that can't be."""
-        settings = {key: given_settings(schema, self.values, self.given) for key, schema in self.groups.items()}
+        """The experiment with the strategies `names`.
+
+        Raises ValueError, in one line, for settings that can't be.
+        """
+        settings = {
+            key: given_settings(schema, self.values, self.given)
+            for key, schema in self.groups.items()
+        }
         return Experiment(
-            build(self.scenario, self.values, self.given), names, seed, out, settings, self.values["overwrite"], self.values["import"]
+            build(self.scenario, self.values, self.given),
+            names,
+            seed,
+            out,
+            settings,
+            self.values["overwrite"],
+            self.values["import"],
         )
 
     @property
     def seeds(self) -> list[int]:
         """The seeds to be run."""
-        return [self.values["seed"]] if self.values["seeds"] is None else read_seeds(self.values["seeds"])
+        return (
+            [self.values["seed"]]
+            if self.values["seeds"] is None
+            else read_seeds(self.values["seeds"])
+        )
 
     def notes(self, scenario: Scenario) -> list[str]:
         """One line for each given setting that has no effect."""
@@ -97,7 +167,10 @@ class Request:
 
 
 def read(words: Sequence[str]) -> Request:
-    """The request that follows `everloop run`. Raises ValueError, in one line, for what can't be."""
+    """The request that follows `everloop run`.
+
+    Raises ValueError, in one line, for what can't be.
+    """
     positional, flags = read_words(words, FLAGS)
     check_values(flags, GENERAL | WHERE)
     if {"seed", "seeds"} <= set(flags):
@@ -105,25 +178,39 @@ def read(words: Sequence[str]) -> Request:
     if len(positional) > 1:
         if "strategies" in flags and all(map(is_strategy, positional[1:])):
             together = ",".join([flags["strategies"], *positional[1:]])
-            raise ValueError(f"unexpected {positional[1]!r}; separate strategies by commas: {together}")
-        raise ValueError(f"{positional[1]!r} is not expected after {positional[0]!r}; settings are written --key value")
+            raise ValueError(
+                f"unexpected {positional[1]!r}; separate strategies by commas: {together}"
+            )
+        raise ValueError(
+            f"{positional[1]!r} is not expected after {positional[0]!r}; settings are written "
+            "--key value"
+        )
     config = flags.get("config")
     given = {**(read_yaml(config) if config is not None else {}), **flags}
     name = positional[0] if positional else given.get("scenario")
     if not isinstance(name, str):
-        raise ValueError(f"no scenario is named; write everloop run SCENARIO, one of {', '.join(SCENARIOS)}")
+        raise ValueError(
+            f"no scenario is named; write everloop run SCENARIO, one of {', '.join(SCENARIOS)}"
+        )
     given.pop("scenario", None)
     for module in convert(GENERAL["import"], given.get("import", [])):
         import_module(module)
     scenario = find_scenario(name)
     strategies = _strategy_sets(given)
     schema, groups = scenario_schema(scenario), strategy_schemas(scenario, strategies)
-    everything = GENERAL | WHERE | schema | {key: setting for group in groups.values() for key, setting in group.items()}
+    everything = (
+        GENERAL
+        | WHERE
+        | schema
+        | {key: setting for group in groups.values() for key, setting in group.items()}
+    )
     given = with_files(given, everything)
     schema |= (inside := factory_settings(scenario, given))
     everything |= inside
     check_values(flags, everything)
-    chosen = [key for names in strategies for name in names for key in groups.get(strategy_key(name), ())]
+    chosen = [
+        key for names in strategies for name in names for key in groups.get(strategy_key(name), ())
+    ]
     values = {key: setting.default for key, setting in everything.items()}
     values |= check(given, everything, [*schema, *chosen, *GENERAL, *WHERE])
     _check_numbers(values)
@@ -146,14 +233,23 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {values[name]}, allowed: 1 to 1024")
 
 
-def given_settings(schema: Schema, values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+def given_settings(
+    schema: Schema, values: Mapping[str, Any], given: Collection[str]
+) -> dict[str, Any]:
     """A strategy's settings that were given, by their own names; a seed of none is the run's."""
     found = {key.partition(".")[2]: values[key] for key in schema if key in given}
     return {name: value for name, value in found.items() if name != "seed" or value is not None}
 
 
-def _check_unused(groups: Mapping[str, Schema], sets: Sequence[Sequence[str]], values: Mapping[str, Any], given: Collection[str]) -> None:
-    """Raise ValueError for values out of range of strategies that are not chosen: settings are checked whether they are used or not."""
+def _check_unused(
+    groups: Mapping[str, Schema],
+    sets: Sequence[Sequence[str]],
+    values: Mapping[str, Any],
+    given: Collection[str],
+) -> None:
+    """Raise ValueError for values out of range of strategies that are not chosen: settings are
+    checked whether they are used or not.
+    """
     chosen = {strategy_key(name) for names in sets for name in names}
     for key, schema in groups.items():
         if key not in chosen and any(setting in given for setting in schema):
@@ -161,7 +257,10 @@ def _check_unused(groups: Mapping[str, Schema], sets: Sequence[Sequence[str]], v
 
 
 def read_seeds(text: str) -> list[int]:
-    """The seeds in "0-4", "3" or "0,2,5-7". Raises ValueError for anything else, and for one that is named twice."""
+    """The seeds in "0-4", "3" or "0,2,5-7".
+
+    Raises ValueError for anything else, and for one that is named twice.
+    """
     seeds: list[int] = []
     try:
         for part in text.split(","):
@@ -170,21 +269,40 @@ def read_seeds(text: str) -> list[int]:
     except ValueError:
         raise ValueError(f"seeds is {text!r}; write them as 0-4 or 0,3,7") from None
     if not seeds or len(set(seeds)) < len(seeds) or len(seeds) > 10_000:
-        raise ValueError(f"seeds is {text!r}, which names {'none' if not seeds else 'one twice, or more than 10,000'}")
+        raise ValueError(
+            f"seeds is {text!r}, which names "
+            f"{'none' if not seeds else 'one twice, or more than 10,000'}"
+        )
     return seeds
 
 
 def find_scenario(name: str) -> type[Scenario]:
-    """The scenario class called `name`, or at "package.module:Class". Raises ValueError that names it."""
+    """The scenario class called `name`, or at "package.module:Class".
+
+    Raises ValueError that names it.
+    """
     if not is_path(name):
-        registered: type[Scenario] = from_registry("scenario", name, SCENARIOS, ", or package.module:Class")
+        registered: type[Scenario] = from_registry(
+            "scenario", name, SCENARIOS, ", or package.module:Class"
+        )
         return registered
     found = find_object(name)
-    if not (inspect.isclass(found) and issubclass(found, Scenario) and hasattr(found, "name") and hasattr(found, "summary")):
-        raise ValueError(f"scenario {name!r} is {found!r}; it must be a subclass of everloop.scenarios.Scenario with a name and a summary")
+    if not (
+        inspect.isclass(found)
+        and issubclass(found, Scenario)
+        and hasattr(found, "name")
+        and hasattr(found, "summary")
+    ):
+        raise ValueError(
+            f"scenario {name!r} is {found!r}; it must be a subclass of everloop.scenarios.Scenario "
+            "with a name and a summary"
+        )
     taken = {field.name for field in fields(found)} & {*GENERAL, *WHERE, *STRATEGIES, "scenario"}
     if taken:
-        raise ValueError(f"scenario {name!r} has a field {min(taken)!r}, which is a setting of every run; rename the field")
+        raise ValueError(
+            f"scenario {name!r} has a field {min(taken)!r}, which is a setting of every run; "
+            "rename the field"
+        )
     return found
 
 
@@ -193,20 +311,32 @@ def scenario_schema(scenario: type[Scenario]) -> Schema:
     return schema_of(scenario)
 
 
-def strategy_schemas(scenario: type[Scenario], sets: Sequence[Sequence[str]] = ()) -> dict[str, Schema]:
-    """The settings of every registered strategy, and of one's own in `sets`, with the scenario's defaults."""
+def strategy_schemas(
+    scenario: type[Scenario], sets: Sequence[Sequence[str]] = ()
+) -> dict[str, Schema]:
+    """The settings of every registered strategy, and of one's own in `sets`, with the scenario's
+    defaults.
+    """
     own = {strategy_key(name): name for names in sets for name in names if is_path(name)}
     found = {}
     for key, name in {**{name: name for name in STRATEGIES}, **own}.items():
-        schema = schema_of(find_strategy(name), f"{key}.", defaults=scenario.strategy_settings.get(key, {}))
+        schema = schema_of(
+            find_strategy(name), f"{key}.", defaults=scenario.strategy_settings.get(key, {})
+        )
         if f"{key}.seed" in schema:
-            schema[f"{key}.seed"] = Setting(f"{key}.seed", int | None, None, "Of its own random draws; by default the run's seed.")
+            schema[f"{key}.seed"] = Setting(
+                f"{key}.seed",
+                int | None,
+                None,
+                "Of its own random draws; by default the run's seed.",
+            )
         found[key] = schema
     return found
 
 
 def factory_settings(scenario: type[Scenario], given: Given) -> Schema:
-    """The settings of the classes that are named in `given` or by default, such as `optimizer.weight_decay`.
+    """The settings of the classes that are named in `given` or by default, such as
+    `optimizer.weight_decay`.
 
     Raises:
         ValueError: For a class that can't be found.
@@ -222,9 +352,20 @@ def factory_settings(scenario: type[Scenario], given: Given) -> Schema:
         if not isinstance(path, str):
             raise ValueError(f"{name} is {path!r}; it must be a name, or package.module:Class")
         what = find_object(find_optimizer(path) if name == "optimizer" else path)
-        found |= schema_of(what, f"{name}.", skip={first_required(what) or "", *(("lr",) if name == "optimizer" else ())})
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(what).parameters.values()):
-            found |= {key: Setting(key, Any, None, "") for key in given if key.startswith(f"{name}.") and key not in found}
+        found |= schema_of(
+            what,
+            f"{name}.",
+            skip={first_required(what) or "", *(("lr",) if name == "optimizer" else ())},
+        )
+        if any(
+            parameter.kind is parameter.VAR_KEYWORD
+            for parameter in inspect.signature(what).parameters.values()
+        ):
+            found |= {
+                key: Setting(key, Any, None, "")
+                for key in given
+                if key.startswith(f"{name}.") and key not in found
+            }
     return found
 
 
@@ -247,12 +388,16 @@ def _factory(name: str, values: Mapping[str, Any], given: Collection[str]) -> Fa
     what = values[name]
     if what is None:
         return None
-    inside = {key.partition(".")[2]: values[key] for key in sorted(given) if key.startswith(f"{name}.")}
+    inside = {
+        key.partition(".")[2]: values[key] for key in sorted(given) if key.startswith(f"{name}.")
+    }
     return Factory(what.path if isinstance(what, Factory) else what, inside)
 
 
 def _grouped(kind: Callable[..., Any], prefix: str, values: Mapping[str, Any]) -> Any:
-    inside = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+    inside = {
+        key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)
+    }
     try:
         return kind(**inside)
     except (ValueError, TypeError) as error:

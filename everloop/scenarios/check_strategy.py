@@ -16,7 +16,10 @@ from everloop.loop import Growth, Plan, Run, Strategy, SupervisedLearner, Traini
 COPIES, STEPS = 8, 64
 
 
-def check_strategy(make: Callable[[], Strategy], training: Training = Training(device="cpu")) -> None:  # noqa: B008
+def check_strategy(
+    make: Callable[[], Strategy],
+    training: Training = Training(device="cpu"),  # noqa: B008
+) -> None:
     """Raise AssertionError, in one sentence, where a strategy breaks what it must keep.
 
     It is tried on scikit-learn's digits, with a small network and a head for each task:
@@ -25,7 +28,8 @@ def check_strategy(make: Callable[[], Strategy], training: Training = Training(d
     2. It draws from a generator of its own: torch's global one is where plain training leaves it.
     3. Saved in the midst of a task and loaded into one made anew, training goes on bit for bit.
     4. A saved state does not change afterwards.
-    5. A network may get new weights while it is learned (not asked of one that adds weights itself).
+    5. A network may get new weights while it is learned (not asked of one that adds weights
+        itself).
     6. It works in mixed precision.
 
     Args:
@@ -39,10 +43,22 @@ def check_strategy(make: Callable[[], Strategy], training: Training = Training(d
     """
     plain, with_it = _trained([], training), _trained([make()], training)
     name = type(make()).name
-    ends, drawn = zip(*((list(run.learner.module.parameters()), torch_state) for run, torch_state in (plain, with_it)), strict=True)
+    ends, drawn = zip(
+        *(
+            (list(run.learner.module.parameters()), torch_state)
+            for run, torch_state in (plain, with_it)
+        ),
+        strict=True,
+    )
     _require(not _same(*ends), f"{name} changes nothing: the weights are those of plain training")
-    _require(all(bool(torch.isfinite(w).all()) for w in ends[1]), f"{name} makes weights that are not finite")
-    _require(torch.equal(*drawn), f"{name} draws from torch's global generator; give it a torch.Generator of its own")
+    _require(
+        all(bool(torch.isfinite(w).all()) for w in ends[1]),
+        f"{name} makes weights that are not finite",
+    )
+    _require(
+        torch.equal(*drawn),
+        f"{name} draws from torch's global generator; give it a torch.Generator of its own",
+    )
     _check_state(make, training, name)
     if not make().adds_weights:
         _trained([make(), Growth(units=2, threshold=0.0, patience=5)], training, growing=True)
@@ -57,29 +73,50 @@ def _check_state(make: Callable[[], Strategy], training: Training, name: str) ->
     state = first.state_dict()
     saved = copy.deepcopy(state)
     first.go()
-    _require(_same(_flat(state), _flat(saved)), f"a saved state of {name} changes while training goes on; save copies")
+    _require(
+        _same(_flat(state), _flat(saved)),
+        f"a saved state of {name} changes while training goes on; save copies",
+    )
     second.load_state_dict(state)
     second.go()
     ends = [list(run.learner.module.parameters()) for run in (first, second)]
     hint = "name every attribute that changes in `state`"
-    _require(_same(*ends), f"{name} does not go on from a saved state as it would have without; {hint}")
+    _require(
+        _same(*ends), f"{name} does not go on from a saved state as it would have without; {hint}"
+    )
 
 
-def _run(strategies: Sequence[Strategy], training: Training, seed: int = 0, growing: bool = False) -> Run:
+def _run(
+    strategies: Sequence[Strategy], training: Training, seed: int = 0, growing: bool = False
+) -> Run:
     torch.manual_seed(seed)
     told: dict[str, Any] = {"label_space": "within_task", "task_cue": True}
     worlds: list[Any] = [
-        make_vec("everloop/ImageStream-v0", COPIES, split=split, episode_length=72 if split == "train" else 1, **told)
+        make_vec(
+            "everloop/ImageStream-v0",
+            COPIES,
+            split=split,
+            episode_length=72 if split == "train" else 1,
+            **told,
+        )
         for split in ("train", "test", "train")
     ]
     worlds[0].reset(seed=seed)
     backbone = (GrowingMLP if growing else MLP)((8, 8, 1), (16, 16))
     learner = SupervisedLearner(Classifier(backbone, 2, tasks=5), worlds[0], training)
     learner.seed(seed)
-    return Run(learner, Plan([[0], [1], [2]], [STEPS] * 3, 10**9, consolidation_steps=4), worlds[1], worlds[2], strategies)
+    return Run(
+        learner,
+        Plan([[0], [1], [2]], [STEPS] * 3, 10**9, consolidation_steps=4),
+        worlds[1],
+        worlds[2],
+        strategies,
+    )
 
 
-def _trained(strategies: Sequence[Strategy], training: Training, growing: bool = False) -> tuple[Run, Tensor]:
+def _trained(
+    strategies: Sequence[Strategy], training: Training, growing: bool = False
+) -> tuple[Run, Tensor]:
     """A finished run, and where it leaves torch's global generator."""
     run = _run(strategies, training, growing=growing)
     run.go()
@@ -98,7 +135,9 @@ def _flat(value: Any) -> list[Any]:
 def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
     if len(a) != len(b):
         return False
-    return all(bool((x == y).all()) if hasattr(x, "all") else x == y for x, y in zip(a, b, strict=True))
+    return all(
+        bool((x == y).all()) if hasattr(x, "all") else x == y for x, y in zip(a, b, strict=True)
+    )
 
 
 def _require(condition: bool, message: str) -> None:

@@ -16,7 +16,9 @@ class SplitCIFAR10(SplitImages):
 
     name: ClassVar[str] = "split-cifar10"
     summary: ClassVar[str] = "image stream: CIFAR-10, 5 tasks of 2 classes"
-    needs: ClassVar[str] = 'CIFAR-10: folder "cifar10" in EVERLOOP_DATA, or the Hub (uoft-cs/cifar10); extra data'
+    needs: ClassVar[str] = (
+        'CIFAR-10: folder "cifar10" in EVERLOOP_DATA, or the Hub (uoft-cs/cifar10); extra data'
+    )
     folder: ClassVar[str] = "cifar10"
     hub: ClassVar[str | None] = "uoft-cs/cifar10"
     evaluations_per_task: ClassVar[int] = 3
@@ -34,7 +36,9 @@ class SplitCIFAR100(SplitImages):
 
     name: ClassVar[str] = "split-cifar100"
     summary: ClassVar[str] = "image stream: CIFAR-100, 10 tasks of 10 classes"
-    needs: ClassVar[str] = 'CIFAR-100: folder "cifar100" in EVERLOOP_DATA, or the Hub (uoft-cs/cifar100); extra data'
+    needs: ClassVar[str] = (
+        'CIFAR-100: folder "cifar100" in EVERLOOP_DATA, or the Hub (uoft-cs/cifar100); extra data'
+    )
     folder: ClassVar[str] = "cifar100"
     hub: ClassVar[str | None] = "uoft-cs/cifar100"
     evaluations_per_task: ClassVar[int] = 3
@@ -44,4 +48,8 @@ class SplitCIFAR100(SplitImages):
 
     def examples(self) -> tuple[Examples, Examples]:
         source = self.given(self.folder, self.hub)
-        return load_images(source, image="img", label="fine_label") if source == self.hub else load_images(source)
+        return (
+            load_images(source, image="img", label="fine_label")
+            if source == self.hub
+            else load_images(source)
+        )

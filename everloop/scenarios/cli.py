@@ -22,7 +22,15 @@ from everloop.loop.results.result import MEASURES
 from everloop.scenarios import SCENARIOS
 from everloop.scenarios.advise import Situation, advise, by_reason, next_command, remarks
 from everloop.scenarios.compare import COLUMNS, Compare, Comparisons, compare
-from everloop.scenarios.compare_output import check_picture, picture, print_comparisons, to_csv, to_dict, to_latex, write
+from everloop.scenarios.compare_output import (
+    check_picture,
+    picture,
+    print_comparisons,
+    to_csv,
+    to_dict,
+    to_latex,
+    write,
+)
 from everloop.scenarios.environment import command
 from everloop.scenarios.help import first_line, help_text
 from everloop.scenarios.names import did_you_mean
@@ -89,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(words: list[str]) -> Ready:
-    """What the words ask for, checked and ready to go. Raises an error that says what is wrong with them."""
+    """What the words ask for, checked and ready to go.
+
+    Raises an error that says what is wrong with them.
+    """
     if words == ["--version"]:
         return partial(_print, f"everloop {everloop.__version__}")
     if not words or words[0] in ("--help", "-h"):
@@ -112,14 +123,24 @@ def _overview() -> str:
     return help_text(
         "everloop COMMAND ...\n       everloop --version",
         "Continual learning in a closed loop.",
-        {"commands": {name: command.about for name, command in COMMANDS.items()}, "exit statuses": EXIT},
+        {
+            "commands": {name: command.about for name, command in COMMANDS.items()},
+            "exit statuses": EXIT,
+        },
         "everloop COMMAND --help explains each.",
     )
 
 
-def _read(schema: Schema, words: Sequence[str], positional: int = 0) -> tuple[list[str], dict[str, Any]]:
-    """(positional words, values) of a command with these settings. Raises ValueError for a word or a setting too many."""
-    place, given = read_words(words, [key for key, setting in schema.items() if setting.kind is bool])
+def _read(
+    schema: Schema, words: Sequence[str], positional: int = 0
+) -> tuple[list[str], dict[str, Any]]:
+    """(positional words, values) of a command with these settings.
+
+    Raises ValueError for a word or a setting too many.
+    """
+    place, given = read_words(
+        words, [key for key, setting in schema.items() if setting.kind is bool]
+    )
     check_values(given, schema)
     if len(place) > positional:
         raise ValueError(f"{place[positional]!r} is not expected here; --help explains the command")
@@ -132,14 +153,32 @@ def _list(words: list[str]) -> Ready:
 
 
 def _show_list(asked: Listing) -> int:
-    worlds = {name: first_line(gym.spec(name).entry_point) for name in sorted(gym.registry) if name.startswith("everloop/")}
+    worlds = {
+        name: first_line(gym.spec(name).entry_point)
+        for name in sorted(gym.registry)
+        if name.startswith("everloop/")
+    }
     if asked.json:
-        scenarios = {name: {"summary": scenario.summary, "needs": scenario.needs} for name, scenario in SCENARIOS.items()}
-        print(json.dumps({"scenarios": scenarios, "strategies": strategy_lines(), "worlds": worlds}, indent=2))
+        scenarios = {
+            name: {"summary": scenario.summary, "needs": scenario.needs}
+            for name, scenario in SCENARIOS.items()
+        }
+        print(
+            json.dumps(
+                {"scenarios": scenarios, "strategies": strategy_lines(), "worlds": worlds}, indent=2
+            )
+        )
         return 0
-    summaries = {name: scenario.summary + (f"\nneeds {scenario.needs}" if scenario.needs else "") for name, scenario in SCENARIOS.items()}
+    summaries = {
+        name: scenario.summary + (f"\nneeds {scenario.needs}" if scenario.needs else "")
+        for name, scenario in SCENARIOS.items()
+    }
     with stdout() as console:
-        for title, rows in (("scenarios", summaries), ("strategies", strategy_lines()), ("worlds", worlds)):
+        for title, rows in (
+            ("scenarios", summaries),
+            ("strategies", strategy_lines()),
+            ("worlds", worlds),
+        ):
             table = Table(title=title, title_justify="left", show_header=False, box=None)
             for name, text in rows.items():
                 table.add_row(name, escape(text))
@@ -153,7 +192,9 @@ def _compare(words: list[str]) -> Ready:
         raise ValueError("no folder is named; write everloop compare FOLDER...")
     asked = Compare(**values)
     if asked.json and asked.csv == STDOUT:
-        raise ValueError("json and csv both go to the standard output; choose one, or give csv a file")
+        raise ValueError(
+            "json and csv both go to the standard output; choose one, or give csv a file"
+        )
     if asked.figure is not None:
         check_picture(asked.figure)
     measures = MEASURES if asked.json or asked.csv is not None else COLUMNS
@@ -177,7 +218,9 @@ def _show_comparison(found: Comparisons, asked: Compare) -> int:
     ):
         if path not in (None, STDOUT):
             write(path, make)
-            print(f"written: {path}", file=sys.stderr if asked.json or asked.csv == STDOUT else None)
+            print(
+                f"written: {path}", file=sys.stderr if asked.json or asked.csv == STDOUT else None
+            )
     return 0
 
 
@@ -190,12 +233,23 @@ def _show_advice(situation: Situation) -> int:
     with stdout() as console:
         for title, chosen in (
             ("fit, the best first", [a for a in advice if a.fits and not a.plasticity]),
-            ("fit, and keep the network able to learn", [a for a in advice if a.fits and a.plasticity]),
+            (
+                "fit, and keep the network able to learn",
+                [a for a in advice if a.fits and a.plasticity],
+            ),
         ):
             rows = [(a.name, first_line(STRATEGIES[a.name]), a.reason) for a in chosen]
-            console.print(*_advice_table(title, ("strategy", "what it does", "what it takes"), rows), highlight=False)
-        reasons = [(reason, ", ".join(names)) for reason, names in by_reason([a for a in advice if not a.fits]).items()]
-        console.print(*_advice_table("do not fit", ("reason", "strategies"), reasons), highlight=False)
+            console.print(
+                *_advice_table(title, ("strategy", "what it does", "what it takes"), rows),
+                highlight=False,
+            )
+        reasons = [
+            (reason, ", ".join(names))
+            for reason, names in by_reason([a for a in advice if not a.fits]).items()
+        ]
+        console.print(
+            *_advice_table("do not fit", ("reason", "strategies"), reasons), highlight=False
+        )
         for line in remarks(situation, advice):
             console.print(line, highlight=False)
         if (now := next_command(situation, advice)) is not None:
@@ -203,7 +257,9 @@ def _show_advice(situation: Situation) -> int:
     return 0
 
 
-def _advice_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Table | str]:
+def _advice_table(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]
+) -> list[Table | str]:
     """A table and an empty line after it; nothing where it has no rows."""
     table = Table(*headings, title=title, title_justify="left", box=None)
     for row in rows:
@@ -226,9 +282,15 @@ def _show_reproduction(asked: Reproduce) -> int:
     return 0
 
 
-def _explained(about: str, words: str, prepare: Callable[[list[str]], Ready], schema: Callable[[], Schema]) -> Command:
+def _explained(
+    about: str, words: str, prepare: Callable[[list[str]], Ready], schema: Callable[[], Schema]
+) -> Command:
     """A command whose help is `about` and its settings."""
-    return Command(about, prepare, lambda _: help_text(f"everloop {words}", about, {"settings": schema()} if schema() else {}))
+    return Command(
+        about,
+        prepare,
+        lambda _: help_text(f"everloop {words}", about, {"settings": schema()} if schema() else {}),
+    )
 
 
 REPRODUCE = "Run what a published table asks for, and write it beside the published numbers."
@@ -236,11 +298,17 @@ REPRODUCE = "Run what a published table asks for, and write it beside the publis
 
 def _reproduce_help(words: list[str]) -> str:
     settings = schema_of(Reproduce, skip={"table"})
-    return help_text("everloop reproduce TABLE [--KEY VALUE ...]", REPRODUCE, {"tables": tables(), "settings": settings})
+    return help_text(
+        "everloop reproduce TABLE [--KEY VALUE ...]",
+        REPRODUCE,
+        {"tables": tables(), "settings": settings},
+    )
 
 
 COMMANDS = {
-    "list": _explained("Scenarios, strategies and worlds.", "list [--json]", _list, lambda: schema_of(Listing)),
+    "list": _explained(
+        "Scenarios, strategies and worlds.", "list [--json]", _list, lambda: schema_of(Listing)
+    ),
     "run": Command("Run a scenario, with any strategies.", prepare_run, run_help),
     "compare": _explained(
         "Runs beside each other: means with intervals, differences paired by seed.",
@@ -249,7 +317,10 @@ COMMANDS = {
         lambda: schema_of(Compare),
     ),
     "advise": _explained(
-        "Which strategies fit what you have, and why the others do not.", "advise [--KEY VALUE ...]", _advise, lambda: schema_of(Situation)
+        "Which strategies fit what you have, and why the others do not.",
+        "advise [--KEY VALUE ...]",
+        _advise,
+        lambda: schema_of(Situation),
     ),
     "reproduce": Command(REPRODUCE, _reproduce, _reproduce_help),
 }

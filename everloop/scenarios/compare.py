@@ -30,8 +30,8 @@ class Compare:
     """What `everloop compare` is asked for.
 
     Args:
-        baseline: The row that the others are compared with: its label, or its strategies. By default none if there
-            is such a row, else the first.
+        baseline: The row that the others are compared with: its label, or its strategies.
+            By default none if there is such a row, else the first.
         json: Print one JSON object with all measures of all rows instead of tables.
         csv: A file for all measures of all rows; - prints them instead of tables.
         latex: A file for the table, in LaTeX.
@@ -49,11 +49,9 @@ class Compare:
 class Group:
     """Runs of the same settings, which differ in their seeds.
 
-    Args:
-        name: Their strategies.
-        settings: Every setting but the seed, by dotted key.
-        results: By seed.
-        label: What they are called in a table: the name, and in which settings they differ from other rows.
+    Args: name: Their strategies. settings: Every setting but the seed, by dotted key. results: By
+        seed. label: What they are called in a table: the name, and in which settings they differ
+        from other rows.
     """
 
     name: str
@@ -75,17 +73,24 @@ class Group:
     @property
     def scenario_settings(self) -> dict[str, Any]:
         """All other settings: what a difference between strategies should not depend on."""
-        return {key: value for key, value in self.settings.items() if key not in self.strategy_settings}
+        return {
+            key: value for key, value in self.settings.items() if key not in self.strategy_settings
+        }
 
     def values(self, measure: str) -> dict[int, float]:
         """A measure by seed, of the seeds that have it."""
         found = {seed: getattr(result, measure) for seed, result in sorted(self.results.items())}
-        return {seed: value for seed, value in found.items() if value is not None and math.isfinite(value)}
+        return {
+            seed: value
+            for seed, value in found.items()
+            if value is not None and math.isfinite(value)
+        }
 
 
 @dataclass
 class Comparison:
-    """Groups that can be compared: of one scenario and scenario type, with the same tasks and the same metric.
+    """Groups that can be compared: of one scenario and scenario type, with the same tasks and the
+    same metric.
 
     Args:
         scenario: Its name.
@@ -106,7 +111,11 @@ class Comparison:
     @property
     def title(self) -> str:
         """The scenario and its type, for people to read."""
-        return f"{self.scenario} ({self.scenario_type}-incremental)" if self.scenario_type else self.scenario
+        return (
+            f"{self.scenario} ({self.scenario_type}-incremental)"
+            if self.scenario_type
+            else self.scenario
+        )
 
     def estimate(self, group: Group, measure: str) -> Estimate:
         """A measure's mean over the group's seeds."""
@@ -125,15 +134,17 @@ class Comparisons:
 
     Args:
         tables: The comparisons.
-        notes: One line for each folder that is left out, for measures that seeds lack, and for a table
-            without the baseline that was asked for.
+        notes: One line for each folder that is left out, for measures that seeds lack, and for a
+            table without the baseline that was asked for.
     """
 
     tables: list[Comparison]
     notes: list[str] = field(default_factory=list)
 
 
-def compare(folders: Iterable[Path | str], baseline: str | None = None, measures: Sequence[str] = COLUMNS) -> Comparisons:
+def compare(
+    folders: Iterable[Path | str], baseline: str | None = None, measures: Sequence[str] = COLUMNS
+) -> Comparisons:
     """The runs in `folders`, and in all folders below them, beside each other.
 
     Args:
@@ -145,25 +156,37 @@ def compare(folders: Iterable[Path | str], baseline: str | None = None, measures
     """
     groups, notes = _load(folders)
     if not groups:
-        raise ValueError(f"there is no complete run to compare{'; ' + '; '.join(notes) if notes else ''}")
+        raise ValueError(
+            f"there is no complete run to compare{'; ' + '; '.join(notes) if notes else ''}"
+        )
     together: dict[str, list[Group]] = {}
     for group in groups:
         together.setdefault(json.dumps(_kind(group)), []).append(group)
     tables = [_comparison(together[kind], baseline) for kind in sorted(together)]
     rows = [group for table in tables for group in table.groups]
     if baseline is not None and not any(baseline in (row.label, row.name) for row in rows):
-        raise ValueError(f"baseline is {baseline!r}; the rows are {_some([repr(row.label) for row in rows])}")
+        raise ValueError(
+            f"baseline is {baseline!r}; the rows are {_some([repr(row.label) for row in rows])}"
+        )
     for table in tables:
         notes += _missing(table, measures)
         if baseline is not None and baseline not in (table.baseline.label, table.baseline.name):
-            notes.append(f"{table.title} has no row {baseline!r}; its baseline is {table.baseline.label!r}")
+            notes.append(
+                f"{table.title} has no row {baseline!r}; its baseline is {table.baseline.label!r}"
+            )
     return Comparisons(tables, notes)
 
 
 def _kind(group: Group) -> list[Any]:
     """What rows of one table have in common."""
     metric = group.first.metric
-    return [group.first.scenario, group.settings.get("scenario_type") or "", group.first.tasks, metric.name, metric.unit]
+    return [
+        group.first.scenario,
+        group.settings.get("scenario_type") or "",
+        group.first.tasks,
+        metric.name,
+        metric.unit,
+    ]
 
 
 def _some(words: Sequence[str], most: int = 8) -> str:
@@ -173,16 +196,26 @@ def _some(words: Sequence[str], most: int = 8) -> str:
 
 
 def _missing(table: Comparison, measures: Sequence[str]) -> list[str]:
-    """At most two lines: measures that some seeds of a row lack, which are then averaged without them, and one that none has."""
+    """At most two lines: measures that some seeds of a row lack, which are then averaged without
+    them, and one that none has.
+    """
     said, unknown = [], False
     for measure in measures:
         for group in table.groups:
             lacking = sorted(group.results.keys() - group.values(measure).keys())
-            unknown |= measure == "forward_transfer" and bool(lacking) and len(group.first.phases) > 1
+            unknown |= (
+                measure == "forward_transfer" and bool(lacking) and len(group.first.phases) > 1
+            )
             if 0 < len(lacking) < len(group.results):
-                said.append(f"{measure.replace('_', ' ')} of {group.label} (seed {', '.join(map(str, lacking))})")
+                said.append(
+                    f"{measure.replace('_', ' ')} of {group.label} (seed "
+                    f"{', '.join(map(str, lacking))})"
+                )
     lines = [f"{table.title}: not known: {'; '.join(said)}"] if said else []
-    return [*lines, *([f"{table.title}: forward transfer needs --eval-tasks all"] if unknown else [])]
+    return [
+        *lines,
+        *([f"{table.title}: forward transfer needs --eval-tasks all"] if unknown else []),
+    ]
 
 
 def _load(folders: Iterable[Path | str]) -> tuple[list[Group], list[str]]:
@@ -196,20 +229,27 @@ def _load(folders: Iterable[Path | str]) -> tuple[list[Group], list[str]]:
             notes.append(f"not compared: {folder}: {error}")
             continue
         if not result.complete:
-            notes.append(f"not compared: {folder}: {len(result.rows)} of {len(result.phases)} phases have ended")
+            notes.append(
+                f"not compared: {folder}: {len(result.rows)} of {len(result.phases)} phases have "
+                "ended"
+            )
             continue
         kind = [result.scenario, result.tasks, result.metric.name, result.metric.unit]
         key = json.dumps([kind, settings], sort_keys=True, default=str)
         group = groups.setdefault(key, Group("+".join(result.strategies), settings))
         if result.seed in group.results:
-            notes.append(f"not compared: {folder}: seed {result.seed} of these settings is there already")
+            notes.append(
+                f"not compared: {folder}: seed {result.seed} of these settings is there already"
+            )
             continue
         group.results[result.seed] = result
     return list(groups.values()), notes
 
 
 def _runs(folders: Iterable[Path | str], notes: list[str]) -> list[Path]:
-    """The folders of runs in and below `folders`, each once, by name: of two runs of one seed the first counts."""
+    """The folders of runs in and below `folders`, each once, by name: of two runs of one seed the
+    first counts.
+    """
     found: list[Path] = []
     for folder in sorted(map(Path, folders)):
         if not folder.is_dir():
@@ -222,7 +262,10 @@ def _runs(folders: Iterable[Path | str], notes: list[str]) -> list[Path]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """The run's settings by dotted key, but for seeds and threads. Raises ValueError where they can't be read."""
+    """The run's settings by dotted key, but for seeds and threads.
+
+    Raises ValueError where they can't be read.
+    """
     file = folder / CONFIG
     if not file.exists():
         raise ValueError(f"no {CONFIG}")
@@ -232,20 +275,33 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{CONFIG} can't be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{CONFIG} holds no settings")
-    return {key: value for key, value in flat(content).items() if key not in ("seed", "threads") and not key.endswith(".seed")}
+    return {
+        key: value
+        for key, value in flat(content).items()
+        if key not in ("seed", "threads") and not key.endswith(".seed")
+    }
 
 
 def _comparison(groups: list[Group], baseline: str | None) -> Comparison:
     keys = _differing([group.scenario_settings for group in groups])
     _label(groups, keys)
-    groups.sort(key=lambda group: (group.name != "none", group.name == "joint", _by_number(group.label)))
+    groups.sort(
+        key=lambda group: (group.name != "none", group.name == "joint", _by_number(group.label))
+    )
     asked = [group for group in groups if group.label == baseline]
     chosen = next(iter([*asked, *[group for group in groups if group.name == baseline], *groups]))
     alike = [group for group in groups if group.name == chosen.name]
-    remarks = [f"rows differ in more than their strategies: {_differences(groups, keys)}"] if keys else []
+    remarks = (
+        [f"rows differ in more than their strategies: {_differences(groups, keys)}"] if keys else []
+    )
     if len(alike) > 1 and not asked:
-        remarks.append(f"the baseline is {chosen.label!r}, the first of {len(alike)} rows {chosen.name}; --baseline LABEL names another")
-    if apart := [group.label for group in groups if not group.results.keys() & chosen.results.keys()]:
+        remarks.append(
+            f"the baseline is {chosen.label!r}, the first of {len(alike)} rows {chosen.name}; "
+            "--baseline LABEL names another"
+        )
+    if apart := [
+        group.label for group in groups if not group.results.keys() & chosen.results.keys()
+    ]:
         remarks.append(f"no common seed with {chosen.label!r}: {'; '.join(apart)}")
     scenario, scenario_type, *_ = _kind(chosen)
     return Comparison(scenario, scenario_type, chosen.first.metric, groups, chosen, remarks)
@@ -253,12 +309,19 @@ def _comparison(groups: list[Group], baseline: str | None) -> Comparison:
 
 def _by_number(label: str) -> list[str | float]:
     """A key that sorts strength=2.0 before strength=10.0."""
-    return [float(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", label))]
+    return [
+        float(part) if i % 2 else part
+        for i, part in enumerate(re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", label))
+    ]
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys whose values are not the same everywhere."""
-    return sorted(key for key in set().union(*settings) if len({repr(values.get(key)) for values in settings}) > 1)
+    return sorted(
+        key
+        for key in set().union(*settings)
+        if len({repr(values.get(key)) for values in settings}) > 1
+    )
 
 
 def _differences(groups: Sequence[Group], keys: Sequence[str]) -> str:
@@ -271,14 +334,22 @@ def _differences(groups: Sequence[Group], keys: Sequence[str]) -> str:
             value = group.settings.get(key)
             rows.setdefault("unset" if value is None else shown(value), []).append(group.name)
         said.append(
-            f"{key} " + _some([f"{value} ({', '.join(dict.fromkeys(names))})" if several else value for value, names in rows.items()])
+            f"{key} "
+            + _some(
+                [
+                    f"{value} ({', '.join(dict.fromkeys(names))})" if several else value
+                    for value, names in rows.items()
+                ]
+            )
         )
     return "; ".join(said)
 
 
 def _label(groups: Sequence[Group], keys: Sequence[str]) -> None:
-    """Call each row by its strategies and, of the settings `keys` and of those in which rows of the same strategies differ,
-    by what is not the default. Where two rows would still be called the same, by all of them."""
+    """Call each row by its strategies and, of the settings `keys` and of those in which rows of the
+    same strategies differ, by what is not the default. Where two rows would still be called the
+    same, by all of them.
+    """
     defaults = _defaults(groups[0].first.scenario)
 
     def label(group: Group, defaults: Mapping[str, Any]) -> str:
@@ -293,9 +364,14 @@ def _label(groups: Sequence[Group], keys: Sequence[str]) -> None:
 
 
 def _defaults(scenario: str) -> dict[str, Any]:
-    """The defaults of a scenario and of all strategies in it, by dotted key; none for one that is not registered."""
+    """The defaults of a scenario and of all strategies in it, by dotted key; none for one that is
+    not registered.
+    """
     if scenario not in SCENARIOS:
         return {}
     found = SCENARIOS[scenario]
     schemas = [scenario_schema(found), *strategy_schemas(found).values()]
-    return {"scenario": scenario, **{key: plain(setting.default) for schema in schemas for key, setting in schema.items()}}
+    return {
+        "scenario": scenario,
+        **{key: plain(setting.default) for schema in schemas for key, setting in schema.items()},
+    }

@@ -28,14 +28,32 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LAYOUTS = [(1000, " ", " "), *((room, "\n", gap) for gap in (" ", "\n") for room in (1000, 40, 30, 20))]
-"""From wide to narrow: how long a line of a label is, and what stands between the words of a heading and before a ±."""
-SHADES = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
+LAYOUTS = [
+    (1000, " ", " "),
+    *((room, "\n", gap) for gap in (" ", "\n") for room in (1000, 40, 30, 20)),
+]
+"""From wide to narrow: how long a line of a label is, and what stands between the words of a
+heading and before a ±.
+"""
+SHADES = [
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+]
 """Ten colours that colour-blind readers can tell apart (Petroff 2021, arXiv:2107.02270)."""
 
 
 def text(value: Estimate | None, metric: Metric, n: int) -> str:
-    """`mean ± half`, and how many seeds it is over if that is not `n`; "-" where there is nothing."""
+    """`mean ± half`, and how many seeds it is over if that is not `n`; "-" where there is
+    nothing.
+    """
     if value is None or value.mean is None:
         return "-"
     half = "" if value.half is None else f" ± {metric.text(value.half)}"
@@ -56,7 +74,9 @@ def _cells(table: Comparison, group: Group) -> list[str]:
 
 def _headings(metric: Metric) -> list[str]:
     unit = f" ({metric.unit})" if metric.unit else ""
-    lost = "drop of return" if metric.name == "return" else f"forgetting{' (points)' if unit else ''}"
+    lost = (
+        "drop of return" if metric.name == "return" else f"forgetting{' (points)' if unit else ''}"
+    )
     return [f"average {metric.name}{unit}", lost, f"average incremental{unit}", "n", "difference"]
 
 
@@ -75,8 +95,18 @@ def print_comparisons(found: Comparisons, console: Console) -> None:
     endless = console.options.update(width=100_000)
     for i, table in enumerate(found.tables):
         layouts = [_table(table, *layout) for layout in LAYOUTS]
-        fitting = [shown for shown in layouts if console.measure(shown, options=endless).maximum <= console.width]
-        console.print(*([""] if i else []), escape(table.title), next(iter([*fitting, layouts[-1]])), sep="\n", highlight=False)
+        fitting = [
+            shown
+            for shown in layouts
+            if console.measure(shown, options=endless).maximum <= console.width
+        ]
+        console.print(
+            *([""] if i else []),
+            escape(table.title),
+            next(iter([*fitting, layouts[-1]])),
+            sep="\n",
+            highlight=False,
+        )
         for line in explained(table):
             console.print(escape(line), highlight=False, style="dim")
 
@@ -88,7 +118,9 @@ def _table(table: Comparison, room: int, heading_gap: str, cell_gap: str) -> Tab
         shown.add_column(heading.replace(" ", heading_gap), justify="right", no_wrap=True)
     for group in table.groups:
         label = textwrap.fill(group.label, room, break_long_words=False, break_on_hyphens=False)
-        shown.add_row(escape(label), *(cell.replace(" ±", f"{cell_gap}±") for cell in _cells(table, group)))
+        shown.add_row(
+            escape(label), *(cell.replace(" ±", f"{cell_gap}±") for cell in _cells(table, group))
+        )
     return shown
 
 
@@ -97,28 +129,57 @@ def to_csv(found: Comparisons) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     names = (
-        "scenario scenario_type label metric unit measure n mean low high baseline n_pairs difference difference_low difference_high seeds"
+        "scenario scenario_type label metric unit measure n mean low high baseline n_pairs "
+        "difference difference_low difference_high seeds"
     )
     writer.writerow(names.split())
     for table in found.tables:
         for group in table.groups:
             for measure in MEASURES:
-                own, gap = table.estimate(group, measure), table.difference(group, measure) or Estimate(0, None, None)
-                numbers = [own.n, own.mean, own.low, own.high, table.baseline.label, gap.n, gap.mean, gap.low, gap.high]
+                own, gap = (
+                    table.estimate(group, measure),
+                    table.difference(group, measure) or Estimate(0, None, None),
+                )
+                numbers = [
+                    own.n,
+                    own.mean,
+                    own.low,
+                    own.high,
+                    table.baseline.label,
+                    gap.n,
+                    gap.mean,
+                    gap.low,
+                    gap.high,
+                ]
                 seeds = " ".join(map(str, sorted(group.results)))
-                row = [table.scenario, table.scenario_type, group.label, table.metric.name, table.metric.unit, measure, *numbers, seeds]
+                row = [
+                    table.scenario,
+                    table.scenario_type,
+                    group.label,
+                    table.metric.name,
+                    table.metric.unit,
+                    measure,
+                    *numbers,
+                    seeds,
+                ]
                 writer.writerow(["" if value is None else value for value in row])
     return buffer.getvalue()
 
 
 def to_dict(found: Comparisons) -> dict[str, Any]:
-    """All tables with all measures of all rows, as JSON can hold them; None for what is not known."""
+    """All tables with all measures of all rows, as JSON can hold them; None for what is not
+    known.
+    """
     return {"tables": [_table_dict(table) for table in found.tables], "notes": found.notes}
 
 
 def _table_dict(table: Comparison) -> dict[str, Any]:
     def numbers(value: Estimate | None) -> dict[str, Any] | None:
-        return None if value is None else {"n": value.n, "mean": value.mean, "low": value.low, "high": value.high}
+        return (
+            None
+            if value is None
+            else {"n": value.n, "mean": value.mean, "low": value.low, "high": value.high}
+        )
 
     def row(group: Group) -> dict[str, Any]:
         measures = {
@@ -129,7 +190,12 @@ def _table_dict(table: Comparison) -> dict[str, Any]:
             }
             for measure in MEASURES
         }
-        return {"label": group.label, "settings": group.settings, "seeds": sorted(group.results), "measures": measures}
+        return {
+            "label": group.label,
+            "settings": group.settings,
+            "seeds": sorted(group.results),
+            "measures": measures,
+        }
 
     return {
         "scenario": table.scenario,
@@ -146,7 +212,10 @@ def to_latex(found: Comparisons, command: str) -> str:
     blocks = [f"% {command}", "% \\usepackage{booktabs}"]
     for table in found.tables:
         headings = " & ".join(map(_latex, ["strategies", *_headings(table.metric)]))
-        rows = [" & ".join([_latex(group.label), *map(_latex_cell, _cells(table, group))]) + r" \\" for group in table.groups]
+        rows = [
+            " & ".join([_latex(group.label), *map(_latex_cell, _cells(table, group))]) + r" \\"
+            for group in table.groups
+        ]
         blocks += [
             f"% {table.title}",
             *(f"% {line}" for line in explained(table)),
@@ -164,7 +233,9 @@ def to_latex(found: Comparisons, command: str) -> str:
 def _latex(name: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-    return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in name)
+    return "".join(
+        special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in name
+    )
 
 
 def _latex_cell(cell: str) -> str:
@@ -172,7 +243,9 @@ def _latex_cell(cell: str) -> str:
 
 
 def draw(found: Comparisons) -> Figure:
-    """A picture: of each table the averages with their intervals, and how they come about over the steps of training."""
+    """A picture: of each table the averages with their intervals, and how they come about over the
+    steps of training.
+    """
     figure = _figure(11.0, sum(max(3.2, 1.2 + 0.42 * len(table.groups)) for table in found.tables))
     places = figure.subplots(len(found.tables), 2, squeeze=False)
     for (left, right), table in zip(places, found.tables, strict=True):
@@ -193,11 +266,18 @@ def _figure(width: float, height: float) -> Figure:
 
 def _draw_averages(axes: Axes, table: Comparison, shades: Sequence[str]) -> None:
     for i, (group, color) in enumerate(zip(table.groups, shades, strict=False)):
-        values, mean = list(group.values("average_score").values()), table.estimate(group, "average_score")
+        values, mean = (
+            list(group.values("average_score").values()),
+            table.estimate(group, "average_score"),
+        )
         axes.plot(values, [i + 0.2] * len(values), "o", color=color, alpha=0.35, markersize=4)
         if mean.mean is not None:
             axes.errorbar(mean.mean, i, xerr=mean.half, fmt="s", color=color, capsize=4)
-    axes.set_yticks(range(len(table.groups)), [group.label.replace("$", r"\$") for group in table.groups], fontsize=8)
+    axes.set_yticks(
+        range(len(table.groups)),
+        [group.label.replace("$", r"\$") for group in table.groups],
+        fontsize=8,
+    )
     axes.invert_yaxis()
     axes.set(xlabel=f"average {quantity(table.metric)} at the end", title=table.title)
     axes.grid(axis="x", linewidth=0.4)
@@ -211,11 +291,22 @@ def _draw_curves(axes: Axes, table: Comparison, shades: Sequence[str]) -> None:
         steps, means, halves = curve(group)
         if steps:
             low, high = np.subtract(means, halves), np.add(means, halves)
-            axes.plot(steps, means, color=color, label=group.label.replace("$", r"\$"), linestyle=style, linewidth=1.3)
+            axes.plot(
+                steps,
+                means,
+                color=color,
+                label=group.label.replace("$", r"\$"),
+                linestyle=style,
+                linewidth=1.3,
+            )
             axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
     for begin in _phase_ends(table):
         axes.axvline(begin, color="0.7", linewidth=0.7, linestyle=":", zorder=0)
-    axes.set(xlabel="world steps of training", ylabel=quantity(table.metric), title="average over the tasks seen so far")
+    axes.set(
+        xlabel="world steps of training",
+        ylabel=quantity(table.metric),
+        title="average over the tasks seen so far",
+    )
     if table.metric.unit == "%":
         axes.set_ylim(-3, 103)
     if axes.lines:
@@ -225,32 +316,49 @@ def _draw_curves(axes: Axes, table: Comparison, shades: Sequence[str]) -> None:
 def curve(group: Group) -> tuple[list[float], list[float], list[float]]:
     """(steps, means, half intervals) of the average over the tasks seen so far.
 
-    At the evaluations that all seeds have. Where the seeds' phases end at different steps: at the ends
-    of the phases, each drawn at its mean step.
+    At the evaluations that all seeds have. Where the seeds' phases end at different steps: at the
+    ends of the phases, each drawn at its mean step.
     """
     results = list(group.results.values())
     if len({tuple(row.step for row in result.rows) for result in results}) == 1:
         curves = [{now.step: value for now, value in _averages(result)} for result in results]
         steps: dict[int, float] = {step: step for step in curves[0]}
     else:
-        curves = [{now.phase: value for now, value in _averages(result) if now.ends_phase and now.phase is not None} for result in results]
+        curves = [
+            {
+                now.phase: value
+                for now, value in _averages(result)
+                if now.ends_phase and now.phase is not None
+            }
+            for result in results
+        ]
         ends = zip(*([row.step for row in result.rows] for result in results), strict=False)
         steps = {phase: math.fsum(of_phase) / len(of_phase) for phase, of_phase in enumerate(ends)}
     shared = sorted(set.intersection(set(steps), *map(set, curves)))
     estimates = [estimate([points[key] for points in curves]) for key in shared]
-    return [steps[key] for key in shared], [e.mean or 0.0 for e in estimates], [e.half or 0.0 for e in estimates]
+    return (
+        [steps[key] for key in shared],
+        [e.mean or 0.0 for e in estimates],
+        [e.half or 0.0 for e in estimates],
+    )
 
 
 def _averages(result: Result) -> list[tuple[Evaluation, float]]:
     """The evaluations that know the scores of all tasks seen so far, each with their average."""
     found = [(now, [now.scores[j] for j in result.seen(now)]) for now in result.evaluations]
-    return [(now, math.fsum(scores) / len(scores)) for now, scores in found if scores and all(map(math.isfinite, scores))]
+    return [
+        (now, math.fsum(scores) / len(scores))
+        for now, scores in found
+        if scores and all(map(math.isfinite, scores))
+    ]
 
 
 def _phase_ends(table: Comparison) -> list[int]:
     """Where tasks change, if all runs of several phases agree on it."""
     results = [result for group in table.groups for result in group.results.values()]
-    ends = {tuple(row.step for row in result.rows[:-1]) for result in results if len(result.rows) > 1}
+    ends = {
+        tuple(row.step for row in result.rows[:-1]) for result in results if len(result.rows) > 1
+    }
     return list(ends.pop()) if len(ends) == 1 else []
 
 
@@ -269,7 +377,9 @@ def write(path: Path, make: Callable[[], str | bytes]) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Raise ValueError unless the file's ending names a format of pictures, and ImportError if there is no matplotlib."""
+    """Raise ValueError unless the file's ending names a format of pictures, and ImportError if
+    there is no matplotlib.
+    """
     if path.suffix.lower() not in (".pdf", ".png", ".svg"):
         raise ValueError(f"figure is {path}; its name must end in .pdf, .png or .svg")
     try:

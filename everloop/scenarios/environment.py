@@ -18,7 +18,17 @@ import everloop
 PLAIN, JOINT = "none", "joint"
 
 PACKAGES = (
-    *("everloop", "torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "einops", "scipy", "scikit-learn"),
+    *(
+        "everloop",
+        "torch",
+        "numpy",
+        "gymnasium",
+        "stable-baselines3",
+        "sb3-contrib",
+        "einops",
+        "scipy",
+        "scikit-learn",
+    ),
     *("tensorboard", "matplotlib", "jsonargparse", "rich", "pyyaml"),
 )
 
@@ -62,14 +72,20 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The revision of everloop's source, "-dirty" if it was changed; None outside a checkout of it."""
+    """The revision of everloop's source, "-dirty" if it was changed; None outside a
+    checkout of it.
+    """
 
     def git(*words: str) -> str:
         here = Path(everloop.__file__).parent
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # else the repository around is somebody else's
+        git(
+            "ls-files", "--error-unmatch", "__init__.py"
+        )  # else the repository around is somebody else's
         return git("describe", "--always", "--dirty", "--abbrev=40")
     except (OSError, subprocess.CalledProcessError):
         return None

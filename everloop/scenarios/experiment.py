@@ -24,7 +24,15 @@ from everloop.scenarios.names import Factory, factories
 from everloop.scenarios.progress import Progress, whole_steps
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import plain
-from everloop.scenarios.strategies import JOINT, PLAIN, check_strategies, complete_settings, find_strategy, make_strategy, strategy_key
+from everloop.scenarios.strategies import (
+    JOINT,
+    PLAIN,
+    check_strategies,
+    complete_settings,
+    find_strategy,
+    make_strategy,
+    strategy_key,
+)
 
 ENOUGH = 50  # updates a task, with which small networks learn digits (docs/results.md)
 
@@ -34,16 +42,20 @@ class Experiment:
 
     Args:
         scenario: What is run.
-        strategies: Names in their order of application, as a list or comma-separated: of `STRATEGIES`, or
-            "package.module:Class" of your own. "none" is plain fine-tuning, "joint" trains on all tasks at once.
+        strategies: Names in their order of application, as a list or comma-separated: of
+            `STRATEGIES`, or "package.module:Class" of your own. "none" is plain fine-tuning,
+            "joint" trains on all tasks at once.
         seed: Of networks, worlds and strategies, from 0.
         out: The run's folder; None leaves nothing behind.
-        settings: Strategy name (of one's own: the class's name) -> keyword arguments, over the scenario's own.
+        settings: Strategy name (of your own: the class's name) -> keyword arguments, which
+            override the scenario's.
         overwrite: Replace a run that `out` already holds.
-        imports: Modules that a repetition of the run has to import first; they are written into config.yaml.
+        imports: Modules that a repetition of the run has to import first; they are written into
+            config.yaml.
 
     Raises:
-        ValueError, TypeError, FileExistsError, ImportError: In one clear line, before anything is written.
+        ValueError, TypeError, FileExistsError, ImportError: In one line, before anything is
+            written.
     """
 
     def __init__(
@@ -58,19 +70,31 @@ class Experiment:
     ) -> None:
         _check_scenario(scenario)
         self.scenario, self.seed, self.out = scenario, seed, None if out is None else Path(out)
-        self.names, self.overwrite, self.imports = check_strategies(strategies), overwrite, list(imports)
+        self.names, self.overwrite, self.imports = (
+            check_strategies(strategies),
+            overwrite,
+            list(imports),
+        )
         if not 0 <= seed < 2**31:
             raise ValueError(f"seed is {seed}, allowed: 0 to {2**31 - 1}")
         self.settings = {
-            key: complete_settings(find_strategy(name), {**scenario.strategy_settings.get(key, {}), **(settings or {}).get(key, {})}, seed)
+            key: complete_settings(
+                find_strategy(name),
+                {**scenario.strategy_settings.get(key, {}), **(settings or {}).get(key, {})},
+                seed,
+            )
             for name in self.names
             if name not in (PLAIN, JOINT)
             for key in [strategy_key(name)]
         }
         self.strategies: list[Strategy] = [
-            make_strategy(name, self.settings[strategy_key(name)]) for name in self.names if name not in (PLAIN, JOINT)
+            make_strategy(name, self.settings[strategy_key(name)])
+            for name in self.names
+            if name not in (PLAIN, JOINT)
         ]
-        self.learner, self.plan, self.evaluation, self.consolidation = scenario.build(seed, joint=self.names == [JOINT])
+        self.learner, self.plan, self.evaluation, self.consolidation = scenario.build(
+            seed, joint=self.names == [JOINT]
+        )
         self.learner.check(self.strategies)
         if self.out is not None:
             self.move_to(self.out)
@@ -83,7 +107,9 @@ class Experiment:
 
     @property
     def notes(self) -> list[str]:
-        """What should be known before it runs: options that do nothing here, steps rounded up, and tasks that are hardly trained."""
+        """What should be known before it runs: options that do nothing here, steps rounded up, and
+        tasks that are hardly trained.
+        """
         return [*self.learner.notes, *self._rounded(), *self._few_updates()]
 
     def _rounded(self) -> list[str]:
@@ -94,7 +120,10 @@ class Experiment:
             return []
         count = "one rollout" if whole == unit else f"{whole // unit} rollouts"
         together = " of all tasks together" if len(self.plan.phases[0]) > 1 else ""
-        return [f"steps {steps}{together} becomes {whole}, {count} of {copies} copies x {unit // copies} steps"]
+        return [
+            f"steps {steps}{together} becomes {whole}, {count} of {copies} copies x "
+            f"{unit // copies} steps"
+        ]
 
     def _few_updates(self) -> list[str]:
         """A line where a task gets fewer updates than small networks need."""
@@ -111,7 +140,9 @@ class Experiment:
             who = f"task {self.evaluation.tasks[tasks[0]].name} gets"
         advice = f": {self.scenario.more_training}" if self.scenario.more_training else ""
         count = f"{few} update{'' if few == 1 else 's'}"
-        return [f"{who} only {count}, which may be too few to learn (about {ENOUGH} are needed){advice}"]
+        return [
+            f"{who} only {count}, which may be too few to learn (about {ENOUGH} are needed){advice}"
+        ]
 
     def move_to(self, out: Path) -> None:
         """Let `out` be the run's folder.
@@ -126,11 +157,12 @@ class Experiment:
         self.out = out
 
     def run(self, callbacks: Sequence[Callback] = (), progress: bool = False) -> Result:
-        """Run it, and write config.yaml, environment.json, TensorBoard events and, after each phase, result.json.
+        """Run it, and write config.yaml, environment.json, TensorBoard events and, after each
+        phase, result.json.
 
-        Args:
-            callbacks: Told of what happens, after those that write the files. They may act on the run.
-            progress: Show a bar in a terminal or a notebook, elsewhere plain lines on the standard output.
+        Args: callbacks: Told of what happens, after those that write the files. They may act on the
+            run. progress: Show a bar in a terminal or a notebook, elsewhere plain lines on the
+            standard output.
 
         Raises:
             NotFiniteError: Where training breaks down; what was logged until then stays.
@@ -168,12 +200,22 @@ class Experiment:
         """The settings that TensorBoard shows, under the same names for all strategies."""
         strategies = flattened(self.settings).items()
         return {
-            **{field.name: plain(getattr(self.scenario, field.name)) for field in fields(self.scenario)},
+            **{
+                field.name: plain(getattr(self.scenario, field.name))
+                for field in fields(self.scenario)
+            },
             "strategy_settings": [f"{name}={value}" for name, value in strategies],
         }
 
     def _run(self, callbacks: Sequence[Callback]) -> Result:
-        run = Run(self.learner, self.plan, self.evaluation, self.consolidation, self.strategies, [Divergence(), *callbacks])
+        run = Run(
+            self.learner,
+            self.plan,
+            self.evaluation,
+            self.consolidation,
+            self.strategies,
+            [Divergence(), *callbacks],
+        )
         run.result.scenario, run.result.seed = self.scenario.name, self.seed
         run.result.strategies = [strategy_key(name) for name in self.names]
         return run.go()
@@ -181,7 +223,11 @@ class Experiment:
     def config(self) -> dict[str, Any]:
         """The complete settings, as `everloop run --config` reads them."""
         strategies = {
-            key: {name: plain(value) for name, value in values.items() if name != "seed" or value != self.seed}
+            key: {
+                name: plain(value)
+                for name, value in values.items()
+                if name != "seed" or value != self.seed
+            }
             for key, values in self.settings.items()
         }
         return {
@@ -190,7 +236,10 @@ class Experiment:
             "strategies": self.names,
             "seed": self.seed,
             "threads": torch.get_num_threads(),
-            **{field.name: plain(getattr(self.scenario, field.name)) for field in fields(self.scenario)},
+            **{
+                field.name: plain(getattr(self.scenario, field.name))
+                for field in fields(self.scenario)
+            },
             **strategies,
         }
 
@@ -200,10 +249,17 @@ class Experiment:
         return text
 
     def folder(self) -> Path:
-        """Where a run goes that is not told where: runs/SCENARIO/STRATEGIES-HASH/SEED, the hash of all settings but the seed."""
+        """Where a run goes that is not told where: runs/SCENARIO/STRATEGIES-HASH/SEED, the hash of
+        all settings but the seed.
+        """
         settings = {key: value for key, value in self.config().items() if key != "seed"}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-        return Path("runs", self.scenario.name, f"{'+'.join(map(strategy_key, self.names))}-{digest}", str(self.seed))
+        return Path(
+            "runs",
+            self.scenario.name,
+            f"{'+'.join(map(strategy_key, self.names))}-{digest}",
+            str(self.seed),
+        )
 
 
 class Record(Callback):
@@ -228,11 +284,17 @@ def scenario_path(scenario: type[Scenario]) -> str:
     """The name by which `everloop run` finds the class: a registered one, or its path."""
     from everloop.scenarios import SCENARIOS
 
-    return scenario.name if SCENARIOS.get(scenario.name) is scenario else f"{scenario.__module__}:{scenario.__qualname__}"
+    return (
+        scenario.name
+        if SCENARIOS.get(scenario.name) is scenario
+        else f"{scenario.__module__}:{scenario.__qualname__}"
+    )
 
 
 def _check_scenario(scenario: Any) -> None:
-    """Raise TypeError, which says what to write, for what is no scenario object, or has other than a Factory in the place of one."""
+    """Raise TypeError, which says what to write, for what is no scenario object, or has other than
+    a Factory in the place of one.
+    """
     from everloop.scenarios import SCENARIOS
 
     if isinstance(scenario, str) and scenario in SCENARIOS:
@@ -240,7 +302,9 @@ def _check_scenario(scenario: Any) -> None:
     if inspect.isclass(scenario) and issubclass(scenario, Scenario):
         raise TypeError(f"scenario is the class {scenario.__name__}; write {scenario.__name__}()")
     if not isinstance(scenario, Scenario):
-        raise TypeError(f"scenario is {scenario!r}; it must be a scenario object, such as SplitDigits()")
+        raise TypeError(
+            f"scenario is {scenario!r}; it must be a scenario object, such as SplitDigits()"
+        )
     for name in factories(type(scenario)):
         value = getattr(scenario, name)
         if not isinstance(value, Factory | None):

@@ -1,4 +1,6 @@
-"""The folder of a run: locked while the run goes, and an earlier run's files are kept until the new one is complete."""
+"""The folder of a run: locked while the run goes, and an earlier run's files are kept until the new
+one is complete.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ class Unwritable(OSError):
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files that a run, finished or not, has left in `folder`. Raises ValueError if it, or where it lies, is a file."""
+    """The files that a run, finished or not, has left in `folder`.
+
+    Raises ValueError if it, or where it lies, is a file.
+    """
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise ValueError(f"{place} is a file; name a folder")
@@ -42,11 +47,16 @@ def check_free(folder: Path) -> None:
     """Raise FileExistsError if `folder` holds a run."""
     if files_of(folder):
         what = "a run" if complete(folder) else "an unfinished run"
-        raise FileExistsError(f"{folder} already holds {what}; choose another --out, or replace it with --overwrite")
+        raise FileExistsError(
+            f"{folder} already holds {what}; choose another --out, or replace it with --overwrite"
+        )
 
 
 def holds(folder: Path, config: str) -> Literal["nothing", "an unfinished run", "a complete run"]:
-    """What `folder` holds of the run whose config.yaml is `config`. Raises FileExistsError if it holds a run of other settings."""
+    """What `folder` holds of the run whose config.yaml is `config`.
+
+    Raises FileExistsError if it holds a run of other settings.
+    """
     if not files_of(folder):
         return "nothing"
     try:
@@ -62,21 +72,25 @@ def holds(folder: Path, config: str) -> Literal["nothing", "an unfinished run", 
 def opened(folder: Path, files: Mapping[str, str], overwrite: bool) -> Iterator[None]:
     """The folder for the time of a run, with `files` (name -> content) written into it.
 
-    Files of an earlier run are renamed to *.old, and deleted when the new run is over. If that breaks down they stay.
+    Files of an earlier run are renamed to *.old, and deleted when the new run is over. If that
+    breaks down they stay.
 
-    Raises:
-        FileExistsError: If another run is writing into it, or it holds a run and `overwrite` is False.
-        Unwritable: If it can't be made or written into.
+    Raises: FileExistsError: If another run is writing into it, or it holds a run and `overwrite` is
+        False. Unwritable: If it can't be made or written into.
     """
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise FileExistsError(f"another run is writing into {folder}; wait for it, or choose another --out") from None
+        raise FileExistsError(
+            f"another run is writing into {folder}; wait for it, or choose another --out"
+        ) from None
     except OSError as error:
         what = "written into" if folder.is_dir() else "made"
-        raise Unwritable(f"the folder {folder} can't be {what}: {error.strerror or error}; choose another --out") from None
+        raise Unwritable(
+            f"the folder {folder} can't be {what}: {error.strerror or error}; choose another --out"
+        ) from None
     try:
         if not overwrite:
             check_free(folder)
@@ -95,7 +109,9 @@ def opened(folder: Path, files: Mapping[str, str], overwrite: bool) -> Iterator[
 
 
 def _set_aside(folder: Path) -> None:
-    """Rename what an earlier run left; of a broken attempt to replace it, delete that attempt's files instead."""
+    """Rename what an earlier run left; of a broken attempt to replace it, delete that attempt's
+    files instead.
+    """
     kept, found = list(folder.glob(f"*{OLD}")), files_of(folder)
     if kept and not complete(folder):
         for path in found:

@@ -16,7 +16,9 @@ from everloop.scenarios.settings import Schema, Setting, plain, possible
 WIDTH, INDENT = 80, 26
 
 
-def help_text(usage: str, about: str, groups: Mapping[str, Schema | Mapping[str, str]], last: str = "") -> str:
+def help_text(
+    usage: str, about: str, groups: Mapping[str, Schema | Mapping[str, str]], last: str = ""
+) -> str:
     """The text of a --help.
 
     Args:
@@ -35,7 +37,9 @@ def _entry(name: str, entry: Setting | str) -> list[str]:
         return _two_columns(name, entry)
     text = entry.help or "(no description)"
     default = "" if entry.default is MISSING else f" [{shown(entry.default)}]"
-    return _two_columns(f"--{entry.key.replace('_', '-')}", f"{text.rstrip()} ({possible(entry.kind)}){default}")
+    return _two_columns(
+        f"--{entry.key.replace('_', '-')}", f"{text.rstrip()} ({possible(entry.kind)}){default}"
+    )
 
 
 def shown(value: Any) -> str:
@@ -56,7 +60,10 @@ def _two_columns(left: str, right: str) -> list[str]:
     first = f"  {left}"
     if len(first) > INDENT - 2:
         return [first, *(" " * INDENT + line for line in lines)]
-    return [f"{first:{INDENT}}{lines[0] if lines else ''}", *(" " * INDENT + line for line in lines[1:])]
+    return [
+        f"{first:{INDENT}}{lines[0] if lines else ''}",
+        *(" " * INDENT + line for line in lines[1:]),
+    ]
 
 
 def _wrapped(text: str) -> str:
@@ -75,14 +82,19 @@ def commented_yaml(groups: Mapping[str, Schema], values: Mapping[str, Any]) -> s
                 lines.append(f"{group}:")
             open_group, indent = group, "  " if group else ""
             comment = f"{setting.help or name} ({possible(setting.kind)})"
-            lines += [f"{indent}# {line}" for line in textwrap.wrap(comment, 96 - len(indent), break_on_hyphens=False)]
+            lines += [
+                f"{indent}# {line}"
+                for line in textwrap.wrap(comment, 96 - len(indent), break_on_hyphens=False)
+            ]
             lines.append(f"{indent}{name}: {_one_line(values[setting.key])}")
     return "\n".join(lines) + "\n"
 
 
 def _one_line(value: Any) -> str:
     """A value as YAML writes it within a line."""
-    text = yaml.safe_dump(plain(value), default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True)
+    text = yaml.safe_dump(
+        plain(value), default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
+    )
     return text.removesuffix("...\n").strip()
 
 

@@ -21,7 +21,10 @@ class SplitImageNet256(SplitImages):
 
     name: ClassVar[str] = "split-imagenet256"
     summary: ClassVar[str] = "image stream: ImageNet at up to 256 pixels, tasks of 10 classes"
-    needs: ClassVar[str] = "ImageNet-256: --data FOLDER with a folder of pictures a class, or Kaggle credentials and the extra kaggle"
+    needs: ClassVar[str] = (
+        "ImageNet-256: --data FOLDER with a folder of pictures a class, or Kaggle credentials and "
+        "the extra kaggle"
+    )
     evaluations_per_task: ClassVar[int] = 3
     architecture: Architecture = "resnet18"
     batch_size: int = 32

@@ -1,4 +1,6 @@
-"""What all image-classification streams have in common: where the pictures are, and which network sees them."""
+"""What all image-classification streams have in common: where the pictures are, and which network
+sees them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,15 @@ from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
-from everloop.agents import MLP, Classifier, ConvNet5, GrowingMLP, NestedConvNet, ProgressiveMLP, ResNet18
+from everloop.agents import (
+    MLP,
+    Classifier,
+    ConvNet5,
+    GrowingMLP,
+    NestedConvNet,
+    ProgressiveMLP,
+    ResNet18,
+)
 from everloop.agents.nested import PERIODS
 from everloop.envs import Examples, IBlurry, Protocol, SplitClasses
 from everloop.envs.data import load_images
@@ -15,7 +25,9 @@ from everloop.loop import World, likelihood_for
 from everloop.scenarios.pretrain import pretrained_convolutions
 from everloop.scenarios.stream import StreamScenario
 
-Architecture = Literal["mlp", "convnet", "reduced-resnet18", "resnet18", "nested", "progressive", "growing"]
+Architecture = Literal[
+    "mlp", "convnet", "reduced-resnet18", "resnet18", "nested", "progressive", "growing"
+]
 
 
 @dataclass
@@ -57,7 +69,9 @@ class ImageScenario(StreamScenario):
         return load_images(self.given(self.folder, self.hub))
 
     def module(self, world: World, heads: int) -> nn.Module:
-        return Classifier(self.backbone(world), likelihood_for(world.single_action_space).size(), tasks=heads)
+        return Classifier(
+            self.backbone(world), likelihood_for(world.single_action_space).size(), tasks=heads
+        )
 
     def backbone(self, world: World) -> nn.Module:
         """The network below the head."""
@@ -79,19 +93,28 @@ class ImageScenario(StreamScenario):
             case "growing":
                 return GrowingMLP(shape, self.layers * [width.get("width", 400)])
             case "nested":
-                return NestedConvNet(shape, **width, periods=PERIODS if self.periods is None else self.periods)
-        raise ValueError(f"architecture is {self.architecture!r}, allowed: {', '.join(get_args(Architecture))}")
+                return NestedConvNet(
+                    shape, **width, periods=PERIODS if self.periods is None else self.periods
+                )
+        raise ValueError(
+            f"architecture is {self.architecture!r}, allowed: {', '.join(get_args(Architecture))}"
+        )
 
     def without_effect(self) -> dict[str, str]:
         unused = super().without_effect()
         if self.network is not None:
-            return unused | dict.fromkeys(["architecture", "width", "layers", "norm", "pretrain", "pretrain_epochs"], "network replaces it")
+            return unused | dict.fromkeys(
+                ["architecture", "width", "layers", "norm", "pretrain", "pretrain_epochs"],
+                "network replaces it",
+            )
         if self.architecture not in ("mlp", "progressive", "growing"):
             unused["layers"] = f"architecture {self.architecture} has layers of its own"
         if "resnet18" not in self.architecture:
             unused["norm"] = "it is for ResNets"
         if self.architecture != "convnet":
-            unused |= dict.fromkeys(["pretrain", "pretrain_epochs"], "it is for architecture convnet")
+            unused |= dict.fromkeys(
+                ["pretrain", "pretrain_epochs"], "it is for architecture convnet"
+            )
         elif self.pretrain is None:
             unused["pretrain_epochs"] = "pretrain names no data"
         return unused
@@ -101,7 +124,10 @@ class ImageScenario(StreamScenario):
         if self.pretrain is not None:
             data = load_images(self.pretrain)
             if data[0].inputs.shape[1:] != shape:
-                raise ValueError(f"images of {self.pretrain} have shape {data[0].inputs.shape[1:]}, allowed: {shape}")
+                raise ValueError(
+                    f"images of {self.pretrain} have shape {data[0].inputs.shape[1:]}, allowed: "
+                    f"{shape}"
+                )
             net.freeze_convolutions(pretrained_convolutions(data, self.pretrain_epochs))
         return net
 
@@ -126,14 +152,22 @@ class SplitImages(ImageScenario):
     blurry_ratio: float = 0.1
 
     def without_effect(self) -> dict[str, str]:
-        return super().without_effect() | ({"blurry_ratio": "disjoint_ratio is 1"} if self.disjoint_ratio == 1 else {})
+        return super().without_effect() | (
+            {"blurry_ratio": "disjoint_ratio is 1"} if self.disjoint_ratio == 1 else {}
+        )
 
     def protocol(self) -> Protocol:
         if self.disjoint_ratio == 1:
             return SplitClasses(self.classes_per_task, self.class_seed)
         if self.scenario_type != "class":
-            raise ValueError(f"disjoint_ratio is {self.disjoint_ratio}, allowed for scenario_type {self.scenario_type}: 1")
+            raise ValueError(
+                f"disjoint_ratio is {self.disjoint_ratio}, allowed for scenario_type "
+                f"{self.scenario_type}: 1"
+            )
         tasks, rest = divmod(len(self.loaded[0].classes), self.classes_per_task)
         if rest:
-            raise ValueError(f"classes_per_task is {self.classes_per_task}, allowed: a divisor of the number of classes")
+            raise ValueError(
+                f"classes_per_task is {self.classes_per_task}, allowed: a divisor of the number of "
+                "classes"
+            )
         return IBlurry(tasks, self.disjoint_ratio, self.blurry_ratio, self.class_seed or 0)

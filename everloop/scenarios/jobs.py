@@ -31,11 +31,14 @@ def end_on_sigterm() -> None:
 
 
 def child() -> int:
-    """The command line in a process of `run_all`, which ends with the one that started it; returns the exit status."""
+    """The command line in a process of `run_all`, which ends with the one that started it; returns
+    the exit status.
+    """
     from everloop.scenarios.cli import main
 
     def watch() -> None:
-        os.read(0, 1)  # nothing is ever written into this pipe: it closes when the parent is gone, however that came about
+        # Nothing is ever written into this pipe: it closes when the parent has ended.
+        os.read(0, 1)
         os.kill(os.getpid(), signal.SIGTERM)
 
     end_on_sigterm()
@@ -52,11 +55,11 @@ def run_all(
 ) -> None:
     """Run `everloop WORDS` for each of `commands`, `jobs` at once, each in a process of its own.
 
-    When this is left early, by an error in `ended`, by Ctrl-C or by SIGTERM, the processes are stopped.
+    When this is left early, by an error in `ended`, by Ctrl-C or by SIGTERM, the processes are
+    stopped.
 
-    Args:
-        ended: Called with a command's position and the last line of its error, or None, as each ends.
-        started: Called with a command's position before it begins.
+    Args: ended: Called with a command's position and the last line of its error, or None, as each
+        ends. started: Called with a command's position before it begins.
     """
     waiting = deque(enumerate(commands))
     going: dict[int, tuple[subprocess.Popen[bytes], BinaryIO]] = {}
@@ -67,7 +70,12 @@ def run_all(
                 i, words = waiting.popleft()
                 started(i)
                 errors = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115
-                process = subprocess.Popen([sys.executable, "-c", CHILD, *words], stdin=watched, stdout=subprocess.DEVNULL, stderr=errors)
+                process = subprocess.Popen(
+                    [sys.executable, "-c", CHILD, *words],
+                    stdin=watched,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                )
                 going[i] = process, errors
             for i, (process, errors) in list(going.items()):
                 if process.poll() is not None:

@@ -32,7 +32,9 @@ class PermutedMNIST(ImageScenario):
     """
 
     name: ClassVar[str] = "permuted-mnist"
-    summary: ClassVar[str] = "image stream: MNIST, pixels permuted in another way in each of 10 tasks"
+    summary: ClassVar[str] = (
+        "image stream: MNIST, pixels permuted in another way in each of 10 tasks"
+    )
     needs: ClassVar[str] = NEEDS
     folder: ClassVar[str] = "mnist"
     hub: ClassVar[str | None] = "ylecun/mnist"

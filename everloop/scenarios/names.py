@@ -34,7 +34,11 @@ class Factory:
 def factories(what: type[Any]) -> list[str]:
     """The fields of a dataclass that are classes by name."""
     hints = get_type_hints(what)
-    return [field.name for field in fields(what) if Factory in (hints[field.name], *get_args(hints[field.name]))]
+    return [
+        field.name
+        for field in fields(what)
+        if Factory in (hints[field.name], *get_args(hints[field.name]))
+    ]
 
 
 def first_required(what: Callable[..., Any]) -> str | None:
@@ -46,7 +50,9 @@ def first_required(what: Callable[..., Any]) -> str | None:
 
 
 def is_path(name: str) -> bool:
-    """True for the path of a class of one's own, "package.module:Name", as against a registered name."""
+    """True for the path of a class of one's own, "package.module:Name", as against a registered
+    name.
+    """
     return ":" in name
 
 
@@ -61,30 +67,46 @@ def find_object(path: str) -> Callable[..., Any]:
         raise ValueError(f"{path!r} is no path of a class; write package.module:Name")
     if module.endswith(".py"):
         file = Path(module).with_suffix("")
-        dotted = file.name if file.is_absolute() else ".".join(part for part in file.parts if part != "..")
-        raise ValueError(f"{path!r} names a file; write {dotted}:{name}" + (f", in {file.parent}" if file.is_absolute() else ""))
+        dotted = (
+            file.name
+            if file.is_absolute()
+            else ".".join(part for part in file.parts if part != "..")
+        )
+        raise ValueError(
+            f"{path!r} names a file; write {dotted}:{name}"
+            + (f", in {file.parent}" if file.is_absolute() else "")
+        )
     import_module(module, path)
     found = getattr(sys.modules[module], name, None)
     if found is None:
-        raise ValueError(f"{path!r} can't be imported: {module} has no {name!r}.{did_you_mean(name, dir(sys.modules[module]))}")
+        raise ValueError(
+            f"{path!r} can't be imported: {module} has no "
+            f"{name!r}.{did_you_mean(name, dir(sys.modules[module]))}"
+        )
     if not callable(found):
         raise ValueError(f"{path!r} is {found!r}, which is neither a class nor a function")
     return found  # type: ignore[no-any-return]
 
 
 def import_module(module: str, wanted: str = "") -> None:
-    """Import `module`, looking into the working folder first. Raises ValueError that names what was `wanted`."""
+    """Import `module`, looking into the working folder first.
+
+    Raises ValueError that names what was `wanted`.
+    """
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         importlib.import_module(module)
     except Exception as error:  # the module is the user's own: anything can happen in it
-        raise ValueError(f"{wanted or module!r} can't be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{wanted or module!r} can't be imported: {type(error).__name__}: {error}"
+        ) from error
 
 
 def find_optimizer(path: str) -> str:
-    """The full path of an optimizer: that of torch where `path` is a bare name such as "adamw" or "SGD".
+    """The full path of an optimizer: that of torch where `path` is a bare name such as "adamw" or
+    "SGD".
 
     Raises:
         ValueError: For what is no optimizer, or one whose step needs a closure.
@@ -92,24 +114,35 @@ def find_optimizer(path: str) -> str:
     known = {
         name.lower(): f"torch.optim.{name}"
         for name, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+        if inspect.isclass(value)
+        and issubclass(value, torch.optim.Optimizer)
+        and value is not torch.optim.Optimizer
     }
     full = known.get(path.lower(), path)
     if "." not in full and ":" not in full:
         names = [found.rpartition(".")[2] for found in known.values()]
-        hint = did_you_mean(path, names) or f" Choose one of {', '.join(sorted(names))} of torch.optim, or package.module:Class."
+        hint = (
+            did_you_mean(path, names)
+            or f" Choose one of {', '.join(sorted(names))} of torch.optim, or package.module:Class."
+        )
         raise ValueError(f"unknown optimizer {path!r}.{hint}")
     found = find_object(full)
     if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
         raise ValueError(f"optimizer {path!r} is {found!r}, which is no torch optimizer")
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
-        raise ValueError(f"optimizer {path!r} evaluates the loss several times a step, which strategies can't follow; choose another one")
+        raise ValueError(
+            f"optimizer {path!r} evaluates the loss several times a step, which strategies can't "
+            "follow; choose another one"
+        )
     return full
 
 
-def make_optimizer(factory: Factory, parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """An optimizer of `parameters`, in torch's fused form where there is one, which is faster on CPUs too.
+def make_optimizer(
+    factory: Factory, parameters: Iterable[torch.nn.Parameter], lr: float
+) -> torch.optim.Optimizer:
+    """An optimizer of `parameters`, in torch's fused form where there is one, which is faster on
+    CPUs too.
 
     Raises:
         ValueError: For settings that the optimizer does not take.
@@ -117,7 +150,9 @@ def make_optimizer(factory: Factory, parameters: Iterable[torch.nn.Parameter], l
     full = find_optimizer(factory.path)
     ways = ("fused", "foreach", "differentiable", "capturable")
     settings = dict(factory.settings)
-    if "fused" in inspect.signature(find_object(full)).parameters and not any(settings.get(way) is not None for way in ways[:2]):
+    if "fused" in inspect.signature(find_object(full)).parameters and not any(
+        settings.get(way) is not None for way in ways[:2]
+    ):
         settings["fused"] = not any(settings.get(way) for way in ways[2:])
     try:
         made: torch.optim.Optimizer = Factory(full, settings)(list(parameters), lr=lr)

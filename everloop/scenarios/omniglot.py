@@ -22,7 +22,10 @@ class SplitOmniglot(ImageScenario):
 
     name: ClassVar[str] = "split-omniglot"
     summary: ClassVar[str] = "image stream: Omniglot, 50 tasks, an alphabet each"
-    needs: ClassVar[str] = 'Omniglot: folder "omniglot28" in EVERLOOP_DATA, or --data (columns image, label, alphabet); extra data'
+    needs: ClassVar[str] = (
+        'Omniglot: folder "omniglot28" in EVERLOOP_DATA, or --data (columns image, label, '
+        "alphabet); extra data"
+    )
     folder: ClassVar[str] = "omniglot28"
     architecture: Architecture = "convnet"
     batch_size: int = 32

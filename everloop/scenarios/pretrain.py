@@ -19,12 +19,15 @@ BATCH, RECIPE = 128, "convnet5 adam cosine crop flip 2"
 """Examples a step; what the cache knows the result by, to be changed with what is done here."""
 
 
-def pretrained_convolutions(data: tuple[Examples, Examples], epochs: int, seed: int = 0) -> dict[str, Tensor]:
-    """State of `ConvNet5.convolutions` after `epochs` passes over all classes of `data` at once, by Adam at 1e-3, falling by a cosine.
+def pretrained_convolutions(
+    data: tuple[Examples, Examples], epochs: int, seed: int = 0
+) -> dict[str, Tensor]:
+    """State of `ConvNet5.convolutions` after `epochs` passes over all classes of `data` at once, by
+    Adam at 1e-3, falling by a cosine.
 
-    Every image is flipped and cropped at random. As van de Ven et al. 2022 pre-train theirs on CIFAR-10 ("Methods"), but
-    for fewer epochs, with a smaller batch and at a higher rate. Kept in the cache, keyed by the images.
-    Raises ValueError for less than 1 epoch.
+    Every image is flipped and cropped at random. As van de Ven et al. 2022 pre-train theirs on
+    CIFAR-10 ("Methods"), but for fewer epochs, with a smaller batch and at a higher rate. Kept in
+    the cache, keyed by the images. Raises ValueError for less than 1 epoch.
     """
     if epochs < 1:
         raise ValueError(f"pretrain_epochs is {epochs}, allowed: 1 or more")
@@ -36,10 +39,16 @@ def pretrained_convolutions(data: tuple[Examples, Examples], epochs: int, seed: 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = ConvNet5(shape)
-            made: Any = make_vec("everloop/ImageStream-v0", BATCH, data=data, protocol=SplitClasses(classes))
+            made: Any = make_vec(
+                "everloop/ImageStream-v0", BATCH, data=data, protocol=SplitClasses(classes)
+            )
             with closing(made) as world:
                 world.reset(seed=seed)
-                learner = SupervisedLearner(Classifier(net, classes), world, Training(1e-3, rate="cosine", augment="crop_flip"))
+                learner = SupervisedLearner(
+                    Classifier(net, classes),
+                    world,
+                    Training(1e-3, rate="cosine", augment="crop_flip"),
+                )
                 learner.learn([0], epochs * len(data[0]))
         return {name: value.cpu().numpy() for name, value in net.convolutions.state_dict().items()}
 

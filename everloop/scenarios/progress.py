@@ -18,19 +18,26 @@ BAR = range(8, 25)  # columns of the bar, where there is room for it
 
 
 def whole_steps(learner: Learner, steps: int) -> int:
-    """The world steps that a phase of `steps` really takes: whole batches of a stream, whole rollouts of an algorithm."""
+    """The world steps that a phase of `steps` really takes: whole batches of a stream, whole
+    rollouts of an algorithm.
+    """
     model: Any = getattr(learner, "model", None)
-    rollout = model.n_steps if hasattr(model, "rollout_buffer") else getattr(getattr(model, "train_freq", None), "frequency", 1)
+    rollout = (
+        model.n_steps
+        if hasattr(model, "rollout_buffer")
+        else getattr(getattr(model, "train_freq", None), "frequency", 1)
+    )
     unit: int = rollout * learner.world.num_envs
     return -(-steps // unit) * unit
 
 
 class Progress(Callback):
-    """Shows the task, the step, the time left and the average over the tasks seen so far. Use it in a `with`.
+    """Shows the task, the step, the time left and the average over the tasks seen so far. Use it in
+    a `with`.
 
-    Args:
-        console: Where it is shown. Without a terminal or a notebook behind it, plain lines are written.
-        title: What is run; by default the scenario, the strategies and the seed of the result.
+    Args: console: Where it is shown. Without a terminal or a notebook behind it, plain lines are
+        written. title: What is run; by default the scenario, the strategies and the seed of the
+        result.
     """
 
     def __init__(self, console: Console, title: str = "") -> None:
@@ -46,14 +53,25 @@ class Progress(Callback):
             self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.live:
             self.bar.stop()
 
     def on_run_begin(self, run: Run) -> None:
         result = run.result
-        self.total, self.first = sum(whole_steps(run.learner, steps) for steps in run.plan.steps), run.steps
-        self.title = self.title or f"{result.scenario} {'+'.join(result.strategies)} seed {result.seed}".strip()
+        self.total, self.first = (
+            sum(whole_steps(run.learner, steps) for steps in run.plan.steps),
+            run.steps,
+        )
+        self.title = (
+            self.title
+            or f"{result.scenario} {'+'.join(result.strategies)} seed {result.seed}".strip()
+        )
         self.bar.add_task("", total=None)
 
     def on_phase_begin(self, run: Run) -> None:
@@ -91,8 +109,13 @@ class Progress(Callback):
         """Write a plain line, where there is no bar."""
         self.spoke = time.monotonic()
         if not self.live:
-            facts = [f"task {self.task}, step {self.done} of {self.total}", *([f"average {self.average}"] if self.average else [])]
-            line = f"[{_clock(self.elapsed)}] {self.title}: {', '.join([*facts, f'{self.left} left'])}"
+            facts = [
+                f"task {self.task}, step {self.done} of {self.total}",
+                *([f"average {self.average}"] if self.average else []),
+            ]
+            line = (
+                f"[{_clock(self.elapsed)}] {self.title}: {', '.join([*facts, f'{self.left} left'])}"
+            )
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
             self.console.file.flush()
 
@@ -104,11 +127,17 @@ class Progress(Callback):
     @property
     def left(self) -> str:
         """The time left, if what remains takes as long a step as what is done."""
-        return _clock(self.elapsed * (self.total - self.done) / self.done) if self.done else "-:--:--"
+        return (
+            _clock(self.elapsed * (self.total - self.done) / self.done) if self.done else "-:--:--"
+        )
 
     def line(self, width: int) -> str:
-        """The bar's line: step, time and average whole, the bar and the task's name in what room is left."""
-        facts = f"{self.done}/{self.total}  {self.left} left" + (f"  {self.average}" if self.average else "")
+        """The bar's line: step, time and average whole, the bar and the task's name in what room is
+        left.
+        """
+        facts = f"{self.done}/{self.total}  {self.left} left" + (
+            f"  {self.average}" if self.average else ""
+        )
         room = width - len(facts) - 2
         bar = min(BAR[-1], room - len(self.task) - 2)
         if bar not in BAR:

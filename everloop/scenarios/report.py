@@ -15,14 +15,17 @@ from everloop.loop import Result
 
 GAP = 4  # columns between two matrices
 UNSCALED = (
-    "Returns are shown, since the world gives no reference. For scores from 0 (random) to 1 (best), let its "
+    "Returns are shown, since the world gives no reference. For scores from 0 (random) to 1 "
+    "(best), let its "
     "reference(task) return (random, best)."
 )
 SEEN = "only tasks seen so far are evaluated; --eval-tasks all measures the rest"
 
 
 def print_scores(results: Mapping[str, Result], console: Console) -> None:
-    """Score matrices side by side, as far as the terminal is wide: row = after which phase, column = on which task."""
+    """Score matrices side by side, as far as the terminal is wide: row = after which phase, column
+    = on which task.
+    """
     tables = [score_table(title, result, console.width) for title, result in results.items()]
     if len(tables) == 1:  # its title and caption may be wider than the matrix
         title, caption = tables[0].title, tables[0].caption
@@ -37,7 +40,9 @@ def print_scores(results: Mapping[str, Result], console: Console) -> None:
 
 
 def summary(result: Result) -> str:
-    """Average and forgetting, and of accuracies the average incremental accuracy, in one line; of one phase its average alone."""
+    """Average and forgetting, and of accuracies the average incremental accuracy, in one line; of
+    one phase its average alone.
+    """
     name, unit = result.metric.name, f" {result.metric.unit}" if result.metric.unit else ""
     points = " points" if unit == " %" else ""
     said = [f"average {name} {result.metric.text(result.average_score, 'unknown')}{unit}"]
@@ -46,29 +51,47 @@ def summary(result: Result) -> str:
     lost = "drop of return" if name == "return" else "forgetting"
     said.append(f"{lost} {result.metric.text(result.forgetting, 'unknown')}{points}")
     if unit:
-        said.append(f"average incremental {result.metric.text(result.average_incremental_score, 'unknown')}{unit}")
+        said.append(
+            "average incremental "
+            f"{result.metric.text(result.average_incremental_score, 'unknown')}{unit}"
+        )
     return ", ".join(said)
 
 
 def phase_names(result: Result) -> list[str]:
     """What each phase trained; numbered where a task comes back."""
-    names = [result.tasks[phase[0]] if len(phase) == 1 else "all tasks" for phase in result.finished]
+    names = [
+        result.tasks[phase[0]] if len(phase) == 1 else "all tasks" for phase in result.finished
+    ]
     count = Counter(names)
-    return [name if count[name] == 1 else f"{name} #{names[: i + 1].count(name)}" for i, name in enumerate(names)]
+    return [
+        name if count[name] == 1 else f"{name} #{names[: i + 1].count(name)}"
+        for i, name in enumerate(names)
+    ]
 
 
 def score_table(title: str, result: Result, width: int) -> Table:
-    """The score matrix with its summary below; where that is wider than `width`, a row for each task instead."""
+    """The score matrix with its summary below; where that is wider than `width`, a row for each
+    task instead.
+    """
     text = result.metric.text
     rows = {"before": result.before, **dict(zip(phase_names(result), result.scores, strict=True))}
-    sizes = [max(len(task), *(len(text(row[j])) for row in rows.values())) for j, task in enumerate(result.tasks)]
+    sizes = [
+        max(len(task), *(len(text(row[j])) for row in rows.values()))
+        for j, task in enumerate(result.tasks)
+    ]
     wanted = max(map(len, [*rows, "after"])) + sum(size + 1 for size in sizes)
     caption = summary(result)
     if wanted > width:
         return _by_task(title, result, caption)
     # two matrices of five tasks fit side by side into 80 columns
     table = Table(
-        title=escape(title), caption=escape(caption), box=None, padding=(0, 0, 0, 1), pad_edge=False, min_width=min(wanted, width)
+        title=escape(title),
+        caption=escape(caption),
+        box=None,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
+        min_width=min(wanted, width),
     )
     table.add_column("after", no_wrap=True)
     for task in result.tasks:
@@ -79,14 +102,22 @@ def score_table(title: str, result: Result, width: int) -> Table:
 
 
 def _by_task(title: str, result: Result, caption: str) -> Table:
-    """Of each task the score before training, after its own, and at the end; the matrix is in result.json."""
+    """Of each task the score before training, after its own, and at the end; the matrix is in
+    result.json.
+    """
     note = f"{caption}\n(the whole matrix is in result.json)"
-    table = Table(title=escape(title), caption=escape(note), box=None, padding=(0, 0, 0, 2), pad_edge=False)
+    table = Table(
+        title=escape(title), caption=escape(note), box=None, padding=(0, 0, 0, 2), pad_edge=False
+    )
     table.add_column("task", overflow="ellipsis", no_wrap=True)
     for heading in ("before", "after its own training", "at the end"):
         table.add_column(heading, justify="right")
     for j, task in enumerate(result.tasks):
         own = [row for row, phase in zip(result.scores, result.finished, strict=True) if j in phase]
-        numbers = [result.before[j], own[-1][j] if own else None, result.scores[-1][j] if result.scores else None]
+        numbers = [
+            result.before[j],
+            own[-1][j] if own else None,
+            result.scores[-1][j] if result.scores else None,
+        ]
         table.add_row(escape(task), *(result.metric.text(number) for number in numbers))
     return table

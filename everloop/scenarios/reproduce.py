@@ -1,4 +1,6 @@
-"""Tables of published numbers beside ours: `everloop reproduce NAME` runs every row and writes the table."""
+"""Tables of published numbers beside ours: `everloop reproduce NAME` runs every row and writes the
+table.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,12 @@ class Reproduce:
 class Row:
     """One published number.
 
-    run: what is run, as words after `everloop run`; {seed} in it is the run's seed. published: the number, in %; None where
-    nothing is published. standing: how the number was come by. search: how settings were chosen. machine: where it was run,
-    if not here. exact: a number above the published one is as wrong as one below it, as for a lower bound.
+    run: what is run, as words after `everloop run`; {seed} in it is the run's seed. published: the
+        number, in %; None where
+    nothing is published. standing: how the number was come by. search: how settings were chosen.
+        machine: where it was run,
+    if not here. exact: a number above the published one is as wrong as one below it, as for a lower
+        bound.
     """
 
     method: str
@@ -63,7 +68,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A published table. common: words that all runs share; points: the tolerance in points; seeds: of the runs."""
+    """A published table. common: words that all runs share; points: the tolerance in points; seeds:
+    of the runs.
+    """
 
     name: str
     title: str
@@ -73,7 +80,9 @@ class Table:
     rows: Sequence[Row]
     points: float = 1.5
     notes: str = ""
-    machine: str = field(default_factory=lambda: f"{platform.machine()}, {os.cpu_count()} cores, no GPU")
+    machine: str = field(
+        default_factory=lambda: f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
+    )
 
 
 def tables() -> dict[str, str]:
@@ -82,12 +91,16 @@ def tables() -> dict[str, str]:
 
 
 def load_table(name: str) -> Table:
-    """The table called `name`, or at a path. Raises ValueError, in one line, for what is not one."""
+    """The table called `name`, or at a path.
+
+    Raises ValueError, in one line, for what is not one.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in TABLES.glob("*.yaml"))) or f"none in {TABLES}"
+        hint = did_you_mean(name, known.split(", "))
         raise ValueError(
-            f"unknown table {name!r}.{did_you_mean(name, known.split(', ')) or f' Name one of {known}, or the path of a YAML file.'}"
+            f"unknown table {name!r}.{hint or f' Name one of {known}, or the path of a YAML file.'}"
         )
     try:
         data = yaml.safe_load(path.read_text())
@@ -95,7 +108,9 @@ def load_table(name: str) -> Table:
         return Table(name=path.stem, rows=rows, **data)
     except (TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         allowed = ", ".join(f.name for f in fields(Row))
-        raise ValueError(f"table {path} can't be read ({error}), allowed: a table with rows of {allowed}") from None
+        raise ValueError(
+            f"table {path} can't be read ({error}), allowed: a table with rows of {allowed}"
+        ) from None
 
 
 def words_of(table: Table, row: Row) -> list[str]:
@@ -108,20 +123,41 @@ def folder_of(table: Table, row: Row, out: Path) -> Path:
     """Where the row's runs are; another command gets another folder."""
     words = words_of(table, row)
     key = hashlib.sha256(shlex.join(words).encode()).hexdigest()[:8]
-    return out / table.name / f"{row.column}-{row.method}-{key}".lower().replace(" ", "-").replace("+", "p").replace("/", "-")
+    return (
+        out
+        / table.name
+        / f"{row.column}-{row.method}-{key}".lower()
+        .replace(" ", "-")
+        .replace("+", "p")
+        .replace("/", "-")
+    )
 
 
-def run_rows(table: Table, rows: Sequence[Row], out: Path, jobs: int, tell: Callable[[str], None]) -> None:
+def run_rows(
+    table: Table, rows: Sequence[Row], out: Path, jobs: int, tell: Callable[[str], None]
+) -> None:
     """Run what `out` does not hold yet, `jobs` at once, one thread each.
 
     Raises:
         ValueError: With a run's own error; what has not begun by then never does.
     """
-    cells = [(row, seed) for seed in table.seeds for row in rows if not complete(folder_of(table, row, out) / str(seed))]
+    cells = [
+        (row, seed)
+        for seed in table.seeds
+        for row in rows
+        if not complete(folder_of(table, row, out) / str(seed))
+    ]
     commands = [
         [
             *("run", *(word.replace("{seed}", str(seed)) for word in words_of(table, row))),
-            *("--seed", str(seed), "--out", str(folder_of(table, row, out) / str(seed)), "--overwrite", "--quiet"),
+            *(
+                "--seed",
+                str(seed),
+                "--out",
+                str(folder_of(table, row, out) / str(seed)),
+                "--overwrite",
+                "--quiet",
+            ),
         ]
         for row, seed in cells
     ]
@@ -130,7 +166,10 @@ def run_rows(table: Table, rows: Sequence[Row], out: Path, jobs: int, tell: Call
         row, seed = cells[i]
         if error is not None:
             raise ValueError(f"everloop {shlex.join(commands[i])}: {error}")
-        tell(f"{row.method}, {row.column}, seed {seed}: {accuracy(folder_of(table, row, out) / str(seed)):.2f}")
+        tell(
+            f"{row.method}, {row.column}, seed {seed}: "
+            f"{accuracy(folder_of(table, row, out) / str(seed)):.2f}"
+        )
 
     run_all(commands, jobs, ended)
 
@@ -147,7 +186,9 @@ def numbers(table: Table, row: Row, out: Path) -> list[float]:
 
 
 def verdict(row: Row, values: Sequence[float], points: float) -> str:
-    """Pass if the mean is within max(points, 2 standard errors) of the published number, or above it."""
+    """Pass if the mean is within max(points, 2 standard errors) of the published number, or above
+    it.
+    """
     if row.published is None:
         return "-"
     if not values:
@@ -160,37 +201,72 @@ def verdict(row: Row, values: Sequence[float], points: float) -> str:
 
 def comparison(table: Table, out: Path) -> str:
     """What was published beside what was found, in Markdown."""
-    lines = [f"## {table.title}", "", f"Published: {table.source} Seeds: {', '.join(map(str, table.seeds))}. Machine: {table.machine}."]
-    lines += [f"Tolerance: {table.points:g} points or 2 standard errors, whichever is more, or above. {table.notes}".strip(), ""]
-    lines += ["| method | column | published | ours | standard error | seeds | verdict |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        f"## {table.title}",
+        "",
+        f"Published: {table.source} Seeds: {', '.join(map(str, table.seeds))}. Machine: "
+        f"{table.machine}.",
+    ]
+    lines += [
+        f"Tolerance: {table.points:g} points or 2 standard errors, whichever is more, or above. "
+        f"{table.notes}".strip(),
+        "",
+    ]
+    lines += [
+        "| method | column | published | ours | standard error | seeds | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in table.rows:
         values = numbers(table, row, out)
         mean = f"{statistics.mean(values):.1f}" if values else "-"
-        error = f"{statistics.stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else "-"
+        error = (
+            f"{statistics.stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else "-"
+        )
         published = "-" if row.published is None else f"{row.published:.1f}"
         said = verdict(row, values, table.points) + (f", on {row.machine}" if row.machine else "")
-        lines.append(f"| {row.method} | {row.column} | {published} | {mean} | {error} | {len(values)} | {said} |")
+        lines.append(
+            f"| {row.method} | {row.column} | {published} | {mean} | {error} | {len(values)} | "
+            f"{said} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def commands(table: Table) -> str:
-    """What is run for each row, and where its published number and its settings come from, in Markdown."""
-    lines = ["| method | column | command | the published number | settings |", "|---|---|---|---|---|"]
+    """What is run for each row, and where its published number and its settings come from, in
+    Markdown.
+    """
+    lines = [
+        "| method | column | command | the published number | settings |",
+        "|---|---|---|---|---|",
+    ]
     for row in table.rows:
-        command = shlex.join(word.replace("{seed}", "SEED") for word in ["everloop", "run", *words_of(table, row), "--seed", "SEED"])
-        lines.append(f"| {row.method} | {row.column} | `{command}` | {row.standing or '-'} | {' '.join((row.search or '-').split())} |")
+        command = shlex.join(
+            word.replace("{seed}", "SEED")
+            for word in ["everloop", "run", *words_of(table, row), "--seed", "SEED"]
+        )
+        lines.append(
+            f"| {row.method} | {row.column} | `{command}` | {row.standing or '-'} | "
+            f"{' '.join((row.search or '-').split())} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def write_section(name: str, text: str, report: Path) -> None:
     """Put `text` in the place of the section `name` of the report, or at its end."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-    before = report.read_text() if report.exists() else "# Published numbers, and ours\n\nWritten by `everloop reproduce NAME`.\n\n"
+    before = (
+        report.read_text()
+        if report.exists()
+        else "# Published numbers, and ours\n\nWritten by `everloop reproduce NAME`.\n\n"
+    )
     section = f"{begin}{text}{end}"
     if begin in before:
         head, rest = before.split(begin, 1)
         if end not in rest:
-            raise ValueError(f"report {report} has {begin.strip()!r} without {end.strip()!r} after it, allowed: both or neither")
+            raise ValueError(
+                f"report {report} has {begin.strip()!r} without {end.strip()!r} after it, allowed: "
+                "both or neither"
+            )
         now = head + section + rest.split(end, 1)[1]
     else:
         now = before.rstrip("\n") + "\n\n" + section
@@ -199,18 +275,28 @@ def write_section(name: str, text: str, report: Path) -> None:
 
 
 def choose_rows(table: Table, wanted: Sequence[str]) -> list[Row]:
-    """The rows whose method or column is among `wanted`; all if none are named. Raises ValueError for an unknown one."""
+    """The rows whose method or column is among `wanted`; all if none are named.
+
+    Raises ValueError for an unknown one.
+    """
     known = sorted({row.method for row in table.rows} | {row.column for row in table.rows})
     for word in wanted:
         if word not in known:
-            raise ValueError(f"row {word!r} is not in table {table.name}, allowed: {', '.join(known)}")
+            raise ValueError(
+                f"row {word!r} is not in table {table.name}, allowed: {', '.join(known)}"
+            )
     methods = {word for word in wanted if any(word == row.method for row in table.rows)}
     columns = set(wanted) - methods
-    return [r for r in table.rows if (not methods or r.method in methods) and (not columns or r.column in columns)]
+    return [
+        r
+        for r in table.rows
+        if (not methods or r.method in methods) and (not columns or r.column in columns)
+    ]
 
 
 def reproduce(asked: Reproduce, tell: Callable[[str], None]) -> tuple[str, Path]:
-    """Run the table's rows and write its section of the report; returns the comparison in it, and the report.
+    """Run the table's rows and write its section of the report; returns the comparison in it, and
+    the report.
 
     A run that fails leaves the report as it is.
     """

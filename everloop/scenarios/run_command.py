@@ -45,7 +45,9 @@ def fail(message: str, status: int = USAGE_ERROR) -> int:
 
 def stopped(stop: KeyboardInterrupt, more: str = "") -> int:
     """Say that the command was stopped, and `more`; returns the exit status."""
-    word, status = ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
+    word, status = (
+        ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
+    )
     return fail(f"{word}{more}", status)
 
 
@@ -61,7 +63,13 @@ def prepare_run(words: list[str]) -> Callable[[], int]:
     experiment = request.experiment(request.strategies[0], request.seeds[0], None)
     out = request.values["out"]
     files_of(folder := experiment.folder() if out is None else Path(out))
-    return partial(_go, experiment, folder, [*experiment.notes, *request.notes(experiment.scenario)], request.values)
+    return partial(
+        _go,
+        experiment,
+        folder,
+        [*experiment.notes, *request.notes(experiment.scenario)],
+        request.values,
+    )
 
 
 def _console(values: dict[str, Any], notes: Sequence[str]) -> Console:
@@ -78,7 +86,9 @@ def _say(console: Console, line: str) -> None:
 
 
 def _go(experiment: Experiment, out: Path, notes: Sequence[str], values: dict[str, Any]) -> int:
-    """Run it in the folder `out`; a complete run of the same settings that lies there is shown instead."""
+    """Run it in the folder `out`; a complete run of the same settings that lies there is shown
+    instead.
+    """
     console, title = _console(values, notes), f"{experiment.title} seed {experiment.seed}"
     held = "nothing" if experiment.overwrite else holds(out, experiment.config_text())
     if held == "a complete run":
@@ -86,7 +96,11 @@ def _go(experiment: Experiment, out: Path, notes: Sequence[str], values: dict[st
         return _show(Result.load(out), title, out, console, values["json"])
     experiment.overwrite |= held == "an unfinished run"
     experiment.move_to(out)
-    _say(console, f"{title}: {out}" + (" holds it unfinished; it begins anew" if held == "an unfinished run" else ""))
+    _say(
+        console,
+        f"{title}: {out}"
+        + (" holds it unfinished; it begins anew" if held == "an unfinished run" else ""),
+    )
     try:
         with Progress(console, title) as progress, warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _say(console, f"note: {message}")
@@ -96,8 +110,14 @@ def _go(experiment: Experiment, out: Path, notes: Sequence[str], values: dict[st
     except (FileExistsError, Unwritable) as error:
         return fail(str(error))
     except KeyboardInterrupt as stop:
-        return stopped(stop, f" at step {experiment.learner.steps}; what it has logged is in {out}; the same command begins it anew")
-    except Exception as error:  # anything can happen in a world, a network or a strategy of the user's own
+        return stopped(
+            stop,
+            f" at step {experiment.learner.steps}; what it has logged is in {out}; the same "
+            "command begins it anew",
+        )
+    except (
+        Exception
+    ) as error:  # anything can happen in a world, a network or a strategy of the user's own
         return fail(_traced(error, out, experiment.learner.steps))
     return _show(result, title, out, console, values["json"])
 
@@ -107,12 +127,16 @@ def _show(result: Result, title: str, out: Path, console: Console, as_json: bool
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
     print_scores({title: result}, console)
-    console.print(f"{out / RESULT}    watch: tensorboard --logdir {out}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{out / RESULT}    watch: tensorboard --logdir {out}", highlight=False, soft_wrap=True
+    )
     return 0
 
 
 def _traced(error: Exception, out: Path, step: int) -> str:
-    """What went wrong, in one line; the traceback is left in the run's folder, if that can be written."""
+    """What went wrong, in one line; the traceback is left in the run's folder, if that can be
+    written.
+    """
     line = f"{type(error).__name__} at step {step}: {error}"
     try:
         (out / ERROR).write_text("".join(traceback.format_exception(error)))
@@ -140,16 +164,31 @@ def _prepare_many(request: Request) -> Callable[[], int]:
         for names, experiment in zip(request.strategies, first, strict=True)
         for seed in request.seeds
     ]
-    return partial(_go_many, cells, [*first[0].notes, *request.notes(first[0].scenario)], request.values)
+    return partial(
+        _go_many, cells, [*first[0].notes, *request.notes(first[0].scenario)], request.values
+    )
 
 
 def _cell(request: Request, names: Sequence[str], experiment: Experiment, seed: int) -> Cell:
     group, out = experiment.folder().parent, request.values["out"]
     folder = (group if out is None else Path(out) / group.name) / str(seed)
-    kept = {key: value for key, value in request.flags.items() if key not in ("seeds", "jobs", "json")}
-    own = {"strategies": ",".join(names), "seed": seed, "out": folder, "overwrite": "true", "quiet": "true"}
-    flags = [f"--{key}" if value is True else f"--{key}={value}" for key, value in {**kept, **own}.items()]
-    return Cell(f"{experiment.title} seed {seed}", folder, ["run", scenario_path(request.scenario), *flags])
+    kept = {
+        key: value for key, value in request.flags.items() if key not in ("seeds", "jobs", "json")
+    }
+    own = {
+        "strategies": ",".join(names),
+        "seed": seed,
+        "out": folder,
+        "overwrite": "true",
+        "quiet": "true",
+    }
+    flags = [
+        f"--{key}" if value is True else f"--{key}={value}"
+        for key, value in {**kept, **own}.items()
+    ]
+    return Cell(
+        f"{experiment.title} seed {seed}", folder, ["run", scenario_path(request.scenario), *flags]
+    )
 
 
 def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]) -> int:
@@ -172,7 +211,9 @@ def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]
             say(f"{todo[i].title}: failed: {error}")
             return
         result = Result.load(todo[i].folder)
-        say(f"{todo[i].title}: average {result.metric.name} {result.metric.text(result.average_score)} {result.metric.unit}".rstrip())
+        metric = result.metric
+        average = f"{metric.text(result.average_score)} {metric.unit}".rstrip()
+        say(f"{todo[i].title}: average {metric.name} {average}")
 
     try:
         run_all([cell.words for cell in todo], values["jobs"], ended, started)
@@ -182,7 +223,10 @@ def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]
     if values["json"]:
         print(json.dumps([Result.load(folder).to_dict() for folder in folders], indent=2))
     if folders:
-        say(f"compare them: everloop compare {shlex.join(sorted({str(folder.parent) for folder in folders}))}")
+        say(
+            "compare them: everloop compare "
+            f"{shlex.join(sorted({str(folder.parent) for folder in folders}))}"
+        )
     return fail(f"{len(failed)} of {len(cells)} runs failed: {'; '.join(failed)}") if failed else 0
 
 
@@ -190,22 +234,51 @@ def _print_config(request: Request) -> int:
     names, scenario = request.strategies[0], request.scenario
     general = {"scenario": Setting("scenario", str, None, "What is run."), **GENERAL}
     made = factories(scenario)
-    own = {key: setting for key, setting in request.schema.items() if "." not in key or key.partition(".")[0] not in made}
-    chosen = {f"strategy {name}": request.groups[strategy_key(name)] for name in names if name not in (PLAIN, JOINT)}
+    own = {
+        key: setting
+        for key, setting in request.schema.items()
+        if "." not in key or key.partition(".")[0] not in made
+    }
+    chosen = {
+        f"strategy {name}": request.groups[strategy_key(name)]
+        for name in names
+        if name not in (PLAIN, JOINT)
+    }
     values = request.values | {"strategies": names, "scenario": scenario_path(scenario)}
-    values |= {name: getattr(arguments.build(scenario, request.values, request.given), name) for name in made}
+    values |= {
+        name: getattr(arguments.build(scenario, request.values, request.given), name)
+        for name in made
+    }
     for title, schema in chosen.items():  # a seed that is not given is the run's
-        chosen[title] = {key: setting for key, setting in schema.items() if not (key.endswith(".seed") and values[key] is None)}
-    print(commented_yaml({"general": general, f"scenario {scenario.name}": own, **chosen}, values), end="")
+        chosen[title] = {
+            key: setting
+            for key, setting in schema.items()
+            if not (key.endswith(".seed") and values[key] is None)
+        }
+    print(
+        commented_yaml({"general": general, f"scenario {scenario.name}": own, **chosen}, values),
+        end="",
+    )
     return 0
 
 
 def run_help(words: list[str]) -> str:
     """The help of `run`, of a scenario, or, after `--help STRATEGY`, of a strategy."""
     names = [word for word in words if not word.startswith("-")]
-    scenarios = [name for name in names if name in SCENARIOS or (is_path(name) and not _is_own_strategy(name))]
+    scenarios = [
+        name
+        for name in names
+        if name in SCENARIOS or (is_path(name) and not _is_own_strategy(name))
+    ]
     scenario = arguments.find_scenario(scenarios[0]) if scenarios else None
-    strategy = next((name for name in names if name in STRATEGIES or (is_path(name) and _is_own_strategy(name))), None)
+    strategy = next(
+        (
+            name
+            for name in names
+            if name in STRATEGIES or (is_path(name) and _is_own_strategy(name))
+        ),
+        None,
+    )
     if strategy is not None:
         return strategy_help(strategy, scenario or SCENARIOS["split-digits"])
     if names and scenario is None:
@@ -220,9 +293,13 @@ def _is_own_strategy(path: str) -> bool:
 
 def _general_help() -> str:
     return help_text(
-        "everloop run SCENARIO [--KEY VALUE ...]\n       everloop run --config FILE [--KEY VALUE ...]",
+        "everloop run SCENARIO [--KEY VALUE ...]\n       everloop run --config FILE [--KEY VALUE "
+        "...]",
         "Run a scenario: one of these, or package.module:Class of your own.",
-        {"scenarios": {name: scenario.summary for name, scenario in SCENARIOS.items()}, "settings of every run": {**GENERAL, **WHERE}},
+        {
+            "scenarios": {name: scenario.summary for name, scenario in SCENARIOS.items()},
+            "settings of every run": {**GENERAL, **WHERE},
+        },
         "everloop run SCENARIO --help lists the settings of a scenario too.",
     )
 
@@ -237,19 +314,31 @@ def _scenario_help(scenario: type[Scenario]) -> str:
         f"everloop run {name} [--KEY VALUE ...]",
         scenario.summary + (f"\nNeeds {scenario.needs}." if scenario.needs else ""),
         {"settings of every run": {**GENERAL, **WHERE}, **groups, "strategies": strategy_lines()},
-        f"everloop run {name} --help STRATEGY lists the settings of a strategy. Values in brackets are the defaults.",
+        f"everloop run {name} --help STRATEGY lists the settings of a strategy. Values in brackets "
+        "are the defaults.",
     )
 
 
 def strategy_help(name: str, scenario: type[Scenario]) -> str:
     """The settings of one strategy, with the scenario's defaults."""
     strategy, key = find_strategy(name), strategy_key(name)
-    about = (inspect.getdoc(strategy) or "").partition("\n")[0] if is_path(name) else first_line(strategy)
+    about = (
+        (inspect.getdoc(strategy) or "").partition("\n")[0]
+        if is_path(name)
+        else first_line(strategy)
+    )
     schema = arguments.strategy_schemas(scenario, [[name]])[key]
-    return help_text(f"--strategies {name} [--{key}.KEY VALUE ...]", about, {f"settings of {key}, in {scenario.name}": schema})
+    return help_text(
+        f"--strategies {name} [--{key}.KEY VALUE ...]",
+        about,
+        {f"settings of {key}, in {scenario.name}": schema},
+    )
 
 
 def strategy_lines() -> dict[str, str]:
     """Every strategy by name, with what it is."""
-    special = {PLAIN: "Plain fine-tuning, the lower bound.", JOINT: "All tasks at once, the upper bound."}
+    special = {
+        PLAIN: "Plain fine-tuning, the lower bound.",
+        JOINT: "All tasks at once, the upper bound.",
+    }
     return special | {name: first_line(strategy) for name, strategy in STRATEGIES.items()}

@@ -42,13 +42,16 @@ class Scenario(ABC):
     """Settings of strategies that suit this scenario better than their own defaults."""
 
     evaluations_per_task: ClassVar[int] = 10
-    """How many evaluations a task gets on average, if `eval_every` does not say when they are made."""
+    """How many evaluations a task gets on average, if `eval_every` does not say when they are made.
+    """
 
     tasks: list[str] | None = None
 
     @abstractmethod
     def world(self, split: Split, num_envs: int, seed: int) -> World:
-        """`num_envs` copies of the world, showing what is learned from ("train") or measured on ("test")."""
+        """`num_envs` copies of the world, showing what is learned from ("train") or measured on
+        ("test").
+        """
 
     @abstractmethod
     def learner(self, world: World, seed: int) -> Learner:
@@ -84,18 +87,23 @@ class Scenario(ABC):
     def build(self, seed: int, joint: bool = False) -> tuple[Learner, Plan, World, World]:
         """(learner, plan, world to evaluate in, world to consolidate in), all from one seed.
 
-        joint: one phase that trains all tasks at once for as many steps, instead of one phase a task.
-        Raises ValueError for settings that cannot be.
+        joint: one phase that trains all tasks at once for as many steps, instead of one phase a
+        task. Raises ValueError for settings that cannot be.
         """
         torch.manual_seed(seed)
         world = self.world("train", self.num_envs, seed)
         world.reset(seed=seed)
-        ids = [task.id for task in world.tasks] if self.tasks is None else [self._find(world.tasks, key) for key in self.tasks]
+        ids = (
+            [task.id for task in world.tasks]
+            if self.tasks is None
+            else [self._find(world.tasks, key) for key in self.tasks]
+        )
         phases: Sequence[Sequence[int]] = [ids] if joint and ids else [[task] for task in ids]
         steps = [sum(self.task_steps(world, task) for task in phase) for phase in phases]
         if max(map(len, phases), default=0) > self.num_envs:
             raise ValueError(
-                f"{len(ids)} tasks are to be trained at once, allowed: at most {self.num_envs}, one for each copy of the world"
+                f"{len(ids)} tasks are to be trained at once, allowed: at most {self.num_envs}, "
+                "one for each copy of the world"
             )
         every = self.eval_every
         if every is None:
@@ -103,7 +111,10 @@ class Scenario(ABC):
         plan = Plan(phases, steps, every, self.consolidation_steps, 10_000 + seed, self.eval_tasks)
         learner = self.learner(world, seed)
         if self.consolidation_steps % learner.sequence_length:
-            raise ValueError(f"consolidation_steps is {self.consolidation_steps}, allowed: a multiple of {learner.sequence_length}")
+            raise ValueError(
+                f"consolidation_steps is {self.consolidation_steps}, allowed: a multiple of "
+                f"{learner.sequence_length}"
+            )
         return (
             learner,
             plan,

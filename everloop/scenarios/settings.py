@@ -1,7 +1,8 @@
 """Settings: what a class can be given, read from flags and YAML, checked, and written again.
 
-A setting has a dotted key, such as `training.learning_rate` or `ewc.strength`: the flag is `--KEY VALUE`, and in YAML
-the parts before the last dot are mappings. Everything on the command line goes through here.
+A setting has a dotted key, such as `training.learning_rate` or `ewc.strength`: the flag is `--KEY
+VALUE`, and in YAML the parts before the last dot are mappings. Everything on the command line goes
+through here.
 """
 
 from __future__ import annotations
@@ -50,8 +51,14 @@ Schema = dict[str, Setting]
 Given = dict[str, Any]
 
 
-def schema_of(what: Callable[..., Any], prefix: str = "", skip: Collection[str] = (), defaults: Mapping[str, Any] | None = None) -> Schema:
-    """The settings of a class or function, from its signature; those of a dataclass inside it come with dotted keys.
+def schema_of(
+    what: Callable[..., Any],
+    prefix: str = "",
+    skip: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> Schema:
+    """The settings of a class or function, from its signature; those of a dataclass inside it come
+    with dotted keys.
 
     Args:
         prefix: What its keys begin with, dot included.
@@ -65,7 +72,11 @@ def schema_of(what: Callable[..., Any], prefix: str = "", skip: Collection[str] 
         kind = hints.get(name, Any)
         default = (defaults or {}).get(name, _default(what, name, parameter))
         if inspect.isclass(kind) and is_dataclass(kind) and kind is not Factory:
-            inner = {} if default is MISSING else {field.name: getattr(default, field.name) for field in fields(default)}
+            inner = (
+                {}
+                if default is MISSING
+                else {field.name: getattr(default, field.name) for field in fields(default)}
+            )
             found |= schema_of(kind, f"{prefix}{name}.", defaults=inner)
         else:
             found[f"{prefix}{name}"] = Setting(f"{prefix}{name}", kind, default, docs.get(name, ""))
@@ -75,13 +86,17 @@ def schema_of(what: Callable[..., Any], prefix: str = "", skip: Collection[str] 
 def _hints(what: Callable[..., Any]) -> dict[str, Any]:
     """Types by parameter; none where they can't be resolved."""
     try:
-        return get_type_hints(what if not inspect.isclass(what) or is_dataclass(what) else what.__init__)
+        return get_type_hints(
+            what if not inspect.isclass(what) or is_dataclass(what) else what.__init__
+        )
     except (NameError, TypeError):
         return {}
 
 
 def _default(what: Callable[..., Any], name: str, parameter: inspect.Parameter) -> Any:
-    made: dict[str, Field[Any]] = {field.name: field for field in fields(what)} if is_dataclass(what) else {}
+    made: dict[str, Field[Any]] = (
+        {field.name: field for field in fields(what)} if is_dataclass(what) else {}
+    )
     factory: Any = made[name].default_factory if name in made else MISSING
     if factory is not MISSING:
         return factory()
@@ -90,19 +105,25 @@ def _default(what: Callable[..., Any], name: str, parameter: inspect.Parameter) 
 
 @lru_cache(maxsize=256)
 def docs_of(what: Callable[..., Any]) -> Mapping[str, str]:
-    """What the docstrings of a class and its parents say about each parameter; the nearest class wins."""
+    """What the docstrings of a class and its parents say about each parameter; the nearest class
+    wins.
+    """
     found: dict[str, str] = {}
     for cls in reversed(inspect.getmro(what) if inspect.isclass(what) else (what,)):
         try:
             parsed = parse_docstring(cls.__dict__.get("__doc__") or "").params
         except ParseError:  # of somebody else's class
             continue
-        found |= {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in parsed}
+        found |= {
+            parameter.arg_name: " ".join((parameter.description or "").split())
+            for parameter in parsed
+        }
     return found
 
 
 def read_words(words: Sequence[str], flags: Collection[str] = ()) -> tuple[list[str], Given]:
-    """(positional words, given settings) of a command line: `--key value`, `--key=value`, and `--flag` alone, which is True.
+    """(positional words, given settings) of a command line: `--key value`, `--key=value`, and
+    `--flag` alone, which is True.
 
     Args:
         flags: Keys that never take the next word as their value.
@@ -128,7 +149,11 @@ def read_words(words: Sequence[str], flags: Collection[str] = ()) -> tuple[list[
 def check_values(flags: Given, schema: Schema) -> None:
     """Raise ValueError for a flag that stands alone where a value is needed."""
     for key, value in flags.items():
-        if value is True and key in schema and not {bool, Any} & set(_alternatives(schema[key].kind)):
+        if (
+            value is True
+            and key in schema
+            and not {bool, Any} & set(_alternatives(schema[key].kind))
+        ):
             raise ValueError(f"{key} has no value; it must be {possible(schema[key].kind)}")
 
 
@@ -145,7 +170,9 @@ def read_yaml(file: str) -> Given:
     if content is None:
         return Given()
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds {_brief(content)}; it must hold settings, one `key: value` a line")
+        raise ValueError(
+            f"{file} holds {_brief(content)}; it must hold settings, one `key: value` a line"
+        )
     return flat(content)
 
 
@@ -168,7 +195,9 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
         *path, last = key.split(".")
         place = found
         for part in path:
-            if not isinstance(place.get(part, {}), dict):  # the settings of a factory, whose path came first
+            if not isinstance(
+                place.get(part, {}), dict
+            ):  # the settings of a factory, whose path came first
                 place[part] = {CLASS: place[part]}
             place = place.setdefault(part, {})
         place[last] = plain(value)
@@ -176,7 +205,9 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """`value` as YAML and JSON can hold it: paths as text, numpy's numbers as Python's, members of enums by name."""
+    """`value` as YAML and JSON can hold it: paths as text, numpy's numbers as Python's, members of
+    enums by name.
+    """
     if isinstance(value, enum.Enum):
         return value.name
     if value is None or isinstance(value, bool | int | float | str):
@@ -184,7 +215,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Factory):
-        return {CLASS: value.path, **{name: plain(inner) for name, inner in value.settings.items()}} if value.settings else value.path
+        return (
+            {CLASS: value.path, **{name: plain(inner) for name, inner in value.settings.items()}}
+            if value.settings
+            else value.path
+        )
     if is_dataclass(value) and not isinstance(value, type):
         return {name: plain(inner) for name, inner in asdict(value).items()}
     if isinstance(value, Mapping):
@@ -197,33 +232,44 @@ def plain(value: Any) -> Any:
 
 
 def with_files(given: Given, schema: Schema) -> Given:
-    """`given`, where a file in the place of a group, such as `--training train.yaml`, is read; single settings win over it."""
+    """`given`, where a file in the place of a group, such as `--training train.yaml`, is read;
+    single settings win over it.
+    """
     found = Given()
     for key, value in given.items():
         if key in schema or not any(known.startswith(f"{key}.") for known in schema):
             continue
         if not isinstance(value, str) or not value.endswith((".yaml", ".yml")):
-            raise ValueError(f"{key} is {_brief(value)}; it must be a mapping of its settings, or a YAML file that holds one")
+            raise ValueError(
+                f"{key} is {_brief(value)}; it must be a mapping of its settings, or a YAML file "
+                "that holds one"
+            )
         found |= {f"{key}.{name}": inner for name, inner in read_yaml(value).items()}
         given = {name: inner for name, inner in given.items() if name != key}
     return found | given
 
 
 def check(given: Given, schema: Schema, used: Collection[str] | None = None) -> dict[str, Any]:
-    """The given values in their types. Raises ValueError, in one line, for an unknown key and a value of another type.
+    """The given values in their types. Raises ValueError, in one line, for an unknown key and a
+    value of another type.
 
-    used: Keys that have an effect, the likeliest first: what is suggested for an unknown one; all if None.
+    used: Keys that have an effect, the likeliest first: what is suggested for an unknown one; all
+        if None.
     """
     values = {}
     for key, value in given.items():
         if key not in schema:
-            raise ValueError(f"unknown setting {key!r}.{_near(key, schema, schema if used is None else used)}")
+            raise ValueError(
+                f"unknown setting {key!r}.{_near(key, schema, schema if used is None else used)}"
+            )
         values[key] = convert(schema[key], value)
     return values
 
 
 def _near(key: str, schema: Schema, used: Collection[str]) -> str:
-    """What may be meant by `key`: a setting of its group, one of the same or a like name in use, or any other."""
+    """What may be meant by `key`: a setting of its group, one of the same or a like name in use, or
+    any other.
+    """
     group, dot, name = key.rpartition(".")
     inside = [known.rpartition(".")[2] for known in schema if known.rpartition(".")[0] == group]
     if dot and (hint := did_you_mean(name, inside)):
@@ -238,17 +284,26 @@ def _near(key: str, schema: Schema, used: Collection[str]) -> str:
 
 
 def convert(setting: Setting, value: Any) -> Any:
-    """`value` in the setting's type; text is read as YAML, a comma-separated one as a list where a list is wanted.
+    """`value` in the setting's type; text is read as YAML, a comma-separated one as a list where a
+    list is wanted.
 
     Raises:
         ValueError: That names the key, the value and what is possible.
     """
     kinds = _alternatives(setting.kind)
     listed = next((kind for kind in kinds if get_origin(kind) is list or kind is list), None)
-    if listed is not None and isinstance(value, str) and value not in ("null", "") and not value.startswith("["):
+    if (
+        listed is not None
+        and isinstance(value, str)
+        and value not in ("null", "")
+        and not value.startswith("[")
+    ):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if listed == list[str] and isinstance(value, list):
-        value = [str(part) if isinstance(part, int) and not isinstance(part, bool) else part for part in value]
+        value = [
+            str(part) if isinstance(part, int) and not isinstance(part, bool) else part
+            for part in value
+        ]
     if listed is not None and value == "":
         value = []
     if value is None and setting.default is not None and NoneType not in kinds and Any not in kinds:
@@ -263,7 +318,8 @@ def convert(setting: Setting, value: Any) -> Any:
         parsed = _typed(setting.kind).parse_object({"value": value}, defaults=False)
     except (ArgumentError, ValueError, TypeError, OverflowError, RecursionError):
         raise ValueError(
-            f"{setting.key} is {_brief(value)}; it must be {possible(setting.kind)}.{_near_choice(value, setting.kind)}"
+            f"{setting.key} is {_brief(value)}; it must be "
+            f"{possible(setting.kind)}.{_near_choice(value, setting.kind)}"
         ) from None
     return parsed["value"]
 
@@ -311,7 +367,12 @@ def possible(kind: Any) -> str:
 
 
 def _near_choice(value: Any, kind: Any) -> str:
-    choices = [str(choice) for part in _alternatives(kind) if get_origin(part) is Literal for choice in get_args(part)]
+    choices = [
+        str(choice)
+        for part in _alternatives(kind)
+        if get_origin(part) is Literal
+        for choice in get_args(part)
+    ]
     return did_you_mean(value, choices) if isinstance(value, str) else ""
 
 

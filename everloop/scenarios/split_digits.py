@@ -1,4 +1,6 @@
-"""Handwritten digits, two classes at a time: an image-classification stream with revealed labels."""
+"""Handwritten digits, two classes at a time: an image-classification stream with revealed
+labels.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ class SplitDigits(StreamScenario):
     """
 
     name: ClassVar[str] = "split-digits"
-    summary: ClassVar[str] = "image stream: scikit-learn's digits, 5 tasks of 2 classes (class-, domain-, task-incremental)"
+    summary: ClassVar[str] = (
+        "image stream: scikit-learn's digits, 5 tasks of 2 classes (class-, domain-, "
+        "task-incremental)"
+    )
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "l2": {"strength": 1.0},
         "ewc": {"strength": 1e3},
@@ -56,4 +61,6 @@ class SplitDigits(StreamScenario):
 
     def module(self, world: World, heads: int) -> nn.Module:
         outputs = likelihood_for(world.single_action_space).size()
-        return Agent(world.single_observation_space, outputs, recurrent=False, head_per_task=heads > 1)
+        return Agent(
+            world.single_observation_space, outputs, recurrent=False, head_per_task=heads > 1
+        )

@@ -49,5 +49,9 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
-    """The mean of values - baseline over the seeds that both have: what the seeds have in common cancels."""
-    return estimate([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())])
+    """The mean of values - baseline over the seeds that both have: what the seeds have in common
+    cancels.
+    """
+    return estimate(
+        [values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())]
+    )

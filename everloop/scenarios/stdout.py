@@ -13,7 +13,9 @@ ENDLESS = 10_000  # columns of what is no terminal: nothing is wrapped there
 
 @contextmanager
 def stdout() -> Iterator[Console]:
-    """A console whose content is written to the standard output when the block ends, without spaces at the ends of lines."""
+    """A console whose content is written to the standard output when the block ends, without spaces
+    at the ends of lines.
+    """
     console = Console(width=None if sys.stdout.isatty() else ENDLESS)
     with console.capture() as capture:
         yield console
@@ -22,7 +24,9 @@ def stdout() -> Iterator[Console]:
 
 
 def encodable(text: str, encoding: str) -> str:
-    """`text` as the encoding can write it: "+-" for "±" if it lacks that, and "?" for any other letter that it lacks."""
+    """`text` as the encoding can write it: "+-" for "±" if it lacks that, and "?" for any other
+    letter that it lacks.
+    """
     try:
         text.encode(encoding)
     except UnicodeEncodeError:

@@ -18,38 +18,64 @@ PLAIN, JOINT = "none", "joint"
 
 
 def strategy_key(name: str) -> str:
-    """What a strategy is called in settings, titles and folders: its name; of one's own the name of the class."""
+    """What a strategy is called in settings, titles and folders: its name; of one's own the name of
+    the class.
+    """
     return name.rpartition(":")[2] if is_path(name) else name
 
 
 def is_strategy(name: str) -> bool:
-    """True for what can stand in a list of strategies: a registered name, "none", "joint", or a path."""
+    """True for what can stand in a list of strategies: a registered name, "none", "joint", or a
+    path.
+    """
     return name in (PLAIN, JOINT) or name in STRATEGIES or is_path(name)
 
 
 def find_strategy(name: str) -> type[Strategy]:
-    """The strategy class called `name`, or at "package.module:Class". Raises ValueError that names it."""
+    """The strategy class called `name`, or at "package.module:Class".
+
+    Raises ValueError that names it.
+    """
     if not is_path(name):
-        found: type[Strategy] = from_registry("strategy", name, {PLAIN: None, JOINT: None, **STRATEGIES}, ", or package.module:Class")
+        found: type[Strategy] = from_registry(
+            "strategy", name, {PLAIN: None, JOINT: None, **STRATEGIES}, ", or package.module:Class"
+        )
         return found
     cls = find_object(name)
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
-        raise ValueError(f"strategy {name!r} is {cls!r}, which is no subclass of everloop.loop.Strategy")
+        raise ValueError(
+            f"strategy {name!r} is {cls!r}, which is no subclass of everloop.loop.Strategy"
+        )
     _check_hooks(cls)
     return cls
 
 
 def _check_hooks(cls: type[Strategy]) -> None:
     """Raise ValueError for a class of the user's own with a misspelled hook, or without any."""
-    hooks = [name for name, value in vars(Strategy).items() if inspect.isfunction(value) and not name.startswith("_")]
-    own = [base for base in cls.__mro__ if issubclass(base, Strategy) and not base.__module__.startswith("everloop.")]
+    hooks = [
+        name
+        for name, value in vars(Strategy).items()
+        if inspect.isfunction(value) and not name.startswith("_")
+    ]
+    own = [
+        base
+        for base in cls.__mro__
+        if issubclass(base, Strategy) and not base.__module__.startswith("everloop.")
+    ]
     for base in own:
         for name, value in vars(base).items():
             near = difflib.get_close_matches(name, hooks, n=1, cutoff=0.85)
-            if inspect.isfunction(value) and not name.startswith("_") and name not in hooks and near:
+            if (
+                inspect.isfunction(value)
+                and not name.startswith("_")
+                and name not in hooks
+                and near
+            ):
                 raise ValueError(f"{base.__name__} has a method {name}; did you mean {near[0]}?")
     if all(getattr(cls, name) is getattr(Strategy, name) for name in hooks):
-        raise ValueError(f"{cls.__name__} overrides no hook of Strategy; its hooks are {', '.join(hooks)}")
+        raise ValueError(
+            f"{cls.__name__} overrides no hook of Strategy; its hooks are {', '.join(hooks)}"
+        )
 
 
 def make_strategy(name: str, settings: Mapping[str, Any]) -> Strategy:
@@ -60,13 +86,21 @@ def make_strategy(name: str, settings: Mapping[str, Any]) -> Strategy:
         raise ValueError(f"{strategy_key(name)}: {error}") from None
 
 
-def complete_settings(strategy: type[Strategy], given: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """All constructor arguments of `strategy`: those given, the run's seed if it takes one, and its defaults."""
+def complete_settings(
+    strategy: type[Strategy], given: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """All constructor arguments of `strategy`: those given, the run's seed if it takes one, and its
+    defaults.
+    """
     parameters = signature(strategy).parameters
     for name in given:
         if name not in parameters:
-            raise ValueError(f"{strategy.__name__} has no setting {name!r}; it has {', '.join(parameters)}")
-    bound = signature(strategy).bind(**({"seed": seed} if "seed" in parameters else {}) | dict(given))
+            raise ValueError(
+                f"{strategy.__name__} has no setting {name!r}; it has {', '.join(parameters)}"
+            )
+    bound = signature(strategy).bind(
+        **({"seed": seed} if "seed" in parameters else {}) | dict(given)
+    )
     bound.apply_defaults()
     return dict(bound.arguments)
 
@@ -79,7 +113,11 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
     """
     if isinstance(given, Strategy) or inspect.isclass(given):
         raise TypeError(_by_name(given))
-    names = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else list(given)
+    names = (
+        [part.strip() for part in given.split(",") if part.strip()]
+        if isinstance(given, str)
+        else list(given)
+    )
     for name in names:
         if not isinstance(name, str):
             raise TypeError(_by_name(name))
@@ -87,18 +125,25 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
         if len(parts) > 1 and all(map(is_strategy, parts)):
             raise ValueError(f"unknown strategy {name!r}. Did you mean {','.join(parts)!r}?")
     if not names:
-        raise ValueError(f"strategies are empty; choose from {', '.join([PLAIN, JOINT, *STRATEGIES])}")
+        raise ValueError(
+            f"strategies are empty; choose from {', '.join([PLAIN, JOINT, *STRATEGIES])}"
+        )
     keys = [strategy_key(name) for name in names]
     for name, key in zip(names, keys, strict=True):
         if name in (PLAIN, JOINT):
             if len(names) > 1:
-                raise ValueError(f"strategy {name!r} can't be combined with others; strategies are {','.join(names)}")
+                raise ValueError(
+                    f"strategy {name!r} can't be combined with others; strategies are "
+                    f"{','.join(names)}"
+                )
             continue
         find_strategy(name)
         if keys.count(key) > 1:
             raise ValueError(f"strategy {key!r} is named twice; name it once")
         if is_path(name) and key in STRATEGIES:
-            raise ValueError(f"strategy {name!r} has the name of another one, {key!r}; rename the class")
+            raise ValueError(
+                f"strategy {name!r} has the name of another one, {key!r}; rename the class"
+            )
     return names
 
 
@@ -107,5 +152,11 @@ def _by_name(strategy: Any) -> str:
     cls = strategy if inspect.isclass(strategy) else type(strategy)
     if not issubclass(cls, Strategy):
         return f"strategies hold {strategy!r}; name them as text, such as 'ewc,replay'"
-    name = next((name for name, known in STRATEGIES.items() if known is cls), f"{cls.__module__}:{cls.__qualname__}")
-    return f"strategies hold {cls.__name__} itself; name it: {name!r}, with settings={{{strategy_key(name)!r}: {{...}}}} for its arguments"
+    name = next(
+        (name for name, known in STRATEGIES.items() if known is cls),
+        f"{cls.__module__}:{cls.__qualname__}",
+    )
+    return (
+        f"strategies hold {cls.__name__} itself; name it: {name!r}, with "
+        f"settings={{{strategy_key(name)!r}: {{...}}}} for its arguments"
+    )

@@ -18,7 +18,15 @@ from torch import nn
 from everloop.agents import Classifier, OwnBackbone, levels_of
 from everloop.envs import PRESETS, Examples, Protocol, Schedule, make_vec
 from everloop.envs.data.hub import Unreachable
-from everloop.loop import Learner, NestedOptimizer, SupervisedLearner, Training, World, levels_by_depth, likelihood_for
+from everloop.loop import (
+    Learner,
+    NestedOptimizer,
+    SupervisedLearner,
+    Training,
+    World,
+    levels_by_depth,
+    likelihood_for,
+)
 from everloop.scenarios.names import Factory, find_object, first_required, make_optimizer
 from everloop.scenarios.scenario import Scenario, Split
 
@@ -32,17 +40,27 @@ def own_network(factory: Factory, world: World, heads: int) -> nn.Module:
     Raises:
         ValueError: In one line, where it can't be made or can't read what the world shows.
     """
-    modality, space = next((n, s) for n, s in world.single_observation_space.spaces.items() if n in ("image", "tokens"))  # type: ignore[attr-defined]
+    shown = world.single_observation_space
+    assert isinstance(shown, spaces.Dict), "a stream shows modalities by name"
+    modality, space = next((n, s) for n, s in shown.items() if n in ("image", "tokens"))
     actions = world.single_action_space
     tags = isinstance(actions, spaces.MultiDiscrete)
     shape = tuple(space.shape)
-    arguments = [(shape[2], *shape[:2]) if modality == "image" else shape] if first_required(find_object(factory.path)) else []
+    arguments = (
+        [(shape[2], *shape[:2]) if modality == "image" else shape]
+        if first_required(find_object(factory.path))
+        else []
+    )
     try:
         net = factory(*arguments)
     except Exception as error:  # the network is the user's own: anything can happen in it
-        raise ValueError(f"network {factory.path} can't be made: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"network {factory.path} can't be made: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(net, nn.Module):
-        raise ValueError(f"network {factory.path} makes {type(net).__name__}, which is no torch module")
+        raise ValueError(
+            f"network {factory.path} makes {type(net).__name__}, which is no torch module"
+        )
     outputs = likelihood_for(actions).size() // (shape[0] if tags else 1)
     return Classifier(OwnBackbone(net, shape, per_token=tags), outputs, modality, heads)
 
@@ -115,7 +133,11 @@ class StreamScenario(Scenario):
 
     @property
     def more_training(self) -> str:
-        return "raise --epochs, or lower --batch-size" if self.iterations is None else "raise --iterations"
+        return (
+            "raise --epochs, or lower --batch-size"
+            if self.iterations is None
+            else "raise --iterations"
+        )
 
     @property
     def num_envs(self) -> int:
@@ -131,12 +153,17 @@ class StreamScenario(Scenario):
 
     @cached_property
     def loaded(self) -> tuple[Examples, Examples]:
-        """`examples()`, once for all worlds of this scenario; the test's are replaced if some are held out."""
+        """`examples()`, once for all worlds of this scenario; the test's are replaced if some are
+        held out.
+        """
         try:
             train, test = self.examples()
         except Unreachable as error:
             folder = getattr(self, "folder", self.name)
-            raise ValueError(f"{error}; put it into a folder {folder!r} in {DATA}, give --data FOLDER, or go online once") from None
+            raise ValueError(
+                f"{error}; put it into a folder {folder!r} in {DATA}, give --data FOLDER, or go "
+                "online once"
+            ) from None
         if not self.held_out:
             return train, test
         if not 0 < self.held_out < len(train):
@@ -154,10 +181,16 @@ class StreamScenario(Scenario):
 
     def world(self, split: Split, num_envs: int, seed: int) -> World:
         if self.scenario_type not in ("class", "domain", "task"):
-            raise ValueError(f"scenario_type is {self.scenario_type!r}, allowed: class, domain, task")
+            raise ValueError(
+                f"scenario_type is {self.scenario_type!r}, allowed: class, domain, task"
+            )
         world = self._world(split, num_envs, None)
-        if self.tasks is not None:  # now that tasks have numbers, the schedule can be told their order
-            world = self._world(split, num_envs, [self._find(world.tasks, key) for key in self.tasks])
+        if (
+            self.tasks is not None
+        ):  # now that tasks have numbers, the schedule can be told their order
+            world = self._world(
+                split, num_envs, [self._find(world.tasks, key) for key in self.tasks]
+            )
         return world
 
     def _world(self, split: Split, num_envs: int, order: list[int] | None) -> World:
@@ -169,7 +202,9 @@ class StreamScenario(Scenario):
             split=split,
             label_space="global" if self.scenario_type == "class" else "within_task",
             task_cue=self.scenario_type == "task",
-            episode_length=256 if split == "train" else 1,  # a test is over after one pass, not after an episode
+            episode_length=256
+            if split == "train"
+            else 1,  # a test is over after one pass, not after an episode
             schedule=self.schedule(order),
             workers=self.workers if split == "train" else 0,
         )
@@ -183,15 +218,26 @@ class StreamScenario(Scenario):
         if self.epochs < 1:
             raise ValueError(f"epochs is {self.epochs}, allowed: 1 or more")
         if self.iterations is not None and (self.iterations < 1 or self.gradual):
-            allowed = "1 or more" if self.iterations < 1 else "none where gradual is above 0, which is a share of whole passes"
+            allowed = (
+                "1 or more"
+                if self.iterations < 1
+                else "none where gradual is above 0, which is a share of whole passes"
+            )
             raise ValueError(f"iterations is {self.iterations}, allowed: {allowed}")
         own = {name: getattr(self, name) for name in PRESETS[self.preset]}
-        ratios: dict[str, Any] = {**PRESETS[self.preset], **{name: value for name, value in own.items() if value is not None}}
+        ratios: dict[str, Any] = {
+            **PRESETS[self.preset],
+            **{name: value for name, value in own.items() if value is not None},
+        }
         return Schedule(**ratios, gradual=self.gradual, passes=self.epochs, order=order)
 
     def learner(self, world: World, seed: int) -> Learner:
         heads = len(world.tasks) if self.scenario_type == "task" else 1
-        module = self.module(world, heads) if self.network is None else own_network(self.network, world, heads)
+        module = (
+            self.module(world, heads)
+            if self.network is None
+            else own_network(self.network, world, heads)
+        )
         module = module.to(self.training.find_device())
         return SupervisedLearner(module, world, self.training, self.make_optimizer(module))
 
@@ -200,7 +246,9 @@ class StreamScenario(Scenario):
         optimizer = make_optimizer(self.optimizer, module.parameters(), self.training.learning_rate)
         if self.periods is None:
             return optimizer
-        return NestedOptimizer(optimizer, levels_of(module) or levels_by_depth(module, self.periods))
+        return NestedOptimizer(
+            optimizer, levels_of(module) or levels_by_depth(module, self.periods)
+        )
 
     def without_effect(self) -> dict[str, str]:
         unused = super().without_effect()
@@ -216,7 +264,8 @@ class StreamScenario(Scenario):
         return self.epochs * examples
 
     def given(self, name: str, hub: str | None = None) -> str:
-        """Where the data is: `data` if given, else the folder `name` in EVERLOOP_DATA if that is set, else the Hub.
+        """Where the data is: `data` if given, else the folder `name` in EVERLOOP_DATA if that is
+        set, else the Hub.
 
         Raises ValueError where nothing says where.
         """
@@ -227,5 +276,8 @@ class StreamScenario(Scenario):
         folder = Path(os.environ.get(DATA, "")) / name
         if DATA not in os.environ or not folder.is_dir():
             place = f"{DATA}, which is {os.environ[DATA]}" if DATA in os.environ else DATA
-            raise ValueError(f"{self.name} needs a data set: put a folder {name} into {place}, or name it with --data")
+            raise ValueError(
+                f"{self.name} needs a data set: put a folder {name} into {place}, or name it with "
+                "--data"
+            )
         return str(folder)

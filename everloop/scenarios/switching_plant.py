@@ -49,7 +49,10 @@ class SwitchingPlant(Scenario):
     """
 
     name: ClassVar[str] = "switching-plant"
-    summary: ClassVar[str] = "control: a simulated plant switches dynamics and target (PPO or SAC, policy distillation as replay)"
+    summary: ClassVar[str] = (
+        "control: a simulated plant switches dynamics and target (PPO or SAC, policy distillation "
+        "as replay)"
+    )
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "ewc": {"strength": 1.0},
         "replay": {"strength": 1.0, "capacity": 1000, "batch_size": 32},
@@ -82,7 +85,12 @@ class SwitchingPlant(Scenario):
         if world_seed < 0:
             raise ValueError(f"world_seed is {world_seed}, allowed: 0 or more")
         world: Any = make_vec(
-            "everloop/Plant-v0", num_envs, feedback=True, num_tasks=self.num_tasks, task_cue=self.task_cue, world_seed=world_seed
+            "everloop/Plant-v0",
+            num_envs,
+            feedback=True,
+            num_tasks=self.num_tasks,
+            task_cue=self.task_cue,
+            world_seed=world_seed,
         )
         checked: World = world
         return checked
@@ -90,7 +98,12 @@ class SwitchingPlant(Scenario):
     def learner(self, world: World, seed: int) -> Learner:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}, allowed: more than 0")
-        for name, least in (("n_steps", SEQUENCE), ("n_epochs", 1), ("batch_size", 2), ("gradient_steps", 1)):
+        for name, least in (
+            ("n_steps", SEQUENCE),
+            ("n_epochs", 1),
+            ("batch_size", 2),
+            ("gradient_steps", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, allowed: {least} or more")
         if self.algorithm == "sac":
@@ -100,7 +113,14 @@ class SwitchingPlant(Scenario):
         return self._ppo(world, seed, recurrent=self.recurrent is not False)
 
     def _agent(self, observation_space: Any, outputs: int, **parameters: Any) -> Agent:
-        return Agent(observation_space, outputs, token_size=self.token_size, attention_heads=4, hidden_size=self.hidden_size, **parameters)
+        return Agent(
+            observation_space,
+            outputs,
+            token_size=self.token_size,
+            attention_heads=4,
+            hidden_size=self.hidden_size,
+            **parameters,
+        )
 
     def _ppo(self, world: World, seed: int, recurrent: bool) -> Learner:
         from sb3_contrib import RecurrentPPO
@@ -110,7 +130,13 @@ class SwitchingPlant(Scenario):
 
         def network(observation_space: Any, action_space: Any) -> Agent:
             outputs = likelihood_for(action_space).size()
-            return self._agent(observation_space, outputs, value_head=True, recurrent=recurrent, prediction_scale=0.01)
+            return self._agent(
+                observation_space,
+                outputs,
+                value_head=True,
+                recurrent=recurrent,
+                prediction_scale=0.01,
+            )
 
         parameters = {
             "learning_rate": self.learning_rate,
@@ -137,17 +163,28 @@ class SwitchingPlant(Scenario):
         from everloop.loop.sb3.off_policy import SACLearner
 
         def actor(observation_space: Any, action_space: Any) -> Agent:
-            return self._agent(observation_space, 2 * action_space.shape[0], recurrent=False, prediction_scale=0.01)
+            return self._agent(
+                observation_space, 2 * action_space.shape[0], recurrent=False, prediction_scale=0.01
+            )
 
         def critic(observation_space: Any) -> Agent:
             return self._agent(observation_space, 1, recurrent=False)
 
-        parameters = SAC | {"learning_rate": self.learning_rate, "gamma": self.gamma, "gradient_steps": self.gradient_steps}
-        return SACLearner(world, actor, critic, parameters, seed=seed, device="cpu", optimizer=self._optimizer())
+        parameters = SAC | {
+            "learning_rate": self.learning_rate,
+            "gamma": self.gamma,
+            "gradient_steps": self.gradient_steps,
+        }
+        return SACLearner(
+            world, actor, critic, parameters, seed=seed, device="cpu", optimizer=self._optimizer()
+        )
 
     def without_effect(self) -> dict[str, str]:
         if self.algorithm == "sac":
-            return dict.fromkeys(["n_epochs", "batch_size", "n_steps", "ent_coef", "gae_lambda"], "it is for algorithm ppo")
+            return dict.fromkeys(
+                ["n_epochs", "batch_size", "n_steps", "ent_coef", "gae_lambda"],
+                "it is for algorithm ppo",
+            )
         return {"gradient_steps": "it is for algorithm sac"}
 
     def _optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:

@@ -1,4 +1,6 @@
-"""Text streams, a domain after the other: reviews by product, newsgroups by hierarchy, entities by field, folders of your own."""
+"""Text streams, a domain after the other: reviews by product, newsgroups by hierarchy, entities by
+field, folders of your own.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from torch import nn
 
 from everloop.agents import Classifier, EmbeddingEncoder, TransformerEncoder
 from everloop.envs import ByColumn, Examples, Protocol
-from everloop.envs.data import HashTokenizer, PretrainedTokenizer, Tokenizer, load_ner, load_text, text_folders
+from everloop.envs.data import (
+    HashTokenizer,
+    PretrainedTokenizer,
+    Tokenizer,
+    load_ner,
+    load_text,
+    text_folders,
+)
 from everloop.loop import World, likelihood_for
 from everloop.scenarios.stream import StreamScenario
 
@@ -53,10 +62,14 @@ class TextScenario(StreamScenario):
 
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
         """The texts, (train, test), as tokens."""
-        return load_text(self.given(self.folder), tokenizer=tokenizer, length=self.length, columns=("domain",))
+        return load_text(
+            self.given(self.folder), tokenizer=tokenizer, length=self.length, columns=("domain",)
+        )
 
     def examples(self) -> tuple[Examples, Examples]:
-        return self.texts(HashTokenizer() if self.checkpoint is None else PretrainedTokenizer(self.checkpoint))
+        return self.texts(
+            HashTokenizer() if self.checkpoint is None else PretrainedTokenizer(self.checkpoint)
+        )
 
     def protocol(self) -> Protocol:
         return ByColumn("domain")
@@ -79,34 +92,54 @@ class DomainSentiment(TextScenario):
     """Is a review good or bad: books, dvd, electronics, kitchen (Blitzer et al. 2007)."""
 
     name: ClassVar[str] = "domain-sentiment"
-    summary: ClassVar[str] = "text stream: sentiment of product reviews, 4 tasks, a kind of product each"
-    needs: ClassVar[str] = 'reviews: folder "mdsd_sentiment" in EVERLOOP_DATA, or --data (columns text, label, domain); extra data'
+    summary: ClassVar[str] = (
+        "text stream: sentiment of product reviews, 4 tasks, a kind of product each"
+    )
+    needs: ClassVar[str] = (
+        'reviews: folder "mdsd_sentiment" in EVERLOOP_DATA, or --data (columns text, label, '
+        "domain); extra data"
+    )
     folder: ClassVar[str] = "mdsd_sentiment"
 
 
 @dataclass
 class DomainNewsgroups(TextScenario):
-    """Which newsgroup of its hierarchy is a post from: 7 hierarchies with 1 to 5 groups (Lang 1995)."""
+    """Which newsgroup of its hierarchy is a post from: 7 hierarchies with 1 to 5 groups (Lang
+    1995).
+    """
 
     name: ClassVar[str] = "domain-newsgroups"
     summary: ClassVar[str] = "text stream: 20 newsgroups, 7 tasks, a hierarchy each"
-    needs: ClassVar[str] = 'posts: folder "newsgroups20" in EVERLOOP_DATA, or --data (columns text, label, domain); extra data'
+    needs: ClassVar[str] = (
+        'posts: folder "newsgroups20" in EVERLOOP_DATA, or --data (columns text, label, '
+        "domain); extra data"
+    )
     folder: ClassVar[str] = "newsgroups20"
 
 
 @dataclass
 class DomainNER(TextScenario):
-    """Tag the entities: politics, science, music, literature, ai (CrossNER, Liu et al. 2021). The score is entity-level F1."""
+    """Tag the entities: politics, science, music, literature, ai (CrossNER, Liu et al. 2021).
+
+    The score is entity-level F1.
+    """
 
     name: ClassVar[str] = "domain-ner"
-    summary: ClassVar[str] = "text stream: named entities in 5 fields, a tag for every token, scored by entity F1"
-    needs: ClassVar[str] = 'CrossNER: folder "crossner" in EVERLOOP_DATA, or --data (columns tokens, ner_tags, domain); extras data, text'
+    summary: ClassVar[str] = (
+        "text stream: named entities in 5 fields, a tag for every token, scored by entity F1"
+    )
+    needs: ClassVar[str] = (
+        'CrossNER: folder "crossner" in EVERLOOP_DATA, or --data (columns tokens, ner_tags, '
+        "domain); extras data, text"
+    )
     folder: ClassVar[str] = "crossner"
     epochs: int = 30
     length: int = 96
 
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
-        return load_ner(self.given(self.folder), tokenizer=tokenizer, length=self.length, columns=("domain",))
+        return load_ner(
+            self.given(self.folder), tokenizer=tokenizer, length=self.length, columns=("domain",)
+        )
 
 
 @dataclass

@@ -1,4 +1,6 @@
-"""The agent: one forward pass over a sequence is the same as its steps one by one, example by example."""
+"""The agent: one forward pass over a sequence is the same as its steps one by one, example by
+example.
+"""
 
 from collections import OrderedDict
 from typing import Any
@@ -29,12 +31,23 @@ def space(image: tuple[int, int, int] = (8, 8, 1), presence: bool = False) -> sp
     return spaces.Dict(parts)
 
 
-def agent(observation_space: spaces.Dict | None = None, prediction_size: int = 5, seed: int = 0, **parameters: Any) -> Agent:
+def agent(
+    observation_space: spaces.Dict | None = None,
+    prediction_size: int = 5,
+    seed: int = 0,
+    **parameters: Any,
+) -> Agent:
     torch.manual_seed(seed)
-    return Agent(space() if observation_space is None else observation_space, prediction_size, **SMALL | parameters)
+    return Agent(
+        space() if observation_space is None else observation_space,
+        prediction_size,
+        **SMALL | parameters,
+    )
 
 
-def observe(T: int, B: int, image: tuple[int, int, int] = (8, 8, 1), seed: int = 0) -> dict[str, Tensor]:
+def observe(
+    T: int, B: int, image: tuple[int, int, int] = (8, 8, 1), seed: int = 0
+) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     return {
         "voice": torch.randn(T, B, 3),
@@ -53,17 +66,25 @@ def close(found: Tensor, expected: Tensor) -> bool:
 @pytest.mark.parametrize("value_head", [True, False])
 def test_shapes(image: tuple[int, int, int], recurrent: bool, value_head: bool) -> None:
     net = agent(space(image), recurrent=recurrent, value_head=value_head)
-    output, state = net(observe(4, 3, image), net.initial_state(3), torch.zeros(4, 3, dtype=torch.bool))
+    output, state = net(
+        observe(4, 3, image), net.initial_state(3), torch.zeros(4, 3, dtype=torch.bool)
+    )
     assert output.prediction.shape == (4, 3, 5)
-    assert (output.value.shape if output.value is not None else None) == ((4, 3) if value_head else None)
+    assert (output.value.shape if output.value is not None else None) == (
+        (4, 3) if value_head else None
+    )
     assert state.shape == (3, 6)
     assert not net.initial_state(3).any()
 
 
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 99), st.booleans(), st.booleans())
 @settings(deadline=None, max_examples=20)
-def test_a_sequence_is_its_steps_one_by_one_and_its_examples_one_by_one(T: int, B: int, seed: int, recurrent: bool, per_task: bool) -> None:
-    """The state is all that is carried from one step to the next, and nothing from one example to another."""
+def test_a_sequence_is_its_steps_one_by_one_and_its_examples_one_by_one(
+    T: int, B: int, seed: int, recurrent: bool, per_task: bool
+) -> None:
+    """The state is all that is carried from one step to the next, and nothing from one example to
+    another.
+    """
     net = agent(value_head=True, recurrent=recurrent, head_per_task=per_task)
     obs, start = observe(T, B, seed=seed), torch.rand(T, B) < 0.3
     first = torch.randn(B, 6)
@@ -75,7 +96,11 @@ def test_a_sequence_is_its_steps_one_by_one_and_its_examples_one_by_one(T: int, 
         assert close(step.value[0], output.value[t])
     assert close(state, last)
     for b in range(B):
-        alone, state = net({name: x[:, b : b + 1] for name, x in obs.items()}, first[b : b + 1], start[:, b : b + 1])
+        alone, state = net(
+            {name: x[:, b : b + 1] for name, x in obs.items()},
+            first[b : b + 1],
+            start[:, b : b + 1],
+        )
         assert close(alone.prediction[:, 0], output.prediction[:, b])
         assert close(alone.value[:, 0], output.value[:, b])
         assert close(state[0], last[b])
@@ -109,10 +134,16 @@ def test_without_a_memory_state_and_starts_mean_nothing() -> None:
     assert torch.equal(passed, state)
 
 
-@pytest.mark.parametrize("missing", [["cue"], ["image"], ["touch", "voice"], ["cue", "image", "touch"]])
+@pytest.mark.parametrize(
+    "missing", [["cue"], ["image"], ["touch", "voice"], ["cue", "image", "touch"]]
+)
 @pytest.mark.parametrize("recurrent", [True, False])
-def test_a_missing_modality_is_one_whose_presence_is_zero(missing: list[str], recurrent: bool) -> None:
-    """Presence follows the order of the names; the values of what is absent mean nothing, and get no gradient."""
+def test_a_missing_modality_is_one_whose_presence_is_zero(
+    missing: list[str], recurrent: bool
+) -> None:
+    """Presence follows the order of the names; the values of what is absent mean nothing, and get
+    no gradient.
+    """
     net = agent(space(presence=True), recurrent=recurrent)
     obs, state, start = observe(3, 2), torch.randn(2, 6), torch.zeros(3, 2, dtype=torch.bool)
     expected, _ = net({name: x for name, x in obs.items() if name not in missing}, state, start)
@@ -143,7 +174,11 @@ def test_presence_is_a_matter_of_each_step_and_example() -> None:
     without, _ = net({name: x for name, x in obs.items() if name != "touch"}, state, start)
     assert close(output.prediction[1, 0], without.prediction[1, 0])
     presence[..., NAMES.index("voice")] = 0
-    both, _ = net({name: x for name, x in obs.items() if name != "touch"} | {"presence": presence}, state, start)
+    both, _ = net(
+        {name: x for name, x in obs.items() if name != "touch"} | {"presence": presence},
+        state,
+        start,
+    )
     neither, _ = net({name: x for name, x in obs.items() if name in ("cue", "image")}, state, start)
     assert close(both.prediction, neither.prediction)
 
@@ -151,7 +186,11 @@ def test_presence_is_a_matter_of_each_step_and_example() -> None:
 @pytest.mark.parametrize("recurrent", [True, False])
 def test_nothing_present_at_all_is_no_nan(recurrent: bool) -> None:
     net = agent(space(presence=True), recurrent=recurrent)
-    output, _ = net(observe(2, 2) | {"presence": torch.zeros(2, 2, 4)}, torch.zeros(2, 6), torch.zeros(2, 2, dtype=torch.bool))
+    output, _ = net(
+        observe(2, 2) | {"presence": torch.zeros(2, 2, 4)},
+        torch.zeros(2, 6),
+        torch.zeros(2, 2, dtype=torch.bool),
+    )
     output.prediction.sum().backward()
     assert output.prediction.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
@@ -160,7 +199,10 @@ def test_nothing_present_at_all_is_no_nan(recurrent: bool) -> None:
 
 
 def test_the_cue_selects_the_head() -> None:
-    """Prediction k is rows k P ... (k + 1) P - 1 of the head, which alone get a gradient; the value has a row for each task."""
+    """Prediction k is rows k P ...
+
+    (k + 1) P - 1 of the head, which alone get a gradient; the value has a row for each task.
+    """
     net = agent(head_per_task=True, recurrent=False, prediction_size=4, value_head=True)
     assert net.head.linear.weight.shape == (12, 8)
     obs, state, start = observe(1, 6), torch.zeros(6, 6), torch.ones(1, 6, dtype=torch.bool)
@@ -171,54 +213,89 @@ def test_the_cue_selects_the_head() -> None:
         net.zero_grad()
         output, _ = net(obs, state, start)
         rows = slice(4 * k, 4 * k + 4)
-        assert close(output.prediction[0], features[-1] @ net.head.linear.weight[rows].T + net.head.linear.bias[rows])
+        assert close(
+            output.prediction[0],
+            features[-1] @ net.head.linear.weight[rows].T + net.head.linear.bias[rows],
+        )
         assert output.value is not None
         assert net.value is not None
-        assert close(output.value[0], features[-1] @ net.value.linear.weight[k] + net.value.linear.bias[k])
+        assert close(
+            output.value[0], features[-1] @ net.value.linear.weight[k] + net.value.linear.bias[k]
+        )
         (output.prediction.square().sum() + output.value.square().sum()).backward()
         assert net.value.linear.weight.grad is not None
         assert net.value.linear.weight.grad.any(1).nonzero().flatten().tolist() == [k]
         assert net.head.linear.weight.grad is not None
-        assert net.head.linear.weight.grad.any(1).nonzero().flatten().tolist() == list(range(4 * k, 4 * k + 4))
+        assert net.head.linear.weight.grad.any(1).nonzero().flatten().tolist() == list(
+            range(4 * k, 4 * k + 4)
+        )
 
 
 def test_a_head_for_each_task_needs_a_cue() -> None:
     silent = spaces.Dict({name: part for name, part in space().spaces.items() if name != "cue"})
-    with pytest.raises(ValueError, match="head_per_task needs the modality 'cue', the world shows: image, touch, voice"):
+    with pytest.raises(
+        ValueError,
+        match="head_per_task needs the modality 'cue', the world shows: image, touch, voice",
+    ):
         Agent(silent, 2, head_per_task=True)
     obs = {name: x for name, x in observe(1, 1).items() if name != "cue"}
     net = agent(head_per_task=True)
-    with pytest.raises(ValueError, match="the observation has no modality 'cue', which selects the head"):
+    with pytest.raises(
+        ValueError, match="the observation has no modality 'cue', which selects the head"
+    ):
         net(obs, net.initial_state(1), torch.ones(1, 1, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("names", [("type", "keys", "forward"), ("a.b", "a_b", "a__b"), ("", "of_", "weight")])
+@pytest.mark.parametrize(
+    "names", [("type", "keys", "forward"), ("a.b", "a_b", "a__b"), ("", "of_", "weight")]
+)
 def test_any_name_is_a_modality_of_its_own(names: tuple[str, ...]) -> None:
     """Also one that torch reserves for itself; each has an encoder for its own size."""
     sizes = dict(zip(names, (2, 3, 4), strict=True))
-    net = agent(spaces.Dict({name: spaces.Box(-1.0, 1.0, (size,)) for name, size in sizes.items()}), recurrent=False)
+    net = agent(
+        spaces.Dict({name: spaces.Box(-1.0, 1.0, (size,)) for name, size in sizes.items()}),
+        recurrent=False,
+    )
     obs = {name: torch.randn(1, 2, size) for name, size in sizes.items()}
     before, _ = net(obs, net.initial_state(2), torch.ones(1, 2, dtype=torch.bool))
     for name in names:
-        after, _ = net(obs | {name: obs[name] + 1}, net.initial_state(2), torch.ones(1, 2, dtype=torch.bool))
+        after, _ = net(
+            obs | {name: obs[name] + 1}, net.initial_state(2), torch.ones(1, 2, dtype=torch.bool)
+        )
         assert (after.prediction != before.prediction).all(), name
 
 
 def test_an_observation_without_any_modality_is_refused() -> None:
     net = agent(space(presence=True))
     for obs in ({}, {"smell": torch.zeros(1, 1, 3)}, {"presence": torch.ones(1, 1, 4)}):
-        with pytest.raises(ValueError, match="none of the agent's modalities: cue, image, touch, voice"):
+        with pytest.raises(
+            ValueError, match="none of the agent's modalities: cue, image, touch, voice"
+        ):
             net(obs, net.initial_state(1), torch.ones(1, 1, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
-        (spaces.Box(-1.0, 1.0, (3,)), r"observation space is Box\(.*allowed: a Dict with one Box per modality"),
-        (spaces.Dict({"smell": spaces.Discrete(3)}), r"modality 'smell' is Discrete\(3\), allowed: a Box"),
-        (spaces.Dict({"image": spaces.Box(0, 255, (7, 8, 1), np.uint8)}), r"image shape is \(7, 8, 1\), allowed: .* from 8 up"),
+        (
+            spaces.Box(-1.0, 1.0, (3,)),
+            r"observation space is Box\(.*allowed: a Dict with one Box per modality",
+        ),
+        (
+            spaces.Dict({"smell": spaces.Discrete(3)}),
+            r"modality 'smell' is Discrete\(3\), allowed: a Box",
+        ),
+        (
+            spaces.Dict({"image": spaces.Box(0, 255, (7, 8, 1), np.uint8)}),
+            r"image shape is \(7, 8, 1\), allowed: .* from 8 up",
+        ),
         (spaces.Dict({"presence": spaces.Box(0.0, 1.0, (1,))}), "presence|modality"),
-        (spaces.Dict({"voice": spaces.Box(0.0, 1.0, (2,)), "presence": spaces.Box(0.0, 1.0, (3,))}), r"presence.*3"),
+        (
+            spaces.Dict(
+                {"voice": spaces.Box(0.0, 1.0, (2,)), "presence": spaces.Box(0.0, 1.0, (3,))}
+            ),
+            r"presence.*3",
+        ),
     ],
 )
 def test_a_space_that_is_no_observation_is_refused(wrong: Any, line: str) -> None:
@@ -234,7 +311,10 @@ def test_attention_heads_that_do_not_divide_the_token_are_refused() -> None:
 def test_prediction_scale_is_a_factor_on_the_first_predictions() -> None:
     """The value's head is left alone."""
     obs, start = observe(2, 2), torch.ones(2, 2, dtype=torch.bool)
-    plain, scaled = (agent(prediction_scale=scale, value_head=True)(obs, torch.zeros(2, 6), start)[0] for scale in (1.0, 0.01))
+    plain, scaled = (
+        agent(prediction_scale=scale, value_head=True)(obs, torch.zeros(2, 6), start)[0]
+        for scale in (1.0, 0.01)
+    )
     torch.testing.assert_close(scaled.prediction, 0.01 * plain.prediction, rtol=1e-4, atol=1e-7)
     assert torch.equal(scaled.value, plain.value)
     assert plain.prediction.std() > 0.01
@@ -247,8 +327,12 @@ def test_one_torch_seed_is_one_agent() -> None:
     assert list(turned) == list(parts)[::-1]  # only an OrderedDict is not sorted by Gymnasium
     first, second, other = agent(), agent(turned), agent(seed=1)
     assert first.state_dict().keys() == second.state_dict().keys()
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
+    assert not all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_every_weight_is_used() -> None:

@@ -1,4 +1,6 @@
-"""`CrossAttention` is the softmax attention of its docstring, and an absent token is as if it did not exist."""
+"""`CrossAttention` is the softmax attention of its docstring, and an absent token is as if it did
+not exist.
+"""
 
 import pytest
 import torch
@@ -11,7 +13,11 @@ from everloop.agents import CrossAttention
 D = 8
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 5))
 present_rows = shapes.flatmap(
-    lambda shape: st.lists(st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0])
+    lambda shape: st.lists(
+        st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]),
+        min_size=shape[0],
+        max_size=shape[0],
+    )
 )
 
 
@@ -27,16 +33,25 @@ def attention(heads: int = 2) -> CrossAttention:
 
 
 def by_hand(layer: CrossAttention, tokens: Tensor) -> Tensor:
-    """Features (D,) of one row of tokens (N, D), all present: the formula, head by head and token by token."""
+    """Features (D,) of one row of tokens (N, D), all present: the formula, head by head and token
+    by token.
+    """
     W, b = layer.query_key_value.weight, layer.query_key_value.bias
     d = D // layer.heads
     normed = layer.norm(tokens)
     heads = []
     for h in range(layer.heads):
         q, k, v = (
-            normed @ W[part * D + h * d : part * D + (h + 1) * d].T + b[part * D + h * d : part * D + (h + 1) * d] for part in range(3)
+            normed @ W[part * D + h * d : part * D + (h + 1) * d].T
+            + b[part * D + h * d : part * D + (h + 1) * d]
+            for part in range(3)
         )
-        scores = torch.stack([torch.stack([(q[i] * k[j]).sum() / d**0.5 for j in range(len(k))]) for i in range(len(q))])
+        scores = torch.stack(
+            [
+                torch.stack([(q[i] * k[j]).sum() / d**0.5 for j in range(len(k))])
+                for i in range(len(q))
+            ]
+        )
         weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
         heads.append(weights @ v)
     answer = torch.cat(heads, dim=-1) @ layer.out.weight.T + layer.out.bias
@@ -56,7 +71,9 @@ def test_it_is_the_formula(shape: tuple[int, int], heads: int, seed: int) -> Non
 @given(present_rows, st.integers(0, 99))
 @settings(deadline=None, max_examples=40)
 def test_absent_tokens_are_as_if_they_did_not_exist(rows: list[list[bool]], seed: int) -> None:
-    """The features are those of the present tokens alone, zeros if there is none; no value or gradient leaks."""
+    """The features are those of the present tokens alone, zeros if there is none; no value or
+    gradient leaks.
+    """
     layer = attention()
     torch.manual_seed(seed)
     present = torch.tensor(rows)
@@ -67,7 +84,9 @@ def test_absent_tokens_are_as_if_they_did_not_exist(rows: list[list[bool]], seed
         torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-5)
     changed = torch.where(present[..., None], tokens, 100 * torch.randn_like(tokens))
     assert torch.equal(layer(changed, present), features)
-    found = torch.autograd.grad((features * torch.randn_like(features)).sum(), [tokens, *layer.parameters()])
+    found = torch.autograd.grad(
+        (features * torch.randn_like(features)).sum(), [tokens, *layer.parameters()]
+    )
     assert all(gradient.isfinite().all() for gradient in found)
     assert not found[0][~present].any()
     assert found[0][present].any() == present.any()
@@ -95,13 +114,20 @@ def test_the_order_of_the_tokens_does_not_matter(rows: list[list[bool]], random:
     tokens = torch.randn(*present.shape, D)
     order = list(range(present.shape[1]))
     random.shuffle(order)  # type: ignore[attr-defined]
-    torch.testing.assert_close(layer(tokens[:, order], present[:, order]), layer(tokens, present), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        layer(tokens[:, order], present[:, order]), layer(tokens, present), rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(layer(tokens[:, order]), layer(tokens), rtol=1e-4, atol=1e-5)
 
 
 def test_all_present_is_no_mask() -> None:
     tokens = torch.randn(4, 3, D)
-    torch.testing.assert_close(attention()(tokens, torch.ones(4, 3, dtype=torch.bool)), attention()(tokens), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        attention()(tokens, torch.ones(4, 3, dtype=torch.bool)),
+        attention()(tokens),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("heads", [3, 5, 16])

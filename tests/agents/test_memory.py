@@ -12,7 +12,11 @@ from everloop.agents import ResettableGRU
 
 D, H = 3, 5
 patterns = st.tuples(st.integers(1, 12), st.integers(1, 5)).flatmap(
-    lambda shape: st.lists(st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0])
+    lambda shape: st.lists(
+        st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]),
+        min_size=shape[0],
+        max_size=shape[0],
+    )
 )
 
 
@@ -24,7 +28,11 @@ def memory() -> ResettableGRU:
 def case(start: list[list[bool]], seed: int) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(seed)
     T, B = len(start), len(start[0])
-    return torch.randn(T, B, D, requires_grad=True), torch.randn(B, H, requires_grad=True), torch.tensor(start)
+    return (
+        torch.randn(T, B, D, requires_grad=True),
+        torch.randn(B, H, requires_grad=True),
+        torch.tensor(start),
+    )
 
 
 def loop(gru: ResettableGRU, x: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +45,9 @@ def loop(gru: ResettableGRU, x: Tensor, state: Tensor, start: Tensor) -> tuple[T
     return torch.cat(outputs), state
 
 
-def gradients(gru: ResettableGRU, output: Tensor, last: Tensor, x: Tensor, state: Tensor) -> list[Any]:
+def gradients(
+    gru: ResettableGRU, output: Tensor, last: Tensor, x: Tensor, state: Tensor
+) -> list[Any]:
     """Of a function in which every output has a weight of its own."""
     torch.manual_seed(1)
     loss = (output * torch.randn(output.shape)).sum() + (last * torch.randn(last.shape)).sum()
@@ -46,7 +56,9 @@ def gradients(gru: ResettableGRU, output: Tensor, last: Tensor, x: Tensor, state
 
 @given(patterns, st.integers(0, 99))
 @settings(deadline=None, max_examples=50)
-def test_outputs_final_state_and_gradients_equal_the_loop_over_time(start: list[list[bool]], seed: int) -> None:
+def test_outputs_final_state_and_gradients_equal_the_loop_over_time(
+    start: list[list[bool]], seed: int
+) -> None:
     gru = memory()
     x, state, starts = case(start, seed)
     output, last = gru(x, state, starts)
@@ -54,7 +66,11 @@ def test_outputs_final_state_and_gradients_equal_the_loop_over_time(start: list[
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(last, expected_last, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(last, output[-1], rtol=0, atol=0)
-    for found, wanted in zip(gradients(gru, output, last, x, state), gradients(gru, expected, expected_last, x, state), strict=True):
+    for found, wanted in zip(
+        gradients(gru, output, last, x, state),
+        gradients(gru, expected, expected_last, x, state),
+        strict=True,
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -78,7 +94,9 @@ def test_a_start_in_the_first_row_forgets_the_given_state(T: int, later: bool) -
     x, state, starts = case(start, 0)
     output, last = gru(x, state, starts)
     kept = torch.tensor([False, True, False])
-    other_output, other_last = gru(x, torch.where(kept[:, None], state, 100 * torch.randn(3, H)), starts)
+    other_output, other_last = gru(
+        x, torch.where(kept[:, None], state, 100 * torch.randn(3, H)), starts
+    )
     assert torch.equal(output, other_output)
     assert torch.equal(last, other_last)
     (gradient,) = torch.autograd.grad(output.sum(), state)
@@ -97,8 +115,12 @@ def test_a_start_forgets_whatever_was_there() -> None:
 
 @given(patterns, st.integers(0, 99))
 @settings(deadline=None, max_examples=40)
-def test_nothing_crosses_a_start_and_nothing_looks_ahead(start: list[list[bool]], seed: int) -> None:
-    """The output at a step depends on the inputs since the sequence's last start until then, and on no others."""
+def test_nothing_crosses_a_start_and_nothing_looks_ahead(
+    start: list[list[bool]], seed: int
+) -> None:
+    """The output at a step depends on the inputs since the sequence's last start until then, and on
+    no others.
+    """
     gru = memory()
     x, state, starts = case(start, seed)
     T, B = starts.shape

@@ -11,7 +11,9 @@ from everloop.agents import ContinuumMemory, NestedConvNet
 
 
 def images(rows: int, *shape: int) -> Tensor:
-    return torch.randint(0, 256, (rows, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (rows, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.parametrize(("width", "millions"), [(32, 5), (64, 20), (128, 80)])
@@ -55,7 +57,9 @@ def test_levels_hold_every_memorys_blocks_by_period_and_nothing_else() -> None:
         assert set(levels[period]) == expected
         assert len(levels[period]) == len(expected)
     outside = set(net.parameters()) - {p for level in levels.values() for p in level}
-    convolutions = {p for layer in net.stages if isinstance(layer, nn.Conv2d) for p in layer.parameters()}
+    convolutions = {
+        p for layer in net.stages if isinstance(layer, nn.Conv2d) for p in layer.parameters()
+    }
     assert convolutions < outside
 
 
@@ -80,7 +84,9 @@ def test_recomputing_activations_keeps_fewer_and_changes_no_gradient() -> None:
         for memory in net.modules():
             if isinstance(memory, ContinuumMemory):
                 memory.checkpointing = recompute
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):  # type: ignore[misc,func-returns-value]
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
+        ):  # type: ignore[misc,func-returns-value]
             features = net(images(4, 16, 16, 3))
         features.square().sum().backward()
         gradients.append([p.grad for p in net.parameters()])
@@ -92,7 +98,10 @@ def test_recomputing_activations_keeps_fewer_and_changes_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: ContinuumMemory(4, periods=()), r"^periods are \[\], allowed: one or more, each 1 or more"),
+        (
+            lambda: ContinuumMemory(4, periods=()),
+            r"^periods are \[\], allowed: one or more, each 1 or more",
+        ),
         (lambda: ContinuumMemory(4, periods=(1, 0)), r"^periods are \[1, 0\], allowed"),
         (lambda: NestedConvNet((8, 8, 1), 0), r"^width is 0, allowed: 1 or more"),
     ],

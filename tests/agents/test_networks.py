@@ -1,4 +1,6 @@
-"""The networks of published tables: sizes, shapes, and that nothing of a data set is in their normalisation."""
+"""The networks of published tables: sizes, shapes, and that nothing of a data set is in their
+normalisation.
+"""
 
 from typing import Any
 
@@ -6,11 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from everloop.agents import MLP, Agent, Classifier, ConvNet5, GrowingMLP, NestedConvNet, ProgressiveMLP, ResNet18
+from everloop.agents import (
+    MLP,
+    Agent,
+    Classifier,
+    ConvNet5,
+    GrowingMLP,
+    NestedConvNet,
+    ProgressiveMLP,
+    ResNet18,
+)
 
 
 def images(rows: int, *shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (rows, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, 256, (rows, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def count(module: nn.Module) -> int:
@@ -23,7 +36,11 @@ def count(module: nn.Module) -> int:
         (MLP((28, 28, 1), (400, 400)), 10, 784 * 400 + 400 + 400 * 400 + 400 + 4010),  # 478,410
         (MLP((28, 28, 1), (1000, 1000)), 10, 784_000 + 1000 + 1_001_000 + 10_010),
         (MLP((28, 28, 1), ()), 10, 7850),
-        (ResNet18((32, 32, 3), 20), 100, 1_109_240),  # reduced ResNet-18 of online continual learning
+        (
+            ResNet18((32, 32, 3), 20),
+            100,
+            1_109_240,
+        ),  # reduced ResNet-18 of online continual learning
         (ResNet18((32, 32, 3), 64), 100, 11_220_132),
         (ResNet18((32, 32, 3), 64), 10, 11_173_962),
         # convolutions without bias and batch norm, then 1024 -> 2000 -> 2000
@@ -34,13 +51,17 @@ def count(module: nn.Module) -> int:
         ),
     ],
 )
-def test_the_numbers_of_weights_are_the_published_ones(backbone: Any, classes: int, published: int) -> None:
+def test_the_numbers_of_weights_are_the_published_ones(
+    backbone: Any, classes: int, published: int
+) -> None:
     assert count(Classifier(backbone, classes)) == published
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (9, 14, 3)])
 @pytest.mark.parametrize("network", [MLP, ResNet18, ConvNet5])
-def test_any_image_size_gives_features_of_the_stated_size(network: Any, shape: tuple[int, ...]) -> None:
+def test_any_image_size_gives_features_of_the_stated_size(
+    network: Any, shape: tuple[int, ...]
+) -> None:
     net = network(shape)
     assert net(images(3, *shape)).shape == (3, net.size)
 
@@ -53,7 +74,9 @@ def test_images_that_are_floats_already_stay_as_they_are(network: Any) -> None:
     assert torch.equal(floats, shown.float())
 
 
-@pytest.mark.parametrize("network", [MLP, ResNet18, ConvNet5, ProgressiveMLP, GrowingMLP, NestedConvNet])
+@pytest.mark.parametrize(
+    "network", [MLP, ResNet18, ConvNet5, ProgressiveMLP, GrowingMLP, NestedConvNet]
+)
 def test_features_are_as_precise_as_the_weights(network: Any) -> None:
     shown, net = images(3, 16, 16, 3), network((16, 16, 3)).eval()
     single, double = net(shown), net.double()(shown)
@@ -80,14 +103,18 @@ def test_group_norms_groups_divide_the_channels() -> None:
     assert set(groups) <= {2, 5, 10, 20}
 
 
-@pytest.mark.parametrize("network", [lambda: ResNet18((16, 16, 3), 8), lambda: ConvNet5((16, 16, 3), (50,))])
+@pytest.mark.parametrize(
+    "network", [lambda: ResNet18((16, 16, 3), 8), lambda: ConvNet5((16, 16, 3), (50,))]
+)
 def test_recomputing_activations_keeps_fewer_and_changes_no_gradient(network: Any) -> None:
     x, gradients, kept = images(4, 16, 16, 3), [], []
     for recompute in (False, True):
         torch.manual_seed(0)
         net, saved = network(), []
         net.checkpointing = recompute
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):  # type: ignore[misc,func-returns-value]
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
+        ):  # type: ignore[misc,func-returns-value]
             features = net(x)
         features.square().sum().backward()
         gradients.append([p.grad for p in net.parameters()])
@@ -106,8 +133,13 @@ def test_frozen_convolutions_stay_as_they_were_trained() -> None:
     for seed in range(3):
         net(images(8, 16, 16, 3, seed=seed)).sum().backward()
         optimizer.step()
-    assert all(torch.equal(value, before[name]) for name, value in net.convolutions.state_dict().items())
-    assert all(torch.equal(value, before[name]) for name, value in trained.convolutions.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in net.convolutions.state_dict().items()
+    )
+    assert all(
+        torch.equal(value, before[name])
+        for name, value in trained.convolutions.state_dict().items()
+    )
     assert net.layers.training
 
 
@@ -115,7 +147,9 @@ def test_frozen_convolutions_stay_as_they_were_trained() -> None:
 def test_a_classifier_is_its_backbone_and_a_linear_head(T: int) -> None:
     net = Classifier(MLP((8, 8, 1), (7,)), 5)
     x = images(T * 4, 8, 8, 1)
-    output, state = net({"image": x.view(T, 4, 8, 8, 1)}, net.initial_state(4), torch.ones(T, 4, dtype=torch.bool))
+    output, state = net(
+        {"image": x.view(T, 4, 8, 8, 1)}, net.initial_state(4), torch.ones(T, 4, dtype=torch.bool)
+    )
     expected = net.heads.linear(net.backbone(x)).view(T, 4, 5)
     assert torch.equal(output.prediction, expected)
     assert output.value is None
@@ -159,12 +193,16 @@ def test_features_of_tokens_give_an_answer_for_every_token(tasks: int) -> None:
 def test_an_agent_takes_any_backbone_for_a_modality() -> None:
     from gymnasium import spaces
 
-    space = spaces.Dict({"image": spaces.Box(0, 255, (16, 16, 3), "uint8"), "x": spaces.Box(-1.0, 1.0, (2,))})
+    space = spaces.Dict(
+        {"image": spaces.Box(0, 255, (16, 16, 3), "uint8"), "x": spaces.Box(-1.0, 1.0, (2,))}
+    )
     backbone = ResNet18((16, 16, 3), 8)
     agent = Agent(space, 4, recurrent=False, encoders={"image": backbone})
     assert any(module is backbone for module in agent.modules())
     obs = {"image": images(3, 16, 16, 3)[None], "x": torch.zeros(1, 3, 2)}
-    assert agent(obs, agent.initial_state(3), torch.ones(1, 3, dtype=torch.bool))[0].prediction.shape == (1, 3, 4)
+    assert agent(obs, agent.initial_state(3), torch.ones(1, 3, dtype=torch.bool))[
+        0
+    ].prediction.shape == (1, 3, 4)
     with pytest.raises(ValueError, match="encoders are given for 'sound', allowed: image, x"):
         Agent(space, 4, encoders={"sound": backbone})
 

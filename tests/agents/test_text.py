@@ -1,4 +1,6 @@
-"""Networks that read token ids: padding changes nothing, and a transformer gives what it gives by itself."""
+"""Networks that read token ids: padding changes nothing, and a transformer gives what it gives by
+itself.
+"""
 
 import sys
 from pathlib import Path
@@ -16,7 +18,13 @@ from everloop.agents import Agent, Classifier, EmbeddingEncoder, TransformerEnco
 def bert(**changes: Any) -> Any:
     from transformers import BertConfig
 
-    sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+    sizes = {
+        "vocab_size": 30,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 12,
+    }
     return BertConfig(**{**sizes, "max_position_embeddings": 16, **changes})
 
 
@@ -27,7 +35,9 @@ def gpt() -> Any:
 
 
 def ids(rows: int, length: int, seed: int = 0) -> Tensor:
-    return torch.randint(1, 30, (rows, length), generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
+    return torch.randint(
+        1, 30, (rows, length), generator=torch.Generator().manual_seed(seed), dtype=torch.int32
+    )
 
 
 def padded(tokens: Tensor, by: int) -> Tensor:
@@ -58,7 +68,9 @@ def test_padding_changes_nothing(kind: str, per_token: bool) -> None:
 def test_every_token_counts_and_every_text_is_read_alone(kind: str) -> None:
     net, tokens = encoder(kind), ids(3, 5)
     features = net(tokens)
-    torch.testing.assert_close(torch.cat([net(row[None]) for row in tokens]), features, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.cat([net(row[None]) for row in tokens]), features, rtol=1e-4, atol=1e-5
+    )
     for place in range(5):
         other = tokens.clone()
         other[:, place] = other[:, place] % 29 + 1
@@ -84,7 +96,9 @@ def test_of_each_token_the_embedding_reads_two_neighbours_on_either_side() -> No
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
 def test_a_transformer_is_called_with_its_own_ids(kind: str) -> None:
     net, tokens = encoder(kind), ids(2, 6)
-    own = net.transformer(input_ids=tokens.long() - 1, attention_mask=torch.ones(2, 6, dtype=torch.long)).last_hidden_state
+    own = net.transformer(
+        input_ids=tokens.long() - 1, attention_mask=torch.ones(2, 6, dtype=torch.long)
+    ).last_hidden_state
     torch.testing.assert_close(net(tokens), own.mean(1))
     torch.testing.assert_close(encoder(kind, True)(tokens), own)
 
@@ -96,7 +110,11 @@ def test_a_checkpoint_gives_the_weights_that_were_saved(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(ids(2, 6)), net(ids(2, 6)), rtol=0, atol=0)
     assert loaded.size == 8
     with pytest.raises(
-        ValueError, match=rf"^transformer {tmp_path}/none can't be loaded, allowed: a folder or an id of the Hub that has one$"
+        ValueError,
+        match=(
+            rf"^transformer {tmp_path}/none can't be loaded, allowed: a folder or an id of the "
+            r"Hub that has one$"
+        ),
     ):
         TransformerEncoder(tmp_path / "none")
 
@@ -120,7 +138,9 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 
 
 def test_the_agent_reads_token_ids_as_a_modality_of_their_own() -> None:
-    space = spaces.Dict({"tokens": spaces.Box(0, 30, (6,), np.int32), "counts": spaces.Box(0, 9, (2,), np.float32)})
+    space = spaces.Dict(
+        {"tokens": spaces.Box(0, 30, (6,), np.int32), "counts": spaces.Box(0, 9, (2,), np.float32)}
+    )
     torch.manual_seed(0)
     agent = Agent(space, 3, token_size=8, hidden_size=8)
     obs = {"tokens": ids(4, 6)[None], "counts": torch.rand(1, 4, 2)}
@@ -129,16 +149,27 @@ def test_the_agent_reads_token_ids_as_a_modality_of_their_own() -> None:
     embeddings = [m for m in agent.modules() if isinstance(m, EmbeddingEncoder)]
     assert [m.embedding.num_embeddings for m in embeddings] == [31]
     mine = Agent(space, 3, token_size=8, hidden_size=8, encoders={"tokens": encoder("bert")})
-    assert mine(obs, mine.initial_state(4), torch.ones(1, 4, dtype=torch.bool))[0].prediction.shape == (1, 4, 3)
+    assert mine(obs, mine.initial_state(4), torch.ones(1, 4, dtype=torch.bool))[
+        0
+    ].prediction.shape == (1, 4, 3)
 
 
 def test_a_classifier_answers_for_every_token_by_its_tasks_head() -> None:
     net = Classifier(encoder("embedding", per_token=True), 5, "tokens", tasks=2)
     cue = torch.eye(2)[torch.tensor([0, 1, 1])][None]
-    out, _ = net({"tokens": ids(3, 6)[None], "cue": cue}, net.initial_state(3), torch.ones(1, 3, dtype=torch.bool))
+    out, _ = net(
+        {"tokens": ids(3, 6)[None], "cue": cue},
+        net.initial_state(3),
+        torch.ones(1, 3, dtype=torch.bool),
+    )
     features = net.backbone(ids(3, 6))
-    weight, bias = net.heads.linear.weight.unflatten(0, (2, 5)), net.heads.linear.bias.unflatten(0, (2, 5))
-    expected = torch.stack([f @ weight[k].T + bias[k] for f, k in zip(features, (0, 1, 1), strict=True)])
+    weight, bias = (
+        net.heads.linear.weight.unflatten(0, (2, 5)),
+        net.heads.linear.bias.unflatten(0, (2, 5)),
+    )
+    expected = torch.stack(
+        [f @ weight[k].T + bias[k] for f, k in zip(features, (0, 1, 1), strict=True)]
+    )
     torch.testing.assert_close(out.prediction, expected.flatten(1)[None])
 
 
@@ -148,5 +179,8 @@ def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"^size is 0, allowed: 1 or more$"):
         EmbeddingEncoder(9, 0)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r'^a transformer needs the package transformers: pip install "everloop\[text\]"$'):
+    with pytest.raises(
+        ImportError,
+        match=r'^a transformer needs the package transformers: pip install "everloop\[text\]"$',
+    ):
         TransformerEncoder("bert-base-uncased")

@@ -1,4 +1,6 @@
-"""`check_task_env` accepts a small honest world and rejects, in one sentence, those which break the contract."""
+"""`check_task_env` accepts a small honest world and rejects, in one sentence, those which break the
+contract.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -250,8 +252,12 @@ def test_a_task_is_found_by_id_or_name(key: Any) -> None:
     assert find_task(Walk.tasks, key) is Walk.tasks[1]
 
 
-@pytest.mark.parametrize("key", [3, -1, "1", "", None, True, np.True_, 0.5, [0, 1], (1,), np.array([0, 1])])
+@pytest.mark.parametrize(
+    "key", [3, -1, "1", "", None, True, np.True_, 0.5, [0, 1], (1,), np.array([0, 1])]
+)
 def test_an_unknown_task_is_refused_by_its_name(key: Any) -> None:
     """A bool is no id, and one reset plays one task: a row of ids is refused as such."""
-    with pytest.raises(ValueError, match=r"unknown task .*: choose an id from 0 to 2 or one of to--3, to-3, to-0"):
+    with pytest.raises(
+        ValueError, match=r"unknown task .*: choose an id from 0 to 2 or one of to--3, to-3, to-0"
+    ):
         find_task(Walk.tasks, key)

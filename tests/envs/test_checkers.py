@@ -1,4 +1,6 @@
-"""Both worlds pass the checkers of Gymnasium, of Stable-Baselines3 and of everloop, without a warning."""
+"""Both worlds pass the checkers of Gymnasium, of Stable-Baselines3 and of everloop, without a
+warning.
+"""
 
 import itertools
 import subprocess
@@ -14,8 +16,15 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from everloop.envs import Feedback, check_task_env
 
-IDS = ("everloop/Plant-v0", "everloop/ImageStream-v0", "everloop:everloop/Plant-v0", "everloop:everloop/ImageStream-v0")
-every_world = pytest.mark.parametrize(("env_id", "task_cue"), list(itertools.product(IDS, (True, False))))
+IDS = (
+    "everloop/Plant-v0",
+    "everloop/ImageStream-v0",
+    "everloop:everloop/Plant-v0",
+    "everloop:everloop/ImageStream-v0",
+)
+every_world = pytest.mark.parametrize(
+    ("env_id", "task_cue"), list(itertools.product(IDS, (True, False)))
+)
 
 
 @pytest.mark.parametrize("env_id", IDS[2:])
@@ -46,7 +55,9 @@ def test_feedback_passes_gymnasiums_checker(env_id: str) -> None:
 
 @every_world
 @pytest.mark.parametrize("feedback", [False, True])
-def test_worlds_pass_stable_baselines3s_checker(env_id: str, task_cue: bool, feedback: bool) -> None:
+def test_worlds_pass_stable_baselines3s_checker(
+    env_id: str, task_cue: bool, feedback: bool
+) -> None:
     env: gym.Env[Any, Any] = gym.make(env_id, task_cue=task_cue)
     with warnings.catch_warnings():  # everloop's encoders take images from 8x8 up
         warnings.filterwarnings("ignore", message="The minimal resolution for an image is 36x36")

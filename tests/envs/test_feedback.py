@@ -1,4 +1,6 @@
-"""The modality "feedback" is the last action and the last reward, inside its space, and zero where an episode begins."""
+"""The modality "feedback" is the last action and the last reward, inside its space, and zero where
+an episode begins.
+"""
 
 from typing import Any
 
@@ -11,14 +13,25 @@ from gymnasium.wrappers import TimeLimit
 from user_world import LENGTH, Walk
 
 from everloop.contract import Observation
-from everloop.envs import Feedback, ImageStreamEnv, PlantEnv, PlantVectorEnv, SyncTaskVectorEnv, VectorFeedback
+from everloop.envs import (
+    Feedback,
+    ImageStreamEnv,
+    PlantEnv,
+    PlantVectorEnv,
+    SyncTaskVectorEnv,
+    VectorFeedback,
+)
 from everloop.envs.feedback import feedback_space
 
 
 class Valve(Walk):
-    """Walk with a matrix of continuous actions whose limits do not hold zero in the middle, and a coarse range of rewards."""
+    """Walk with a matrix of continuous actions whose limits do not hold zero in the middle, and a
+    coarse range of rewards.
+    """
 
-    action_space = spaces.Box(np.array([[-1.0, 0.5]], np.float32), np.array([[3.0, 2.0]], np.float32))
+    action_space = spaces.Box(
+        np.array([[-1.0, 0.5]], np.float32), np.array([[3.0, 2.0]], np.float32)
+    )
     reward_range = (-2.0, -1.0)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -35,7 +48,9 @@ def test_a_discrete_action_is_one_hot() -> None:
     assert obs["feedback"].tolist() == [0, 0, 0, 0]
     for action in (-1, 0, 1):  # the space starts at -1
         obs, reward, *_ = env.step(np.int64(action))
-        np.testing.assert_array_equal(obs["feedback"], np.append(np.eye(3)[action + 1], reward).astype(np.float32))
+        np.testing.assert_array_equal(
+            obs["feedback"], np.append(np.eye(3)[action + 1], reward).astype(np.float32)
+        )
         assert obs["feedback"].dtype == np.float32
 
 
@@ -46,7 +61,11 @@ def test_a_continuous_action_is_flattened_and_limited_to_its_space() -> None:
     assert box == spaces.Box(np.array([-1, 0, -2], np.float32), np.array([3, 2, 0], np.float32))
     obs, _ = env.reset(seed=0)
     assert obs in env.observation_space
-    for action, felt in (([[0.25, 1.0]], [0.25, 1.0, -1.5]), ([[9.0, 9.0]], [3.0, 2.0, -1.5]), ([[-9.0, 1.0]], [-1.0, 1.0, -1.5])):
+    for action, felt in (
+        ([[0.25, 1.0]], [0.25, 1.0, -1.5]),
+        ([[9.0, 9.0]], [3.0, 2.0, -1.5]),
+        ([[-9.0, 1.0]], [-1.0, 1.0, -1.5]),
+    ):
         obs, *_ = env.step(np.array(action, np.float32))
         assert obs["feedback"].tolist() == felt
         assert obs in env.observation_space
@@ -82,7 +101,9 @@ def test_unknown_bounds_of_the_reward_are_infinite() -> None:
 
 @pytest.mark.parametrize("world", [Walk, Valve, PlantEnv, ImageStreamEnv])
 def test_everything_else_passes_through(world: Any) -> None:
-    """Tasks, reference, the other modalities, rewards and infos are the world's own; other wrappers may stand between."""
+    """Tasks, reference, the other modalities, rewards and infos are the world's own; other wrappers
+    may stand between.
+    """
     plain, wrapped = world(), Feedback(TimeLimit(world(), 100))
     assert wrapped.tasks == plain.tasks
     assert wrapped.reward_range == plain.reward_range
@@ -101,7 +122,9 @@ def test_everything_else_passes_through(world: Any) -> None:
 
 @pytest.mark.parametrize("world", [Walk, Valve])
 def test_a_vector_feels_what_its_copies_feel(world: Any) -> None:
-    """To the bit, through the ends of episodes: the last feedback is in `final_obs`, the next episode starts with zeros."""
+    """To the bit, through the ends of episodes: the last feedback is in `final_obs`, the next
+    episode starts with zeros.
+    """
     vector = VectorFeedback(SyncTaskVectorEnv([world] * 3))
     singles = [Feedback(world()) for _ in range(3)]
     assert vector.single_observation_space == singles[0].observation_space
@@ -143,7 +166,9 @@ class Many(Walk):
     action_space = spaces.MultiDiscrete([2, 2])
 
 
-@pytest.mark.parametrize("wrap", [Feedback, lambda env: VectorFeedback(SyncTaskVectorEnv([lambda: env]))])
+@pytest.mark.parametrize(
+    "wrap", [Feedback, lambda env: VectorFeedback(SyncTaskVectorEnv([lambda: env]))]
+)
 @pytest.mark.parametrize(
     ("world", "line"),
     [
@@ -160,9 +185,14 @@ def test_a_world_that_cannot_have_feedback_is_refused(wrap: Any, world: Any, lin
 def test_next_step_autoreset_is_refused() -> None:
     """There, an episode's first observation follows an action that was ignored."""
     env: Any = SyncVectorEnv([Walk, Walk], autoreset_mode=AutoresetMode.NEXT_STEP)
-    with pytest.raises(ValueError, match=r"autoreset mode is .*NEXT_STEP.*, allowed for feedback: SameStep, Disabled"):
+    with pytest.raises(
+        ValueError,
+        match=r"autoreset mode is .*NEXT_STEP.*, allowed for feedback: SameStep, Disabled",
+    ):
         VectorFeedback(env)
-    with pytest.raises(ValueError, match="autoreset_mode NextStep is not supported, allowed: SameStep, Disabled"):
+    with pytest.raises(
+        ValueError, match="autoreset_mode NextStep is not supported, allowed: SameStep, Disabled"
+    ):
         PlantVectorEnv(autoreset_mode=AutoresetMode.NEXT_STEP)
 
 

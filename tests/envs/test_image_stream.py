@@ -1,4 +1,6 @@
-"""The image stream: every example of a pass is judged once, and the label is the truth of the image that was shown."""
+"""The image stream: every example of a pass is judged once, and the label is the truth of the image
+that was shown.
+"""
 
 from typing import Any
 
@@ -9,14 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_helpers import CLASSES, TEST_ROWS, data, row_of
 
-from everloop.envs import Examples, ImageStreamEnv, ImageStreamVectorEnv, SplitClasses, check_task_env
+from everloop.envs import (
+    Examples,
+    ImageStreamEnv,
+    ImageStreamVectorEnv,
+    SplitClasses,
+    check_task_env,
+)
 from everloop.envs.data import digits, from_arrays
 
 
 def judged(env: ImageStreamVectorEnv, steps: int) -> Any:
     """(steps * num_envs, 2): row and epoch of every judged example, in order."""
     infos = [env.step(np.zeros(env.num_envs, int))[4] for _ in range(steps)]
-    return np.array([(i, e) for info in infos for i, e in zip(info["index"], info["epoch"], strict=True)])
+    return np.array(
+        [(i, e) for info in infos for i, e in zip(info["index"], info["epoch"], strict=True)]
+    )
 
 
 def rows_of_task(source: Examples, task: int, size: int = 2) -> Any:
@@ -24,7 +34,9 @@ def rows_of_task(source: Examples, task: int, size: int = 2) -> Any:
 
 
 def assert_passes(pairs: Any, rows: Any) -> None:
-    """Every pass holds each of the rows once, but for the last one, which is not over and holds none twice."""
+    """Every pass holds each of the rows once, but for the last one, which is not over and holds
+    none twice.
+    """
     passes = pairs[:, 1].max() + 1
     for epoch in range(passes):
         seen = sorted(pairs[pairs[:, 1] == epoch, 0].tolist())
@@ -47,7 +59,9 @@ sources = st.sampled_from(["train", "test"])
 def test_over_one_pass_every_example_is_judged_once(
     copies: int, length: int, examples: int, task: int, split: Any, resets: dict[int, list[bool]]
 ) -> None:
-    """Whatever the number of copies and the length of episodes, and wherever resets cut into them."""
+    """Whatever the number of copies and the length of episodes, and wherever resets cut
+    into them.
+    """
     source = data(examples, examples)
     env = ImageStreamVectorEnv(copies, source, split=split, episode_length=length)
     rows = rows_of_task(source[split == "test"], task)
@@ -64,16 +78,26 @@ def test_over_one_pass_every_example_is_judged_once(
     assert_passes(np.array(pairs), rows)
 
 
-@given(switches=st.lists(st.tuples(st.integers(0, 2), st.lists(st.booleans(), min_size=3, max_size=3)), min_size=1, max_size=12))
+@given(
+    switches=st.lists(
+        st.tuples(st.integers(0, 2), st.lists(st.booleans(), min_size=3, max_size=3)),
+        min_size=1,
+        max_size=12,
+    )
+)
 @settings(deadline=None, max_examples=40)
 def test_a_task_switch_skips_no_example_either(switches: list[tuple[int, list[bool]]]) -> None:
-    """An image that nobody has judged when its copy leaves for another task is judged later, in the same pass."""
+    """An image that nobody has judged when its copy leaves for another task is judged later, in the
+    same pass.
+    """
     source = data(12)
     env = ImageStreamVectorEnv(3, source)
     env.reset(seed=0)
     pairs: list[list[int]] = []
     for task, mask in switches:
-        env.reset(options={"task": task, "reset_mask": np.array(mask)} if any(mask) else {"task": task})
+        env.reset(
+            options={"task": task, "reset_mask": np.array(mask)} if any(mask) else {"task": task}
+        )
         pairs += judged(env, 1).tolist()
     for task in range(3):
         env.reset(options={"task": task})
@@ -113,13 +137,21 @@ def test_both_splits_are_shuffled_anew_in_every_pass(split: Any) -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("label_space", ["global", "within_task"])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_the_label_is_the_truth_of_the_image_that_was_shown(split: Any, label_space: Any, size: int) -> None:
-    """Copies play different tasks: each sees its own classes only, and is rewarded for the class of what it saw."""
+def test_the_label_is_the_truth_of_the_image_that_was_shown(
+    split: Any, label_space: Any, size: int
+) -> None:
+    """Copies play different tasks: each sees its own classes only, and is rewarded for the class of
+    what it saw.
+    """
     source = data()
     given = source[split == "test"]
-    env = ImageStreamVectorEnv(8, source, SplitClasses(size), split=split, label_space=label_space, episode_length=5)
+    env = ImageStreamVectorEnv(
+        8, source, SplitClasses(size), split=split, label_space=label_space, episode_length=5
+    )
     tasks = np.resize(np.arange(6 // size), 8)
-    assert [task.name for task in env.tasks] == ["-".join(map(str, CLASSES[k : k + size])) for k in range(0, 6, size)]
+    assert [task.name for task in env.tasks] == [
+        "-".join(map(str, CLASSES[k : k + size])) for k in range(0, 6, size)
+    ]
     actions = size if label_space == "within_task" else 6
     assert env.single_action_space == gym.spaces.Discrete(actions)
     env.reset(seed=0)
@@ -131,28 +163,44 @@ def test_the_label_is_the_truth_of_the_image_that_was_shown(split: Any, label_sp
         guess = rng.integers(0, actions, 8)
         before = obs["image"]
         obs, rewards, *_, info = env.step(guess)
-        np.testing.assert_array_equal(row_of(before) - (TEST_ROWS if split == "test" else 0), info["index"])
+        np.testing.assert_array_equal(
+            row_of(before) - (TEST_ROWS if split == "test" else 0), info["index"]
+        )
         np.testing.assert_array_equal(before, given.inputs[info["index"]])
         position = given.labels[info["index"]]
         np.testing.assert_array_equal(position // size, tasks)
-        np.testing.assert_array_equal(info["label"], position % size if label_space == "within_task" else position)
+        np.testing.assert_array_equal(
+            info["label"], position % size if label_space == "within_task" else position
+        )
         np.testing.assert_array_equal(rewards, guess == info["label"])
         right += rewards.sum()
         if (step + 1) % 5 == 0:
-            np.testing.assert_array_equal([last["image"] for last in info["final_obs"]], obs["image"], "the next image is pending")
+            np.testing.assert_array_equal(
+                [last["image"] for last in info["final_obs"]],
+                obs["image"],
+                "the next image is pending",
+            )
     assert right > 0
 
 
-@pytest.mark.parametrize(("label_space", "size"), [("global", 2), ("within_task", 2), ("within_task", 3)])
-def test_the_reference_is_the_return_of_a_random_guesser_and_of_one_who_knows(label_space: Any, size: int) -> None:
+@pytest.mark.parametrize(
+    ("label_space", "size"), [("global", 2), ("within_task", 2), ("within_task", 3)]
+)
+def test_the_reference_is_the_return_of_a_random_guesser_and_of_one_who_knows(
+    label_space: Any, size: int
+) -> None:
     source = data()
-    env = ImageStreamVectorEnv(200, source, SplitClasses(size), label_space=label_space, episode_length=30)
+    env = ImageStreamVectorEnv(
+        200, source, SplitClasses(size), label_space=label_space, episode_length=30
+    )
     rng = np.random.default_rng(0)
     for task in env.tasks:
         random, best = env.reference(task.id)
         assert env.reference(task.name) == (random, best)
         env.reset(seed=0, options={"task": task.id})
-        returns = sum(env.step(rng.integers(0, env.single_action_space.n, 200))[1] for _ in range(30))  # type: ignore[attr-defined]
+        returns = sum(
+            env.step(rng.integers(0, env.single_action_space.n, 200))[1] for _ in range(30)
+        )  # type: ignore[attr-defined]
         assert abs(returns.mean() - random) < 4 * returns.std() / np.sqrt(200)
         obs, known = env.reset()[0], np.zeros(200)
         for _ in range(30):
@@ -165,7 +213,9 @@ def test_the_reference_is_the_return_of_a_random_guesser_and_of_one_who_knows(la
 
 
 def test_a_world_with_one_possible_answer_keeps_the_contract() -> None:
-    """Guessing and knowing are the same there: no score is known, and none is a division by zero."""
+    """Guessing and knowing are the same there: no score is known, and none is a division by
+    zero.
+    """
     check_task_env(ImageStreamEnv(data=data(), protocol=SplitClasses(1), label_space="within_task"))
 
 
@@ -176,7 +226,9 @@ def test_arrays_of_ones_own_are_shown_as_they_are(channels: int | None) -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, *shape), np.uint8)
     source = from_arrays(images, CLASSES.tolist(), images[:3], CLASSES[[0, 2, 4]].astype(np.uint8))
     env = ImageStreamEnv(data=source, split="test")
-    assert env.observation_space["image"] == gym.spaces.Box(0, 255, (9, 14, channels or 1), np.uint8)  # type: ignore[index]
+    assert env.observation_space["image"] == gym.spaces.Box(
+        0, 255, (9, 14, channels or 1), np.uint8
+    )  # type: ignore[index]
     for k in range(3):
         obs, _ = env.reset(options={"task": k})
         np.testing.assert_array_equal(obs["image"], images[k].reshape(9, 14, -1))

@@ -5,14 +5,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from everloop.envs import ByColumn, Examples, IBlurry, ImageStreamVectorEnv, Permuted, Rotated, Schedule, SplitClasses, TextStreamVectorEnv
+from everloop.envs import (
+    ByColumn,
+    Examples,
+    IBlurry,
+    ImageStreamVectorEnv,
+    Permuted,
+    Rotated,
+    Schedule,
+    SplitClasses,
+    TextStreamVectorEnv,
+)
 
 LABELS = np.arange(12) % 4
 NAMES = ("a", "b", "c", "d")
 IMAGES = np.zeros((12, 8, 8, 1), np.uint8)
 
 
-def examples(inputs: Any = IMAGES, labels: Any = LABELS, classes: Any = NAMES, **more: Any) -> Examples:
+def examples(
+    inputs: Any = IMAGES, labels: Any = LABELS, classes: Any = NAMES, **more: Any
+) -> Examples:
     return Examples(inputs, labels, classes, **more)
 
 
@@ -23,28 +35,65 @@ TEXTS = examples(np.zeros((12, 5), np.int32))
 @pytest.mark.parametrize(
     ("parameters", "line"),
     [
-        ({"protocol": SplitClasses(3)}, r"^classes_per_task is 3, allowed: a divisor of the 4 classes"),
+        (
+            {"protocol": SplitClasses(3)},
+            r"^classes_per_task is 3, allowed: a divisor of the 4 classes",
+        ),
         ({"protocol": SplitClasses(0)}, r"^classes_per_task is 0"),
         ({"protocol": SplitClasses(-2)}, r"^classes_per_task is -2"),
-        ({"protocol": SplitClasses(groups=[["a"], ["e"]])}, r"^unknown class 'e': choose a number from 0 to 3 or one of a, b, c, d"),
-        ({"protocol": SplitClasses(groups=[["a", "b"], []])}, r"^task 1 \(no-classes\) has no example in the train split"),
-        ({"protocol": {"kind": "classes", "size": 2}}, r"^the protocol 'classes' does not take .*size"),
-        ({"protocol": {"kind": "magic"}}, r"^the protocol's kind is 'magic', allowed: classes, i-blurry, column, permuted, rotated"),
+        (
+            {"protocol": SplitClasses(groups=[["a"], ["e"]])},
+            r"^unknown class 'e': choose a number from 0 to 3 or one of a, b, c, d",
+        ),
+        (
+            {"protocol": SplitClasses(groups=[["a", "b"], []])},
+            r"^task 1 \(no-classes\) has no example in the train split",
+        ),
+        (
+            {"protocol": {"kind": "classes", "size": 2}},
+            r"^the protocol 'classes' does not take .*size",
+        ),
+        (
+            {"protocol": {"kind": "magic"}},
+            r"^the protocol's kind is 'magic', allowed: classes, i-blurry, column, permuted, "
+            r"rotated",
+        ),
         ({"protocol": Permuted(0)}, r"^num_tasks is 0, allowed: 1 or more"),
         ({"protocol": Rotated(angles=[])}, r"^num_tasks is 0, allowed: 1 or more"),
-        ({"protocol": ByColumn("domain")}, r"^column is 'domain', allowed: none, the data has no columns"),
-        ({"protocol": IBlurry(1)}, r"^num_tasks is 1, allowed: a divisor, from 2 up, of the 4 classes"),
+        (
+            {"protocol": ByColumn("domain")},
+            r"^column is 'domain', allowed: none, the data has no columns",
+        ),
+        (
+            {"protocol": IBlurry(1)},
+            r"^num_tasks is 1, allowed: a divisor, from 2 up, of the 4 classes",
+        ),
         ({"protocol": IBlurry(3)}, r"^num_tasks is 3, allowed: a divisor"),
         ({"protocol": IBlurry(2, disjoint_ratio=1.5)}, r"^disjoint_ratio is 1.5, allowed: 0 to 1"),
         ({"protocol": IBlurry(2, blur_ratio=-0.5)}, r"^blur_ratio is -0.5, allowed: 0 to 1"),
         ({"schedule": {"blur_ratio": 0.1, "speed": 3}}, r"^the schedule does not take .*speed"),
-        ({"schedule": Schedule(order=[0, 2])}, r"^the schedule's order is \[0, 2\], allowed: ids from 0 to 1, each once"),
-        ({"schedule": Schedule(order=[0, 0])}, r"^the schedule's order is \[0, 0\], allowed: ids from 0 to 1, each once"),
-        ({"schedule": Schedule(ood_ratio=0.1, ood=["fog"])}, r"^ood is 'fog', allowed: noise, gaussian-noise, "),
+        (
+            {"schedule": Schedule(order=[0, 2])},
+            r"^the schedule's order is \[0, 2\], allowed: ids from 0 to 1, each once",
+        ),
+        (
+            {"schedule": Schedule(order=[0, 0])},
+            r"^the schedule's order is \[0, 0\], allowed: ids from 0 to 1, each once",
+        ),
+        (
+            {"schedule": Schedule(ood_ratio=0.1, ood=["fog"])},
+            r"^ood is 'fog', allowed: noise, gaussian-noise, ",
+        ),
         ({"schedule": Schedule(ood=["other"])}, r"^ood is 'other', allowed: noise, "),
         ({"schedule": Schedule(ood=[])}, r"^ood is empty, allowed: at least one of noise, "),
-        ({"ood_data": np.zeros((3, 9, 9, 1), np.uint8)}, r"^ood_data is uint8 of shape \(3, 9, 9, 1\), allowed: uint8 \(N, 8, 8, 1\)"),
-        ({"ood_data": np.zeros((3, 8, 8, 1))}, r"^ood_data is float64 of shape \(3, 8, 8, 1\), allowed: uint8"),
+        (
+            {"ood_data": np.zeros((3, 9, 9, 1), np.uint8)},
+            r"^ood_data is uint8 of shape \(3, 9, 9, 1\), allowed: uint8 \(N, 8, 8, 1\)",
+        ),
+        (
+            {"ood_data": np.zeros((3, 8, 8, 1))},
+            r"^ood_data is float64 of shape \(3, 8, 8, 1\), allowed: uint8",
+        ),
         ({"split": "valid"}, r"^split is 'valid', allowed: train, test"),
         ({"label_space": "local"}, r"^label_space is 'local', allowed: global, within_task"),
         ({"episode_length": 0}, r"^episode_length is 0, allowed: 1 or more"),
@@ -54,9 +103,18 @@ TEXTS = examples(np.zeros((12, 5), np.int32))
             {"data": (examples(), examples(IMAGES[:, :7]))},
             r"^test examples have shape \(7, 8, 1\) each, allowed: \(8, 8, 1\) as in training",
         ),
-        ({"data": (examples(), examples(classes=("a", "b", "c", "e")))}, r"^the test classes are .*'e'.*, allowed: those of training"),
-        ({"data": (examples(), examples(labels=LABELS % 2)), "split": "test"}, r"^task 1 \(c-d\) has no example in the test split"),
-        ({"data": (TEXTS, TEXTS)}, r"^train images are int32 of shape \(12, 5\), allowed: uint8 \(N, H, W, C\)"),
+        (
+            {"data": (examples(), examples(classes=("a", "b", "c", "e")))},
+            r"^the test classes are .*'e'.*, allowed: those of training",
+        ),
+        (
+            {"data": (examples(), examples(labels=LABELS % 2)), "split": "test"},
+            r"^task 1 \(c-d\) has no example in the test split",
+        ),
+        (
+            {"data": (TEXTS, TEXTS)},
+            r"^train images are int32 of shape \(12, 5\), allowed: uint8 \(N, H, W, C\)",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(parameters: dict[str, Any], line: str) -> None:
@@ -68,17 +126,27 @@ def test_what_is_wrong_is_named(parameters: dict[str, Any], line: str) -> None:
 @pytest.mark.parametrize(
     ("parameters", "line"),
     [
-        ({"data": None}, r"^data is None, allowed: \(train, test\) examples, a Hub id or a local folder"),
-        ({"data": DATA}, r"^train texts are uint8 of shape \(12, 8, 8, 1\), allowed: int32 token ids \(N, L\)"),
+        (
+            {"data": None},
+            r"^data is None, allowed: \(train, test\) examples, a Hub id or a local folder",
+        ),
+        (
+            {"data": DATA},
+            r"^train texts are uint8 of shape \(12, 8, 8, 1\), allowed: int32 token ids \(N, L\)",
+        ),
         (
             {"data": (TEXTS, TEXTS), "protocol": Permuted(2)},
             r"^inputs have shape \(12, 5\), allowed for permuted and rotated pixels: images",
         ),
         (
             {"data": (examples(TEXTS.inputs, np.zeros((12, 5), np.int64)),) * 2},
-            r"^the labels are tags, one a token, allowed for a split by classes: one label an example",
+            r"^the labels are tags, one a token, allowed for a split by classes: one label "
+            r"an example",
         ),
-        ({"data": (TEXTS, TEXTS), "schedule": Schedule(ood=["blur"])}, r"^ood is 'blur', allowed: noise, shuffled, dropped"),
+        (
+            {"data": (TEXTS, TEXTS), "schedule": Schedule(ood=["blur"])},
+            r"^ood is 'blur', allowed: noise, shuffled, dropped",
+        ),
     ],
 )
 def test_what_is_wrong_with_texts_is_named(parameters: dict[str, Any], line: str) -> None:
@@ -109,11 +177,17 @@ def test_a_schedule_that_cannot_be_is_refused(values: dict[str, Any], line: str)
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"inputs": IMAGES[:0], "labels": LABELS[:0]}, r"^there are 0 examples, allowed: 1 or more"),
+        (
+            {"inputs": IMAGES[:0], "labels": LABELS[:0]},
+            r"^there are 0 examples, allowed: 1 or more",
+        ),
         ({"labels": LABELS[:11]}, r"^12 examples have labels of shape \(11,\), allowed: \(12,\)"),
         ({"labels": LABELS - 1}, r"^label -1 is not among the 4 classes, allowed: 0 to 3"),
         ({"labels": LABELS + 1}, r"^label 4 is not among the 4 classes, allowed: 0 to 3"),
-        ({"columns": {"domain": np.array(["x"])}}, r"^column 'domain' has shape \(1,\), allowed: \(12,\)"),
+        (
+            {"columns": {"domain": np.array(["x"])}},
+            r"^column 'domain' has shape \(1,\), allowed: \(12,\)",
+        ),
     ],
 )
 def test_examples_that_do_not_fit_together_are_refused(values: dict[str, Any], line: str) -> None:

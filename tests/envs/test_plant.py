@@ -1,4 +1,6 @@
-"""The plant: its dynamics, its targets, its sensors and its yardstick are what its docstring says."""
+"""The plant: its dynamics, its targets, its sensors and its yardstick are what its
+docstring says.
+"""
 
 from typing import Any
 
@@ -28,12 +30,16 @@ def still(**parameters: Any) -> PlantVectorEnv:
 
 
 def holding_actions(plant: PlantVectorEnv) -> Any:
-    """The constant actions (tasks, m) at which the targets are steady states: (I - A_k) x*_k = B_k a."""
+    """The constant actions (tasks, m) at which the targets are steady states: (I - A_k) x*_k = B_k
+    a.
+    """
     A, B, targets = (v.astype(float) for v in (plant.A, plant.B, plant.targets))
     actions = []
     for A_k, B_k, target in zip(A, B, targets, strict=True):
         action, *_ = np.linalg.lstsq(B_k, target - A_k @ target)
-        np.testing.assert_allclose(np.linalg.solve(np.eye(len(A_k)) - A_k, B_k @ action), target, atol=1e-5)
+        np.testing.assert_allclose(
+            np.linalg.solve(np.eye(len(A_k)) - A_k, B_k @ action), target, atol=1e-5
+        )
         actions.append(action)
     return np.array(actions)
 
@@ -41,7 +47,9 @@ def holding_actions(plant: PlantVectorEnv) -> Any:
 @given(sizes)
 @settings(deadline=None, max_examples=30)
 def test_every_plant_is_stable_and_its_targets_can_be_held(parameters: dict[str, Any]) -> None:
-    """A_k is a rotation times a radius in [0.6, 0.8]; an action of length 0.8 holds the target, at distance 1."""
+    """A_k is a rotation times a radius in [0.6, 0.8]; an action of length 0.8 holds the target, at
+    distance 1.
+    """
     plant = PlantVectorEnv(**parameters)
     n, m = parameters["latent_dim"], parameters["action_dim"]
     for A in plant.A.astype(float):
@@ -57,7 +65,9 @@ def test_every_plant_is_stable_and_its_targets_can_be_held(parameters: dict[str,
     np.testing.assert_allclose(likeness[:m, :m], np.eye(len(likeness[:m])), atol=1e-5)
     assert likeness.min() > -0.35, "no two jobs are opposed"
     if m > 1:
-        assert (likeness - np.eye(len(likeness))).max() < np.cos(np.radians(8)), "no two jobs are the same"
+        assert (likeness - np.eye(len(likeness))).max() < np.cos(np.radians(8)), (
+            "no two jobs are the same"
+        )
 
 
 @pytest.mark.parametrize("world_seed", range(3))
@@ -73,7 +83,9 @@ def test_a_constant_action_settles_at_the_target(world_seed: int) -> None:
 
 @pytest.mark.parametrize("world_seed", range(10))
 def test_scores_mean_what_they_say(world_seed: int) -> None:
-    """The optimal policy scores 1 within 2 %, another task's optimal policy somewhere below a random agent, near -0.5."""
+    """The optimal policy scores 1 within 2 %, another task's optimal policy somewhere below a
+    random agent, near -0.5.
+    """
     plant = PlantVectorEnv(world_seed=world_seed)
     problems = [plant.linear_quadratic(task.id) for task in plant.tasks]
     wrong = []
@@ -113,7 +125,9 @@ def returns_of(plant: PlantVectorEnv, task: int, policy: Any) -> Any:
 
 @pytest.mark.parametrize("task", [0, 1, 2])
 def test_the_simulation_behind_the_reference_is_the_world(task: int) -> None:
-    """The same mean returns of the random and of the optimal policy, within 4 standard errors of their difference."""
+    """The same mean returns of the random and of the optimal policy, within 4 standard errors of
+    their difference.
+    """
     plant = PlantVectorEnv(2000, world_seed=3)
     problem: LinearQuadratic = plant.linear_quadratic(task)
     dice = np.random.default_rng(5)
@@ -122,7 +136,10 @@ def test_the_simulation_behind_the_reference_is_the_world(task: int) -> None:
         return dice.uniform(-1, 1, (len(x), 3))
 
     for policy in (random, problem.act):
-        world, simulated = returns_of(plant, task, policy), problem.simulate(policy, 4000, np.random.default_rng(6))
+        world, simulated = (
+            returns_of(plant, task, policy),
+            problem.simulate(policy, 4000, np.random.default_rng(6)),
+        )
         error = np.sqrt(world.var() / len(world) + simulated.var() / len(simulated))
         assert abs(world.mean() - simulated.mean()) < 4 * error
         assert world.std() == pytest.approx(simulated.std(), rel=0.1)
@@ -144,12 +161,18 @@ def test_a_sensor_is_blind_to_the_coordinates_of_the_others(parameters: dict[str
         sees = np.arange(n) % M == m
         assert not sensor[~sees].any()
         assert (sensor[sees] != 0).all()
-        np.testing.assert_allclose(np.arctanh(sensor.astype(float)), 2 * np.arctanh(shown_half[f"sensor_{m}"].astype(float)), rtol=1e-2)
+        np.testing.assert_allclose(
+            np.arctanh(sensor.astype(float)),
+            2 * np.arctanh(shown_half[f"sensor_{m}"].astype(float)),
+            rtol=1e-2,
+        )
 
 
 @given(sizes, st.integers(0, 99))
 @settings(deadline=None, max_examples=15)
-def test_copies_of_different_tasks_evolve_as_in_worlds_of_their_own(parameters: dict[str, Any], seed: int) -> None:
+def test_copies_of_different_tasks_evolve_as_in_worlds_of_their_own(
+    parameters: dict[str, Any], seed: int
+) -> None:
     """To float32's precision: who else is in the vector changes nothing."""
     rng = np.random.default_rng(seed)
     copies = 6
@@ -171,20 +194,39 @@ def test_copies_of_different_tasks_evolve_as_in_worlds_of_their_own(parameters: 
                 np.testing.assert_allclose(obs[name][i], value[0], rtol=1e-4, atol=1e-5)
 
 
-@given(sizes, st.integers(0, 99), st.floats(0, 0.5), st.floats(0, 3), st.floats(0.01, 1), st.floats(0.01, 1))
+@given(
+    sizes,
+    st.integers(0, 99),
+    st.floats(0, 0.5),
+    st.floats(0, 3),
+    st.floats(0.01, 1),
+    st.floats(0.01, 1),
+)
 @settings(deadline=None, max_examples=30)
 def test_rewards_stay_in_their_range(
-    parameters: dict[str, Any], seed: int, noise: float, initial_std: float, state_cost: float, action_cost: float
+    parameters: dict[str, Any],
+    seed: int,
+    noise: float,
+    initial_std: float,
+    state_cost: float,
+    action_cost: float,
 ) -> None:
     """Also under the actions that drive the state outwards as far as they can."""
-    costs = {"noise": noise, "initial_std": initial_std, "state_cost": state_cost, "action_cost": action_cost}
+    costs = {
+        "noise": noise,
+        "initial_std": initial_std,
+        "state_cost": state_cost,
+        "action_cost": action_cost,
+    }
     plant = PlantVectorEnv(16, horizon=30, **parameters, **costs)
     plant.reset(seed=seed, options={"task": 0})
     low, high = plant.reward_range
     assert high == 0.0
     for t in range(30):
         outwards = np.sign(plant._x @ plant.B[0])
-        _, rewards, *_ = plant.step(outwards if t % 2 else np.random.default_rng(t).uniform(-9, 9, outwards.shape))
+        _, rewards, *_ = plant.step(
+            outwards if t % 2 else np.random.default_rng(t).uniform(-9, 9, outwards.shape)
+        )
         assert (rewards >= low).all()
         assert (rewards <= high).all()
 
@@ -194,7 +236,9 @@ def test_actions_are_clipped() -> None:
     steps = []
     for scale in (1.0, 50.0):
         plant.reset(seed=0)
-        steps.append(plant.step(scale * np.array([[1, -1, 1], [1, 1, -1], [-1, -1, -1], [1, 1, 1]]))[:2])
+        steps.append(
+            plant.step(scale * np.array([[1, -1, 1], [1, 1, -1], [-1, -1, -1], [1, 1, 1]]))[:2]
+        )
     assert steps[0][1].tobytes() == steps[1][1].tobytes()
     assert steps[0][0]["sensor_0"].tobytes() == steps[1][0]["sensor_0"].tobytes()
 
@@ -207,7 +251,9 @@ def test_the_first_state_has_the_standard_deviation_it_should_have() -> None:
 
 
 def test_an_episode_that_begins_by_autoreset_begins_at_the_start() -> None:
-    """Without chance that is zero, which every sensor shows as zero; the last observation is another."""
+    """Without chance that is zero, which every sensor shows as zero; the last observation is
+    another.
+    """
     plant = still(num_envs=3, horizon=4)
     plant.reset(seed=0, options={"reset_mask": np.array([True, True, False])})
     plant.step(np.ones((3, 3)))
@@ -222,8 +268,14 @@ def test_an_episode_that_begins_by_autoreset_begins_at_the_start() -> None:
 
 
 def test_the_world_seed_alone_draws_the_world() -> None:
-    """Equal parameters, equal worlds, whatever the resets' seeds; another world seed, another world."""
-    first, second, other = PlantVectorEnv(world_seed=3), PlantVectorEnv(7, world_seed=3), PlantVectorEnv(world_seed=4)
+    """Equal parameters, equal worlds, whatever the resets' seeds; another world seed, another
+    world.
+    """
+    first, second, other = (
+        PlantVectorEnv(world_seed=3),
+        PlantVectorEnv(7, world_seed=3),
+        PlantVectorEnv(world_seed=4),
+    )
     first.reset(seed=99)
     for name in ("A", "B", "targets", "_C"):
         assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
@@ -242,7 +294,18 @@ def test_tasks_differ_in_dynamics_and_target() -> None:
             assert not np.allclose(plant.targets[i], plant.targets[j], atol=0.1)
 
 
-@pytest.mark.parametrize("name", ["num_envs", "num_tasks", "num_modalities", "observation_dim", "horizon", "action_dim", "latent_dim"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "num_envs",
+        "num_tasks",
+        "num_modalities",
+        "observation_dim",
+        "horizon",
+        "action_dim",
+        "latent_dim",
+    ],
+)
 @pytest.mark.parametrize("size", [0, -2])
 def test_a_size_below_one_is_refused_by_name(name: str, size: int) -> None:
     with pytest.raises(ValueError, match=f"{name}.* {size}"):

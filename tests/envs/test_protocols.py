@@ -10,33 +10,64 @@ from hypothesis import strategies as st
 from scipy.ndimage import rotate
 from stream_helpers import TEST_ROWS, data, infos, row_of
 
-from everloop.envs import ByColumn, Examples, IBlurry, ImageStreamVectorEnv, Permuted, Protocol, Rotated, SplitClasses, TextStreamVectorEnv
+from everloop.envs import (
+    ByColumn,
+    Examples,
+    IBlurry,
+    ImageStreamVectorEnv,
+    Permuted,
+    Protocol,
+    Rotated,
+    SplitClasses,
+    TextStreamVectorEnv,
+)
 from everloop.envs.data import digits
 
 SPACES: Any = st.sampled_from(["global", "within_task"])
 
 
 def domains(shared: bool) -> tuple[Examples, Examples]:
-    """Three domains; with `shared` classes each has both, else two, one and three classes of its own."""
+    """Three domains; with `shared` classes each has both, else two, one and three classes of its
+    own.
+    """
     rng = np.random.default_rng(0)
     parts = []
     for n in (60, 30):
         domain = np.resize([0, 1, 2], n)
         own = np.array([[0, 1, 1], [2, 2, 2], [3, 4, 5]])
-        labels = np.resize(rng.permutation([0, 1]), n) if shared else own[domain, np.resize([0, 0, 0, 1, 1, 1, 2, 2, 2], n)]
+        labels = (
+            np.resize(rng.permutation([0, 1]), n)
+            if shared
+            else own[domain, np.resize([0, 0, 0, 1, 1, 1, 2, 2, 2], n)]
+        )
         tokens = rng.integers(1, 50, (n, 4)).astype(np.int32)
         parts.append(
-            Examples(tokens, labels, [f"c{i}" for i in range(2 if shared else 6)], {"domain": np.array(["x", "z", "y"])[domain]}, 50)
+            Examples(
+                tokens,
+                labels,
+                [f"c{i}" for i in range(2 if shared else 6)],
+                {"domain": np.array(["x", "z", "y"])[domain]},
+                50,
+            )
         )
     return parts[0], parts[1]
 
 
-@given(size=st.sampled_from([1, 2, 3, 6]), seed=st.none() | st.integers(0, 9), split=st.sampled_from(["train", "test"]), label_space=SPACES)
+@given(
+    size=st.sampled_from([1, 2, 3, 6]),
+    seed=st.none() | st.integers(0, 9),
+    split=st.sampled_from(["train", "test"]),
+    label_space=SPACES,
+)
 @settings(deadline=None, max_examples=40)
-def test_every_served_index_is_in_the_right_split_and_task(size: int, seed: int | None, split: Any, label_space: Any) -> None:
+def test_every_served_index_is_in_the_right_split_and_task(
+    size: int, seed: int | None, split: Any, label_space: Any
+) -> None:
     source = data(60, 24)
     own = source[split == "test"]
-    env = ImageStreamVectorEnv(4, source, SplitClasses(size, seed), split=split, label_space=label_space)
+    env = ImageStreamVectorEnv(
+        4, source, SplitClasses(size, seed), split=split, label_space=label_space
+    )
     classes: list[str] = []
     for task in env.tasks:
         obs, _ = env.reset(seed=1, options={"task": task.id})
@@ -49,7 +80,9 @@ def test_every_served_index_is_in_the_right_split_and_task(size: int, seed: int 
             names = [own.classes[c] for c in own.labels[info["index"]]]
             assert set(names) <= set(task.params["classes"])
             expected = (
-                [own.classes.index(n) for n in names] if label_space == "global" else [task.params["classes"].index(n) for n in names]
+                [own.classes.index(n) for n in names]
+                if label_space == "global"
+                else [task.params["classes"].index(n) for n in names]
             )
             np.testing.assert_array_equal(info["label"], expected)
             seen += names
@@ -59,7 +92,12 @@ def test_every_served_index_is_in_the_right_split_and_task(size: int, seed: int 
 
 
 def test_given_groups_are_the_tasks_by_name_or_number() -> None:
-    env = ImageStreamVectorEnv(1, data(60), SplitClasses(groups=[["13", 0], ["5"], ["13", "2", "11"]]), label_space="within_task")
+    env = ImageStreamVectorEnv(
+        1,
+        data(60),
+        SplitClasses(groups=[["13", 0], ["5"], ["13", "2", "11"]]),
+        label_space="within_task",
+    )
     assert [task.params["classes"] for task in env.tasks] == [["13", "2"], ["5"], ["13", "2", "11"]]
     assert env.single_action_space.n == 3  # type: ignore[attr-defined]
     env.reset(seed=0, options={"task": 2})
@@ -69,7 +107,12 @@ def test_given_groups_are_the_tasks_by_name_or_number() -> None:
 
 
 def test_tasks_of_the_same_classes_have_names_of_their_own() -> None:
-    names = [task.name for task in ImageStreamVectorEnv(1, data(60), SplitClasses(groups=[[0, 1], [0, 1], [2]])).tasks]
+    names = [
+        task.name
+        for task in ImageStreamVectorEnv(
+            1, data(60), SplitClasses(groups=[[0, 1], [0, 1], [2]])
+        ).tasks
+    ]
     assert names == ["2-3-0", "2-3-1", "5"]
 
 
@@ -85,15 +128,28 @@ def test_each_value_of_a_column_is_a_task(shared: bool, label_space: Any) -> Non
         served = infos(env, -(-env.examples(task.id) // 3))
         assert set(source[0].columns["domain"][served["index"]]) == {task.name}
         for index, label in zip(served["index"], served["label"], strict=True):
-            pairs.setdefault((task.name, source[0].classes[source[0].labels[index]]), set()).add(int(label))
+            pairs.setdefault((task.name, source[0].classes[source[0].labels[index]]), set()).add(
+                int(label)
+            )
     assert all(len(labels) == 1 for labels in pairs.values())
     numbers = {pair: labels.pop() for pair, labels in pairs.items()}
     if label_space == "global":
-        assert sorted(numbers.values()) == list(range(6)), "every pair of task and class is told apart"
+        assert sorted(numbers.values()) == list(range(6)), (
+            "every pair of task and class is told apart"
+        )
     elif shared:
-        assert all(numbers[domain, c] == int(c[1]) for domain, c in numbers), "the same class is the same everywhere"
+        assert all(numbers[domain, c] == int(c[1]) for domain, c in numbers), (
+            "the same class is the same everywhere"
+        )
     else:
-        assert numbers == {("x", "c0"): 0, ("x", "c1"): 1, ("z", "c2"): 0, ("y", "c3"): 0, ("y", "c4"): 1, ("y", "c5"): 2}
+        assert numbers == {
+            ("x", "c0"): 0,
+            ("x", "c1"): 1,
+            ("z", "c2"): 0,
+            ("y", "c3"): 0,
+            ("y", "c4"): 1,
+            ("y", "c5"): 2,
+        }
 
 
 def test_the_order_of_a_columns_values_is_the_order_of_tasks() -> None:
@@ -103,13 +159,18 @@ def test_the_order_of_a_columns_values_is_the_order_of_tasks() -> None:
 
 @pytest.mark.parametrize("protocol", [Permuted(3, seed=5), Rotated(3)])
 @pytest.mark.parametrize("label_space", ["global", "within_task"])
-def test_all_tasks_of_a_permutation_or_rotation_hold_all_examples(protocol: Protocol, label_space: Any) -> None:
+def test_all_tasks_of_a_permutation_or_rotation_hold_all_examples(
+    protocol: Protocol, label_space: Any
+) -> None:
     env = ImageStreamVectorEnv(5, data(40), protocol, label_space=label_space)
     for k in range(3):
         env.reset(seed=0, options={"task": k})
         served = infos(env, 8)
         assert sorted(served["index"]) == list(range(40))
-        np.testing.assert_array_equal(served["label"], data(40)[0].labels[served["index"]] + (6 * k if label_space == "global" else 0))
+        np.testing.assert_array_equal(
+            served["label"],
+            data(40)[0].labels[served["index"]] + (6 * k if label_space == "global" else 0),
+        )
 
 
 def test_a_permutation_is_one_bijection_of_the_pixels_for_each_task() -> None:
@@ -123,7 +184,9 @@ def test_a_permutation_is_one_bijection_of_the_pixels_for_each_task() -> None:
         np.testing.assert_array_equal(views[:, 0], views[:, 1])
         np.testing.assert_array_equal(views[0, 0], image[0])
         pixels = {tuple(pixel) for pixel in image[0].reshape(-1, 3)}
-        assert all({tuple(pixel) for pixel in view[0].reshape(-1, 3)} == pixels for view in views), "channels stay together"
+        assert all(
+            {tuple(pixel) for pixel in view[0].reshape(-1, 3)} == pixels for view in views
+        ), "channels stay together"
         shown.append(views)
     assert len({view.tobytes() for view in shown[0]}) == 4
     np.testing.assert_array_equal(shown[0], shown[1])
@@ -139,11 +202,18 @@ def test_a_quarter_turn_is_exact_and_other_angles_are_scipys() -> None:
         *_, info = env.step(np.zeros(50, int))
         original = source[0].inputs[info["index"]]
         if angle % 90 == 0:
-            np.testing.assert_array_equal(obs["image"], np.rot90(original, angle // 90, axes=(1, 2)))
+            np.testing.assert_array_equal(
+                obs["image"], np.rot90(original, angle // 90, axes=(1, 2))
+            )
         else:
-            turned = [rotate(image.astype(float), angle, reshape=False, order=1, mode="constant") for image in original]
+            turned = [
+                rotate(image.astype(float), angle, reshape=False, order=1, mode="constant")
+                for image in original
+            ]
             inner = (slice(None), slice(2, 6), slice(2, 6))  # scipy counts the border otherwise
-            np.testing.assert_allclose(obs["image"].astype(float)[inner], np.array(turned)[inner], atol=0.51)
+            np.testing.assert_allclose(
+                obs["image"].astype(float)[inner], np.array(turned)[inner], atol=0.51
+            )
 
 
 def test_drawn_angles_are_anywhere_in_half_a_turn_and_the_seed_s_own() -> None:
@@ -156,11 +226,17 @@ def test_drawn_angles_are_anywhere_in_half_a_turn_and_the_seed_s_own() -> None:
 
 @given(disjoint=st.floats(0, 1), blur=st.floats(0, 1), seed=st.integers(0, 5))
 @settings(deadline=None, max_examples=25)
-def test_i_blurry_scatters_the_asked_share_of_blurry_classes_and_nothing_else(disjoint: float, blur: float, seed: int) -> None:
+def test_i_blurry_scatters_the_asked_share_of_blurry_classes_and_nothing_else(
+    disjoint: float, blur: float, seed: int
+) -> None:
     train, test = digits()
     made = IBlurry(5, disjoint, blur, seed).assign(train, test)
-    assert sorted(np.concatenate(made.train)) == list(range(len(train))), "every example is in one task"
-    home = np.array([next(k for k, rows in enumerate(made.test) if c in test.labels[rows]) for c in range(10)])
+    assert sorted(np.concatenate(made.train)) == list(range(len(train))), (
+        "every example is in one task"
+    )
+    home = np.array(
+        [next(k for k, rows in enumerate(made.test) if c in test.labels[rows]) for c in range(10)]
+    )
     place = np.zeros(len(train), np.int64)
     for k, rows in enumerate(made.train):
         place[rows] = k
@@ -190,4 +266,6 @@ def test_plain_data_describes_the_same_protocols() -> None:
     b = ImageStreamVectorEnv(4, data(60), {"kind": "permuted", "num_tasks": 3, "seed": 2})
     for env in (a, b):
         env.reset(seed=0, options={"task": 2})
-    np.testing.assert_array_equal(a.step(np.zeros(4, int))[0]["image"], b.step(np.zeros(4, int))[0]["image"])
+    np.testing.assert_array_equal(
+        a.step(np.zeros(4, int))[0]["image"], b.step(np.zeros(4, int))[0]["image"]
+    )

@@ -1,4 +1,6 @@
-"""Real data sets have the sizes, classes and statistics that are published; where EVERLOOP_DATA says where they are."""
+"""Real data sets have the sizes, classes and statistics that are published; where EVERLOOP_DATA
+says where they are.
+"""
 
 import os
 from pathlib import Path
@@ -22,21 +24,53 @@ def test_mnist() -> None:
     """60,000 and 10,000 digits; how many of each (LeCun et al. 1998)."""
     train, test = load_images(needs("mnist"))
     assert (train.inputs.shape, test.inputs.shape) == ((60_000, 28, 28, 1), (10_000, 28, 28, 1))
-    assert np.bincount(train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert np.bincount(test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert np.bincount(train.labels).tolist() == [
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
+    assert np.bincount(test.labels).tolist() == [
+        980,
+        1135,
+        1032,
+        1010,
+        982,
+        892,
+        958,
+        1028,
+        974,
+        1009,
+    ]
     assert train.inputs.mean() / 255 == pytest.approx(0.1307, abs=1e-4)
 
 
 def test_cifar100() -> None:
-    """500 and 100 images of each of 100 classes; the channels' published means and standard deviations."""
+    """500 and 100 images of each of 100 classes; the channels' published means and standard
+    deviations.
+    """
     train, test = load_images(needs("cifar100"), columns=["coarse_label"])
     assert (train.inputs.shape, test.inputs.shape) == ((50_000, 32, 32, 3), (10_000, 32, 32, 3))
     assert set(np.bincount(train.labels)) == {500}
     assert set(np.bincount(test.labels)) == {100}
-    assert (train.classes[0], train.classes[-1], len(set(train.columns["coarse_label"]))) == ("apple", "worm", 20)
+    assert (train.classes[0], train.classes[-1], len(set(train.columns["coarse_label"]))) == (
+        "apple",
+        "worm",
+        20,
+    )
     pixels = train.inputs.reshape(-1, 3)
-    np.testing.assert_allclose([pixels[:, c].mean() / 255 for c in range(3)], [0.5071, 0.4865, 0.4409], atol=1e-4)
-    np.testing.assert_allclose([pixels[:, c].std() / 255 for c in range(3)], [0.2673, 0.2564, 0.2762], atol=1e-4)
+    np.testing.assert_allclose(
+        [pixels[:, c].mean() / 255 for c in range(3)], [0.5071, 0.4865, 0.4409], atol=1e-4
+    )
+    np.testing.assert_allclose(
+        [pixels[:, c].std() / 255 for c in range(3)], [0.2673, 0.2564, 0.2762], atol=1e-4
+    )
 
 
 def test_omniglot() -> None:
@@ -53,7 +87,9 @@ def test_sentiment() -> None:
     parts = load_text(needs("mdsd_sentiment"), columns=["domain"])
     domains = np.concatenate([part.columns["domain"] for part in parts])
     labels = np.concatenate([part.labels for part in parts])
-    assert {name: int((domains == name).sum()) for name in set(domains)} == dict.fromkeys(("books", "dvd", "electronics", "kitchen"), 2000)
+    assert {name: int((domains == name).sum()) for name in set(domains)} == dict.fromkeys(
+        ("books", "dvd", "electronics", "kitchen"), 2000
+    )
     assert [labels[domains == name].mean() for name in sorted(set(domains))] == [0.5] * 4
 
 
@@ -68,7 +104,9 @@ def test_crossner() -> None:
     train, test = load_ner(needs("crossner"), length=100, columns=["domain"])
     assert len({name[2:] for name in train.classes if name != "O"}) == 39
     assert len(train.classes) == 79
-    sizes = {name: int((train.columns["domain"] == name).sum()) for name in set(train.columns["domain"])}
+    sizes = {
+        name: int((train.columns["domain"] == name).sum()) for name in set(train.columns["domain"])
+    }
     assert sizes == {"politics": 200, "science": 200, "music": 100, "literature": 100, "ai": 100}
     assert len(test) == 2506
     for part in (train, test):

@@ -1,4 +1,6 @@
-"""The closed form of linear-quadratic control is the optimum: brute force, algebra by hand and simulation agree with it."""
+"""The closed form of linear-quadratic control is the optimum: brute force, algebra by hand and
+simulation agree with it.
+"""
 
 from typing import Any
 
@@ -35,18 +37,27 @@ def random_problem(rng: np.random.Generator, n: int, m: int, horizon: int) -> di
 
 
 def brute_force(problem: dict[str, Any], x0: Any) -> tuple[float, Any]:
-    """Least cost and best actions (horizon, m) of the noise-free problem, as one least-squares problem in all actions."""
+    """Least cost and best actions (horizon, m) of the noise-free problem, as one least-squares
+    problem in all actions.
+    """
     A, B, H = problem["A"], problem["B"], problem["horizon"]
     n, m = B.shape
     rows, right = [], []
     for t in range(1, H + 1):  # x_t = A^t x_0 + sum_s A^{t-1-s} B a_s
-        blocks = [np.linalg.matrix_power(A, t - 1 - s) @ B if s < t else np.zeros((n, m)) for s in range(H)]
+        blocks = [
+            np.linalg.matrix_power(A, t - 1 - s) @ B if s < t else np.zeros((n, m))
+            for s in range(H)
+        ]
         rows.append(np.sqrt(problem["state_cost"]) * np.hstack(blocks))
-        right.append(np.sqrt(problem["state_cost"]) * (problem["target"] - np.linalg.matrix_power(A, t) @ x0))
+        right.append(
+            np.sqrt(problem["state_cost"]) * (problem["target"] - np.linalg.matrix_power(A, t) @ x0)
+        )
     rows.append(np.sqrt(problem["action_cost"]) * np.eye(H * m))
     right.append(np.zeros(H * m))
     actions = np.linalg.lstsq(np.vstack(rows), np.concatenate(right))[0]
-    return float(((np.vstack(rows) @ actions - np.concatenate(right)) ** 2).sum()), actions.reshape(H, m)
+    return float(((np.vstack(rows) @ actions - np.concatenate(right)) ** 2).sum()), actions.reshape(
+        H, m
+    )
 
 
 @given(problems)
@@ -58,12 +69,22 @@ def test_without_noise_the_best_return_is_the_brute_force_optimum(problem: dict[
 
 @given(problems, st.floats(0.1, 3.0))
 @settings(deadline=None, max_examples=30)
-def test_a_random_start_costs_the_trace_of_the_value_matrix(problem: dict[str, Any], std: float) -> None:
-    """The optimal cost V is quadratic in x_0, so E V = V(0) + std^2 / 2 sum_i V(e_i) + V(-e_i) - 2 V(0)."""
+def test_a_random_start_costs_the_trace_of_the_value_matrix(
+    problem: dict[str, Any], std: float
+) -> None:
+    """The optimal cost V is quadratic in x_0, so E V = V(0) + std^2 / 2 sum_i V(e_i) + V(-e_i) - 2
+    V(0).
+    """
     at_zero, _ = brute_force(problem, np.zeros(len(problem["target"])))
-    curvature = sum(brute_force(problem, s * e)[0] - at_zero for e in np.eye(len(problem["target"])) for s in (-1.0, 1.0))
+    curvature = sum(
+        brute_force(problem, s * e)[0] - at_zero
+        for e in np.eye(len(problem["target"]))
+        for s in (-1.0, 1.0)
+    )
     expected = at_zero + std**2 * curvature / 2
-    assert LinearQuadratic(**problem | {"initial_std": std}).best_return == pytest.approx(-expected, rel=1e-6)
+    assert LinearQuadratic(**problem | {"initial_std": std}).best_return == pytest.approx(
+        -expected, rel=1e-6
+    )
 
 
 @given(problems, st.integers(0, 100))
@@ -77,15 +98,28 @@ def test_the_optimal_actions_are_the_brute_force_ones(problem: dict[str, Any], s
         x = problem["A"] @ x + problem["B"] @ action
 
 
-@given(a=st.floats(-2, 2), b=st.floats(0.1, 2), target=st.floats(-2, 2), q=st.floats(0.1, 5), r=st.floats(0.1, 5), std=st.floats(0, 2))
-def test_one_step_of_a_scalar_plant_by_hand(a: float, b: float, target: float, q: float, r: float, std: float) -> None:
-    """min over u of q (a x + b u - x*)^2 + r u^2 = q r (a x - x*)^2 / (r + q b^2); noise adds q noise^2."""
+@given(
+    a=st.floats(-2, 2),
+    b=st.floats(0.1, 2),
+    target=st.floats(-2, 2),
+    q=st.floats(0.1, 5),
+    r=st.floats(0.1, 5),
+    std=st.floats(0, 2),
+)
+def test_one_step_of_a_scalar_plant_by_hand(
+    a: float, b: float, target: float, q: float, r: float, std: float
+) -> None:
+    """min over u of q (a x + b u - x*)^2 + r u^2 = q r (a x - x*)^2 / (r + q b^2); noise adds q
+    noise^2.
+    """
     noise = 0.5
     plant = LinearQuadratic([[a]], [[b]], [target], q, r, noise, std, horizon=1)
     expected = q * r * (a**2 * std**2 + target**2) / (r + q * b**2) + q * noise**2
     assert plant.best_return == pytest.approx(-expected, rel=1e-9)
     x = 0.3
-    assert plant.act(0, np.array([[x]]))[0, 0] == pytest.approx(q * b * (target - a * x) / (r + q * b**2), rel=1e-9, abs=1e-12)
+    assert plant.act(0, np.array([[x]]))[0, 0] == pytest.approx(
+        q * b * (target - a * x) / (r + q * b**2), rel=1e-9, abs=1e-12
+    )
 
 
 def test_a_scalar_plant_agrees_with_a_numerical_optimiser() -> None:
@@ -102,21 +136,27 @@ def test_a_scalar_plant_agrees_with_a_numerical_optimiser() -> None:
     assert -plant.best_return == pytest.approx(minimize(cost, np.zeros(H), tol=1e-10).fun, rel=1e-6)
 
 
-def unlimited(problem: LinearQuadratic, gain_error: float, episodes: int, rng: np.random.Generator) -> Any:
+def unlimited(
+    problem: LinearQuadratic, gain_error: float, episodes: int, rng: np.random.Generator
+) -> Any:
     """Returns of the optimal policy times 1 + gain_error, where no limit binds the actions."""
     x = problem.initial_std * rng.standard_normal((episodes, len(problem.target)))
     total = np.zeros(episodes)
     for t in range(problem.horizon):
         a = (1 + gain_error) * problem.act(t, x)
         x = x @ problem.A.T + a @ problem.B.T + problem.noise * rng.standard_normal(x.shape)
-        total -= problem.state_cost * ((x - problem.target) ** 2).sum(1) + problem.action_cost * (a**2).sum(1)
+        total -= problem.state_cost * ((x - problem.target) ** 2).sum(1) + problem.action_cost * (
+            a**2
+        ).sum(1)
     return total
 
 
 @pytest.mark.parametrize("world_seed", [0, 1])
 @pytest.mark.parametrize("task", [0, 1, 2])
 def test_the_closed_form_is_the_mean_return_of_its_policy(world_seed: int, task: int) -> None:
-    """Within 4 standard errors, without limits on the actions; a policy 5 % off is worse, on the same noise."""
+    """Within 4 standard errors, without limits on the actions; a policy 5 % off is worse, on the
+    same noise.
+    """
     problem = PlantVectorEnv(world_seed=world_seed).linear_quadratic(task)
     returns = unlimited(problem, 0.0, 4000, np.random.default_rng(1))
     assert abs(returns.mean() - problem.best_return) < 4 * returns.std() / np.sqrt(len(returns))
@@ -126,7 +166,9 @@ def test_the_closed_form_is_the_mean_return_of_its_policy(world_seed: int, task:
 
 @pytest.mark.parametrize("world_seed", [0, 1, 2])
 def test_the_limits_on_the_actions_cost_next_to_nothing(world_seed: int) -> None:
-    """The closed form is an upper bound, which the optimal policy misses by less than 1 % of the way from random."""
+    """The closed form is an upper bound, which the optimal policy misses by less than 1 % of the
+    way from random.
+    """
     plant = PlantVectorEnv(world_seed=world_seed)
     for task in plant.tasks:
         random, best = plant.reference(task.id)
@@ -138,5 +180,8 @@ def test_the_limits_on_the_actions_cost_next_to_nothing(world_seed: int) -> None
 
 def test_simulated_actions_are_limited_to_one() -> None:
     problem = PlantVectorEnv().linear_quadratic(0)
-    far, limit = (problem.simulate(lambda t, x, a=a: np.full((len(x), 3), a), 5, np.random.default_rng(0)) for a in (-7.0, -1.0))
+    far, limit = (
+        problem.simulate(lambda t, x, a=a: np.full((len(x), 3), a), 5, np.random.default_rng(0))
+        for a in (-7.0, -1.0)
+    )
     np.testing.assert_array_equal(far, limit)

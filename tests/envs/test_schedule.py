@@ -17,7 +17,14 @@ ROWS = [np.arange(k * 1000, k * 1000 + n) for k, n in enumerate((300, 200, 500, 
 ratios = st.floats(0, 0.3)
 
 
-@given(blur=ratios, other=ratios, ood=ratios, task=st.integers(0, 3), epoch=st.integers(0, 3), seed=st.integers(0, 99))
+@given(
+    blur=ratios,
+    other=ratios,
+    ood=ratios,
+    task=st.integers(0, 3),
+    epoch=st.integers(0, 3),
+    seed=st.integers(0, 99),
+)
 @settings(deadline=None, max_examples=80)
 def test_a_pass_serves_each_own_example_once_and_the_rest_in_the_asked_ratios(
     blur: float, other: float, ood: float, task: int, epoch: int, seed: int
@@ -26,12 +33,20 @@ def test_a_pass_serves_each_own_example_once_and_the_rest_in_the_asked_ratios(
     clean = plan[OOD] == 0
     own = clean & (plan[ORIGIN] == task)
     assert sorted(plan[ROW, own]) == ROWS[task].tolist()
-    assert all(row in ROWS[origin] for row, origin in zip(plan[ROW], plan[ORIGIN], strict=True)), "every index is of the right task"
+    assert all(row in ROWS[origin] for row, origin in zip(plan[ROW], plan[ORIGIN], strict=True)), (
+        "every index is of the right task"
+    )
     n = plan.shape[1]
     wanted = {"next": blur if task < 3 else 0.0, "past": other if task > 0 else 0.0, "ood": ood}
-    found = {"next": clean & (plan[ORIGIN] == task + 1), "past": clean & (plan[ORIGIN] < task), "ood": ~clean}
+    found = {
+        "next": clean & (plan[ORIGIN] == task + 1),
+        "past": clean & (plan[ORIGIN] < task),
+        "ood": ~clean,
+    }
     for name, ratio in wanted.items():
-        assert abs(found[name].sum() - ratio * n) <= 1.5, name  # exact but for the rounding of whole examples
+        assert abs(found[name].sum() - ratio * n) <= 1.5, (
+            name
+        )  # exact but for the rounding of whole examples
     assert own.sum() + sum(mask.sum() for mask in found.values()) == n
     assert (plan[EPOCH] == epoch).all()
     assert (plan[ORIGIN, ~clean] == task).all()
@@ -52,13 +67,25 @@ def test_order_says_what_is_next_and_what_is_past() -> None:
 
 @pytest.mark.parametrize("passes", [1, 4])
 @pytest.mark.parametrize("gradual", [0.5, 1.0])
-def test_a_gradual_change_is_linear_from_nothing_to_one_half_at_the_boundary(gradual: float, passes: int) -> None:
-    """The share of the neighbours' examples by place in the visit, over many seeds, against the line."""
+def test_a_gradual_change_is_linear_from_nothing_to_one_half_at_the_boundary(
+    gradual: float, passes: int
+) -> None:
+    """The share of the neighbours' examples by place in the visit, over many seeds, against the
+    line.
+    """
     bins = 20
     after, before, total = np.zeros(bins), np.zeros(bins), np.zeros(bins)
     for seed in range(60):
-        visit = np.concatenate([Schedule(gradual=gradual, passes=passes).plan(seed, ROWS, 2, e, 1) for e in range(passes)], axis=1)
-        own = np.cumsum(visit[ORIGIN] == 2) / (500 * passes)  # place in the visit, by the task's own examples
+        visit = np.concatenate(
+            [
+                Schedule(gradual=gradual, passes=passes).plan(seed, ROWS, 2, e, 1)
+                for e in range(passes)
+            ],
+            axis=1,
+        )
+        own = np.cumsum(visit[ORIGIN] == 2) / (
+            500 * passes
+        )  # place in the visit, by the task's own examples
         place = np.minimum((own * bins).astype(int), bins - 1)
         total += np.bincount(place, minlength=bins)
         after += np.bincount(place, visit[ORIGIN] == 3, minlength=bins)
@@ -78,16 +105,28 @@ def test_presets_are_as_published() -> None:
         "moderate": (0.1, 0.05, 0.05),
         "hard": (0.2, 0.1, 0.1),
     }
-    assert all(list(values) == ["blur_ratio", "other_task_ratio", "ood_ratio"] for values in PRESETS.values())
+    assert all(
+        list(values) == ["blur_ratio", "other_task_ratio", "ood_ratio"]
+        for values in PRESETS.values()
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_served_examples_say_what_they_were_in_info_alone(preset: str) -> None:
-    """Their truth, their task, and whether they were altered; the label stays that of the image shown."""
+    """Their truth, their task, and whether they were altered; the label stays that of the image
+    shown.
+    """
     source = digits()
     env = ImageStreamVectorEnv(8, source, schedule=PRESETS[preset])
     env.reset(seed=0, options={"task": 2})
-    kept: dict[str, list[Any]] = {"image": [], "ood": [], "index": [], "origin": [], "leaked": [], "label": []}
+    kept: dict[str, list[Any]] = {
+        "image": [],
+        "ood": [],
+        "index": [],
+        "origin": [],
+        "leaked": [],
+        "label": [],
+    }
     obs = env.reset()[0]
     for _ in range(env.examples(2) // 8):
         kept["image"].append(obs["image"])
@@ -101,7 +140,11 @@ def test_served_examples_say_what_they_were_in_info_alone(preset: str) -> None:
     altered = (got["image"] != source[0].inputs[got["index"]]).any((1, 2, 3))
     np.testing.assert_array_equal(altered, got["ood"])
     ratios = PRESETS[preset]
-    for name, mask in (("blur_ratio", got["origin"] == 3), ("other_task_ratio", got["origin"] < 2), ("ood_ratio", got["ood"])):
+    for name, mask in (
+        ("blur_ratio", got["origin"] == 3),
+        ("other_task_ratio", got["origin"] < 2),
+        ("ood_ratio", got["ood"]),
+    ):
         assert abs(mask.mean() - ratios[name]) < 0.01
     assert set(env.single_observation_space.spaces) == {"image"}  # type: ignore[attr-defined]
 
@@ -124,7 +167,9 @@ def test_a_cue_tells_the_task_of_the_example_that_is_shown() -> None:
 
 def test_other_data_takes_the_place_of_examples() -> None:
     other = np.full((3, 8, 8, 1), 7, np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None]
-    env = stream(4, examples=200, schedule=Schedule(ood_ratio=0.5, ood=["other"]), ood_data=other, seed=0)
+    env = stream(
+        4, examples=200, schedule=Schedule(ood_ratio=0.5, ood=["other"]), ood_data=other, seed=0
+    )
     obs = env.reset()[0]
     seen = set()
     for _ in range(30):
@@ -137,7 +182,9 @@ def test_other_data_takes_the_place_of_examples() -> None:
 
 
 @pytest.mark.parametrize("name", IMAGE_ALTERATIONS)
-def test_alterations_of_images_keep_shape_and_type_and_hang_on_the_generator_alone(name: str) -> None:
+def test_alterations_of_images_keep_shape_and_type_and_hang_on_the_generator_alone(
+    name: str,
+) -> None:
     image = np.random.default_rng(0).integers(40, 200, (9, 12, 3), np.uint8)
     a, b = (IMAGE_ALTERATIONS[name](image, np.random.default_rng(1)) for _ in range(2))
     assert (a.shape, a.dtype) == (image.shape, image.dtype)
@@ -157,14 +204,20 @@ def test_alterations_of_images_do_what_their_names_say() -> None:
     np.testing.assert_array_equal(IMAGE_ALTERATIONS["inverted"](image, rng), 255 - image)
     assert abs(IMAGE_ALTERATIONS["low-contrast"](image, rng).std() / image.std() - 0.25) < 0.01
     assert IMAGE_ALTERATIONS["blur"](image, rng).std() < 0.3 * image.std()
-    counts = np.bincount(IMAGE_ALTERATIONS["noise"](np.zeros((200, 200, 1), np.uint8), rng).ravel(), minlength=256)
+    counts = np.bincount(
+        IMAGE_ALTERATIONS["noise"](np.zeros((200, 200, 1), np.uint8), rng).ravel(), minlength=256
+    )
     assert (abs(counts - 156.25) < 6 * 12.5).all()
 
 
 def test_alterations_of_texts_do_what_their_names_say() -> None:
     rng = np.random.default_rng(0)
-    tokens = np.concatenate([rng.permutation(np.arange(1, 401)), np.zeros(100, int)]).astype(np.int32)
-    shuffled, dropped, noise = (TEXT_ALTERATIONS[name](tokens, rng) for name in ("shuffled", "dropped", "noise"))
+    tokens = np.concatenate([rng.permutation(np.arange(1, 401)), np.zeros(100, int)]).astype(
+        np.int32
+    )
+    shuffled, dropped, noise = (
+        TEXT_ALTERATIONS[name](tokens, rng) for name in ("shuffled", "dropped", "noise")
+    )
     assert sorted(shuffled) == sorted(tokens)
     assert (shuffled != tokens).any()
     assert abs((dropped[:400] == 0).mean() - 0.3) < 0.1
@@ -177,12 +230,19 @@ def test_alterations_of_texts_do_what_their_names_say() -> None:
 
 
 def test_within_a_pass_the_place_tells_nothing_about_label_task_or_alteration() -> None:
-    """Rank correlation of the place with each of them, over many examples: as near to 0 as chance has it."""
+    """Rank correlation of the place with each of them, over many examples: as near to 0 as chance
+    has it.
+    """
     env = ImageStreamVectorEnv(1, protocol=SplitClasses(5), schedule=PRESETS["hard"])
     n, correlations = env.examples(1), []
     for seed in range(8):
         env.reset(seed=seed, options={"task": 1})
         served = infos(env, n)
         place = np.arange(n)
-        correlations.append([np.corrcoef(place, served[key].astype(float))[0, 1] for key in ("label", "index", "leaked", "ood")])
+        correlations.append(
+            [
+                np.corrcoef(place, served[key].astype(float))[0, 1]
+                for key in ("label", "index", "leaked", "ood")
+            ]
+        )
     assert (np.abs(np.mean(correlations, 0)) < 4 / np.sqrt(8 * n)).all()

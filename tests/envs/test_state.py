@@ -1,4 +1,6 @@
-"""A world that is given another's state goes on as that one would, through every wrapper and vector."""
+"""A world that is given another's state goes on as that one would, through every wrapper and
+vector.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,13 @@ from everloop.envs import (
     make_vec,
 )
 
-SMALL: dict[str, Any] = {"num_tasks": 3, "observation_dim": 3, "latent_dim": 2, "action_dim": 2, "horizon": 7}
+SMALL: dict[str, Any] = {
+    "num_tasks": 3,
+    "observation_dim": 3,
+    "latent_dim": 2,
+    "action_dim": 2,
+    "horizon": 7,
+}
 
 
 def single() -> gym.Env[Any, Any]:
@@ -35,7 +43,9 @@ WORLDS: dict[str, Callable[[], Any]] = {
     "stream with feedback": lambda: VectorFeedback(ImageStreamVectorEnv(4, episode_length=5)),
     "wrapped": lambda: TaskVectorWrapper(PlantVectorEnv(4, **SMALL)),
     "single copies with a time limit": lambda: SyncTaskVectorEnv([single] * 4),
-    "registered single copies": lambda: SyncTaskVectorEnv([lambda: gym.make("everloop/Plant-v0", **SMALL)] * 4),
+    "registered single copies": lambda: SyncTaskVectorEnv(
+        [lambda: gym.make("everloop/Plant-v0", **SMALL)] * 4
+    ),
 }
 
 
@@ -67,7 +77,9 @@ def test_a_world_given_the_state_goes_on_as_the_first_one(name: str) -> None:
     second.load_state_dict(state)
     assert same(play(second, 20, seed=1), wanted)
     second.load_state_dict(state)
-    assert same(play(second, 20, seed=1), wanted), "the state is a copy: playing on does not change it"
+    assert same(play(second, 20, seed=1), wanted), (
+        "the state is a copy: playing on does not change it"
+    )
     assert not same(before, wanted[: len(before)])
 
 
@@ -76,7 +88,9 @@ def test_a_state_of_another_number_of_copies_is_refused_by_both_numbers(name: st
     world = WORLDS[name]()
     world.reset(seed=0)
     state = world.state_dict()
-    other = {"plant": PlantVectorEnv(3, **SMALL), "stream": ImageStreamVectorEnv(3)}.get(name, SyncTaskVectorEnv([single] * 3))
+    other = {"plant": PlantVectorEnv(3, **SMALL), "stream": ImageStreamVectorEnv(3)}.get(
+        name, SyncTaskVectorEnv([single] * 3)
+    )
     with pytest.raises(ValueError, match="the state is of 4 copies; this world has 3"):
         other.load_state_dict(state)
 

@@ -19,11 +19,20 @@ def trajectory(env: Any, steps: int) -> list[bytes]:
     seen = []
     for step in range(steps):
         obs, reward, *_, info = env.step(np.full(env.num_envs, step % 6))
-        seen += [obs["image"].tobytes(), reward.tobytes(), *(info[key].tobytes() for key in ("label", "index", "origin", "ood", "task"))]
+        seen += [
+            obs["image"].tobytes(),
+            reward.tobytes(),
+            *(info[key].tobytes() for key in ("label", "index", "origin", "ood", "task")),
+        ]
     return seen
 
 
-@given(copies=st.integers(1, 7), workers=st.integers(1, 3), task=st.integers(0, 2), seed=st.integers(0, 9))
+@given(
+    copies=st.integers(1, 7),
+    workers=st.integers(1, 3),
+    task=st.integers(0, 2),
+    seed=st.integers(0, 9),
+)
 @settings(deadline=None, max_examples=25)
 def test_workers_change_nothing(copies: int, workers: int, task: int, seed: int) -> None:
     plain, prepared = stream(copies, **HARD), stream(copies, workers=workers, **HARD)
@@ -47,16 +56,24 @@ def test_the_number_of_copies_only_cuts_the_chain(copies: int, seed: int) -> Non
 
 @given(
     before=st.integers(0, 40),
-    switches=st.lists(st.tuples(st.integers(0, 2), st.lists(st.booleans(), min_size=3, max_size=3)), max_size=4),
+    switches=st.lists(
+        st.tuples(st.integers(0, 2), st.lists(st.booleans(), min_size=3, max_size=3)), max_size=4
+    ),
     workers=st.sampled_from([0, 2]),
 )
 @settings(deadline=None, max_examples=40)
-def test_a_resumed_stream_goes_on_as_if_never_stopped(before: int, switches: list[tuple[int, list[bool]]], workers: int) -> None:
-    """At any step, after any switches, also in mid-episode, and in a stream that was somewhere else."""
+def test_a_resumed_stream_goes_on_as_if_never_stopped(
+    before: int, switches: list[tuple[int, list[bool]]], workers: int
+) -> None:
+    """At any step, after any switches, also in mid-episode, and in a stream that was somewhere
+    else.
+    """
     env = stream(3, episode_length=7, seed=1, workers=workers, **HARD)
     for task, mask in switches:
         trajectory(env, 3)
-        env.reset(options={"task": task, "reset_mask": np.array(mask)} if any(mask) else {"task": task})
+        env.reset(
+            options={"task": task, "reset_mask": np.array(mask)} if any(mask) else {"task": task}
+        )
     trajectory(env, before)
     state = pickle.loads(pickle.dumps(env.state_dict()))
     other = stream(3, episode_length=7, seed=99, workers=workers, **HARD)

@@ -1,4 +1,6 @@
-"""The contract of a world under any sequence of calls, against a model of who plays which task for how long."""
+"""The contract of a world under any sequence of calls, against a model of who plays which task for
+how long.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,20 @@ IMAGES = {
 }
 
 
-def world(kind: str, feedback: bool, cue: bool = True, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Any:
+def world(
+    kind: str, feedback: bool, cue: bool = True, mode: AutoresetMode = AutoresetMode.SAME_STEP
+) -> Any:
     env: Any
     if kind == "user":
         env = SyncTaskVectorEnv([Walk] * COPIES)
     elif kind == "plant":
-        env = PlantVectorEnv(COPIES, horizon=HORIZON, observation_dim=2, task_cue=cue, autoreset_mode=mode)
+        env = PlantVectorEnv(
+            COPIES, horizon=HORIZON, observation_dim=2, task_cue=cue, autoreset_mode=mode
+        )
     else:
-        env = ImageStreamVectorEnv(COPIES, from_arrays(**IMAGES), episode_length=HORIZON, task_cue=cue, autoreset_mode=mode)
+        env = ImageStreamVectorEnv(
+            COPIES, from_arrays(**IMAGES), episode_length=HORIZON, task_cue=cue, autoreset_mode=mode
+        )
     return VectorFeedback(env) if feedback else env
 
 
@@ -65,20 +73,28 @@ class Step:
         """Anything allowed; in a Box also a little more, which the world clips."""
         dice, shape = np.random.default_rng(self.seed), env.action_space.shape
         if env.action_space.dtype.kind == "i":
-            return env.single_action_space.start + dice.integers(env.single_action_space.n, size=shape)
+            return env.single_action_space.start + dice.integers(
+                env.single_action_space.n, size=shape
+            )
         return dice.uniform(-1.5, 1.5, shape).astype(np.float32)
 
 
 tasks = st.none() | st.integers(0, 2)
 masks = st.none() | st.tuples(*[st.booleans()] * COPIES).filter(any)
-full_resets = st.builds(Reset, task=tasks, by_name=st.booleans(), mask=st.none(), seed=st.none() | st.integers(0, 9))
+full_resets = st.builds(
+    Reset, task=tasks, by_name=st.booleans(), mask=st.none(), seed=st.none() | st.integers(0, 9)
+)
 masked_resets = st.builds(Reset, task=tasks, by_name=st.booleans(), mask=masks)
 runs = st.lists(st.builds(Step, st.integers(0, 99)), min_size=1, max_size=6)
-calls = st.lists(runs | runs | (masked_resets | full_resets).map(lambda reset: [reset]), max_size=12).map(
-    lambda parts: list(itertools.chain(*parts))
+calls = st.lists(
+    runs | runs | (masked_resets | full_resets).map(lambda reset: [reset]), max_size=12
+).map(lambda parts: list(itertools.chain(*parts)))
+first_calls = st.builds(
+    Reset, task=st.integers(0, 2), by_name=st.booleans(), seed=st.integers(0, 9)
 )
-first_calls = st.builds(Reset, task=st.integers(0, 2), by_name=st.booleans(), seed=st.integers(0, 9))
-modes = st.sampled_from([AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])  # of native worlds, others have the first
+modes = st.sampled_from(
+    [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
+)  # of native worlds, others have the first
 kinds = pytest.mark.parametrize("kind", ["plant", "stream"])
 all_kinds = pytest.mark.parametrize("kind", ["plant", "stream", "user"])
 
@@ -103,7 +119,9 @@ class Model:
         self.elapsed[mask] = 0
         for name, value in obs.items():
             if (~mask).any():
-                np.testing.assert_array_equal(value[~mask], self.obs[name][~mask], f"{name} of copies that were not reset")
+                np.testing.assert_array_equal(
+                    value[~mask], self.obs[name][~mask], f"{name} of copies that were not reset"
+                )
         if "feedback" in obs:
             assert not obs["feedback"][mask].any()
         return self.agree(obs, info)
@@ -119,7 +137,11 @@ class Model:
         np.testing.assert_array_equal(truncated, ends)
         low, high = self.env.reward_range
         assert ((rewards >= low) & (rewards <= high)).all()
-        arrays = self.final(ends, info) if self.env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP else []
+        arrays = (
+            self.final(ends, info)
+            if self.env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+            else []
+        )
         if "feedback" in obs:
             felt = self.expected_feedback(actions, rewards)
             for i in np.flatnonzero(ends) if "final_obs" in info else ():
@@ -145,7 +167,11 @@ class Model:
 
     def expected_feedback(self, actions: Any, rewards: Any) -> Any:
         space = self.env.single_action_space
-        felt = np.eye(space.n)[actions - space.start] if actions.dtype.kind == "i" else np.clip(actions, -1, 1)
+        felt = (
+            np.eye(space.n)[actions - space.start]
+            if actions.dtype.kind == "i"
+            else np.clip(actions, -1, 1)
+        )
         return np.column_stack([felt, rewards]).astype(np.float32)
 
     def agree(self, obs: Any, info: dict[str, Any]) -> list[Any]:
@@ -154,15 +180,23 @@ class Model:
         if "cue" in obs:
             np.testing.assert_array_equal(obs["cue"], np.eye(3)[self.task])
         self.obs = {name: value.copy() for name, value in obs.items()}
-        return [*obs.values(), *(info[name] for name in ("task", "label", "index", "epoch") if name in info)]
+        return [
+            *obs.values(),
+            *(info[name] for name in ("task", "label", "index", "epoch") if name in info),
+        ]
 
     def play(self, played: list[Reset | Step], scribble: bool = False) -> list[bytes]:
-        """All calls; no two returned arrays ever share memory. `scribble` overwrites what a call returned after it."""
+        """All calls; no two returned arrays ever share memory.
+
+        `scribble` overwrites what a call returned after it.
+        """
         kept: list[list[Any]] = []
         for call in played:
             arrays = self.step(call) if isinstance(call, Step) else self.reset(call)
             self.check_and_record(arrays)
-            assert not any(np.shares_memory(new, old) for new in arrays for olds in kept for old in olds)
+            assert not any(
+                np.shares_memory(new, old) for new in arrays for olds in kept for old in olds
+            )
             assert not any(np.shares_memory(a, b) for a, b in itertools.combinations(arrays, 2))
             kept.append(arrays)
             if scribble:
@@ -171,19 +205,29 @@ class Model:
         return self.trace
 
 
-staggered = [Step(0), Step(1), Reset(None, mask=(False, True, False)), *map(Step, range(9)), Reset(2, mask=(True, False, False))]
+staggered = [
+    Step(0),
+    Step(1),
+    Reset(None, mask=(False, True, False)),
+    *map(Step, range(9)),
+    Reset(2, mask=(True, False, False)),
+]
 
 
 @all_kinds
 @given(first=first_calls, more=calls, feedback=st.booleans(), cue=st.booleans(), mode=modes)
-@example(first=Reset(1, seed=0), more=staggered, feedback=True, cue=True, mode=AutoresetMode.SAME_STEP)
+@example(
+    first=Reset(1, seed=0), more=staggered, feedback=True, cue=True, mode=AutoresetMode.SAME_STEP
+)
 @settings(deadline=None, max_examples=50)
 def test_any_sequence_of_calls_keeps_the_contract(
     kind: str, first: Reset, more: list[Any], feedback: bool, cue: bool, mode: AutoresetMode
 ) -> None:
-    """Spaces, tasks, episode ends, feedback, untouched copies; and the same calls give the same bytes again.
+    """Spaces, tasks, episode ends, feedback, untouched copies; and the same calls give the same
+    bytes again.
 
-    Again: in a fresh world whose every returned array is overwritten at once, and in one with a past.
+    Again: in a fresh world whose every returned array is overwritten at once, and in one with a
+        past.
     """
     sequence = [first, *more]
     trace = Model(world(kind, feedback, cue, mode)).play(sequence)
@@ -195,8 +239,12 @@ def test_any_sequence_of_calls_keeps_the_contract(
 @kinds
 @given(first=first_calls, before=calls, after=calls, seed=st.none() | st.integers(0, 9))
 @settings(deadline=None, max_examples=20)
-def test_a_refused_reset_changes_nothing(kind: str, first: Reset, before: list[Any], after: list[Any], seed: int | None) -> None:
-    """Unknown tasks and masks that fit no vector raise ValueError, and the trajectory goes on to the bit."""
+def test_a_refused_reset_changes_nothing(
+    kind: str, first: Reset, before: list[Any], after: list[Any], seed: int | None
+) -> None:
+    """Unknown tasks and masks that fit no vector raise ValueError, and the trajectory goes on to
+    the bit.
+    """
     env, after = world(kind, feedback=True), [*after, Reset(None), Step(0)]
     trace = Model(env).play([first, *before, *after])
     model = Model(env)
@@ -218,5 +266,14 @@ def test_a_seeded_masked_reset_leaves_the_other_copies_alone(kind: str) -> None:
     """Seeded or not, a mask says whose episode begins anew."""
     env = world(kind, feedback=True)
     model = Model(env)
-    model.play([Reset(1, seed=0), Step(1), Step(2), Reset(2, mask=(True, False, False), seed=5), Step(3), Step(4)])
+    model.play(
+        [
+            Reset(1, seed=0),
+            Step(1),
+            Step(2),
+            Reset(2, mask=(True, False, False), seed=5),
+            Step(3),
+            Step(4),
+        ]
+    )
     assert model.task.tolist() == [2, 1, 1]

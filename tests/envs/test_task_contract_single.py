@@ -1,4 +1,6 @@
-"""The contract of the single worlds under any sequence of calls, and that they are one copy of the batched ones."""
+"""The contract of the single worlds under any sequence of calls, and that they are one copy of the
+batched ones.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,26 @@ from everloop.envs import Feedback, ImageStreamVectorEnv, PlantVectorEnv
 
 SIZES: dict[str, dict[str, Any]] = {
     "Plant": {"num_tasks": 4, "horizon": LENGTH, "observation_dim": 2},
-    "ImageStream": {"episode_length": LENGTH, "protocol": {"kind": "classes", "classes_per_task": 2}, "task_cue": True},
+    "ImageStream": {
+        "episode_length": LENGTH,
+        "protocol": {"kind": "classes", "classes_per_task": 2},
+        "task_cue": True,
+    },
 }
 worlds = pytest.mark.parametrize("name", ["Plant", "ImageStream", "Walk"])
 native = pytest.mark.parametrize("name", ["Plant", "ImageStream"])
 resets = st.tuples(st.none() | st.integers(0, 2), st.booleans(), st.none() | st.integers(0, 9))
 runs = st.integers(1, 4).map(lambda times: ["step"] * times)
-calls = st.lists(runs | resets.map(lambda reset: [reset]), max_size=10).map(lambda parts: list(itertools.chain(*parts)))
+calls = st.lists(runs | resets.map(lambda reset: [reset]), max_size=10).map(
+    lambda parts: list(itertools.chain(*parts))
+)
 first_resets = st.tuples(st.integers(0, 2), st.booleans(), st.integers(0, 9))
 
 
 def world(name: str, feedback: bool) -> gym.Env[Any, Any]:
-    env: gym.Env[Any, Any] = Walk() if name == "Walk" else gym.make(f"everloop/{name}-v0", **SIZES[name])
+    env: gym.Env[Any, Any] = (
+        Walk() if name == "Walk" else gym.make(f"everloop/{name}-v0", **SIZES[name])
+    )
     return Feedback(env) if feedback else env
 
 
@@ -70,7 +80,9 @@ class Model:
         for value in obs.values() if scribble else ():
             value[...] = 1
 
-    def reset(self, task: int | None, by_name: bool, seed: int | None, scribble: bool = False) -> None:
+    def reset(
+        self, task: int | None, by_name: bool, seed: int | None, scribble: bool = False
+    ) -> None:
         obs, info = self.env.reset(seed=seed, options=options_for(self.env, task, by_name))
         self.task, self.elapsed = self.task if task is None else task, 0
         if "feedback" in obs:
@@ -84,8 +96,14 @@ class Model:
         assert (terminated, truncated) == (False, self.elapsed == LENGTH)
         if "feedback" in obs:
             space = self.env.action_space
-            felt = np.eye(space.n)[action - space.start] if isinstance(space, gym.spaces.Discrete) else np.asarray(action)
-            np.testing.assert_array_equal(obs["feedback"], np.append(felt, reward).astype(np.float32))
+            felt = (
+                np.eye(space.n)[action - space.start]
+                if isinstance(space, gym.spaces.Discrete)
+                else np.asarray(action)
+            )
+            np.testing.assert_array_equal(
+                obs["feedback"], np.append(felt, reward).astype(np.float32)
+            )
         self.trace += [float(reward), truncated]
         self.agree(obs, info, scribble)
 
@@ -106,8 +124,12 @@ class Model:
 @worlds
 @given(first=first_resets, more=calls, feedback=st.booleans())
 @settings(deadline=None, max_examples=25)
-def test_any_sequence_of_calls_keeps_the_contract(name: str, first: Any, more: list[Any], feedback: bool) -> None:
-    """And the same calls give the same bits again, in a fresh world, in a used one and in one whose returned arrays are overwritten."""
+def test_any_sequence_of_calls_keeps_the_contract(
+    name: str, first: Any, more: list[Any], feedback: bool
+) -> None:
+    """And the same calls give the same bits again, in a fresh world, in a used one and in one whose
+    returned arrays are overwritten.
+    """
     trace = Model(world(name, feedback)).play([first, *more])
     used = world(name, feedback)
     assert Model(used).play([first, *more], scribble=True) == trace
@@ -117,7 +139,9 @@ def test_any_sequence_of_calls_keeps_the_contract(name: str, first: Any, more: l
 @worlds
 @given(first=first_resets, before=calls, after=calls, seed=st.none() | st.integers(0, 9))
 @settings(deadline=None, max_examples=20)
-def test_a_refused_reset_changes_nothing(name: str, first: Any, before: list[Any], after: list[Any], seed: int | None) -> None:
+def test_a_refused_reset_changes_nothing(
+    name: str, first: Any, before: list[Any], after: list[Any], seed: int | None
+) -> None:
     """An unknown task raises ValueError, and the trajectory goes on to the bit."""
     env = world(name, feedback=True)
     after = [*after, (len(env.get_wrapper_attr("tasks")) - 1, False, None), "step"]
@@ -128,11 +152,16 @@ def test_a_refused_reset_changes_nothing(name: str, first: Any, before: list[Any
 @native
 @given(first=first_resets, more=calls, cue=st.booleans())
 @settings(deadline=None, max_examples=20)
-def test_the_single_world_is_one_copy_of_the_batched_one(name: str, first: Any, more: list[Any], cue: bool) -> None:
+def test_the_single_world_is_one_copy_of_the_batched_one(
+    name: str, first: Any, more: list[Any], cue: bool
+) -> None:
     """The same seeds and calls: observation, reward, end and info are equal to the bit."""
     parameters = SIZES[name] | {"task_cue": cue}
     batched_class: Any = {"Plant": PlantVectorEnv, "ImageStream": ImageStreamVectorEnv}[name]
-    batched, single = batched_class(1, autoreset_mode=AutoresetMode.DISABLED, **parameters), gym.make(f"everloop/{name}-v0", **parameters)
+    batched, single = (
+        batched_class(1, autoreset_mode=AutoresetMode.DISABLED, **parameters),
+        gym.make(f"everloop/{name}-v0", **parameters),
+    )
     single.action_space.seed(0)
     for call in (first, *more):
         if call == "step":
@@ -141,7 +170,10 @@ def test_the_single_world_is_one_copy_of_the_batched_one(name: str, first: Any, 
             assert one[1:4] == tuple(part[0] for part in many[1:4])
         else:
             task, by_name, seed = call
-            one, many = (env.reset(seed=seed, options=options_for(single, task, by_name)) for env in (single, batched))
+            one, many = (
+                env.reset(seed=seed, options=options_for(single, task, by_name))
+                for env in (single, batched)
+            )
         assert one[0].keys() == many[0].keys()
         for key in one[0]:
             assert one[0][key].tobytes() == many[0][key].tobytes()

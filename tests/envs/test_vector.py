@@ -10,7 +10,14 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from user_world import LENGTH, Walk
 
-from everloop.envs import ImageStreamEnv, ImageStreamVectorEnv, PlantVectorEnv, SyncTaskVectorEnv, VectorFeedback, make_vec
+from everloop.envs import (
+    ImageStreamEnv,
+    ImageStreamVectorEnv,
+    PlantVectorEnv,
+    SyncTaskVectorEnv,
+    VectorFeedback,
+    make_vec,
+)
 from everloop.envs.data import from_arrays
 
 
@@ -21,7 +28,10 @@ def walk_id() -> Iterator[str]:
     del gym.registry["user/Walk-v0"]
 
 
-@pytest.mark.parametrize(("env_id", "world"), [("everloop/Plant-v0", PlantVectorEnv), ("everloop/ImageStream-v0", ImageStreamVectorEnv)])
+@pytest.mark.parametrize(
+    ("env_id", "world"),
+    [("everloop/Plant-v0", PlantVectorEnv), ("everloop/ImageStream-v0", ImageStreamVectorEnv)],
+)
 def test_native_worlds_are_batched_natively(env_id: str, world: type) -> None:
     env = make_vec(env_id, 5, task_cue=True)
     assert type(env) is world
@@ -40,16 +50,30 @@ def test_a_vectors_spec_survives_json(env_id: str) -> None:
         assert value.tobytes() == again.reset(seed=4)[0][name].tobytes()
 
 
-@pytest.mark.parametrize("env_id", ["everloop/Plan-v0", "Plant-v0", "everloop/Plant-v9", "no such world", "no_such_module:Plant-v0"])
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        "everloop/Plan-v0",
+        "Plant-v0",
+        "everloop/Plant-v9",
+        "no such world",
+        "no_such_module:Plant-v0",
+    ],
+)
 def test_an_unknown_world_is_refused_by_its_name(env_id: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown world '{env_id}': choose one of everloop/ImageStream-v0, everloop/Plant-v0"):
+    with pytest.raises(
+        ValueError,
+        match=f"unknown world '{env_id}': choose one of everloop/ImageStream-v0, everloop/Plant-v0",
+    ):
         make_vec(env_id)
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_an_environment_without_tasks_is_refused(env_id: str) -> None:
     """The first one is batched natively, the second one is not."""
-    with pytest.raises(ValueError, match=f"'{env_id}' is no world, allowed: environments with `tasks`"):
+    with pytest.raises(
+        ValueError, match=f"'{env_id}' is no world, allowed: environments with `tasks`"
+    ):
         make_vec(env_id, 2)
 
 
@@ -91,7 +115,11 @@ def test_masked_switches_of_a_users_world(walk_id: str) -> None:
         assert not terminated.any()
         assert truncated.tolist() == [step % LENGTH == 0] * 4
         np.testing.assert_array_equal(info["task"], played)
-        before = np.array([last["place"] for last in info["final_obs"]]) if truncated.any() else obs["place"]
+        before = (
+            np.array([last["place"] for last in info["final_obs"]])
+            if truncated.any()
+            else obs["place"]
+        )
         np.testing.assert_allclose(rewards, -np.abs(before[:, 0] - goals), rtol=1e-6)
 
 
@@ -103,7 +131,10 @@ def test_a_seed_gives_every_copy_a_chance_of_its_own(walk_id: str) -> None:
 
 def test_the_info_of_the_step_that_ends_an_episode_is_not_lost() -> None:
     """A vector of single streams reveals the label of every image shown, as the native one does."""
-    source = {"images": np.arange(8 * 64, dtype=np.uint8).reshape(8, 8, 8) + 1, "labels": np.arange(8) % 2 + 1}
+    source = {
+        "images": np.arange(8 * 64, dtype=np.uint8).reshape(8, 8, 8) + 1,
+        "labels": np.arange(8) % 2 + 1,
+    }
     data = from_arrays(*source.values(), *source.values())
     env = SyncTaskVectorEnv([lambda: ImageStreamEnv(data=data, episode_length=3)] * 2)
     obs, _ = env.reset(seed=0)

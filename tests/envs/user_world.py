@@ -19,7 +19,9 @@ class Walk(TaskEnv):
     action_space = spaces.Discrete(3, start=-1)
     place, elapsed = 0.0, 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed, options=options)
         self.place, self.elapsed = float(self.np_random.normal()), 0
         return {"place": np.array([self.place], np.float32)}, {"task": self.task.id}
@@ -27,4 +29,10 @@ class Walk(TaskEnv):
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         self.place, self.elapsed = self.place + int(action), self.elapsed + 1
         reward = -abs(self.place - self.task.params["goal"])
-        return {"place": np.array([self.place], np.float32)}, reward, False, self.elapsed == LENGTH, {"task": self.task.id}
+        return (
+            {"place": np.array([self.place], np.float32)},
+            reward,
+            False,
+            self.elapsed == LENGTH,
+            {"task": self.task.id},
+        )

@@ -18,13 +18,40 @@ from torch import Tensor, nn
 from everloop.agents import Agent
 from everloop.contract import Output
 from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv, TaskVectorWrapper, VectorFeedback
-from everloop.loop import Batch, Categorical, DQNLearner, Learner, Result, SACLearner, Strategy, SupervisedLearner, likelihood_for
+from everloop.loop import (
+    Batch,
+    Categorical,
+    DQNLearner,
+    Learner,
+    Result,
+    SACLearner,
+    Strategy,
+    SupervisedLearner,
+    likelihood_for,
+)
 from everloop.loop.sb3.off_policy import OffPolicyLearner
 from everloop.loop.sb3.on_policy import SB3Learner
 
-PPO_PARAMETERS: dict[str, Any] = {"n_steps": 8, "batch_size": 16, "n_epochs": 2, "learning_rate": 1e-2, "gamma": 0.9, "ent_coef": 0.5}
-REPLAYED: dict[str, Any] = {"learning_rate": 1e-2, "buffer_size": 400, "learning_starts": 15, "batch_size": 16, "gamma": 0.8}
-DQN_PARAMETERS: dict[str, Any] = REPLAYED | {"train_freq": 2, "target_update_interval": 16, "exploration_fraction": 0.5}
+PPO_PARAMETERS: dict[str, Any] = {
+    "n_steps": 8,
+    "batch_size": 16,
+    "n_epochs": 2,
+    "learning_rate": 1e-2,
+    "gamma": 0.9,
+    "ent_coef": 0.5,
+}
+REPLAYED: dict[str, Any] = {
+    "learning_rate": 1e-2,
+    "buffer_size": 400,
+    "learning_starts": 15,
+    "batch_size": 16,
+    "gamma": 0.8,
+}
+DQN_PARAMETERS: dict[str, Any] = REPLAYED | {
+    "train_freq": 2,
+    "target_update_interval": 16,
+    "exploration_fraction": 0.5,
+}
 SAC_PARAMETERS: dict[str, Any] = REPLAYED | {"train_freq": 2}
 
 
@@ -38,7 +65,9 @@ class FlatNet(nn.Module):
     def initial_state(self, batch: int) -> Tensor:
         return torch.zeros(batch, 1)
 
-    def forward(self, obs: dict[str, Tensor], state: Tensor, start: Tensor) -> tuple[Output, Tensor]:
+    def forward(
+        self, obs: dict[str, Tensor], state: Tensor, start: Tensor
+    ) -> tuple[Output, Tensor]:
         T, B = start.shape
         x = obs[self.key].to(next(self.parameters()).dtype)
         x = x / 255.0 if obs[self.key].dtype == torch.uint8 else x
@@ -49,21 +78,36 @@ class FlatNet(nn.Module):
 def mlp(outputs: int = 10, inputs: int = 64, hidden: int = 6, seed: int = 0) -> FlatNet:
     """Two layers on flattened images, in double precision."""
     torch.manual_seed(seed)
-    return FlatNet(nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))).double()
+    return FlatNet(
+        nn.Sequential(
+            nn.Flatten(), nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs)
+        )
+    ).double()
 
 
 class FixedLearner(SupervisedLearner):
-    """A supervised learner without a world, for batches made by hand; it recalls when its updater steps."""
+    """A supervised learner without a world, for batches made by hand; it recalls when its updater
+    steps.
+    """
 
     recalls_ahead = False
 
-    def __init__(self, module: nn.Module, likelihood: Any, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, likelihood: Any, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
         self.module, self.likelihood = module, likelihood
         self.optimizer = optimizer or torch.optim.SGD(module.parameters(), lr=0.1)
         self.attach([])
 
 
-def vector_batch(examples: int, size: int, classes: int, length: int = 1, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
+def vector_batch(
+    examples: int,
+    size: int,
+    classes: int,
+    length: int = 1,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> Batch:
     """Normal vectors "x" with random labels; an episode starts with every example."""
     g = torch.Generator().manual_seed(seed)
     start = torch.zeros(length, examples, dtype=torch.bool)
@@ -85,13 +129,24 @@ def stream(num_envs: int = 8, seed: int = 0, **parameters: Any) -> ImageStreamVe
 
 def plant(num_envs: int = 4, horizon: int = 5, **parameters: Any) -> Any:
     """A small plant with feedback; episodes end inside every rollout of PPO_PARAMETERS."""
-    parameters = {"num_tasks": 3, "observation_dim": 3, "latent_dim": 2, "action_dim": 2} | parameters
+    parameters = {
+        "num_tasks": 3,
+        "observation_dim": 3,
+        "latent_dim": 2,
+        "action_dim": 2,
+    } | parameters
     return VectorFeedback(PlantVectorEnv(num_envs, horizon=horizon, **parameters))
 
 
 def agent(observation_space: Any, action_space: spaces.Space[Any], **parameters: Any) -> Agent:
     """A tiny actor-critic."""
-    parameters = {"value_head": True, "recurrent": False, "token_size": 8, "attention_heads": 2, "hidden_size": 6} | parameters
+    parameters = {
+        "value_head": True,
+        "recurrent": False,
+        "token_size": 8,
+        "attention_heads": 2,
+        "hidden_size": 6,
+    } | parameters
     return Agent(observation_space, likelihood_for(action_space).size(), **parameters)
 
 
@@ -99,7 +154,12 @@ def recurrent_agent(observation_space: Any, action_space: spaces.Space[Any]) -> 
     return agent(observation_space, action_space, recurrent=True)
 
 
-def control_learner(recurrent: bool = False, world: Any = None, parameters: dict[str, Any] | None = None, **kwargs: Any) -> SB3Learner:
+def control_learner(
+    recurrent: bool = False,
+    world: Any = None,
+    parameters: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> SB3Learner:
     """PPO or RecurrentPPO on a small plant."""
     return SB3Learner(
         plant() if world is None else world,
@@ -117,7 +177,9 @@ class Dial(TaskVectorWrapper):
     def __init__(self, env: Any) -> None:
         super().__init__(env)
         controls = env.single_action_space.shape[0]
-        self.settings = np.concatenate([np.eye(controls), -np.eye(controls), np.zeros((1, controls))]).astype(np.float32)
+        self.settings = np.concatenate(
+            [np.eye(controls), -np.eye(controls), np.zeros((1, controls))]
+        ).astype(np.float32)
         self.single_action_space = spaces.Discrete(len(self.settings))
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 
@@ -132,7 +194,9 @@ class ConcatNet(nn.Module):
         super().__init__()
         self.names = sorted(space.spaces)
         inputs = sum(int(np.prod(space[name].shape)) for name in self.names)
-        self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs)
+        )
 
     def initial_state(self, batch: int) -> Tensor:
         return torch.zeros(batch, 1)
@@ -152,7 +216,12 @@ def critic_net(observation_space: Any) -> ConcatNet:
 
 def dial_plant(num_envs: int = 4, horizon: int = 5, **parameters: Any) -> Any:
     """A small plant with five discrete actions, and feedback."""
-    parameters = {"num_tasks": 3, "observation_dim": 3, "latent_dim": 2, "action_dim": 2} | parameters
+    parameters = {
+        "num_tasks": 3,
+        "observation_dim": 3,
+        "latent_dim": 2,
+        "action_dim": 2,
+    } | parameters
     return VectorFeedback(Dial(PlantVectorEnv(num_envs, horizon=horizon, **parameters)))
 
 
@@ -160,12 +229,22 @@ def off_policy_world(sac: bool, num_envs: int = 4, **parameters: Any) -> Any:
     return (plant if sac else dial_plant)(num_envs, **parameters)
 
 
-def off_policy_learner(sac: bool = False, world: Any = None, parameters: dict[str, Any] | None = None, **kwargs: Any) -> OffPolicyLearner:
+def off_policy_learner(
+    sac: bool = False, world: Any = None, parameters: dict[str, Any] | None = None, **kwargs: Any
+) -> OffPolicyLearner:
     """DQN or SAC on a small plant."""
     world = off_policy_world(sac) if world is None else world
     if sac:
-        return SACLearner(world, actor_net, critic_net, SAC_PARAMETERS | (parameters or {}), **{"device": "cpu"} | kwargs)
-    return DQNLearner(world, actor_net, DQN_PARAMETERS | (parameters or {}), **{"device": "cpu"} | kwargs)
+        return SACLearner(
+            world,
+            actor_net,
+            critic_net,
+            SAC_PARAMETERS | (parameters or {}),
+            **{"device": "cpu"} | kwargs,
+        )
+    return DQNLearner(
+        world, actor_net, DQN_PARAMETERS | (parameters or {}), **{"device": "cpu"} | kwargs
+    )
 
 
 def weights(module: nn.Module) -> list[Tensor]:
@@ -200,6 +279,10 @@ def keyword_grid(**values: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def rehearsal_loss(strategy: Strategy, learner: Learner) -> Tensor | None:
-    """The loss of what `strategy` recalls now, from a forward pass of its own; None if that is nothing."""
+    """The loss of what `strategy` recalls now, from a forward pass of its own; None if that is
+    nothing.
+    """
     stored = strategy.recall(learner)
-    return None if stored is None else strategy.recall_loss(learner, stored, learner.forward(stored))
+    return (
+        None if stored is None else strategy.recall_loss(learner, stored, learner.forward(stored))
+    )

@@ -16,16 +16,29 @@ from everloop.loop.memory import Store
 def numbered(T: int, B: int, full: bool = True, seed: int = 0) -> Batch:
     """Every step of every example holds its own number, 100 t + b."""
     number = 100 * torch.arange(T)[:, None] + torch.arange(B)
-    obs = {"image": (number % 256).to(torch.uint8)[..., None, None, None].expand(T, B, 2, 3, 1), "x": number[..., None].float()}
+    obs = {
+        "image": (number % 256).to(torch.uint8)[..., None, None, None].expand(T, B, 2, 3, 1),
+        "x": number[..., None].float(),
+    }
     start = torch.rand(T, B, generator=torch.Generator().manual_seed(seed)) < 0.3
-    extra = {"target": number, "action": number[..., None].double(), "task": torch.arange(B)} if full else {}
+    extra = (
+        {"target": number, "action": number[..., None].double(), "task": torch.arange(B)}
+        if full
+        else {}
+    )
     return Batch(obs, start, **extra)
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
     assert set(a.obs) == set(b.obs)
     pairs = [(a.obs[name], b.obs[name]) for name in a.obs]
-    for x, y in [*pairs, (a.start, b.start), (a.target, b.target), (a.action, b.action), (a.task, b.task)]:
+    for x, y in [
+        *pairs,
+        (a.start, b.start),
+        (a.target, b.target),
+        (a.action, b.action),
+        (a.task, b.task),
+    ]:
         assert (x is None) == (y is None)
         if x is not None and y is not None:
             assert x.dtype == y.dtype
@@ -42,14 +55,18 @@ def test_items_are_the_same_batch_with_the_example_first(T: int, B: int, full: b
     batch = numbered(T, B, full)
     items = batch.to_items()
     assert all(len(value) == B for value in items.values())
-    assert set(items) == {"obs.image", "obs.x", "start"} | ({"target", "action", "task"} if full else set())
+    assert set(items) == {"obs.image", "obs.x", "start"} | (
+        {"target", "action", "task"} if full else set()
+    )
     np.testing.assert_array_equal(items["obs.x"][B - 1, :, 0], 100 * np.arange(T) + B - 1)
     assert_equal(Batch.from_items(items, torch.device("cpu")), batch)
 
 
 @settings(deadline=None, max_examples=50)
 @given(T=lengths, B=examples, parts=st.integers(1, 3), seed=st.integers(0, 100))
-def test_sequences_keep_every_step_in_order_and_set_start(T: int, B: int, parts: int, seed: int) -> None:
+def test_sequences_keep_every_step_in_order_and_set_start(
+    T: int, B: int, parts: int, seed: int
+) -> None:
     batch = numbered(T * parts, B, seed=seed)
     cut = batch.sequences(T)
     assert (cut.length, len(cut)) == (T, B * parts)
@@ -78,7 +95,9 @@ def test_sequences_leave_the_batch_itself_alone() -> None:
 
 @pytest.mark.parametrize("length", [3, 5, 8, 0])
 def test_a_length_that_does_not_divide_the_steps_is_refused(length: int) -> None:
-    with pytest.raises(ValueError, match=f"sequence length is {length}, allowed: a divisor of the 4 steps"):
+    with pytest.raises(
+        ValueError, match=f"sequence length is {length}, allowed: a divisor of the 4 steps"
+    ):
         numbered(4, 2).sequences(length)
 
 
@@ -93,7 +112,9 @@ def test_split_gives_all_examples_in_order(T: int, B: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "which", [slice(1, 3), torch.tensor([1, 2]), torch.tensor([False, True, True, False])], ids=["slice", "index", "mask"]
+    "which",
+    [slice(1, 3), torch.tensor([1, 2]), torch.tensor([False, True, True, False])],
+    ids=["slice", "index", "mask"],
 )
 def test_examples_are_selected_in_every_field(which: object) -> None:
     batch = numbered(3, 4)
@@ -109,8 +130,12 @@ def test_examples_are_selected_in_every_field(which: object) -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4), count=st.integers(1, 90))
-def test_a_spread_takes_one_example_of_each_of_as_many_parts_in_order(sizes: list[int], count: int) -> None:
-    batches = [numbered(2, sum(sizes))[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
+def test_a_spread_takes_one_example_of_each_of_as_many_parts_in_order(
+    sizes: list[int], count: int
+) -> None:
+    batches = [
+        numbered(2, sum(sizes))[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))
+    ]
     taken = [int(b) for batch in subsample(batches, count) for b in batch.task]  # type: ignore[union-attr]
     total = sum(sizes)
     assert taken == sorted(set(taken))
@@ -121,14 +146,20 @@ def test_a_spread_takes_one_example_of_each_of_as_many_parts_in_order(sizes: lis
 
 @pytest.mark.parametrize("count", [64, 128, 512, 1000])
 @pytest.mark.parametrize("copies", [1, 4, 16, 32])
-def test_a_spread_over_steps_of_copies_is_of_all_steps_and_all_copies(copies: int, count: int) -> None:
-    """Examples lie step by step, those of all copies beside each other: the first ones would be of the first steps only."""
+def test_a_spread_over_steps_of_copies_is_of_all_steps_and_all_copies(
+    copies: int, count: int
+) -> None:
+    """Examples lie step by step, those of all copies beside each other: the first ones would be of
+    the first steps only.
+    """
     steps = 4096 // copies
     cut = numbered(steps, copies).sequences(1)
     (taken,) = subsample([cut], count)
     step, copy = taken.target[0] // 100, taken.task  # type: ignore[index]
     for quarter in range(4):
-        share = float(((step >= quarter * steps / 4) & (step < (quarter + 1) * steps / 4)).double().mean())
+        share = float(
+            ((step >= quarter * steps / 4) & (step < (quarter + 1) * steps / 4)).double().mean()
+        )
         assert share == pytest.approx(0.25, abs=0.02)
     found = torch.bincount(copy, minlength=copies) / count * copies  # type: ignore[arg-type]
     assert 0.5 <= float(found.min()) <= float(found.max()) <= 1.5
@@ -139,7 +170,12 @@ def test_a_spread_over_steps_of_copies_is_of_all_steps_and_all_copies(copies: in
 def test_bfloat16_is_stored_to_the_last_bit(T: int, B: int, seed: int) -> None:
     """numpy has no such type: what comes back is one again, through a memory as well."""
     x = torch.randn(T, B, 3, generator=torch.Generator().manual_seed(seed)).bfloat16()
-    batch = Batch({"x": x}, torch.ones(T, B, dtype=torch.bool), target=torch.zeros(T, B, dtype=torch.long), output=-x)
+    batch = Batch(
+        {"x": x},
+        torch.ones(T, B, dtype=torch.bool),
+        target=torch.zeros(T, B, dtype=torch.long),
+        output=-x,
+    )
     store = Store(B)
     store.write(np.arange(B)[::-1], batch.to_items())
     back = Batch.from_items(store.read(np.arange(B)[::-1]), torch.device("cpu"))

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from everloop.contract import RETURN, SCORE, Task
 from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv
 from everloop.envs.data import from_arrays
-from everloop.loop import Learner, NotFiniteError, Strategy, SupervisedLearner, Training, mean_return, scores
+from everloop.loop import (
+    Learner,
+    NotFiniteError,
+    Strategy,
+    SupervisedLearner,
+    Training,
+    mean_return,
+    scores,
+)
 from everloop.loop.evaluate import returns, score_metric
 
 
@@ -24,7 +32,9 @@ def accuracy(learner: SupervisedLearner, world: ImageStreamVectorEnv, task: int)
     """The share of the split's examples of `task` that are guessed right, all at once."""
     rows = world._rows[task]
     images, labels = torch.from_numpy(world._inputs[rows])[None], world._labels[rows]
-    logits = learner.module({"image": images}, torch.zeros(len(rows), 1), torch.ones(1, len(rows), dtype=torch.bool))[0].prediction
+    logits = learner.module(
+        {"image": images}, torch.zeros(len(rows), 1), torch.ones(1, len(rows), dtype=torch.bool)
+    )[0].prediction
     return float((logits[0].argmax(-1).numpy() == labels).mean())
 
 
@@ -69,18 +79,24 @@ class Told(nn.Module):
         self.offset = nn.Parameter(torch.tensor(float(offset)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.one_hot((x[:, 0, 0, 0] * 255 + self.offset).round().long() % 4, 4).float()
+        return nn.functional.one_hot(
+            (x[:, 0, 0, 0] * 255 + self.offset).round().long() % 4, 4
+        ).float()
 
 
 def told_stream(num_envs: int = 3, **kwargs: Any) -> ImageStreamVectorEnv:
     labels = np.arange(20) % 4
     images = np.broadcast_to(labels[:, None, None], (20, 8, 8)).astype(np.uint8)
-    return ImageStreamVectorEnv(num_envs, from_arrays(images, labels, images, labels), split="test", **kwargs)
+    return ImageStreamVectorEnv(
+        num_envs, from_arrays(images, labels, images, labels), split="test", **kwargs
+    )
 
 
 def test_a_perfect_guesser_scores_100_percent_and_one_that_is_always_wrong_0() -> None:
     world = told_stream()
-    assert scores(SupervisedLearner(FlatNet(Told(0)), world), world, [], seed=0) == pytest.approx([100.0, 100.0])
+    assert scores(SupervisedLearner(FlatNet(Told(0)), world), world, [], seed=0) == pytest.approx(
+        [100.0, 100.0]
+    )
     assert scores(SupervisedLearner(FlatNet(Told(1)), world), world, [], seed=0) == [0.0, 0.0]
 
 
@@ -94,12 +110,16 @@ def test_guessing_one_label_of_a_balanced_pair_scores_50_percent() -> None:
             return self.logits.expand(len(x), -1)
 
     world = told_stream(label_space="within_task")
-    assert scores(SupervisedLearner(FlatNet(One()), world), world, [], seed=0) == pytest.approx([50.0, 50.0])
+    assert scores(SupervisedLearner(FlatNet(One()), world), world, [], seed=0) == pytest.approx(
+        [50.0, 50.0]
+    )
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feed-forward", "recurrent"])
 def test_in_control_it_is_the_mean_return_of_one_episode_a_copy(recurrent: bool) -> None:
-    """Stepped by hand with the policy's mean, memory carried on, nothing after the episode's end."""
+    """Stepped by hand with the policy's mean, memory carried on, nothing after the
+    episode's end.
+    """
     learner, world = control_learner(recurrent), plant(5, horizon=6)
     obs, _ = plant_reset(world, 2, seed=9)
     state, total = learner.module.initial_state(5), np.zeros(5)  # type: ignore[operator]
@@ -128,26 +148,36 @@ def test_random_actions_score_0_and_optimal_control_scores_1() -> None:
     copies = 400
     world = PlantVectorEnv(copies, num_tasks=2, horizon=20)
     rng = np.random.default_rng(0)
-    random = scores(acting(lambda: rng.uniform(-1, 1, (copies, 3)).astype(np.float32)), world, [], seed=0)
+    random = scores(
+        acting(lambda: rng.uniform(-1, 1, (copies, 3)).astype(np.float32)), world, [], seed=0
+    )
     assert random == pytest.approx([0.0, 0.0], abs=0.05)
 
     def optimal() -> npt.NDArray[Any]:
         problem = world.linear_quadratic(int(world.task[0]))
-        return np.clip(problem.act(int(world._elapsed[0]), world._x.astype(np.float64)), -1, 1).astype(np.float32)
+        return np.clip(
+            problem.act(int(world._elapsed[0]), world._x.astype(np.float64)), -1, 1
+        ).astype(np.float32)
 
     best = scores(acting(optimal), world, [], seed=0)
     assert best == pytest.approx([1.0, 1.0], abs=0.05)
 
 
-def test_without_a_reference_for_every_task_scores_are_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_reference_for_every_task_scores_are_returns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A mean over scores and returns would mean nothing."""
     learner, world = control_learner(), plant(5, horizon=6)
     known = [world.reference(task.id) for task in world.tasks]
     found = returns(learner, world, [], seed=0)
     assert score_metric(world) == SCORE
-    assert scores(learner, world, [], seed=0) == [(G - low) / (high - low) for G, (low, high) in zip(found, known, strict=True)]
+    assert scores(learner, world, [], seed=0) == [
+        (G - low) / (high - low) for G, (low, high) in zip(found, known, strict=True)
+    ]
     for unknown in ((np.nan, 32.0), (3.2, np.nan), (np.nan, np.nan)):
-        monkeypatch.setattr(world, "reference", lambda task, unknown=unknown: unknown if task == 1 else known[task])
+        monkeypatch.setattr(
+            world, "reference", lambda task, unknown=unknown: unknown if task == 1 else known[task]
+        )
         assert score_metric(world) == RETURN
         assert scores(learner, world, [], seed=0) == found
 
@@ -175,7 +205,12 @@ def test_each_task_is_measured_in_all_strategies_views_of_it(learned: Supervised
         return reset(**kwargs)
 
     world.reset = noted  # type: ignore[method-assign]
-    scores(SupervisedLearner(FlatNet(Told(0)), world), world, [Viewing("a", events), Viewing("b", events)], seed=0)
+    scores(
+        SupervisedLearner(FlatNet(Told(0)), world),
+        world,
+        [Viewing("a", events), Viewing("b", events)],
+        seed=0,
+    )
     one = ["a opens 0", "b opens 0", "play", "b closes 0", "a closes 0"]
     assert events == [*one, *(event.replace("0", "1") for event in one)]
 

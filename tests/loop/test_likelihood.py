@@ -12,10 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import FixedLearner, FlatNet, random_states, vector_batch
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, Independent, Normal, TanhTransform, TransformedDistribution, kl_divergence
+from torch.distributions import (
+    AffineTransform,
+    Independent,
+    Normal,
+    TanhTransform,
+    TransformedDistribution,
+    kl_divergence,
+)
 from torch.distributions import Categorical as TorchCategorical
 
-from everloop.loop import Categorical, Gaussian, Likelihood, SquashedGaussian, Tags, diagonal_fisher, likelihood_for
+from everloop.loop import (
+    Categorical,
+    Gaussian,
+    Likelihood,
+    SquashedGaussian,
+    Tags,
+    diagonal_fisher,
+    likelihood_for,
+)
 
 shapes = st.sampled_from([(), (3,), (2, 3)])
 sizes = st.integers(1, 4)
@@ -23,14 +38,22 @@ seeds = st.integers(0, 10_000)
 
 FAMILIES = pytest.mark.parametrize(
     "likelihood",
-    [Categorical(3), Categorical(3, temperature=2.0), Gaussian(2), SquashedGaussian([-1.0, 0.0], [1.0, 5.0]), Tags(2, 3)],
+    [
+        Categorical(3),
+        Categorical(3, temperature=2.0),
+        Gaussian(2),
+        SquashedGaussian([-1.0, 0.0], [1.0, 5.0]),
+        Tags(2, 3),
+    ],
     ids=["categorical", "boltzmann", "gaussian", "squashed", "tags"],
 )
 
 
 def draw(seed: int, *shape: int) -> Tensor:
     """Normal numbers of standard deviation 2, in double precision."""
-    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return 2 * torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def normal(likelihood: Gaussian, p: Tensor) -> Independent:
@@ -41,7 +64,11 @@ def normal(likelihood: Gaussian, p: Tensor) -> Independent:
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, classes=sizes, seed=seeds)
 def test_categorical_is_torchs(shape: tuple[int, ...], classes: int, seed: int) -> None:
-    likelihood, p, q = Categorical(classes), draw(seed, *shape, classes), draw(seed + 1, *shape, classes)
+    likelihood, p, q = (
+        Categorical(classes),
+        draw(seed, *shape, classes),
+        draw(seed + 1, *shape, classes),
+    )
     theirs, other = TorchCategorical(logits=p), TorchCategorical(logits=q)
     x = torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(likelihood.log_prob(p, x), theirs.log_prob(x))
@@ -53,11 +80,19 @@ def test_categorical_is_torchs(shape: tuple[int, ...], classes: int, seed: int) 
 
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, length=sizes, classes=sizes, seed=seeds)
-def test_tags_are_a_categorical_each_where_there_is_one(shape: tuple[int, ...], length: int, classes: int, seed: int) -> None:
-    likelihood, p, q = Tags(length, classes), draw(seed, *shape, length * classes), draw(seed + 1, *shape, length * classes)
+def test_tags_are_a_categorical_each_where_there_is_one(
+    shape: tuple[int, ...], length: int, classes: int, seed: int
+) -> None:
+    likelihood, p, q = (
+        Tags(length, classes),
+        draw(seed, *shape, length * classes),
+        draw(seed + 1, *shape, length * classes),
+    )
     theirs, other = (TorchCategorical(logits=z.reshape(*shape, length, classes)) for z in (p, q))
     x = torch.randint(-1, classes, (*shape, length), generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(likelihood.log_prob(p, x), (theirs.log_prob(x.clamp(min=0)) * (x >= 0)).sum(-1))
+    torch.testing.assert_close(
+        likelihood.log_prob(p, x), (theirs.log_prob(x.clamp(min=0)) * (x >= 0)).sum(-1)
+    )
     torch.testing.assert_close(likelihood.entropy(p), theirs.entropy().sum(-1))
     torch.testing.assert_close(likelihood.kl(p, q), kl_divergence(theirs, other).sum(-1))
     assert torch.equal(likelihood.mode(p), theirs.probs.argmax(-1))
@@ -68,7 +103,11 @@ def test_tags_are_a_categorical_each_where_there_is_one(shape: tuple[int, ...], 
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, dims=sizes, seed=seeds)
 def test_gaussian_is_torchs(shape: tuple[int, ...], dims: int, seed: int) -> None:
-    likelihood, p, q = Gaussian(dims), draw(seed, *shape, 2 * dims), draw(seed + 1, *shape, 2 * dims)
+    likelihood, p, q = (
+        Gaussian(dims),
+        draw(seed, *shape, 2 * dims),
+        draw(seed + 1, *shape, 2 * dims),
+    )
     theirs, other, x = normal(likelihood, p), normal(likelihood, q), draw(seed + 2, *shape, dims)
     torch.testing.assert_close(likelihood.log_prob(p, x), theirs.log_prob(x))
     torch.testing.assert_close(likelihood.entropy(p), theirs.entropy())
@@ -79,14 +118,19 @@ def test_gaussian_is_torchs(shape: tuple[int, ...], dims: int, seed: int) -> Non
 
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, classes=sizes, temperature=st.floats(0.3, 3.0), seed=seeds)
-def test_a_temperature_divides_the_outputs(shape: tuple[int, ...], classes: int, temperature: float, seed: int) -> None:
+def test_a_temperature_divides_the_outputs(
+    shape: tuple[int, ...], classes: int, temperature: float, seed: int
+) -> None:
     likelihood, plain = Categorical(classes, temperature), Categorical(classes)
     p, q = draw(seed, *shape, classes), draw(seed + 1, *shape, classes)
     x = torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(likelihood.log_prob(p, x), plain.log_prob(p / temperature, x))
     assert torch.equal(likelihood.entropy(p), plain.entropy(p / temperature))
     assert torch.equal(likelihood.kl(p, q), plain.kl(p / temperature, q / temperature))
-    a, b = (family.sample(z, torch.Generator().manual_seed(0)) for family, z in ((likelihood, p), (plain, p / temperature)))
+    a, b = (
+        family.sample(z, torch.Generator().manual_seed(0))
+        for family, z in ((likelihood, p), (plain, p / temperature))
+    )
     assert torch.equal(a, b)
 
 
@@ -98,7 +142,11 @@ def test_the_exact_fisher_information_knows_the_temperature() -> None:
     few = vector_batch(4, 2, 3)
     many = few[torch.arange(4).repeat(5000)]
     exact = diagonal_fisher(learner, [few], exact=True).values()
-    for f, drawn in zip(exact, diagonal_fisher(learner, [many], torch.Generator().manual_seed(0)).values(), strict=True):
+    for f, drawn in zip(
+        exact,
+        diagonal_fisher(learner, [many], torch.Generator().manual_seed(0)).values(),
+        strict=True,
+    ):
         torch.testing.assert_close(f, drawn, rtol=0.1, atol=0.01)
 
 
@@ -108,37 +156,67 @@ LOW, HIGH = np.array([-1.0, 0.0, 2.0]), np.array([1.0, 5.0, 3.0])
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, seed=seeds)
 def test_squashed_gaussian_is_torchs(shape: tuple[int, ...], seed: int) -> None:
-    likelihood, p, q = SquashedGaussian(LOW, HIGH), draw(seed, *shape, 6) / 2, draw(seed + 1, *shape, 6) / 2
+    likelihood, p, q = (
+        SquashedGaussian(LOW, HIGH),
+        draw(seed, *shape, 6) / 2,
+        draw(seed + 1, *shape, 6) / 2,
+    )
     middle, half = torch.as_tensor((LOW + HIGH) / 2), torch.as_tensor((HIGH - LOW) / 2)
     mean, log_std = p[..., :3], p[..., 3:].clamp(-20, 2)
-    squashed = TransformedDistribution(Normal(mean, log_std.exp()), [TanhTransform(), AffineTransform(middle, half)])
+    squashed = TransformedDistribution(
+        Normal(mean, log_std.exp()), [TanhTransform(), AffineTransform(middle, half)]
+    )
     x = middle + half * torch.tanh(draw(seed + 2, *shape, 3) / 2)
-    torch.testing.assert_close(likelihood.log_prob(p, x), squashed.log_prob(x).sum(-1), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(likelihood.kl(p, q), kl_divergence(normal(likelihood, p), normal(likelihood, q)))
+    torch.testing.assert_close(
+        likelihood.log_prob(p, x), squashed.log_prob(x).sum(-1), rtol=1e-3, atol=1e-3
+    )
+    torch.testing.assert_close(
+        likelihood.kl(p, q), kl_divergence(normal(likelihood, p), normal(likelihood, q))
+    )
     torch.testing.assert_close(likelihood.mode(p), middle + half * torch.tanh(mean))
     action = likelihood.sample(p, torch.Generator().manual_seed(seed))
-    u = mean + log_std.exp() * torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    u = mean + log_std.exp() * torch.randn(
+        mean.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     torch.testing.assert_close(action, middle + half * torch.tanh(u))
 
 
-@pytest.mark.parametrize(("mean", "log_std"), [(0.0, -3.0), (0.0, 0.0), (1.5, 0.5), (-4.0, -1.0), (3.0, 2.0)])
-def test_a_squashed_gaussians_density_integrates_to_1_and_to_its_entropy(mean: float, log_std: float) -> None:
+@pytest.mark.parametrize(
+    ("mean", "log_std"), [(0.0, -3.0), (0.0, 0.0), (1.5, 0.5), (-4.0, -1.0), (3.0, 2.0)]
+)
+def test_a_squashed_gaussians_density_integrates_to_1_and_to_its_entropy(
+    mean: float, log_std: float
+) -> None:
     likelihood = SquashedGaussian([0.0], [5.0])
     u = torch.linspace(-18, 18, 400_001, dtype=torch.float64)
     x = 2.5 * (torch.tanh(u) + 1)
-    log_density = likelihood.log_prob(torch.tensor([mean, log_std], dtype=torch.float64).expand(len(u), 2), x[:, None])
+    log_density = likelihood.log_prob(
+        torch.tensor([mean, log_std], dtype=torch.float64).expand(len(u), 2), x[:, None]
+    )
     inside = u.abs() < 6.5  # beyond, the guard of the logarithm in log_prob is felt
     total = torch.trapezoid(log_density.exp()[inside], x[inside])
     theirs = torch.distributions.Normal(mean, math.exp(log_std))
-    exact = theirs.log_prob(u) - 2 * (math.log(2) - u.abs() - torch.nn.functional.softplus(-2 * u.abs())) - math.log(2.5)
-    assert float(total) == pytest.approx(float(theirs.cdf(torch.tensor(6.5)) - theirs.cdf(torch.tensor(-6.5))), rel=0.1)
+    exact = (
+        theirs.log_prob(u)
+        - 2 * (math.log(2) - u.abs() - torch.nn.functional.softplus(-2 * u.abs()))
+        - math.log(2.5)
+    )
+    assert float(total) == pytest.approx(
+        float(theirs.cdf(torch.tensor(6.5)) - theirs.cdf(torch.tensor(-6.5))), rel=0.1
+    )
     entropy = -torch.trapezoid(theirs.log_prob(u).exp() * exact, u)
     if log_std < 1.5:  # else the Gaussian leaves the grid
-        assert float(likelihood.entropy(torch.tensor([mean, log_std], dtype=torch.float64))) == pytest.approx(float(entropy), abs=0.02)
+        assert float(
+            likelihood.entropy(torch.tensor([mean, log_std], dtype=torch.float64))
+        ) == pytest.approx(float(entropy), abs=0.02)
 
 
-@pytest.mark.parametrize(("low", "high"), [([-math.inf], [1.0]), ([0.0], [math.inf]), ([1.0], [1.0]), ([2.0], [1.0])])
-def test_a_range_that_is_not_finite_or_empty_is_refused(low: list[float], high: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("low", "high"), [([-math.inf], [1.0]), ([0.0], [math.inf]), ([1.0], [1.0]), ([2.0], [1.0])]
+)
+def test_a_range_that_is_not_finite_or_empty_is_refused(
+    low: list[float], high: list[float]
+) -> None:
     with pytest.raises(ValueError, match="allowed: finite ranges that are not empty"):
         SquashedGaussian(low, high)
 
@@ -146,7 +224,9 @@ def test_a_range_that_is_not_finite_or_empty_is_refused(low: list[float], high: 
 @settings(deadline=None, max_examples=50)
 @given(seed=seeds, size=sizes)
 @pytest.mark.parametrize("kind", [Categorical, Gaussian])
-def test_divergence_is_0_from_itself_and_never_negative(kind: type[Categorical] | type[Gaussian], size: int, seed: int) -> None:
+def test_divergence_is_0_from_itself_and_never_negative(
+    kind: type[Categorical] | type[Gaussian], size: int, seed: int
+) -> None:
     likelihood = kind(size)
     p, q = draw(seed, 5, likelihood.size()), draw(seed + 1, 5, likelihood.size())
     torch.testing.assert_close(likelihood.kl(p, p), torch.zeros(5, dtype=torch.float64))
@@ -222,6 +302,8 @@ def test_the_action_space_decides_the_family() -> None:
     ids=str,
 )
 def test_other_action_spaces_are_refused_by_name(space: spaces.Space[object]) -> None:
-    with pytest.raises(ValueError, match="allowed: Discrete from 0, MultiDiscrete of equal numbers, or a flat Box") as error:
+    with pytest.raises(
+        ValueError, match="allowed: Discrete from 0, MultiDiscrete of equal numbers, or a flat Box"
+    ) as error:
         likelihood_for(space)
     assert str(space) in str(error.value)

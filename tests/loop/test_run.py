@@ -37,20 +37,28 @@ FOREVER = 10**9
 def setting(kind: str, seed: int = 0) -> tuple[Learner, Any, Any]:
     """A learner, a world to evaluate in, a world to consolidate in."""
     if kind == "stream":
-        return SupervisedLearner(mlp(seed=seed), stream(seed=seed), Training(1e-2)), stream(16, split="test"), stream()
+        return (
+            SupervisedLearner(mlp(seed=seed), stream(seed=seed), Training(1e-2)),
+            stream(16, split="test"),
+            stream(),
+        )
     learner = control_learner(kind == "recurrent ppo", seed=seed)
     learner.model.set_random_seed(seed)
     return learner, plant(5), plant(4)
 
 
-def plan(eval_every: int = FOREVER, phases: Sequence[Sequence[int]] = ((0,), (1,)), steps: int = 64) -> Plan:
+def plan(
+    eval_every: int = FOREVER, phases: Sequence[Sequence[int]] = ((0,), (1,)), steps: int = 64
+) -> Plan:
     return Plan(phases, [steps] * len(phases), eval_every, consolidation_steps=4, seed=5)
 
 
 def played(kind: str, eval_every: int = FOREVER, seed: int = 0) -> tuple[Result, list[Tensor]]:
     learner, evaluation, consolidation = setting(kind, seed)
     strategies = [EWC(50.0), Replay(capacity=50, batch_size=4)]
-    return Run(learner, plan(eval_every), evaluation, consolidation, strategies).go(), weights(learner.module)
+    return Run(learner, plan(eval_every), evaluation, consolidation, strategies).go(), weights(
+        learner.module
+    )
 
 
 @KINDS
@@ -67,7 +75,9 @@ def test_looking_leaves_a_network_with_dropout_the_same_too() -> None:
     def final(eval_every: int) -> list[Tensor]:
         _, evaluation, consolidation = setting("stream")
         torch.manual_seed(0)
-        module = FlatNet(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 10)))
+        module = FlatNet(
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 10))
+        )
         learner = SupervisedLearner(module, stream(), Training(1e-2))
         Run(learner, plan(eval_every), evaluation, consolidation, []).go()
         return weights(module)
@@ -77,7 +87,11 @@ def test_looking_leaves_a_network_with_dropout_the_same_too() -> None:
 
 @KINDS
 def test_the_same_seed_gives_the_same_scores_to_the_last_bit(kind: str) -> None:
-    (first, a), (second, b), (other, c) = played(kind, 32), played(kind, 32), played(kind, 32, seed=1)
+    (first, a), (second, b), (other, c) = (
+        played(kind, 32),
+        played(kind, 32),
+        played(kind, 32, seed=1),
+    )
     assert first.before == second.before
     assert first.scores == second.scores != other.scores
     assert [e.scores for e in first.evaluations] == [e.scores for e in second.evaluations]
@@ -98,16 +112,25 @@ def test_the_result_holds_the_score_matrix_and_what_lies_between(kind: str) -> N
     assert result.steps == learner.steps == 128
     first, *later = result.evaluations
     assert (first.step, first.phase, first.ends_phase, first.scores) == (0, None, False, before)
-    assert [(e.step, e.phase, e.scores) for e in later if e.ends_phase] == [(64, 0, result.scores[0]), (128, 1, result.scores[1])]
+    assert [(e.step, e.phase, e.scores) for e in later if e.ends_phase] == [
+        (64, 0, result.scores[0]),
+        (128, 1, result.scores[1]),
+    ]
     assert {32, 96} <= {e.step for e in later if not e.ends_phase}
     assert [e.phase for e in later] == sorted(e.phase for e in later if e.phase is not None)
-    assert [e.scores for e in result.evaluations] == [scaled(evaluation, e.returns) for e in result.evaluations]
+    assert [e.scores for e in result.evaluations] == [
+        scaled(evaluation, e.returns) for e in result.evaluations
+    ]
     assert result.wall_seconds > 0
 
 
 @pytest.mark.parametrize("flushed", [False, True])
-def test_numbers_too_small_for_a_float_are_0_in_a_run_and_what_they_were_after_it(flushed: bool) -> None:
-    """Many times slower to calculate with, and of no weight; other code of the process keeps its own way."""
+def test_numbers_too_small_for_a_float_are_0_in_a_run_and_what_they_were_after_it(
+    flushed: bool,
+) -> None:
+    """Many times slower to calculate with, and of no weight; other code of the process keeps its
+    own way.
+    """
     found = []
 
     class Spy(Callback):
@@ -167,8 +190,24 @@ def test_callbacks_are_told_everything_in_order() -> None:
     a, b = Ear("a", heard), Ear("b", heard)
     Run(learner, plan(16, steps=24), evaluation, consolidation, [], [a, b]).go()
     of_one = [word.removeprefix("a ") for word in heard if word.startswith("a")]
-    first = ["phase 0", "step 8", "step 16", "evaluation 16", "step 24", "evaluation 24", "phase 0 over"]
-    second = ["phase 1", "step 32", "step 40", "evaluation 40", "step 48", "evaluation 48", "phase 1 over"]
+    first = [
+        "phase 0",
+        "step 8",
+        "step 16",
+        "evaluation 16",
+        "step 24",
+        "evaluation 24",
+        "phase 0 over",
+    ]
+    second = [
+        "phase 1",
+        "step 32",
+        "step 40",
+        "evaluation 40",
+        "step 48",
+        "evaluation 48",
+        "phase 1 over",
+    ]
     assert of_one == ["begin 48", *first, *second, "end 48"]
     assert heard[0::2] == [f"a {word}" for word in of_one]
     assert heard[1::2] == [f"b {word}" for word in of_one]
@@ -206,7 +245,9 @@ def test_a_task_too_short_for_a_report_logs_its_loss_at_its_end() -> None:
 
 
 @KINDS
-def test_an_evaluation_within_a_phase_sees_the_network_that_has_learned_from_all_steps_so_far(kind: str) -> None:
+def test_an_evaluation_within_a_phase_sees_the_network_that_has_learned_from_all_steps_so_far(
+    kind: str,
+) -> None:
     """So the same number comes out when the phase ends there."""
 
     def at_64(steps: int) -> list[float]:
@@ -225,10 +266,17 @@ def test_a_callback_may_end_a_phase_and_the_run_goes_on_with_the_next() -> None:
 
     learner, evaluation, consolidation = setting("stream")
     entries: list[str] = []
-    result = Run(learner, plan(steps=32), evaluation, consolidation, [Diary("a", entries)], [Impatient()]).go()
+    result = Run(
+        learner, plan(steps=32), evaluation, consolidation, [Diary("a", entries)], [Impatient()]
+    ).go()
     assert [(now.step, now.phase) for now in result.rows] == [(16, 0), (48, 1)]
     assert result.complete
-    assert entries == ["a begins 0-1 at 0", "a ends 0-1 at 16", "a begins 2-3 at 16", "a ends 2-3 at 48"]
+    assert entries == [
+        "a begins 0-1 at 0",
+        "a ends 0-1 at 16",
+        "a begins 2-3 at 16",
+        "a ends 2-3 at 48",
+    ]
 
 
 def test_what_a_callback_asks_for_waits_until_all_have_been_told() -> None:
@@ -239,7 +287,14 @@ def test_what_a_callback_asks_for_waits_until_all_have_been_told() -> None:
 
     learner, evaluation, consolidation = setting("stream")
     heard: list[str] = []
-    Run(learner, plan(16, phases=[[0]], steps=32), evaluation, consolidation, [], [Impatient(), Ear("a", heard)]).go()
+    Run(
+        learner,
+        plan(16, phases=[[0]], steps=32),
+        evaluation,
+        consolidation,
+        [],
+        [Impatient(), Ear("a", heard)],
+    ).go()
     assert heard[-4:] == ["a evaluation 16", "a evaluation 16", "a phase 0 over", "a end 16"]
 
 
@@ -251,7 +306,9 @@ def test_a_callback_may_stop_the_run_and_the_result_is_kept() -> None:
 
     learner, evaluation, consolidation = setting("stream")
     heard: list[str] = []
-    result = Run(learner, plan(steps=400), evaluation, consolidation, [], [Enough(), Ear("a", heard)]).go()
+    result = Run(
+        learner, plan(steps=400), evaluation, consolidation, [], [Enough(), Ear("a", heard)]
+    ).go()
     assert not result.complete
     assert len(result.rows) == 1
     assert result.evaluations[-1].scores[1] > 50 >= result.evaluations[-2].scores[1]
@@ -267,8 +324,20 @@ def test_a_declared_boundary_consolidates_and_begins_again_within_the_phase() ->
 
     learner, evaluation, consolidation = setting("stream")
     entries: list[str] = []
-    result = Run(learner, plan(phases=[[0]], steps=32), evaluation, consolidation, [Diary("a", entries)], [Halfway()]).go()
-    assert entries == ["a begins 0-1 at 0", "a ends 0-1 at 16", "a begins 0-1 at 16", "a ends 0-1 at 32"]
+    result = Run(
+        learner,
+        plan(phases=[[0]], steps=32),
+        evaluation,
+        consolidation,
+        [Diary("a", entries)],
+        [Halfway()],
+    ).go()
+    assert entries == [
+        "a begins 0-1 at 0",
+        "a ends 0-1 at 16",
+        "a begins 0-1 at 16",
+        "a ends 0-1 at 32",
+    ]
     assert len(result.rows) == 1
 
 
@@ -297,13 +366,21 @@ class Diary(Strategy):
 def diary(phases: Sequence[Sequence[int]], kind: str = "stream") -> list[str]:
     learner, evaluation, consolidation = setting(kind)
     entries: list[str] = []
-    Run(learner, plan(phases=phases, steps=32), evaluation, consolidation, [Diary("a", entries), Diary("b", entries)]).go()
+    Run(
+        learner,
+        plan(phases=phases, steps=32),
+        evaluation,
+        consolidation,
+        [Diary("a", entries), Diary("b", entries)],
+    ).go()
     return entries
 
 
 def test_strategies_begin_and_end_every_task_once_in_their_order() -> None:
     expected = []
-    for phase, name in enumerate(["2-3", "0-1", "2-3"]):  # a task that comes back begins and ends again
+    for phase, name in enumerate(
+        ["2-3", "0-1", "2-3"]
+    ):  # a task that comes back begins and ends again
         for word, step in (("begins", 32 * phase), ("ends", 32 * phase + 32)):
             expected += [f"a {word} {name} at {step}", f"b {word} {name} at {step}"]
     assert diary([[1], [0], [1]]) == expected
@@ -342,7 +419,14 @@ def test_divergence_is_measured_on_at_most_128_examples_from_the_whole_batch(
     monkeypatch.setattr(Divergence, "remember", noted)
     learner, evaluation, _ = setting("stream")
     strategy = Diary("a", [])
-    Run(learner, Plan([[0]], [8], FOREVER, steps), evaluation, stream(copies), [strategy], [Divergence()]).go()
+    Run(
+        learner,
+        Plan([[0]], [8], FOREVER, steps),
+        evaluation,
+        stream(copies),
+        [strategy],
+        [Divergence()],
+    ).go()
     whole = strategy.batches[0][1]
     assert len(whole) == copies * steps
     assert min(len(whole), 64) <= len(probes[0]) <= 128
@@ -363,7 +447,14 @@ def test_what_was_heard_before_a_breakdown_stays_heard() -> None:
 
     with pytest.raises(NotFiniteError, match="at step 24"):
         Run(learner, plan(16), evaluation, consolidation, [Breaking()], [Ear("a", heard)]).go()
-    assert heard == ["a begin 128", "a phase 0", "a step 8", "a step 16", "a evaluation 16", "a step 24"]
+    assert heard == [
+        "a begin 128",
+        "a phase 0",
+        "a step 8",
+        "a step 16",
+        "a evaluation 16",
+        "a step 24",
+    ]
 
 
 def test_a_run_replaces_the_strategies_of_an_earlier_one() -> None:
@@ -379,7 +470,10 @@ def test_a_run_replaces_the_strategies_of_an_earlier_one() -> None:
     ("settings", "message"),
     [
         ({"phases": []}, r"schedule is \[\]; give at least one phase"),
-        ({"phases": [[0], []]}, r"schedule is \[\[0\], \[\]\]; give at least one phase of at least one task"),
+        (
+            {"phases": [[0], []]},
+            r"schedule is \[\[0\], \[\]\]; give at least one phase of at least one task",
+        ),
         ({"steps": [8]}, r"steps are \[8\]; give 1 or more for each of the 2 phases"),
         ({"steps": [8, 8, 8]}, r"steps are \[8, 8, 8\]"),
         ({"steps": [8, 0]}, r"steps are \[8, 0\]"),
@@ -435,7 +529,11 @@ def test_the_gradient_norm_is_that_of_the_latest_step(kind: str) -> None:
     given: list[float] = []
 
     def note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        squares = [float((p.grad.double() ** 2).sum()) for p in learner.module.parameters() if p.grad is not None]
+        squares = [
+            float((p.grad.double() ** 2).sum())
+            for p in learner.module.parameters()
+            if p.grad is not None
+        ]
         given.append(sum(squares) ** 0.5)
 
     learned = Run(learner, plan(phases=[[0]]), evaluation, consolidation, [EWC(50.0)]).go()
@@ -447,5 +545,8 @@ def test_the_gradient_norm_is_that_of_the_latest_step(kind: str) -> None:
 
 def test_a_wrapper_that_hands_on_nothing_is_refused_by_what_it_lacks() -> None:
     learner, evaluation, consolidation = setting("stream")
-    with pytest.raises(ValueError, match="VectorWrapper is no world: it has no tasks, reference, metric, examples, state_dict"):
+    with pytest.raises(
+        ValueError,
+        match="VectorWrapper is no world: it has no tasks, reference, metric, examples, state_dict",
+    ):
         Run(learner, plan(), VectorWrapper(evaluation), consolidation)

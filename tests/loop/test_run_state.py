@@ -1,4 +1,6 @@
-"""A run that is given another's state goes on as that one would; one that rolls back has learned nothing since."""
+"""A run that is given another's state goes on as that one would; one that rolls back has learned
+nothing since.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,18 @@ from loop_helpers import control_learner, mlp, off_policy_learner, off_policy_wo
 from test_strategy_contract import STREAM, TOLD_ONLY, active, stream_learner
 from torch import Tensor
 
-from everloop.loop import EWC, Learner, LoRA, LwF, Plan, Replay, Run, Strategy, SupervisedLearner, Training
+from everloop.loop import (
+    EWC,
+    Learner,
+    LoRA,
+    LwF,
+    Plan,
+    Replay,
+    Run,
+    Strategy,
+    SupervisedLearner,
+    Training,
+)
 
 Made = tuple[Learner, Any, Any]
 OPTIONS = {
@@ -28,7 +41,11 @@ OPTIONS = {
 
 
 def in_stream(training: Training, seed: int) -> Made:
-    return SupervisedLearner(mlp(seed=seed), stream(seed=seed), training), stream(16, split="test"), stream()
+    return (
+        SupervisedLearner(mlp(seed=seed), stream(seed=seed), training),
+        stream(16, split="test"),
+        stream(),
+    )
 
 
 def in_control(recurrent: bool, seed: int) -> Made:
@@ -41,7 +58,10 @@ def off_policy(sac: bool, seed: int) -> Made:
 
 
 MAKERS: dict[str, Callable[[int], Made]] = {
-    **{name: lambda seed, training=training: in_stream(training, seed) for name, training in OPTIONS.items()},
+    **{
+        name: lambda seed, training=training: in_stream(training, seed)
+        for name, training in OPTIONS.items()
+    },
     "ppo": lambda seed: in_control(False, seed),
     "recurrent ppo": lambda seed: in_control(True, seed),
     "dqn": lambda seed: off_policy(False, seed),
@@ -71,12 +91,18 @@ def flat(value: Any) -> list[Any]:
 
 def ends(run: Run) -> list[Any]:
     """All that a run ends with, but for the time it took."""
-    return flat(run.learner.learned()) + flat(run.learner.position()) + flat(replace(run.result, wall_seconds=0.0).to_dict())
+    return (
+        flat(run.learner.learned())
+        + flat(run.learner.position())
+        + flat(replace(run.result, wall_seconds=0.0).to_dict())
+    )
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_run_goes_on_bit_for_bit_from_the_state_of_another(kind: str) -> None:
-    """Taken in the midst of a task, and between two; of networks, worlds and generators of other seeds."""
+    """Taken in the midst of a task, and between two; of networks, worlds and generators of other
+    seeds.
+    """
     first = made(kind, 0, both())
     first.begin()
     states = []
@@ -101,7 +127,9 @@ def test_a_run_with_any_strategy_goes_on_bit_for_bit(name: str) -> None:
         world = {"label_space": "within_task", "task_cue": True} if name in TOLD_ONLY else {}
         plan = Plan([[0], [1], [2]], [48] * 3, eval_every=1000, consolidation_steps=4, seed=5)
         learner.seed(seed)
-        return Run(learner, plan, stream(16, split="test", **world), stream(**world), [active(name)])
+        return Run(
+            learner, plan, stream(16, split="test", **world), stream(**world), [active(name)]
+        )
 
     first = run(0)
     first.begin()
@@ -134,11 +162,17 @@ def test_a_rollback_returns_to_what_was_learned_while_the_world_goes_on(kind: st
 
 
 def test_a_state_of_another_network_or_of_other_strategies_is_refused_and_changes_nothing() -> None:
-    run, other, third = made("plain", 0, both()), made("plain", 0, [EWC()]), made("plain", 0, [EWC()])
+    run, other, third = (
+        made("plain", 0, both()),
+        made("plain", 0, [EWC()]),
+        made("plain", 0, [EWC()]),
+    )
     run.begin()
     third.begin()
     before = flat(other.snapshot())
-    with pytest.raises(ValueError, match="the state is of the strategies ewc, replay; here are ewc"):
+    with pytest.raises(
+        ValueError, match="the state is of the strategies ewc, replay; here are ewc"
+    ):
         other.load_state_dict(run.state_dict())
     state = third.state_dict()
     weights: dict[str, Tensor] = state["learner"]["learned"]["module"]
@@ -155,5 +189,7 @@ def test_a_network_copied_before_weights_were_added_is_refused() -> None:
     for strategy in strategies:
         strategy.begin_task(learner.world.tasks[0], learner)
         strategy.end_task(learner.world.tasks[0], learner, [])
-    with pytest.raises(ValueError, match="a network copied before LoRA added weights can't be restored"):
+    with pytest.raises(
+        ValueError, match="a network copied before LoRA added weights can't be restored"
+    ):
         learner.load_learned(learner.learned())

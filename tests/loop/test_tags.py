@@ -18,7 +18,9 @@ WORDS, LENGTH = 12, 5
 
 
 def sentences(seed: int, domains: tuple[str, ...] = ("x", "y"), rows: int = 48) -> Examples:
-    """Words 1 to 11; word 4 is a person, 5 a person's second name, in domain y 6 and 7; everything else is outside."""
+    """Words 1 to 11; word 4 is a person, 5 a person's second name, in domain y 6 and 7; everything
+    else is outside.
+    """
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, WORDS, (rows, LENGTH)).astype(np.int32)
     ids[:, 3] = rng.integers(0, 2, rows) * ids[:, 3]
@@ -27,18 +29,26 @@ def sentences(seed: int, domains: tuple[str, ...] = ("x", "y"), rows: int = 48) 
     first = np.where(domain == "y", 6, 4)[:, None]
     tags = np.where(ids == first, 1, 0)
     tags[:, 1:][(ids[:, 1:] == first + 1) & (tags[:, :-1] == 1)] = 2
-    return Examples(ids, np.where(ids > 0, tags, -1), ("O", "B-person", "I-person"), {"domain": domain}, WORDS)
+    return Examples(
+        ids, np.where(ids > 0, tags, -1), ("O", "B-person", "I-person"), {"domain": domain}, WORDS
+    )
 
 
 def learner(world: Any, **training: Any) -> SupervisedLearner:
     torch.manual_seed(0)
-    net = Classifier(EmbeddingEncoder(WORDS, 16, per_token=True), world.single_action_space.nvec[0], "tokens")
+    net = Classifier(
+        EmbeddingEncoder(WORDS, 16, per_token=True), world.single_action_space.nvec[0], "tokens"
+    )
     return SupervisedLearner(net, world, Training(**({"learning_rate": 0.01} | training)))
 
 
 def world(split: str = "train", num_envs: int = 8) -> Any:
     made: Any = TextStreamVectorEnv(
-        num_envs, (sentences(0), sentences(1)), protocol=ByColumn("domain"), split=split, label_space="within_task"
+        num_envs,
+        (sentences(0), sentences(1)),
+        protocol=ByColumn("domain"),
+        split=split,
+        label_space="within_task",
     )
     made.reset(seed=0)
     return made
@@ -46,7 +56,10 @@ def world(split: str = "train", num_envs: int = 8) -> Any:
 
 def test_the_loss_is_the_mean_over_tokens_that_have_a_tag() -> None:
     made = FixedLearner(FlatNet(nn.Linear(4, LENGTH * 3), "x").double(), Tags(LENGTH, 3))
-    x, tags = torch.randn(1, 2, 4, dtype=torch.float64), torch.tensor([[[0, 2, 1, -1, -1], [-1, -1, -1, -1, 2]]])
+    x, tags = (
+        torch.randn(1, 2, 4, dtype=torch.float64),
+        torch.tensor([[[0, 2, 1, -1, -1], [-1, -1, -1, -1, 2]]]),
+    )
     batch = Batch({"x": x}, torch.ones(1, 2, dtype=torch.bool), tags)
     log_p = torch.log_softmax(made.module.layers(x[0]).reshape(2, LENGTH, 3), -1)  # type: ignore[operator]
     told = [log_p[0, 0, 0], log_p[0, 1, 2], log_p[0, 2, 1], log_p[1, 4, 2]]
@@ -70,7 +83,9 @@ def test_it_learns_to_find_entities_and_is_scored_by_them() -> None:
 def test_the_metric_is_given_every_example_of_the_pass_once(wrap: Any) -> None:
     heard: list[Any] = []
     inside = world("test", 7)
-    inside.metric = lambda task: Metric("half", "%", lambda labels, guesses: heard.append((task, labels, guesses)) or 0.5)
+    inside.metric = lambda task: Metric(
+        "half", "%", lambda labels, guesses: heard.append((task, labels, guesses)) or 0.5
+    )
     test = wrap(inside)
     made = learner(world())
     assert returns(made, test, [], seed=0) == [0.5, 0.5]
@@ -83,9 +98,15 @@ def test_the_metric_is_given_every_example_of_the_pass_once(wrap: Any) -> None:
 
 
 def test_strategies_of_streams_serve_tags_as_well() -> None:
-    """EWC's Fisher and replay's stored tags; both change what is learned, and replay keeps the first domain."""
+    """EWC's Fisher and replay's stored tags; both change what is learned, and replay keeps the
+    first domain.
+    """
     kept = {}
-    for name, strategies in (("none", []), ("ewc", [EWC(1e3)]), ("replay", [Replay(capacity=48, batch_size=16)])):
+    for name, strategies in (
+        ("none", []),
+        ("ewc", [EWC(1e3)]),
+        ("replay", [Replay(capacity=48, batch_size=16)]),
+    ):
         train = world()
         made = learner(train)
         made.attach(strategies)
@@ -94,12 +115,16 @@ def test_strategies_of_streams_serve_tags_as_well() -> None:
                 strategy.begin_task(train.tasks[task], made)
             made.learn([task], 48 * 30)
             for strategy in strategies:
-                strategy.end_task(train.tasks[task], made, [made.rollout(world(), [task], 2, seed=0)])
+                strategy.end_task(
+                    train.tasks[task], made, [made.rollout(world(), [task], 2, seed=0)]
+                )
         kept[name] = (returns(made, world("test", 16), [], seed=0)[0], weights(made.module))
     assert not same(kept["none"][1], kept["ewc"][1])
     assert kept["replay"][0] > kept["none"][0] + 0.2
 
 
 def test_a_balanced_softmax_is_for_classes_only() -> None:
-    with pytest.raises(ValueError, match=r"^balanced is True; it needs one class for each example$"):
+    with pytest.raises(
+        ValueError, match=r"^balanced is True; it needs one class for each example$"
+    ):
         learner(world(), balanced=True)

@@ -1,7 +1,10 @@
-"""One strategy, two learners: where PPO's loss is the cross-entropy of what was done, both end at the same weights.
+"""One strategy, two learners: where PPO's loss is the cross-entropy of what was done, both end at
+the same weights.
 
-PPO on one step a copy, once over it, without discount, value, entropy or normalised advantages, in a world that
-rewards whatever is done by 1: the advantage is 1, and the gradient that of -log pi(a|s), the cross-entropy of a.
+PPO on one step a copy, once over it, without discount, value, entropy or normalised advantages, in
+a world that
+rewards whatever is done by 1: the advantage is 1, and the gradient that of -log pi(a|s), the
+    cross-entropy of a.
 """
 
 from __future__ import annotations
@@ -45,7 +48,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Guesses(VectorEnv):
-    """Points around a place of the task's own; any guess is rewarded by 1. What was done is noted, or is the label."""
+    """Points around a place of the task's own; any guess is rewarded by 1.
+
+    What was done is noted, or is the label.
+    """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
     tasks = tuple(Task(k, f"place {k}", {}) for k in range(3))
@@ -54,7 +60,9 @@ class Guesses(VectorEnv):
     def __init__(self, labels: dict[int, list[Any]] | None = None) -> None:
         self.num_envs, self.labels = COPIES, labels
         cue = spaces.Box(0, 1, (len(self.tasks),), np.float32)
-        self.single_observation_space = spaces.Dict({"cue": cue, "x": spaces.Box(-np.inf, np.inf, (SIZE,), np.float32)})
+        self.single_observation_space = spaces.Dict(
+            {"cue": cue, "x": spaces.Box(-np.inf, np.inf, (SIZE,), np.float32)}
+        )
         self.single_action_space = spaces.Discrete(CLASSES)
         self.done: dict[int, list[Any]] = {task.id: [] for task in self.tasks}
         self.task = 0
@@ -65,7 +73,10 @@ class Guesses(VectorEnv):
     def _look(self) -> dict[str, Any]:
         place = np.random.default_rng(self.task).normal(size=SIZE)
         x = place + np.random.default_rng([self.task, self.count]).normal(size=(COPIES, SIZE))
-        return {"cue": np.eye(len(self.tasks), dtype=np.float32)[[self.task] * COPIES], "x": x.astype(np.float32)}
+        return {
+            "cue": np.eye(len(self.tasks), dtype=np.float32)[[self.task] * COPIES],
+            "x": x.astype(np.float32),
+        }
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self.task, self.count = (options or {}).get("task", self.task), 0
@@ -92,22 +103,45 @@ class Net(nn.Module):
     def initial_state(self, batch: int) -> Tensor:
         return torch.zeros(batch, 1)
 
-    def forward(self, obs: dict[str, Tensor], state: Tensor, start: Tensor) -> tuple[Output, Tensor]:
+    def forward(
+        self, obs: dict[str, Tensor], state: Tensor, start: Tensor
+    ) -> tuple[Output, Tensor]:
         prediction = self.layers(obs["x"])
         return Output(prediction, prediction[..., 0] * 0.0), state
 
 
-def by_ppo(strategies: list[Strategy], monkeypatch: pytest.MonkeyPatch) -> tuple[Learner, dict[int, list[Any]]]:
-    parameters = {"n_steps": 1, "batch_size": COPIES, "n_epochs": 1, "learning_rate": RATE, "gamma": 0.0, "vf_coef": 0.0}
+def by_ppo(
+    strategies: list[Strategy], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Learner, dict[int, list[Any]]]:
+    parameters = {
+        "n_steps": 1,
+        "batch_size": COPIES,
+        "n_epochs": 1,
+        "learning_rate": RATE,
+        "gamma": 0.0,
+        "vf_coef": 0.0,
+    }
     world = Guesses()
-    learner = SB3Learner(world, lambda *_: Net(), PPO, parameters | {"ent_coef": 0.0, "normalize_advantage": False}, device="cpu")
+    learner = SB3Learner(
+        world,
+        lambda *_: Net(),
+        PPO,
+        parameters | {"ent_coef": 0.0, "normalize_advantage": False},
+        device="cpu",
+    )
 
     def sure(batch: Batch) -> Tensor:
-        """What a policy puts out that is sure of what was done: the divergence from it is the cross-entropy."""
-        return batch.target if batch.action is None else 1e3 * F.one_hot(batch.action, CLASSES).float()
+        """What a policy puts out that is sure of what was done: the divergence from it is the
+        cross-entropy.
+        """
+        return (
+            batch.target if batch.action is None else 1e3 * F.one_hot(batch.action, CLASSES).float()
+        )
 
     monkeypatch.setattr(learner, "targets", sure)
-    monkeypatch.setattr(np.random, "permutation", np.arange)  # a rollout is one minibatch, in its own order
+    monkeypatch.setattr(
+        np.random, "permutation", np.arange
+    )  # a rollout is one minibatch, in its own order
     train(learner, strategies)
     return learner, world.done
 
@@ -129,8 +163,17 @@ def train(learner: Learner, strategies: list[Strategy]) -> None:
         learner.learn([task.id], STEPS * COPIES)
         x = torch.randn(1, 40, SIZE, generator=torch.Generator().manual_seed(task.id))
         done = torch.arange(40)[None] % CLASSES
-        batch = Batch({"x": x}, torch.ones(1, 40, dtype=torch.bool), action=done, task=torch.full((40,), task.id))
-        batch = batch if not learner.labelled else Batch(batch.obs, batch.start, target=done, task=batch.task)
+        batch = Batch(
+            {"x": x},
+            torch.ones(1, 40, dtype=torch.bool),
+            action=done,
+            task=torch.full((40,), task.id),
+        )
+        batch = (
+            batch
+            if not learner.labelled
+            else Batch(batch.obs, batch.start, target=done, task=batch.task)
+        )
         for strategy in strategies:
             strategy.end_task(task, learner, [batch])
 
@@ -140,10 +183,14 @@ def made(name: str) -> list[Strategy]:
 
 
 @pytest.mark.parametrize("name", ["none", *SETTINGS])
-def test_ppo_and_the_supervised_learner_end_at_the_same_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ppo_and_the_supervised_learner_end_at_the_same_weights(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ppo, done = by_ppo(made(name), monkeypatch)
     labels = by_labels(made(name), done)
     assert [len(actions) for actions in done.values()] == [STEPS] * 3
     assert distance(weights(ppo.module), weights(labels.module)) < 1e-5
     if name != "none":
-        assert distance(weights(labels.module), weights(by_labels([], done).module)) > 1e-2, "the strategy did nothing"
+        assert distance(weights(labels.module), weights(by_labels([], done).module)) > 1e-2, (
+            "the strategy did nothing"
+        )

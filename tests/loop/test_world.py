@@ -13,7 +13,10 @@ from everloop.loop.world import check_finite, play
 
 
 @settings(deadline=None, max_examples=30)
-@given(num_envs=st.integers(3, 7), tasks=st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True))
+@given(
+    num_envs=st.integers(3, 7),
+    tasks=st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True),
+)
 def test_copies_play_the_tasks_in_turn(num_envs: int, tasks: list[int]) -> None:
     world = plant(num_envs)
     obs, played = play(world, tasks, seed=0)
@@ -44,10 +47,21 @@ def test_every_task_is_played_even_by_fewer_copies_than_tasks() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_bad_number_is_named_with_its_modality_and_step(bad: float) -> None:
-    obs = {"good": np.zeros((2, 3), np.float32), "sensor_7": np.array([[0.0, 1.0], [bad, 2.0]], np.float32)}
+    obs = {
+        "good": np.zeros((2, 3), np.float32),
+        "sensor_7": np.array([[0.0, 1.0], [bad, 2.0]], np.float32),
+    }
     with pytest.raises(NotFiniteError, match=f"'sensor_7' holds {bad} at step 321"):
         check_finite(obs, 321)
 
 
 def test_finite_numbers_of_every_kind_pass() -> None:
-    check_finite({"a": np.zeros(3, np.float32), "b": np.full(3, 255, np.uint8), "c": np.zeros(2, np.int64), "d": np.ones(2, np.bool_)}, 0)
+    check_finite(
+        {
+            "a": np.zeros(3, np.float32),
+            "b": np.full(3, 255, np.uint8),
+            "c": np.zeros(2, np.int64),
+            "d": np.ones(2, np.bool_),
+        },
+        0,
+    )

@@ -1,4 +1,6 @@
-"""Parts of a user's own, found by their paths: a strategy, networks, an optimizer, a scenario, settings of many types."""
+"""Parts of a user's own, found by their paths: a strategy, networks, an optimizer, a scenario,
+settings of many types.
+"""
 
 import enum
 from dataclasses import dataclass, field
@@ -47,7 +49,9 @@ class Net(nn.Module):
     def __init__(self, shape: tuple[int, int, int], width: int = 16) -> None:
         super().__init__()
         channels, height, wide = shape
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * wide, width), nn.ReLU())
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * height * wide, width), nn.ReLU()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         assert x.dtype == torch.float32

@@ -19,14 +19,24 @@ def fitting(**facts: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("facts", "first"), [({}, "er_ace"), ({"world": "control"}, "replay"), ({"task_id": "told", "examples": 0}, "packnet")]
+    ("facts", "first"),
+    [
+        ({}, "er_ace"),
+        ({"world": "control"}, "replay"),
+        ({"task_id": "told", "examples": 0}, "packnet"),
+    ],
 )
 def test_the_best_comes_first(facts: dict[str, Any], first: str) -> None:
     assert fitting(**facts)[0] == first
 
 
 def test_every_strategy_is_judged_once_whatever_the_situation() -> None:
-    for facts in ({}, {"world": "control"}, {"classes": "same"}, {"world": "stream", "boundaries": "unknown", "examples": 0}):
+    for facts in (
+        {},
+        {"world": "control"},
+        {"classes": "same"},
+        {"world": "stream", "boundaries": "unknown", "examples": 0},
+    ):
         assert sorted(a.name for a in advise(Situation(**facts))) == sorted(STRATEGIES)
     assert {name for names in ORDER.values() for name in names} <= set(STRATEGIES)
 
@@ -45,19 +55,30 @@ def test_each_fact_rules_out_what_its_trait_says() -> None:
 
 
 def test_what_needs_no_boundary_is_not_said_to_need_one() -> None:
-    reasons = {a.name: a.reason for a in advise(Situation(boundaries="unknown", classes="same")) if not a.fits}
+    reasons = {
+        a.name: a.reason
+        for a in advise(Situation(boundaries="unknown", classes="same"))
+        if not a.fits
+    }
     assert not {"reptile", "maml", "growth"} & set(reasons)
 
 
 def test_online_adapters_are_offered_where_the_task_is_hidden() -> None:
     assert "lora" in fitting(classes="same")
-    hidden, told = ({a.name: a.reason for a in advise(Situation(task_id=t, classes="same", tasks=9))}["lora"] for t in ("hidden", "told"))
+    hidden, told = (
+        {a.name: a.reason for a in advise(Situation(task_id=t, classes="same", tasks=9))}["lora"]
+        for t in ("hidden", "told")
+    )
     assert hidden == "400 kB more memory; with adapters online"
     assert told == "4 MB more memory"
-    Experiment(SplitDigits(epochs=1), ["none"]).learner.attach([STRATEGIES["lora"](adapters="online")])
+    Experiment(SplitDigits(epochs=1), ["none"]).learner.attach(
+        [STRATEGIES["lora"](adapters="online")]
+    )
 
 
-@pytest.mark.parametrize("name", sorted(name for name, kind in STRATEGIES.items() if not kind.traits.network))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, kind in STRATEGIES.items() if not kind.traits.network)
+)
 def test_what_is_said_to_fit_where_the_task_is_told_is_not_refused_there(name: str) -> None:
     learner = Experiment(SplitDigits(scenario_type="task", epochs=1), ["none"]).learner
     if {a.name: a.fits for a in advise(Situation(task_id="told"))}[name]:
@@ -83,7 +104,13 @@ def test_what_is_said_to_fit_a_kind_of_world_is_not_refused_there(name: str) -> 
     traits = STRATEGIES[name].traits
     for works, scenario in (
         # the agent has hidden units between two linear layers where it has a head for each task
-        (traits.streams, SplitDigits(scenario_type="task" if traits.task_id or name == "continual_backprop" else "class", epochs=1)),
+        (
+            traits.streams,
+            SplitDigits(
+                scenario_type="task" if traits.task_id or name == "continual_backprop" else "class",
+                epochs=1,
+            ),
+        ),
         (traits.control, SwitchingPlant(recurrent=False)),
     ):
         learner = Experiment(scenario, ["none"]).learner
@@ -100,7 +127,10 @@ def test_what_is_said_to_fit_a_kind_of_world_is_not_refused_there(name: str) -> 
 
 
 def test_memory_is_counted_in_bytes_of_single_precision() -> None:
-    reasons = {a.name: a.reason for a in advise(Situation(task_id="told", weights=1_000_000, tasks=3, examples=7))}
+    reasons = {
+        a.name: a.reason
+        for a in advise(Situation(task_id="told", weights=1_000_000, tasks=3, examples=7))
+    }
     assert reasons["ewc"] == "12 MB more memory"
     assert reasons["ewc_kfac"] == "36 MB more memory"
     assert reasons["replay"] == "up to 7 examples"
@@ -120,7 +150,12 @@ def test_a_strategy_of_your_own_is_judged_by_its_traits(monkeypatch: pytest.Monk
 def test_the_command_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", "--task-id", "told", "--examples", "0"]) == 0
     printed = capsys.readouterr().out
-    assert printed.index("fit, the best first") < printed.index("packnet") < printed.index("do not fit") < printed.index("replay")
+    assert (
+        printed.index("fit, the best first")
+        < printed.index("packnet")
+        < printed.index("do not fit")
+        < printed.index("replay")
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +167,9 @@ def test_the_command_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
         (["--nothing", "3"], "nothing"),
     ],
 )
-def test_a_mistake_ends_in_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_ends_in_one_line(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["advise", *words]) == 2
     printed = capsys.readouterr().err.strip().splitlines()
     assert len(printed) == 1
@@ -148,13 +185,25 @@ FACTS = {
 }
 
 
-@pytest.mark.parametrize("facts", [dict(zip(FACTS, values, strict=True)) for values in itertools.product(*FACTS.values())], ids=str)
-def test_the_command_to_run_next_can_be_run(facts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the strategy that is advised first, in a scenario of that kind; none where nothing fits."""
+@pytest.mark.parametrize(
+    "facts",
+    [dict(zip(FACTS, values, strict=True)) for values in itertools.product(*FACTS.values())],
+    ids=str,
+)
+def test_the_command_to_run_next_can_be_run(
+    facts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the strategy that is advised first, in a scenario of that kind; none where
+    nothing fits.
+    """
     monkeypatch.chdir(tmp_path)
     situation = Situation(**facts)
     command = next_command(situation, advise(situation))
-    best = [a.name for a in advise(situation) if a.fits and not a.plasticity and not STRATEGIES[a.name].traits.network]
+    best = [
+        a.name
+        for a in advise(situation)
+        if a.fits and not a.plasticity and not STRATEGIES[a.name].traits.network
+    ]
     assert (command is None) == (not best)
     if command is not None:
         words = command.split()
@@ -166,22 +215,36 @@ def test_the_command_to_run_next_can_be_run(facts: dict[str, Any], tmp_path: Pat
 def test_a_strategy_whose_network_the_scenario_lacks_is_not_the_command_to_run_next() -> None:
     now, first = Situation(task_id="told"), Advice("progressive", "", True, False)
     assert next_command(now, [first]) is None
-    assert "--strategies replay " in (next_command(now, [first, Advice("replay", "", True, False)]) or "")
+    assert "--strategies replay " in (
+        next_command(now, [first, Advice("replay", "", True, False)]) or ""
+    )
 
 
-def test_columns_have_headings_and_each_reason_against_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_have_headings_and_each_reason_against_is_given_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["advise", "--boundaries", "unknown"]) == 0
     printed = capsys.readouterr().out
-    assert ["strategy", "what", "it", "does", "what", "it", "takes"] in [line.split() for line in printed.splitlines()]
-    (line,) = [line for line in printed.splitlines() if line.startswith(" has to be told when a task ends ")]
-    against = [a.name for a in advise(Situation(boundaries="unknown")) if a.reason == "has to be told when a task ends"]
+    assert ["strategy", "what", "it", "does", "what", "it", "takes"] in [
+        line.split() for line in printed.splitlines()
+    ]
+    (line,) = [
+        line
+        for line in printed.splitlines()
+        if line.startswith(" has to be told when a task ends ")
+    ]
+    against = [
+        a.name
+        for a in advise(Situation(boundaries="unknown"))
+        if a.reason == "has to be told when a task ends"
+    ]
     assert len(against) > 5
     assert line.endswith(", ".join(against))
 
 
 def test_advice_ends_with_that_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", "--examples", "70"]) == 0
-    assert (
-        capsys.readouterr().out.splitlines()[-1]
-        == "try it: everloop run split-digits --scenario-type class --strategies er_ace --er_ace.capacity 70"
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "try it: everloop run split-digits --scenario-type class --strategies er_ace "
+        "--er_ace.capacity 70"
     )

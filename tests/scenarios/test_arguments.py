@@ -1,4 +1,6 @@
-"""What flags and YAML ask for: the same settings make the same run, and no content of a file ends in a traceback."""
+"""What flags and YAML ask for: the same settings make the same run, and no content of a file ends
+in a traceback.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +46,59 @@ def asked(*words: str) -> Experiment:
 @pytest.mark.parametrize(
     "words",
     [
-        ["split-digits", "--strategies", "ewc,replay", "--ewc.strength", "7", "--seed", "3", "--training.rate", "cosine"],
-        ["split-digits", "--optimizer", "sgd", "--optimizer.momentum", "0.9", "--training.learning-rate", "0.05"],
-        ["own_parts:Painted", "--color", "green", "--place", "a/b", "--names", "x,y", "--share", "0.25"],
-        ["split-digits", "--strategies", "own_parts:Slow", "--Slow.factor", "0.25", "--network", "own_parts:Net", "--network.width", "5"],
-        ["split-digits", "--tasks", "8-9,0", "--scenario-type", "task", "--strategies", "packnet", "--packnet.retrain-steps", "2"],
+        [
+            "split-digits",
+            "--strategies",
+            "ewc,replay",
+            "--ewc.strength",
+            "7",
+            "--seed",
+            "3",
+            "--training.rate",
+            "cosine",
+        ],
+        [
+            "split-digits",
+            "--optimizer",
+            "sgd",
+            "--optimizer.momentum",
+            "0.9",
+            "--training.learning-rate",
+            "0.05",
+        ],
+        [
+            "own_parts:Painted",
+            "--color",
+            "green",
+            "--place",
+            "a/b",
+            "--names",
+            "x,y",
+            "--share",
+            "0.25",
+        ],
+        [
+            "split-digits",
+            "--strategies",
+            "own_parts:Slow",
+            "--Slow.factor",
+            "0.25",
+            "--network",
+            "own_parts:Net",
+            "--network.width",
+            "5",
+        ],
+        [
+            "split-digits",
+            "--tasks",
+            "8-9,0",
+            "--scenario-type",
+            "task",
+            "--strategies",
+            "packnet",
+            "--packnet.retrain-steps",
+            "2",
+        ],
     ],
     ids=["strategies", "optimizer", "own scenario", "own strategy and network", "tasks"],
 )
@@ -83,7 +133,9 @@ def test_a_printed_config_makes_the_same_run(capsys: pytest.CaptureFixture[str])
 
 
 def test_flags_win_over_the_file_and_the_scenario_may_be_named_in_either() -> None:
-    Path("mine.yaml").write_text("scenario: split-mnist\nstrategies: [replay]\nepochs: 4\nreplay: {capacity: 9}\nseed: 5\n")
+    Path("mine.yaml").write_text(
+        "scenario: split-mnist\nstrategies: [replay]\nepochs: 4\nreplay: {capacity: 9}\nseed: 5\n"
+    )
     for words in (
         ["split-digits", "--config", "mine.yaml", "--replay.capacity", "8"],
         ["split-digits", "--replay.capacity=8", "--config=mine.yaml"],
@@ -97,7 +149,9 @@ def test_flags_win_over_the_file_and_the_scenario_may_be_named_in_either() -> No
 
 @pytest.mark.parametrize("group", ["training", "replay"])
 def test_a_file_can_stand_for_a_group(group: str) -> None:
-    Path("part.yaml").write_text({"training": "learning_rate: 0.5\n", "replay": "capacity: 9\n"}[group])
+    Path("part.yaml").write_text(
+        {"training": "learning_rate: 0.5\n", "replay": "capacity: 9\n"}[group]
+    )
     experiment = asked("split-digits", "--strategies", "replay", f"--{group}", "part.yaml")
     assert isinstance(experiment.scenario, SplitDigits)
     assert experiment.scenario.training.learning_rate == (0.5 if group == "training" else 0.001)
@@ -107,14 +161,19 @@ def test_a_file_can_stand_for_a_group(group: str) -> None:
 def test_strategies_are_taken_as_a_string_a_list_or_by_their_paths() -> None:
     for given_ in ("ewc,replay", "ewc, replay", ["ewc", "replay"]):
         assert Experiment(SplitDigits(), given_).names == ["ewc", "replay"]
-    experiment = Experiment(SplitDigits(), ["own_parts:Slow", "replay"], settings={"Slow": {"factor": 0.25}})
+    experiment = Experiment(
+        SplitDigits(), ["own_parts:Slow", "replay"], settings={"Slow": {"factor": 0.25}}
+    )
     slow, replay = experiment.strategies
     assert isinstance(slow, Slow)
     assert slow.factor == 0.25
     assert isinstance(replay, Replay)
     with pytest.raises(ValueError, match=r"^Slow: factor is -1, allowed: 0 or more$"):
         Experiment(SplitDigits(), "own_parts:Slow", settings={"Slow": {"factor": -1}})
-    with pytest.raises(ValueError, match=r"^ReplayX has no setting|^Replay has no setting 'size'; it has strength, capacity"):
+    with pytest.raises(
+        ValueError,
+        match=r"^ReplayX has no setting|^Replay has no setting 'size'; it has strength, capacity",
+    ):
         Experiment(SplitDigits(), "replay", settings={"replay": {"size": 3}})
 
 
@@ -124,11 +183,24 @@ def test_strategies_are_taken_as_a_string_a_list_or_by_their_paths() -> None:
         ("split-digits", "ewc", "scenario is 'split-digits'; write SplitDigits()"),
         (SplitDigits, "ewc", "scenario is the class SplitDigits; write SplitDigits()"),
         (3, "ewc", "scenario is 3; it must be a scenario object, such as SplitDigits()"),
-        (SplitDigits(optimizer="adamw"), "ewc", "optimizer is 'adamw'; write optimizer=Factory('adamw')"),  # type: ignore[arg-type]
+        (
+            SplitDigits(optimizer="adamw"),
+            "ewc",
+            "optimizer is 'adamw'; write optimizer=Factory('adamw')",
+        ),  # type: ignore[arg-type]
         (SplitDigits(network=Net), "ewc", "write network=Factory('package.module:Class')"),  # type: ignore[arg-type]
-        (SplitDigits(), [EWC(strength=3.0)], "strategies hold EWC itself; name it: 'ewc', with settings={'ewc': {...}} for its arguments"),
+        (
+            SplitDigits(),
+            [EWC(strength=3.0)],
+            "strategies hold EWC itself; name it: 'ewc', with settings={'ewc': {...}} for its "
+            "arguments",
+        ),
         (SplitDigits(), EWC, "strategies hold EWC itself; name it: 'ewc'"),
-        (SplitDigits(), Slow(), "strategies hold Slow itself; name it: 'own_parts:Slow', with settings={'Slow': {...}}"),
+        (
+            SplitDigits(),
+            Slow(),
+            "strategies hold Slow itself; name it: 'own_parts:Slow', with settings={'Slow': {...}}",
+        ),
         (SplitDigits(), [7], "strategies hold 7; name them as text, such as 'ewc,replay'"),
     ],
 )
@@ -139,20 +211,54 @@ def test_a_mistake_in_python_says_what_to_write(scenario: Any, strategies: Any, 
     assert "\n" not in str(refused.value)
 
 
-def test_notes_come_in_one_line_each_also_before_a_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_come_in_one_line_each_also_before_a_run_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A pipe is as wide as a note is long."""
     for seed, status in (("0", 0), ("1", 2)):
-        assert main(["run", "split-digits", *SHORT, "--replay.capacity", "3", "--seed", seed, "--out", "x"]) == status
+        assert (
+            main(
+                [
+                    "run",
+                    "split-digits",
+                    *SHORT,
+                    "--replay.capacity",
+                    "3",
+                    "--seed",
+                    seed,
+                    "--out",
+                    "x",
+                ]
+            )
+            == status
+        )
         notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
         assert "note: replay.capacity has no effect without --strategies replay" in notes
-        assert any(len(line) > 100 and line.endswith(("--iterations", "--batch-size")) for line in notes)
+        assert any(
+            len(line) > 100 and line.endswith(("--iterations", "--batch-size")) for line in notes
+        )
 
 
 def test_a_gradient_that_is_scaled_learns_as_plain_descent_at_that_rate() -> None:
-    """The user's strategy is in the loop: factor 1/4 under gradient descent is a quarter of the learning rate, to the bit."""
+    """The user's strategy is in the loop: factor 1/4 under gradient descent is a quarter of the
+    learning rate, to the bit.
+    """
     plain = ["split-digits", *SHORT, "--optimizer", "sgd", "--quiet"]
     assert (
-        main(["run", *plain, "--strategies", "own_parts:Slow", "--Slow.factor", "0.25", "--training.learning-rate", "0.5", "--out", "a"])
+        main(
+            [
+                "run",
+                *plain,
+                "--strategies",
+                "own_parts:Slow",
+                "--Slow.factor",
+                "0.25",
+                "--training.learning-rate",
+                "0.5",
+                "--out",
+                "a",
+            ]
+        )
         == 0
     )
     assert main(["run", *plain, "--training.learning-rate", "0.125", "--out", "b"]) == 0
@@ -161,7 +267,15 @@ def test_a_gradient_that_is_scaled_learns_as_plain_descent_at_that_rate() -> Non
 
 def test_a_network_of_the_users_own_learns_with_a_head_for_every_task() -> None:
     for kind, outputs in (("class", 10), ("task", 10)):
-        experiment = asked("split-digits", "--network", "own_parts:Net", "--network.width", "64", "--scenario-type", kind)
+        experiment = asked(
+            "split-digits",
+            "--network",
+            "own_parts:Net",
+            "--network.width",
+            "64",
+            "--scenario-type",
+            kind,
+        )
         module: Any = experiment.learner.module
         assert isinstance(module.backbone.net, Net)
         assert (module.heads.linear.in_features, module.heads.linear.out_features) == (64, outputs)
@@ -175,16 +289,33 @@ def test_a_network_of_the_users_own_learns_with_a_head_for_every_task() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--network", "own_parts:Wrong"], "network Wrong gives () for 2 inputs; it must give features (2, size)"),
+        (
+            ["--network", "own_parts:Wrong"],
+            "network Wrong gives () for 2 inputs; it must give features (2, size)",
+        ),
         (["--network", "own_parts:Color"], "network own_parts:Color can't be made"),
-        (["--network", "own_parts:Slow"], "network own_parts:Slow makes Slow, which is no torch module"),
+        (
+            ["--network", "own_parts:Slow"],
+            "network own_parts:Slow makes Slow, which is no torch module",
+        ),
         (["--network", "own_parts:Net", "--network.depth", "3"], "unknown setting 'network.depth'"),
-        (["--strategies", "ewc,own_parts:Slow", "--Slow.factro", "2"], "Did you mean 'Slow.factor'?"),
-        (["--strategies", "own_parts:Typo"], "Typo has a method edit_gradient; did you mean edit_gradients?"),
-        (["--strategies", "own_parts:Idle"], "Idle overrides no hook of Strategy; its hooks are check, "),
+        (
+            ["--strategies", "ewc,own_parts:Slow", "--Slow.factro", "2"],
+            "Did you mean 'Slow.factor'?",
+        ),
+        (
+            ["--strategies", "own_parts:Typo"],
+            "Typo has a method edit_gradient; did you mean edit_gradients?",
+        ),
+        (
+            ["--strategies", "own_parts:Idle"],
+            "Idle overrides no hook of Strategy; its hooks are check, ",
+        ),
     ],
 )
-def test_a_part_of_the_users_own_that_does_not_fit_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_of_the_users_own_that_does_not_fit_is_one_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", "split-digits", *words]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1
@@ -194,16 +325,27 @@ def test_a_part_of_the_users_own_that_does_not_fit_is_one_line(words: list[str],
 def test_the_plants_agent_takes_any_optimizer_too() -> None:
     for algorithm in ("ppo", "sac"):
         experiment = asked(
-            "switching-plant", "--algorithm", algorithm, "--optimizer", "RMSprop", "--optimizer.momentum", "0.5", "--learning-rate", "0.01"
+            "switching-plant",
+            "--algorithm",
+            algorithm,
+            "--optimizer",
+            "RMSprop",
+            "--optimizer.momentum",
+            "0.5",
+            "--learning-rate",
+            "0.01",
         )
         optimizer = experiment.learner.optimizer
         assert type(optimizer).__name__ == "RMSprop"
         assert (optimizer.defaults["momentum"], optimizer.param_groups[0]["lr"]) == (0.5, 0.01)
 
 
-def test_a_module_that_is_imported_first_may_register_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_module_that_is_imported_first_may_register_names(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     Path("my_names.py").write_text(
-        "from own_parts import Painted, Slow\nfrom everloop.loop import STRATEGIES\nfrom everloop.scenarios import SCENARIOS\n"
+        "from own_parts import Painted, Slow\nfrom everloop.loop import STRATEGIES\nfrom "
+        "everloop.scenarios import SCENARIOS\n"
         "STRATEGIES['slow'] = Slow\nSCENARIOS['painted'] = Painted\n"
     )
     from everloop.scenarios import SCENARIOS
@@ -212,7 +354,20 @@ def test_a_module_that_is_imported_first_may_register_names(capsys: pytest.Captu
     try:
         assert (
             main(
-                ["run", "painted", "--import", "my_names", "--strategies", "slow", "--slow.factor", "0.5", *SHORT, "--quiet", "--out", "a"]
+                [
+                    "run",
+                    "painted",
+                    "--import",
+                    "my_names",
+                    "--strategies",
+                    "slow",
+                    "--slow.factor",
+                    "0.5",
+                    *SHORT,
+                    "--quiet",
+                    "--out",
+                    "a",
+                ]
             )
             == 0
         )
@@ -228,12 +383,20 @@ def test_a_module_that_is_imported_first_may_register_names(capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--strategies", "replay", "--ewc.strength", "3"], "note: ewc.strength has no effect without --strategies ewc"),
-        (["--iterations", "2", "--epochs", "3"], "note: epochs has no effect: iterations says how much is trained"),
+        (
+            ["--strategies", "replay", "--ewc.strength", "3"],
+            "note: ewc.strength has no effect without --strategies ewc",
+        ),
+        (
+            ["--iterations", "2", "--epochs", "3"],
+            "note: epochs has no effect: iterations says how much is trained",
+        ),
         (["--data", "owner/digits"], "note: data has no effect: scikit-learn has the digits"),
     ],
 )
-def test_a_setting_without_effect_is_said(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_setting_without_effect_is_said(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", "split-digits", *SHORT, *words, "--out", "x"]) == 0
     assert said in " ".join(capsys.readouterr().out.split())
 
@@ -252,7 +415,9 @@ def test_a_setting_without_effect_is_said(words: list[str], said: str, capsys: p
         ("domain-text", "data", "owner/texts"),
     ],
 )
-def test_every_scenario_knows_which_of_its_settings_do_nothing(scenario: str, setting: str, value: str) -> None:
+def test_every_scenario_knows_which_of_its_settings_do_nothing(
+    scenario: str, setting: str, value: str
+) -> None:
     request = arguments.read([*scenario.split(), f"--{setting}", value])
     scenario_ = arguments.build(request.scenario, request.values, request.given)
     assert [line.split()[0] for line in request.notes(scenario_)] == [setting]
@@ -260,7 +425,9 @@ def test_every_scenario_knows_which_of_its_settings_do_nothing(scenario: str, se
 
 def test_a_seed_of_null_is_the_runs_own() -> None:
     for strategies in ("replay", "none"):
-        Path("mine.yaml").write_text(f"strategies: [{strategies}]\nseed: 4\nreplay: {{seed: null}}\nlora: {{seed: null}}\n")
+        Path("mine.yaml").write_text(
+            f"strategies: [{strategies}]\nseed: 4\nreplay: {{seed: null}}\nlora: {{seed: null}}\n"
+        )
         experiment = asked("split-digits", "--config", "mine.yaml")
         assert experiment.settings.get("replay", {"seed": 4})["seed"] == 4
 
@@ -284,11 +451,24 @@ def test_different_settings_never_meet_in_one_folder() -> None:
 
 def test_python_and_the_command_line_write_the_same_config() -> None:
     made = Painted(color=Color.green, optimizer=Factory("sgd", {"momentum": 0.5}))
-    words = ["own_parts:Painted", "--color", "green", "--optimizer", "sgd", "--optimizer.momentum", "0.5", "--strategies", "ewc"]
+    words = [
+        "own_parts:Painted",
+        "--color",
+        "green",
+        "--optimizer",
+        "sgd",
+        "--optimizer.momentum",
+        "0.5",
+        "--strategies",
+        "ewc",
+    ]
     assert Experiment(made, "ewc").config() == asked(*words).config()
 
 
-@pytest.mark.parametrize(("text", "seeds"), [("0-4", [0, 1, 2, 3, 4]), ("3", [3]), ("0,2,5-7", [0, 2, 5, 6, 7]), (" 1 , 2 ", [1, 2])])
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0-4", [0, 1, 2, 3, 4]), ("3", [3]), ("0,2,5-7", [0, 2, 5, 6, 7]), (" 1 , 2 ", [1, 2])],
+)
 def test_seeds_are_written_as_ranges_and_lists(text: str, seeds: list[int]) -> None:
     assert arguments.read_seeds(text) == seeds
 
@@ -296,7 +476,11 @@ def test_seeds_are_written_as_ranges_and_lists(text: str, seeds: list[int]) -> N
 # --- whatever a file holds
 
 SCHEMA = arguments.GENERAL | arguments.scenario_schema(SplitDigits)
-SCHEMA |= {key: setting for group in arguments.strategy_schemas(SplitDigits).values() for key, setting in group.items()}
+SCHEMA |= {
+    key: setting
+    for group in arguments.strategy_schemas(SplitDigits).values()
+    for key, setting in group.items()
+}
 NUMBERS = st.one_of(
     st.integers(-3, 40),
     st.sampled_from([2**31, 2**63, -(2**63), 10**30]),
@@ -305,18 +489,31 @@ NUMBERS = st.one_of(
 )
 VALUES = st.recursive(
     st.one_of(
-        st.none(), st.booleans(), NUMBERS, st.text(max_size=8), st.sampled_from(["ewc", "null", "1e-3", "none", "all", "sgd", "class"])
+        st.none(),
+        st.booleans(),
+        NUMBERS,
+        st.text(max_size=8),
+        st.sampled_from(["ewc", "null", "1e-3", "none", "all", "sgd", "class"]),
     ),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=2)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=2)
+    ),
     max_leaves=4,
 )
 FILES = st.dictionaries(
-    st.one_of(st.sampled_from(sorted({*SCHEMA, "training", "ewc", "optimizer.momentum"})), st.text(max_size=8)), VALUES, max_size=4
+    st.one_of(
+        st.sampled_from(sorted({*SCHEMA, "training", "ewc", "optimizer.momentum"})),
+        st.text(max_size=8),
+    ),
+    VALUES,
+    max_size=4,
 )
 
 
 def check_file(content: dict[str, Any], strategies: str, folder: Path) -> None:
-    """Either it is an experiment, or it is refused in a line; nothing is written, and nothing else is raised."""
+    """Either it is an experiment, or it is refused in a line; nothing is written, and nothing else
+    is raised.
+    """
     file = folder / "any.yaml"
     file.write_text(yaml.safe_dump(content, allow_unicode=True))
     try:
@@ -332,7 +529,9 @@ FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 @settings(deadline=None, max_examples=200, suppress_health_check=FIXTURES)
 @given(content=FILES, strategies=CHOSEN)
-def test_no_content_of_a_file_ends_in_a_traceback(content: dict[str, Any], strategies: str, tmp_path: Path) -> None:
+def test_no_content_of_a_file_ends_in_a_traceback(
+    content: dict[str, Any], strategies: str, tmp_path: Path
+) -> None:
     digits()
     check_file(content, strategies, tmp_path)
 
@@ -340,12 +539,16 @@ def test_no_content_of_a_file_ends_in_a_traceback(content: dict[str, Any], strat
 @pytest.mark.slow
 @settings(deadline=None, max_examples=5000, suppress_health_check=FIXTURES)
 @given(content=FILES, strategies=CHOSEN)
-def test_no_content_of_5000_files_ends_in_a_traceback(content: dict[str, Any], strategies: str, tmp_path: Path) -> None:
+def test_no_content_of_5000_files_ends_in_a_traceback(
+    content: dict[str, Any], strategies: str, tmp_path: Path
+) -> None:
     check_file(content, strategies, tmp_path)
 
 
 @settings(deadline=None, max_examples=200, suppress_health_check=FIXTURES)
-@given(text=st.one_of(st.text(max_size=60), st.binary(max_size=60).map(lambda b: b.decode("latin-1"))))
+@given(
+    text=st.one_of(st.text(max_size=60), st.binary(max_size=60).map(lambda b: b.decode("latin-1")))
+)
 def test_no_text_in_a_file_ends_in_a_traceback(text: str, tmp_path: Path) -> None:
     file = tmp_path / "any.yaml"
     file.write_text(text)

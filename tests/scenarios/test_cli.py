@@ -31,22 +31,61 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str], *said: str) -> N
 
 def test_a_run_leaves_settings_result_and_events(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert main([*DIGITS, "--strategies", "ewc,replay", "--seed", "3", "--out", str(out), "--replay.capacity=50"]) == 0
+    assert (
+        main(
+            [
+                *DIGITS,
+                "--strategies",
+                "ewc,replay",
+                "--seed",
+                "3",
+                "--out",
+                str(out),
+                "--replay.capacity=50",
+            ]
+        )
+        == 0
+    )
     result = json.loads((out / "result.json").read_text())
     assert result["complete"]
-    assert (result["scenario"], result["strategies"], result["seed"]) == ("split-digits", ["ewc", "replay"], 3)
+    assert (result["scenario"], result["strategies"], result["seed"]) == (
+        "split-digits",
+        ["ewc", "replay"],
+        3,
+    )
     assert np.shape(result["scores"]) == (5, 5)
     assert result["average_score"] == pytest.approx(np.mean(result["scores"][-1]))
     assert result["tasks"] == ["0-1", "2-3", "4-5", "6-7", "8-9"]
     config = yaml.safe_load((out / "config.yaml").read_text())
-    assert (config["scenario"], config["strategies"], config["seed"], config["threads"]) == ("split-digits", ["ewc", "replay"], 3, 1)
+    assert (config["scenario"], config["strategies"], config["seed"], config["threads"]) == (
+        "split-digits",
+        ["ewc", "replay"],
+        3,
+        1,
+    )
     assert config["epochs"] == 1
-    assert config["replay"] == {"strength": 1.0, "capacity": 50, "batch_size": 32, "memory": "reservoir", "current": False}
+    assert config["replay"] == {
+        "strength": 1.0,
+        "capacity": 50,
+        "batch_size": 32,
+        "memory": "reservoir",
+        "current": False,
+    }
     environment = json.loads((out / "environment.json").read_text())
     assert {"torch", "stable-baselines3", "everloop"} <= set(environment["packages"])
-    assert {"git_revision", "command", "machine", "python", "host", "processor", "started"} <= set(environment)
-    assert abs(datetime.fromisoformat(environment["started"]).timestamp() - (out / "environment.json").stat().st_mtime) < 60
-    if Path("/proc/cpuinfo").exists() and "model name" in (info := Path("/proc/cpuinfo").read_text()):
+    assert {"git_revision", "command", "machine", "python", "host", "processor", "started"} <= set(
+        environment
+    )
+    assert (
+        abs(
+            datetime.fromisoformat(environment["started"]).timestamp()
+            - (out / "environment.json").stat().st_mtime
+        )
+        < 60
+    )
+    if Path("/proc/cpuinfo").exists() and "model name" in (
+        info := Path("/proc/cpuinfo").read_text()
+    ):
         assert f": {environment['processor']}\n" in info
     events = EventAccumulator(str(out)).Reload()
     assert events.Scalars("score/8-9")[-1].value == pytest.approx(result["scores"][-1][-1])
@@ -65,25 +104,41 @@ SAC = [*PLANT, "--algorithm", "sac", "--token-size", "8", "--hidden-size", "8"]
 
 
 @pytest.mark.parametrize(
-    "words", [DIGITS, PLANT, [*PLANT, "--recurrent", "false"], SAC], ids=["stream", "recurrent control", "control", "off-policy control"]
+    "words",
+    [DIGITS, PLANT, [*PLANT, "--recurrent", "false"], SAC],
+    ids=["stream", "recurrent control", "control", "off-policy control"],
 )
 def test_the_same_seed_gives_the_same_result_to_the_bit(words: list[str], tmp_path: Path) -> None:
     results = []
     for name in ("a", "b"):
-        assert main([*words, "--strategies", "ewc,replay", "--out", str(tmp_path / name), "--seed", "5"]) == 0
+        assert (
+            main(
+                [*words, "--strategies", "ewc,replay", "--out", str(tmp_path / name), "--seed", "5"]
+            )
+            == 0
+        )
         result = json.loads((tmp_path / name / "result.json").read_text())
         results.append({key: value for key, value in result.items() if key != "wall_seconds"})
     assert results[0] == results[1]
-    assert main([*words, "--strategies", "ewc,replay", "--out", str(tmp_path / "c"), "--seed", "6"]) == 0
-    assert json.loads((tmp_path / "c" / "result.json").read_text())["scores"] != results[0]["scores"]
+    assert (
+        main([*words, "--strategies", "ewc,replay", "--out", str(tmp_path / "c"), "--seed", "6"])
+        == 0
+    )
+    assert (
+        json.loads((tmp_path / "c" / "result.json").read_text())["scores"] != results[0]["scores"]
+    )
 
 
 @pytest.mark.parametrize("words", [DIGITS, PLANT], ids=["stream", "control"])
-def test_strategies_of_strength_0_are_plain_training_to_the_bit(words: list[str], tmp_path: Path) -> None:
+def test_strategies_of_strength_0_are_plain_training_to_the_bit(
+    words: list[str], tmp_path: Path
+) -> None:
     off = ["--strategies", "ewc,replay", "--ewc.strength", "0", "--replay.strength", "0"]
     assert main([*words, *off, "--out", str(tmp_path / "off")]) == 0
     assert main([*words, "--strategies", "none", "--out", str(tmp_path / "none")]) == 0
-    off_result, plain = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("off", "none"))
+    off_result, plain = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("off", "none")
+    )
     assert off_result["scores"] == plain["scores"]
 
 
@@ -100,10 +155,17 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
     """The same run as with the reference, in the terminal, in result.json and on the board."""
     monkeypatch.syspath_prepend(str(HERE))
     small = [*PLANT[2:], "--token-size", "8", "--hidden-size", "8", "--recurrent", "false"]
-    assert main(["run", "switching-plant", *small, "--quiet", "--out", str(tmp_path / "scaled")]) == 0
+    assert (
+        main(["run", "switching-plant", *small, "--quiet", "--out", str(tmp_path / "scaled")]) == 0
+    )
     assert main(["run", "own_parts:Unscaled", *small, "--out", str(tmp_path / "plain")]) == 0
-    scaled, plain = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("scaled", "plain"))
-    assert (scaled["metric"], plain["metric"]) == ({"name": "score", "unit": ""}, {"name": "return", "unit": ""})
+    scaled, plain = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("scaled", "plain")
+    )
+    assert (scaled["metric"], plain["metric"]) == (
+        {"name": "score", "unit": ""},
+        {"name": "return", "unit": ""},
+    )
     assert plain["returns"] == scaled["returns"] == plain["scores"] != scaled["scores"]
     assert plain["forgetting"] == pytest.approx(plain["scores"][0][0] - plain["scores"][1][0])
     printed = " ".join(capsys.readouterr().out.split())
@@ -111,7 +173,9 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
     assert "drop of return" in printed
     assert "reference(task) return (random, best)" in printed
     events = EventAccumulator(str(tmp_path / "plain")).Reload()
-    assert events.Scalars("score/plant-1")[-1].value == pytest.approx(plain["scores"][-1][1], rel=1e-5)
+    assert events.Scalars("score/plant-1")[-1].value == pytest.approx(
+        plain["scores"][-1][1], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,12 +190,18 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         (["frobnicate"], ["frobnicate", "list, run, "]),
         (["lits"], ["unknown command 'lits'. Did you mean 'list'?"]),
         (["list", "all"], ["'all' is not expected"]),
-        (["advise", "--boundaries", "unknwon"], ["boundaries is 'unknwon'", "known, unknown", "Did you mean 'unknown'?"]),
+        (
+            ["advise", "--boundaries", "unknwon"],
+            ["boundaries is 'unknwon'", "known, unknown", "Did you mean 'unknown'?"],
+        ),
         (["advise", "--tasks", "0"], ["tasks is 0"]),
         (["reproduce"], ["no table is named"]),
         (["reproduce", "three-tpyes"], ["three-tpyes"]),
         ([*DIGITS, "--strategies", "ewc,mystery"], ["'mystery'", "l2, ewc, "]),
-        ([*DIGITS, "--strategies", "replya"], ["unknown strategy 'replya'. Did you mean 'replay'?"]),
+        (
+            [*DIGITS, "--strategies", "replya"],
+            ["unknown strategy 'replya'. Did you mean 'replay'?"],
+        ),
         ([*DIGITS, "--strategies", "none;"], ["strategies are empty"]),
         ([*DIGITS, "--strategies", "no.module:Slow"], ["'no.module:Slow' can't be imported"]),
         ([*DIGITS, "--strategies", "json:JSONDecoder"], ["no subclass of everloop.loop.Strategy"]),
@@ -139,23 +209,56 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         ([*DIGITS, "--optimizer", "AdmW"], ["unknown optimizer 'AdmW'. Did you mean 'AdamW'?"]),
         ([*DIGITS, "--optimizer", "LBFGS"], ["LBFGS", "choose another one"]),
         ([*DIGITS, "--optimizer", "json:JSONDecoder"], ["which is no torch optimizer"]),
-        ([*DIGITS, "--optimizer", "sgd", "--optimizer.momentun", "0.9"], ["'optimizer.momentun'", "Did you mean 'optimizer.momentum'?"]),
-        ([*DIGITS, "--optimizer", "sgd", "--optimizer.momentum", "fast"], ["optimizer.momentum is 'fast'; it must be a number"]),
-        ([*DIGITS, "--optimizer", "sgd", "--optimizer.momentum", "-1"], ["optimizer sgd can't be made", "momentum"]),
-        ([*DIGITS, "--optimizer.lr", "1"], ["unknown setting 'optimizer.lr'. Did you mean 'training.learning_rate'?"]),
+        (
+            [*DIGITS, "--optimizer", "sgd", "--optimizer.momentun", "0.9"],
+            ["'optimizer.momentun'", "Did you mean 'optimizer.momentum'?"],
+        ),
+        (
+            [*DIGITS, "--optimizer", "sgd", "--optimizer.momentum", "fast"],
+            ["optimizer.momentum is 'fast'; it must be a number"],
+        ),
+        (
+            [*DIGITS, "--optimizer", "sgd", "--optimizer.momentum", "-1"],
+            ["optimizer sgd can't be made", "momentum"],
+        ),
+        (
+            [*DIGITS, "--optimizer.lr", "1"],
+            ["unknown setting 'optimizer.lr'. Did you mean 'training.learning_rate'?"],
+        ),
         ([*DIGITS, "--network", "torch.nn:Bilinear"], ["network torch.nn:Bilinear can't be made"]),
         ([*DIGITS, "--network", "torch.nn:NoSuch"], ["has no 'NoSuch'"]),
         ([*DIGITS, "--config", "no-such.yaml"], ["no-such.yaml: no such file"]),
         ([*DIGITS, "--training", "5"], ["training is '5'; it must be a mapping"]),
         ([*DIGITS, "--training.learning-rate", "0"], ["training: learning_rate is 0"]),
         ([*DIGITS, "--learning-rate", "1"], ["Did you mean 'training.learning_rate'?"]),
-        ([*DIGITS, "--strategies", "gdumb", "--lr", "1"], ["Did you mean 'training.learning_rate'?"]),
-        ([*DIGITS, "--strategies", "replay", "--capacity", "1"], ["Did you mean 'replay.capacity'?"]),
-        (["run", "switching-plant", "--epochs", "1"], ["unknown setting 'epochs'. Did you mean 'steps'?"]),
-        ([*DIGITS, "--strategies", "ewc+replay"], ["unknown strategy 'ewc+replay'. Did you mean 'ewc,replay'?"]),
-        ([*DIGITS, "--strategies", "ewc", "replay"], ["unexpected 'replay'; separate strategies by commas: ewc,replay"]),
-        ([*DIGITS, "--strategies", "mystrat.py:Slow"], ["'mystrat.py:Slow' names a file; write mystrat:Slow"]),
-        ([*DIGITS, "--network", "my/net.py:Net"], ["'my/net.py:Net' names a file; write my.net:Net"]),
+        (
+            [*DIGITS, "--strategies", "gdumb", "--lr", "1"],
+            ["Did you mean 'training.learning_rate'?"],
+        ),
+        (
+            [*DIGITS, "--strategies", "replay", "--capacity", "1"],
+            ["Did you mean 'replay.capacity'?"],
+        ),
+        (
+            ["run", "switching-plant", "--epochs", "1"],
+            ["unknown setting 'epochs'. Did you mean 'steps'?"],
+        ),
+        (
+            [*DIGITS, "--strategies", "ewc+replay"],
+            ["unknown strategy 'ewc+replay'. Did you mean 'ewc,replay'?"],
+        ),
+        (
+            [*DIGITS, "--strategies", "ewc", "replay"],
+            ["unexpected 'replay'; separate strategies by commas: ewc,replay"],
+        ),
+        (
+            [*DIGITS, "--strategies", "mystrat.py:Slow"],
+            ["'mystrat.py:Slow' names a file; write mystrat:Slow"],
+        ),
+        (
+            [*DIGITS, "--network", "my/net.py:Net"],
+            ["'my/net.py:Net' names a file; write my.net:Net"],
+        ),
         (["run", "mypics.py:Pics"], ["'mypics.py:Pics' names a file; write mypics:Pics"]),
         ([*DIGITS, "--seeds", "0-2", "--seed", "4"], ["--seed and --seeds exclude each other"]),
         (["run", "split-digits", "--epochs"], ["epochs has no value; it must be a whole number"]),
@@ -174,7 +277,10 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         ([*DIGITS, "--tasks", "0-1,nine"], ["'nine'", "0-1"]),
         ([*DIGITS, "--tasks", "7"], ["7", "0 to 4"]),
         ([*DIGITS, "--tasks", ""], ["schedule", "at least one"]),
-        ([*DIGITS, "--strategies", "ewc", "--ewc.strength", "-1"], ["ewc: strength is -1", "0 or more"]),
+        (
+            [*DIGITS, "--strategies", "ewc", "--ewc.strength", "-1"],
+            ["ewc: strength is -1", "0 or more"],
+        ),
         ([*DIGITS, "--strategies", "replay", "--replay.strength=-0.5"], ["-0.5", "0 or more"]),
         ([*DIGITS, "--strategies", "ewc", "--ewc.anchors", "many"], ["many", "separate"]),
         (["run", "split-digits", "--epochs", "0"], ["epochs is 0"]),
@@ -182,7 +288,10 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         ([*DIGITS, "--scenario-type", "other"], ["other", "domain"]),
         ([*DIGITS, "--no-such-option", "1"], ["'no_such_option'", "--help"]),
         ([*DIGITS, "--epohcs", "1"], ["unknown setting 'epohcs'. Did you mean 'epochs'?"]),
-        ([*DIGITS, "--ewc.strenght", "1"], ["unknown setting 'ewc.strenght'. Did you mean 'ewc.strength'?"]),
+        (
+            [*DIGITS, "--ewc.strenght", "1"],
+            ["unknown setting 'ewc.strenght'. Did you mean 'ewc.strength'?"],
+        ),
         ([*DIGITS, "--ewc.zzzzzz", "1"], ["ewc has strength, anchors"]),
         ([*DIGITS, "--seed", "-4"], ["-4"]),
         ([*DIGITS, "--threads", "0"], ["threads is 0"]),
@@ -192,37 +301,63 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         (["run", "switching-plant", "--n-epochs", "0"], ["n_epochs is 0"]),
         (["run", "switching-plant", "--batch-size", "0"], ["batch_size is 0"]),
         (["run", "switching-plant", "--n-steps", "-16"], ["n_steps is -16"]),
-        (["run", "switching-plant", "--algorithm", "sac", "--recurrent", "true"], ["recurrent is True", "allowed for sac: False"]),
+        (
+            ["run", "switching-plant", "--algorithm", "sac", "--recurrent", "true"],
+            ["recurrent is True", "allowed for sac: False"],
+        ),
         (["run", "switching-plant", "--algorithm", "dqn"], ["dqn", "sac"]),
         (["run", "switching-plant", "--gradient-steps", "0"], ["gradient_steps is 0"]),
         (["run", "switching-plant", "--world-seed", "-1"], ["world_seed is -1"]),
-        (["run", "switching-plant", "--consolidation-steps", "5"], ["consolidation_steps is 5", "multiple of 16"]),
-        (["run", "switching-plant", "--num-tasks", "40", "--strategies", "joint"], ["40 tasks", "at most 32"]),
+        (
+            ["run", "switching-plant", "--consolidation-steps", "5"],
+            ["consolidation_steps is 5", "multiple of 16"],
+        ),
+        (
+            ["run", "switching-plant", "--num-tasks", "40", "--strategies", "joint"],
+            ["40 tasks", "at most 32"],
+        ),
         (["run", "everloop.scenarios:Scenario"], ["everloop.scenarios:Scenario", "name"]),
         ([*DIGITS, "--strategies", "none", "--ewc.strength", "-1"], ["-1", "0 or more"]),
         ([*DIGITS, "--seed", "99999999999999"], ["99999999999999"]),
         ([*DIGITS, "--strategies", "packnet"], ["packnet", "scenario_type task"]),
-        ([*DIGITS, "--strategies", "continual_backprop"], ["continual_backprop finds no hidden units", "two linear layers in a row"]),
-        ([*DIGITS, "--strategies", "replay,packnet", "--scenario-type", "task"], ["packnet must come first", "it is number 2"]),
+        (
+            [*DIGITS, "--strategies", "continual_backprop"],
+            ["continual_backprop finds no hidden units", "two linear layers in a row"],
+        ),
+        (
+            [*DIGITS, "--strategies", "replay,packnet", "--scenario-type", "task"],
+            ["packnet must come first", "it is number 2"],
+        ),
         (["run", "switching-plant", "--strategies", "icarl"], ["icarl", "replay"]),
     ],
     ids=lambda value: " ".join(value)[:40],
 )
 def test_a_mistake_ends_in_one_line_and_writes_nothing(
-    words: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    said: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     fails(words, capsys, *said)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "x"
     assert main([*DIGITS, "--out", str(out)]) == 0
     (out / "notes.txt").write_text("mine")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     capsys.readouterr()
-    fails([*DIGITS, "--out", str(out), "--seed", "1"], capsys, f"{out} already holds a run", "--overwrite")
+    fails(
+        [*DIGITS, "--out", str(out), "--seed", "1"],
+        capsys,
+        f"{out} already holds a run",
+        "--overwrite",
+    )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert main([*DIGITS, "--out", str(out), "--seed", "1", "--overwrite"]) == 0
     assert json.loads((out / "result.json").read_text())["seed"] == 1
@@ -230,7 +365,9 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path: Path, 
     assert len(list(out.glob("events*"))) == 1
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_in_the_place_of_the_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "x").write_text("")
     for out in (tmp_path / "x", tmp_path / "x" / "y"):
         fails([*DIGITS, "--out", str(out)], capsys, f"{tmp_path / 'x'} is a file")
@@ -239,14 +376,26 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: py
 
 @pytest.mark.parametrize(
     ("scenario", "said"),
-    [("FailingSensor", ["sensor_0", "nan", "at step 2272"]), ("ExplodingLoss", ["loss is nan", "at step 640"])],
+    [
+        ("FailingSensor", ["sensor_0", "nan", "at step 2272"]),
+        ("ExplodingLoss", ["loss is nan", "at step 640"]),
+    ],
 )
 def test_nan_stops_the_run_says_where_and_keeps_what_was_logged(
-    scenario: str, said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    scenario: str,
+    said: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(HERE)
     out = tmp_path / "x"
-    fails(["run", f"broken_worlds:{scenario}", "--eval-every", "100", "--out", str(out)], capsys, *said, str(out))
+    fails(
+        ["run", f"broken_worlds:{scenario}", "--eval-every", "100", "--out", str(out)],
+        capsys,
+        *said,
+        str(out),
+    )
     assert not json.loads((out / "result.json").read_text())["complete"]
     assert (out / "config.yaml").exists()
     events = EventAccumulator(str(out)).Reload()
@@ -258,11 +407,22 @@ def test_nan_stops_the_run_says_where_and_keeps_what_was_logged(
 def test_list_names_scenarios_strategies_and_worlds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     printed = capsys.readouterr().out
-    for name in ("switching-plant", "split-digits", "none", "joint", "ewc", "replay", "everloop/Plant-v0", "everloop/ImageStream-v0"):
+    for name in (
+        "switching-plant",
+        "split-digits",
+        "none",
+        "joint",
+        "ewc",
+        "replay",
+        "everloop/Plant-v0",
+        "everloop/ImageStream-v0",
+    ):
         assert name in printed
 
 
-def test_list_speaks_json_and_a_pipe_gets_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_speaks_json_and_a_pipe_gets_a_line_for_each(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["list", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert set(content["scenarios"]) == set(SCENARIOS)
@@ -275,7 +435,12 @@ def test_list_speaks_json_and_a_pipe_gets_a_line_for_each(capsys: pytest.Capture
 
 
 def test_the_module_is_the_same_command(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "everloop", "run", "nothing"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "everloop", "run", "nothing"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("everloop: error: unknown scenario 'nothing'")
     assert done.stderr.count("\n") == 1
@@ -284,12 +449,31 @@ def test_the_module_is_the_same_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--help"], ["usage: everloop", "list", "run", "advise", "reproduce", "0 Done.", "2 A mistake", "130 ", "143 "]),
+        (
+            ["--help"],
+            [
+                "usage: everloop",
+                "list",
+                "run",
+                "advise",
+                "reproduce",
+                "0 Done.",
+                "2 A mistake",
+                "130 ",
+                "143 ",
+            ],
+        ),
         (["run", "--help"], ["split-digits", "--strategies", "--config"]),
-        (["run", "split-digits", "--help"], ["--epochs", "--training.learning-rate", "[0.001]", "--jobs", "ewc"]),
+        (
+            ["run", "split-digits", "--help"],
+            ["--epochs", "--training.learning-rate", "[0.001]", "--jobs", "ewc"],
+        ),
         (["run", "split-digits", "--help", "ewc"], ["--ewc.strength", "[1000.0]"]),
         (["run", "--help", "replay"], ["--replay.capacity"]),
-        (["run", "split-digits", "--help", "own_parts:Slow"], ["Scales every gradient.", "--Slow.factor", "[0.5]"]),
+        (
+            ["run", "split-digits", "--help", "own_parts:Slow"],
+            ["Scales every gradient.", "--Slow.factor", "[0.5]"],
+        ),
         (["run", "--help", "own_parts:Painted"], ["--color", "one of red, green"]),
         (["advise", "--help"], ["--boundaries", "one of known, unknown"]),
         (["reproduce", "--help"], ["--rows", "--report", "three-types Split MNIST, three types"]),
@@ -298,7 +482,10 @@ def test_the_module_is_the_same_command(tmp_path: Path) -> None:
     ],
 )
 def test_help_fits_into_80_columns_and_names_every_setting(
-    words: list[str], said: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str],
+    said: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(HERE))
     assert main(words) == 0
@@ -309,6 +496,11 @@ def test_help_fits_into_80_columns_and_names_every_setting(
 
 
 def test_every_setting_has_its_meaning_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in [["advise"], ["reproduce"], *(["run", name] for name in SCENARIOS), *(["run", name] for name in STRATEGIES)]:
+    for words in [
+        ["advise"],
+        ["reproduce"],
+        *(["run", name] for name in SCENARIOS),
+        *(["run", name] for name in STRATEGIES),
+    ]:
         assert main([*words, "--help"]) == 0
         assert "(no description)" not in capsys.readouterr().out, words

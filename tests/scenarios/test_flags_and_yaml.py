@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everloop.scenarios.names import Factory
-from everloop.scenarios.settings import check, convert, flat, nested, plain, read_words, read_yaml, schema_of, with_files
+from everloop.scenarios.settings import (
+    check,
+    convert,
+    flat,
+    nested,
+    plain,
+    read_words,
+    read_yaml,
+    schema_of,
+    with_files,
+)
 
 
 class Size(enum.Enum):
@@ -68,8 +78,24 @@ SCHEMA = schema_of(Child)
 
 
 def test_the_settings_of_a_class_have_their_types_defaults_and_meanings() -> None:
-    assert list(SCHEMA) == ["count", "note", "size", "numbers", "words", "inner.rate", "inner.kind", "on", "made"]
-    assert [SCHEMA[key].default for key in ("count", "note", "size", "words", "inner.rate")] == [3, None, Size.small, ["a"], 0.25]
+    assert list(SCHEMA) == [
+        "count",
+        "note",
+        "size",
+        "numbers",
+        "words",
+        "inner.rate",
+        "inner.kind",
+        "on",
+        "made",
+    ]
+    assert [SCHEMA[key].default for key in ("count", "note", "size", "words", "inner.rate")] == [
+        3,
+        None,
+        Size.small,
+        ["a"],
+        0.25,
+    ]
     assert {key: SCHEMA[key].help for key in ("count", "note", "size", "inner.rate", "on")} == {
         "count": "How many.",
         "note": "Of the child.",
@@ -122,7 +148,9 @@ def test_words_become_settings(words: str, positional: list[str], found: dict[st
         ("made", "none", None),
     ],
 )
-def test_values_come_in_their_types_from_flags_and_from_yaml(key: str, value: Any, expected: Any) -> None:
+def test_values_come_in_their_types_from_flags_and_from_yaml(
+    key: str, value: Any, expected: Any
+) -> None:
     found = convert(SCHEMA[key], value)
     assert found == expected
     assert type(found) is type(expected)
@@ -139,7 +167,11 @@ def test_values_come_in_their_types_from_flags_and_from_yaml(key: str, value: An
         ("size", "huge", "size is 'huge'; it must be one of small, large"),
         ("numbers", "a,b", "numbers is ['a', 'b']; it must be a list"),
         ("inner.rate", "fast", "inner.rate is 'fast'; it must be a number"),
-        ("inner.kind", "fsat", "inner.kind is 'fsat'; it must be one of fast, slow. Did you mean 'fast'?"),
+        (
+            "inner.kind",
+            "fsat",
+            "inner.kind is 'fsat'; it must be one of fast, slow. Did you mean 'fast'?",
+        ),
         ("on", "perhaps", "on is 'perhaps'; it must be true or false"),
         ("on", 1, "on is 1; it must be true or false"),
         ("made", 3, "made is 3; it must be a class by name or path or null"),
@@ -147,7 +179,9 @@ def test_values_come_in_their_types_from_flags_and_from_yaml(key: str, value: An
         ("count", "a\nb", "count is 'a\\nb'"),
     ],
 )
-def test_a_value_of_another_type_is_one_line_with_key_value_and_what_is_possible(key: str, value: Any, said: str) -> None:
+def test_a_value_of_another_type_is_one_line_with_key_value_and_what_is_possible(
+    key: str, value: Any, said: str
+) -> None:
     with pytest.raises(ValueError, match="it must be") as refused:
         check({key: value}, SCHEMA)
     assert str(refused.value).startswith(said)
@@ -174,9 +208,15 @@ def test_an_unknown_key_is_one_line_with_the_nearest(key: str, said: str) -> Non
 def test_a_file_in_the_place_of_a_group_is_read_and_single_settings_win(tmp_path: Path) -> None:
     file = tmp_path / "inner.yaml"
     file.write_text("rate: 0.125\nkind: slow\n")
-    for given_ in ({"inner": str(file), "inner.kind": "fast"}, {"inner.kind": "fast", "inner": str(file)}):
+    for given_ in (
+        {"inner": str(file), "inner.kind": "fast"},
+        {"inner.kind": "fast", "inner": str(file)},
+    ):
         assert with_files(given_, SCHEMA) == {"inner.rate": 0.125, "inner.kind": "fast"}
-    with pytest.raises(ValueError, match=r"^inner is 5; it must be a mapping of its settings, or a YAML file that holds one$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^inner is 5; it must be a mapping of its settings, or a YAML file that holds one$",
+    ):
         with_files({"inner": 5}, SCHEMA)
 
 
@@ -208,9 +248,16 @@ def test_an_empty_file_holds_no_settings(tmp_path: Path) -> None:
 
 
 PLAIN_VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.lists(st.integers(), max_size=3)
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(),
+    st.lists(st.integers(), max_size=3),
 )
-KEYS = st.from_regex(r"[a-z_]{1,6}(\.[a-z_]{1,6}){0,2}", fullmatch=True).filter(lambda key: "class" not in key.split("."))
+KEYS = st.from_regex(r"[a-z_]{1,6}(\.[a-z_]{1,6}){0,2}", fullmatch=True).filter(
+    lambda key: "class" not in key.split(".")
+)
 
 
 @given(values=st.dictionaries(KEYS, PLAIN_VALUES, max_size=6))
@@ -239,6 +286,15 @@ def test_any_setting_is_written_as_yaml_can_hold_it() -> None:
         "g": {2, 1},
         "h": {1: np.bool_(True)},
     }
-    expected = {"a": "large", "b": "x/y", "c": 0.5, "d": 3, "e": [1, 2], "f": {"rate": 0.5, "kind": "fast"}, "g": [1, 2], "h": {"1": True}}
+    expected = {
+        "a": "large",
+        "b": "x/y",
+        "c": 0.5,
+        "d": 3,
+        "e": [1, 2],
+        "f": {"rate": 0.5, "kind": "fast"},
+        "g": [1, 2],
+        "h": {"1": True},
+    }
     assert plain(values) == expected
     assert yaml.safe_load(yaml.safe_dump(plain(values))) == expected

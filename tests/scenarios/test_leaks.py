@@ -1,4 +1,6 @@
-"""Nothing that a learner must not know gets to it: not the test split, not later tasks, not labels or tasks beside the example."""
+"""Nothing that a learner must not know gets to it: not the test split, not later tasks, not labels
+or tasks beside the example.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,15 +66,22 @@ def test_test_images_change_no_bit_of_what_is_learned(architecture: Any) -> None
     """Neither by a statistic, nor by evaluations in between."""
     train, one, other = drawn(40, 0), drawn(16, 1), with_inputs(drawn(16, 2), slice(0, 8), 255)
     plain = trained(Given(source=(train, one), architecture=architecture), [0, 1])
-    assert equal(plain, trained(Given(source=(train, other), architecture=architecture), [0, 1], evaluated=True))
-    assert not equal(plain, trained(Given(source=(drawn(40, 3), one), architecture=architecture), [0, 1]))
+    assert equal(
+        plain,
+        trained(Given(source=(train, other), architecture=architecture), [0, 1], evaluated=True),
+    )
+    assert not equal(
+        plain, trained(Given(source=(drawn(40, 3), one), architecture=architecture), [0, 1])
+    )
 
 
 @pytest.mark.parametrize("architecture", ["mlp", "convnet", "reduced-resnet18", "nested"])
 def test_later_tasks_change_no_bit_of_what_is_learned_before_them(architecture: Any) -> None:
     train, test = drawn(40, 0), drawn(16, 1)
     later = with_inputs(train, train.labels >= 2, 255)
-    first, changed = (Given(source=(data, test), architecture=architecture) for data in (train, later))
+    first, changed = (
+        Given(source=(data, test), architecture=architecture) for data in (train, later)
+    )
     assert equal(trained(first, [0]), trained(changed, [0]))
     assert not equal(trained(first, [0, 1]), trained(changed, [0, 1]))
 
@@ -101,26 +110,41 @@ def test_the_words_of_later_and_of_test_texts_change_no_bit_of_what_is_learned_b
     monkeypatch.setenv("EVERLOOP_CACHE", str(tmp_path / "cache"))
     domains = [["news", "social"][i // 12] for i in range(24)]
     for name, later in (("one", "word"), ("other", "altogether different aardvark")):
-        text = [f"the {i % 5} is {'word' if domain == 'news' else later}" for i, domain in enumerate(domains)]
+        text = [
+            f"the {i % 5} is {'word' if domain == 'news' else later}"
+            for i, domain in enumerate(domains)
+        ]
         train = {"text": text, "label": [i % 2 for i in range(24)], "domain": domains}
-        write_data_set(tmp_path / name, {"train": train, "test": train | {"text": [later] * 24}}, {"label": class_label("no", "yes")})
-    one, other = (GivenTexts(data=str(tmp_path / name), scenario_type="domain") for name in ("one", "other"))
+        write_data_set(
+            tmp_path / name,
+            {"train": train, "test": train | {"text": [later] * 24}},
+            {"label": class_label("no", "yes")},
+        )
+    one, other = (
+        GivenTexts(data=str(tmp_path / name), scenario_type="domain") for name in ("one", "other")
+    )
     assert equal(trained(one, [0]), trained(other, [0]))
     assert not equal(trained(one, [0, 1]), trained(other, [0, 1]))
 
 
 @pytest.mark.parametrize("label_space", ["global", "within_task"])
 def test_an_observation_is_the_example_and_knows_no_label(label_space: Any) -> None:
-    """Other labels within each task: the same images come in the same order, to the last bit, with nothing beside them."""
+    """Other labels within each task: the same images come in the same order, to the last bit, with
+    nothing beside them.
+    """
     train, test = drawn(40, 0), drawn(16, 1)
     swapped = [Examples(part.inputs, part.labels ^ 1, part.classes) for part in (train, test)]
     for split in ("train", "test"):
         shown = []
         for data in ((train, test), tuple(swapped)):
-            env: Any = ImageStreamVectorEnv(3, data, SplitClasses(2), split=split, label_space=label_space)
+            env: Any = ImageStreamVectorEnv(
+                3, data, SplitClasses(2), split=split, label_space=label_space
+            )
             obs, _ = env.reset(seed=0, options={"task": 1})
             assert list(obs) == ["image"]
-            shown.append([obs["image"], *[env.step(np.zeros(3, int))[0]["image"] for _ in range(12)]])
+            shown.append(
+                [obs["image"], *[env.step(np.zeros(3, int))[0]["image"] for _ in range(12)]]
+            )
         np.testing.assert_array_equal(*shown)
 
 

@@ -1,4 +1,6 @@
-"""Several runs from one command: the same as one by one, kept when complete, named when they fail."""
+"""Several runs from one command: the same as one by one, kept when complete, named when
+they fail.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +34,47 @@ def result(folder: Path) -> dict[str, Any]:
     return content
 
 
-def test_sets_of_strategies_and_seeds_are_the_runs_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SHORT, "--strategies", "none;ewc,replay", "--ewc.strength", "3", "--seeds", "1-2", "--jobs", "2", "--json"]) == 0
+def test_sets_of_strategies_and_seeds_are_the_runs_one_by_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert (
+        main(
+            [
+                *SHORT,
+                "--strategies",
+                "none;ewc,replay",
+                "--ewc.strength",
+                "3",
+                "--seeds",
+                "1-2",
+                "--jobs",
+                "2",
+                "--json",
+            ]
+        )
+        == 0
+    )
     told = capsys.readouterr()
     results = json.loads(told.out)
-    assert [(r["strategies"], r["seed"]) for r in results] == [(["none"], 1), (["none"], 2), (["ewc", "replay"], 1), (["ewc", "replay"], 2)]
+    assert [(r["strategies"], r["seed"]) for r in results] == [
+        (["none"], 1),
+        (["none"], 2),
+        (["ewc", "replay"], 1),
+        (["ewc", "replay"], 2),
+    ]
     assert "compare them: everloop compare runs/split-digits/ewc+replay-" in told.err
     for strategies in ("none", "ewc,replay"):
         for seed in ("1", "2"):
-            words = [*SHORT, "--strategies", strategies, *(["--ewc.strength", "3"] if "ewc" in strategies else [])]
-            assert main([*words, "--seed", seed, "--out", f"alone-{strategies}-{seed}", "--quiet"]) == 0
+            words = [
+                *SHORT,
+                "--strategies",
+                strategies,
+                *(["--ewc.strength", "3"] if "ewc" in strategies else []),
+            ]
+            assert (
+                main([*words, "--seed", seed, "--out", f"alone-{strategies}-{seed}", "--quiet"])
+                == 0
+            )
             (folder,) = Path("runs/split-digits").glob(f"{strategies.replace(',', '+')}-*/{seed}")
             assert result(folder) == result(Path(f"alone-{strategies}-{seed}"))
 
@@ -50,19 +83,28 @@ def test_complete_runs_are_kept_and_others_begin_again(capsys: pytest.CaptureFix
     assert main([*SHORT, "--seeds", "0-1", "--out", "grid", "--quiet"]) == 0
     first, second = sorted(Path("grid").glob("none-*/*"))
     content = json.loads((second / "result.json").read_text())
-    (second / "result.json").write_text(json.dumps({**content, "evaluations": content["evaluations"][:-1]}))
+    (second / "result.json").write_text(
+        json.dumps({**content, "evaluations": content["evaluations"][:-1]})
+    )
     before = (first / "result.json").read_bytes()
     capsys.readouterr()
     assert main([*SHORT, "--seeds", "0-1", "--out", "grid"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("split-digits")]
-    assert lines[0] == f"split-digits none seed 0: already complete in {first}; --overwrite runs it again"
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("split-digits")
+    ]
+    assert (
+        lines[0]
+        == f"split-digits none seed 0: already complete in {first}; --overwrite runs it again"
+    )
     assert lines[1] == f"split-digits none seed 1: started anew, {second}"
     assert lines[2].startswith("split-digits none seed 1: average accuracy ")
     assert (first / "result.json").read_bytes() == before
     assert json.loads((second / "result.json").read_text())["complete"]
 
 
-def test_a_run_that_fails_is_named_and_the_others_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_is_named_and_the_others_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
     monkeypatch.syspath_prepend(str(HERE))
     Path("mine.py").write_text(
@@ -73,10 +115,28 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(capsys: pytest.CaptureFi
         "    def world(self, split, num_envs, seed):\n"
         "        return (Failing if seed else SplitDigits).world(self, split, num_envs, seed)\n"
     )
-    assert main(["run", "mine:Sometimes", "--iterations", "10", "--consolidation-steps", "1", "--seeds", "1,0", "--out", "grid"]) == 2
+    assert (
+        main(
+            [
+                "run",
+                "mine:Sometimes",
+                "--iterations",
+                "10",
+                "--consolidation-steps",
+                "1",
+                "--seeds",
+                "1,0",
+                "--out",
+                "grid",
+            ]
+        )
+        == 2
+    )
     told = capsys.readouterr()
     assert "sometimes none seed 0: average accuracy" in told.out
-    assert told.err.startswith("everloop: error: 1 of 2 runs failed: sometimes none seed 1: RuntimeError at step 480")
+    assert told.err.startswith(
+        "everloop: error: 1 of 2 runs failed: sometimes none seed 1: RuntimeError at step 480"
+    )
     assert told.err.count("\n") == 1
 
 
@@ -97,13 +157,19 @@ def test_processes_do_not_outlive_the_one_that_started_them() -> None:
     with pytest.raises(ValueError, match="enough"):
         run_all([[*long, "long"], ["list"]], 2, broken)
     assert time.monotonic() - began < 60
-    assert main([*SHORT, "--out", "long", "--overwrite", "--quiet"]) == 0, "its folder is not locked any more"
+    assert main([*SHORT, "--out", "long", "--overwrite", "--quiet"]) == 0, (
+        "its folder is not locked any more"
+    )
 
 
 def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """A command that goes on for long, as soon as its runs, two seeds or one, have begun to learn."""
+    """A command that goes on for long, as soon as its runs, two seeds or one, have begun to
+    learn.
+    """
     long = [sys.executable, "-m", "everloop", *SHORT, "--iterations", "100000", "--quiet", *words]
-    process = subprocess.Popen(long, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        long, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     while len(list(folder.glob("runs/*/*/*/result.json"))) < (2 if "--seeds" in words else 1):
         time.sleep(0.1)
         assert process.poll() is None
@@ -121,9 +187,13 @@ def released(folder: Path, seconds: float = 60) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")], ids=["Ctrl-C", "SIGTERM"]
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ids=["Ctrl-C", "SIGTERM"],
 )
-def test_a_signal_stops_all_runs_in_one_line(number: int, status: int, word: str, tmp_path: Path) -> None:
+def test_a_signal_stops_all_runs_in_one_line(
+    number: int, status: int, word: str, tmp_path: Path
+) -> None:
     process = begun(tmp_path, "--seeds", "0-1", "--jobs", "2")
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)

@@ -1,4 +1,6 @@
-"""What a run looks like while it goes, in a terminal of any width and without one, and afterwards."""
+"""What a run looks like while it goes, in a terminal of any width and without one, and
+afterwards.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ def text(shown: Console) -> str:
 
 
 def result(
-    tasks: int = 5, metric: Metric = ACCURACY, name: str = "{0}", phases: list[list[int]] | None = None, level: float = 50.0
+    tasks: int = 5,
+    metric: Metric = ACCURACY,
+    name: str = "{0}",
+    phases: list[list[int]] | None = None,
+    level: float = 50.0,
 ) -> Result:
     names, row = [name.format(i) for i in range(tasks)], [level] * tasks
     order = [[i] for i in range(tasks)] if phases is None else phases
@@ -50,12 +56,16 @@ def run_of(result: Result, step: int = 0, phase: int = 0, total: int = 100) -> A
     tasks = [SimpleNamespace(id=j, name=result.tasks[j]) for j in result.phases[phase]]
     plan = SimpleNamespace(phases=result.phases, steps=[total])
     learner = SimpleNamespace(world=SimpleNamespace(num_envs=1))
-    return SimpleNamespace(result=result, steps=step, phase=phase, tasks=tasks, plan=plan, learner=learner)
+    return SimpleNamespace(
+        result=result, steps=step, phase=phase, tasks=tasks, plan=plan, learner=learner
+    )
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 @pytest.mark.parametrize("name", ["{0}", LONG + "{0}"], ids=["short", "long"])
-def test_task_step_time_and_average_are_whole_at_any_width(width: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_step_time_and_average_are_whole_at_any_width(
+    width: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown, now = result(name=name), [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with Progress(console(width)) as bar:
@@ -80,11 +90,15 @@ def test_the_bars_share_is_the_share_of_the_steps() -> None:
             bar.on_step(run_of(result(), done))
             line = bar.line(80)
             filled, empty = line.count("━"), line.count("╌")
-            assert filled / (filled + empty) == pytest.approx(min(1, done / 1000), abs=0.5 / (filled + empty))
+            assert filled / (filled + empty) == pytest.approx(
+                min(1, done / 1000), abs=0.5 / (filled + empty)
+            )
             assert f"{min(done, 1000)}/1000" in line
 
 
-def test_without_a_terminal_plain_lines_come_with_every_task_and_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_plain_lines_come_with_every_task_and_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     shown, out = result(tasks=2), console(40, terminal=False)
@@ -100,11 +114,16 @@ def test_without_a_terminal_plain_lines_come_with_every_task_and_now_and_then(mo
         "[0:00:00] digits ewc+replay seed 3: task 0 (1/2), step 0 of 200, -:--:-- left",
         "[0:00:31] digits ewc+replay seed 3: task 0 (1/2), step 34 of 200, 0:02:29 left",
         "[0:01:01] digits ewc+replay seed 3: task 0 (1/2), step 68 of 200, 0:01:59 left",
-        "[0:01:30] digits ewc+replay seed 3: task 0 (1/2), step 100 of 200, average accuracy 50.0 %, 0:01:30 left",
-        "[0:01:30] digits ewc+replay seed 3: task 1 (2/2), step 100 of 200, average accuracy 50.0 %, 0:01:30 left",
-        "[0:02:01] digits ewc+replay seed 3: task 1 (2/2), step 134 of 200, average accuracy 50.0 %, 0:00:59 left",
-        "[0:02:31] digits ewc+replay seed 3: task 1 (2/2), step 168 of 200, average accuracy 50.0 %, 0:00:29 left",
-        "[0:03:00] digits ewc+replay seed 3: task 1 (2/2), step 200 of 200, average accuracy 50.0 %, 0:00:00 left",
+        "[0:01:30] digits ewc+replay seed 3: task 0 (1/2), step 100 of 200, average accuracy 50.0 "
+        "%, 0:01:30 left",
+        "[0:01:30] digits ewc+replay seed 3: task 1 (2/2), step 100 of 200, average accuracy 50.0 "
+        "%, 0:01:30 left",
+        "[0:02:01] digits ewc+replay seed 3: task 1 (2/2), step 134 of 200, average accuracy 50.0 "
+        "%, 0:00:59 left",
+        "[0:02:31] digits ewc+replay seed 3: task 1 (2/2), step 168 of 200, average accuracy 50.0 "
+        "%, 0:00:29 left",
+        "[0:03:00] digits ewc+replay seed 3: task 1 (2/2), step 200 of 200, average accuracy 50.0 "
+        "%, 0:00:00 left",
     ]
 
 
@@ -126,14 +145,20 @@ def test_python_shows_progress_on_request(capsys: pytest.CaptureFixture[str]) ->
     Experiment(scenario, "none").run()
     assert capsys.readouterr().out == ""
     Experiment(scenario, "none").run(progress=True)
-    assert "split-digits none seed 0: task 0-1 (1/1), step 64 of 64, average accuracy" in capsys.readouterr().out
+    assert (
+        "split-digits none seed 0: task 0-1 (1/1), step 64 of 64, average accuracy"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
     ("metric", "said"),
     [
         (ACCURACY, "average accuracy 50.0 %, forgetting 0.0 points, average incremental 50.0 %"),
-        (Metric("entity F1", "%"), "average entity F1 50.0 %, forgetting 0.0 points, average incremental 50.0 %"),
+        (
+            Metric("entity F1", "%"),
+            "average entity F1 50.0 %, forgetting 0.0 points, average incremental 50.0 %",
+        ),
         (SCORE, "average score 50.00, forgetting 0.00"),
         (RETURN, "average return 50, drop of return 0"),
     ],
@@ -143,11 +168,16 @@ def test_the_summary_speaks_in_the_metrics_own_words(metric: Metric, said: str) 
     out = console()
     print_scores({"x": result(metric=metric)}, out)
     assert said in text(out)
-    assert ("reference(task) return (random, best)" in " ".join(text(out).split())) == (metric == RETURN)
+    assert ("reference(task) return (random, best)" in " ".join(text(out).split())) == (
+        metric == RETURN
+    )
 
 
 def test_one_phase_forgets_nothing_and_has_no_incremental_average() -> None:
-    assert summary(result(3, phases=[[0, 1, 2]])) == "average accuracy 50.0 %, no forgetting: one phase"
+    assert (
+        summary(result(3, phases=[[0, 1, 2]]))
+        == "average accuracy 50.0 %, no forgetting: one phase"
+    )
 
 
 def test_scores_that_were_not_measured_are_explained() -> None:
@@ -189,11 +219,15 @@ def test_the_total_is_what_is_really_learned_from(scenario: Any) -> None:
     ],
 )
 def test_steps_that_are_rounded_up_are_noted(steps: int, said: list[str]) -> None:
-    assert [note for note in Experiment(SwitchingPlant(steps=steps, **SMALL)).notes if "becomes" in note] == said
+    assert [
+        note for note in Experiment(SwitchingPlant(steps=steps, **SMALL)).notes if "becomes" in note
+    ] == said
     assert not any("becomes" in note for note in Experiment(SplitDigits(epochs=1)).notes)
 
 
-@pytest.mark.parametrize(("tasks", "name"), [(5, "{0}"), (10, LONG + "{0}"), (20, "task {0}"), (1, "[a]")])
+@pytest.mark.parametrize(
+    ("tasks", "name"), [(5, "{0}"), (10, LONG + "{0}"), (20, "task {0}"), (1, "[a]")]
+)
 def test_every_number_is_readable_at_80_columns(tasks: int, name: str) -> None:
     shown = result(tasks, name=name)
     for i, row in enumerate(shown.evaluations[1:]):
@@ -216,21 +250,45 @@ def test_two_matrices_of_five_tasks_stand_side_by_side_in_80_columns() -> None:
     shown = result(name="{0}-{0}")
     out = console()
     print_scores({"plain fine-tuning": shown, "EWC + replay": shown}, out)
-    assert any("plain fine-tuning" in line and "EWC + replay" in line for line in text(out).splitlines())
+    assert any(
+        "plain fine-tuning" in line and "EWC + replay" in line for line in text(out).splitlines()
+    )
 
 
 def test_a_task_that_comes_back_has_rows_of_its_own() -> None:
-    assert phase_names(result(2, phases=[[0], [1], [0], [0, 1]])) == ["0 #1", "1", "0 #2", "all tasks"]
+    assert phase_names(result(2, phases=[[0], [1], [0], [0, 1]])) == [
+        "0 #1",
+        "1",
+        "0 #2",
+        "all tasks",
+    ]
 
 
 @pytest.mark.parametrize(
     ("scenario", "updates", "who", "advice"),
     [
         (SplitDigits(iterations=1), 1, "each task gets", ": raise --iterations"),
-        (SplitDigits(epochs=1, tasks=["0-1", "8-9"]), 9, "task 8-9 gets", ": raise --epochs, or lower --batch-size"),
-        (SwitchingPlant(steps=2048, num_tasks=1, token_size=8, hidden_size=8), 20, "task plant-0 gets", ": raise --steps"),
         (
-            SwitchingPlant(steps=2049, num_tasks=2, token_size=8, hidden_size=8, recurrent=False, batch_size=512),
+            SplitDigits(epochs=1, tasks=["0-1", "8-9"]),
+            9,
+            "task 8-9 gets",
+            ": raise --epochs, or lower --batch-size",
+        ),
+        (
+            SwitchingPlant(steps=2048, num_tasks=1, token_size=8, hidden_size=8),
+            20,
+            "task plant-0 gets",
+            ": raise --steps",
+        ),
+        (
+            SwitchingPlant(
+                steps=2049,
+                num_tasks=2,
+                token_size=8,
+                hidden_size=8,
+                recurrent=False,
+                batch_size=512,
+            ),
             40,
             "each task gets",
             ": raise --steps",
@@ -238,10 +296,14 @@ def test_a_task_that_comes_back_has_rows_of_its_own() -> None:
     ],
     ids=["iterations", "epochs", "recurrent ppo", "ppo"],
 )
-def test_a_task_that_is_hardly_trained_is_named_with_the_updates_it_really_gets(scenario: Any, updates: int, who: str, advice: str) -> None:
+def test_a_task_that_is_hardly_trained_is_named_with_the_updates_it_really_gets(
+    scenario: Any, updates: int, who: str, advice: str
+) -> None:
     experiment = Experiment(scenario, "none")
     note = experiment.notes[-1]
-    assert note.startswith(f"{who} only {updates} update{'' if updates == 1 else 's'}, which may be too few")
+    assert note.startswith(
+        f"{who} only {updates} update{'' if updates == 1 else 's'}, which may be too few"
+    )
     assert note.endswith(advice)
     counted = [0]
 
@@ -249,7 +311,9 @@ def test_a_task_that_is_hardly_trained_is_named_with_the_updates_it_really_gets(
         counted[0] += 1
 
     experiment.learner.optimizer.register_step_post_hook(count)
-    experiment.plan = type(experiment.plan)([experiment.plan.phases[-1]], [experiment.plan.steps[-1]], 10**9, 16)
+    experiment.plan = type(experiment.plan)(
+        [experiment.plan.phases[-1]], [experiment.plan.steps[-1]], 10**9, 16
+    )
     experiment.run()
     assert counted[0] == updates
     assert Experiment(SplitDigits(iterations=50), "none").notes == []

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from everloop.scenarios import SplitDigits
 from everloop.scenarios.cli import main
-from everloop.scenarios.reproduce import TABLES, Row, choose_rows, folder_of, load_table, run_rows, verdict, words_of, write_section
+from everloop.scenarios.reproduce import (
+    TABLES,
+    Row,
+    choose_rows,
+    folder_of,
+    load_table,
+    run_rows,
+    verdict,
+    words_of,
+    write_section,
+)
 
 TABLE = """
 title: Digits
@@ -22,7 +32,10 @@ seeds: [1, 2]
 rows:
   - {method: none, column: class, published: 50.0, exact: true, run: split-digits --strategies none}
   - {method: ER, column: class, published: 0.0, run: split-digits --strategies replay}
-  - {method: later, column: task, run: split-digits --scenario-type task --strategies none, machine: a GPU}
+  - method: later
+    column: task
+    run: split-digits --scenario-type task --strategies none
+    machine: a GPU
 """
 
 
@@ -33,7 +46,9 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_command_runs_what_is_missing_and_writes_the_table(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_runs_what_is_missing_and_writes_the_table(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, report = tmp_path / "out", tmp_path / "docs" / "report.md"
     words = ["reproduce", str(table), "--rows", "class", "--out", str(out), "--report", str(report)]
     assert main(words) == 0
@@ -41,14 +56,23 @@ def test_the_command_runs_what_is_missing_and_writes_the_table(table: Path, tmp_
     assert first.count("seed 1:") == first.count("seed 2:") == 2
     loaded = load_table(str(table))
     folder = folder_of(loaded, loaded.rows[1], out)
-    found = [100 * np.mean(json.loads((folder / seed / "result.json").read_text())["returns"][-1]) for seed in "12"]
+    found = [
+        100 * np.mean(json.loads((folder / seed / "result.json").read_text())["returns"][-1])
+        for seed in "12"
+    ]
     error = np.std(found, ddof=1) / 2**0.5
     text = report.read_text()
     assert f"| ER | class | 0.0 | {np.mean(found):.1f} | {error:.2f} | 2 | pass |" in text
     assert "| later | task | - | - | - | 0 | -, on a GPU |" in text
-    command = "split-digits --epochs 1 --tasks 0,SEED --eval-every 100000 --consolidation-steps 1 --strategies replay --seed SEED"
+    command = (
+        "split-digits --epochs 1 --tasks 0,SEED --eval-every 100000 --consolidation-steps 1 "
+        "--strategies replay --seed SEED"
+    )
     assert f"`everloop run {command}`" in text
-    assert [json.loads((folder / seed / "result.json").read_text())["phases"] for seed in "12"] == [[["0-1"], ["2-3"]], [["0-1"], ["4-5"]]]
+    assert [json.loads((folder / seed / "result.json").read_text())["phases"] for seed in "12"] == [
+        [["0-1"], ["2-3"]],
+        [["0-1"], ["4-5"]],
+    ]
     assert main(words) == 0
     assert "seed 1:" not in capsys.readouterr().out  # nothing is run twice
     assert report.read_text() == text
@@ -65,7 +89,13 @@ def test_after_a_failed_run_no_other_begins(table: Path, tmp_path: Path) -> None
 def test_a_report_whose_section_has_no_end_is_left_as_it_is(tmp_path: Path) -> None:
     report = tmp_path / "report.md"
     report.write_text("<!-- digits -->\nold\n")
-    with pytest.raises(ValueError, match=r"has '<!-- digits -->' without '<!-- end of digits -->' after it, allowed: both or neither$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"has '<!-- digits -->' without '<!-- end of digits -->' after it, allowed: both or "
+            r"neither$"
+        ),
+    ):
         write_section("digits", "new\n", report)
     assert report.read_text() == "<!-- digits -->\nold\n"
 
@@ -79,7 +109,9 @@ def test_a_failed_table_leaves_the_report_as_it_is_and_none_is_written_outside_o
     report = tmp_path / "runs" / "reproduce" / "mine" / "report.md"
     before = report.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "runs"]
-    (tmp_path / "mine.yaml").write_text(TABLE.replace("split-digits --strategies none", "split-digits --strategies nothing"))
+    (tmp_path / "mine.yaml").write_text(
+        TABLE.replace("split-digits --strategies none", "split-digits --strategies nothing")
+    )
     assert main(["reproduce", "mine.yaml"]) == 2
     assert report.read_text() == before
 
@@ -115,7 +147,9 @@ names = st.text("abcdef", min_size=1, max_size=4)
 
 
 @given(st.lists(st.tuples(names, st.text("xyz\n", max_size=10)), max_size=8))
-def test_each_section_stands_once_in_the_report_with_its_last_text(writes: list[tuple[str, str]]) -> None:
+def test_each_section_stands_once_in_the_report_with_its_last_text(
+    writes: list[tuple[str, str]],
+) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -139,27 +173,53 @@ def test_rows_are_chosen_by_method_and_by_column(table: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["nowhere"], "unknown table 'nowhere'. Name one of online-cifar100, rotated-mnist, three-types"),
+        (
+            ["nowhere"],
+            "unknown table 'nowhere'. Name one of online-cifar100, rotated-mnist, three-types",
+        ),
         (["three-tpyes"], "unknown table 'three-tpyes'. Did you mean 'three-types'?"),
-        (["DIGITS", "--rows", "EWC"], "row 'EWC' is not in table digits, allowed: ER, class, later, none, task"),
+        (
+            ["DIGITS", "--rows", "EWC"],
+            "row 'EWC' is not in table digits, allowed: ER, class, later, none, task",
+        ),
         (["DIGITS", "--jobs", "0"], "jobs is 0, allowed: 1 or more"),
         (["BROKEN"], "can't be read"),
         (["FAILING"], "unknown scenario 'sea'"),
     ],
 )
-def test_a_mistake_ends_in_one_line(words: list[str], line: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_ends_in_one_line(
+    words: list[str], line: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "broken.yaml").write_text("title: x\nrows: [{methd: a}]\n")
     (tmp_path / "failing.yaml").write_text(TABLE.replace("run: split-digits", "run: sea"))
-    places = {"DIGITS": table, "BROKEN": tmp_path / "broken.yaml", "FAILING": tmp_path / "failing.yaml"}
+    places = {
+        "DIGITS": table,
+        "BROKEN": tmp_path / "broken.yaml",
+        "FAILING": tmp_path / "failing.yaml",
+    }
     named = [str(places.get(word, word)) for word in words]
-    assert main(["reproduce", *named, "--out", str(tmp_path / "out"), "--report", str(tmp_path / "report.md")]) == 2
+    assert (
+        main(
+            [
+                "reproduce",
+                *named,
+                "--out",
+                str(tmp_path / "out"),
+                "--report",
+                str(tmp_path / "report.md"),
+            ]
+        )
+        == 2
+    )
     printed = capsys.readouterr().err.strip().splitlines()
     assert len(printed) == 1
     assert line in printed[0]
 
 
 @pytest.mark.parametrize("path", sorted(TABLES.glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_table_of_ours_says_where_its_numbers_are_from_and_how_settings_were_chosen(path: Path) -> None:
+def test_every_table_of_ours_says_where_its_numbers_are_from_and_how_settings_were_chosen(
+    path: Path,
+) -> None:
     table = load_table(str(path))
     assert len(table.seeds) >= 5
     for row in table.rows:
@@ -176,7 +236,9 @@ def test_held_out_examples_are_trained_on_by_nobody_and_are_the_same_for_every_s
     assert {x.tobytes() for x in train.inputs} | {x.tobytes() for x in test.inputs} == pictures
     assert (SplitDigits(held_out=100).loaded[1].labels == test.labels).all()
     for bad in (-1, len(everything)):
-        with pytest.raises(ValueError, match=f"held_out is {bad}, allowed: 0 to {len(everything) - 1}"):
+        with pytest.raises(
+            ValueError, match=f"held_out is {bad}, allowed: 0 to {len(everything) - 1}"
+        ):
             SplitDigits(held_out=bad).build(0)
 
 

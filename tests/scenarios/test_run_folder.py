@@ -29,23 +29,34 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_of_runs_that_begin_at_once_in_one_folder_one_runs_and_the_others_are_refused(tmp_path: Path) -> None:
+def test_of_runs_that_begin_at_once_in_one_folder_one_runs_and_the_others_are_refused(
+    tmp_path: Path,
+) -> None:
     words = ["run", "split-digits", "--iterations", "60", "--quiet", "--out", "x"]
     begun = [
-        subprocess.Popen([sys.executable, "-m", "everloop", *words, "--seed", str(seed)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-m", "everloop", *words, "--seed", str(seed)],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for seed in range(3)
     ]
     errors = [process.communicate(timeout=120)[1] for process in begun]
     assert sorted(process.returncode for process in begun) == [0, 2, 2]
     refused = [error for error in errors if error]
-    assert all("another run is writing into x" in error or "x already holds" in error for error in refused)
+    assert all(
+        "another run is writing into x" in error or "x already holds" in error for error in refused
+    )
     assert [error.count("\n") for error in refused] == [1, 1]
     seed = next(i for i, process in enumerate(begun) if process.returncode == 0)
     assert json.loads((tmp_path / "x" / "result.json").read_text())["seed"] == seed
 
 
 @pytest.mark.parametrize("where", [[], ["--out", "x"]], ids=["default", "out"])
-def test_a_complete_run_of_the_same_settings_is_kept_and_shown(where: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_run_of_the_same_settings_is_kept_and_shown(
+    where: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*SHORT, *where]) == 0
     folder = Path("x") if where else next(Path("runs/split-digits").glob("none-*/0"))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -53,7 +64,10 @@ def test_a_complete_run_of_the_same_settings_is_kept_and_shown(where: list[str],
     capsys.readouterr()
     assert main([word for word in [*SHORT, *where] if word != "--quiet"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert f"split-digits none seed 0: already complete in {folder}; --overwrite runs it again" in lines
+    assert (
+        f"split-digits none seed 0: already complete in {folder}; --overwrite runs it again"
+        in lines
+    )
     assert any("average accuracy" in line for line in lines)
     assert main([*SHORT, *where, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(before["result.json"])
@@ -62,7 +76,9 @@ def test_a_complete_run_of_the_same_settings_is_kept_and_shown(where: list[str],
     assert (folder / "environment.json").stat().st_mtime_ns > written
 
 
-def test_an_unfinished_run_of_the_same_settings_begins_anew_and_one_of_others_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_run_of_the_same_settings_begins_anew_and_one_of_others_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main([*SHORT, "--out", "x"]) == 0
     whole = json.loads(Path("x/result.json").read_text())
     cut = {**whole, "evaluations": whole["evaluations"][:-1]}
@@ -71,15 +87,23 @@ def test_an_unfinished_run_of_the_same_settings_begins_anew_and_one_of_others_is
     assert "x already holds an unfinished run; choose another --out" in capsys.readouterr().err
     assert json.loads(Path("x/result.json").read_text()) == cut
     assert main([word for word in [*SHORT, "--out", "x"] if word != "--quiet"]) == 0
-    assert "split-digits none seed 0: x holds it unfinished; it begins anew" in capsys.readouterr().out.splitlines()
+    assert (
+        "split-digits none seed 0: x holds it unfinished; it begins anew"
+        in capsys.readouterr().out.splitlines()
+    )
     anew = json.loads(Path("x/result.json").read_text())
     assert (anew["scores"], anew["complete"]) == (whole["scores"], True)
 
 
-def test_a_folder_that_can_not_be_made_is_one_line_before_anything_is_learned(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_can_not_be_made_is_one_line_before_anything_is_learned(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     Path("locked").mkdir()
     Path("locked/.lock").mkdir()  # as in a folder that is read-only: its lock can't be taken
-    for out, said in (("/proc/x", "the folder /proc/x can't be made: "), ("locked", "the folder locked can't be written into: ")):
+    for out, said in (
+        ("/proc/x", "the folder /proc/x can't be made: "),
+        ("locked", "the folder locked can't be written into: "),
+    ):
         assert main([*SHORT, "--out", out]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
@@ -87,10 +111,25 @@ def test_a_folder_that_can_not_be_made_is_one_line_before_anything_is_learned(ca
         assert "at step" not in line
 
 
-def test_what_a_new_run_replaces_is_kept_until_that_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_new_run_replaces_is_kept_until_that_is_complete(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main([*SHORT, "--out", "x"]) == 0
-    old = {path.name: path.read_bytes() for path in Path("x").iterdir() if not path.name.startswith((".", "events"))}
-    failing = ["run", "own_parts:Failing", "--consolidation-steps", "1", "--quiet", "--out", "x", "--overwrite"]
+    old = {
+        path.name: path.read_bytes()
+        for path in Path("x").iterdir()
+        if not path.name.startswith((".", "events"))
+    }
+    failing = [
+        "run",
+        "own_parts:Failing",
+        "--consolidation-steps",
+        "1",
+        "--quiet",
+        "--out",
+        "x",
+        "--overwrite",
+    ]
     for _ in range(2):  # a second failing attempt takes nothing of it either
         assert main(failing) == 2
         assert {name: Path("x", f"{name}.old").read_bytes() for name in old} == old
@@ -102,10 +141,15 @@ def test_what_a_new_run_replaces_is_kept_until_that_is_complete(capsys: pytest.C
     assert not Path("x/error.txt").exists()
 
 
-def test_an_error_in_a_users_world_is_one_line_and_its_traceback_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_in_a_users_world_is_one_line_and_its_traceback_is_kept(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["run", "own_parts:Failing", "--consolidation-steps", "1", "--out", "x"]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
-    assert errors == ["everloop: error: RuntimeError at step 480: the sensor is unplugged; the traceback is in x/error.txt"]
+    assert errors == [
+        "everloop: error: RuntimeError at step 480: the sensor is unplugged; the traceback is in "
+        "x/error.txt"
+    ]
     text = Path("x/error.txt").read_text()
     assert "in failing" in text
     assert text.endswith("RuntimeError: the sensor is\nunplugged\n")
@@ -113,7 +157,9 @@ def test_an_error_in_a_users_world_is_one_line_and_its_traceback_is_kept(capsys:
     assert "x already holds an unfinished run" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As the operating system says it, from whichever write comes first."""
     written = []
 
@@ -128,10 +174,14 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1
     assert "No space left on device" in errors[0]
-    assert len(json.loads(Path("x/result.json").read_text())["scores"]) == 1, "what was written before is whole"
+    assert len(json.loads(Path("x/result.json").read_text())["scores"]) == 1, (
+        "what was written before is whole"
+    )
 
 
-def test_a_full_disk_leaves_no_empty_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_leaves_no_empty_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write = Path.write_text
 
     def full(path: Path, text: str) -> int:
@@ -141,22 +191,35 @@ def test_a_full_disk_leaves_no_empty_file(monkeypatch: pytest.MonkeyPatch, capsy
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    assert main(["run", "own_parts:Failing", "--consolidation-steps", "1", "--quiet", "--out", "x"]) == 2
-    assert capsys.readouterr().err == "everloop: error: RuntimeError at step 480: the sensor is unplugged\n"
+    assert (
+        main(["run", "own_parts:Failing", "--consolidation-steps", "1", "--quiet", "--out", "x"])
+        == 2
+    )
+    assert (
+        capsys.readouterr().err
+        == "everloop: error: RuntimeError at step 480: the sensor is unplugged\n"
+    )
     assert not Path("x/error.txt").exists()
 
 
-def test_settings_that_can_not_be_written_leave_the_old_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_can_not_be_written_leave_the_old_run_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     folder = Path("x")
     assert main([*SHORT, "--out", "x"]) == 0
     before = names(folder)
-    with pytest.raises(TypeError), opened(folder, {"config.yaml": "new", "environment.json": None}, overwrite=True):  # type: ignore[dict-item]
+    with (
+        pytest.raises(TypeError),
+        opened(folder, {"config.yaml": "new", "environment.json": None}, overwrite=True),
+    ):  # type: ignore[dict-item]
         pass
     assert names(folder) == before
     assert "scenario: split-digits" in Path("x/config.yaml").read_text()
 
 
-def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package, words, extra in (
         ("river.drift", ["split-digits", "--training.rate", "drift"], "drift"),
         ("datasets", ["split-mnist", "--data", "some/data"], "data"),
@@ -169,7 +232,10 @@ def test_a_missing_extra_is_one_line(capsys: pytest.CaptureFixture[str], monkeyp
         assert len(errors) == 1
         assert f'pip install "everloop[{extra}]"' in errors[0]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for seeds in ("0", "0-1"):  # it draws as a run ends: its lack is said before anything is learned
+    for seeds in (
+        "0",
+        "0-1",
+    ):  # it draws as a run ends: its lack is said before anything is learned
         assert main([*SHORT, "--seeds", seeds]) == 2
         assert "needs the package matplotlib: pip install matplotlib" in capsys.readouterr().err
     assert not Path("runs").exists()
@@ -183,10 +249,15 @@ def test_data_that_is_not_there_is_refused_at_once(capsys: pytest.CaptureFixture
     assert time.monotonic() - began < 10
 
 
-def test_ctrl_c_is_one_line_and_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_is_one_line_and_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_command, "run_all", interrupted)
     assert main([*SHORT, "--seeds", "0-1"]) == 130
-    assert capsys.readouterr().err.strip() == "everloop: error: interrupted; the same command runs what is not complete"
+    assert (
+        capsys.readouterr().err.strip()
+        == "everloop: error: interrupted; the same command runs what is not complete"
+    )

@@ -15,8 +15,13 @@ from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant
 from everloop.scenarios.cli import main
 
 
-@pytest.mark.parametrize(("kind", "actions", "cue", "heads"), [("class", 10, False, 1), ("domain", 2, False, 1), ("task", 2, True, 5)])
-def test_the_three_types_of_incremental_learning_differ_in_what_is_told_and_asked(kind: str, actions: int, cue: bool, heads: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "actions", "cue", "heads"),
+    [("class", 10, False, 1), ("domain", 2, False, 1), ("task", 2, True, 5)],
+)
+def test_the_three_types_of_incremental_learning_differ_in_what_is_told_and_asked(
+    kind: str, actions: int, cue: bool, heads: int
+) -> None:
     learner, plan, evaluation, _ = SplitDigits(scenario_type=kind).build(seed=0)  # type: ignore[arg-type]
     assert evaluation.single_action_space == spaces.Discrete(actions)
     assert isinstance(evaluation.single_observation_space, spaces.Dict)
@@ -54,9 +59,28 @@ def test_an_experiment_without_a_folder_leaves_torchs_weights_to_the_seed_alone(
 
 
 def test_python_and_the_command_line_give_the_same_result(tmp_path: Path) -> None:
-    experiments = [Experiment(SplitDigits(epochs=1), ["ewc", "replay"], seed=3), Experiment(SplitDigits(epochs=1), seed=8)]
+    experiments = [
+        Experiment(SplitDigits(epochs=1), ["ewc", "replay"], seed=3),
+        Experiment(SplitDigits(epochs=1), seed=8),
+    ]
     result = experiments[0].run()  # another one made in between must not matter
-    assert main(["run", "split-digits", "--epochs", "1", "--strategies", "ewc,replay", "--seed", "3", "--out", str(tmp_path / "x")]) == 0
+    assert (
+        main(
+            [
+                "run",
+                "split-digits",
+                "--epochs",
+                "1",
+                "--strategies",
+                "ewc,replay",
+                "--seed",
+                "3",
+                "--out",
+                str(tmp_path / "x"),
+            ]
+        )
+        == 0
+    )
     assert json.loads((tmp_path / "x" / "result.json").read_text())["scores"] == result.scores
 
 
@@ -76,20 +100,53 @@ def test_an_experiment_runs_once() -> None:
         experiment.run()
 
 
-def test_settings_are_complete_and_strategies_without_settings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_complete_and_strategies_without_settings_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Bare(Strategy):
         """Does nothing, and takes nothing."""
 
     monkeypatch.setitem(STRATEGIES, "bare", Bare)
-    experiment = Experiment(SplitDigits(), ["bare", "ewc"], seed=5, settings={"ewc": {"strength": 2.0}})
-    expected = {"strength": 2.0, "anchors": "separate", "decay": 1.0, "fisher": "sampled", "proximal": False, "examples": 512, "seed": 5}
+    experiment = Experiment(
+        SplitDigits(), ["bare", "ewc"], seed=5, settings={"ewc": {"strength": 2.0}}
+    )
+    expected = {
+        "strength": 2.0,
+        "anchors": "separate",
+        "decay": 1.0,
+        "fisher": "sampled",
+        "proximal": False,
+        "examples": 512,
+        "seed": 5,
+    }
     assert experiment.settings == {"bare": {}, "ewc": expected}
-    assert main(["run", "split-digits", "--epochs", "1", "--tasks", "0-1", "--strategies", "bare", "--out", str(tmp_path / "x")]) == 0
+    assert (
+        main(
+            [
+                "run",
+                "split-digits",
+                "--epochs",
+                "1",
+                "--tasks",
+                "0-1",
+                "--strategies",
+                "bare",
+                "--out",
+                str(tmp_path / "x"),
+            ]
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("breaks", [False, True])
-def test_the_worlds_of_an_experiment_are_closed_when_it_has_run(breaks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment, closed = Experiment(SplitDigits(iterations=1, consolidation_steps=1, tasks=["0-1"]), "none"), list[Any]()
+def test_the_worlds_of_an_experiment_are_closed_when_it_has_run(
+    breaks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, closed = (
+        Experiment(SplitDigits(iterations=1, consolidation_steps=1, tasks=["0-1"]), "none"),
+        list[Any](),
+    )
     worlds = [experiment.learner.world, experiment.evaluation, experiment.consolidation]
     for world in worlds:
         monkeypatch.setattr(world, "close", lambda world=world: closed.append(world))

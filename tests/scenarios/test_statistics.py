@@ -20,8 +20,13 @@ def test_the_interval_is_students(values: list[float]) -> None:
     assert found.n == len(values)
     assert found.mean == pytest.approx(sum(values) / len(values), abs=1e-9)
     if spread > 1e-9:
-        low, high = stats.t.interval(0.95, len(values) - 1, loc=sum(values) / len(values), scale=spread)
-        assert (found.low, found.high) == (pytest.approx(low, rel=1e-7, abs=1e-7), pytest.approx(high, rel=1e-7, abs=1e-7))
+        low, high = stats.t.interval(
+            0.95, len(values) - 1, loc=sum(values) / len(values), scale=spread
+        )
+        assert (found.low, found.high) == (
+            pytest.approx(low, rel=1e-7, abs=1e-7),
+            pytest.approx(high, rel=1e-7, abs=1e-7),
+        )
 
 
 def test_one_value_has_no_interval_and_none_no_mean() -> None:
@@ -56,8 +61,12 @@ def test_a_constant_moves_the_mean_and_nothing_else(values: list[float], constan
     b=st.dictionaries(st.integers(0, 9), NUMBERS),
     offset=st.dictionaries(st.integers(0, 9), NUMBERS),
 )
-def test_what_a_seed_adds_to_both_cancels(a: dict[int, float], b: dict[int, float], offset: dict[int, float]) -> None:
-    moved = [{seed: value + offset.get(seed, 0.0) for seed, value in values.items()} for values in (a, b)]
+def test_what_a_seed_adds_to_both_cancels(
+    a: dict[int, float], b: dict[int, float], offset: dict[int, float]
+) -> None:
+    moved = [
+        {seed: value + offset.get(seed, 0.0) for seed, value in values.items()} for values in (a, b)
+    ]
     plain, shifted = paired(a, b), paired(*moved)
     assert plain.n == shifted.n == len(a.keys() & b.keys())
     for x, y in ((plain.mean, shifted.mean), (plain.half, shifted.half)):

@@ -19,11 +19,18 @@ QUICK = ["--epochs", "1", "--batch-size", "8", "--eval-every", "100000"]
 
 def pictures(classes: int, rows: int, colour: bool, **columns: Any) -> dict[str, Any]:
     shape = (rows, 8, 8, 3) if colour else (rows, 8, 8)
-    return {"image": [png(pixels) for pixels in noise(*shape)], "label": [i % classes for i in range(rows)], **columns}
+    return {
+        "image": [png(pixels) for pixels in noise(*shape)],
+        "label": [i % classes for i in range(rows)],
+        **columns,
+    }
 
 
 def image_set(folder: Path, classes: int, colour: bool = False, **columns: Any) -> None:
-    splits = {name: pictures(classes, 4 * classes if name == "train" else 2 * classes, colour) for name in ("train", "test")}
+    splits = {
+        name: pictures(classes, 4 * classes if name == "train" else 2 * classes, colour)
+        for name in ("train", "test")
+    }
     for part in splits.values():
         part |= {name: [value(label) for label in part["label"]] for name, value in columns.items()}
     write_data_set(folder, splits, {"label": class_label(*[f"c{i:03}" for i in range(classes)])})
@@ -36,18 +43,42 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image_set(root / "cifar10", 10, colour=True)
     image_set(root / "cifar100", 100, colour=True)
     image_set(root / "omniglot28", 6, alphabet=lambda label: ["Greek", "Latin", "Thai"][label // 2])
-    text = {"text": [f"word{i} is {i % 2}" for i in range(16)], "domain": [["books", "dvd"][i // 8] for i in range(16)]}
+    text = {
+        "text": [f"word{i} is {i % 2}" for i in range(16)],
+        "domain": [["books", "dvd"][i // 8] for i in range(16)],
+    }
     part = text | {"label": [i % 2 for i in range(16)]}
-    write_data_set(root / "mdsd_sentiment", {"train": part, "test": part}, {"label": class_label("bad", "good")})
+    write_data_set(
+        root / "mdsd_sentiment",
+        {"train": part, "test": part},
+        {"label": class_label("bad", "good")},
+    )
     groups = [i % 5 for i in range(20)]
     part = {"text": [f"post {i} {group}" for i, group in enumerate(groups)], "label": groups}
     part["domain"] = [["alt", "comp", "comp", "comp", "sci"][group] for group in groups]
-    write_data_set(root / "newsgroups20", {"train": part, "test": part}, {"label": class_label(*"abcde")})
-    part = {"tokens": [["Ada", "met", "Bob"]] * 10, "ner_tags": [[1, 0, 1]] * 10, "domain": [f"field{i % 5}" for i in range(10)]}
+    write_data_set(
+        root / "newsgroups20", {"train": part, "test": part}, {"label": class_label(*"abcde")}
+    )
+    part = {
+        "tokens": [["Ada", "met", "Bob"]] * 10,
+        "ner_tags": [[1, 0, 1]] * 10,
+        "domain": [f"field{i % 5}" for i in range(10)],
+    }
     tags = {"ner_tags": {"feature": class_label("O", "B-person", "I-person"), "_type": "List"}}
     write_data_set(root / "crossner", {"train": part, "test": part}, tags)
-    write_folders(root / "imagenet", {f"n{c:02}/{i}.png": noise(9, 9, 3, seed=c) for c in range(20) for i in range(10)})
-    write_texts(root / "own", {f"{d}/{c}/{i}.txt": f"{c} {i}" for d in ("news", "social") for c in ("bad", "good") for i in range(5)})
+    write_folders(
+        root / "imagenet",
+        {f"n{c:02}/{i}.png": noise(9, 9, 3, seed=c) for c in range(20) for i in range(10)},
+    )
+    write_texts(
+        root / "own",
+        {
+            f"{d}/{c}/{i}.txt": f"{c} {i}"
+            for d in ("news", "social")
+            for c in ("bad", "good")
+            for i in range(5)
+        },
+    )
     return root
 
 
@@ -76,7 +107,18 @@ STREAMS = [name for name in SCENARIOS if name not in ("switching-plant", "split-
 @pytest.mark.parametrize("kind", ["task", "domain", "class"])
 @pytest.mark.parametrize("name", STREAMS)
 def test_every_stream_runs_in_every_form(name: str, kind: str, data: Path) -> None:
-    words = ["run", name, *QUICK, "--scenario-type", kind, "--preset", "moderate", "--strategies", "none", *extra(name, data)]
+    words = [
+        "run",
+        name,
+        *QUICK,
+        "--scenario-type",
+        kind,
+        "--preset",
+        "moderate",
+        "--strategies",
+        "none",
+        *extra(name, data),
+    ]
     assert main([*words, "--out", "x"]) == 0
     result = json.loads(Path("x", "result.json").read_text())
     scores = np.array(result["scores"], dtype=float)
@@ -101,26 +143,44 @@ def test_every_stream_runs_in_every_form(name: str, kind: str, data: Path) -> No
         ("domain-text", ["news", "social"], 2),
     ],
 )
-def test_what_is_asked_depends_on_the_form(name: str, tasks: list[str], classes: int, data: Path) -> None:
+def test_what_is_asked_depends_on_the_form(
+    name: str, tasks: list[str], classes: int, data: Path
+) -> None:
     """Class-incremental tells apart the classes of all tasks, the other two those of one."""
     options = {"data": str(data / "imagenet"), "side": 8} if name == "split-imagenet256" else {}
     if name == "domain-text":
         options = {"folders": [str(data / "own" / "news"), str(data / "own" / "social")]}
     made: Any = SCENARIOS[name]
-    worlds = {kind: made(scenario_type=kind, **options).world("train", 1, 0) for kind in ("class", "domain", "task")}
+    worlds = {
+        kind: made(scenario_type=kind, **options).world("train", 1, 0)
+        for kind in ("class", "domain", "task")
+    }
     assert [task.name for task in worlds["class"].tasks] == tasks
     assert worlds["domain"].single_action_space.n == worlds["task"].single_action_space.n == classes
     together = 5 if name == "domain-newsgroups" else classes * len(tasks)
     assert worlds["class"].single_action_space.n == together
-    assert ["cue" in worlds[kind].single_observation_space.spaces for kind in worlds] == [False, False, True]
+    assert ["cue" in worlds[kind].single_observation_space.spaces for kind in worlds] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_presets_and_single_ratios_reach_the_stream() -> None:
-    for preset, ratios in {"easy": (0, 0, 0), "moderate": (0.1, 0.05, 0.05), "hard": (0.2, 0.1, 0.1)}.items():
+    for preset, ratios in {
+        "easy": (0, 0, 0),
+        "moderate": (0.1, 0.05, 0.05),
+        "hard": (0.2, 0.1, 0.1),
+    }.items():
         schedule = SplitDigits(preset=preset).schedule(None)  # type: ignore[arg-type]
         assert (schedule.blur_ratio, schedule.other_task_ratio, schedule.ood_ratio) == ratios
     schedule = SplitDigits(preset="hard", ood_ratio=0.0, gradual=0.5).schedule([1, 0])
-    assert (schedule.blur_ratio, schedule.ood_ratio, schedule.gradual, schedule.order) == (0.2, 0.0, 0.5, [1, 0])
+    assert (schedule.blur_ratio, schedule.ood_ratio, schedule.gradual, schedule.order) == (
+        0.2,
+        0.0,
+        0.5,
+        [1, 0],
+    )
 
 
 def test_a_stream_under_way_knows_the_order_of_the_tasks_chosen() -> None:
@@ -142,8 +202,14 @@ def test_a_stream_under_way_knows_the_order_of_the_tasks_chosen() -> None:
             ["split-mnist", "--blur-ratio", "0.6", "--ood-ratio", "0.4"],
             "blur_ratio + other_task_ratio + ood_ratio is 1, allowed: less than 1",
         ),
-        (["split-mnist", "--classes-per-task", "3"], "classes_per_task is 3, allowed: a divisor of the 10 classes"),
-        (["split-mnist", "--disjoint-ratio", "0.5", "--scenario-type", "task"], "disjoint_ratio is 0.5"),
+        (
+            ["split-mnist", "--classes-per-task", "3"],
+            "classes_per_task is 3, allowed: a divisor of the 10 classes",
+        ),
+        (
+            ["split-mnist", "--disjoint-ratio", "0.5", "--scenario-type", "task"],
+            "disjoint_ratio is 0.5",
+        ),
         (["split-mnist", "--epochs", "0"], "epochs is 0, allowed: 1 or more"),
         (["split-mnist", "--width", "0"], "allowed: 1 or more"),
         (["split-mnist", "--periods", "[0]"], "a level's period is 0, allowed: 1 or more"),
@@ -159,10 +225,14 @@ def test_a_stream_under_way_knows_the_order_of_the_tasks_chosen() -> None:
         (["split-imagenet256", "--data", "missing"], "missing"),
     ],
 )
-def test_a_mistake_ends_in_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_mistake_ends_in_one_line(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main(["run", *words, "--strategies", "none"]) == 2
     printed = capsys.readouterr().err.strip().splitlines()
-    assert [said for said in printed if said.startswith("everloop: error:")] == printed[-1:]  # after what prepared the data, if it was new
+    assert [said for said in printed if said.startswith("everloop: error:")] == printed[
+        -1:
+    ]  # after what prepared the data, if it was new
     assert line in printed[-1]
     assert not list(tmp_path.iterdir())
 
@@ -173,11 +243,17 @@ def test_without_the_data_a_stream_says_where_it_looks(
     monkeypatch.setenv("EVERLOOP_DATA", str(tmp_path))
     assert main(["run", "split-mnist", "--strategies", "none"]) == 2
     said = capsys.readouterr().err
-    assert f"split-mnist needs a data set: put a folder mnist into EVERLOOP_DATA, which is {tmp_path}, or name it with --data" in said
+    assert (
+        "split-mnist needs a data set: put a folder mnist into EVERLOOP_DATA, which is "
+        f"{tmp_path}, or name it with --data" in said
+    )
     monkeypatch.delenv("EVERLOOP_DATA")
     assert main(["run", "domain-ner", "--strategies", "none"]) == 2
     said = capsys.readouterr().err
-    assert "domain-ner needs a data set: put a folder crossner into EVERLOOP_DATA, or name it with --data" in said
+    assert (
+        "domain-ner needs a data set: put a folder crossner into EVERLOOP_DATA, or name it with "
+        "--data" in said
+    )
 
 
 def test_a_hub_that_does_not_answer_is_one_line_that_says_what_else_to_do(
@@ -199,20 +275,46 @@ def test_the_list_says_what_each_needs(capsys: pytest.CaptureFixture[str]) -> No
     listed = " ".join(capsys.readouterr().out.split())
     for name in STREAMS:
         assert name in listed
-    for needed in ('folder "cifar100" in EVERLOOP_DATA', "Kaggle credentials", "--folders [news,social,academic]"):
+    for needed in (
+        'folder "cifar100" in EVERLOOP_DATA',
+        "Kaggle credentials",
+        "--folders [news,social,academic]",
+    ):
         assert needed in listed
 
 
 def test_options_that_do_nothing_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "split-mnist", *QUICK, "--training.channels-last", "true", "--width", "8", "--strategies", "none"]) == 0
-    assert "note: channels_last does nothing: the network has no convolutions" in capsys.readouterr().out
+    assert (
+        main(
+            [
+                "run",
+                "split-mnist",
+                *QUICK,
+                "--training.channels-last",
+                "true",
+                "--width",
+                "8",
+                "--strategies",
+                "none",
+            ]
+        )
+        == 0
+    )
+    assert (
+        "note: channels_last does nothing: the network has no convolutions"
+        in capsys.readouterr().out
+    )
 
 
 def test_periods_make_levels_of_depth_or_of_memories() -> None:
-    plain: Any = Experiment(SplitCIFAR10(architecture="mlp", width=8, periods=[1, 5]), ["none"]).learner
+    plain: Any = Experiment(
+        SplitCIFAR10(architecture="mlp", width=8, periods=[1, 5]), ["none"]
+    ).learner
     assert isinstance(plain.optimizer, NestedOptimizer)
     assert list(plain.optimizer.slow) == [5]
-    nested: Any = Experiment(SplitCIFAR10(architecture="nested", width=4, periods=[1, 3, 9]), ["none"]).learner
+    nested: Any = Experiment(
+        SplitCIFAR10(architecture="nested", width=4, periods=[1, 3, 9]), ["none"]
+    ).learner
     assert sorted(nested.optimizer.slow) == [3, 9]
     memories = [m for m in nested.module.modules() if isinstance(m, ContinuumMemory)]
     assert len(memories) == 5
@@ -223,8 +325,16 @@ def test_periods_make_levels_of_depth_or_of_memories() -> None:
     assert not isinstance(without.optimizer, NestedOptimizer)
 
 
-def test_pretrained_convolutions_are_frozen_and_come_from_the_cache_the_second_time(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: Any = {"architecture": "convnet", "width": 8, "pretrain": str(data / "cifar10"), "pretrain_epochs": 2, "batch_size": 8}
+def test_pretrained_convolutions_are_frozen_and_come_from_the_cache_the_second_time(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {
+        "architecture": "convnet",
+        "width": 8,
+        "pretrain": str(data / "cifar10"),
+        "pretrain_epochs": 2,
+        "batch_size": 8,
+    }
     first = Experiment(SplitCIFAR10(**options), ["none"], seed=0)
     before = {name: value.clone() for name, value in first.learner.module.state_dict().items()}
     first.run()
@@ -242,16 +352,45 @@ def test_pretrained_convolutions_are_frozen_and_come_from_the_cache_the_second_t
 def test_a_checkpoint_of_ones_own_reads_the_texts(data: Path, tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word", "is", "0", "1", *[f"##{i}" for i in range(10)]]
-    BertTokenizerFast(vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=16).save_pretrained(tmp_path / "bert")
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 16}
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "word",
+        "is",
+        "0",
+        "1",
+        *[f"##{i}" for i in range(10)],
+    ]
+    BertTokenizerFast(
+        vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=16
+    ).save_pretrained(tmp_path / "bert")
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "max_position_embeddings": 16,
+    }
     BertModel(BertConfig(vocab_size=len(pieces), **sizes)).save_pretrained(tmp_path / "bert")
     made: Any = SCENARIOS["domain-sentiment"]
-    experiment = Experiment(made(checkpoint=str(tmp_path / "bert"), length=12, epochs=1, training=Training(checkpointing=True)), ["none"])
+    experiment = Experiment(
+        made(
+            checkpoint=str(tmp_path / "bert"),
+            length=12,
+            epochs=1,
+            training=Training(checkpointing=True),
+        ),
+        ["none"],
+    )
     backbone: Any = experiment.learner.module.backbone
     assert isinstance(backbone, TransformerEncoder)
     assert backbone.checkpointing
     assert np.isfinite(experiment.run().scores[-1]).all()
     tagged: Any = SCENARIOS["domain-ner"]
-    experiment = Experiment(tagged(checkpoint=str(tmp_path / "bert"), length=12, epochs=1), ["none"])
+    experiment = Experiment(
+        tagged(checkpoint=str(tmp_path / "bert"), length=12, epochs=1), ["none"]
+    )
     assert np.isfinite(experiment.run().scores[-1]).all()

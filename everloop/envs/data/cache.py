@@ -24,7 +24,9 @@ READ_WHOLE = 10**9  # bytes up to which contents count, above only sizes and tim
 
 
 def cache_folder() -> Path:
-    """Where arrays are kept: `EVERLOOP_CACHE`, else `$XDG_CACHE_HOME/everloop`, else `~/.cache/everloop`."""
+    """Where arrays are kept: `EVERLOOP_CACHE`, else `$XDG_CACHE_HOME/everloop`, else
+    `~/.cache/everloop`.
+    """
     if own := os.environ.get("EVERLOOP_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "everloop"
@@ -33,8 +35,9 @@ def cache_folder() -> Path:
 def fingerprint(*parts: str | Path) -> str:
     """Hex digest of `parts`, 32 characters (BLAKE2b, RFC 7693).
 
-    A string counts as it is; a `Path` by its files' names relative to it and their contents, and, where they are
-    larger than 1 GB together, by names, sizes and modification times. Raises ValueError for a path that isn't there.
+    A string counts as it is; a `Path` by its files' names relative to it and their contents, and,
+    where they are larger than 1 GB together, by names, sizes and modification times. Raises
+    ValueError for a path that isn't there.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -48,7 +51,11 @@ def _pieces(path: Path) -> Iterator[bytes]:
     if not path.exists():
         raise ValueError(f"path is {str(path)!r}, allowed: a file or a folder that exists")
     walk = os.walk(path, followlinks=True)
-    files = [path] if path.is_file() else sorted(Path(folder, name) for folder, _, names in walk for name in names)
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(Path(folder, name) for folder, _, names in walk for name in names)
+    )
     count = _contents if sum(file.stat().st_size for file in files) <= READ_WHOLE else _times
     yield b"path, %d files" % len(files)
     with ThreadPoolExecutor() as threads:  # hashing and reading leave the interpreter to others
@@ -67,9 +74,11 @@ def _times(file: Path) -> bytes:
 
 
 def cached(key: str, build: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
-    """The arrays of `build()`, read-only and mapped from `cache_folder() / key`, where they are kept as .npy files.
+    """The arrays of `build()`, read-only and mapped from `cache_folder() / key`, where they are
+    kept as .npy files.
 
-    `build` is called only if they are not there. Raises ValueError for arrays of objects: strings are arrays of `str_`.
+    `build` is called only if they are not there. Raises ValueError for arrays of objects: strings
+    are arrays of `str_`.
     """
 
     def write(folder: Path) -> None:
@@ -80,17 +89,21 @@ def cached(key: str, build: Callable[[], Mapping[str, Array]]) -> dict[str, Arra
 
 
 def cached_folder(key: str, write: Callable[[Path], None]) -> dict[str, Array]:
-    """As `cached`, for arrays too large to hold in memory: `write(folder)` writes each to `folder / file_name(name)`.
+    """As `cached`, for arrays too large to hold in memory: `write(folder)` writes each to `folder /
+    file_name(name)`.
 
-    `write` fills a temporary folder of its own, which takes its place by one rename: of two processes the first one
-    there wins, the other's folder is dropped, and a process that dies leaves nothing that looks finished.
+    `write` fills a temporary folder of its own, which takes its place by one rename: of two
+    processes the first one there wins, the other's folder is dropped, and a process that dies
+    leaves nothing that looks finished.
     """
     place = cache_folder() / key
     if place.exists():
         try:
             return _opened(place)
         except (OSError, ValueError, EOFError) as error:
-            warnings.warn(f"the cache {place} is damaged ({error}): building it again", stacklevel=3)
+            warnings.warn(
+                f"the cache {place} is damaged ({error}): building it again", stacklevel=3
+            )
             _remove(place)
     _sweep()
     folder = _temporary(key)
@@ -115,14 +128,19 @@ def file_name(array: str) -> str:
 
 
 def _opened(place: Path) -> dict[str, Array]:
-    """All arrays of a finished folder. Raises OSError, ValueError or EOFError if one is missing or was cut."""
+    """All arrays of a finished folder.
+
+    Raises OSError, ValueError or EOFError if one is missing or was cut.
+    """
     sizes: dict[str, int] = json.loads((place / SIZES).read_text())
     arrays = {}
     for name, size in sizes.items():
         if (found := (place / name).stat().st_size) != size:
             raise ValueError(f"{name} has {found} bytes, not {size}")
         # plain arrays over the map: indexing a memmap object costs several times as much
-        arrays[unquote(name.removesuffix(".npy"))] = np.asarray(np.load(place / name, mmap_mode="r", allow_pickle=False))
+        arrays[unquote(name.removesuffix(".npy"))] = np.asarray(
+            np.load(place / name, mmap_mode="r", allow_pickle=False)
+        )
     return arrays
 
 

@@ -20,7 +20,8 @@ class Examples:
     inputs: uint8 images (N, H, W, C), or int32 token ids (N, L), 0 where a text is over.
     labels: int64 (N,), indices into `classes`; or tags (N, L), `NO_LABEL` where a token has none.
     classes: names of the classes, the same in every split.
-    columns: name -> (N,) array of strings, whatever else is known about each example, such as its domain.
+    columns: name -> (N,) array of strings, whatever else is known about each example, such as its
+        domain.
     levels: every input is from 0 to levels - 1: grey levels, or the vocabulary's size.
     Raises ValueError, in one line that names the value, for arrays that do not fit together.
     """
@@ -36,16 +37,26 @@ class Examples:
         if not len(inputs):
             raise ValueError("there are 0 examples, allowed: 1 or more")
         if labels.shape not in (inputs.shape[:1], inputs.shape[:2]):
-            raise ValueError(f"{len(inputs)} examples have labels of shape {labels.shape}, allowed: ({len(inputs)},)")
-        if labels.min() < (0 if labels.ndim == 1 else NO_LABEL) or labels.max() >= len(self.classes):
+            raise ValueError(
+                f"{len(inputs)} examples have labels of shape {labels.shape}, allowed: "
+                f"({len(inputs)},)"
+            )
+        if labels.min() < (0 if labels.ndim == 1 else NO_LABEL) or labels.max() >= len(
+            self.classes
+        ):
             bad = labels.min() if labels.min() < 0 else labels.max()
-            raise ValueError(f"label {bad} is not among the {len(self.classes)} classes, allowed: 0 to {len(self.classes) - 1}")
+            raise ValueError(
+                f"label {bad} is not among the {len(self.classes)} classes, allowed: 0 to "
+                f"{len(self.classes) - 1}"
+            )
         if inputs.dtype != np.uint8 and (inputs.min() < 0 or inputs.max() >= self.levels):
             bad = inputs.min() if inputs.min() < 0 else inputs.max()
             raise ValueError(f"an input is {bad}, allowed: 0 to {self.levels - 1}")
         for name, column in self.columns.items():
             if column.shape != inputs.shape[:1]:
-                raise ValueError(f"column {name!r} has shape {column.shape}, allowed: ({len(inputs)},)")
+                raise ValueError(
+                    f"column {name!r} has shape {column.shape}, allowed: ({len(inputs)},)"
+                )
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -57,8 +68,20 @@ class Examples:
 
 
 def opened(arrays: Mapping[str, Array], split: str) -> Examples:
-    """The examples that a cache keeps of a split: its "inputs", "labels" and "columns/...", and "classes" and "levels" of all."""
+    """The examples that a cache keeps of a split: its "inputs", "labels" and "columns/...", and
+    "classes" and "levels" of all.
+    """
     start = f"{split}/columns/"
-    columns = {name.removeprefix(start): column for name, column in arrays.items() if name.startswith(start)}
+    columns = {
+        name.removeprefix(start): column
+        for name, column in arrays.items()
+        if name.startswith(start)
+    }
     levels = int(arrays["levels"]) if "levels" in arrays else 256
-    return Examples(arrays[f"{split}/inputs"], arrays[f"{split}/labels"], tuple(arrays["classes"].tolist()), columns, levels)
+    return Examples(
+        arrays[f"{split}/inputs"],
+        arrays[f"{split}/labels"],
+        tuple(arrays["classes"].tolist()),
+        columns,
+        levels,
+    )

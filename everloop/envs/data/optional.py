@@ -7,7 +7,8 @@ from typing import Any
 
 
 def needed(package: str, extra: str, purpose: str) -> Any:
-    """The module `package`, or one inside it. Raises ImportError, in one line which names the extra, where it isn't installed.
+    """The module `package`, or one inside it. Raises ImportError, in one line which names the
+    extra, where it isn't installed.
 
     extra: "" for a package that every installation should have.
     """

@@ -43,13 +43,22 @@ class Encoded:
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def picture(self, position: int, source: Any) -> Any:
-        """The PIL image. Raises ValueError, naming it, if it can't be read or has more than 8 bits a channel."""
+        """The PIL image.
+
+        Raises ValueError, naming it, if it can't be read or has more than 8 bits a channel.
+        """
         try:
             picture = self.decode(source)
-        except Exception as error:  # PIL's plugins raise whatever a broken file makes them stumble over
-            raise ValueError(f"{self.where(position)} can't be read as an image ({type(error).__name__})") from error
+        except (
+            Exception
+        ) as error:  # PIL's plugins raise whatever a broken file makes them stumble over
+            raise ValueError(
+                f"{self.where(position)} can't be read as an image ({type(error).__name__})"
+            ) from error
         if picture.mode not in GREY | COLOUR:
-            raise ValueError(f"{self.where(position)} has the mode {picture.mode}, allowed: 8 bits a channel")
+            raise ValueError(
+                f"{self.where(position)} has the mode {picture.mode}, allowed: 8 bits a channel"
+            )
         return picture
 
 
@@ -66,11 +75,15 @@ def checked_size(size: Sequence[int] | None) -> Size | None:
     return int(size[0]), int(size[1])
 
 
-def decoded(key: str, read: Callable[[Path], tuple[Encoded, Encoded, Sequence[str]]], size: Size | None) -> tuple[Examples, Examples]:
-    """Train and test examples from the cache, which `read(scratch folder)` -> (train, test, classes) fills if need be.
+def decoded(
+    key: str, read: Callable[[Path], tuple[Encoded, Encoded, Sequence[str]]], size: Size | None
+) -> tuple[Examples, Examples]:
+    """Train and test examples from the cache, which `read(scratch folder)` -> (train, test,
+    classes) fills if need be.
 
-    Pictures have one channel if all are grey, else three; transparency is dropped. With `size` each is scaled until
-    it just covers that, and what juts out on two sides is cut off; without it all must have the same size.
+    Pictures have one channel if all are grey, else three; transparency is dropped. With `size` each
+    is scaled until it just covers that, and what juts out on two sides is cut off; without it all
+    must have the same size.
     """
 
     def write(folder: Path) -> None:
@@ -85,7 +98,9 @@ def decoded(key: str, read: Callable[[Path], tuple[Encoded, Encoded, Sequence[st
             for split, encoded in splits.items():
                 np.save(folder / file_name(f"{split}/labels"), encoded.labels)
                 for name, column in encoded.columns.items():
-                    np.save(folder / file_name(f"{split}/columns/{name}"), np.asarray(column, np.str_))
+                    np.save(
+                        folder / file_name(f"{split}/columns/{name}"), np.asarray(column, np.str_)
+                    )
             np.save(folder / file_name("classes"), np.asarray(classes, np.str_))
 
     arrays = cached_folder(key, write)
@@ -94,11 +109,19 @@ def decoded(key: str, read: Callable[[Path], tuple[Encoded, Encoded, Sequence[st
 
 
 def _write(folder: Path, splits: Mapping[str, Encoded], size: Size | None, mode: str) -> None:
-    """Decode all pictures, in order, straight into the files. Raises Coloured if one has more channels than `mode`."""
+    """Decode all pictures, in order, straight into the files.
+
+    Raises Coloured if one has more channels than `mode`.
+    """
     train = splits["train"]
     shape = size or train.picture(0, next(iter(train.pictures()))).size[::-1]
     for split, encoded in splits.items():
-        images = np.lib.format.open_memmap(folder / file_name(f"{split}/inputs"), "w+", np.uint8, (len(encoded.labels), *shape, len(mode)))
+        images = np.lib.format.open_memmap(
+            folder / file_name(f"{split}/inputs"),
+            "w+",
+            np.uint8,
+            (len(encoded.labels), *shape, len(mode)),
+        )
         _fill(images, encoded, size is not None, mode)
 
 

@@ -16,15 +16,18 @@ PROBE = 128  # examples of a task on which its outputs are compared
 
 
 class Divergence(Callback):
-    """Distances between today's network and the one at each ended task, on a fixed probe batch of that task.
+    """Distances between today's network and the one at each ended task, on a fixed probe batch of
+    that task.
 
-    For every ended task, and for each of the network's top-level modules (encoders, attention, ...):
+    For every ended task, and for each of the network's top-level modules (encoders, attention,
+    ...):
 
         weights/<task>/<module>  |w - w*| / |w*|
-        kl/<task>/<module>       mean KL(then || then, but with this module's weights of today), nats
+        kl/<task>/<module>       mean KL(then || then with this module's weights of today), nats
         kl/<task>/network        mean KL(then || now), nats
 
-    The KL by module says where forgetting happens: the damage that this module's drift does by itself.
+    The KL by module says where forgetting happens: the damage that this module's drift does by
+    itself.
 
     threshold: `detected` is True when any task's kl/<task>/network is above it, in nats.
     """
@@ -53,7 +56,11 @@ class Divergence(Callback):
     @property
     def detected(self) -> bool:
         """Whether the last update found a task that diverged by more than the threshold."""
-        return any(v > self.threshold for k, v in self.values.items() if k.startswith("kl/") and k.endswith("/network"))
+        return any(
+            v > self.threshold
+            for k, v in self.values.items()
+            if k.startswith("kl/") and k.endswith("/network")
+        )
 
     @torch.no_grad()
     def update(self, learner: Learner) -> Self:
@@ -64,9 +71,13 @@ class Divergence(Callback):
                 self.values[f"kl/{task}/network"] = self._kl(learner, then, learner.outputs(probe))
             for name, module in learner.module.named_children():
                 weights = {f"{name}.{key}": value for key, value in module.state_dict().items()}
-                if weights and weights.keys() <= frozen.state_dict().keys():  # a module that has grown is another one
+                if (
+                    weights and weights.keys() <= frozen.state_dict().keys()
+                ):  # a module that has grown is another one
                     self.values[f"weights/{task}/{name}"] = _distance(frozen, weights)
-                    mixed = functional_call(frozen, weights, (probe.obs, learner.initial_state(len(probe)), probe.start))[0]
+                    mixed = functional_call(
+                        frozen, weights, (probe.obs, learner.initial_state(len(probe)), probe.start)
+                    )[0]
                     self.values[f"kl/{task}/{name}"] = self._kl(learner, then, mixed.prediction)
         return self
 

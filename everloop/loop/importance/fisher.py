@@ -14,14 +14,19 @@ from everloop.loop.model import Model
 
 
 def diagonal_fisher(
-    model: Model, batches: Iterable[Batch], generator: torch.Generator | None = None, by_hooks: bool = True, exact: bool = False
+    model: Model,
+    batches: Iterable[Batch],
+    generator: torch.Generator | None = None,
+    by_hooks: bool = True,
+    exact: bool = False,
 ) -> dict[str, Tensor]:
     """F_i = mean over examples of (d log p(x | example) / d w_i)^2, for each of `model.weights()`.
 
-    x is drawn from the model if there is a generator (the Fisher information proper), else it is what the
-    batch holds (the "empirical Fisher"; Kunstner et al. 2019 on the difference). With `exact` the square is
-    averaged over all classes with the model's probabilities: what draws come to in the end, for a backward pass a class.
-    See `mean_powers` for `by_hooks` and costs. Raises ValueError without any example.
+    x is drawn from the model if there is a generator (the Fisher information proper), else it is
+    what the batch holds (the "empirical Fisher"; Kunstner et al. 2019 on the difference). With
+    `exact` the square is averaged over all classes with the model's probabilities: what draws come
+    to in the end, for a backward pass a class. See `mean_powers` for `by_hooks` and costs. Raises
+    ValueError without any example.
     """
     score: Score
     if exact:
@@ -49,6 +54,11 @@ def every_class(model: Model) -> Score:
 
 
 def check_exact(model: Model) -> None:
-    """Raise ValueError where the exact Fisher information is not to be had: it takes classes, one step an example."""
+    """Raise ValueError where the exact Fisher information is not to be had: it takes classes, one
+    step an example.
+    """
     if not isinstance(model.likelihood, Categorical) or model.sequence_length > 1:
-        raise ValueError("fisher is 'exact', which needs classes or discrete actions and examples of one step; use sampled or empirical")
+        raise ValueError(
+            "fisher is 'exact', which needs classes or discrete actions and examples of one step; "
+            "use sampled or empirical"
+        )

@@ -29,8 +29,13 @@ class Accompanied(Model):
     max_grad_norm: float | None = None
 
     def check(self, strategies: Sequence[Strategy]) -> None:
-        """Raise ValueError if one of `strategies` that are active cannot work here, or not beside the others."""
-        before, self.strategies = self.strategies, [strategy for strategy in strategies if strategy.active]
+        """Raise ValueError if one of `strategies` that are active cannot work here, or not beside
+        the others.
+        """
+        before, self.strategies = (
+            self.strategies,
+            [strategy for strategy in strategies if strategy.active],
+        )
         try:
             for strategy in self.strategies:
                 strategy.check(self)
@@ -40,10 +45,11 @@ class Accompanied(Model):
             self.strategies = before
 
     def attach(self, strategies: Sequence[Strategy]) -> None:
-        """Let those of `strategies` that are active accompany every update from now on, in this order, in place of earlier ones.
+        """Let those of `strategies` that are active accompany every update from now on, in this
+        order, in place of earlier ones.
 
-        Raises:
-            ValueError: If one of them cannot work here, or not beside the others; then all is as it was.
+        Raises: ValueError: If one of them cannot work here, or not beside the others; then all is
+            as it was.
         """
         self.check(strategies)
         self.strategies = [strategy for strategy in strategies if strategy.active]
@@ -52,7 +58,9 @@ class Accompanied(Model):
         self.updater = Updater(self, self.strategies, self.max_grad_norm)
 
     def gradient_norm(self) -> float | None:
-        """The norm of the latest update's gradient, as the optimizer used it; None where there is none."""
+        """The norm of the latest update's gradient, as the optimizer used it; None where there is
+        none.
+        """
         gradients = [p.grad for p in self.updater.parameters if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
 
@@ -62,7 +70,9 @@ class Accompanied(Model):
         return self.module
 
     def learned(self) -> dict[str, Any]:
-        """What learning changes: the network, the optimizer, and the strategies with what they store."""
+        """What learning changes: the network, the optimizer, and the strategies with what they
+        store.
+        """
         return {
             "strategies": states_of(self.strategies),
             "module": pack(dict(self.networks.state_dict())),
@@ -70,26 +80,42 @@ class Accompanied(Model):
         }
 
     def load_learned(self, state: Mapping[str, Any]) -> None:
-        """Return to what `learned` gave, while the world and the count of steps stay where they are.
+        """Return to what `learned` gave, while the world and the count of steps stay where they
+        are.
 
         Raises:
             ValueError: For the state of another network or of other strategies.
         """
-        load_states(self.strategies, state["strategies"], self)  # first: the network gets the weights back that they had added
+        load_states(
+            self.strategies, state["strategies"], self
+        )  # first: the network gets the weights back that they had added
         load_weights(self.networks, state["module"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give `module` these weights and buffers. Raises ValueError if it has others; nothing has changed then."""
-    shapes, given = ({name: value.shape for name, value in held.items()} for held in (module.state_dict(), weights))
-    wrong = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
+    """Give `module` these weights and buffers.
+
+    Raises ValueError if it has others; nothing has changed then.
+    """
+    shapes, given = (
+        {name: value.shape for name, value in held.items()}
+        for held in (module.state_dict(), weights)
+    )
+    wrong = sorted(
+        name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name)
+    )
     if wrong:
-        raise ValueError(f"the state is of another network: {', '.join(wrong[:3])} differ{'s' if len(wrong) == 1 else ''}")
+        raise ValueError(
+            f"the state is of another network: {', '.join(wrong[:3])} "
+            f"differ{'s' if len(wrong) == 1 else ''}"
+        )
     module.load_state_dict(weights)
 
 
 def _check_one(what: str, strategies: Sequence[Strategy]) -> None:
     """Raise ValueError if there are several that do `what`."""
     if len(strategies) > 1:
-        raise ValueError(f"{' and '.join(type(s).__name__ for s in strategies)} each {what}; use one of them")
+        raise ValueError(
+            f"{' and '.join(type(s).__name__ for s in strategies)} each {what}; use one of them"
+        )

@@ -35,7 +35,8 @@ def attach(
     accumulate: int = 1,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Attached:
-    """Let `strategies` accompany every step that `optimizer` takes, whoever calls it, until `.detach()`.
+    """Let `strategies` accompany every step that `optimizer` takes, whoever calls it, until
+    `.detach()`.
 
     The loop goes on as it is, and tells when a task begins and ends and what is learned from:
 
@@ -45,23 +46,37 @@ def attach(
         loop.end_task([(x, y), ...])
         with loop.view(0): ... evaluate ...
 
-    module: a classifier; called with the inputs, a tensor (B, ...) or keywords, it gives logits (B, classes), or something
-        with `logits`.
+    module: a classifier; called with the inputs, a tensor (B, ...) or keywords, it gives logits (B,
+        classes), or something with `logits`.
     classes: how many; by default what the last linear layer has.
     predict: (module, inputs) -> logits (B, classes), where the module is called in another way.
-    label_name: the keyword under which the module itself is given its labels, as Hugging Face's models are; then what it is
-        called with in training is observed by itself.
-    max_grad_norm: clips after the strategies; the loop's own clipping, which comes before them, should be off.
+    label_name: the keyword under which the module itself is given its labels, as Hugging Face's
+        models are; then what it is called with in training is observed by itself.
+    max_grad_norm: clips after the strategies; the loop's own clipping, which comes before them,
+        should be off.
     accumulate: batches whose losses the loop divides by their number, and adds up to one step.
     scaler: that of the loop, where it multiplies its loss; the optimizer is not to be fused then.
     What replaces the loop's own loss (ER-ACE, iCaRL, La-MAML) takes it for the mean cross-entropy.
     Raises ValueError if a strategy cannot work here, before anything is touched.
     """
-    return Attached(strategies, module, optimizer, classes, predict, label_name, max_grad_norm, accumulate, scaler)
+    return Attached(
+        strategies,
+        module,
+        optimizer,
+        classes,
+        predict,
+        label_name,
+        max_grad_norm,
+        accumulate,
+        scaler,
+    )
 
 
 class Attached(Accompanied):
-    """What `attach` gives: tells the strategies what a foreign loop does. One row of inputs is one example."""
+    """What `attach` gives: tells the strategies what a foreign loop does.
+
+    One row of inputs is one example.
+    """
 
     labelled = True
 
@@ -82,7 +97,9 @@ class Attached(Accompanied):
         self.accumulate, self.scaler = accumulate, scaler
         self.module, self.optimizer, self.max_grad_norm = module, optimizer, max_grad_norm
         self.predict, self.label_name = predict or _call, label_name
-        self.likelihood = Categorical(self.last_layer().out_features if classes is None else classes)
+        self.likelihood = Categorical(
+            self.last_layer().out_features if classes is None else classes
+        )
         self.current: Task | None = None
         self._asking = False  # a forward pass of ours, not of the loop
         self.attach(strategies)
@@ -113,7 +130,10 @@ class Attached(Accompanied):
             strategy.begin_task(self.current, self)
 
     def observe(self, inputs: Inputs, labels: Tensor) -> None:
-        """The next forward pass is of these, and the next step learns from it. Raises RuntimeError outside of a task."""
+        """The next forward pass is of these, and the next step learns from it.
+
+        Raises RuntimeError outside of a task.
+        """
         if self.current is None:
             raise RuntimeError("a batch was observed outside of a task; call begin_task first")
         self.minibatch = self.batch(inputs, labels)
@@ -122,7 +142,9 @@ class Attached(Accompanied):
             strategy.observe(self.minibatch, self)
 
     def end_task(self, examples: Iterable[Examples]) -> None:
-        """The task is over; `examples` are batches of it, inputs and labels, for the strategies to consolidate on."""
+        """The task is over; `examples` are batches of it, inputs and labels, for the strategies to
+        consolidate on.
+        """
         if self.current is None:
             raise RuntimeError("end_task was called before begin_task")
         batches = [self.batch(inputs, labels) for inputs, labels in examples]
@@ -155,7 +177,9 @@ class Attached(Accompanied):
         task = torch.full((rows,), self.current.id if self.current else -1, device=self.device)
         return Batch(here, start, target=labels.detach().to(self.device)[None], task=task)
 
-    def apply(self, module: nn.Module, obs: Mapping[str, Tensor], state: Tensor, start: Tensor) -> tuple[NetworkOutput, Tensor]:
+    def apply(
+        self, module: nn.Module, obs: Mapping[str, Tensor], state: Tensor, start: Tensor
+    ) -> tuple[NetworkOutput, Tensor]:
         rows = {name: x.flatten(0, 1) for name, x in obs.items()}
         self._asking = True
         try:
@@ -187,12 +211,18 @@ class Attached(Accompanied):
         return frozen
 
     def state_dict(self) -> dict[str, Any]:
-        """Of all strategies, and the task at hand; the module's and the optimizer's are the loop's own business."""
-        own = {"steps": self.steps, "task": None if self.current is None else (self.current.id, self.current.name)}
+        """Of all strategies, and the task at hand; the module's and the optimizer's are the loop's
+        own business.
+        """
+        own = {
+            "steps": self.steps,
+            "task": None if self.current is None else (self.current.id, self.current.name),
+        }
         return own | {"strategies": states_of(self.strategies)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """To be loaded before the module's and the optimizer's, which may need weights that come back with it.
+        """To be loaded before the module's and the optimizer's, which may need weights that come
+        back with it.
 
         Raises:
             ValueError: For the state of other strategies.
@@ -202,24 +232,44 @@ class Attached(Accompanied):
         self.current = None if state["task"] is None else Task(*state["task"])
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if self.label_name is None or self._asking or not module.training or not torch.is_grad_enabled():
+        if (
+            self.label_name is None
+            or self._asking
+            or not module.training
+            or not torch.is_grad_enabled()
+        ):
             return
         labels = kwargs.get(self.label_name)
         if labels is not None:
-            self.observe({n: x for n, x in kwargs.items() if n != self.label_name and _has_rows(x, len(labels))}, labels)
+            self.observe(
+                {
+                    n: x
+                    for n, x in kwargs.items()
+                    if n != self.label_name and _has_rows(x, len(labels))
+                },
+                labels,
+            )
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Let the gradients of the strategies' output losses join where the loop's own flows back to the logits."""
+        """Let the gradients of the strategies' output losses join where the loop's own flows back
+        to the logits.
+        """
         if self._asking or self.minibatch is None or not torch.is_grad_enabled():
             return
         logits = _logits(output)
-        if not isinstance(logits, Tensor) or not logits.requires_grad or len(logits) != len(self.minibatch):
+        if (
+            not isinstance(logits, Tensor)
+            or not logits.requires_grad
+            or len(logits) != len(self.minibatch)
+        ):
             return
         leaf = logits.detach().float()[None].requires_grad_()
         losses = self.updater.output_losses(self.minibatch, Output(leaf))
         if losses:
             (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), leaf)
-            scale = (1.0 if self.scaler is None else self.scaler.get_scale()) / self.accumulate  # as the loop's own loss
+            scale = (
+                1.0 if self.scaler is None else self.scaler.get_scale()
+            ) / self.accumulate  # as the loop's own loss
             logits.register_hook(lambda own: own + scale * gradient[0].to(own.dtype))  # type: ignore[no-untyped-call]
 
 

@@ -31,7 +31,9 @@ class Learner(Accompanied):
 
     @abstractmethod
     def begin(self, tasks: Sequence[int], steps: int) -> None:
-        """Begin a phase of `steps` world steps, or a few more to fill the last unit, divided among `tasks`."""
+        """Begin a phase of `steps` world steps, or a few more to fill the last unit, divided among
+        `tasks`.
+        """
 
     @abstractmethod
     def advance(self) -> int:
@@ -50,7 +52,9 @@ class Learner(Accompanied):
             pass
 
     def updates(self, steps: int) -> int | None:
-        """How many optimizer steps a phase of `steps` world steps takes; None if that is not known in advance."""
+        """How many optimizer steps a phase of `steps` world steps takes; None if that is not known
+        in advance.
+        """
         return None
 
     def seed(self, seed: int) -> None:
@@ -58,7 +62,8 @@ class Learner(Accompanied):
         torch.manual_seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `advance` depends on between two calls, but for the global generators of random numbers.
+        """All that `advance` depends on between two calls, but for the global generators of random
+        numbers.
 
         Raises:
             ValueError: For a world that can't give its state.
@@ -66,7 +71,8 @@ class Learner(Accompanied):
         return {"learned": self.learned(), "position": self.position()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave: this learner, made alike and with the same strategies attached, goes on as that one.
+        """Take over what `state_dict` gave: this learner, made alike and with the same strategies
+        attached, goes on as that one.
 
         Raises:
             ValueError: For the state of another network or of other strategies.
@@ -82,7 +88,10 @@ class Learner(Accompanied):
         """
         world = self.world.state_dict()
         if world is None:
-            raise ValueError(f"{type(self.world).__name__} can't give its state (state_dict is None), so the learner can't be saved here")
+            raise ValueError(
+                f"{type(self.world).__name__} can't give its state (state_dict is None), so the "
+                "learner can't be saved here"
+            )
         return {"steps": self.steps, "world": world}
 
     def load_position(self, state: Mapping[str, Any]) -> None:
@@ -92,13 +101,21 @@ class Learner(Accompanied):
 
     @torch.no_grad()
     def act(
-        self, obs: Observation, state: Tensor, start: npt.NDArray[np.bool_], generator: torch.Generator | None = None
+        self,
+        obs: Observation,
+        state: Tensor,
+        start: npt.NDArray[np.bool_],
+        generator: torch.Generator | None = None,
     ) -> tuple[npt.NDArray[Any], Tensor]:
-        """Actions (B, ...) for one step and the state after it: the mode, or a draw if there is a generator."""
+        """Actions (B, ...) for one step and the state after it: the mode, or a draw if there is a
+        generator.
+        """
         tensors = {name: to_tensor(value, self.device)[None] for name, value in obs.items()}
         output, state = self.apply(self.module, tensors, state, to_tensor(start, self.device)[None])
         p = output.prediction[0]
-        action = self.likelihood.mode(p) if generator is None else self.likelihood.sample(p, generator)
+        action = (
+            self.likelihood.mode(p) if generator is None else self.likelihood.sample(p, generator)
+        )
         return self.clip(action.cpu().numpy()), state
 
     def clip(self, action: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -107,9 +124,11 @@ class Learner(Accompanied):
         return np.clip(action, space.low, space.high) if isinstance(space, spaces.Box) else action
 
     def rollout(self, world: World, tasks: Sequence[int], steps: int, seed: int) -> Batch:
-        """Act for `steps` steps (a multiple of the sequence length) in `world`: examples of the agent's own experience.
+        """Act for `steps` steps (a multiple of the sequence length) in `world`: examples of the
+        agent's own experience.
 
-        Actions are drawn from the policy with a generator of its own, so that nothing else that is random notices.
+        Actions are drawn from the policy with a generator of its own, so that nothing else that is
+        random notices.
         """
         with self.evaluating():
             return self._rollout(world, tasks, steps, seed)
@@ -132,7 +151,9 @@ class Learner(Accompanied):
         return Batch(
             {name: to_tensor(np.stack([o[name] for o in seen]), self.device) for name in obs},
             to_tensor(np.stack(starts), self.device),
-            None if labels[0] is None else to_tensor(np.stack(labels).astype(np.int64), self.device),
+            None
+            if labels[0] is None
+            else to_tensor(np.stack(labels).astype(np.int64), self.device),
             to_tensor(np.stack(actions), self.device),
             to_tensor(played, self.device),
         ).sequences(self.sequence_length)

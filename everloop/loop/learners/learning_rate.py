@@ -36,7 +36,9 @@ class LearningRate(Stateful):
 
 
 class Cosine(LearningRate):
-    """(1 + cos(pi t / n)) / 2 of the full rate at update t of a task's n (Loshchilov & Hutter 2017, eq. 5)."""
+    """(1 + cos(pi t / n)) / 2 of the full rate at update t of a task's n (Loshchilov & Hutter 2017,
+    eq. 5).
+    """
 
     state = ("t", "n")
     t, n = 0, 1
@@ -50,7 +52,9 @@ class Cosine(LearningRate):
 
 
 class Plateau(LearningRate):
-    """Half the rate whenever PATIENCE averages of the loss brought no new lowest; the full rate when a task begins."""
+    """Half the rate whenever PATIENCE averages of the loss brought no new lowest; the full rate
+    when a task begins.
+    """
 
     state = ("halving",)
 
@@ -63,17 +67,20 @@ class Plateau(LearningRate):
 
     def restart(self) -> None:
         self.scale(1.0)
-        self.halving = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, factor=0.5, patience=PATIENCE)
+        self.halving = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.optimizer, factor=0.5, patience=PATIENCE
+        )
 
     def average(self, loss: float) -> None:
         self.halving.step(loss)
 
 
 class DriftAdaptive(Plateau):
-    """As `Plateau`, but it is told of no task: back to the full rate when the average loss drifts upwards.
+    """As `Plateau`, but it is told of no task: back to the full rate when the average loss drifts
+    upwards.
 
-    The detector is river's Page-Hinkley test (Page 1954), of a rise of the loss. Raises ImportError, naming the
-    extra, without river.
+    The detector is river's Page-Hinkley test (Page 1954), of a rise of the loss. Raises
+    ImportError, naming the extra, without river.
     """
 
     state = ("heard",)
@@ -87,7 +94,9 @@ class DriftAdaptive(Plateau):
         try:
             from river.drift import PageHinkley
         except ImportError:
-            raise ImportError('the drift-adaptive rate needs the package river: pip install "everloop[drift]"') from None
+            raise ImportError(
+                'the drift-adaptive rate needs the package river: pip install "everloop[drift]"'
+            ) from None
         detector: Any = PageHinkley(min_instances=5, delta=0.05, threshold=1.0, mode="up")
         self.detector = detector
         for loss in self.heard:

@@ -26,16 +26,21 @@ from everloop.loop.world import check_finite, labels_of, play
 
 LOG_EVERY = 20  # updates
 POSITION = ("counts", "_obs", "_task", "_start", "_batches", "_done", "_losses")
-"""What says where a learner is in its phase: the label counts so far, what the world shows, batches in all and done, losses to report."""
-Recalled = tuple[Strategy, Batch, NetworkOutput]  # who recalls it, the examples, the network's output for them
+"""What says where a learner is in its phase: the label counts so far, what the world shows, batches
+in all and done, losses to report.
+"""
+Recalled = tuple[
+    Strategy, Batch, NetworkOutput
+]  # who recalls it, the examples, the network's output for them
 
 
 class SupervisedLearner(Learner):
-    """Cross-entropy on the labels that a world of `info["label"]` reveals; one update a step of the world, or several.
+    """Cross-entropy on the labels that a world of `info["label"]` reveals; one update a step of the
+    world, or several.
 
-    The guess comes from the same forward pass that is then learned from; of tags the mean is over all tokens that
-    have one. Every example is a sequence of its own (T = 1, empty memory): what other images lie near it never helps
-    to tell its class.
+    The guess comes from the same forward pass that is then learned from; of tags the mean is over
+    all tokens that have one. Every example is a sequence of its own (T = 1, empty memory): what
+    other images lie near it never helps to tell its class.
 
     training: rate, precision, device and the like.
     optimizer: of the module's weights; Adam at `training.learning_rate` if None.
@@ -61,7 +66,9 @@ class SupervisedLearner(Learner):
         self.notes = training.prepare(module)
         self.optimizer = optimizer or training.make_optimizer(module)
         self.rate = RATES[training.rate](self.optimizer)
-        self.mixed = training.precision == "bfloat16" and torch.amp.is_autocast_available(self.device.type)
+        self.mixed = training.precision == "bfloat16" and torch.amp.is_autocast_available(
+            self.device.type
+        )
         if training.balanced:
             if not isinstance(self.likelihood, Categorical):
                 raise ValueError("balanced is True; it needs one class for each example")
@@ -69,7 +76,9 @@ class SupervisedLearner(Learner):
         if training.augment != "none":
             self.images = _images(world)
             if not self.images:
-                self.notes.append(f"augment {training.augment} does nothing: the world shows no images")
+                self.notes.append(
+                    f"augment {training.augment} does nothing: the world shows no images"
+                )
         self.max_grad_norm, self.accumulate = max_grad_norm, training.accumulate
         self._obs: Observation = {}
         self._task = self._start = torch.zeros(0)
@@ -77,22 +86,34 @@ class SupervisedLearner(Learner):
         self._losses: list[float] = []
         self.attach([])
 
-    def apply(self, module: nn.Module, obs: Mapping[str, Tensor], state: Tensor, start: Tensor) -> tuple[NetworkOutput, Tensor]:
+    def apply(
+        self, module: nn.Module, obs: Mapping[str, Tensor], state: Tensor, start: Tensor
+    ) -> tuple[NetworkOutput, Tensor]:
         if not self.mixed:
             return super().apply(module, obs, state, start)
         with torch.autocast(self.device.type, torch.bfloat16):
             output, state = super().apply(module, obs, state, start)
         heads = getattr(output, "heads", None)
-        single = {"prediction": output.prediction.float()} | ({} if heads is None else {"heads": heads.float()})
+        single = {"prediction": output.prediction.float()} | (
+            {} if heads is None else {"heads": heads.float()}
+        )
         return output._replace(**single), state  # type: ignore[attr-defined]
 
     def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Mean cross-entropy of the labels."""
-        if self.counts is not None and self.counts.any():  # before the first batch nothing is known of them
+        if (
+            self.counts is not None and self.counts.any()
+        ):  # before the first batch nothing is known of them
             outputs = outputs + self.counts.log()
-        if isinstance(self.likelihood, Categorical):  # the same number from one kernel, a fifth of a small network's step cheaper
+        if isinstance(
+            self.likelihood, Categorical
+        ):  # the same number from one kernel, a fifth of a small network's step cheaper
             return F.cross_entropy(outputs.flatten(0, 1), target.flatten())
-        terms = (target >= 0).sum().clamp(min=1) if isinstance(self.likelihood, Tags) else outputs[..., 0].numel()
+        terms = (
+            (target >= 0).sum().clamp(min=1)
+            if isinstance(self.likelihood, Tags)
+            else outputs[..., 0].numel()
+        )
         return -self.likelihood.log_prob(outputs, target).sum() / terms
 
     def targets(self, batch: Batch) -> Tensor:
@@ -104,7 +125,11 @@ class SupervisedLearner(Learner):
         return batch.target
 
     def act(
-        self, obs: Observation, state: Tensor, start: npt.NDArray[np.bool_], generator: torch.Generator | None = None
+        self,
+        obs: Observation,
+        state: Tensor,
+        start: npt.NDArray[np.bool_],
+        generator: torch.Generator | None = None,
     ) -> tuple[npt.NDArray[Any], Tensor]:
         """As every learner, but with an empty memory at each step, as in training."""
         return super().act(obs, state, np.ones_like(start), generator)
@@ -113,7 +138,13 @@ class SupervisedLearner(Learner):
         if not self.images:
             return batch
         view = AUGMENTATIONS[self.training.augment]
-        return replace(batch, obs={name: view(value) if name in self.images else value for name, value in batch.obs.items()})
+        return replace(
+            batch,
+            obs={
+                name: view(value) if name in self.images else value
+                for name, value in batch.obs.items()
+            },
+        )
 
     def updates(self, steps: int) -> int:
         batches = -(-steps // self.world.num_envs)
@@ -136,7 +167,11 @@ class SupervisedLearner(Learner):
         self.rate.load_state_dict(state["rate"])
 
     def position(self) -> dict[str, Any]:
-        return {**super().position(), "own": packed(self, POSITION), "updater": self.updater.state_dict()}
+        return {
+            **super().position(),
+            "own": packed(self, POSITION),
+            "updater": self.updater.state_dict(),
+        }
 
     def load_position(self, state: Mapping[str, Any]) -> None:
         super().load_position(state)
@@ -156,7 +191,9 @@ class SupervisedLearner(Learner):
             for strategy in self.strategies:
                 strategy.observe(fresh, self)
         parts = self.training.accumulate
-        together = min(parts, self._batches - self._done // parts * parts)  # the last step of a phase may have fewer parts
+        together = min(
+            parts, self._batches - self._done // parts * parts
+        )  # the last step of a phase may have fewer parts
         self._losses.append(self._update(seen, target, output, recalled, together))
         for _ in range(self.training.updates_per_batch - 1):
             seen = self.augmented(shown)
@@ -175,7 +212,9 @@ class SupervisedLearner(Learner):
         return Batch(obs, self._start, task=self._task)
 
     def _guess(self, output: NetworkOutput) -> Tensor:
-        """Step the world with the most likely labels of `output`; returns the labels it reveals, (B, ...)."""
+        """Step the world with the most likely labels of `output`; returns the labels it reveals,
+        (B, ...).
+        """
         guess = self.likelihood.mode(output.prediction[0].detach()).cpu().numpy()
         self._obs, _, _, _, info = self.world.step(guess)
         label = to_tensor(labels_of(info), self.device)
@@ -184,15 +223,29 @@ class SupervisedLearner(Learner):
         return label
 
     def _look(self, seen: Batch) -> tuple[NetworkOutput, list[Recalled]]:
-        """The output for what the world shows, and what strategies recall with the outputs for it, from one forward pass."""
+        """The output for what the world shows, and what strategies recall with the outputs for it,
+        from one forward pass.
+        """
         recalled = self.updater.recall() if self.recalls_ahead else []
         if not recalled:
             return self.forward(seen), []
         output, *others = self.forward_joined([seen, *(stored for _, stored in recalled)])
-        return output, [(strategy, stored, other) for (strategy, stored), other in zip(recalled, others, strict=True)]
+        return output, [
+            (strategy, stored, other)
+            for (strategy, stored), other in zip(recalled, others, strict=True)
+        ]
 
-    def _update(self, seen: Batch, target: Tensor, output: NetworkOutput, recalled: Sequence[Recalled], parts: int) -> float:
-        """One step along the loss of `output` and what the strategies add to it; returns the loss."""
+    def _update(
+        self,
+        seen: Batch,
+        target: Tensor,
+        output: NetworkOutput,
+        recalled: Sequence[Recalled],
+        parts: int,
+    ) -> float:
+        """One step along the loss of `output` and what the strategies add to it; returns
+        the loss.
+        """
         loss = self.loss_of(output.prediction, target)
         if self.strategies:
             self.minibatch = replace(seen, target=target, output=output.prediction.detach())
@@ -214,4 +267,8 @@ def _images(world: World) -> list[str]:
     """The modalities that are images, uint8 (H, W, C)."""
     space = world.single_observation_space
     modalities = space.spaces if isinstance(space, spaces.Dict) else {}
-    return [name for name, part in modalities.items() if part.dtype == np.uint8 and len(part.shape or ()) == 3]
+    return [
+        name
+        for name, part in modalities.items()
+        if part.dtype == np.uint8 and len(part.shape or ()) == 3
+    ]

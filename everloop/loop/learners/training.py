@@ -66,27 +66,41 @@ class Training:
             raise ValueError(f"learning_rate is {self.learning_rate}, allowed: more than 0")
         for name, allowed in CHOICES:
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, allowed: {', '.join(allowed)}")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, allowed: {', '.join(allowed)}"
+                )
         for name in ("accumulate", "updates_per_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, allowed: 1 or more")
         if self.accumulate > 1 and self.updates_per_batch > 1:
-            raise ValueError(f"updates_per_batch is {self.updates_per_batch}, allowed with accumulate {self.accumulate}: 1")
+            raise ValueError(
+                f"updates_per_batch is {self.updates_per_batch}, allowed with accumulate "
+                f"{self.accumulate}: 1"
+            )
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Adam for the module's weights: what a learner uses that is given no optimizer of another kind."""
+        """Adam for the module's weights: what a learner uses that is given no optimizer of another
+        kind.
+        """
         return torch.optim.Adam(module.parameters(), lr=self.learning_rate, fused=True)
 
     def find_device(self) -> torch.device:
         """The device that is asked for. Raises ValueError for one that this machine has not."""
         if self.device == "auto":
-            return torch.device(torch.accelerator.current_accelerator() or "cpu" if torch.accelerator.is_available() else "cpu")
+            return torch.device(
+                torch.accelerator.current_accelerator() or "cpu"
+                if torch.accelerator.is_available()
+                else "cpu"
+            )
         try:
             device = torch.device(self.device)
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             first = str(error).splitlines()[0]
-            raise ValueError(f"device is {self.device!r}, allowed: one that torch finds on this machine ({first})") from None
+            raise ValueError(
+                f"device is {self.device!r}, allowed: one that torch finds on this machine "
+                f"({first})"
+            ) from None
         return device
 
     def prepare(self, module: nn.Module) -> list[str]:
@@ -104,7 +118,10 @@ class Training:
             for layer in able:
                 layer.checkpointing = True  # type: ignore[assignment]
             if not able:
-                notes.append("checkpointing does nothing: the network has no layer that can recompute its activations")
+                notes.append(
+                    "checkpointing does nothing: the network has no layer that can recompute its "
+                    "activations"
+                )
         if self.precision == "bfloat16" and not torch.amp.is_autocast_available(device.type):
             notes.append(f"precision bfloat16 does nothing: no mixed precision on {device.type}")
         return notes

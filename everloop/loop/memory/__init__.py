@@ -15,4 +15,14 @@ MEMORIES: dict[str, type[Memory]] = {
 }
 """Names on the command line. Add your own to use it by name."""
 
-__all__ = ["MEMORIES", "ClassBalanced", "Informative", "Memory", "Reservoir", "Ring", "Store", "Uncertain", "herding"]
+__all__ = [
+    "MEMORIES",
+    "ClassBalanced",
+    "Informative",
+    "Memory",
+    "Reservoir",
+    "Ring",
+    "Store",
+    "Uncertain",
+    "herding",
+]

@@ -18,12 +18,15 @@ from everloop.loop.memory.store import Rows
 class Grouped(Memory):
     """When it is full, an example of a smaller group takes the place of one of the largest group.
 
-    One of the largest group itself can only take the place of another of its group. Which one goes, a subclass says.
+    One of the largest group itself can only take the place of another of its group. Which one goes,
+    a subclass says.
     """
 
     def __init__(self, capacity: int, seed: int = 0) -> None:
         super().__init__(capacity, seed)
-        self.members: dict[int, Any] = {}  # group -> its rows, in whatever form the rule finds the next to go
+        self.members: dict[
+            int, Any
+        ] = {}  # group -> its rows, in whatever form the rule finds the next to go
         self.seen: dict[int, int] = {}  # group -> offers so far
         self.largest = 0  # rows of the largest group
 
@@ -39,7 +42,12 @@ class Grouped(Memory):
     def _admits(self, group: int, score: float, chance: float) -> bool:
         """Whether an example of a full group replaces another one of it."""
 
-    def reserve(self, offers: int, groups: Rows | None = None, scores: npt.NDArray[np.floating[Any]] | None = None) -> Kept:
+    def reserve(
+        self,
+        offers: int,
+        groups: Rows | None = None,
+        scores: npt.NDArray[np.floating[Any]] | None = None,
+    ) -> Kept:
         assert groups is not None, "a grouped memory is told the groups"
         kept: dict[int, int] = {}  # row -> offer, the last if there are several
         chances = self.rng.random((offers, 2))  # drawn at once: one draw costs as much as a hundred
@@ -58,7 +66,9 @@ class Grouped(Memory):
         if self.size < self.capacity:
             row = self.size
             self.size += 1
-        elif mine < self.largest and mine + 1 == self.seen[group]:  # it never lost one, nor was refused one
+        elif (
+            mine < self.largest and mine + 1 == self.seen[group]
+        ):  # it never lost one, nor was refused one
             row = self._remove(self._find_largest(chance), choice)
         elif mine and self._admits(group, score, chance):
             row = self._remove(group, choice)
@@ -77,7 +87,11 @@ class Grouped(Memory):
 
     def state_dict(self) -> dict[str, Any]:
         members = {group: list(rows) for group, rows in self.members.items()}
-        return super().state_dict() | {"members": members, "seen": dict(self.seen), "largest": self.largest}
+        return super().state_dict() | {
+            "members": members,
+            "seen": dict(self.seen),
+            "largest": self.largest,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -90,7 +104,9 @@ class Grouped(Memory):
 
 
 class ClassBalanced(Grouped):
-    """Class-balanced reservoir sampling (Chrysakis & Moens 2020, algorithm 1): of each class a uniform sample."""
+    """Class-balanced reservoir sampling (Chrysakis & Moens 2020, algorithm 1): of each class a
+    uniform sample.
+    """
 
     group_by = "target"
 
@@ -112,7 +128,12 @@ class Ring(Grouped):
 
     group_by = "task"
 
-    def reserve(self, offers: int, groups: Rows | None = None, scores: npt.NDArray[np.floating[Any]] | None = None) -> Kept:
+    def reserve(
+        self,
+        offers: int,
+        groups: Rows | None = None,
+        scores: npt.NDArray[np.floating[Any]] | None = None,
+    ) -> Kept:
         assert groups is not None, "a grouped memory is told the groups"
         task = int(groups[0]) if offers else -1
         mine = self.members.get(task, ())
@@ -158,12 +179,16 @@ class _Ranked(Grouped):
 
 
 class Uncertain(_Ranked):
-    """Of each class the examples that the network was least sure of when they came: the highest entropy."""
+    """Of each class the examples that the network was least sure of when they came: the highest
+    entropy.
+    """
 
     score_by = "entropy"
 
 
 class Informative(_Ranked):
-    """Of each class the examples that the network had most to learn from when they came: the highest loss."""
+    """Of each class the examples that the network had most to learn from when they came: the
+    highest loss.
+    """
 
     score_by = "loss"

@@ -19,8 +19,8 @@ class Memory(ABC):
     """`capacity` stored examples, and a rule that says which of those offered they are.
 
     group_by: which of a batch's fields the rule needs to know of each example, if any.
-    score_by: which number the rule needs for each example: the entropy of the network's output for it, or its loss.
-    Raises ValueError for a capacity below 1.
+    score_by: which number the rule needs for each example: the entropy of the network's output for
+    it, or its loss. Raises ValueError for a capacity below 1.
     """
 
     group_by: Literal["target", "task"] | None = None
@@ -40,8 +40,14 @@ class Memory(ABC):
         return self.store.items
 
     @abstractmethod
-    def reserve(self, offers: int, groups: Rows | None = None, scores: npt.NDArray[np.floating[Any]] | None = None) -> Kept:
-        """Count `offers` new examples: (which of them to keep, the rows to write them to), no row twice.
+    def reserve(
+        self,
+        offers: int,
+        groups: Rows | None = None,
+        scores: npt.NDArray[np.floating[Any]] | None = None,
+    ) -> Kept:
+        """Count `offers` new examples: (which of them to keep, the rows to write them to), no row
+        twice.
 
         groups, scores: (offers,), where `group_by` and `score_by` ask for them.
         """
@@ -55,12 +61,16 @@ class Memory(ABC):
         return self.store.read(rows)
 
     def draw(self, count: int, tasks: Rows | None = None) -> Rows:
-        """`count` rows, uniformly and with replacement; of these `tasks` if they are given. Empty where there are none."""
+        """`count` rows, uniformly and with replacement; of these `tasks` if they are given.
+
+        Empty where there are none.
+        """
         if tasks is None or not self.size:
             return self.rng.integers(0, self.size, count) if self.size else np.zeros(0, np.int64)
         if not len(tasks):
             return np.zeros(0, np.int64)
-        # rejection: what it costs does not grow with the memory, and what is left is as uniform as what was drawn
+        # rejection: what it costs does not grow with the memory, and what is left is as uniform as
+        # what was drawn
         task, found = self.items["task"], np.zeros(0, np.int64)
         for _ in range(TRIES):
             rows = self.rng.integers(0, self.size, 2 * count)
@@ -86,12 +96,22 @@ class Memory(ABC):
         if target is None or target.dtype.kind != "i" or not self.size:
             return {}
         stored = target[: self.size]
-        labels, counts = np.unique(stored[stored >= 0], return_counts=True)  # of tags, those below 0 are none
-        return {int(label): float(count / counts.sum()) for label, count in zip(labels, counts, strict=True)}
+        labels, counts = np.unique(
+            stored[stored >= 0], return_counts=True
+        )  # of tags, those below 0 are none
+        return {
+            int(label): float(count / counts.sum())
+            for label, count in zip(labels, counts, strict=True)
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Contents and random state, as copies."""
-        return {"store": self.store.state_dict(), "offered": self.offered, "size": self.size, "rng": self.rng.bit_generator.state}
+        return {
+            "store": self.store.state_dict(),
+            "offered": self.offered,
+            "size": self.size,
+            "rng": self.rng.bit_generator.state,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError if the state is of a memory with another capacity."""
@@ -105,6 +125,8 @@ def _among(ids: Rows, wanted: Rows) -> npt.NDArray[np.bool_]:
     known = wanted.tolist()  # of which min and max are found faster
     if min(known) < 0 or max(known) >= SMALL_ID:
         return np.isin(ids, wanted)
-    table = np.zeros(max(known) + 3, np.bool_)  # its first and last entries stand for all ids below 0 and beyond
+    table = np.zeros(
+        max(known) + 3, np.bool_
+    )  # its first and last entries stand for all ids below 0 and beyond
     table[wanted + 1] = True
     return table.take(ids + 1, mode="clip")

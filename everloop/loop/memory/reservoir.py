@@ -12,9 +12,16 @@ from everloop.loop.memory.store import Rows
 
 
 class Reservoir(Memory):
-    """Reservoir sampling (Vitter 1985, algorithm R): offer n is kept with probability capacity / n."""
+    """Reservoir sampling (Vitter 1985, algorithm R): offer n is kept with probability
+    capacity / n.
+    """
 
-    def reserve(self, offers: int, groups: Rows | None = None, scores: npt.NDArray[np.floating[Any]] | None = None) -> Kept:
+    def reserve(
+        self,
+        offers: int,
+        groups: Rows | None = None,
+        scores: npt.NDArray[np.floating[Any]] | None = None,
+    ) -> Kept:
         if offers == 1:
             return self._reserve_one()
         index = self.offered + np.arange(offers)

@@ -13,15 +13,19 @@ Rows = npt.NDArray[np.int64]
 Items = Mapping[str, npt.NDArray[Any]]
 
 IN_MEMORY = 4 * 2**30
-"""Bytes above which an array is a file, read and written through a memory map. It is gone when the process ends."""
+"""Bytes above which an array is a file, read and written through a memory map.
+
+It is gone when the process ends.
+"""
 
 
 class Store:
-    """`capacity` items of the same form; reading and writing cost what the rows at hand cost, however many there are.
+    """`capacity` items of the same form; reading and writing cost what the rows at hand cost,
+    however many there are.
 
-    Arrays are allocated at the first write, in the dtype they come in: uint8 images stay uint8. One that would take
-    more than `IN_MEMORY` bytes lies on disk.
-    Raises ValueError for a capacity below 1, and for examples of another shape than the first.
+    Arrays are allocated at the first write, in the dtype they come in: uint8 images stay uint8. One
+    that would take more than `IN_MEMORY` bytes lies on disk. Raises ValueError for a capacity below
+    1, and for examples of another shape than the first.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -37,7 +41,10 @@ class Store:
                 self.items[name] = _allocate((self.capacity, *value.shape[1:]), value.dtype)
             like = self.items[name].shape[1:]
             if value.shape[1:] != like:
-                raise ValueError(f"{name} has the shape {value.shape[1:]}, allowed: {like}, as in the first example stored")
+                raise ValueError(
+                    f"{name} has the shape {value.shape[1:]}, allowed: {like}, as in the first "
+                    "example stored"
+                )
             self.items[name][rows] = value
 
     def read(self, rows: Rows) -> dict[str, npt.NDArray[Any]]:
@@ -47,12 +54,17 @@ class Store:
 
     def state_dict(self) -> dict[str, Any]:
         """Contents, as copies."""
-        return {"capacity": self.capacity, "items": {name: np.array(value) for name, value in self.items.items()}}
+        return {
+            "capacity": self.capacity,
+            "items": {name: np.array(value) for name, value in self.items.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError if the state is of a memory with another capacity."""
         if state["capacity"] != self.capacity:
-            raise ValueError(f"the state's capacity is {state['capacity']}, allowed: {self.capacity}")
+            raise ValueError(
+                f"the state's capacity is {state['capacity']}, allowed: {self.capacity}"
+            )
         self.items = {}
         if state["items"]:
             self.write(np.arange(self.capacity), state["items"])

@@ -1,6 +1,7 @@
 """Pictures of a result: its score matrix and its learning curves, about 0.1 s each for 5 tasks.
 
-They are laid out by hand, in inches: matplotlib's layout engines take as long as the drawing itself.
+They are laid out by hand, in inches: matplotlib's layout engines take as long as the drawing
+itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Measures of continual learning, each a function of the score matrix.
 
-S[i][j] is the score on task j after phase i: an accuracy in %, a score from 0 (random) to 1 (best known), or a return. `phases[i]` are the
-tasks that phase i trains. In the formulas j's own phase is the last one that trains it. A measure that
-cannot be computed, for example forgetting after a single phase or with a nan score, is None.
+S[i][j] is the score on task j after phase i: an accuracy in %, a score from 0 (random) to 1 (best
+known), or a return. `phases[i]` are the tasks that phase i trains. In the formulas j's own phase is
+the last one that trains it. A measure that cannot be computed, for example forgetting after a
+single phase or with a nan score, is None.
 """
 
 from __future__ import annotations
@@ -39,20 +40,27 @@ def average_score(S: Matrix, phases: Phases) -> float | None:
 def average_incremental_score(S: Matrix, phases: Phases) -> float | None:
     """mean_i mean_j S[i][j] over the phases i and the tasks j trained by the end of i.
 
-    Of accuracies the average incremental accuracy (Rebuffi et al. 2017, "iCaRL", section 4), here with a mean over tasks
-    where the tasks' test examples differ in number.
+    Of accuracies the average incremental accuracy (Rebuffi et al. 2017, "iCaRL", section 4), here
+    with a mean over tasks where the tasks' test examples differ in number.
     """
     averages = [average_score(S[: i + 1], phases[: i + 1]) for i in range(len(S))]
     return None if None in averages else mean([a for a in averages if a is not None])
 
 
 def task_forgetting(history: Sequence[float]) -> float | None:
-    """max of the earlier scores - the last one, of one task since it was first trained; negative where it improved."""
-    return max(history[:-1]) - history[-1] if len(history) > 1 and all(map(math.isfinite, history)) else None
+    """max of the earlier scores - the last one, of one task since it was first trained; negative
+    where it improved.
+    """
+    return (
+        max(history[:-1]) - history[-1]
+        if len(history) > 1 and all(map(math.isfinite, history))
+        else None
+    )
 
 
 def forgetting(S: Matrix, phases: Phases) -> float | None:
-    """mean_j (max_{i<T} S[i][j] - S[T][j]), over tasks not trained in the last phase T, i from j's first phase.
+    """mean_j (max_{i<T} S[i][j] - S[T][j]), over tasks not trained in the last phase T, i from j's
+    first phase.
 
     Chaudhry et al. 2018, "Riemannian walk", section 4.
     """
@@ -62,13 +70,17 @@ def forgetting(S: Matrix, phases: Phases) -> float | None:
 
 
 def backward_transfer(S: Matrix, phases: Phases) -> float | None:
-    """mean_j (S[T][j] - S[j][j]) over tasks not trained in the last phase T (Lopez-Paz & Ranzato 2017, BWT)."""
+    """mean_j (S[T][j] - S[j][j]) over tasks not trained in the last phase T (Lopez-Paz & Ranzato
+    2017, BWT).
+    """
     old = [j for j in _trained(phases) if _last(phases, j) < len(phases) - 1]
     return mean([S[-1][j] - S[_last(phases, j)][j] for j in old])
 
 
 def forward_transfer(S: Matrix, phases: Phases, before: Sequence[float]) -> float | None:
-    """mean_j (S[j-1][j] - before[j]) over tasks not trained in the first phase (Lopez-Paz & Ranzato 2017, FWT)."""
+    """mean_j (S[j-1][j] - before[j]) over tasks not trained in the first phase (Lopez-Paz & Ranzato
+    2017, FWT).
+    """
     later = [j for j in _trained(phases) if _first(phases, j) > 0]
     return mean([S[_first(phases, j) - 1][j] - before[j] for j in later])
 
@@ -78,14 +90,25 @@ def learning_accuracy(S: Matrix, phases: Phases) -> float | None:
     return mean([S[_last(phases, j)][j] for j in _trained(phases)])
 
 
-def anytime_score(steps: Sequence[int], scores: Matrix, seen: Sequence[Collection[int]]) -> float | None:
-    """sum_e (t_e - t_(e-1)) * mean_j scores[e][j] / t_E, over evaluations e at steps t_e and the tasks seen[e] by then.
+def anytime_score(
+    steps: Sequence[int], scores: Matrix, seen: Sequence[Collection[int]]
+) -> float | None:
+    """sum_e (t_e - t_(e-1)) * mean_j scores[e][j] / t_E, over evaluations e at steps t_e and the
+    tasks seen[e] by then.
 
-    The area under the curve of the average score over what has been seen, for whoever may be asked at any time
-    (Koh et al. 2022, "Online continual learning on class incremental blurry task configuration", A_AUC).
+    The area under the curve of the average score over what has been seen, for whoever may be asked
+    at any time (Koh et al. 2022, "Online continual learning on class incremental blurry task
+    configuration", A_AUC).
     """
     averages = [mean([row[j] for j in tasks]) for row, tasks in zip(scores, seen, strict=True)]
     if not averages or None in averages:
         return None
     spans = [now - last for now, last in zip(steps, [0, *steps[:-1]], strict=True)]
-    return sum(span * average for span, average in zip(spans, averages, strict=True) if average is not None) / steps[-1]
+    return (
+        sum(
+            span * average
+            for span, average in zip(spans, averages, strict=True)
+            if average is not None
+        )
+        / steps[-1]
+    )

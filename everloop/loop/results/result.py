@@ -123,7 +123,9 @@ class Result:
         """`metrics.anytime_score` of the evaluations so far."""
         under_way = [now for now in self.evaluations if now.phase is not None]
         return metrics.anytime_score(
-            [now.step for now in under_way], [now.scores for now in under_way], [self.seen(now) for now in under_way]
+            [now.step for now in under_way],
+            [now.scores for now in under_way],
+            [self.seen(now) for now in under_way],
         )
 
     def seen(self, now: Evaluation) -> list[int]:
@@ -137,12 +139,16 @@ class Result:
         return metrics.mean([now.scores[j] for j in self.seen(now)])
 
     def forgetting_now(self) -> list[float | None]:
-        """Each task's forgetting at the latest evaluation, against its best since its first training ended."""
+        """Each task's forgetting at the latest evaluation, against its best since its first
+        training ended.
+        """
         now = self.evaluations[-1]
         current: list[float | None] = []
         for j in range(len(self.tasks)):
             first = next((i for i, tasks in enumerate(self.phases) if j in tasks), len(self.phases))
-            past = [row.scores[j] for row in self.rows if row.phase is not None and row.phase >= first]
+            past = [
+                row.scores[j] for row in self.rows if row.phase is not None and row.phase >= first
+            ]
             if now.ends_phase and len(past) > 1:
                 past.pop()  # `now` itself
             current.append(metrics.task_forgetting([*past, now.scores[j]]))
@@ -183,7 +189,8 @@ class Result:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """The result in a run's folder, or in a result.json; of a run that stopped early, its phases so far.
+        """The result in a run's folder, or in a result.json; of a run that stopped early, its
+        phases so far.
 
         Raises:
             ValueError: In one line, for what is not there or is not a result.
@@ -192,16 +199,23 @@ class Result:
         try:
             content = json.loads(file.read_text())
         except FileNotFoundError:
-            raise ValueError(f"{path} holds no result.json; give the folder of a run that has ended a phase") from None
+            raise ValueError(
+                f"{path} holds no result.json; give the folder of a run that has ended a phase"
+            ) from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} can't be read: {error}") from None
         if not isinstance(content, dict) or content.get("version") != VERSION:
             found = content.get("version") if isinstance(content, dict) else None
-            raise ValueError(f"{file} has format version {found}; this everloop reads version {VERSION}, so run it again")
+            raise ValueError(
+                f"{file} has format version {found}; this everloop reads version {VERSION}, so run "
+                "it again"
+            )
         try:
             return cls.from_dict(content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); run it again") from None
+            raise ValueError(
+                f"{file} is damaged ({type(error).__name__}: {error}); run it again"
+            ) from None
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -212,7 +226,13 @@ class Result:
             [[tasks.index(name) for name in phase] for phase in content["phases"]],
             Metric(**content["metric"]),
             [
-                Evaluation(e["step"], e["phase"], e["ends_phase"], _numbers(e["scores"]), _numbers(e["returns"]))
+                Evaluation(
+                    e["step"],
+                    e["phase"],
+                    e["ends_phase"],
+                    _numbers(e["scores"]),
+                    _numbers(e["returns"]),
+                )
                 for e in content["evaluations"]
             ],
             content["steps"],

@@ -27,7 +27,14 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 Observations = Mapping[str, Tensor]
 
 COUNTERS = (
-    *("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_episode_num", "_n_updates", "_current_progress_remaining"),
+    *(
+        "num_timesteps",
+        "_total_timesteps",
+        "_num_timesteps_at_start",
+        "_episode_num",
+        "_n_updates",
+        "_current_progress_remaining",
+    ),
     *("_last_obs", "_last_episode_starts", "exploration_rate", "_n_calls"),
 )
 EPISODES = ("ep_info_buffer", "ep_success_buffer")
@@ -45,7 +52,9 @@ def optimizer_arguments(optimizer: OptimizerFactory | None, **adam: Any) -> dict
 
 
 def as_world(obs: Observations, space: spaces.Space[Any]) -> dict[str, Tensor]:
-    """SB3's observations as the world with observation `space` shows them: pictures without `WorldVecEnv`'s leading axis."""
+    """SB3's observations as the world with observation `space` shows them: pictures without
+    `WorldVecEnv`'s leading axis.
+    """
     names = pictures(space)
     return {name: x.squeeze(-4) if name in names else x for name, x in obs.items()}
 
@@ -57,7 +66,9 @@ class Scalars(KVWriter):
         self.learner = learner
 
     def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        numbers = {k: float(v) for k, v in key_values.items() if isinstance(v, (int, float, np.number))}
+        numbers = {
+            k: float(v) for k, v in key_values.items() if isinstance(v, (int, float, np.number))
+        }
         norm = self.learner.gradient_norm()
         if norm is not None:
             numbers["train/gradient_norm"] = norm
@@ -67,7 +78,9 @@ class Scalars(KVWriter):
 
 
 class _Join(torch.autograd.Function):
-    """x, and on the way back given gradients for some tensors beside its own: pairs of a tensor and its gradient."""
+    """x, and on the way back given gradients for some tensors beside its own: pairs of a tensor and
+    its gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *pairs: Tensor) -> Tensor:
@@ -88,7 +101,9 @@ class SB3Base(Learner):
     model: Any
     policy: Any
 
-    def __init__(self, world: World, parameters: Mapping[str, Any] | None, max_grad_norm: float) -> None:
+    def __init__(
+        self, world: World, parameters: Mapping[str, Any] | None, max_grad_norm: float
+    ) -> None:
         for name in sorted(RESERVED & set(parameters or {})):
             raise ValueError(f"parameters hold {name!r}, which the learner sets itself")
         self.world, self.max_grad_norm = world, max_grad_norm
@@ -96,19 +111,30 @@ class SB3Base(Learner):
 
     def _adopt(self, model: Any, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Take over `model`, of which strategies see `module` and its `optimizer`."""
-        self.model, self.policy, self.module, self.optimizer = model, model.policy, module, optimizer
+        self.model, self.policy, self.module, self.optimizer = (
+            model,
+            model.policy,
+            module,
+            optimizer,
+        )
         model.set_logger(Logger(None, [Scalars(self)]))
         self._total, self._callback = 0, model._init_callback(None)
         self.attach([])
 
-    def _join_output_losses(self, batch: Batch, prediction: Tensor, heads: Tensor | None = None) -> Tensor:
-        """`prediction` (b, P); where the algorithm's gradient flows back to it, those of the strategies' output losses join.
+    def _join_output_losses(
+        self, batch: Batch, prediction: Tensor, heads: Tensor | None = None
+    ) -> Tensor:
+        """`prediction` (b, P); where the algorithm's gradient flows back to it, those of the
+        strategies' output losses join.
 
-        heads: those of all tasks (b, K, P), where there are several; they get theirs by the same way.
+        heads: those of all tasks (b, K, P), where there are several; they get theirs by the same
+            way.
         """
         outputs = [prediction] if heads is None else [prediction, heads]
         leaves = [x.detach()[None].requires_grad_() for x in outputs]
-        losses = self.updater.output_losses(batch, Output(leaves[0], heads=None if heads is None else leaves[1]))
+        losses = self.updater.output_losses(
+            batch, Output(leaves[0], heads=None if heads is None else leaves[1])
+        )
         if not losses:
             return prediction
         gradients = torch.autograd.grad(torch.stack(losses).sum(), leaves, allow_unused=True)
@@ -121,7 +147,10 @@ class SB3Base(Learner):
         self.model.set_random_seed(seed)
 
     def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """KL(target || outputs), the mean over steps: policy distillation. The algorithm's own loss stays in SB3."""
+        """KL(target || outputs), the mean over steps: policy distillation.
+
+        The algorithm's own loss stays in SB3.
+        """
         return self.likelihood.kl(target, outputs).mean()
 
     @torch.no_grad()
@@ -135,7 +164,9 @@ class SB3Base(Learner):
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
         self.env.tasks, self.env.steps = tasks, self.steps
-        self._total, _ = self.model._setup_learn(steps, self._callback)  # resets the world and SB3's schedules
+        self._total, _ = self.model._setup_learn(
+            steps, self._callback
+        )  # resets the world and SB3's schedules
 
     def advance(self) -> int:
         before = self.model.num_timesteps
@@ -161,7 +192,10 @@ class SB3Base(Learner):
         return policy
 
     def learned(self) -> dict[str, Any]:
-        others = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in self._optimizers().items()}
+        others = {
+            name: copy.deepcopy(optimizer.state_dict())
+            for name, optimizer in self._optimizers().items()
+        }
         return {**super().learned(), "optimizers": others}
 
     def load_learned(self, state: Mapping[str, Any]) -> None:
@@ -173,7 +207,13 @@ class SB3Base(Learner):
         counters = packed(self.model, [name for name in COUNTERS if hasattr(self.model, name)])
         episodes = {name: list(getattr(self.model, name) or []) for name in EPISODES}
         actions = self.model.action_space.np_random.bit_generator.state
-        own = {"total": self._total, "counters": counters, "episodes": episodes, "actions": actions, "env": self.env.state_dict()}
+        own = {
+            "total": self._total,
+            "counters": counters,
+            "episodes": episodes,
+            "actions": actions,
+            "env": self.env.state_dict(),
+        }
         return {**super().position(), **own}
 
     def load_position(self, state: Mapping[str, Any]) -> None:

@@ -31,7 +31,16 @@ from everloop.loop.sb3.base import (
 from everloop.loop.state import pack, packed, restore
 
 ACTION = "action"
-BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "pos", "full")
+BUFFER = (
+    "observations",
+    "next_observations",
+    "actions",
+    "rewards",
+    "dones",
+    "timeouts",
+    "pos",
+    "full",
+)
 CriticFactory = Callable[[spaces.Dict], nn.Module]
 
 
@@ -41,14 +50,18 @@ def _ignore(obs: Observations, prediction: Tensor, heads: Tensor | None) -> Tens
 
 
 class _Rows(nn.Module):
-    """A network of ours as SB3 calls it: observations (b, ...) -> predictions (b, P), every row an example of its own."""
+    """A network of ours as SB3 calls it: observations (b, ...) -> predictions (b, P), every row an
+    example of its own.
+    """
 
     def __init__(self, network: nn.Module, space: spaces.Space[Any]) -> None:
         super().__init__()
         if getattr(network, "memory", None) is not None:
             raise ValueError("the network has a memory; DQN and SAC need one without")
         self.network, self.space = network, space
-        self.on_prediction: Callable[[Observations, Tensor, Tensor | None], Tensor] = _ignore  # the learner's
+        self.on_prediction: Callable[[Observations, Tensor, Tensor | None], Tensor] = (
+            _ignore  # the learner's
+        )
 
     def forward(self, obs: Observations) -> Tensor:
         rows = {name: x[None] for name, x in as_world(obs, self.space).items()}
@@ -89,10 +102,20 @@ class QPolicy(DQNPolicy):
 
 
 class _Actor(Actor):
-    """SB3's actor, but that mean and log standard deviation (b, dims) come from a network of ours."""
+    """SB3's actor, but that mean and log standard deviation (b, dims) come from a network
+    of ours.
+    """
 
-    def __init__(self, rows: _Rows, likelihood: SquashedGaussian, observation_space: spaces.Space[Any], action_space: spaces.Box) -> None:
-        BasePolicy.__init__(self, observation_space, action_space, squash_output=True)  # SB3's own would build networks of theirs
+    def __init__(
+        self,
+        rows: _Rows,
+        likelihood: SquashedGaussian,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+    ) -> None:
+        BasePolicy.__init__(
+            self, observation_space, action_space, squash_output=True
+        )  # SB3's own would build networks of theirs
         self.use_sde = False
         self.action_dist: Any = SquashedDiagGaussianDistribution(likelihood.dims)
         self.rows, self.likelihood = rows, likelihood
@@ -116,7 +139,9 @@ class _Critic(nn.Module):
 
 
 class SquashedPolicy(SACPolicy):
-    """For SAC: `network` makes the actor, with mean and log standard deviation, and `critic` each of two critics and their targets."""
+    """For SAC: `network` makes the actor, with mean and log standard deviation, and `critic` each
+    of two critics and their targets.
+    """
 
     def __init__(
         self,
@@ -136,7 +161,9 @@ class SquashedPolicy(SACPolicy):
         self.new_actor: Callable[[], _Actor] = lambda: _Actor(
             _Rows(network(shown, action_space), shown), likelihood, observation_space, action_space
         )
-        self.new_critic: Callable[[], _Rows] = lambda: _Rows(critic(spaces.Dict({**shown.spaces, ACTION: box})), shown)
+        self.new_critic: Callable[[], _Rows] = lambda: _Rows(
+            critic(spaces.Dict({**shown.spaces, ACTION: box})), shown
+        )
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def make_actor(self, features_extractor: Any = None) -> Any:
@@ -151,29 +178,44 @@ class SquashedPolicy(SACPolicy):
 class OffPolicyLearner(SB3Base):
     """What DQN and SAC share: a replay buffer. Construct `DQNLearner` or `SACLearner`.
 
-    Strategies observe each `train_freq` steps of experience once, as examples of one step, before the updates that follow.
-    `minibatch` is what an update has drawn from the replay buffer; nobody knows of which tasks. Every call of `learn` begins
-    with `learning_starts` random steps and runs through SB3's schedules (learning rate, exploration) from their beginning.
+    Strategies observe each `train_freq` steps of experience once, as examples of one step, before
+    the updates that follow. `minibatch` is what an update has drawn from the replay buffer; nobody
+    knows of which tasks. Every call of `learn` begins with `learning_starts` random steps and runs
+    through SB3's schedules (learning rate, exploration) from their beginning.
 
-    reset_buffer: empty the replay buffer when other tasks are learned than before, so that old tasks are remembered by
-        strategies alone, as in Continual World (Wolczyk et al. 2021). Otherwise updates draw from all tasks that
-        `buffer_size` still holds: perfect memory, as long as it lasts, without any strategy.
+    reset_buffer: empty the replay buffer when other tasks are learned than before, so that old
+        tasks are remembered by strategies alone, as in Continual World (Wolczyk et al. 2021).
+        Otherwise updates draw from all tasks that `buffer_size` still holds: perfect memory, as
+        long as it lasts, without any strategy.
     """
 
-    def __init__(self, world: World, parameters: Mapping[str, Any] | None, max_grad_norm: float, reset_buffer: bool) -> None:
+    def __init__(
+        self,
+        world: World,
+        parameters: Mapping[str, Any] | None,
+        max_grad_norm: float,
+        reset_buffer: bool,
+    ) -> None:
         super().__init__(world, parameters, max_grad_norm)
         self.reset_buffer = reset_buffer
         self._sampled: Observations | None = None
         self._tasks: list[int] | None = None  # of which the replay buffer is full
 
     def _follow(self, rows: _Rows) -> None:
-        """Keep each minibatch, which SB3 does not hand on to the policy, and let output losses join where `rows` judges it."""
+        """Keep each minibatch, which SB3 does not hand on to the policy, and let output losses join
+        where `rows` judges it.
+        """
         sample = self.model.replay_buffer.sample
 
         def noted(*args: Any, **kwargs: Any) -> Any:
             data = sample(*args, **kwargs)
             self._sampled = data.observations
-            shown = {name: x[None] for name, x in as_world(data.observations, self.world.single_observation_space).items()}
+            shown = {
+                name: x[None]
+                for name, x in as_world(
+                    data.observations, self.world.single_observation_space
+                ).items()
+            }
             start = torch.ones(1, len(data.actions), dtype=torch.bool, device=data.actions.device)
             self.minibatch = Batch(shown, start, action=self._as_taken(data.actions)[None])
             return data
@@ -198,7 +240,11 @@ class OffPolicyLearner(SB3Base):
         super().begin(tasks, steps)
 
     def position(self) -> dict[str, Any]:
-        return {**super().position(), "buffer": packed(self.model.replay_buffer, BUFFER), "tasks": self._tasks}
+        return {
+            **super().position(),
+            "buffer": packed(self.model.replay_buffer, BUFFER),
+            "tasks": self._tasks,
+        }
 
     def load_position(self, state: Mapping[str, Any]) -> None:
         super().load_position(state)
@@ -241,24 +287,29 @@ class OffPolicyLearner(SB3Base):
 class DQNLearner(OffPolicyLearner):
     """DQN (Mnih et al. 2015) of Stable-Baselines3 around a network of ours.
 
-    Strategies accompany the Q-network's updates; its target network follows as ever. To them the Q-values are the Boltzmann
-    policy softmax(Q / temperature), so that a loss against stored Q-values is, of policy distillation's (Rusu et al. 2016, eq. 3),
+    Strategies accompany the Q-network's updates; its target network follows as ever. To them the
+    Q-values are the Boltzmann policy softmax(Q / temperature), so that a loss against stored
+    Q-values is, of policy distillation's (Rusu et al. 2016, eq. 3),
 
         KL(softmax(Q_stored / temperature) || softmax(Q / temperature))
 
-    There only the teacher is sharpened, by 0.01, since the student is a policy. Here the student goes on as a Q-network, and must
-    not be pulled towards Q-values a hundred times as far apart: so both are, and the loss is 0 where nothing has changed.
-    `rollout` draws from that policy; `act` without a generator is greedy; training explores as DQN does.
+    There only the teacher is sharpened, by 0.01, since the student is a policy. Here the student
+    goes on as a Q-network, and must not be pulled towards Q-values a hundred times as far apart: so
+    both are, and the loss is 0 where nothing has changed. `rollout` draws from that policy; `act`
+    without a generator is greedy; training explores as DQN does.
 
-    network: called with (observation space, action space) of the world, makes a module without memory whose prediction is
-        (T, B, actions); called a second time for the target network.
+    network: called with (observation space, action space) of the world, makes a module without
+        memory whose prediction is (T, B, actions); called a second time for the target network.
     parameters: keyword arguments of SB3's DQN (learning_rate, buffer_size, train_freq, ...).
-    temperature: above 0, in the unit of returns. Where it is small against the gaps between Q-values, what matters is which
-        action is best, and the Fisher information of all that is certain vanishes.
-    max_grad_norm: clips the gradient after the strategies have edited it; SB3's own clipping is off.
+    temperature: above 0, in the unit of returns. Where it is small against the gaps between
+        Q-values, what matters is which action is best, and the Fisher information of all that is
+        certain vanishes.
+    max_grad_norm: clips the gradient after the strategies have edited it; SB3's own clipping is
+        off.
     reset_buffer: as in `OffPolicyLearner`.
-    optimizer: called with the parameters and `lr`, makes the optimizer of each network; torch's Adam if None.
-    Raises ValueError for a world whose actions are not discrete, a network with a memory and values outside these ranges.
+    optimizer: called with the parameters and `lr`, makes the optimizer of each network; torch's
+    Adam if None. Raises ValueError for a world whose actions are not discrete, a network with a
+    memory and values outside these ranges.
     """
 
     may_grow = False  # SB3 goes through its weights and the target network's side by side
@@ -285,7 +336,11 @@ class DQNLearner(OffPolicyLearner):
             self.env,
             **(parameters or {}),
             max_grad_norm=math.inf,
-            policy_kwargs={"network": network, "space": world.single_observation_space, **optimizer_arguments(optimizer)},
+            policy_kwargs={
+                "network": network,
+                "space": world.single_observation_space,
+                **optimizer_arguments(optimizer),
+            },
             seed=seed,
             device=device,
         )
@@ -300,19 +355,22 @@ class DQNLearner(OffPolicyLearner):
 class SACLearner(OffPolicyLearner):
     """SAC (Haarnoja et al. 2018) of Stable-Baselines3 around networks of ours.
 
-    Strategies accompany the updates of the actor alone: it is what acts, and to hold the critics as well did not
-    help in Continual World (Wolczyk et al. 2021, section 4). They are free to become those of the task at hand.
+    Strategies accompany the updates of the actor alone: it is what acts, and to hold the critics as
+    well did not help in Continual World (Wolczyk et al. 2021, section 4). They are free to become
+    those of the task at hand.
 
-    network: called with (observation space, action space) of the world, makes the actor: a module without memory whose
-        prediction (T, B, 2 * dims) is as in `SquashedGaussian`.
-    critic: called with the observation space and, as one more modality "action", the action in [-1, 1]; makes a module whose
-        prediction is (T, B, 1). Called four times: two critics and their targets.
+    network: called with (observation space, action space) of the world, makes the actor: a module
+        without memory whose prediction (T, B, 2 * dims) is as in `SquashedGaussian`.
+    critic: called with the observation space and, as one more modality "action", the action in [-1,
+        1]; makes a module whose prediction is (T, B, 1). Called four times: two critics and their
+        targets.
     parameters: keyword arguments of SB3's SAC (learning_rate, buffer_size, ent_coef, ...).
-    max_grad_norm: clips the actor's gradient after the strategies have edited it; infinity, as in SB3, leaves it.
+    max_grad_norm: clips the actor's gradient after the strategies have edited it; infinity, as in
+        SB3, leaves it.
     reset_buffer: as in `OffPolicyLearner`.
-    optimizer: called with the parameters and `lr`, makes the optimizer of each network; torch's Adam if None.
-    Raises ValueError for a world whose actions are no flat Box with finite bounds or which shows a modality "action", and for a
-    network with a memory.
+    optimizer: called with the parameters and `lr`, makes the optimizer of each network; torch's
+    Adam if None. Raises ValueError for a world whose actions are no flat Box with finite bounds or
+    which shows a modality "action", and for a network with a memory.
     """
 
     def __init__(
@@ -332,7 +390,9 @@ class SACLearner(OffPolicyLearner):
         if not (isinstance(space, spaces.Box) and len(space.shape) == 1):
             raise ValueError(f"action space is {space}, allowed for SAC: a flat Box")
         if isinstance(shown, spaces.Dict) and ACTION in shown.spaces:
-            raise ValueError(f"the world has a modality {ACTION!r}, a name that SAC's critics use; rename it")
+            raise ValueError(
+                f"the world has a modality {ACTION!r}, a name that SAC's critics use; rename it"
+            )
         self.likelihood: SquashedGaussian = SquashedGaussian(space.low, space.high)
         model = SAC(
             SquashedPolicy,
@@ -353,7 +413,9 @@ class SACLearner(OffPolicyLearner):
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         entropy = self.model.ent_coef_optimizer
-        return {"critic": self.model.critic.optimizer} | ({} if entropy is None else {"entropy": entropy})
+        return {"critic": self.model.critic.optimizer} | (
+            {} if entropy is None else {"entropy": entropy}
+        )
 
     def learned(self) -> dict[str, Any]:
         return {**super().learned(), "log_ent_coef": pack(self.model.log_ent_coef)}

@@ -37,7 +37,9 @@ class _NetworkPolicy(BasePolicy):
     """
 
     minibatch: Batch | None = None
-    on_judged: Any = staticmethod(lambda batch, prediction, heads: prediction)  # the learner's, called with what a loss is about to judge
+    on_judged: Any = staticmethod(
+        lambda batch, prediction, heads: prediction
+    )  # the learner's, called with what a loss is about to judge
     heads: Tensor | None = None  # of the last pass, (l, n, K, P)
 
     def __init__(
@@ -51,26 +53,43 @@ class _NetworkPolicy(BasePolicy):
         space: spaces.Dict | None = None,
         **kwargs: Any,
     ) -> None:
-        """space: the world's observation space, for which the network is made; SB3's own if there are no pictures."""
-        BasePolicy.__init__(self, observation_space, action_space, **kwargs)  # SB3's own would build networks of theirs
+        """space: the world's observation space, for which the network is made; SB3's own if there
+        are no pictures.
+        """
+        BasePolicy.__init__(
+            self, observation_space, action_space, **kwargs
+        )  # SB3's own would build networks of theirs
         shown: Any = space or observation_space
         self.space: spaces.Dict = shown
         self.network = network(self.space, action_space)
         self.likelihood = likelihood_for(action_space)
-        self.optimizer = self.optimizer_class(self.parameters(), **{"lr": lr_schedule(1), **self.optimizer_kwargs})
+        self.optimizer = self.optimizer_class(
+            self.parameters(), **{"lr": lr_schedule(1), **self.optimizer_kwargs}
+        )
 
     def run(self, obs: Observations, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (n l), state (n, H), start bool (n l) -> prediction (n l, P), value (n l, 1), state (n, H)."""
+        """Rows (n l), state (n, H), start bool (n l) -> prediction (n l, P), value (n l, 1), state
+        (n, H).
+        """
         n = len(state)
-        sequences = {name: rearrange(x, "(n l) ... -> l n ...", n=n) for name, x in as_world(obs, self.space).items()}
+        sequences = {
+            name: rearrange(x, "(n l) ... -> l n ...", n=n)
+            for name, x in as_world(obs, self.space).items()
+        }
         output, state = self.network(sequences, state, rearrange(start, "(n l) -> l n", n=n))
         self.heads = getattr(output, "heads", None)
-        return rearrange(output.prediction, "l n p -> (n l) p"), rearrange(output.value, "l n -> (n l) 1"), state
+        return (
+            rearrange(output.prediction, "l n p -> (n l) p"),
+            rearrange(output.value, "l n -> (n l) 1"),
+            state,
+        )
 
     def choose(self, p: Tensor, deterministic: bool) -> Tensor:
         return self.likelihood.mode(p) if deterministic else self.likelihood.sample(p)
 
-    def judge(self, obs: Observations, state: Tensor, start: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def judge(
+        self, obs: Observations, state: Tensor, start: Tensor, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Values, log-likelihoods and entropies of a minibatch in training."""
         p, values, _ = self.run(obs, state, start)
         rows = {name: x[None] for name, x in as_world(obs, self.space).items()}
@@ -89,7 +108,9 @@ class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
         p, values, _ = self.run(obs, self.network.initial_state(rows), start)  # type: ignore[operator]
         return p, values
 
-    def forward(self, obs: Observations, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, obs: Observations, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         p, values = self._run_steps(obs)
         actions = self.choose(p, deterministic)
         return actions, values, self.likelihood.log_prob(p, actions)
@@ -106,10 +127,12 @@ class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
 
 
 class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
-    """For RecurrentPPO: one memory serves actor and critic; its state fills SB3's four slots for LSTM states.
+    """For RecurrentPPO: one memory serves actor and critic; its state fills SB3's four slots for
+    LSTM states.
 
-    SB3 pads a minibatch's sequences so that an episode starts only at their beginning, where the network zeroes
-    the state it is given. So there is no loop over time, which SB3's own policy falls into.
+    SB3 pads a minibatch's sequences so that an episode starts only at their beginning, where the
+    network zeroes the state it is given. So there is no loop over time, which SB3's own policy
+    falls into.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -129,7 +152,11 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
         return RNNStates((slot, slot), (slot, slot))
 
     def forward(  # type: ignore[override]
-        self, obs: Observations, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
+        self,
+        obs: Observations,
+        lstm_states: RNNStates,
+        episode_starts: Tensor,
+        deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
         p, values, state = self.run(obs, lstm_states.pi[0][0], episode_starts > 0)
         actions = self.choose(p, deterministic)
@@ -140,11 +167,20 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
     ) -> tuple[Tensor, Tensor, Tensor]:
         return self.judge(obs, lstm_states.pi[0][0], episode_starts > 0, actions)
 
-    def predict_values(self, obs: Observations, lstm_states: tuple[Tensor, ...], episode_starts: Tensor) -> Tensor:  # type: ignore[override]
+    def predict_values(  # type: ignore[override]
+        self,
+        obs: Observations,
+        lstm_states: tuple[Tensor, ...],
+        episode_starts: Tensor,
+    ) -> Tensor:
         return self.run(obs, lstm_states[0][0], episode_starts > 0)[1]
 
     def _predict(  # type: ignore[override]
-        self, observation: Observations, lstm_states: tuple[Tensor, ...], episode_starts: Tensor, deterministic: bool = False
+        self,
+        observation: Observations,
+        lstm_states: tuple[Tensor, ...],
+        episode_starts: Tensor,
+        deterministic: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         p, _, state = self.run(observation, lstm_states[0][0], episode_starts > 0)
         return self.choose(p, deterministic), self._states(state).pi
@@ -153,10 +189,12 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
 class SB3Learner(SB3Base):
     """PPO (Schulman et al. 2017) or RecurrentPPO of Stable-Baselines3 around a network of ours.
 
-    network: called with (observation space, action space) of the world, makes a module with a value head.
+    network: called with (observation space, action space) of the world, makes a module with a value
+        head.
     algorithm: `PPO`, or `RecurrentPPO` for a network with a memory.
     parameters: keyword arguments of that algorithm (n_steps, batch_size, learning_rate, ...).
-    max_grad_norm: clips the gradient after the strategies have edited it; SB3's own clipping is off.
+    max_grad_norm: clips the gradient after the strategies have edited it; SB3's own clipping is
+        off.
     sequence_length: how many steps a stored example of a recurrent policy has; divides n_steps.
     optimizer: called with the parameters and `lr`, makes the optimizer; torch's Adam if None.
     """
@@ -189,7 +227,10 @@ class SB3Learner(SB3Base):
             device=device,
         )
         if sequence_length < 1 or model.n_steps % sequence_length:
-            raise ValueError(f"sequence_length is {sequence_length}, allowed: a divisor of n_steps = {model.n_steps}")
+            raise ValueError(
+                f"sequence_length is {sequence_length}, allowed: a divisor of n_steps = "
+                f"{model.n_steps}"
+            )
         self.sequence_length = sequence_length
         self.likelihood = likelihood_for(world.single_action_space)
         self._real: Tensor | None = None
@@ -200,7 +241,9 @@ class SB3Learner(SB3Base):
             self._note_padding()
 
     def _note_padding(self) -> None:
-        """Keep each recurrent minibatch's mask, which SB3 does not hand on to the policy: True for real steps."""
+        """Keep each recurrent minibatch's mask, which SB3 does not hand on to the policy: True for
+        real steps.
+        """
         get = self.model.rollout_buffer.get
 
         def noted(batch_size: int | None = None) -> Iterator[Any]:
@@ -212,7 +255,9 @@ class SB3Learner(SB3Base):
 
     @property
     def minibatch(self) -> Batch | None:  # type: ignore[override]
-        """The steps of the minibatch that SB3 is learning from, each as an example of its own, without padding."""
+        """The steps of the minibatch that SB3 is learning from, each as an example of its own,
+        without padding.
+        """
         batch: Batch | None = self.policy.minibatch
         return batch if batch is None or self._real is None else batch[self._real]
 
@@ -227,7 +272,9 @@ class SB3Learner(SB3Base):
 
     def _collect(self) -> Batch:
         model = self.model
-        model.collect_rollouts(model.env, self._callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
+        model.collect_rollouts(
+            model.env, self._callback, model.rollout_buffer, n_rollout_steps=model.n_steps
+        )
         model._update_current_progress_remaining(model.num_timesteps, self._total)
         return self.rollout_batch()
 
@@ -239,7 +286,11 @@ class SB3Learner(SB3Base):
 
     def updates(self, steps: int) -> int:
         rollout = int(self.model.n_steps) * self.world.num_envs
-        return -(-steps // rollout) * int(self.model.n_epochs) * -(-rollout // int(self.model.batch_size))
+        return (
+            -(-steps // rollout)
+            * int(self.model.n_epochs)
+            * -(-rollout // int(self.model.batch_size))
+        )
 
     def rollout_batch(self) -> Batch:
         """The rollout just collected, cut into examples of `sequence_length` steps."""

@@ -20,23 +20,31 @@ STATE = ("tasks", "played", "steps", "_obs", "_returns", "_lengths", "_seeds")
 
 def pictures(space: spaces.Space[Any]) -> frozenset[str]:
     """The modalities with three axes, (H, W, C)."""
-    return frozenset(name for name, part in space.items() if len(part.shape or ()) == 3) if isinstance(space, spaces.Dict) else frozenset()
+    return (
+        frozenset(name for name, part in space.items() if len(part.shape or ()) == 3)
+        if isinstance(space, spaces.Dict)
+        else frozenset()
+    )
 
 
 class WorldVecEnv(VecEnv):
-    """A world as Stable-Baselines3's `VecEnv`: batched arrays pass through as they are, pictures with a leading axis.
+    """A world as Stable-Baselines3's `VecEnv`: batched arrays pass through as they are, pictures
+    with a leading axis.
 
-    SB3 turns pictures channels-first, which it knows by their three axes. With a fourth, (1, H, W, C), it leaves them.
+    SB3 turns pictures channels-first, which it knows by their three axes. With a fourth, (1, H, W,
+    C), it leaves them.
 
-    `tasks`: what the copies play, in turn, from the next reset on. Episodes' returns and lengths are in
-    `infos[i]["episode"]`, as SB3's Monitor has them. `taken`: if it is a list, each step appends what was
-    shown and the actions. Raises NotFiniteError when an observation is not finite.
+    `tasks`: what the copies play, in turn, from the next reset on. Episodes' returns and lengths
+    are in `infos[i]["episode"]`, as SB3's Monitor has them. `taken`: if it is a list, each step
+    appends what was shown and the actions. Raises NotFiniteError when an observation is not finite.
     """
 
     def __init__(self, world: World) -> None:
         mode = getattr(world, "metadata", {}).get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
-            raise ValueError(f"the world's autoreset mode is {mode}, allowed: {AutoresetMode.SAME_STEP}")
+            raise ValueError(
+                f"the world's autoreset mode is {mode}, allowed: {AutoresetMode.SAME_STEP}"
+            )
         self.world = world
         self.tasks: Sequence[int] = [0]
         self.played: npt.NDArray[np.int64] = np.zeros(world.num_envs, dtype=np.int64)
@@ -44,7 +52,9 @@ class WorldVecEnv(VecEnv):
         self._obs: Observation = {}
         self.taken: list[tuple[Observation, npt.NDArray[Any]]] | None = None
         self._pictures = pictures(world.single_observation_space)
-        super().__init__(world.num_envs, self._shown(world.single_observation_space), world.single_action_space)
+        super().__init__(
+            world.num_envs, self._shown(world.single_observation_space), world.single_action_space
+        )
         self._returns = np.zeros(world.num_envs)
         self._lengths = np.zeros(world.num_envs, dtype=np.int64)
 
@@ -63,7 +73,9 @@ class WorldVecEnv(VecEnv):
         if self.taken is not None:
             self.taken.append((self._obs, actions))
 
-    def step_wait(self) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], list[dict[str, Any]]]:
+    def step_wait(
+        self,
+    ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], list[dict[str, Any]]]:
         obs, rewards, terminated, truncated, info = self.world.step(self._actions)
         self.steps += self.num_envs
         check_finite(obs, self.steps, rewards)
@@ -81,7 +93,14 @@ class WorldVecEnv(VecEnv):
         return self._with_axis(obs, 1), rewards.astype(np.float32), done, infos
 
     def _with_axis(self, obs: Observation, axis: int) -> Observation:
-        return {name: np.expand_dims(x, axis) if name in self._pictures else x for name, x in obs.items()} if self._pictures else obs
+        return (
+            {
+                name: np.expand_dims(x, axis) if name in self._pictures else x
+                for name, x in obs.items()
+            }
+            if self._pictures
+            else obs
+        )
 
     def _shown(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
         """The space as SB3 sees it."""
@@ -97,7 +116,9 @@ class WorldVecEnv(VecEnv):
         self.world.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What lies between the world and SB3: who plays what, what is shown, returns and lengths so far."""
+        """What lies between the world and SB3: who plays what, what is shown, returns and lengths
+        so far.
+        """
         return packed(self, STATE)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -105,16 +126,30 @@ class WorldVecEnv(VecEnv):
         restore(self, state)
 
     def _indices(self, indices: int | Iterable[int] | None) -> list[int]:
-        return list(range(self.num_envs)) if indices is None else list(np.atleast_1d(np.asarray(indices)))
+        return (
+            list(range(self.num_envs))
+            if indices is None
+            else list(np.atleast_1d(np.asarray(indices)))
+        )
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
         return [getattr(self.world, attr_name) for _ in self._indices(indices)]
 
-    def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
+    def set_attr(
+        self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None
+    ) -> None:
         setattr(self.world, attr_name, value)
 
-    def env_method(self, method_name: str, *args: Any, indices: int | Iterable[int] | None = None, **kwargs: Any) -> list[Any]:
+    def env_method(
+        self,
+        method_name: str,
+        *args: Any,
+        indices: int | Iterable[int] | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
         return [getattr(self.world, method_name)(*args, **kwargs) for _ in self._indices(indices)]
 
-    def env_is_wrapped(self, wrapper_class: Any, indices: int | Iterable[int] | None = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: Any, indices: int | Iterable[int] | None = None
+    ) -> list[bool]:
         return [False for _ in self._indices(indices)]

@@ -37,7 +37,14 @@ class AGEM(Rehearsal):
     name = "agem"
     traits: ClassVar[Traits] = Traits(examples=True, class_incremental=True)
 
-    def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:
+    def __init__(
+        self,
+        strength: float = 1.0,
+        capacity: int = 1000,
+        batch_size: int = 64,
+        memory: str = "reservoir",
+        seed: int = 0,
+    ) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)
 
     def edit_gradients(self, model: Model, batch: Batch | None) -> None:
@@ -51,7 +58,9 @@ class AGEM(Rehearsal):
         reference = gradient(model.loss(stored), live)
         dot = inner(grads, reference)
         if dot < 0:
-            torch._foreach_add_(grads, reference, alpha=-self.strength * float(dot / inner(reference, reference)))
+            torch._foreach_add_(
+                grads, reference, alpha=-self.strength * float(dot / inner(reference, reference))
+            )
 
 
 def gradient(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -62,4 +71,6 @@ def gradient(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
 
 def inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """The inner product of two gradients."""
-    return torch.stack([torch.dot(x.flatten(), y.flatten()) for x, y in zip(a, b, strict=True)]).sum()
+    return torch.stack(
+        [torch.dot(x.flatten(), y.flatten()) for x, y in zip(a, b, strict=True)]
+    ).sum()

@@ -59,7 +59,9 @@ class CLEAR(Rehearsal):
     def check(self, model: Model) -> None:
         super().check(model)
         if model.labelled:
-            raise ValueError("clear needs a policy and a value function; on labelled streams use replay or derpp")
+            raise ValueError(
+                "clear needs a policy and a value function; on labelled streams use replay or derpp"
+            )
 
     def store(self, rows: npt.NDArray[np.int64], batch: Batch, model: Model) -> None:
         with torch.no_grad(), model.evaluating():

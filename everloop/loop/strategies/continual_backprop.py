@@ -17,7 +17,14 @@ from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range
 
-ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.relu, torch.tanh, F.gelu, F.silu, torch.sigmoid, lambda x: x)
+ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
+    F.relu,
+    torch.tanh,
+    F.gelu,
+    F.silu,
+    torch.sigmoid,
+    lambda x: x,
+)
 
 
 @dataclass
@@ -66,12 +73,24 @@ class ContinualBackprop(Strategy):
     traits: ClassVar[Traits] = Traits(boundaries=False, plasticity=True)
     state = ("units", "steps", "generator")
 
-    def __init__(self, replacement_rate: float = 1e-4, maturity: int = 100, decay: float = 0.99, interval: int = 10, seed: int = 0) -> None:
+    def __init__(
+        self,
+        replacement_rate: float = 1e-4,
+        maturity: int = 100,
+        decay: float = 0.99,
+        interval: int = 10,
+        seed: int = 0,
+    ) -> None:
         check_range("replacement_rate", replacement_rate, 0, 1)
         check_range("maturity", maturity, 0)
         check_range("decay", decay, 0, 1)
         check_range("interval", interval, 1)
-        self.replacement_rate, self.maturity, self.decay, self.interval = replacement_rate, maturity, decay, interval
+        self.replacement_rate, self.maturity, self.decay, self.interval = (
+            replacement_rate,
+            maturity,
+            decay,
+            interval,
+        )
         self.generator = torch.Generator().manual_seed(seed)
         self.layers: list[_Layer] = []
         self.steps = 0
@@ -89,12 +108,19 @@ class ContinualBackprop(Strategy):
         if not self.layers:
             self.layers = self._find(model, batch[:2])
             for layer, state in zip(self.layers, self.units, strict=False):
-                layer.utility, layer.age, layer.due = state["utility"].clone(), state["age"].clone(), state["due"]
+                layer.utility, layer.age, layer.due = (
+                    state["utility"].clone(),
+                    state["age"].clone(),
+                    state["due"],
+                )
 
     def _find(self, model: Model, batch: Batch) -> list[_Layer]:
         layers = hidden_layers(model, batch)
         if not layers:
-            raise ValueError("continual_backprop finds no hidden units; use a network with two linear layers in a row (architecture mlp)")
+            raise ValueError(
+                "continual_backprop finds no hidden units; use a network with two linear layers in "
+                "a row (architecture mlp)"
+            )
         return layers
 
     @torch.no_grad()
@@ -116,15 +142,24 @@ class ContinualBackprop(Strategy):
             count = min(int(layer.due), int(mature.sum()))
             if count:
                 layer.due -= count
-                least = layer.utility.masked_fill(~mature, torch.inf).topk(count, largest=False).indices
+                least = (
+                    layer.utility.masked_fill(~mature, torch.inf).topk(count, largest=False).indices
+                )
                 self._replace(layer, least, model)
 
     def _replace(self, layer: _Layer, units: Tensor, model: Model) -> None:
         bound = layer.reads.in_features**-0.5  # as nn.Linear draws its own
-        drawn = torch.rand(len(units), layer.reads.in_features, generator=self.generator).mul_(2 * bound).sub_(bound)
+        drawn = (
+            torch.rand(len(units), layer.reads.in_features, generator=self.generator)
+            .mul_(2 * bound)
+            .sub_(bound)
+        )
         layer.reads.weight[units] = drawn.to(layer.reads.weight)
         layer.feeds.weight[:, units] = 0.0
-        parts: list[tuple[Tensor, Any]] = [(layer.reads.weight, units), (layer.feeds.weight, (slice(None), units))]
+        parts: list[tuple[Tensor, Any]] = [
+            (layer.reads.weight, units),
+            (layer.feeds.weight, (slice(None), units)),
+        ]
         if layer.reads.bias is not None:
             layer.reads.bias[units] = 0.0
             parts.append((layer.reads.bias, units))
@@ -136,7 +171,10 @@ class ContinualBackprop(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         if self.layers:
-            self.units = [{"utility": layer.utility, "age": layer.age, "due": layer.due} for layer in self.layers]
+            self.units = [
+                {"utility": layer.utility, "age": layer.age, "due": layer.due}
+                for layer in self.layers
+            ]
         return super().state_dict()
 
     def _restored(self, model: Model) -> None:
@@ -148,16 +186,25 @@ def _any_two(world: World, device: torch.device) -> Batch:
     space = copy.deepcopy(world.single_observation_space)
     space.seed(0)
     shown = [space.sample() for _ in range(2)]
-    obs = {name: to_tensor(np.stack([one[name] for one in shown])[None], device) for name in shown[0]}
+    obs = {
+        name: to_tensor(np.stack([one[name] for one in shown])[None], device) for name in shown[0]
+    }
     return Batch(obs, torch.ones(1, 2, dtype=torch.bool, device=device))
 
 
 @torch.no_grad()
 def hidden_layers(model: Model, batch: Batch) -> list[_Layer]:
-    """Pairs of linear layers of which the second sees just the first one's outputs after an activation, and nothing else sees them."""
+    """Pairs of linear layers of which the second sees just the first one's outputs after an
+    activation, and nothing else sees them.
+    """
     seen: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
     linear = [layer for layer in model.module.modules() if isinstance(layer, nn.Linear)]
-    handles = [layer.register_forward_hook(lambda layer, x, y: seen.__setitem__(layer, (x[0].clone(), y.clone()))) for layer in linear]
+    handles = [
+        layer.register_forward_hook(
+            lambda layer, x, y: seen.__setitem__(layer, (x[0].clone(), y.clone()))
+        )
+        for layer in linear
+    ]
     with model.evaluating():
         model.outputs(batch)
     for handle in handles:
@@ -165,18 +212,29 @@ def hidden_layers(model: Model, batch: Batch) -> list[_Layer]:
 
     def follows(first: nn.Linear, second: nn.Linear) -> bool:
         out, x = seen[first][1], seen[second][0]
-        return first is not second and out.shape == x.shape and any(torch.equal(f(out), x) for f in ACTIVATIONS)
+        return (
+            first is not second
+            and out.shape == x.shape
+            and any(torch.equal(f(out), x) for f in ACTIVATIONS)
+        )
 
     pairs = [(first, second) for first in seen for second in seen if follows(first, second)]
     return [
-        _Layer(a, b, torch.zeros(a.out_features, device=a.weight.device), torch.zeros(a.out_features, device=a.weight.device))
+        _Layer(
+            a,
+            b,
+            torch.zeros(a.out_features, device=a.weight.device),
+            torch.zeros(a.out_features, device=a.weight.device),
+        )
         for a, b in pairs
         if _alone(a, b, model, batch)
     ]
 
 
 def _alone(reads: nn.Linear, feeds: nn.Linear, model: Model, batch: Batch) -> bool:
-    """Whether, behind a second layer that gives nothing, the network puts out the same whatever the units do."""
+    """Whether, behind a second layer that gives nothing, the network puts out the same whatever the
+    units do.
+    """
     handles = [feeds.register_forward_hook(lambda layer, x, y: torch.zeros_like(y))]
     with model.evaluating():
         before = model.forward(batch)
@@ -184,15 +242,25 @@ def _alone(reads: nn.Linear, feeds: nn.Linear, model: Model, batch: Batch) -> bo
         after = model.forward(batch)
     for handle in handles:
         handle.remove()
-    both = [(getattr(before, name, None), getattr(after, name, None)) for name in ("prediction", "value", "heads")]
+    both = [
+        (getattr(before, name, None), getattr(after, name, None))
+        for name in ("prediction", "value", "heads")
+    ]
     return all(x is None or y is None or torch.equal(x, y) for x, y in both)
 
 
 def _activity(model: Model, batch: Batch, layers: list[_Layer]) -> dict[nn.Linear, Tensor]:
-    """Mean |h| over the batch of the units of every layer that was called, by the layer that they feed."""
+    """Mean |h| over the batch of the units of every layer that was called, by the layer that they
+    feed.
+    """
     seen: dict[nn.Linear, Tensor] = {}
     feeds = [layer.feeds for layer in layers]
-    handles = [f.register_forward_pre_hook(lambda f, x: seen.__setitem__(f, x[0].abs().flatten(0, -2).float().mean(0))) for f in feeds]
+    handles = [
+        f.register_forward_pre_hook(
+            lambda f, x: seen.__setitem__(f, x[0].abs().flatten(0, -2).float().mean(0))
+        )
+        for f in feeds
+    ]
     with model.evaluating():
         model.outputs(batch)
     for handle in handles:

@@ -38,7 +38,14 @@ class DER(Rehearsal):
 
     stores_output: ClassVar[bool] = True
 
-    def __init__(self, strength: float = 0.5, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:
+    def __init__(
+        self,
+        strength: float = 0.5,
+        capacity: int = 1000,
+        batch_size: int = 64,
+        memory: str = "reservoir",
+        seed: int = 0,
+    ) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)
 
     def recall(self, model: Model) -> Batch | None:
@@ -90,4 +97,6 @@ class DERPlusPlus(DER):
         assert stored.output is not None and stored.target is not None  # noqa: PT018
         n, h = self.batch_size, output.prediction
         dark = F.mse_loss(h[:, :n], stored.output[:, :n])
-        return self.strength * dark + self.label_strength * model.loss_of(h[:, n:], stored.target[:, n:])
+        return self.strength * dark + self.label_strength * model.loss_of(
+            h[:, n:], stored.target[:, n:]
+        )

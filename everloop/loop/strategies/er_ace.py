@@ -38,10 +38,19 @@ class ERACE(Rehearsal):
 
     name = "er_ace"
     replaces_loss = True
-    traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True, control=False)
+    traits: ClassVar[Traits] = Traits(
+        boundaries=False, examples=True, class_incremental=True, control=False
+    )
     state = ("seen",)
 
-    def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, memory: str = "reservoir", seed: int = 0) -> None:
+    def __init__(
+        self,
+        strength: float = 1.0,
+        capacity: int = 1000,
+        batch_size: int = 64,
+        memory: str = "reservoir",
+        seed: int = 0,
+    ) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)
         self.seen: Tensor | None = None  # bool (P,), classes observed so far
 
@@ -60,7 +69,9 @@ class ERACE(Rehearsal):
         if first or not absent.any():
             return None
         own = model.loss_of(logits.masked_fill(absent, -torch.inf), labels)
-        return own - model.loss_of(logits, labels)  # in place of the plain loss, which is there already
+        return own - model.loss_of(
+            logits, labels
+        )  # in place of the plain loss, which is there already
 
     def recall(self, model: Model) -> Batch | None:
         return self.draw(model)

@@ -11,7 +11,13 @@ from everloop.contract import Task
 from everloop.loop.batch import Batch, subsample
 from everloop.loop.importance.fisher import check_exact, diagonal_fisher
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_range, check_strength
+from everloop.loop.strategies.base import (
+    Strategy,
+    Traits,
+    check_choice,
+    check_range,
+    check_strength,
+)
 from everloop.loop.strategies.parts.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.parts.rng import generator_for
 from everloop.loop.strategies.parts.warning import ClassIncrementalWarning
@@ -73,7 +79,13 @@ class EWC(Strategy):
         check_range("decay", decay, 0, 1)
         check_range("examples", examples, 1)
         self.strength = check_strength(strength)
-        self.anchors, self.decay, self.fisher, self.proximal, self.examples = anchors, decay, fisher, proximal, examples
+        self.anchors, self.decay, self.fisher, self.proximal, self.examples = (
+            anchors,
+            decay,
+            fisher,
+            proximal,
+            examples,
+        )
         self.generator = torch.Generator().manual_seed(seed)
         self.penalty = Quadratic()  # P and c
         self.warning = ClassIncrementalWarning("ewc")

@@ -73,14 +73,20 @@ class KroneckerEWC(Strategy):
         taken = subsample(batches, self.examples)
         factors = self._factors(model, taken)
         names = {layer: name for name, layer in model.module.named_modules()}
-        held = {f"{names[layer]}.{part}" for layer in factors for part, _ in layer.named_parameters()}
+        held = {
+            f"{names[layer]}.{part}" for layer in factors for part, _ in layer.named_parameters()
+        }
         for layer, (A, G) in factors.items():
             self.layers.setdefault(names[layer], []).append((A, G, _weights(layer).clone()))
         if model.weights().keys() - held:
             diagonal = diagonal_fisher(model, taken, generator_for(model, self.generator))
-            self.rest.add({name: d for name, d in diagonal.items() if name not in held}, snapshot(model))
+            self.rest.add(
+                {name: d for name, d in diagonal.items() if name not in held}, snapshot(model)
+            )
 
-    def _factors(self, model: Model, batches: Sequence[Batch]) -> dict[nn.Linear, tuple[Tensor, Tensor]]:
+    def _factors(
+        self, model: Model, batches: Sequence[Batch]
+    ) -> dict[nn.Linear, tuple[Tensor, Tensor]]:
         """A and G of every linear layer that is called once, with a row for each step."""
         sums: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
         steps = examples = 0
@@ -88,7 +94,11 @@ class KroneckerEWC(Strategy):
             with model.evaluating(), recorded_layers(model.module, _is_trained_linear) as calls:
                 log_p = model.log_likelihood(batch, generator_for(model, self.generator))
             rows = batch.length * len(batch)
-            once = {layer: c[0] for layer, c in calls.items() if len(c) == 1 and c[0][0].shape[:-1] == (rows,) and c[0][1] is not None}
+            once = {
+                layer: c[0]
+                for layer, c in calls.items()
+                if len(c) == 1 and c[0][0].shape[:-1] == (rows,) and c[0][1] is not None
+            }
             edges = [edge for _, edge in once.values() if edge is not None]
             gradients = torch.autograd.grad(log_p.sum(), edges, allow_unused=True) if edges else ()
             steps, examples = steps + rows, examples + len(batch)

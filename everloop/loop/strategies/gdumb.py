@@ -39,7 +39,9 @@ class GDumb(Rehearsal):
     """
 
     name = "gdumb"
-    traits: ClassVar[Traits] = Traits(copies=1, examples=True, class_incremental=True, control=False)
+    traits: ClassVar[Traits] = Traits(
+        copies=1, examples=True, class_incremental=True, control=False
+    )
     state = ("initial", "buffers")
 
     def __init__(
@@ -56,7 +58,9 @@ class GDumb(Rehearsal):
         super().__init__(1.0 if epochs else 0.0, capacity, batch_size, memory, seed)
         self.epochs, self.learning_rate = epochs, learning_rate
         self.initial: dict[str, Tensor] = {}
-        self.buffers: dict[str, Tensor] = {}  # statistics of norms, which the stream passing by would move
+        self.buffers: dict[
+            str, Tensor
+        ] = {}  # statistics of norms, which the stream passing by would move
 
     def check(self, model: Model) -> None:
         if not model.labelled:
@@ -66,13 +70,18 @@ class GDumb(Rehearsal):
         for other in model.strategies:
             if other.traits.task_id or other.traits.network:
                 name = type(other).__name__
-                raise ValueError(f"gdumb returns to the initial weights, which {name} freezes or adds to; combine it with replay or ewc")
+                raise ValueError(
+                    f"gdumb returns to the initial weights, which {name} freezes or adds to; "
+                    "combine it with replay or ewc"
+                )
         super().check(model)
 
     def begin_task(self, task: Task, model: Model) -> None:
         super().begin_task(task, model)
         if not self.initial:
-            self.initial = {name: value.clone() for name, value in model.module.state_dict().items()}
+            self.initial = {
+                name: value.clone() for name, value in model.module.state_dict().items()
+            }
         self.buffers = {name: value.clone() for name, value in model.module.named_buffers()}
 
     def wants_gradient(self, model: Model) -> bool:
@@ -96,9 +105,13 @@ class GDumb(Rehearsal):
         model.module.load_state_dict(self.initial)
         model.module.train()
         weights = list(model.weights().values())
-        optimizer = torch.optim.SGD(weights, self.learning_rate, momentum=0.9, weight_decay=1e-6, fused=True)
+        optimizer = torch.optim.SGD(
+            weights, self.learning_rate, momentum=0.9, weight_decay=1e-6, fused=True
+        )
         steps = self.epochs * -(-len(self.memory) // self.batch_size)
-        rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, self.learning_rate / 100)
+        rate = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, steps, self.learning_rate / 100
+        )
         for _ in range(self.epochs):
             order = self.memory.rng.permutation(len(self.memory))
             for rows in np.array_split(order, -(-len(order) // self.batch_size)):

@@ -67,13 +67,23 @@ class GEM(Rehearsal):
         live = [p for p in model.weights().values() if p.grad is not None]
         if not live:
             return
-        drawn = [stored for task in self.past if (stored := self.draw(model, np.array([task]))) is not None]
+        drawn = [
+            stored
+            for task in self.past
+            if (stored := self.draw(model, np.array([task]))) is not None
+        ]
         if not drawn:
             return
         own = [p.grad for p in live if p.grad is not None]
         shape = (len(drawn) + 1, sum(g.numel() for g in own))
-        if self._gradients.shape != shape or self._gradients.device != own[0].device or self._gradients.dtype != own[0].dtype:
-            self._gradients = own[0].new_empty(shape)  # kept: to allocate it anew would cost as much as to fill it
+        if (
+            self._gradients.shape != shape
+            or self._gradients.device != own[0].device
+            or self._gradients.dtype != own[0].dtype
+        ):
+            self._gradients = own[0].new_empty(
+                shape
+            )  # kept: to allocate it anew would cost as much as to fill it
         G, g = self._gradients[:-1], self._gradients[-1]
         _fill(g, own)
         for row, stored in zip(G, drawn, strict=True):
@@ -92,11 +102,15 @@ def _fill(row: Tensor, gradients: Sequence[Tensor]) -> None:
     torch.cat([x.flatten() for x in gradients], out=row)
 
 
-def solve_dual(P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: float = 0.0) -> npt.NDArray[np.float64]:
-    """argmin_(v >= margin) v' P v / 2 + q' v for a positive semi-definite P, by non-negative least squares.
+def solve_dual(
+    P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: float = 0.0
+) -> npt.NDArray[np.float64]:
+    """argmin_(v >= margin) v' P v / 2 + q' v for a positive semi-definite P, by non-negative least
+    squares.
 
-    With P = U diag(s) U', A = diag(s)^(1/2) U' and u = v - margin it is min |A u + diag(s)^(-1/2) U' (q + P margin)|^2
-    over u >= 0 (Lawson & Hanson 1974). s is kept above rounding, as tasks' gradients may depend on each other.
+    With P = U diag(s) U', A = diag(s)^(1/2) U' and u = v - margin it is min |A u + diag(s)^(-1/2)
+    U' (q + P margin)|^2 over u >= 0 (Lawson & Hanson 1974). s is kept above rounding, as tasks'
+    gradients may depend on each other.
     """
     from scipy.optimize import nnls  # takes a tenth of a second to load, which only GEM needs
 
@@ -108,7 +122,9 @@ def solve_dual(P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: f
 
 
 def _gram(G: Tensor) -> npt.NDArray[np.float64]:
-    """G G' in double precision, block by block: in single precision the Gram matrix of tasks that agree is indefinite."""
+    """G G' in double precision, block by block: in single precision the Gram matrix of tasks that
+    agree is indefinite.
+    """
     gram = torch.zeros(len(G), len(G), dtype=torch.float64, device=G.device)
     for rows in torch.split(G, BLOCK, 1):
         exact = rows.double()

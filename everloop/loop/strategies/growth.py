@@ -33,11 +33,20 @@ class Growth(Strategy):
     """
 
     name = "growth"
-    traits: ClassVar[Traits] = Traits(boundaries=False, control=False, network="growing", plasticity=True)
+    traits: ClassVar[Traits] = Traits(
+        boundaries=False, control=False, network="growing", plasticity=True
+    )
     state = ("losses", "grown", "generator")
     adds_weights = True
 
-    def __init__(self, units: int = 64, threshold: float = 0.3, patience: int = 100, limit: int = 10, seed: int = 0) -> None:
+    def __init__(
+        self,
+        units: int = 64,
+        threshold: float = 0.3,
+        patience: int = 100,
+        limit: int = 10,
+        seed: int = 0,
+    ) -> None:
         check_range("units", units, 0)
         check_range("threshold", threshold, 0)
         check_range("patience", patience, 1)
@@ -66,7 +75,9 @@ class Growth(Strategy):
     def observe(self, batch: Batch, model: Model) -> None:
         if self.grown == self.limit or batch.target is None:
             return
-        self.losses.append(-float(model.likelihood.log_prob(observed_output(batch, model), batch.target).mean()))
+        self.losses.append(
+            -float(model.likelihood.log_prob(observed_output(batch, model), batch.target).mean())
+        )
         if len(self.losses) < self.patience:
             return
         if sum(self.losses) / len(self.losses) > self.threshold:

@@ -16,9 +16,18 @@ from everloop.loop.strategies.base import Strategy, Traits, check_first, check_r
 from everloop.loop.strategies.parts.quadratic import restore_weights, snapshot
 from everloop.loop.strategies.parts.rng import generator_for
 from everloop.loop.strategies.parts.task_heads import TaskHeads
-from everloop.loop.strategies.parts.unit_masks import Layer, hidden_layers, inputs_used, unit_masks, weights_used
+from everloop.loop.strategies.parts.unit_masks import (
+    Layer,
+    hidden_layers,
+    inputs_used,
+    unit_masks,
+    weights_used,
+)
 
-LIMIT, FLAT = 6.0, 50.0  # of |e|, and of |s e|, beyond which a mask counts as constant (section 2.5)
+LIMIT, FLAT = (
+    6.0,
+    50.0,
+)  # of |e|, and of |s e|, beyond which a mask counts as constant (section 2.5)
 LEAST = 16.0  # sigmoid(-16) = 1e-7
 ROWS = 64  # examples on which `inputs_used` looks
 
@@ -63,7 +72,18 @@ class HAT(Strategy):
 
     name = "hat"
     traits: ClassVar[Traits] = Traits(copies=2, task_id=True, several_passes=True)
-    state = ("e", "learned", "units", "inputs", "used", "kept", "updates", "learning", "heads", "generator")
+    state = (
+        "e",
+        "learned",
+        "units",
+        "inputs",
+        "used",
+        "kept",
+        "updates",
+        "learning",
+        "heads",
+        "generator",
+    )
 
     def __init__(
         self,
@@ -78,7 +98,13 @@ class HAT(Strategy):
         check_range("sparsity", sparsity, 0)
         check_range("rate", rate, 1e-12)
         check_range("period", period, 1)
-        self.masks, self.s_max, self.sparsity, self.rate, self.period = masks, s_max, sparsity, rate, period
+        self.masks, self.s_max, self.sparsity, self.rate, self.period = (
+            masks,
+            s_max,
+            sparsity,
+            rate,
+            period,
+        )
         self.generator = torch.Generator().manual_seed(seed)
         self.heads = TaskHeads()
         self.e: dict[str, Tensor] = {}  # by layer
@@ -96,18 +122,32 @@ class HAT(Strategy):
 
     def check(self, model: Model) -> None:
         if not model.task_aware:
-            raise ValueError("hat needs the task ID to choose a mask; use a world that shows it (scenario_type task, task_cue)")
+            raise ValueError(
+                "hat needs the task ID to choose a mask; use a world that shows it (scenario_type "
+                "task, task_cue)"
+            )
         if not model.may_grow:
-            raise ValueError("hat masks units, which the algorithm's target network would not do; use replay or ewc")
+            raise ValueError(
+                "hat masks units, which the algorithm's target network would not do; use replay or "
+                "ewc"
+            )
         check_first(self, "hat", model)
         for part in model.module.modules():
             if isinstance(part, (nn.RNNBase, nn.RNNCellBase)):
-                raise ValueError("hat masks units of linear layers and convolutions only; use a network without a recurrent layer")
-            if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or any(p.requires_grad for p in part.parameters())):
+                raise ValueError(
+                    "hat masks units of linear layers and convolutions only; use a network without "
+                    "a recurrent layer"
+                )
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and (
+                part.training or any(p.requires_grad for p in part.parameters())
+            ):
                 raise ValueError("hat scales units down, which a batch norm undoes; use norm group")
         self._layers = hidden_layers(model)
         if not self._layers:
-            raise ValueError("hat finds no hidden units; use a network with a linear layer or a convolution below the last layer")
+            raise ValueError(
+                "hat finds no hidden units; use a network with a linear layer or a convolution "
+                "below the last layer"
+            )
 
     def _restored(self, model: Model) -> None:
         self._show(self._now())
@@ -124,14 +164,20 @@ class HAT(Strategy):
         self._show(self._now())
 
     def edit_gradients(self, model: Model, batch: Batch | None) -> None:
-        rows = [(p.grad, self.used[name]) for name, p in model.weights().items() if p.grad is not None and name in self.used]
+        rows = [
+            (p.grad, self.used[name])
+            for name, p in model.weights().items()
+            if p.grad is not None and name in self.used
+        ]
         if rows:
             gradients, used = (list(column) for column in zip(*rows, strict=True))
             torch._foreach_addcmul_(gradients, gradients, used, value=-1.0)
         if self.learning:
             masks = self._masks()
             free = {name: 1 - self.units[name] for name in masks}
-            price = self.sparsity / torch.cat(list(free.values())).sum().clamp(min=1)  # R is linear in a: no need to go back through it
+            price = self.sparsity / torch.cat(list(free.values())).sum().clamp(
+                min=1
+            )  # R is linear in a: no need to go back through it
             for name, a in masks.items():
                 a.grad = price * free[name] if a.grad is None else a.grad + price * free[name]
 
@@ -156,7 +202,9 @@ class HAT(Strategy):
         self.learned[task.id] = dict(self.e)
         self.units = {name: torch.maximum(self.units[name], a) for name, a in self._now().items()}
         examples = batches[0][torch.arange(ROWS, device=model.device) % len(batches[0])]
-        for name, now in inputs_used(model, examples, self._layers, generator_for(model, self.generator)).items():
+        for name, now in inputs_used(
+            model, examples, self._layers, generator_for(model, self.generator)
+        ).items():
             self.inputs[name] = torch.maximum(now, self.inputs.get(name, now))
         self.used = weights_used(model, examples, self._layers, self.units, self.inputs)
         self.kept = {name: w for name, w in snapshot(model).items() if name in self.used}
@@ -183,7 +231,9 @@ class HAT(Strategy):
 
     @contextmanager
     def view(self, task: Task, model: Model) -> Iterator[None]:
-        """The task's own mask and head; of a task that has not ended the mask at hand, as hard as it will be."""
+        """The task's own mask and head; of a task that has not ended the mask at hand, as hard as
+        it will be.
+        """
         if not self.e:
             yield
             return
@@ -197,7 +247,9 @@ class HAT(Strategy):
 
 
 def _soft(s: float, e: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """sigmoid(s e), but from 1e-7 up: gradients through less would be numbers that a CPU is slow to calculate with."""
+    """sigmoid(s e), but from 1e-7 up: gradients through less would be numbers that a CPU is slow to
+    calculate with.
+    """
     return {name: torch.sigmoid((s * x).clamp(min=-LEAST)) for name, x in e.items()}
 
 

@@ -48,10 +48,14 @@ class ICaRL(Strategy):
 
     name = "icarl"
     replaces_loss = True
-    traits: ClassVar[Traits] = Traits(copies=1, examples=True, class_incremental=True, control=False, several_passes=True)
+    traits: ClassVar[Traits] = Traits(
+        copies=1, examples=True, class_incremental=True, control=False, several_passes=True
+    )
     state = ("store", "rows", "brought", "teacher", "rng")
 
-    def __init__(self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, seed: int = 0
+    ) -> None:
         check_range("strength", strength, 0, 1)
         check_range("batch_size", batch_size, 1)
         self.strength, self.capacity, self.batch_size = strength, capacity, batch_size
@@ -63,7 +67,10 @@ class ICaRL(Strategy):
     def check(self, model: Model) -> None:
         check_labels(model, "icarl", "replay or derpp")
         if model.task_aware:
-            raise ValueError("icarl predicts among the classes of all tasks; where the task ID is given, use replay, derpp or packnet")
+            raise ValueError(
+                "icarl predicts among the classes of all tasks; where the task ID is given, use "
+                "replay, derpp or packnet"
+            )
         check_range("capacity", self.capacity, model.likelihood.size())
 
     def begin_task(self, task: Task, model: Model) -> None:
@@ -82,7 +89,9 @@ class ICaRL(Strategy):
         if not self.rows:
             return None
         known = np.concatenate(list(self.rows.values()))
-        return model.augmented(self._read(known[self.rng.integers(0, len(known), self.batch_size)], model))
+        return model.augmented(
+            self._read(known[self.rng.integers(0, len(known), self.batch_size)], model)
+        )
 
     def recall_loss(self, model: Model, stored: Batch, output: NetworkOutput) -> Tensor:
         return self.strength * self._loss(model, stored, output.prediction)
@@ -91,9 +100,13 @@ class ICaRL(Strategy):
         assert batch.target is not None
         target = F.one_hot(batch.target, logits.shape[-1]).to(logits.dtype)
         if self.teacher.module is not None:
-            old = torch.tensor(sorted(set(self.rows) - self.brought), dtype=torch.long, device=logits.device)
+            old = torch.tensor(
+                sorted(set(self.rows) - self.brought), dtype=torch.long, device=logits.device
+            )
             with torch.no_grad():
-                target[..., old] = torch.sigmoid(model.outputs(batch, self.teacher.module))[..., old]
+                target[..., old] = torch.sigmoid(model.outputs(batch, self.teacher.module))[
+                    ..., old
+                ]
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1).mean()
 
     def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
@@ -101,32 +114,54 @@ class ICaRL(Strategy):
         self.teacher.copy(model)
 
     def _means(self, model: Model) -> Tensor:
-        """mu (classes known, features) as the network sees the exemplars now, far away for classes without any."""
+        """mu (classes known, features) as the network sees the exemplars now, far away for classes
+        without any.
+        """
         with model.evaluating():
-            known = {label: self._features(model, self._read(rows, model)) for label, rows in self.rows.items()}
-        means = next(iter(known.values())).new_full((max(known) + 1, model.last_layer().in_features), 1e4)
+            known = {
+                label: self._features(model, self._read(rows, model))
+                for label, rows in self.rows.items()
+            }
+        means = next(iter(known.values())).new_full(
+            (max(known) + 1, model.last_layer().in_features), 1e4
+        )
         for label, features in known.items():
             means[label] = F.normalize(features.mean(0), dim=0)
         return means
 
     def _choose(self, model: Model, batches: Sequence[Batch]) -> None:
-        """Make room, then herd the exemplars of the classes that came into it (algorithms 4 and 5)."""
-        came = {label for batch in batches if batch.target is not None for label in batch.target[0].tolist()}
+        """Make room, then herd the exemplars of the classes that came into it (algorithms 4
+        and 5).
+        """
+        came = {
+            label
+            for batch in batches
+            if batch.target is not None
+            for label in batch.target[0].tolist()
+        }
         back = [row for label in sorted(came & set(self.rows)) for row in self.rows[label]]
         batches = [*batches, self._read(np.array(back, np.int64), model)] if back else batches
         labels = torch.cat([batch.target[0] for batch in batches if batch.target is not None])
         share = self.capacity // len(came | set(self.rows))
         self.rows = {label: rows[:share] for label, rows in self.rows.items() if label not in came}
-        free = sorted(set(range(self.capacity)) - {row for rows in self.rows.values() for row in rows})
+        free = sorted(
+            set(range(self.capacity)) - {row for rows in self.rows.values() for row in rows}
+        )
         with model.evaluating():
             features = torch.cat([self._features(model, batch) for batch in batches])
-        items = [replace(batch, action=None, output=None, value=None).to_items() for batch in batches]
+        items = [
+            replace(batch, action=None, output=None, value=None).to_items() for batch in batches
+        ]
         together = {name: np.concatenate([item[name] for item in items]) for name in items[0]}
         for label in sorted(came):
             candidates = torch.nonzero(labels == label)[:, 0]
-            best = candidates[herding(features[candidates], min(share, len(candidates)))].cpu().numpy()
+            best = (
+                candidates[herding(features[candidates], min(share, len(candidates)))].cpu().numpy()
+            )
             self.rows[label], free = np.array(free[: len(best)], np.int64), free[len(best) :]
-            self.store.write(self.rows[label], {name: value[best] for name, value in together.items()})
+            self.store.write(
+                self.rows[label], {name: value[best] for name, value in together.items()}
+            )
 
     def _restored(self, model: Model) -> None:
         self.teacher.restore(model)

@@ -43,5 +43,9 @@ class L2Init(Strategy):
         self.penalty.add_gradient(model, 2 * self.strength)
 
     def _anchor_new(self, model: Model) -> None:
-        new = {name: p.detach().clone() for name, p in model.weights().items() if name not in self.penalty.anchor}
+        new = {
+            name: p.detach().clone()
+            for name, p in model.weights().items()
+            if name not in self.penalty.anchor
+        }
         self.penalty.move({name: torch.ones_like(w) for name, w in new.items()}, new)

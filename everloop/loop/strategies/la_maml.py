@@ -46,7 +46,9 @@ class LaMAML(Rehearsal):
 
     name = "la_maml"
     replaces_loss = True
-    traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, copies=1, class_incremental=True, control=False)
+    traits: ClassVar[Traits] = Traits(
+        boundaries=False, examples=True, copies=1, class_incremental=True, control=False
+    )
     state = ("rates",)
 
     def __init__(
@@ -72,7 +74,10 @@ class LaMAML(Rehearsal):
         if not model.labelled:
             check_labels(model, "la_maml", "replay or clear")
         if model.accumulate > 1:
-            raise ValueError(f"accumulate is {model.accumulate}; la_maml looks ahead on one batch, so it must be 1")
+            raise ValueError(
+                f"accumulate is {model.accumulate}; la_maml looks ahead on one batch, so it must "
+                "be 1"
+            )
         super().check(model)
 
     def wants_gradient(self, model: Model) -> bool:
@@ -86,7 +91,9 @@ class LaMAML(Rehearsal):
             self.rates.setdefault(name, torch.full_like(w, self.alpha))
         meta, drift = self._look_ahead(model, batch, self.draw(model))
         own = self._fresh(model, batch) if self.wants_gradient(model) else {}
-        lr = {p: float(group["lr"]) for group in model.optimizer.param_groups for p in group["params"]}
+        lr = {
+            p: float(group["lr"]) for group in model.optimizer.param_groups for p in group["params"]
+        }
         with torch.no_grad():
             for (name, w), g, d in zip(weights.items(), meta, drift, strict=True):
                 self.rates[name] = self.rates[name] + self.alpha_lr * d
@@ -97,13 +104,17 @@ class LaMAML(Rehearsal):
                     w.grad.add_(step - own[name], alpha=self.strength)
 
     def _fresh(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        """The gradient that this one replaces: of the fresh batch alone, without what other strategies have added."""
+        """The gradient that this one replaces: of the fresh batch alone, without what other
+        strategies have added.
+        """
         weights = model.weights()
         if len(model.strategies) == 1:
             return {name: w.grad.clone() for name, w in weights.items() if w.grad is not None}
         return dict(zip(weights, gradient(model.loss(batch), list(weights.values())), strict=True))
 
-    def _look_ahead(self, model: Model, batch: Batch, stored: Batch | None) -> tuple[list[Tensor], list[Tensor]]:
+    def _look_ahead(
+        self, model: Model, batch: Batch, stored: Batch | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """mean_k of grad L(w_(k+1)), and of its product with the gradients that led there."""
         names, fast = list(model.weights()), [w.detach() for w in model.weights().values()]
         a = [self.rates[name].clamp(min=0) for name in names]
@@ -121,7 +132,9 @@ class LaMAML(Rehearsal):
         return meta, drift
 
 
-def _gradient(model: Model, batch: Batch, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> list[Tensor]:
+def _gradient(
+    model: Model, batch: Batch, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> list[Tensor]:
     """Of the loss of `batch`, with these weights and buffers in place of the network's own."""
     leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
     return gradient(model.loss(batch, leaves | dict(buffers)), list(leaves.values()))

@@ -15,9 +15,21 @@ from torch import nn
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_first, check_may_grow, check_range
+from everloop.loop.strategies.base import (
+    Strategy,
+    Traits,
+    check_choice,
+    check_first,
+    check_may_grow,
+    check_range,
+)
 from everloop.loop.strategies.parts.rng import isolated_rng
-from everloop.loop.strategies.parts.task_heads import TaskHeads, check_may_freeze, freeze_below, head_weights
+from everloop.loop.strategies.parts.task_heads import (
+    TaskHeads,
+    check_may_freeze,
+    freeze_below,
+    head_weights,
+)
 
 ONLINE = "online"
 
@@ -80,7 +92,9 @@ class LoRA(Strategy):
         check_may_grow(model, "lora")
         check_may_freeze(model, "lora")
         if self.adapters == "task" and not model.task_aware:
-            raise ValueError("lora needs the task ID to choose an adapter; without it use adapters online")
+            raise ValueError(
+                "lora needs the task ID to choose an adapter; without it use adapters online"
+            )
         if self.adapters == ONLINE:
             check_first(self, "lora with adapters online", model)
         _targets(model)
@@ -106,7 +120,11 @@ class LoRA(Strategy):
             self._inject(name, model, self.generator)
             self.made.append(name)
         if before not in (None, name):
-            weights = zip(_adapter_weights(name, model.module), _adapter_weights(before, model.module), strict=True)
+            weights = zip(
+                _adapter_weights(name, model.module),
+                _adapter_weights(before, model.module),
+                strict=True,
+            )
             with torch.no_grad():
                 for new, old in weights:
                     new.copy_(old)
@@ -118,7 +136,11 @@ class LoRA(Strategy):
         if self.adapters == ONLINE:
             return ONLINE
         kept = set(self.names.values())
-        own = f"task_{task.id}" if f"task_{task.id}" not in kept else f"task_{task.id}_{len(self.made)}"
+        own = (
+            f"task_{task.id}"
+            if f"task_{task.id}" not in kept
+            else f"task_{task.id}_{len(self.made)}"
+        )
         return own if before is None or before in kept else before
 
     def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
@@ -142,10 +164,14 @@ class LoRA(Strategy):
 
     def _inject(self, name: str, model: Model, generator: torch.Generator) -> None:
         """New adapters in all linear layers, and into the optimizer."""
-        exactly = "|".join(map(re.escape, _targets(model)))  # a list would be one of endings: "0" of "2.0"
+        exactly = "|".join(
+            map(re.escape, _targets(model))
+        )  # a list would be one of endings: "0" of "2.0"
         config = _peft().LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=exactly)
         with isolated_rng(model, generator), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # of the tasks before
+            warnings.filterwarnings(
+                "ignore", message="Already found a `peft_config`"
+            )  # of the tasks before
             _peft().inject_adapter_in_model(config, model.module, name)
         for p in head_weights(model):
             p.requires_grad_(True)  # injecting freezes all that is no adapter
@@ -159,7 +185,9 @@ class LoRA(Strategy):
 
     @torch.no_grad()
     def _merge(self, name: str, model: Model) -> None:
-        """The adapter becomes part of the network, and begins anew: A drawn, B 0, the optimizer's state for them gone."""
+        """The adapter becomes part of the network, and begins anew: A drawn, B 0, the optimizer's
+        state for them gone.
+        """
         with isolated_rng(model, self.generator):
             for layer in _lora_layers(model.module):
                 layer.get_base_layer().weight += layer.get_delta_weight(name)
@@ -193,15 +221,25 @@ def _peft() -> Any:
 def _targets(model: Model) -> list[str]:
     """Names of the linear layers below the last one. Raises ValueError without any."""
     layers, heads = set(_lora_layers(model.module)), set(head_weights(model))
-    linear = {layer for layer in model.module.modules() if isinstance(layer, nn.Linear) and layer.weight not in heads}
+    linear = {
+        layer
+        for layer in model.module.modules()
+        if isinstance(layer, nn.Linear) and layer.weight not in heads
+    }
     names = [name for name, layer in model.module.named_modules() if layer in (layers or linear)]
     if not names:
-        raise ValueError("lora finds no linear layer below the last one; use a network that has one")
+        raise ValueError(
+            "lora finds no linear layer below the last one; use a network that has one"
+        )
     return names
 
 
 def _lora_layers(module: nn.Module) -> list[Any]:
-    return [layer for layer in module.modules() if hasattr(layer, "lora_A") and hasattr(layer, "get_delta_weight")]
+    return [
+        layer
+        for layer in module.modules()
+        if hasattr(layer, "lora_A") and hasattr(layer, "get_delta_weight")
+    ]
 
 
 def _adapters(module: nn.Module) -> set[str]:
@@ -209,7 +247,12 @@ def _adapters(module: nn.Module) -> set[str]:
 
 
 def _adapter_weights(name: str | None, module: nn.Module) -> list[nn.Parameter]:
-    return [part[name].weight for layer in _lora_layers(module) for part in (layer.lora_A, layer.lora_B) if name is not None]
+    return [
+        part[name].weight
+        for layer in _lora_layers(module)
+        for part in (layer.lora_A, layer.lora_B)
+        if name is not None
+    ]
 
 
 def _set_trained(trained: Mapping[nn.Parameter, bool]) -> None:

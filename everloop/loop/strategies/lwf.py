@@ -12,7 +12,13 @@ from everloop.contract import NetworkOutput, Task
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical, Gaussian
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Strategy, Traits, check_choice, check_range, check_strength
+from everloop.loop.strategies.base import (
+    Strategy,
+    Traits,
+    check_choice,
+    check_range,
+    check_strength,
+)
 from everloop.loop.strategies.parts.teacher import Teacher
 
 NEVER = -1e4
@@ -45,10 +51,19 @@ class LwF(Strategy):
     traits: ClassVar[Traits] = Traits(copies=1, several_passes=True)
     state = ("teacher", "past", "seen", "old")
 
-    def __init__(self, strength: float = 1.0, temperature: float = 2.0, outputs: Literal["past", "all"] = "past") -> None:
+    def __init__(
+        self,
+        strength: float = 1.0,
+        temperature: float = 2.0,
+        outputs: Literal["past", "all"] = "past",
+    ) -> None:
         check_range("temperature", temperature, 1e-3)
         check_choice("outputs", outputs, ("past", "all"))
-        self.strength, self.temperature, self.outputs = check_strength(strength), temperature, outputs
+        self.strength, self.temperature, self.outputs = (
+            check_strength(strength),
+            temperature,
+            outputs,
+        )
         self.teacher = Teacher()
         self.past: list[int] = []  # ids of ended tasks
         self.seen: Tensor | None = None  # bool (P,), classes observed so far
@@ -70,7 +85,10 @@ class LwF(Strategy):
         heads = getattr(output, "heads", None)
         if heads is not None:
             old: Tensor = then.heads[:, :, self.past]  # type: ignore[index]
-            return self.strength * self._distance(model, old, heads[:, :, self.past]).mean((0, 1)).sum()
+            return (
+                self.strength
+                * self._distance(model, old, heads[:, :, self.past]).mean((0, 1)).sum()
+            )
         p, q = then.prediction, output.prediction
         if self.old is not None and self.outputs == "past":
             p, q = (z.masked_fill(~self.old, NEVER) for z in (p, q))
@@ -83,9 +101,15 @@ class LwF(Strategy):
 
     def _see(self, model: Model, batch: Batch, output: NetworkOutput) -> None:
         """Note the classes in `batch`."""
-        if model.labelled and isinstance(model.likelihood, Categorical) and batch.target is not None:
+        if (
+            model.labelled
+            and isinstance(model.likelihood, Categorical)
+            and batch.target is not None
+        ):
             if self.seen is None:
-                self.seen = torch.zeros(output.prediction.shape[-1], dtype=torch.bool, device=output.prediction.device)
+                self.seen = torch.zeros(
+                    output.prediction.shape[-1], dtype=torch.bool, device=output.prediction.device
+                )
             self.seen[batch.target.flatten()] = True
 
     def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:

@@ -69,7 +69,9 @@ class _Pretraining(Strategy):
 
     def check(self, model: Model) -> None:
         if not model.labelled:
-            raise ValueError("meta-training needs labelled examples; in control use another strategy")
+            raise ValueError(
+                "meta-training needs labelled examples; in control use another strategy"
+            )
         known = [task.id for task in _world(model).tasks]
         for task in self.tasks or []:
             if task not in known:
@@ -89,18 +91,30 @@ class _Pretraining(Strategy):
     def improve(self, model: Model, losses: Sequence[Loss]) -> None:
         """One iteration: `adaptation_steps` losses of a task to adapt to, and one more."""
 
-    def adapted(self, model: Model, losses: Sequence[Loss], create_graph: bool) -> dict[str, Tensor]:
+    def adapted(
+        self, model: Model, losses: Sequence[Loss], create_graph: bool
+    ) -> dict[str, Tensor]:
         """The weights after a step of plain gradient descent on each loss."""
         own = model.weights().items()
-        weights: dict[str, Tensor] = {name: w if create_graph else w.detach().clone().requires_grad_() for name, w in own}
+        weights: dict[str, Tensor] = {
+            name: w if create_graph else w.detach().clone().requires_grad_() for name, w in own
+        }
         for loss in losses:
-            gradients = torch.autograd.grad(loss(weights), list(weights.values()), create_graph=create_graph, allow_unused=True)
-            steps = [(name, w, g) for (name, w), g in zip(weights.items(), gradients, strict=True) if g is not None]
+            gradients = torch.autograd.grad(
+                loss(weights), list(weights.values()), create_graph=create_graph, allow_unused=True
+            )
+            steps = [
+                (name, w, g)
+                for (name, w), g in zip(weights.items(), gradients, strict=True)
+                if g is not None
+            ]
             if create_graph:
                 weights |= {name: w - self.inner_lr * g for name, w, g in steps}
             elif steps:
                 with torch.no_grad():
-                    torch._foreach_add_([w for _, w, _ in steps], [g for *_, g in steps], alpha=-self.inner_lr)
+                    torch._foreach_add_(
+                        [w for _, w, _ in steps], [g for *_, g in steps], alpha=-self.inner_lr
+                    )
         return weights
 
 
@@ -182,18 +196,24 @@ class MAML(_Pretraining):
         """d L(w') / d w for every weight; None for those on which nothing depends."""
         with sdpa_kernel(SDPBackend.MATH):  # attention's faster ways have no second derivative
             adapted = self.adapted(model, losses[: self.adaptation_steps], create_graph=True)
-            return torch.autograd.grad(losses[-1](adapted), list(model.weights().values()), allow_unused=True)
+            return torch.autograd.grad(
+                losses[-1](adapted), list(model.weights().values()), allow_unused=True
+            )
 
 
 def _world(model: Model) -> World:
     """The model's world. Raises ValueError for an attached loop, which has none."""
     if model.world is None:
-        raise ValueError("meta-training draws examples from a world, which an attached loop does not have; use a scenario")
+        raise ValueError(
+            "meta-training draws examples from a world, which an attached loop does not have; use "
+            "a scenario"
+        )
     return model.world
 
 
 def _played(model: Model, task: int, batches: int, seed: int) -> Loss:
-    """The mean loss of a network with given weights on the next `batches` batches that the world shows of `task`.
+    """The mean loss of a network with given weights on the next `batches` batches that the world
+    shows of `task`.
 
     The world goes on with the guesses of that network, from the same forward pass.
     """
@@ -206,9 +226,13 @@ def _played(model: Model, task: int, batches: int, seed: int) -> Loss:
         losses: list[Tensor] = []
         for _ in range(batches):
             check_finite(obs, model.steps)
-            shown = Batch({name: to_tensor(value[None], model.device) for name, value in obs.items()}, start)
+            shown = Batch(
+                {name: to_tensor(value[None], model.device) for name, value in obs.items()}, start
+            )
             outputs = model.outputs_with(shown, weights)
-            obs, _, _, _, info = world.step(model.likelihood.mode(outputs[0].detach()).cpu().numpy())
+            obs, _, _, _, info = world.step(
+                model.likelihood.mode(outputs[0].detach()).cpu().numpy()
+            )
             losses.append(model.loss_of(outputs, to_tensor(labels_of(info), model.device)[None]))
         return torch.stack(losses).mean()
 

@@ -61,7 +61,9 @@ class MIR(Rehearsal):
         rows = self.memory.draw_distinct(self.candidates)
         stored = model.augmented(self.read(rows, model))
         hurt = self.interference(model, stored)
-        return self.strength * model.loss(stored[hurt.topk(min(self.batch_size, len(stored))).indices])
+        return self.strength * model.loss(
+            stored[hurt.topk(min(self.batch_size, len(stored))).indices]
+        )
 
     @torch.no_grad()
     def interference(self, model: Model, stored: Batch) -> Tensor:
@@ -70,11 +72,15 @@ class MIR(Rehearsal):
         for group in model.optimizer.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
             if live:
-                ahead = torch._foreach_add(live, [p.grad for p in live], alpha=-float(group["lr"]) * self.lookahead)
+                ahead = torch._foreach_add(
+                    live, [p.grad for p in live], alpha=-float(group["lr"]) * self.lookahead
+                )
                 moved |= zip(live, ahead, strict=True)
         weights = {name: moved.get(p, p) for name, p in model.weights().items()}
         with model.evaluating():
-            return _losses(model, model.outputs_with(stored, weights), stored) - _losses(model, model.outputs(stored), stored)
+            return _losses(model, model.outputs_with(stored, weights), stored) - _losses(
+                model, model.outputs(stored), stored
+            )
 
 
 def _losses(model: Model, outputs: Tensor, stored: Batch) -> Tensor:

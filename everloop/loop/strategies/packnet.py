@@ -47,7 +47,9 @@ class PackNet(Strategy):
     traits: ClassVar[Traits] = Traits(copies=3.5, task_id=True, several_passes=True)
     state = ("owner", "ranks", "kept", "buffers", "generator")
 
-    def __init__(self, share: float = 0.5, retrain_steps: int = 200, batch_size: int = 128, seed: int = 0) -> None:
+    def __init__(
+        self, share: float = 0.5, retrain_steps: int = 200, batch_size: int = 128, seed: int = 0
+    ) -> None:
         check_range("share", share, 0, 1)
         check_range("retrain_steps", retrain_steps, 0)
         check_range("batch_size", batch_size, 1)
@@ -65,14 +67,21 @@ class PackNet(Strategy):
 
     def check(self, model: Model) -> None:
         if not model.task_aware:
-            raise ValueError("packnet needs the task ID to choose weights; use a world that shows it (scenario_type task, task_cue)")
+            raise ValueError(
+                "packnet needs the task ID to choose weights; use a world that shows it "
+                "(scenario_type task, task_cue)"
+            )
         check_first(self, "packnet", model)
 
     def begin_task(self, task: Task, model: Model) -> None:
         self.ranks.pop(task.id, None)  # one that comes back gets another share, beside what it had
 
     def edit_gradients(self, model: Model, batch: Batch | None) -> None:
-        rows = [(p.grad, self._free[name]) for name, p in model.weights().items() if p.grad is not None and name in self.owner]
+        rows = [
+            (p.grad, self._free[name])
+            for name, p in model.weights().items()
+            if p.grad is not None and name in self.owner
+        ]
         if rows:
             torch._foreach_mul_([g for g, _ in rows], [free for _, free in rows])
 
@@ -81,7 +90,9 @@ class PackNet(Strategy):
 
     def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
         rank = len(self.buffers) + 1
-        examples = [replace(batch, target=model.targets(batch)) for batch in batches]  # in control: before pruning
+        examples = [
+            replace(batch, target=model.targets(batch)) for batch in batches
+        ]  # in control: before pruning
         self._claim(task, rank, model, examples[0])
         self._retrain(rank, model, examples)
         self.ranks[task.id] = rank
@@ -105,7 +116,9 @@ class PackNet(Strategy):
             elif p.ndim < 2:
                 owner[free] = 1
             else:
-                order = p.abs().masked_fill(~free, -1.0).flatten().argsort(descending=True, stable=True)
+                order = (
+                    p.abs().masked_fill(~free, -1.0).flatten().argsort(descending=True, stable=True)
+                )
                 mine = torch.zeros(p.numel(), dtype=torch.bool, device=p.device)
                 mine[order[: round(self.share * int(free.sum()))]] = True
                 owner[mine.view(p.shape)] = rank
@@ -113,15 +126,25 @@ class PackNet(Strategy):
 
     def _retrain(self, rank: int, model: Model, batches: Sequence[Batch]) -> None:
         """What the task owns learns to do without what was pruned."""
-        own = {name: (self.owner[name] == rank).to(p.dtype) for name, p in model.weights().items() if name in self.owner}
+        own = {
+            name: (self.owner[name] == rank).to(p.dtype)
+            for name, p in model.weights().items()
+            if name in self.owner
+        }
         live = {name: p for name, p in model.weights().items() if name in own}
-        rate = model.optimizer.defaults["lr"]  # the full one: a schedule may have brought it to 0 by now
+        rate = model.optimizer.defaults[
+            "lr"
+        ]  # the full one: a schedule may have brought it to 0 by now
         optimizer = torch.optim.Adam(live.values(), lr=float(rate), fused=True)
         before = {name: p.detach().clone() for name, p in live.items()}
         for _ in range(self.retrain_steps):
             batch = batches[int(torch.randint(len(batches), (), generator=self.generator))]
-            rows = torch.randint(len(batch), (min(self.batch_size, len(batch)),), generator=self.generator)
-            gradients = torch.autograd.grad(model.loss(batch[rows.to(model.device)]), list(live.values()), allow_unused=True)
+            rows = torch.randint(
+                len(batch), (min(self.batch_size, len(batch)),), generator=self.generator
+            )
+            gradients = torch.autograd.grad(
+                model.loss(batch[rows.to(model.device)]), list(live.values()), allow_unused=True
+            )
             for (name, p), g in zip(live.items(), gradients, strict=True):
                 p.grad = None if g is None else g * own[name]
             optimizer.step()
@@ -140,12 +163,16 @@ class PackNet(Strategy):
 
     def _mask(self) -> None:
         """The owners as factors, for the hooks of every step."""
-        self._owned = {name: (owner > 0).to(self.kept[name].dtype) for name, owner in self.owner.items()}
+        self._owned = {
+            name: (owner > 0).to(self.kept[name].dtype) for name, owner in self.owner.items()
+        }
         self._free = {name: 1 - owned for name, owned in self._owned.items()}
 
     @contextmanager
     def view(self, task: Task, model: Model) -> Iterator[None]:
-        """The weights of this task and of those before it; of a task that has not ended everything."""
+        """The weights of this task and of those before it; of a task that has not ended
+        everything.
+        """
         if task.id not in self.ranks:
             yield
             return
@@ -170,7 +197,9 @@ def _weights_used(model: Model, batch: Batch) -> set[str]:
     """Names of the weights on which the outputs depend: not those of a value head."""
     weights = model.weights()
     with torch.enable_grad():
-        found = torch.autograd.grad(model.outputs(batch).sum(), list(weights.values()), allow_unused=True)
+        found = torch.autograd.grad(
+            model.outputs(batch).sum(), list(weights.values()), allow_unused=True
+        )
     return {name for name, g in zip(weights, found, strict=True) if g is not None}
 
 
@@ -183,7 +212,11 @@ def _head_rows(task: Task, model: Model, batch: Batch) -> dict[str, slice]:
     layer = model.last_layer()
     size = layer.out_features // heads.shape[2]  # of tags P is as much for every token
     names = {id(p): name for name, p in model.weights().items()}
-    return {names[id(p)]: slice(task.id * size, (task.id + 1) * size) for p in layer.parameters() if id(p) in names}
+    return {
+        names[id(p)]: slice(task.id * size, (task.id + 1) * size)
+        for p in layer.parameters()
+        if id(p) in names
+    }
 
 
 def _load(module: nn.Module, buffers: dict[str, Tensor]) -> None:

@@ -56,10 +56,15 @@ class Progressive(Strategy):
         check_may_grow(model, "progressive")
         check_may_freeze(model, "progressive")
         if not model.task_aware:
-            raise ValueError("progressive needs the task ID to choose a column; use a world that shows it (scenario_type task)")
+            raise ValueError(
+                "progressive needs the task ID to choose a column; use a world that shows it "
+                "(scenario_type task)"
+            )
 
     def _restored(self, model: Model) -> None:
-        for _ in range(len(_columned(model.module).columns), max(self.column.values(), default=0) + 1):
+        for _ in range(
+            len(_columned(model.module).columns), max(self.column.values(), default=0) + 1
+        ):
             freeze_below(model)
             self._add_column(model, torch.Generator())
         if self.ended:
@@ -101,4 +106,6 @@ def _columned(module: nn.Module) -> Any:
     for part in module.modules():
         if hasattr(part, "add_column"):
             return part
-    raise ValueError("the network has no columns, which progressive needs; use architecture progressive")
+    raise ValueError(
+        "the network has no columns, which progressive needs; use architecture progressive"
+    )

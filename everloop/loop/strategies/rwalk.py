@@ -50,12 +50,18 @@ class RWalk(Strategy):
 
     EPSILON = 1e-3
 
-    def __init__(self, strength: float = 1.0, interval: int = 50, alpha: float = 0.9, seed: int = 0) -> None:
+    def __init__(
+        self, strength: float = 1.0, interval: int = 50, alpha: float = 0.9, seed: int = 0
+    ) -> None:
         check_range("interval", interval, 1)
         check_range("alpha", alpha, 0, 1)
         self.strength, self.interval, self.alpha = check_strength(strength), interval, alpha
         self.generator = torch.Generator().manual_seed(seed)
-        self.path, self.penalty, self.warning = PathIntegral(), Quadratic(), ClassIncrementalWarning("rwalk")
+        self.path, self.penalty, self.warning = (
+            PathIntegral(),
+            Quadratic(),
+            ClassIncrementalWarning("rwalk"),
+        )
         self.fisher: dict[str, Tensor] = {}
         self.score: dict[str, Tensor] = {}  # s of the task at hand
         self.past: dict[str, Tensor] = {}  # s of the tasks before
@@ -80,15 +86,28 @@ class RWalk(Strategy):
             return  # learned together with a task that has ended already
         self._close_interval(model)
         now = snapshot(model)  # without what is frozen meanwhile
-        score, fisher = (_scaled({name: v for name, v in values.items() if name in now}) for values in (self.score, self.fisher))
-        self.past |= {name: (self.past[name] + s) / 2 if name in self.past else s for name, s in score.items()}
-        self.penalty.move({name: F + self.past[name] for name, F in fisher.items() if name in self.past}, now, decay=0.0)
+        score, fisher = (
+            _scaled({name: v for name, v in values.items() if name in now})
+            for values in (self.score, self.fisher)
+        )
+        self.past |= {
+            name: (self.past[name] + s) / 2 if name in self.past else s for name, s in score.items()
+        }
+        self.penalty.move(
+            {name: F + self.past[name] for name, F in fisher.items() if name in self.past},
+            now,
+            decay=0.0,
+        )
         self.score, self.steps = {}, 0
 
     def _average(self, model: Model, batch: Batch) -> None:
         """F's moving average takes in the batch at hand."""
-        for name, F in diagonal_fisher(model, [batch], generator_for(model, self.generator)).items():
-            self.fisher[name] = self.alpha * F + (1 - self.alpha) * self.fisher[name] if name in self.fisher else F
+        for name, F in diagonal_fisher(
+            model, [batch], generator_for(model, self.generator)
+        ).items():
+            self.fisher[name] = (
+                self.alpha * F + (1 - self.alpha) * self.fisher[name] if name in self.fisher else F
+            )
 
     def _close_interval(self, model: Model) -> None:
         """Scores of the steps since the last one."""

@@ -65,7 +65,8 @@ class SI(Strategy):
         self.warning.look(model, batches)
         now = snapshot(model)
         importance = {
-            name: omega.clamp(min=0) / ((now[name] - self.start.get(name, now[name])) ** 2 + self.damping)
+            name: omega.clamp(min=0)
+            / ((now[name] - self.start.get(name, now[name])) ** 2 + self.damping)
             for name, omega in self.path.omega.items()
             if name in now  # not frozen meanwhile
         }

@@ -1,4 +1,6 @@
-"""Arrays of one's own become examples as they are; each wrong one is refused by one line that names it."""
+"""Arrays of one's own become examples as they are; each wrong one is refused by one line that names
+it.
+"""
 
 from collections import Counter
 from typing import Any
@@ -16,18 +18,31 @@ LABELS = np.arange(12) % 4
 
 
 @given(
-    labels=st.one_of(*[st.lists(of, min_size=1, max_size=20) for of in (st.integers(-(2**63), 2**63 - 1), st.text("ab", max_size=2))]),
+    labels=st.one_of(
+        *[
+            st.lists(of, min_size=1, max_size=20)
+            for of in (st.integers(-(2**63), 2**63 - 1), st.text("ab", max_size=2))
+        ]
+    ),
     as_array=st.booleans(),
     draw=st.data(),
 )
 @settings(deadline=None)
-def test_labels_become_positions_among_the_sorted_train_labels(labels: list[Any], as_array: bool, draw: st.DataObject) -> None:
-    """Whatever integers or strings they are, in lists and arrays, of which the test split may have fewer."""
+def test_labels_become_positions_among_the_sorted_train_labels(
+    labels: list[Any], as_array: bool, draw: st.DataObject
+) -> None:
+    """Whatever integers or strings they are, in lists and arrays, of which the test split may have
+    fewer.
+    """
     test_labels = draw.draw(st.lists(st.sampled_from(labels), min_size=1, max_size=5))
     pairs = [(noise(len(y), 2, 2), np.array(y) if as_array else y) for y in (labels, test_labels)]
-    for examples, given_labels in zip(from_arrays(*pairs[0], *pairs[1]), (labels, test_labels), strict=True):
+    for examples, given_labels in zip(
+        from_arrays(*pairs[0], *pairs[1]), (labels, test_labels), strict=True
+    ):
         assert examples.classes == tuple(str(label) for label in sorted(set(labels)))
-        assert [examples.classes[i] for i in examples.labels] == [str(label) for label in given_labels]
+        assert [examples.classes[i] for i in examples.labels] == [
+            str(label) for label in given_labels
+        ]
         assert examples.labels.dtype == np.int64
 
 
@@ -50,33 +65,78 @@ def test_images_are_those_that_were_given(channels: int | None) -> None:
 
 def arrays(**changes: Any) -> dict[str, Any]:
     images = np.zeros((12, 8, 8), np.uint8)
-    return {"images": images, "labels": LABELS, "test_images": images, "test_labels": LABELS} | changes
+    return {
+        "images": images,
+        "labels": LABELS,
+        "test_images": images,
+        "test_labels": LABELS,
+    } | changes
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"labels": LABELS[:11]}, r"^images hold 12 examples and labels have shape \(11,\), allowed: \(12,\)$"),
-        ({"test_labels": LABELS[:5]}, r"^test_images hold 12 examples and test_labels have shape \(5,\), allowed: \(12,\)$"),
+        (
+            {"labels": LABELS[:11]},
+            r"^images hold 12 examples and labels have shape \(11,\), allowed: \(12,\)$",
+        ),
+        (
+            {"test_labels": LABELS[:5]},
+            r"^test_images hold 12 examples and test_labels have shape \(5,\), allowed: \(12,\)$",
+        ),
         ({"labels": LABELS[:, None]}, r"^images hold 12 examples and labels have shape \(12, 1\)"),
-        ({"images": np.zeros((12, 8, 8))}, r"^images have dtype float64 and shape \(12, 8, 8\), allowed: uint8, \(N, H, W\) or"),
-        ({"images": np.zeros((12, 8, 8))}, r"; if they are floats from 0 to 1, multiply by 255 and \.astype\(np\.uint8\)$"),
+        (
+            {"images": np.zeros((12, 8, 8))},
+            r"^images have dtype float64 and shape \(12, 8, 8\), allowed: uint8, \(N, H, W\) or",
+        ),
+        (
+            {"images": np.zeros((12, 8, 8))},
+            r"; if they are floats from 0 to 1, multiply by 255 and \.astype\(np\.uint8\)$",
+        ),
         (
             {"images": np.zeros((12, 3, 32, 32), np.uint8)},
-            r"^images have shape \(12, 3, 32, 32\), which looks like \(N, C, H, W\); give \.transpose\(0, 2, 3, 1\) of them$",
+            r"^images have shape \(12, 3, 32, 32\), which looks like \(N, C, H, W\); give "
+            r"\.transpose\(0, 2, 3, 1\) of them$",
         ),
-        ({"test_images": np.zeros((12, 1, 8, 8), np.uint8)}, r"^test_images have shape \(12, 1, 8, 8\), which looks like \(N, C, H, W\)"),
+        (
+            {"test_images": np.zeros((12, 1, 8, 8), np.uint8)},
+            r"^test_images have shape \(12, 1, 8, 8\), which looks like \(N, C, H, W\)",
+        ),
         ({"test_images": np.zeros((12, 8, 8), np.int64)}, r"^test_images have dtype int64"),
-        ({"images": np.zeros((12, 64), np.uint8)}, r"^images have dtype uint8 and shape \(12, 64\), allowed: uint8, \(N, H, W\)"),
-        ({"images": [noise(8, 8), noise(8, 9)]}, r"^images or labels differ in shape among themselves, allowed: one shape for all$"),
-        ({"labels": LABELS.astype(float)}, r"^labels have dtype float64, allowed: integers or strings$"),
+        (
+            {"images": np.zeros((12, 64), np.uint8)},
+            r"^images have dtype uint8 and shape \(12, 64\), allowed: uint8, \(N, H, W\)",
+        ),
+        (
+            {"images": [noise(8, 8), noise(8, 9)]},
+            r"^images or labels differ in shape among themselves, allowed: one shape for all$",
+        ),
+        (
+            {"labels": LABELS.astype(float)},
+            r"^labels have dtype float64, allowed: integers or strings$",
+        ),
         ({"labels": LABELS > 1}, r"^labels have dtype bool, allowed: integers or strings$"),
-        ({"test_labels": [None, *LABELS[1:]]}, r"^test_labels have dtype object, allowed: integers or strings$"),
-        ({"test_labels": LABELS.astype(str)}, r"^labels have dtype int64 and test_labels <U\d+, allowed: the same kind$"),
-        ({"test_labels": LABELS + 5}, r"^label 5 is in the test labels only, allowed: the classes of the train labels$"),
-        ({"test_images": np.zeros((12, 9, 9), np.uint8)}, r"^test_images are \(9, 9, 1\) each, allowed: \(8, 8, 1\) as images$"),
+        (
+            {"test_labels": [None, *LABELS[1:]]},
+            r"^test_labels have dtype object, allowed: integers or strings$",
+        ),
+        (
+            {"test_labels": LABELS.astype(str)},
+            r"^labels have dtype int64 and test_labels <U\d+, allowed: the same kind$",
+        ),
+        (
+            {"test_labels": LABELS + 5},
+            r"^label 5 is in the test labels only, allowed: the classes of the train labels$",
+        ),
+        (
+            {"test_images": np.zeros((12, 9, 9), np.uint8)},
+            r"^test_images are \(9, 9, 1\) each, allowed: \(8, 8, 1\) as images$",
+        ),
         ({"test_images": np.zeros((12, 8, 8, 3), np.uint8)}, r"^test_images are \(8, 8, 3\) each"),
-        ({"images": np.zeros((0, 8, 8), np.uint8), "labels": LABELS[:0]}, r"^images hold 0 examples, allowed: 1 or more$"),
+        (
+            {"images": np.zeros((0, 8, 8), np.uint8), "labels": LABELS[:0]},
+            r"^images hold 0 examples, allowed: 1 or more$",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], line: str) -> None:
@@ -86,20 +146,27 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], line: str) -> None:
 
 
 def test_digits_are_split_by_class_without_overlap() -> None:
-    """Train and test together are scikit-learn's digits, each once; a fifth of every class is for tests."""
+    """Train and test together are scikit-learn's digits, each once; a fifth of every class is for
+    tests.
+    """
     train, test = digits()
     assert train.inputs.shape == (1442, 8, 8, 1)
     assert test.inputs.shape == (355, 8, 8, 1)
     assert train.classes == test.classes == tuple("0123456789")
     bunch = load_digits()
-    source = Counter((image.astype(int).tobytes(), int(label)) for image, label in zip(bunch.images, bunch.target, strict=True))
+    source = Counter(
+        (image.astype(int).tobytes(), int(label))
+        for image, label in zip(bunch.images, bunch.target, strict=True)
+    )
     split = Counter(
         ((image[..., 0] // 15).astype(int).tobytes(), int(label))
         for examples in (train, test)
         for image, label in zip(examples.inputs, examples.labels, strict=True)
     )
     assert split == source
-    assert not {image.tobytes() for image in train.inputs} & {image.tobytes() for image in test.inputs}
+    assert not {image.tobytes() for image in train.inputs} & {
+        image.tobytes() for image in test.inputs
+    }
     for c in range(10):
         assert (test.labels == c).sum() == (bunch.target == c).sum() // 5
     assert digits() is digits(), "made once"

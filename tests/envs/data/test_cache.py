@@ -1,4 +1,6 @@
-"""The cache gives what was built, once, whole, or not at all: whoever builds at the same time, dies, or damages it."""
+"""The cache gives what was built, once, whole, or not at all: whoever builds at the same time,
+dies, or damages it.
+"""
 
 import os
 import signal
@@ -23,9 +25,15 @@ def never() -> Any:
     raise AssertionError("built again")
 
 
-def test_the_folder_is_ones_own_or_that_of_the_desktop_or_of_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_ones_own_or_that_of_the_desktop_or_of_the_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HOME", "/h")
-    for own, desktop, expected in (("/a", "/b", "/a"), (None, "/b", "/b/everloop"), ("", "", "/h/.cache/everloop")):
+    for own, desktop, expected in (
+        ("/a", "/b", "/a"),
+        (None, "/b", "/b/everloop"),
+        ("", "", "/h/.cache/everloop"),
+    ):
         for name, value in (("EVERLOOP_CACHE", own), ("XDG_CACHE_HOME", desktop)):
             monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
         assert cache_folder() == Path(expected)
@@ -36,7 +44,9 @@ texts = st.lists(st.text(max_size=3), max_size=4)
 
 @given(one=texts, other=texts)
 @settings(deadline=None)
-def test_two_lists_of_strings_count_as_one_only_if_they_are(one: list[str], other: list[str]) -> None:
+def test_two_lists_of_strings_count_as_one_only_if_they_are(
+    one: list[str], other: list[str]
+) -> None:
     """Wherever one string ends and the next begins."""
     assert (fingerprint(*one) == fingerprint(*other)) == (one == other)
 
@@ -58,21 +68,32 @@ def test_two_folders_count_as_one_only_if_their_names_and_contents_do(
     tmp_path_factory: pytest.TempPathFactory, one: dict[str, str], other: dict[str, str]
 ) -> None:
     """Wherever they lie, and in whatever order their files were made."""
-    first, second = (files(tmp_path_factory.mktemp("tree"), tree) for tree in (one, dict(reversed(other.items()))))
+    first, second = (
+        files(tmp_path_factory.mktemp("tree"), tree)
+        for tree in (one, dict(reversed(other.items())))
+    )
     assert (fingerprint(first) == fingerprint(second)) == (one == other)
 
 
 def test_a_path_counts_by_its_contents_and_its_name_as_a_string_does_not(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("one")
     (tmp_path / "b").write_text("one")
-    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b") != fingerprint(str(tmp_path / "a"))
+    assert (
+        fingerprint(tmp_path / "a")
+        == fingerprint(tmp_path / "b")
+        != fingerprint(str(tmp_path / "a"))
+    )
     (tmp_path / "b").write_text("two")
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
-    with pytest.raises(ValueError, match=r"^path is '.*/c', allowed: a file or a folder that exists$"):
+    with pytest.raises(
+        ValueError, match=r"^path is '.*/c', allowed: a file or a folder that exists$"
+    ):
         fingerprint(tmp_path / "c")
 
 
-def test_a_large_folder_counts_by_names_sizes_and_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_folder_counts_by_names_sizes_and_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache, "READ_WHOLE", 5)
     root, file = files(tmp_path / "large", {"a": "xxx", "b": "xxx"}), tmp_path / "large" / "a"
     prints = {fingerprint(root)}
@@ -91,12 +112,20 @@ def test_a_large_folder_counts_by_names_sizes_and_times(tmp_path: Path, monkeypa
 
 
 kinds = st.sampled_from([np.uint8, np.int64, np.float32, np.bool_, "<U3"])
-some_arrays = arrays_of.arrays(kinds, arrays_of.array_shapes(min_dims=0, max_dims=3, min_side=0), elements=None)
+some_arrays = arrays_of.arrays(
+    kinds, arrays_of.array_shapes(min_dims=0, max_dims=3, min_side=0), elements=None
+)
 
 
-@given(built=st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), some_arrays, max_size=3))
+@given(
+    built=st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=4), some_arrays, max_size=3
+    )
+)
 @settings(deadline=None, max_examples=60)
-def test_what_is_built_once_is_found_again(built: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_is_built_once_is_found_again(
+    built: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """To the bit, whatever the arrays are called; mapped, and safe from being written to."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVERLOOP_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -111,7 +140,9 @@ def test_what_is_built_once_is_found_again(built: dict[str, Any], tmp_path_facto
 
 
 def test_keys_do_not_mix() -> None:
-    assert [int(cached(str(key), lambda key=key: {"x": np.array(key)})["x"]) for key in (1, 2, 1)] == [1, 2, 1]
+    assert [
+        int(cached(str(key), lambda key=key: {"x": np.array(key)})["x"]) for key in (1, 2, 1)
+    ] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("kept", [np.array(["a", None]), np.array([{}])])
@@ -157,11 +188,15 @@ def half_the_sizes(place: Path) -> None:
     (place / "sizes.json").write_text('{"x.npy"')
 
 
-@pytest.mark.parametrize("damage", [cut, empty, no_array, without_array, without_sizes, half_the_sizes])
+@pytest.mark.parametrize(
+    "damage", [cut, empty, no_array, without_array, without_sizes, half_the_sizes]
+)
 def test_a_damaged_folder_is_built_again_with_one_line(damage: Any, cache: Path) -> None:
     cached("key", lambda: {"x": np.arange(100)})
     damage(cache / "key")
-    with pytest.warns(UserWarning, match=r"^the cache .*key is damaged \(.*\): building it again$") as lines:
+    with pytest.warns(
+        UserWarning, match=r"^the cache .*key is damaged \(.*\): building it again$"
+    ) as lines:
         found = cached("key", lambda: {"x": np.arange(100)})
     assert len(lines) == 1
     assert found["x"].tolist() == list(range(100))
@@ -190,7 +225,12 @@ class Builder:
     """A process which stops in the middle of its building until it is told to go on."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", BUILDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", BUILDER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def line(self) -> str:
         assert self.process.stdout is not None
@@ -214,7 +254,9 @@ def builders() -> Iterator[list[Builder]]:
 RESULT = f"{sum(range(1000))} {sum(i * i for i in range(1000))}"
 
 
-def test_of_two_processes_that_build_at_once_both_get_the_same(builders: list[Builder], cache: Path) -> None:
+def test_of_two_processes_that_build_at_once_both_get_the_same(
+    builders: list[Builder], cache: Path
+) -> None:
     assert [builder.line() for builder in builders] == ["half", "half"]
     assert not (cache / "key").exists(), "nothing half-built is there to be found"
     for builder in builders:
@@ -224,14 +266,18 @@ def test_of_two_processes_that_build_at_once_both_get_the_same(builders: list[Bu
     assert [path.name for path in cache.iterdir()] == ["key"], "the second one dropped its own"
 
 
-def test_what_a_killed_process_left_is_never_taken_for_finished_and_goes(builders: list[Builder], cache: Path) -> None:
+def test_what_a_killed_process_left_is_never_taken_for_finished_and_goes(
+    builders: list[Builder], cache: Path
+) -> None:
     assert [builder.line() for builder in builders] == ["half", "half"]
     killed, living = builders
     killed.process.send_signal(signal.SIGKILL)
     killed.process.wait()
     assert len(list(cache.iterdir())) == 2
     assert not (cache / "key").exists()
-    assert cached("key", lambda: {"x": np.arange(1000), "y": np.arange(1000) ** 2})["y"][-1] == 999**2
+    assert (
+        cached("key", lambda: {"x": np.arange(1000), "y": np.arange(1000) ** 2})["y"][-1] == 999**2
+    )
     left = [path.name for path in cache.iterdir() if path.name != "key"]
     assert len(left) == 1, "the dead one's folder is gone, the living one's is not"
     assert f".{living.process.pid}@" in left[0]

@@ -18,19 +18,33 @@ WORDS = [["Ada", "met", "Bob", "in", "New", "York"], ["rain"], ["Bob", "Ross"]]
 TAGGED = [[1, 0, 1, 0, 3, 4], [0], [1, 2]]
 
 
-def small(root: Path, tags: Any = None, features: dict[str, Any] | None = None, **changes: Any) -> Path:
-    columns = {"tokens": WORDS, "ner_tags": TAGGED if tags is None else tags, "domain": ["a", "b", "a"]} | changes
+def small(
+    root: Path, tags: Any = None, features: dict[str, Any] | None = None, **changes: Any
+) -> Path:
+    columns = {
+        "tokens": WORDS,
+        "ner_tags": TAGGED if tags is None else tags,
+        "domain": ["a", "b", "a"],
+    } | changes
     known = {"ner_tags": {"feature": class_label(*TAGS), "_type": "List"}} if tags is None else {}
-    return write_data_set(root, {"train": columns, "test": columns}, known if features is None else features)
+    return write_data_set(
+        root, {"train": columns, "test": columns}, known if features is None else features
+    )
 
 
 @pytest.mark.parametrize("kind", ["class labels", "strings"])
 def test_tags_stand_where_their_words_begin(kind: str, tmp_path: Path) -> None:
-    root = small(tmp_path, None if kind == "class labels" else [[TAGS[t] for t in row] for row in TAGGED])
+    root = small(
+        tmp_path, None if kind == "class labels" else [[TAGS[t] for t in row] for row in TAGGED]
+    )
     for part in load_ner(root, length=4, columns=["domain"]):
         np.testing.assert_array_equal(part.inputs, HashTokenizer().encode_words(WORDS, 4)[0])
         named = [[None if t < 0 else part.classes[t] for t in row] for row in part.labels]
-        assert named == [["B-person", "O", "B-person", "O"], ["O", None, None, None], ["B-person", "I-person", None, None]]
+        assert named == [
+            ["B-person", "O", "B-person", "O"],
+            ["O", None, None, None],
+            ["B-person", "I-person", None, None],
+        ]
         assert part.columns["domain"].tolist() == ["a", "b", "a"]
     assert kind == "strings" or part.classes == TAGS
 
@@ -42,26 +56,53 @@ def test_pieces_within_a_word_have_no_tag(tmp_path: Path) -> None:
         name = "halves"  # type: ignore[assignment]
 
         def encode_words(self, sentences: Any, length: int) -> Any:
-            ids, firsts = np.zeros((len(sentences), length), np.int32), np.zeros((len(sentences), length), np.bool_)
+            ids, firsts = (
+                np.zeros((len(sentences), length), np.int32),
+                np.zeros((len(sentences), length), np.bool_),
+            )
             for n, words in enumerate(sentences):
                 ids[n, : 1 + 2 * len(words)] = 1
                 firsts[n, 1 : 1 + 2 * len(words) : 2] = True
             return ids, firsts
 
     train, _ = load_ner(small(tmp_path), tokenizer=Halves(), length=6)
-    assert train.labels.tolist() == [[-1, 1, -1, 0, -1, 1], [-1, 0, -1, -1, -1, -1], [-1, 1, -1, 2, -1, -1]]
+    assert train.labels.tolist() == [
+        [-1, 1, -1, 0, -1, 1],
+        [-1, 0, -1, -1, -1, -1],
+        [-1, 1, -1, 2, -1, -1],
+    ]
 
 
 @pytest.mark.parametrize(
     ("tags", "changes", "line"),
     [
-        ([[1, 0], [0], [1, 2]], {}, r"^column 'ner_tags' of train holds .*, allowed: lists of tags, class labels or strings$"),
-        (["O", "O", "O"], {}, r"^column 'ner_tags' of train holds .*, allowed: lists of tags, class labels or strings$"),
-        ([["O"], ["O"], ["O", "O"]], {}, r"^row 0 of train has 6 words and 1 tags, allowed: as many$"),
-        (None, {"tokens": ["a b", "c", "d"]}, r"^column 'tokens' of train holds .*, allowed: lists of words$"),
+        (
+            [[1, 0], [0], [1, 2]],
+            {},
+            r"^column 'ner_tags' of train holds .*, allowed: lists of tags, class labels or "
+            r"strings$",
+        ),
+        (
+            ["O", "O", "O"],
+            {},
+            r"^column 'ner_tags' of train holds .*, allowed: lists of tags, class labels or "
+            r"strings$",
+        ),
+        (
+            [["O"], ["O"], ["O", "O"]],
+            {},
+            r"^row 0 of train has 6 words and 1 tags, allowed: as many$",
+        ),
+        (
+            None,
+            {"tokens": ["a b", "c", "d"]},
+            r"^column 'tokens' of train holds .*, allowed: lists of words$",
+        ),
     ],
 )
-def test_what_is_no_sequence_of_tags_is_refused(tags: Any, changes: dict[str, Any], line: str, tmp_path: Path, cache: Path) -> None:
+def test_what_is_no_sequence_of_tags_is_refused(
+    tags: Any, changes: dict[str, Any], line: str, tmp_path: Path, cache: Path
+) -> None:
     root = small(tmp_path / "set", tags, **changes)
     with pytest.raises(ValueError, match=line) as caught:
         load_ner(root)
@@ -71,13 +112,21 @@ def test_what_is_no_sequence_of_tags_is_refused(tags: Any, changes: dict[str, An
 
 def test_a_tag_that_only_the_test_split_has_is_refused(tmp_path: Path) -> None:
     part = {"tokens": [["a"]], "domain": ["x"]}
-    write_data_set(tmp_path, {"train": part | {"ner_tags": [["O"]]}, "test": part | {"ner_tags": [["B-odd"]]}}, {})
-    with pytest.raises(ValueError, match=r"^tag 'B-odd' is in test only, allowed: the tags of train$"):
+    write_data_set(
+        tmp_path,
+        {"train": part | {"ner_tags": [["O"]]}, "test": part | {"ner_tags": [["B-odd"]]}},
+        {},
+    )
+    with pytest.raises(
+        ValueError, match=r"^tag 'B-odd' is in test only, allowed: the tags of train$"
+    ):
         load_ner(tmp_path)
 
 
 def spans(tags: list[str]) -> set[tuple[int, int, str]]:
-    """Entities by the definition of IOB2, leniently: an I- that continues nothing begins one (as conlleval counts)."""
+    """Entities by the definition of IOB2, leniently: an I- that continues nothing begins one (as
+    conlleval counts).
+    """
     found, begin = set(), None
     for i, tag in enumerate([*tags, "O"]):
         if begin is not None and not (tag.startswith("I-") and tag[2:] == tags[begin][2:]):
@@ -88,7 +137,13 @@ def spans(tags: list[str]) -> set[tuple[int, int, str]]:
     return found
 
 
-@given(rows=st.lists(st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 4)), min_size=6, max_size=6), min_size=1, max_size=5))
+@given(
+    rows=st.lists(
+        st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 4)), min_size=6, max_size=6),
+        min_size=1,
+        max_size=5,
+    )
+)
 @example(rows=[[(1, 1), (2, 2), (0, 0), (3, 3), (4, 0), (-1, 4)]])  # one of two places found whole
 @settings(deadline=None)
 def test_entities_count_whole(rows: list[list[tuple[int, int]]]) -> None:
@@ -97,7 +152,11 @@ def test_entities_count_whole(rows: list[list[tuple[int, int]]]) -> None:
     for row in rows:
         judged = [(TAGS[label], TAGS[guess]) for label, guess in row if label >= 0]
         true, told = spans([t for t, _ in judged]), spans([g for _, g in judged])
-        right, missed, invented = right + len(true & told), missed + len(true - told), invented + len(told - true)
+        right, missed, invented = (
+            right + len(true & told),
+            missed + len(true - told),
+            invented + len(told - true),
+        )
     expected = 2 * right / (2 * right + missed + invented) if right else 0.0
     assert entity_f1(labels, guesses, TAGS) == pytest.approx(expected)
 
@@ -106,7 +165,9 @@ def test_by_hand() -> None:
     labels = np.array([[1, 2, 0, 3]])
     assert entity_f1(labels, labels, TAGS) == 1
     assert entity_f1(labels, np.zeros_like(labels), TAGS) == 0
-    assert entity_f1(labels, np.array([[1, 0, 0, 3]]), TAGS) == 0.5  # half the person, the place: 1 of 2 found, 1 of 2 right
+    assert (
+        entity_f1(labels, np.array([[1, 0, 0, 3]]), TAGS) == 0.5
+    )  # half the person, the place: 1 of 2 found, 1 of 2 right
     assert entity_f1(np.zeros_like(labels), labels, TAGS) == 0
     assert entity_f1(np.full_like(labels, -1), labels, TAGS) == 0
 
@@ -115,12 +176,21 @@ def test_a_library_that_is_not_installed_says_which_extra(monkeypatch: pytest.Mo
     for name in [name for name in sys.modules if name.partition(".")[0] == "seqeval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "seqeval", None)
-    with pytest.raises(ImportError, match=r'^the score of entities needs the package seqeval: pip install "everloop\[text\]"$'):
+    with pytest.raises(
+        ImportError,
+        match=r'^the score of entities needs the package seqeval: pip install "everloop\[text\]"$',
+    ):
         entity_f1(np.array([[1]]), np.array([[1]]), TAGS)
 
 
 def test_a_world_of_tags_rewards_the_share_and_scores_by_entities(tmp_path: Path) -> None:
-    world: Any = TextStreamVectorEnv(2, load_ner(small(tmp_path), length=6, columns=["domain"]), ByColumn("domain"), "test", "within_task")
+    world: Any = TextStreamVectorEnv(
+        2,
+        load_ner(small(tmp_path), length=6, columns=["domain"]),
+        ByColumn("domain"),
+        "test",
+        "within_task",
+    )
     obs, _ = world.reset(seed=0)
     assert world.single_action_space.nvec.tolist() == [5] * 6
     assert obs["tokens"].shape == (2, 6)
@@ -131,13 +201,29 @@ def test_a_world_of_tags_rewards_the_share_and_scores_by_entities(tmp_path: Path
     assert world.metric(0).evaluate(labels, np.zeros_like(labels)) == 0
 
 
-def test_told_apart_by_task_no_entity_is_one_and_a_person_of_another_task_is_wrong(tmp_path: Path) -> None:
-    world: Any = TextStreamVectorEnv(1, load_ner(small(tmp_path), length=6, columns=["domain"]), ByColumn("domain"), "test")
+def test_told_apart_by_task_no_entity_is_one_and_a_person_of_another_task_is_wrong(
+    tmp_path: Path,
+) -> None:
+    world: Any = TextStreamVectorEnv(
+        1, load_ner(small(tmp_path), length=6, columns=["domain"]), ByColumn("domain"), "test"
+    )
     assert world.single_action_space.nvec[0] == 9  # O, and 4 tags in each of 2 domains
     outside, person, persons = 0, 1, 5
     labels = np.array([[person, outside]])
     assert world.metric(0).evaluate(labels, labels) == 1
     assert world.metric(0).evaluate(labels, np.array([[persons, outside]])) == 0
-    assert world._tags == ["O", "B-a/person", "I-a/person", "B-a/place", "I-a/place", "B-b/person", "I-b/person", "B-b/place", "I-b/place"]
+    assert world._tags == [
+        "O",
+        "B-a/person",
+        "I-a/person",
+        "B-a/place",
+        "I-a/place",
+        "B-b/person",
+        "I-b/person",
+        "B-b/place",
+        "I-b/place",
+    ]
     world.reset(seed=0, options={"task": "b"})
-    assert world.step(np.zeros((1, 6), int))[4]["label"].tolist() == [[0, -1, -1, -1, -1, -1]]  # "rain"
+    assert world.step(np.zeros((1, 6), int))[4]["label"].tolist() == [
+        [0, -1, -1, -1, -1, -1]
+    ]  # "rain"

@@ -11,31 +11,50 @@ from everloop.envs import ByColumn, ImageStreamVectorEnv
 from everloop.envs.data import Examples, from_tasks
 
 
-def part(rows: int, classes: tuple[str, ...], seed: int = 0, side: int = 8, **more: Any) -> Examples:
+def part(
+    rows: int, classes: tuple[str, ...], seed: int = 0, side: int = 8, **more: Any
+) -> Examples:
     rng = np.random.default_rng(seed)
     labels = np.resize(rng.permutation(len(classes)), rows)
     return Examples(rng.integers(0, 256, (rows, side, side, 1), np.uint8), labels, classes, **more)
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 9), st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True)), min_size=1, max_size=4)
+    st.lists(
+        st.tuples(
+            st.integers(1, 9),
+            st.lists(st.sampled_from("abcdef"), min_size=1, max_size=4, unique=True),
+        ),
+        min_size=1,
+        max_size=4,
+    )
 )
 @settings(deadline=None)
-def test_every_example_keeps_its_picture_its_class_and_its_task(sets: list[tuple[int, list[str]]]) -> None:
-    tasks = {f"t{i}": (part(n, tuple(names), i), part(n + 1, tuple(names), i + 50)) for i, (n, names) in enumerate(sets)}
+def test_every_example_keeps_its_picture_its_class_and_its_task(
+    sets: list[tuple[int, list[str]]],
+) -> None:
+    tasks = {
+        f"t{i}": (part(n, tuple(names), i), part(n + 1, tuple(names), i + 50))
+        for i, (n, names) in enumerate(sets)
+    }
     for s, whole in enumerate(from_tasks(tasks)):
         at = 0
         for name, pair in tasks.items():
             own = pair[s]
             rows = slice(at, at := at + len(own))
             np.testing.assert_array_equal(whole.inputs[rows], own.inputs)
-            assert [whole.classes[i] for i in whole.labels[rows]] == [own.classes[i] for i in own.labels]
+            assert [whole.classes[i] for i in whole.labels[rows]] == [
+                own.classes[i] for i in own.labels
+            ]
             assert set(whole.columns["task"][rows]) == {name}
         assert at == len(whole)
 
 
 def test_they_become_tasks_in_the_order_given_with_classes_of_their_own() -> None:
-    tasks = {"digits": (part(8, ("0", "1")), part(4, ("0", "1"))), "clothes": (part(6, ("shoe", "hat")), part(4, ("shoe", "hat")))}
+    tasks = {
+        "digits": (part(8, ("0", "1")), part(4, ("0", "1"))),
+        "clothes": (part(6, ("shoe", "hat")), part(4, ("shoe", "hat"))),
+    }
     env: Any = ImageStreamVectorEnv(2, from_tasks(tasks), ByColumn("task", order=list(tasks)))
     assert [task.name for task in env.tasks] == ["digits", "clothes"]
     assert env.single_action_space.n == 4
@@ -44,13 +63,24 @@ def test_they_become_tasks_in_the_order_given_with_classes_of_their_own() -> Non
 
 def test_columns_in_common_are_kept_and_tags_stay_tags() -> None:
     columns = {"by": np.array(["x"] * 3), "at": np.array(["y"] * 3)}
-    tagged = Examples(np.array([[1, 0]] * 3, np.int32), np.array([[1, -1]] * 3), ("O", "B-a"), columns, levels=5)
-    other = Examples(np.array([[2, 3]] * 3, np.int32), np.array([[0, 1]] * 3), ("B-b", "O"), {"by": np.array(["z"] * 3)}, levels=9)
+    tagged = Examples(
+        np.array([[1, 0]] * 3, np.int32), np.array([[1, -1]] * 3), ("O", "B-a"), columns, levels=5
+    )
+    other = Examples(
+        np.array([[2, 3]] * 3, np.int32),
+        np.array([[0, 1]] * 3),
+        ("B-b", "O"),
+        {"by": np.array(["z"] * 3)},
+        levels=9,
+    )
     train, _ = from_tasks({"one": (tagged, tagged), "two": (other, other)})
     assert train.classes == ("O", "B-a", "B-b")
     assert train.labels.tolist() == [[1, -1]] * 3 + [[2, 0]] * 3
     assert train.levels == 9
-    assert {name: sorted(set(column)) for name, column in train.columns.items()} == {"by": ["x", "z"], "task": ["one", "two"]}
+    assert {name: sorted(set(column)) for name, column in train.columns.items()} == {
+        "by": ["x", "z"],
+        "task": ["one", "two"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -58,10 +88,17 @@ def test_columns_in_common_are_kept_and_tags_stay_tags() -> None:
     [
         ({}, r"^tasks are empty, allowed: name -> \(train, test\), one or more$"),
         (
-            {"a": (part(2, ("x",)), part(2, ("x",))), "b": (part(2, ("x",), side=9), part(2, ("x",)))},
-            r"^examples of 'b' are uint8 of shape \(9, 9, 1\) each, allowed: uint8 of shape \(8, 8, 1\) as in 'a'$",
+            {
+                "a": (part(2, ("x",)), part(2, ("x",))),
+                "b": (part(2, ("x",), side=9), part(2, ("x",))),
+            },
+            r"^examples of 'b' are uint8 of shape \(9, 9, 1\) each, allowed: uint8 of shape "
+            r"\(8, 8, 1\) as in 'a'$",
         ),
-        ({"a": (part(2, ("x",)), part(2, ("y",)))}, r"^the test classes of 'a' are \['y'\], allowed: those of training$"),
+        (
+            {"a": (part(2, ("x",)), part(2, ("y",)))},
+            r"^the test classes of 'a' are \['y'\], allowed: those of training$",
+        ),
     ],
 )
 def test_data_sets_that_do_not_fit_are_refused(tasks: Any, line: str) -> None:

@@ -18,7 +18,11 @@ TOKENS = HashTokenizer(500)
 
 def small(root: Path, **changes: Any) -> Path:
     """Four texts a split, of two classes in two domains, but for `changes` of the columns."""
-    columns = {"text": ["good one", "bad", "", "so good"], "label": [1, 0, 0, 1], "domain": list("abab")} | changes
+    columns = {
+        "text": ["good one", "bad", "", "so good"],
+        "label": [1, 0, 0, 1],
+        "domain": list("abab"),
+    } | changes
     features = {"label": class_label("no", "yes")} if "label" not in changes else {}
     return write_data_set(root, {"train": columns, "test": columns}, features)
 
@@ -36,7 +40,9 @@ def test_each_text_is_encoded_with_its_label_and_column(
     columns = {"words": texts, "kind": names, "from": [str(i) for i in range(len(texts))]}
     root = write_data_set(tmp_path_factory.mktemp("set"), {"train": columns, "test": columns}, {})
     for _ in range(2):  # from the files as from the cache
-        for part in load_text(root, tokenizer=TOKENS, length=length, text="words", label="kind", columns=["from"]):
+        for part in load_text(
+            root, tokenizer=TOKENS, length=length, text="words", label="kind", columns=["from"]
+        ):
             np.testing.assert_array_equal(part.inputs, TOKENS.encode(texts, length))
             assert [part.classes[i] for i in part.labels] == names
             assert part.classes == tuple(sorted(set(names)))
@@ -44,7 +50,9 @@ def test_each_text_is_encoded_with_its_label_and_column(
             assert part.levels == 500
 
 
-def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = small(tmp_path / "set")
     first, _ = load_text(root)
     assert first.classes == ("no", "yes")
@@ -66,9 +74,21 @@ def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(tmp_pat
         ({}, {"test_split": "dev"}, r"has no split 'dev', there are: train, test$"),
         ({}, {"length": 0}, r"^length is 0, allowed: 1 or more$"),
         ({}, {"text": "label"}, r"^column 'label' of train holds .*, allowed: strings$"),
-        ({"text": ["a", None, "b", "c"]}, {}, r"^'text' in row 1 of train is None, allowed: a string$"),
-        ({"label": [0.5, 1.0, 0.0, 1.0]}, {}, r"^column 'label' of train holds float64, allowed: class labels, integers or strings$"),
-        ({"label": ["x", None, "x", "y"]}, {}, r"^'label' in row 1 of train is None, allowed: one$"),
+        (
+            {"text": ["a", None, "b", "c"]},
+            {},
+            r"^'text' in row 1 of train is None, allowed: a string$",
+        ),
+        (
+            {"label": [0.5, 1.0, 0.0, 1.0]},
+            {},
+            r"^column 'label' of train holds float64, allowed: class labels, integers or strings$",
+        ),
+        (
+            {"label": ["x", None, "x", "y"]},
+            {},
+            r"^'label' in row 1 of train is None, allowed: one$",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named_and_nothing_is_kept(
@@ -83,7 +103,12 @@ def test_what_cannot_be_used_is_named_and_nothing_is_kept(
 
 def news(root: Path, domains: str = "xy", files: int = 10) -> list[Path]:
     """Folders of texts, whose one word is their own path."""
-    texts = {f"{d}/{c}/{i:02}.txt": f"{d}{c}{i:02}" for d in domains for c in ("bad", "good") for i in range(files)}
+    texts = {
+        f"{d}/{c}/{i:02}.txt": f"{d}{c}{i:02}"
+        for d in domains
+        for c in ("bad", "good")
+        for i in range(files)
+    }
     return [write_texts(root, texts) / d for d in domains]
 
 
@@ -92,7 +117,9 @@ def test_each_folder_is_a_domain_of_which_a_fifth_is_for_tests(tmp_path: Path) -
     told = {"train": train, "test": test}
     seen = {}
     for split, part in told.items():
-        for ids, label, domain in zip(part.inputs, part.labels, part.columns["domain"], strict=True):
+        for ids, label, domain in zip(
+            part.inputs, part.labels, part.columns["domain"], strict=True
+        ):
             seen[int(ids[0])] = (split, part.classes[label], domain)
     expected = {
         int(TOKENS.encode([f"{d}{c}{i:02}"], 1)[0, 0]): ("test" if i % 5 == 4 else "train", c, d)
@@ -105,12 +132,20 @@ def test_each_folder_is_a_domain_of_which_a_fifth_is_for_tests(tmp_path: Path) -
 
 
 def test_a_split_of_ones_own_is_kept_and_becomes_tasks_in_the_order_given(tmp_path: Path) -> None:
-    texts = {f"{d}/{s}/{c}/t.txt": f"{d} {s} {c}" for d in ("science", "news") for s in ("train", "test") for c in "ab"}
+    texts = {
+        f"{d}/{s}/{c}/t.txt": f"{d} {s} {c}"
+        for d in ("science", "news")
+        for s in ("train", "test")
+        for c in "ab"
+    }
     root = write_texts(tmp_path, texts)
     folders = [root / "science", root / "news"]
     data = text_folders(folders, tokenizer=TOKENS, length=3)
     for split, part in zip(("train", "test"), data, strict=True):
-        np.testing.assert_array_equal(part.inputs, TOKENS.encode([f"{d} {split} {c}" for d in ("science", "news") for c in "ab"], 3))
+        np.testing.assert_array_equal(
+            part.inputs,
+            TOKENS.encode([f"{d} {split} {c}" for d in ("science", "news") for c in "ab"], 3),
+        )
         assert part.labels.tolist() == [0, 1, 0, 1]
     world = TextStreamVectorEnv(2, data, protocol=ByColumn("domain", order=["science", "news"]))
     assert [task.name for task in world.tasks] == ["science", "news"]
@@ -133,15 +168,25 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"few/z/bad has 4 texts, allowed: 5 or more"):
         text_folders(few)
     write_texts(y, {f"odd/{i}.txt": "odd" for i in range(5)})
-    with pytest.raises(ValueError, match=r"^class 'odd' is not in .*x and both splits of .*y alike, allowed: the same classes in all$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^class 'odd' is not in .*x and both splits of .*y alike, allowed: the same classes "
+            r"in all$"
+        ),
+    ):
         text_folders([x, y])
     (x / "bad" / "03.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ValueError, match=r"x/bad/03\.txt can't be read as UTF-8 text \(UnicodeDecodeError\)$"):
+    with pytest.raises(
+        ValueError, match=r"x/bad/03\.txt can't be read as UTF-8 text \(UnicodeDecodeError\)$"
+    ):
         text_folders([x])
 
 
 def test_a_world_of_texts_takes_a_folder_and_shows_ids_within_its_space(tmp_path: Path) -> None:
-    world = TextStreamVectorEnv(4, small(tmp_path / "set"), protocol={"kind": "classes", "classes_per_task": 1})
+    world = TextStreamVectorEnv(
+        4, small(tmp_path / "set"), protocol={"kind": "classes", "classes_per_task": 1}
+    )
     obs, _ = world.reset(seed=0)
     assert world.observation_space.contains(obs)
     assert world.single_observation_space["tokens"].high.max() == 2**15 - 1  # type: ignore[index]

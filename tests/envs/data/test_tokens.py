@@ -1,4 +1,6 @@
-"""Texts become ids of a fixed length, the same on every machine and whatever other texts there are."""
+"""Texts become ids of a fixed length, the same on every machine and whatever other texts
+there are.
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +13,21 @@ from hypothesis import strategies as st
 
 from everloop.envs.data import HashTokenizer, PretrainedTokenizer, Tokenizer
 
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "play", "##ing", "##s", "the", "chess", ".", "un", "##known"]
+PIECES = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "play",
+    "##ing",
+    "##s",
+    "the",
+    "chess",
+    ".",
+    "un",
+    "##known",
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +48,22 @@ def ids(*pieces: str) -> list[int]:
 def test_a_word_is_its_checksum_whatever_its_case() -> None:
     encoded = HashTokenizer(1000).encode(["The cat, the CAT!", ""], 8)
     numbers = {word: 1 + crc32(word.encode()) % 999 for word in ("the", "cat", ",", "!")}
-    assert encoded.tolist() == [[numbers[w] for w in ("the", "cat", ",", "the", "cat", "!")] + [0, 0], [0] * 8]
+    assert encoded.tolist() == [
+        [numbers[w] for w in ("the", "cat", ",", "the", "cat", "!")] + [0, 0],
+        [0] * 8,
+    ]
     assert encoded.dtype == np.int32
 
 
-@given(texts=st.lists(st.text(), min_size=1, max_size=5), length=st.integers(1, 9), vocabulary=st.integers(2, 50))
+@given(
+    texts=st.lists(st.text(), min_size=1, max_size=5),
+    length=st.integers(1, 9),
+    vocabulary=st.integers(2, 50),
+)
 @settings(deadline=None)
-def test_a_hashed_text_depends_on_nothing_but_itself(texts: list[str], length: int, vocabulary: int) -> None:
+def test_a_hashed_text_depends_on_nothing_but_itself(
+    texts: list[str], length: int, vocabulary: int
+) -> None:
     """Nothing can leak through a vocabulary. Padding, 0, is only at the end."""
     tokenizer = HashTokenizer(vocabulary)
     together = tokenizer.encode(texts, length)
@@ -52,7 +77,10 @@ def test_a_hashed_text_depends_on_nothing_but_itself(texts: list[str], length: i
         assert (row[:words] > 0).all()
 
 
-@given(sentences=st.lists(st.lists(st.text(min_size=1), max_size=6), min_size=1, max_size=4), length=st.integers(1, 8))
+@given(
+    sentences=st.lists(st.lists(st.text(min_size=1), max_size=6), min_size=1, max_size=4),
+    length=st.integers(1, 8),
+)
 @settings(deadline=None)
 def test_a_hashed_word_is_one_token(sentences: list[list[str]], length: int) -> None:
     encoded, firsts = HashTokenizer().encode_words(sentences, length)
@@ -69,26 +97,45 @@ def test_a_pretrained_tokenizers_ids_are_its_own_plus_1(checkpoint: Path) -> Non
         ids("[CLS]", "the", "[SEP]") + [0] * 4,
     ]
     assert encoded.dtype == np.int32
-    assert tokenizer.encode(["playing chess."], 4).tolist() == [ids("[CLS]", "play", "##ing", "[SEP]")]
+    assert tokenizer.encode(["playing chess."], 4).tolist() == [
+        ids("[CLS]", "play", "##ing", "[SEP]")
+    ]
 
 
 def test_each_words_first_piece_is_told(checkpoint: Path) -> None:
-    encoded, firsts = PretrainedTokenizer(checkpoint).encode_words([["Playing", "plays", "the"], ["unknown", "the"]], 7)
+    encoded, firsts = PretrainedTokenizer(checkpoint).encode_words(
+        [["Playing", "plays", "the"], ["unknown", "the"]], 7
+    )
     assert encoded.tolist() == [
         ids("[CLS]", "play", "##ing", "play", "##s", "the", "[SEP]"),
         [*ids("[CLS]", "un", "##known", "the", "[SEP]"), 0, 0],
     ]
-    assert firsts.tolist() == [[False, True, False, True, False, True, False], [False, True, False, True, False, False, False]]
+    assert firsts.tolist() == [
+        [False, True, False, True, False, True, False],
+        [False, True, False, True, False, False, False],
+    ]
 
 
 def test_tokenizers_that_differ_have_other_names(checkpoint: Path, tmp_path: Path) -> None:
     """Texts in the cache are known by them."""
     from transformers import BertTokenizerFast
 
-    BertTokenizerFast(vocab={piece: i for i, piece in enumerate([*PIECES, "more"])}).save_pretrained(tmp_path)
+    BertTokenizerFast(
+        vocab={piece: i for i, piece in enumerate([*PIECES, "more"])}
+    ).save_pretrained(tmp_path)
     one = PretrainedTokenizer(checkpoint)
     assert one.name == PretrainedTokenizer(str(checkpoint)).name
-    assert len({one.name, PretrainedTokenizer(tmp_path).name, HashTokenizer().name, HashTokenizer(10).name}) == 4
+    assert (
+        len(
+            {
+                one.name,
+                PretrainedTokenizer(tmp_path).name,
+                HashTokenizer().name,
+                HashTokenizer(10).name,
+            }
+        )
+        == 4
+    )
 
 
 def without_name_or_fast_form(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
@@ -98,14 +145,20 @@ def without_name_or_fast_form(checkpoint: Path, monkeypatch: pytest.MonkeyPatch)
     return PretrainedTokenizer(checkpoint)
 
 
-def test_what_is_wrong_is_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match=r"^vocabulary is 1, allowed: 2 or more$"):
         HashTokenizer(1)
     with pytest.raises(ValueError, match=r"^length is 9, allowed for this checkpoint: up to 8$"):
         PretrainedTokenizer(checkpoint).encode(["the"], 9)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(
-        ValueError, match=rf"^the tokenizer of {tmp_path}/nothing can't be loaded \([^\n]*\), allowed: a folder or an id"
+        ValueError,
+        match=(
+            rf"^the tokenizer of {tmp_path}/nothing can't be loaded \([^\n]*\), allowed: a "
+            r"folder or an id"
+        ),
     ) as caught:
         PretrainedTokenizer(tmp_path / "nothing")
     assert "\n" not in str(caught.value)
@@ -117,5 +170,11 @@ def test_a_library_that_is_not_installed_says_which_extra(monkeypatch: pytest.Mo
     import sys
 
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r'^a pretrained tokenizer needs the package transformers: pip install "everloop\[text\]"$'):
+    with pytest.raises(
+        ImportError,
+        match=(
+            r"^a pretrained tokenizer needs the package transformers: pip install "
+            r'"everloop\[text\]"$'
+        ),
+    ):
         PretrainedTokenizer("bert-base-uncased")

@@ -18,7 +18,9 @@ from everloop.envs.data.torch_data import from_torch
 class Pairs(Dataset[Any]):
     """A data set which, as many do, never ends its iteration by an IndexError."""
 
-    def __init__(self, pictures: Any, labels: Any, change: Callable[[Any], Any] = lambda picture: picture) -> None:
+    def __init__(
+        self, pictures: Any, labels: Any, change: Callable[[Any], Any] = lambda picture: picture
+    ) -> None:
         self.pictures, self.labels, self.change = pictures, labels, change
 
     def __len__(self) -> int:
@@ -31,20 +33,37 @@ class Pairs(Dataset[Any]):
 KINDS: dict[str, Callable[[Any], Any]] = {
     "a PIL image": Image.fromarray,
     "an array, channels last": lambda pixels: pixels,
-    "an array, channels first": lambda pixels: np.moveaxis(pixels, -1, 0) if pixels.ndim == 3 else pixels,
-    "a tensor, channels first": lambda pixels: torch.tensor(pixels).movedim(-1, 0) if pixels.ndim == 3 else torch.tensor(pixels)[None],
+    "an array, channels first": lambda pixels: (
+        np.moveaxis(pixels, -1, 0) if pixels.ndim == 3 else pixels
+    ),
+    "a tensor, channels first": lambda pixels: (
+        torch.tensor(pixels).movedim(-1, 0) if pixels.ndim == 3 else torch.tensor(pixels)[None]
+    ),
     "a tensor, channels last": lambda pixels: torch.tensor(pixels),
-    "floats": lambda pixels: torch.tensor(pixels).movedim(-1, 0) / 255 if pixels.ndim == 3 else torch.tensor(pixels) / 255,
+    "floats": lambda pixels: (
+        torch.tensor(pixels).movedim(-1, 0) / 255
+        if pixels.ndim == 3
+        else torch.tensor(pixels) / 255
+    ),
     "double floats": lambda pixels: pixels / 255,
 }
 
 
-@given(kind=st.sampled_from(sorted(KINDS)), sides=st.tuples(*[st.integers(5, 12)] * 2), colour=st.booleans(), examples=st.integers(1, 5))
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    sides=st.tuples(*[st.integers(5, 12)] * 2),
+    colour=st.booleans(),
+    examples=st.integers(1, 5),
+)
 @settings(deadline=None, max_examples=60)
-def test_pictures_of_any_kind_are_the_same_examples(kind: str, sides: tuple[int, int], colour: bool, examples: int) -> None:
+def test_pictures_of_any_kind_are_the_same_examples(
+    kind: str, sides: tuple[int, int], colour: bool, examples: int
+) -> None:
     images = noise(examples, *sides, *([3] if colour else []))
     labels = np.arange(examples) * 10
-    train, test = from_torch(Pairs(images, labels, KINDS[kind]), Pairs(images[:1], labels[:1], KINDS[kind]))
+    train, test = from_torch(
+        Pairs(images, labels, KINDS[kind]), Pairs(images[:1], labels[:1], KINDS[kind])
+    )
     np.testing.assert_array_equal(train.inputs, images.reshape(examples, *sides, -1))
     np.testing.assert_array_equal(test.inputs, train.inputs[:1])
     assert train.labels.tolist() == list(range(examples))
@@ -59,12 +78,19 @@ def test_floats_go_to_the_nearest_level() -> None:
     assert (train.inputs[..., 0] == levels).all()
 
 
-@pytest.mark.parametrize("pictures", [lambda *shape: noise(*shape), lambda *shape: torch.tensor(noise(*shape))])
-def test_where_both_ends_could_be_channels_a_tensor_has_them_first_and_an_array_last(pictures: Any) -> None:
+@pytest.mark.parametrize(
+    "pictures", [lambda *shape: noise(*shape), lambda *shape: torch.tensor(noise(*shape))]
+)
+def test_where_both_ends_could_be_channels_a_tensor_has_them_first_and_an_array_last(
+    pictures: Any,
+) -> None:
     data = [pictures(3, 8, 3)]
     train, _ = from_torch(Pairs(data, [0]), Pairs(data, [0]))
     expected = np.asarray(data[0])
-    np.testing.assert_array_equal(train.inputs[0], expected if isinstance(data[0], np.ndarray) else np.moveaxis(expected, 0, -1))
+    np.testing.assert_array_equal(
+        train.inputs[0],
+        expected if isinstance(data[0], np.ndarray) else np.moveaxis(expected, 0, -1),
+    )
 
 
 def test_pictures_of_several_modes_are_grey_or_coloured() -> None:
@@ -74,13 +100,19 @@ def test_pictures_of_several_modes_are_grey_or_coloured() -> None:
     np.testing.assert_array_equal(train.inputs[0], opaque)
     np.testing.assert_array_equal(test.inputs[0], opaque)
     shades = Image.fromarray(np.dstack([grey, grey]), "LA")
-    np.testing.assert_array_equal(from_torch(Pairs([shades], [0]), Pairs([shades], [0]))[0].inputs[0, ..., 0], grey)
+    np.testing.assert_array_equal(
+        from_torch(Pairs([shades], [0]), Pairs([shades], [0]))[0].inputs[0, ..., 0], grey
+    )
 
 
 def test_labels_are_positions_where_the_classes_are_given() -> None:
     """Also of those which one split lacks; tensors, numbers and strings without."""
     images = torch.tensor(noise(3, 8, 8))
-    train, test = from_torch(TensorDataset(images, torch.tensor([2, 0, 2])), Pairs(images, [1, 1, 0]), classes=["a", "b", "c"])
+    train, test = from_torch(
+        TensorDataset(images, torch.tensor([2, 0, 2])),
+        Pairs(images, [1, 1, 0]),
+        classes=["a", "b", "c"],
+    )
     assert train.labels.tolist() == [2, 0, 2]
     assert test.labels.tolist() == [1, 1, 0]
     assert train.classes == ("a", "b", "c")
@@ -100,7 +132,12 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
             {},
             r"^picture 1 of train has shape \(8, 9, 1\), allowed: \(8, 8, 1\)",
         ),
-        (Pairs(noise(2, 9, 9), [0, 1]), {}, r"^picture 0 of test has shape \(8, 8, 1\), allowed: \(9, 9, 1\) as the first one of train$"),
+        (
+            Pairs(noise(2, 9, 9), [0, 1]),
+            {},
+            r"^picture 0 of test has shape \(8, 8, 1\), allowed: \(9, 9, 1\) as the first "
+            r"one of train$",
+        ),
         (
             Pairs(noise(2, 8, 8, 5), [0, 1]),
             {},
@@ -112,18 +149,46 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
             {},
             r"^picture 0 of train has values from 1.1 to 1.1, allowed: floats from 0 to 1",
         ),
-        (Pairs(np.full((2, 8, 8), np.nan), [0, 1]), {}, r"^picture 0 of train has values from nan to nan"),
-        (Pairs(np.zeros((2, 8, 8), int), [0, 1]), {}, r"^picture 0 of train has dtype int64, allowed: uint8, or floats from 0 to 1$"),
-        (Pairs([Image.new("I;16", (8, 8))], [0]), {}, r"^picture 0 of train has the mode I;16, allowed: 8 bits a channel$"),
-        (Pairs(noise(2, 8, 8), torch.eye(2)), {}, r"^label 0 of train has shape \(2,\), allowed: one integer or string$"),
-        (Pairs(noise(2, 8, 8), [0.5, 1.0]), {}, r"^labels have dtype float64, allowed: integers or strings$"),
+        (
+            Pairs(np.full((2, 8, 8), np.nan), [0, 1]),
+            {},
+            r"^picture 0 of train has values from nan to nan",
+        ),
+        (
+            Pairs(np.zeros((2, 8, 8), int), [0, 1]),
+            {},
+            r"^picture 0 of train has dtype int64, allowed: uint8, or floats from 0 to 1$",
+        ),
+        (
+            Pairs([Image.new("I;16", (8, 8))], [0]),
+            {},
+            r"^picture 0 of train has the mode I;16, allowed: 8 bits a channel$",
+        ),
+        (
+            Pairs(noise(2, 8, 8), torch.eye(2)),
+            {},
+            r"^label 0 of train has shape \(2,\), allowed: one integer or string$",
+        ),
+        (
+            Pairs(noise(2, 8, 8), [0.5, 1.0]),
+            {},
+            r"^labels have dtype float64, allowed: integers or strings$",
+        ),
         (
             Pairs(noise(2, 8, 8), ["0", "1"]),
             {"classes": ["a", "b"]},
             r"^labels have dtype <U1 and int64, allowed: integers",
         ),
-        (Pairs(noise(2, 8, 8), [0, 0]), {}, r"^label 1 is in the test labels only, allowed: the classes of the train labels$"),
-        (Pairs(noise(2, 8, 8), [0, 2]), {"classes": ["a", "b"]}, r"^label 2 is not among the 2 classes, allowed: 0 to 1$"),
+        (
+            Pairs(noise(2, 8, 8), [0, 0]),
+            {},
+            r"^label 1 is in the test labels only, allowed: the classes of the train labels$",
+        ),
+        (
+            Pairs(noise(2, 8, 8), [0, 2]),
+            {"classes": ["a", "b"]},
+            r"^label 2 is not among the 2 classes, allowed: 0 to 1$",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(train: Any, arguments: dict[str, Any], line: str) -> None:

@@ -17,15 +17,23 @@ MODULES = ["encoders", "attention", "memory", "head", "value"]
 
 @pytest.fixture(scope="module")
 def remembered() -> tuple[SB3Learner, Batch, dict[str, torch.Tensor]]:
-    """A recurrent actor-critic, a probe with several steps an example, and its weights as they are."""
+    """A recurrent actor-critic, a probe with several steps an example, and its weights as
+    they are.
+    """
     learner = control_learner(recurrent=True)
     probe = learner.rollout(plant(6), [0], 8, seed=0)
     assert probe.length == 4
-    return learner, probe, {name: value.clone() for name, value in learner.module.state_dict().items()}
+    return (
+        learner,
+        probe,
+        {name: value.clone() for name, value in learner.module.state_dict().items()},
+    )
 
 
 @pytest.fixture
-def case(remembered: tuple[SB3Learner, Batch, dict[str, torch.Tensor]]) -> Iterator[tuple[SB3Learner, Batch, Divergence]]:
+def case(
+    remembered: tuple[SB3Learner, Batch, dict[str, torch.Tensor]],
+) -> Iterator[tuple[SB3Learner, Batch, Divergence]]:
     """The learner and a monitor that remembers it as the task "one"."""
     learner, probe, then = remembered
     monitor = Divergence()
@@ -47,7 +55,9 @@ Case = tuple[SB3Learner, Batch, Divergence]
 def test_it_is_0_right_after_remembering(case: Case) -> None:
     learner, _, monitor = case
     assert monitor.update(learner) is monitor
-    assert set(monitor.values) == {f"{kind}/one/{module}" for kind in ("kl", "weights") for module in MODULES} | {"kl/one/network"}
+    assert set(monitor.values) == {
+        f"{kind}/one/{module}" for kind in ("kl", "weights") for module in MODULES
+    } | {"kl/one/network"}
     for name, value in monitor.values.items():
         assert value == pytest.approx(0.0, abs=1e-6), name
     assert not monitor.detected
@@ -72,18 +82,26 @@ def test_the_distance_of_weights_is_relative_to_their_norm(case: Case) -> None:
     with torch.no_grad():
         next(head.parameters())[0, 0] += 3.0
     now = torch.cat([p.detach().flatten() for p in head.parameters()])
-    assert monitor.update(learner).values["weights/one/head"] == pytest.approx(float((now - then).norm() / then.norm()), rel=1e-5)
+    assert monitor.update(learner).values["weights/one/head"] == pytest.approx(
+        float((now - then).norm() / then.norm()), rel=1e-5
+    )
     assert all(monitor.values[f"weights/one/{name}"] == 0.0 for name in MODULES if name != "head")
 
 
 @pytest.mark.parametrize("changed", ["encoders", "attention", "memory", "head"])
-def test_where_one_module_drifted_its_divergence_is_the_networks_and_the_others_have_none(case: Case, changed: str) -> None:
+def test_where_one_module_drifted_its_divergence_is_the_networks_and_the_others_have_none(
+    case: Case, changed: str
+) -> None:
     learner, _, monitor = case
     move(learner.module.get_submodule(changed), 0.3)
     values = monitor.update(learner).values
     assert values["kl/one/network"] > 1e-4
     assert values[f"kl/one/{changed}"] == pytest.approx(values["kl/one/network"], rel=1e-4)
-    assert all(values[f"kl/one/{name}"] == pytest.approx(0.0, abs=1e-6) for name in MODULES if name != changed)
+    assert all(
+        values[f"kl/one/{name}"] == pytest.approx(0.0, abs=1e-6)
+        for name in MODULES
+        if name != changed
+    )
 
 
 def test_a_value_heads_drift_changes_no_prediction(case: Case) -> None:
@@ -100,8 +118,14 @@ def test_the_divergence_is_the_mean_kl_of_then_from_now_over_the_probes_steps(ca
     move(learner.module, 0.2)
     now = learner.outputs(probe).detach()
     (m, s), (m_now, s_now) = Gaussian(2).split(then), Gaussian(2).split(now)
-    expected = (s_now - s + ((2 * s).exp() + (m - m_now) ** 2) / (2 * (2 * s_now).exp()) - 0.5).sum(-1).mean()
-    assert monitor.update(learner).values["kl/one/network"] == pytest.approx(float(expected), rel=1e-4)
+    expected = (
+        (s_now - s + ((2 * s).exp() + (m - m_now) ** 2) / (2 * (2 * s_now).exp()) - 0.5)
+        .sum(-1)
+        .mean()
+    )
+    assert monitor.update(learner).values["kl/one/network"] == pytest.approx(
+        float(expected), rel=1e-4
+    )
 
 
 def test_every_task_has_its_own_anchor_and_can_be_remembered_anew(case: Case) -> None:

@@ -21,7 +21,17 @@ from loop_helpers import mlp, stream
 from PIL import Image
 
 from everloop.contract import ACCURACY
-from everloop.loop import Board, Callback, Divergence, Plan, Replay, Result, Run, SupervisedLearner, Training
+from everloop.loop import (
+    Board,
+    Callback,
+    Divergence,
+    Plan,
+    Replay,
+    Result,
+    Run,
+    SupervisedLearner,
+    Training,
+)
 from everloop.loop.callbacks.curves import titles
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install everloop[dev]")
@@ -77,7 +87,11 @@ def teach(folder: Path, name: str) -> Result:
     learner = SupervisedLearner(mlp(), stream(), Training(1e-2))
     strategies = [] if name == "none" else [Replay(strength=1.0)]
     plan = Plan([[0], [1], [2]], [160] * 3, eval_every=32, consolidation_steps=4)
-    callbacks = [Name([name]), Divergence(), Board(folder / name, {"epochs": 1}, f"everloop run {name}")]
+    callbacks = [
+        Name([name]),
+        Divergence(),
+        Board(folder / name, {"epochs": 1}, f"everloop run {name}"),
+    ]
     return Run(learner, plan, stream(16, split="test"), stream(), strategies, callbacks).go()
 
 

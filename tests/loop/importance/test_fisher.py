@@ -1,4 +1,6 @@
-"""The diagonal Fisher information against closed forms, against the loop over examples, and under every batching."""
+"""The diagonal Fisher information against closed forms, against the loop over examples, and under
+every batching.
+"""
 
 from __future__ import annotations
 
@@ -49,22 +51,52 @@ def convolutions(**kwargs: int) -> Callable[[], nn.Module]:
 
 FLAT: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "two layers": (4, lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))),
-    "no bias": (4, lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False))),
-    "layer norm": (4, lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3))),
-    "layer norm over two axes": (4, lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.LayerNorm((2, 2)), nn.Flatten(), nn.Linear(4, 3))),
-    "positions": (4, lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 5), nn.LayerNorm(5), nn.Flatten(), nn.Linear(10, 3))),
+    "no bias": (
+        4,
+        lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False)),
+    ),
+    "layer norm": (
+        4,
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)),
+    ),
+    "layer norm over two axes": (
+        4,
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (2, 2)), nn.LayerNorm((2, 2)), nn.Flatten(), nn.Linear(4, 3)
+        ),
+    ),
+    "positions": (
+        4,
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (2, 2)),
+            nn.Linear(2, 5),
+            nn.LayerNorm(5),
+            nn.Flatten(),
+            nn.Linear(10, 3),
+        ),
+    ),
     "one layer used twice": (4, twice),
     "two layers with one weight": (4, tied),
-    "activation in place": (4, lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))),
+    "activation in place": (
+        4,
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)),
+    ),
     "convolution": (60, convolutions(padding=1)),
     "convolution with stride": (60, convolutions(padding=1, stride=2)),
     "convolution with dilation": (60, convolutions(padding=2, dilation=2)),
 }
 
 
-def assert_hooks_equal_loop(learner: FixedLearner, batch: Batch, tolerance: float, sampled: bool) -> None:
+def assert_hooks_equal_loop(
+    learner: FixedLearner, batch: Batch, tolerance: float, sampled: bool
+) -> None:
     fast, slow = (
-        diagonal_fisher(learner, [batch], torch.Generator().manual_seed(3) if sampled else None, by_hooks=by_hooks).values()
+        diagonal_fisher(
+            learner,
+            [batch],
+            torch.Generator().manual_seed(3) if sampled else None,
+            by_hooks=by_hooks,
+        ).values()
         for by_hooks in (True, False)
     )
     for a, b in zip(fast, slow, strict=True):
@@ -81,13 +113,19 @@ def test_hooks_equal_the_loop_over_examples(name: str, length: int, sampled: boo
     torch.manual_seed(0)
     layers = build()
     layers(torch.zeros(1, size))  # gives lazy layers their size
-    assert_hooks_equal_loop(vector_learner(layers, 3), vector_batch(35, size, 3, length), 1e-12, sampled)
+    assert_hooks_equal_loop(
+        vector_learner(layers, 3), vector_batch(35, size, 3, length), 1e-12, sampled
+    )
 
 
 def agent_case(name: str) -> tuple[Agent, Batch]:
     """Five examples of T steps, episodes starting inside them, for an agent in single precision."""
     torch.manual_seed(1)
-    parts: dict[str, spaces.Space[object]] = {"a": box(3), "b": box(2, 2), "presence": spaces.Box(0.0, 1.0, (2,))}
+    parts: dict[str, spaces.Space[object]] = {
+        "a": box(3),
+        "b": box(2, 2),
+        "presence": spaces.Box(0.0, 1.0, (2,)),
+    }
     if name == "images":
         parts = {"image": spaces.Box(0, 255, (9, 8, 2), "uint8"), "a": box(3)}
     T, B = (6, 5) if name == "recurrent" else (1, 5)
@@ -95,12 +133,22 @@ def agent_case(name: str) -> tuple[Agent, Batch]:
     if name == "images":
         obs["image"] = torch.randint(256, (T, B, 9, 8, 2), dtype=torch.uint8)
     else:
-        obs["presence"] = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]]).repeat(T, 1, 1)
+        obs["presence"] = torch.tensor(
+            [[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
+        ).repeat(T, 1, 1)
     start = torch.zeros(T, B, dtype=torch.bool)
     start[0] = True
     if T > 1:
         start[2, 1] = start[4, 1] = start[3, 3] = True
-    built = Agent(spaces.Dict(parts), 3, value_head=True, recurrent=name == "recurrent", token_size=8, attention_heads=2, hidden_size=4)
+    built = Agent(
+        spaces.Dict(parts),
+        3,
+        value_head=True,
+        recurrent=name == "recurrent",
+        token_size=8,
+        attention_heads=2,
+        hidden_size=4,
+    )
     return built, Batch(obs, start, torch.randint(3, (T, B)))
 
 
@@ -115,7 +163,11 @@ def test_a_value_head_has_no_information() -> None:
     built, batch = agent_case("recurrent")
     fisher = diagonal_fisher(FixedLearner(built, Categorical(3)), [batch]).values()
     by_name = dict(zip([n for n, _ in built.named_parameters()], fisher, strict=True))
-    assert float(by_name["value.linear.weight"].max()) == float(by_name["value.linear.bias"].max()) == 0.0
+    assert (
+        float(by_name["value.linear.weight"].max())
+        == float(by_name["value.linear.bias"].max())
+        == 0.0
+    )
     assert float(by_name["head.linear.weight"].max()) > 0.0
 
 
@@ -150,23 +202,39 @@ def test_empirical_fisher_of_softmax_regression() -> None:
 
 
 def test_sampled_fisher_converges_to_the_expectation_over_the_models_labels() -> None:
-    """E_y (onehot(y) - p)_i^2 = p_i (1 - p_i): within five standard errors of 6,000 draws, and not the empirical one."""
+    """E_y (onehot(y) - p)_i^2 = p_i (1 - p_i): within five standard errors of 6,000 draws, and not
+    the empirical one.
+    """
     learner, batch, p = softmax_regression()
     few, p, draws = batch[:4], p[:4], 1500
     x = few.obs["x"][0]
-    squares = torch.stack([(F.one_hot(torch.full((4,), y), 3) - p)[:, :, None] * x[:, None, :] for y in range(3)]).square()
+    squares = torch.stack(
+        [(F.one_hot(torch.full((4,), y), 3) - p)[:, :, None] * x[:, None, :] for y in range(3)]
+    ).square()
     exact = torch.einsum("ny,ynci->ci", p, squares) / 4
     torch.testing.assert_close(exact, torch.einsum("nc,ni->ci", p * (1 - p), x**2) / 4)
-    variance = torch.einsum("ny,ynci->nci", p, squares**2) - torch.einsum("ny,ynci->nci", p, squares) ** 2
+    variance = (
+        torch.einsum("ny,ynci->nci", p, squares**2) - torch.einsum("ny,ynci->nci", p, squares) ** 2
+    )
     error = (variance.mean(0) / (4 * draws)).sqrt()
-    many = Batch({"x": few.obs["x"].repeat(1, draws, 1)}, few.start.repeat(1, draws), few.target.repeat(1, draws))  # type: ignore[union-attr]
-    sampled = next(iter(diagonal_fisher(learner, [many], torch.Generator().manual_seed(0)).values()))
+    many = Batch(
+        {"x": few.obs["x"].repeat(1, draws, 1)},
+        few.start.repeat(1, draws),
+        few.target.repeat(1, draws),
+    )  # type: ignore[union-attr]
+    sampled = next(
+        iter(diagonal_fisher(learner, [many], torch.Generator().manual_seed(0)).values())
+    )
     assert bool(((sampled - exact).abs() < 5 * error).all())
-    assert bool(((next(iter(diagonal_fisher(learner, [few]).values())) - exact).abs() > 5 * error).any())
+    assert bool(
+        ((next(iter(diagonal_fisher(learner, [few]).values())) - exact).abs() > 5 * error).any()
+    )
 
 
 class OneSigma(Categorical):
-    """A normal distribution of standard deviation 0.5 whose every draw lies one standard deviation above the mean."""
+    """A normal distribution of standard deviation 0.5 whose every draw lies one standard deviation
+    above the mean.
+    """
 
     def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
         return -0.5 * ((x - p[..., 0]) / 0.5) ** 2
@@ -185,7 +253,9 @@ def test_fisher_of_linear_regression() -> None:
 
 
 def test_it_is_the_mean_of_squares_and_not_the_square_of_the_mean() -> None:
-    """At the optimum of balanced labels the mean gradient vanishes; each example's is 1/2, so F = 1/4."""
+    """At the optimum of balanced labels the mean gradient vanishes; each example's is 1/2, so F =
+    1/4.
+    """
     layers = nn.Linear(1, 2)
     nn.init.zeros_(layers.weight)
     nn.init.zeros_(layers.bias)
@@ -207,7 +277,9 @@ class DrawnByInput(Categorical):
 @pytest.mark.parametrize("generator", [None, torch.Generator()], ids=["empirical", "sampled"])
 @settings(deadline=None, max_examples=15)
 @given(sizes=st.lists(st.integers(1, 40), max_size=8), order=st.permutations(range(64)))
-def test_it_depends_neither_on_batch_sizes_nor_on_order(generator: torch.Generator | None, sizes: list[int], order: list[int]) -> None:
+def test_it_depends_neither_on_batch_sizes_nor_on_order(
+    generator: torch.Generator | None, sizes: list[int], order: list[int]
+) -> None:
     learner, batch = vector_learner(nn.Linear(4, 3), 3), vector_batch(64, 4, 3)
     learner.likelihood = DrawnByInput(3)
     whole = diagonal_fisher(learner, [batch], generator).values()
@@ -220,16 +292,22 @@ def test_it_depends_neither_on_batch_sizes_nor_on_order(generator: torch.Generat
 
 @pytest.mark.parametrize("generator", [None, torch.Generator()], ids=["empirical", "sampled"])
 @pytest.mark.parametrize("size", [1, 32, 63])
-def test_64_examples_are_the_same_as_64_of_1_and_2_of_32(generator: torch.Generator | None, size: int) -> None:
+def test_64_examples_are_the_same_as_64_of_1_and_2_of_32(
+    generator: torch.Generator | None, size: int
+) -> None:
     learner, batch = vector_learner(nn.Linear(4, 3), 3), vector_batch(64, 4, 3)
     learner.likelihood = DrawnByInput(3)
     for a, b in zip(
-        diagonal_fisher(learner, batch.split(size), generator).values(), diagonal_fisher(learner, [batch], generator).values(), strict=True
+        diagonal_fisher(learner, batch.split(size), generator).values(),
+        diagonal_fisher(learner, [batch], generator).values(),
+        strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=0.0)
 
 
-@pytest.mark.parametrize("batches", [[], [vector_batch(3, 4, 3)[:0]]], ids=["no batch", "an empty batch"])
+@pytest.mark.parametrize(
+    "batches", [[], [vector_batch(3, 4, 3)[:0]]], ids=["no batch", "an empty batch"]
+)
 def test_no_examples_are_refused(batches: list[Batch]) -> None:
     with pytest.raises(ValueError, match="at least 1 of them, got 0"):
         diagonal_fisher(vector_learner(nn.Linear(4, 3), 3), batches).values()
@@ -240,17 +318,26 @@ def test_it_leaves_the_network_and_all_global_generators_alone(by_hooks: bool) -
     built, batch = agent_case("recurrent")
     learner = FixedLearner(built, Categorical(3))
     learner.loss(batch).backward()
-    before, grads, states = weights(built), [None if p.grad is None else p.grad.clone() for p in built.parameters()], random_states()
+    before, grads, states = (
+        weights(built),
+        [None if p.grad is None else p.grad.clone() for p in built.parameters()],
+        random_states(),
+    )
     diagonal_fisher(learner, [batch], torch.Generator().manual_seed(0), by_hooks).values()
     assert random_states() == states
     assert same(weights(built), before)
     for p, g in zip(built.parameters(), grads, strict=True):
-        assert (p.grad is None and g is None) or (p.grad is not None and g is not None and torch.equal(p.grad, g))
+        assert (p.grad is None and g is None) or (
+            p.grad is not None and g is not None and torch.equal(p.grad, g)
+        )
     assert not any(module._forward_hooks for module in built.modules())
 
 
 def test_the_generator_decides_the_draws() -> None:
     learner, batch = vector_learner(nn.Linear(4, 3), 3), vector_batch(20, 4, 3)
-    a, b, c = (diagonal_fisher(learner, [batch], torch.Generator().manual_seed(seed)).values() for seed in (0, 0, 1))
+    a, b, c = (
+        diagonal_fisher(learner, [batch], torch.Generator().manual_seed(seed)).values()
+        for seed in (0, 0, 1)
+    )
     assert same(a, b)
     assert not same(a, c)

@@ -1,4 +1,6 @@
-"""Gradients of every example by itself, and the exact Fisher information: by loops over examples and classes."""
+"""Gradients of every example by itself, and the exact Fisher information: by loops over examples
+and classes.
+"""
 
 from __future__ import annotations
 
@@ -51,19 +53,30 @@ def two_scores(learner: FixedLearner) -> Callable[[Batch], Tensor]:
 @pytest.mark.parametrize("by_hooks", [True, False])
 @pytest.mark.parametrize("net", NETS)
 @settings(deadline=None, max_examples=6)
-@given(examples=st.integers(1, 9), length=st.integers(1, 3), power=st.integers(1, 3), cut=st.integers(1, 9))
+@given(
+    examples=st.integers(1, 9),
+    length=st.integers(1, 3),
+    power=st.integers(1, 3),
+    cut=st.integers(1, 9),
+)
 def test_means_of_powers_are_those_of_every_example_and_score_by_itself(
     net: str, by_hooks: bool, examples: int, length: int, power: int, cut: int
 ) -> None:
     learner, size = classifier(net)
     batch, score = vector_batch(examples, size, 3, length, seed=examples), two_scores(learner)
     expected = by_single_examples(learner, batch, score, power)
-    for a, b in zip(mean_powers(learner, batch.split(cut), score, power, by_hooks).values(), expected, strict=True):
+    for a, b in zip(
+        mean_powers(learner, batch.split(cut), score, power, by_hooks).values(),
+        expected,
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_absolute_values_are_taken_before_the_mean_and_before_the_sum_over_scores() -> None:
-    """Two examples of opposite gradients, two scores of opposite signs: each is 3 by itself, all together are 0."""
+    """Two examples of opposite gradients, two scores of opposite signs: each is 3 by itself, all
+    together are 0.
+    """
     learner = vector_learner(nn.Linear(1, 1, bias=False), 2)
     batch = Batch({"x": torch.tensor([[[3.0], [-3.0]]])}, torch.ones(1, 2, dtype=torch.bool))
 
@@ -78,7 +91,9 @@ def test_absolute_values_are_taken_before_the_mean_and_before_the_sum_over_score
 
 
 @pytest.mark.parametrize("power", [1, 2])
-def test_a_call_of_a_layer_on_which_no_score_depends_lends_no_inputs_to_the_others(power: int) -> None:
+def test_a_call_of_a_layer_on_which_no_score_depends_lends_no_inputs_to_the_others(
+    power: int,
+) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(4, 3).double()
     learner, batch = vector_learner(layer, 3), vector_batch(5, 4, 3)
@@ -88,16 +103,22 @@ def test_a_call_of_a_layer_on_which_no_score_depends_lends_no_inputs_to_the_othe
         layer(x.square())
         return layer(x).square().sum(1)[None]
 
-    fast, slow = (mean_powers(learner, [batch], score, power, by_hooks) for by_hooks in (True, False))
+    fast, slow = (
+        mean_powers(learner, [batch], score, power, by_hooks) for by_hooks in (True, False)
+    )
     for name, value in slow.items():
         torch.testing.assert_close(fast[name], value)
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_in_mixed_precision_means_are_as_precise_as_the_weights(exact: bool) -> None:
-    learner = SupervisedLearner(mlp().float(), stream(), Training(precision="bfloat16", device="cpu"))
+    learner = SupervisedLearner(
+        mlp().float(), stream(), Training(precision="bfloat16", device="cpu")
+    )
     batches = [learner.rollout(stream(), [0], 16, seed) for seed in range(3)]
-    fisher = diagonal_fisher(learner, batches, None if exact else torch.Generator().manual_seed(0), exact=exact)
+    fisher = diagonal_fisher(
+        learner, batches, None if exact else torch.Generator().manual_seed(0), exact=exact
+    )
     assert {value.dtype for value in fisher.values()} == {torch.float32}
 
 
@@ -120,7 +141,9 @@ class Standardised(nn.Linear):
     """Its weights have mean 0 and deviation 1 for each unit."""
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = (self.weight - self.weight.mean(1, keepdim=True)) / self.weight.std(1, keepdim=True)
+        weight = (self.weight - self.weight.mean(1, keepdim=True)) / self.weight.std(
+            1, keepdim=True
+        )
         return nn.functional.linear(input, weight, self.bias)
 
 
@@ -147,7 +170,9 @@ class Renamed(nn.Linear):
 
 
 def hooked(layer: nn.Module, in_place: bool = False) -> nn.Module:
-    layer.register_forward_hook(lambda layer, inputs, output: output.mul_(3.0) if in_place else output * 3.0)
+    layer.register_forward_hook(
+        lambda layer, inputs, output: output.mul_(3.0) if in_place else output * 3.0
+    )
     return layer
 
 
@@ -163,7 +188,9 @@ UNUSUAL: dict[str, Callable[[], nn.Module]] = {
     "spectral norm": lambda: spectral_norm(nn.Linear(4, 5)),
     "pruned": lambda: random_unstructured(nn.Linear(4, 5), "weight", 0.3),
     "standardised weights": lambda: Standardised(4, 5),
-    "standardised convolution": lambda: nn.Sequential(nn.Unflatten(1, (1, 2, 2)), StandardisedConvolution(1, 5, 2), nn.Flatten()),
+    "standardised convolution": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)), StandardisedConvolution(1, 5, 2), nn.Flatten()
+    ),
     "one more weight": lambda: Gain(4, 5),
     "another name": lambda: Renamed(4, 5),
     "a hook": lambda: hooked(nn.Linear(4, 5)),
@@ -174,7 +201,9 @@ UNUSUAL: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("layer", UNUSUAL)
-def test_layers_that_compute_something_else_than_torchs_have_their_own_gradients(layer: str, power: int) -> None:
+def test_layers_that_compute_something_else_than_torchs_have_their_own_gradients(
+    layer: str, power: int
+) -> None:
     torch.manual_seed(0)
     learner = vector_learner(nn.Sequential(UNUSUAL[layer](), nn.Tanh(), nn.Linear(5, 3)), 3)
     learner.module.eval()
@@ -191,7 +220,9 @@ def test_units_that_are_masked_inform_by_what_the_mask_lets_through() -> None:
     assert len(masks) == 1
     with torch.no_grad():
         next(iter(masks.values())).copy_(torch.tensor([1.0, 0.5, 0.25, 0.0, 1.0]))
-    expected = by_single_examples(learner, batch, lambda batch: learner.log_likelihood(batch)[None], 2)
+    expected = by_single_examples(
+        learner, batch, lambda batch: learner.log_likelihood(batch)[None], 2
+    )
     assert distance(list(diagonal_fisher(learner, [batch]).values()), expected) < 1e-12
 
 
@@ -202,7 +233,10 @@ def test_exact_fisher_of_logistic_regression() -> None:
     """F of a weight w_ci = mean of p_c (1 - p_c) x_i^2; of two classes both have p (1 - p)."""
     torch.manual_seed(0)
     learner, batch = vector_learner(nn.Linear(4, 2), 2), vector_batch(50, 4, 2)
-    x, p = batch.obs["x"][0], torch.sigmoid(torch.diff(learner.outputs(batch)[0].detach(), dim=-1)[:, 0])
+    x, p = (
+        batch.obs["x"][0],
+        torch.sigmoid(torch.diff(learner.outputs(batch)[0].detach(), dim=-1)[:, 0]),
+    )
     weight, bias = diagonal_fisher(learner, [batch], exact=True).values()
     variance = (p * (1 - p))[:, None]
     torch.testing.assert_close(weight, (variance * x**2).mean(0).expand(2, 4), rtol=1e-12, atol=0.0)
@@ -210,34 +244,48 @@ def test_exact_fisher_of_logistic_regression() -> None:
 
 
 def by_classes(learner: FixedLearner, batch: Batch) -> list[Tensor]:
-    """Mean over examples of sum_c p_c (d log p_c / d w)^2, one backward pass for each example and class."""
+    """Mean over examples of sum_c p_c (d log p_c / d w)^2, one backward pass for each example and
+    class.
+    """
     parameters = list(learner.weights().values())
     totals = [torch.zeros_like(p) for p in parameters]
     for example in batch.split(1):
         p = torch.softmax(learner.outputs(example)[0, 0], -1)
         for p_c in p:
-            for total, g in zip(totals, torch.autograd.grad(p_c.log(), parameters, retain_graph=True), strict=True):
+            for total, g in zip(
+                totals, torch.autograd.grad(p_c.log(), parameters, retain_graph=True), strict=True
+            ):
                 total += p_c.detach() * g**2 / len(batch)
     return totals
 
 
 @pytest.mark.parametrize("by_hooks", [True, False])
 @pytest.mark.parametrize("net", NETS)
-def test_exact_fisher_is_the_sum_over_classes_of_probability_times_squared_gradient(net: str, by_hooks: bool) -> None:
+def test_exact_fisher_is_the_sum_over_classes_of_probability_times_squared_gradient(
+    net: str, by_hooks: bool
+) -> None:
     learner, size = classifier(net)
     batch = vector_batch(37, size, 3)
-    for a, b in zip(diagonal_fisher(learner, [batch], by_hooks=by_hooks, exact=True).values(), by_classes(learner, batch), strict=True):
+    for a, b in zip(
+        diagonal_fisher(learner, [batch], by_hooks=by_hooks, exact=True).values(),
+        by_classes(learner, batch),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-15)
 
 
 @settings(deadline=None, max_examples=10)
 @given(cut=st.integers(1, 70), order=st.permutations(range(70)))
-def test_exact_fisher_depends_on_no_batching_no_order_and_no_labels(cut: int, order: list[int]) -> None:
+def test_exact_fisher_depends_on_no_batching_no_order_and_no_labels(
+    cut: int, order: list[int]
+) -> None:
     learner, _ = classifier("mlp")
     batch = vector_batch(70, 4, 3)
     shuffled = Batch({"x": batch.obs["x"][:, order]}, batch.start)
     whole = diagonal_fisher(learner, [batch], exact=True).values()
-    for a, b in zip(diagonal_fisher(learner, shuffled.split(cut), exact=True).values(), whole, strict=True):
+    for a, b in zip(
+        diagonal_fisher(learner, shuffled.split(cut), exact=True).values(), whole, strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=0.0)
 
 
@@ -266,11 +314,17 @@ def test_exact_ewc_draws_nothing() -> None:
         assert torch.equal(strategy.generator.get_state(), before)
 
 
-@pytest.mark.parametrize(("likelihood", "steps"), [(Gaussian(2), 1), (Categorical(4), 2)], ids=["no classes", "sequences"])
+@pytest.mark.parametrize(
+    ("likelihood", "steps"),
+    [(Gaussian(2), 1), (Categorical(4), 2)],
+    ids=["no classes", "sequences"],
+)
 def test_exact_fisher_is_refused_where_it_is_not_to_be_had(likelihood: Any, steps: int) -> None:
     learner = FixedLearner(FlatNet(nn.Linear(4, 4), "x").double(), likelihood)
     learner.sequence_length = steps
-    with pytest.raises(ValueError, match=r"fisher is 'exact', which needs .*use sampled or empirical"):
+    with pytest.raises(
+        ValueError, match=r"fisher is 'exact', which needs .*use sampled or empirical"
+    ):
         learner.attach([EWC(fisher="exact")])
     learner.attach([EWC(fisher="sampled"), EWC(fisher="empirical")])
     learner.likelihood, learner.sequence_length = Categorical(4), 1

@@ -50,7 +50,9 @@ class Recorder(Strategy):
         self.batches[-1].append((batch.obs["image"][0].double() / 255, batch.target[0]))
 
     def end_task(self, task: Any, learner: Learner, batches: Any) -> None:
-        self.ends.append([(batch.obs["image"][0].double() / 255, batch.target[0]) for batch in batches])
+        self.ends.append(
+            [(batch.obs["image"][0].double() / 255, batch.target[0]) for batch in batches]
+        )
 
 
 class Pixels(nn.Module):
@@ -82,10 +84,16 @@ def our_loop(strategy: Strategy, sgd: bool) -> tuple[list[Tensor], Recorder]:
 
 
 def optimizer_of(module: nn.Module, sgd: bool) -> torch.optim.Optimizer:
-    return torch.optim.SGD(module.parameters(), lr=0.05) if sgd else torch.optim.Adam(module.parameters(), lr=1e-2)
+    return (
+        torch.optim.SGD(module.parameters(), lr=0.05)
+        if sgd
+        else torch.optim.Adam(module.parameters(), lr=1e-2)
+    )
 
 
-def foreign_loop(strategy: Strategy, sgd: bool, told: Recorder, step: Callable[..., None]) -> list[Tensor]:
+def foreign_loop(
+    strategy: Strategy, sgd: bool, told: Recorder, step: Callable[..., None]
+) -> list[Tensor]:
     module = Pixels(mlp(hidden=12).layers)
     optimizer = optimizer_of(module, sgd)
     loop = attach([strategy], module, optimizer)
@@ -119,7 +127,9 @@ def by_closure(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y
 @pytest.mark.parametrize("sgd", [True, False], ids=["sgd", "adam"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_hand_written_loop_ends_at_the_same_weights_as_our_learner(name: str, sgd: bool) -> None:
-    """The same network, the same batches; in ours images are bytes, so stored examples are the same numbers too."""
+    """The same network, the same batches; in ours images are bytes, so stored examples are the same
+    numbers too.
+    """
     ours, told = our_loop(active(name), sgd)
     theirs = foreign_loop(active(name), sgd, told, by_hand)
     assert distance(theirs, ours) < 1e-6
@@ -128,13 +138,21 @@ def test_a_hand_written_loop_ends_at_the_same_weights_as_our_learner(name: str, 
 @pytest.mark.parametrize("name", ["ewc", "replay", "lwf", "agem", "si"])
 def test_a_closure_given_to_the_optimizer_makes_no_difference(name: str) -> None:
     _, told = our_loop(Recorder(), True)
-    assert same(foreign_loop(active(name), False, told, by_closure), foreign_loop(active(name), False, told, by_hand))
+    assert same(
+        foreign_loop(active(name), False, told, by_closure),
+        foreign_loop(active(name), False, told, by_hand),
+    )
 
 
 def small(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer, Tensor, Tensor]:
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
-    return module, torch.optim.SGD(module.parameters(), lr=0.1), torch.randn(8, 4), torch.randint(3, (8,))
+    return (
+        module,
+        torch.optim.SGD(module.parameters(), lr=0.1),
+        torch.randn(8, 4),
+        torch.randint(3, (8,)),
+    )
 
 
 def test_a_detached_loop_is_plain_again_and_an_unattached_copy_always_was() -> None:
@@ -162,7 +180,9 @@ def test_a_module_that_is_called_with_its_labels_observes_by_itself_in_training_
             super().__init__()
             self.layer = nn.Linear(4, 3)
 
-        def forward(self, inputs: Tensor, labels: Tensor | None = None, count: Tensor | None = None) -> Any:
+        def forward(
+            self, inputs: Tensor, labels: Tensor | None = None, count: Tensor | None = None
+        ) -> Any:
             logits: Tensor = self.layer(inputs)
             return logits
 
@@ -197,7 +217,9 @@ def test_a_restored_state_goes_on_bit_for_bit() -> None:
         if restore:
             state = copy.deepcopy(loop.state_dict())
             loop.detach()
-            loop = attach([EWC(10.0, seed=9), Replay(capacity=20, batch_size=4, seed=9)], module, optimizer)
+            loop = attach(
+                [EWC(10.0, seed=9), Replay(capacity=20, batch_size=4, seed=9)], module, optimizer
+            )
             loop.load_state_dict(state)
         loop.begin_task(1)
         for _ in range(5):
@@ -255,13 +277,18 @@ def test_a_restored_state_gives_a_module_made_anew_its_adapters_back() -> None:
 
 
 def test_outputs_that_are_stored_leave_no_trace_in_the_network() -> None:
-    """They are those that the loop's own forward pass is about to give, with its dropout and the batch's own statistics."""
+    """They are those that the loop's own forward pass is about to give, with its dropout and the
+    batch's own statistics.
+    """
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
     der = DER(capacity=8, batch_size=4)
     loop = attach([der], module, torch.optim.SGD(module.parameters(), lr=0.1))
     x, y = torch.randn(8, 4), torch.randint(3, (8,))
-    before, drawn = {name: buffer.clone() for name, buffer in module.named_buffers()}, torch.get_rng_state()
+    before, drawn = (
+        {name: buffer.clone() for name, buffer in module.named_buffers()},
+        torch.get_rng_state(),
+    )
     loop.begin_task(0)
     loop.observe(x, y)
     assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
@@ -325,7 +352,9 @@ def test_another_optimizer_can_take_over() -> None:
     loop.observe(x, y)
     by_hand(module, second, x, y)
     nn.functional.cross_entropy(twin(x), y).backward()
-    pulls = zip(twin.parameters(), ewc.penalty.precision.values(), ewc.penalty.anchor.values(), strict=True)
+    pulls = zip(
+        twin.parameters(), ewc.penalty.precision.values(), ewc.penalty.anchor.values(), strict=True
+    )
     expected = [p.detach() - 0.1 * (p.grad + 50.0 * P * (p.detach() - c)) for p, P, c in pulls]
     assert distance(weights(module), expected) < 1e-6
 

@@ -1,4 +1,6 @@
-"""Images a little different each time: only what is learned from, and nothing that is stored, stays or is judged."""
+"""Images a little different each time: only what is learned from, and nothing that is stored, stays
+or is judged.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,18 @@ from loop_helpers import FlatNet, mlp, stream
 from torch import Tensor, nn
 
 from everloop.envs import Examples, TextStreamVectorEnv
-from everloop.loop import AGEM, DER, GEM, Batch, Learner, LwF, Replay, Strategy, SupervisedLearner, Training
+from everloop.loop import (
+    AGEM,
+    DER,
+    GEM,
+    Batch,
+    Learner,
+    LwF,
+    Replay,
+    Strategy,
+    SupervisedLearner,
+    Training,
+)
 from everloop.loop.learners.augment import PADDING, crop_flip
 
 WAYS = 2 * (2 * PADDING + 1) ** 2
@@ -30,9 +43,16 @@ def views(image: Tensor) -> Tensor:
     return torch.cat([crops, crops.flip(2)])
 
 
-@given(height=st.integers(1, 9), width=st.integers(1, 9), channels=st.integers(1, 3), seed=st.integers(0, 99))
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    channels=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
 @settings(deadline=None, max_examples=20)
-def test_every_image_is_moved_and_may_be_mirrored(height: int, width: int, channels: int, seed: int) -> None:
+def test_every_image_is_moved_and_may_be_mirrored(
+    height: int, width: int, channels: int, seed: int
+) -> None:
     torch.manual_seed(seed)
     images = torch.randint(1, 256, (2, 3, height, width, channels), dtype=torch.uint8)
     shown = crop_flip(images)
@@ -43,13 +63,17 @@ def test_every_image_is_moved_and_may_be_mirrored(height: int, width: int, chann
 
 
 def test_all_moves_and_mirrors_are_as_likely() -> None:
-    """Chi-square over all of them, at a level of about 1e-4 (its mean is WAYS - 1, its variance twice that)."""
+    """Chi-square over all of them, at a level of about 1e-4 (its mean is WAYS - 1, its variance
+    twice that).
+    """
     torch.manual_seed(0)
     image = torch.randint(1, 256, (9, 9, 1), dtype=torch.uint8)
     found = {bytes(view.flatten().tolist()): i for i, view in enumerate(views(image))}
     assert len(found) == WAYS
     draws = 100 * WAYS
-    counts = Counter(found[bytes(view.flatten().tolist())] for view in crop_flip(image.expand(draws, -1, -1, -1)))
+    counts = Counter(
+        found[bytes(view.flatten().tolist())] for view in crop_flip(image.expand(draws, -1, -1, -1))
+    )
     chi_square = sum((counts[i] - 100) ** 2 / 100 for i in range(WAYS))
     assert chi_square < WAYS - 1 + 4 * (2 * (WAYS - 1)) ** 0.5
 
@@ -87,7 +111,10 @@ class Watch(Strategy):
 
 
 def test_the_network_is_shown_what_the_world_did_not_and_strategies_observe_what_it_did() -> None:
-    learner, watch = SupervisedLearner(mlp(), stream(), Training(augment="crop_flip", updates_per_batch=2)), Watch()
+    learner, watch = (
+        SupervisedLearner(mlp(), stream(), Training(augment="crop_flip", updates_per_batch=2)),
+        Watch(),
+    )
     learner.attach([watch])
     learner.learn([0], 32)
     plain = SupervisedLearner(mlp(), stream(), Training())
@@ -97,7 +124,9 @@ def test_the_network_is_shown_what_the_world_did_not_and_strategies_observe_what
     for observed, came in zip(watch.observed, witness.observed, strict=True):
         assert torch.equal(observed.obs["image"], came.obs["image"])
     for i, batch in enumerate(watch.learned):
-        for image, view in zip(watch.observed[i // 2].obs["image"][0], batch.obs["image"][0], strict=True):
+        for image, view in zip(
+            watch.observed[i // 2].obs["image"][0], batch.obs["image"][0], strict=True
+        ):
             assert (views(image) == view).flatten(1).all(1).any()
         assert not torch.equal(batch.obs["image"], watch.observed[i // 2].obs["image"])
     assert not torch.equal(watch.learned[0].obs["image"], watch.learned[1].obs["image"])
@@ -113,10 +142,18 @@ REHEARSING: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", REHEARSING)
 def test_memories_store_images_as_they_came_and_they_are_drawn_anew_each_time(name: str) -> None:
-    learner, strategy, watch = SupervisedLearner(mlp(), stream(), Training(augment="crop_flip")), REHEARSING[name](), Watch()
+    learner, strategy, watch = (
+        SupervisedLearner(mlp(), stream(), Training(augment="crop_flip")),
+        REHEARSING[name](),
+        Watch(),
+    )
     learner.attach([strategy, watch])
     learner.learn([0], 64)
-    came = {bytes(image.flatten().tolist()) for batch in watch.observed for image in batch.obs["image"][0]}
+    came = {
+        bytes(image.flatten().tolist())
+        for batch in watch.observed
+        for image in batch.obs["image"][0]
+    }
     rows = torch.arange(16).numpy()
     assert all(raw(strategy.read(rows, learner), came))
     drawn = [strategy.draw(learner) for _ in range(2)]
@@ -150,7 +187,9 @@ def test_a_world_without_images_is_left_alone_and_a_note_says_so() -> None:
     examples = Examples(tokens, torch.arange(20).numpy() % 4, ("a", "b", "c", "d"))
     world = TextStreamVectorEnv(4, data=(examples, examples))
     world.reset(seed=0)
-    learner = SupervisedLearner(FlatNet(nn.Linear(2, 4), "tokens").double(), world, Training(augment="crop_flip"))
+    learner = SupervisedLearner(
+        FlatNet(nn.Linear(2, 4), "tokens").double(), world, Training(augment="crop_flip")
+    )
     assert learner.notes == ["augment crop_flip does nothing: the world shows no images"]
     learner.learn([0], 8)
     assert not SupervisedLearner(mlp(), stream(), Training(augment="crop_flip")).notes

@@ -36,7 +36,9 @@ def loss(ps: list[nn.Parameter], step: int) -> Tensor:
     """A coupled, nonlinear loss with bounded gradients that changes with every step."""
     g = torch.Generator().manual_seed(step)
     x = torch.randn(2, 3, generator=g, dtype=torch.float64)
-    return torch.stack([((p - x).cosh().log() * (i + 1) + (p * x - ps[0]).sin()).sum() for i, p in enumerate(ps)]).sum()
+    return torch.stack(
+        [((p - x).cosh().log() * (i + 1) + (p * x - ps[0]).sin()).sum() for i, p in enumerate(ps)]
+    ).sum()
 
 
 def run(optimizer: torch.optim.Optimizer, ps: list[nn.Parameter], steps: range) -> None:
@@ -47,7 +49,9 @@ def run(optimizer: torch.optim.Optimizer, ps: list[nn.Parameter], steps: range) 
 
 
 def naive(make: Make, ps: list[nn.Parameter], periods: list[int], steps: int) -> None:
-    """The equation: the inner optimizer steps from theta, its change is added up, theta stays until C divides the step."""
+    """The equation: the inner optimizer steps from theta, its change is added up, theta stays until
+    C divides the step.
+    """
     optimizer = make(ps)
     sums = [torch.zeros_like(p) for p in ps]
     for step in range(steps):
@@ -66,7 +70,13 @@ def naive(make: Make, ps: list[nn.Parameter], periods: list[int], steps: int) ->
 @settings(deadline=None, max_examples=60)
 def test_it_is_its_equation(kind: str, periods: list[int], steps: int) -> None:
     ps, expected = parameters(len(periods)), parameters(len(periods))
-    run(NestedOptimizer(OPTIMIZERS[kind](ps), {period: [p] for period, p in zip(periods, ps, strict=True)}), ps, range(steps))
+    run(
+        NestedOptimizer(
+            OPTIMIZERS[kind](ps), {period: [p] for period, p in zip(periods, ps, strict=True)}
+        ),
+        ps,
+        range(steps),
+    )
     naive(OPTIMIZERS[kind], expected, periods, steps)
     for p, e in zip(ps, expected, strict=True):
         torch.testing.assert_close(p, e, rtol=1e-10, atol=1e-12)
@@ -82,7 +92,9 @@ def test_period_one_is_the_inner_optimizer_to_the_last_bit(kind: str) -> None:
 
 @given(period=st.integers(2, 9))
 @settings(deadline=None, max_examples=8)
-def test_under_plain_sgd_a_level_moves_by_the_sum_of_gradients_at_weights_that_stand_still(period: int) -> None:
+def test_under_plain_sgd_a_level_moves_by_the_sum_of_gradients_at_weights_that_stand_still(
+    period: int,
+) -> None:
     ps = parameters(1)
     start = ps[0].detach().clone()
     optimizer = NestedOptimizer(torch.optim.SGD(ps, lr=0.1), {period: ps})
@@ -106,12 +118,17 @@ def test_it_goes_on_in_the_midst_of_a_period_as_if_never_interrupted(kind: str) 
     run(resumed, other, range(10, 25))
     assert same(ps, other)
     with pytest.raises(ValueError, match=r"^the state has the periods \[4, 7\], allowed: \[4\]"):
-        NestedOptimizer(OPTIMIZERS[kind](other), {4: other[:1]}).load_state_dict(optimizer.state_dict())
+        NestedOptimizer(OPTIMIZERS[kind](other), {4: other[:1]}).load_state_dict(
+            optimizer.state_dict()
+        )
 
 
 def test_rates_set_from_outside_reach_the_inner_optimizer() -> None:
     ps, expected = parameters(1), parameters(1)
-    optimizer, plain = NestedOptimizer(torch.optim.SGD(ps, lr=0.1), {3: ps}), torch.optim.SGD(expected, lr=0.1)
+    optimizer, plain = (
+        NestedOptimizer(torch.optim.SGD(ps, lr=0.1), {3: ps}),
+        torch.optim.SGD(expected, lr=0.1),
+    )
     for o, of in ((optimizer, ps), (plain, expected)):
         schedule = torch.optim.lr_scheduler.ExponentialLR(o, 0.5)
         start = of[0].detach().clone()
@@ -142,12 +159,18 @@ def test_a_closure_is_called_once_and_hooks_run_once_a_step() -> None:
 
 
 def test_a_learner_and_its_strategies_take_it_as_any_optimizer() -> None:
-    """The network's own levels, with EWC's pull in the gradient: the slow blocks stand still until their turn."""
+    """The network's own levels, with EWC's pull in the gradient: the slow blocks stand still until
+    their turn.
+    """
     torch.manual_seed(0)
     module = Classifier(NestedConvNet((8, 8, 1), 8, periods=(1, 5)), 10)
     backbone: Any = module.backbone
     levels = backbone.levels()
-    learner = SupervisedLearner(module, stream(8), optimizer=NestedOptimizer(torch.optim.Adam(module.parameters(), fused=True), levels))
+    learner = SupervisedLearner(
+        module,
+        stream(8),
+        optimizer=NestedOptimizer(torch.optim.Adam(module.parameters(), fused=True), levels),
+    )
     learner.attach([EWC(10.0)])
     slow, fast = ([p.detach().clone() for p in levels[period]] for period in (5, 1))
     learner.learn([0], 4 * 8)
@@ -172,9 +195,15 @@ def test_levels_by_depth_part_all_parameters_the_first_period_last(periods: list
     ("make", "line"),
     [
         (lambda ps: {0: ps}, r"^a level's period is 0, allowed: 1 or more"),
-        (lambda ps: {2: ps, 3: ps[:1]}, r"^a parameter of level 3 is there twice, allowed: once, in one level"),
+        (
+            lambda ps: {2: ps, 3: ps[:1]},
+            r"^a parameter of level 3 is there twice, allowed: once, in one level",
+        ),
         (lambda ps: {2: [*ps, ps[0]]}, r"^a parameter of level 2 is there twice"),
-        (lambda ps: {2: parameters(1, seed=5)}, r"^level 2 has a parameter of shape \(2, 3\) that the optimizer has not"),
+        (
+            lambda ps: {2: parameters(1, seed=5)},
+            r"^level 2 has a parameter of shape \(2, 3\) that the optimizer has not",
+        ),
     ],
 )
 def test_levels_that_cannot_be_are_refused(make: Any, line: str) -> None:

@@ -28,7 +28,11 @@ class Seen(Strategy):
 def digit_learner(**kwargs: object) -> SupervisedLearner:
     world = stream()
     torch.manual_seed(0)
-    return SupervisedLearner(agent(world.single_observation_space, world.single_action_space, value_head=False), world, **kwargs)  # type: ignore[arg-type]
+    return SupervisedLearner(
+        agent(world.single_observation_space, world.single_action_space, value_head=False),
+        world,
+        **kwargs,
+    )  # type: ignore[arg-type]
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_last_bit() -> None:
@@ -48,9 +52,11 @@ def test_it_is_adam_on_the_cross_entropy_of_each_batch_as_it_comes() -> None:
     learner.learn([2], 80)
     obs, _ = plain.world.reset(options={"task": 2})
     for _ in range(10):
-        logits = plain.module({"image": torch.from_numpy(obs["image"])[None]}, torch.zeros(8, 6), torch.ones(1, 8, dtype=torch.bool))[
-            0
-        ].prediction
+        logits = plain.module(
+            {"image": torch.from_numpy(obs["image"])[None]},
+            torch.zeros(8, 6),
+            torch.ones(1, 8, dtype=torch.bool),
+        )[0].prediction
         obs, _, _, _, info = plain.world.step(logits[0].argmax(-1).numpy())
         optimizer.zero_grad()
         nn.functional.cross_entropy(logits[0], torch.from_numpy(info["label"])).backward()
@@ -79,7 +85,10 @@ def test_each_batch_pairs_an_image_with_its_own_label_and_task() -> None:
     learner, seen = digit_learner(), Seen()
     learner.attach([seen])
     learner.learn([1, 3], 80)
-    truth = {image.tobytes(): label for image, label in zip(learner.world._inputs, learner.world._labels, strict=True)}  # type: ignore[attr-defined]
+    truth = {
+        image.tobytes(): label
+        for image, label in zip(learner.world._inputs, learner.world._labels, strict=True)
+    }  # type: ignore[attr-defined]
     assert len(seen.batches) == 10
     for batch in seen.batches:
         assert (batch.length, len(batch)) == (1, 8)
@@ -88,24 +97,34 @@ def test_each_batch_pairs_an_image_with_its_own_label_and_task() -> None:
         assert batch.task is not None
         assert batch.task.tolist() == [1, 3] * 4
         assert batch.target is not None
-        for image, label, task in zip(batch.obs["image"][0], batch.target[0], batch.task, strict=True):
+        for image, label, task in zip(
+            batch.obs["image"][0], batch.target[0], batch.task, strict=True
+        ):
             assert truth[image.numpy().tobytes()] == int(label)
             assert int(label) // 2 == int(task)
 
 
 def test_labels_are_the_right_ones_where_an_episode_ends() -> None:
-    """Gymnasium's own vector environments put what a step said in info["final_info"] when they reset in the same step."""
+    """Gymnasium's own vector environments put what a step said in info["final_info"] when they
+    reset in the same step.
+    """
     lengths = (3, 4)
-    world = SyncTaskVectorEnv([lambda n=n: gym.make("everloop/ImageStream-v0", episode_length=n) for n in lengths])  # type: ignore[misc]
+    world = SyncTaskVectorEnv(
+        [lambda n=n: gym.make("everloop/ImageStream-v0", episode_length=n) for n in lengths]
+    )  # type: ignore[misc]
     world.reset(seed=0)
     learner, seen = SupervisedLearner(mlp(), world), Seen()
     learner.attach([seen])
     learner.learn([4], 24)  # a task without the label 0
     images = stream(1)
-    truth = {image.tobytes(): label for image, label in zip(images._inputs, images._labels, strict=True)}
+    truth = {
+        image.tobytes(): label for image, label in zip(images._inputs, images._labels, strict=True)
+    }
     for batch in seen.batches:
         assert batch.target is not None
-        assert batch.target[0].tolist() == [truth[image.numpy().tobytes()] for image in batch.obs["image"][0]]
+        assert batch.target[0].tolist() == [
+            truth[image.numpy().tobytes()] for image in batch.obs["image"][0]
+        ]
 
 
 @pytest.mark.parametrize(("steps", "updates"), [(1, 1), (8, 1), (9, 2), (40, 5)])
@@ -119,7 +138,9 @@ def test_it_learns_from_at_least_the_steps_asked_for(steps: int, updates: int) -
 def test_a_world_without_labels_is_refused() -> None:
     world = plant()
     world.reset(seed=0)
-    learner = SupervisedLearner(agent(world.single_observation_space, world.single_action_space), world)
+    learner = SupervisedLearner(
+        agent(world.single_observation_space, world.single_action_space), world
+    )
     with pytest.raises(ValueError, match=r'no "label"'):
         learner.learn([0], 8)
 
@@ -127,7 +148,9 @@ def test_a_world_without_labels_is_refused() -> None:
 def test_an_observation_that_is_not_finite_is_named_with_its_step() -> None:
     world = plant()
     world.reset(seed=0)
-    learner = SupervisedLearner(agent(world.single_observation_space, world.single_action_space), world)
+    learner = SupervisedLearner(
+        agent(world.single_observation_space, world.single_action_space), world
+    )
     learner.steps = 77
     reset = world.reset
 
@@ -152,7 +175,9 @@ def test_the_loss_is_the_mean_negative_log_likelihood_and_has_no_side_effects() 
     before = weights(learner.module)
     loss = learner.loss(batch)
     assert batch.target is not None
-    torch.testing.assert_close(loss, nn.functional.cross_entropy(learner.outputs(batch)[0], batch.target[0]))
+    torch.testing.assert_close(
+        loss, nn.functional.cross_entropy(learner.outputs(batch)[0], batch.target[0])
+    )
     torch.testing.assert_close(loss, -learner.log_likelihood(batch).mean())
     assert same(weights(learner.module), before)
     assert all(p.grad is None for p in learner.module.parameters())
@@ -170,7 +195,10 @@ def test_a_frozen_copy_stays_as_it_is_while_the_learner_learns() -> None:
 
 def test_rollouts_are_the_agents_own_experience_and_spare_global_generators() -> None:
     learner, world = digit_learner(), stream()
-    torch_state, a, b, c = torch.get_rng_state(), *(learner.rollout(world, [1], 40, seed) for seed in (4, 4, 5))
+    torch_state, a, b, c = (
+        torch.get_rng_state(),
+        *(learner.rollout(world, [1], 40, seed) for seed in (4, 4, 5)),
+    )
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert a.action is not None
     assert b.action is not None
@@ -188,7 +216,9 @@ def test_rollouts_are_the_agents_own_experience_and_spare_global_generators() ->
 
 def test_a_batch_without_labels_or_actions_has_no_likelihood_of_its_own() -> None:
     learner = SupervisedLearner(mlp(), stream())
-    batch = Batch({"image": torch.zeros(1, 2, 8, 8, 1, dtype=torch.uint8)}, torch.ones(1, 2, dtype=torch.bool))
+    batch = Batch(
+        {"image": torch.zeros(1, 2, 8, 8, 1, dtype=torch.uint8)}, torch.ones(1, 2, dtype=torch.bool)
+    )
     with pytest.raises(ValueError, match="neither labels nor actions"):
         learner.log_likelihood(batch)
     assert learner.log_likelihood(batch, torch.Generator().manual_seed(0)).shape == (2,)
@@ -198,11 +228,19 @@ def test_a_memory_is_empty_for_every_image_when_guessing_as_in_training() -> Non
     """What other images came before never tells the class, in either."""
     world = stream(40)
     torch.manual_seed(0)
-    module = agent(world.single_observation_space, world.single_action_space, value_head=False, recurrent=True)
+    module = agent(
+        world.single_observation_space, world.single_action_space, value_head=False, recurrent=True
+    )
     learner, (obs, _) = SupervisedLearner(module, world), world.reset(seed=0)
     state = 100.0 * torch.randn(40, 6)
-    alone = module({"image": torch.from_numpy(obs["image"])[None]}, torch.zeros(40, 6), torch.ones(1, 40, dtype=torch.bool))[0].prediction
-    after = module({"image": torch.from_numpy(obs["image"])[None]}, state, torch.zeros(1, 40, dtype=torch.bool))[0].prediction
+    alone = module(
+        {"image": torch.from_numpy(obs["image"])[None]},
+        torch.zeros(40, 6),
+        torch.ones(1, 40, dtype=torch.bool),
+    )[0].prediction
+    after = module(
+        {"image": torch.from_numpy(obs["image"])[None]}, state, torch.zeros(1, 40, dtype=torch.bool)
+    )[0].prediction
     guesses, _ = learner.act(obs, state, np.zeros(40, np.bool_))
     assert not torch.equal(alone.argmax(-1), after.argmax(-1))
     np.testing.assert_array_equal(guesses, alone[0].argmax(-1).numpy())

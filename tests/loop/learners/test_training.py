@@ -1,4 +1,6 @@
-"""Options of the supervised learner: each against what it should equal, or a note where it can do nothing."""
+"""Options of the supervised learner: each against what it should equal, or a note where it can do
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ from everloop.loop.learners.supervised import LOG_EVERY
 
 
 def optimizer(lr: float = 0.5) -> torch.optim.Optimizer:
-    return torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))]}, {"params": [nn.Parameter(torch.zeros(1))], "lr": 2 * lr}], lr=lr)
+    return torch.optim.SGD(
+        [
+            {"params": [nn.Parameter(torch.zeros(1))]},
+            {"params": [nn.Parameter(torch.zeros(1))], "lr": 2 * lr},
+        ],
+        lr=lr,
+    )
 
 
 def rates(o: torch.optim.Optimizer) -> list[float]:
@@ -115,7 +123,12 @@ def test_accumulated_batches_are_one_batch_of_all_of_them(parts: int) -> None:
     learners = []
     for copies, accumulate in ((4, parts), (4 * parts, 1)):
         module = mlp()
-        learner = SupervisedLearner(module, stream(copies), Training(accumulate=accumulate), torch.optim.SGD(module.parameters(), lr=0.5))
+        learner = SupervisedLearner(
+            module,
+            stream(copies),
+            Training(accumulate=accumulate),
+            torch.optim.SGD(module.parameters(), lr=0.5),
+        )
         learner.learn([1], 12 * parts)
         learners.append(learner)
     assert distance(weights(learners[0].module), weights(learners[1].module)) < 1e-12
@@ -128,7 +141,9 @@ def test_several_updates_are_as_many_steps_along_each_batch(updates: int, rate: 
     """The guess, and what is observed, come before the first; the rate falls with every one."""
     module, seen = mlp(), Recorder()
     sgd = torch.optim.SGD(module.parameters(), lr=0.5)
-    learner = SupervisedLearner(module, stream(4), Training(updates_per_batch=updates, rate=rate), sgd)
+    learner = SupervisedLearner(
+        module, stream(4), Training(updates_per_batch=updates, rate=rate), sgd
+    )
     learner.attach([seen])
     learner.learn([0], 20)
     assert (len(seen.batches), len(seen.rates)) == (5, 5 * updates)
@@ -139,8 +154,12 @@ def test_several_updates_are_as_many_steps_along_each_batch(updates: int, rate: 
             logits = reference(dict(batch.obs), torch.zeros(4, 1), batch.start)[0].prediction[0]
             if k == 0:
                 torch.testing.assert_close(logits.detach(), batch.output[0], rtol=0, atol=1e-6)  # type: ignore[index]
-            gradients = torch.autograd.grad(nn.functional.cross_entropy(logits, batch.target[0]), list(reference.parameters()))
-            step = 0.5 * (1 + math.cos(math.pi * t / (5 * updates))) / 2 if rate == "cosine" else 0.5
+            gradients = torch.autograd.grad(
+                nn.functional.cross_entropy(logits, batch.target[0]), list(reference.parameters())
+            )
+            step = (
+                0.5 * (1 + math.cos(math.pi * t / (5 * updates))) / 2 if rate == "cosine" else 0.5
+            )
             with torch.no_grad():
                 for p, g in zip(reference.parameters(), gradients, strict=True):
                     p -= step * g
@@ -165,9 +184,13 @@ def test_every_update_of_a_batch_rehearses_other_examples() -> None:
 
 
 def test_a_tasks_last_step_takes_what_is_left() -> None:
-    """5 batches in threes: a step from three and one from two, and nothing left for the next task."""
+    """5 batches in threes: a step from three and one from two, and nothing left for the
+    next task.
+    """
     module, seen = mlp(), Recorder()
-    learner = SupervisedLearner(module, stream(4), Training(accumulate=3), torch.optim.SGD(module.parameters(), lr=0.5))
+    learner = SupervisedLearner(
+        module, stream(4), Training(accumulate=3), torch.optim.SGD(module.parameters(), lr=0.5)
+    )
     learner.attach([seen])
     learner.learn([0], 20)
     assert (len(seen.batches), len(seen.rates)) == (5, 2)
@@ -187,15 +210,23 @@ def test_a_tasks_last_step_takes_what_is_left() -> None:
 
 def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_and_gradients_in_full() -> None:
     seen: list[torch.dtype] = []
-    learners = [SupervisedLearner(convnet(), stream(8), Training(precision=precision)) for precision in ("float32", "bfloat16")]  # type: ignore[arg-type]
+    learners = [
+        SupervisedLearner(convnet(), stream(8), Training(precision=precision))
+        for precision in ("float32", "bfloat16")
+    ]  # type: ignore[arg-type]
     for learner in learners:
         layer = learner.module.backbone.stem[0]  # type: ignore[union-attr,index]
         layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
         learner.learn([0], 8)
         assert all(p.dtype == torch.float32 for p in learner.module.parameters())
-        assert all(p.grad is None or p.grad.dtype == torch.float32 for p in learner.module.parameters())
+        assert all(
+            p.grad is None or p.grad.dtype == torch.float32 for p in learner.module.parameters()
+        )
     assert seen == [torch.float32, torch.bfloat16]
-    full, mixed = (torch.cat([p.grad.flatten() for p in learner.module.parameters() if p.grad is not None]) for learner in learners)
+    full, mixed = (
+        torch.cat([p.grad.flatten() for p in learner.module.parameters() if p.grad is not None])
+        for learner in learners
+    )
     assert not torch.equal(full, mixed)
     assert float(nn.functional.cosine_similarity(full, mixed, dim=0)) > 0.99
     batch = learners[1].rollout(stream(8), [0], 2, seed=0)
@@ -203,8 +234,18 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_and_gradients_in
 
 
 def test_channels_last_is_how_convolutions_lie_and_changes_no_result() -> None:
-    nets = [SupervisedLearner(convnet(), stream(8), Training(channels_last=last)) for last in (False, True)]
-    kernels = [[p for p in learner.module.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1] for learner in nets]
+    nets = [
+        SupervisedLearner(convnet(), stream(8), Training(channels_last=last))
+        for last in (False, True)
+    ]
+    kernels = [
+        [
+            p
+            for p in learner.module.parameters()
+            if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1
+        ]
+        for learner in nets
+    ]
     assert not any(p.is_contiguous(memory_format=torch.channels_last) for p in kernels[0])
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels[1])
     for learner in nets:
@@ -214,7 +255,9 @@ def test_channels_last_is_how_convolutions_lie_and_changes_no_result() -> None:
 
 
 def test_checkpointing_is_passed_to_the_network_and_changes_no_bit() -> None:
-    nets = [SupervisedLearner(convnet(), stream(8), Training(checkpointing=on)) for on in (False, True)]
+    nets = [
+        SupervisedLearner(convnet(), stream(8), Training(checkpointing=on)) for on in (False, True)
+    ]
     assert [learner.module.backbone.checkpointing for learner in nets] == [False, True]  # type: ignore[union-attr]
     for learner in nets:
         learner.learn([0], 24)
@@ -225,11 +268,20 @@ def test_checkpointing_is_passed_to_the_network_and_changes_no_bit() -> None:
     ("option", "note"),
     [
         ({"channels_last": True}, "channels_last does nothing: the network has no convolutions"),
-        ({"checkpointing": True}, "checkpointing does nothing: the network has no layer that can recompute its activations"),
+        (
+            {"checkpointing": True},
+            "checkpointing does nothing: the network has no layer that can recompute its "
+            "activations",
+        ),
     ],
 )
-def test_an_option_that_can_do_nothing_leaves_a_note_and_changes_no_bit(option: dict[str, Any], note: str) -> None:
-    nets = [SupervisedLearner(Classifier(MLP((8, 8, 1), (5,)), 10), stream(8), Training(**kwargs)) for kwargs in ({}, option)]
+def test_an_option_that_can_do_nothing_leaves_a_note_and_changes_no_bit(
+    option: dict[str, Any], note: str
+) -> None:
+    nets = [
+        SupervisedLearner(Classifier(MLP((8, 8, 1), (5,)), 10), stream(8), Training(**kwargs))
+        for kwargs in ({}, option)
+    ]
     nets[1].module.load_state_dict(nets[0].module.state_dict())
     for learner in nets:
         learner.learn([0], 24)
@@ -249,7 +301,9 @@ def test_a_balanced_softmax_has_the_frequencies_so_far_as_prior() -> None:
     learner, seen = balanced_learner(), Recorder()
     learner.attach([seen])
     learner.learn([0], 40)
-    counts = torch.bincount(torch.cat([b.target[0] for b in seen.batches if b.target is not None]), minlength=3).float()
+    counts = torch.bincount(
+        torch.cat([b.target[0] for b in seen.batches if b.target is not None]), minlength=3
+    ).float()
     assert learner.counts is not None
     assert torch.equal(learner.counts, counts)
     batch = seen.batches[-1]
@@ -275,10 +329,14 @@ def test_guesses_ignore_the_prior() -> None:
     learner = balanced_learner()
     learner.learn([0], 40)
     obs, _ = learner.world.reset(seed=0)
-    logits = learner.module({"image": torch.from_numpy(obs["image"])[None]}, torch.zeros(8, 0), torch.ones(1, 8, dtype=torch.bool))[
-        0
-    ].prediction
-    np.testing.assert_array_equal(learner.act(obs, torch.zeros(8, 0), np.ones(8, np.bool_))[0], logits[0].argmax(-1).numpy())
+    logits = learner.module(
+        {"image": torch.from_numpy(obs["image"])[None]},
+        torch.zeros(8, 0),
+        torch.ones(1, 8, dtype=torch.bool),
+    )[0].prediction
+    np.testing.assert_array_equal(
+        learner.act(obs, torch.zeros(8, 0), np.ones(8, np.bool_))[0], logits[0].argmax(-1).numpy()
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,7 +346,10 @@ def test_guesses_ignore_the_prior() -> None:
         ({"precision": "int8"}, r"^precision is 'int8', allowed: float32, bfloat16"),
         ({"accumulate": 0}, r"^accumulate is 0, allowed: 1 or more"),
         ({"updates_per_batch": 0}, r"^updates_per_batch is 0, allowed: 1 or more"),
-        ({"updates_per_batch": 3, "accumulate": 2}, r"^updates_per_batch is 3, allowed with accumulate 2: 1"),
+        (
+            {"updates_per_batch": 3, "accumulate": 2},
+            r"^updates_per_batch is 3, allowed with accumulate 2: 1",
+        ),
         ({"augment": "mixup"}, r"^augment is 'mixup', allowed: none, crop_flip"),
         ({"learning_rate": math.inf}, r"^learning_rate is inf, allowed: more than 0"),
     ],
@@ -300,13 +361,17 @@ def test_options_that_cannot_be_are_refused(values: dict[str, Any], line: str) -
 
 @pytest.mark.parametrize("device", ["tpu9", "cuda:99", ""])
 def test_a_device_that_is_not_there_is_refused_by_name(device: str) -> None:
-    with pytest.raises(ValueError, match=f"^device is '{device}', allowed: one that torch finds on this machine") as caught:
+    with pytest.raises(
+        ValueError, match=f"^device is '{device}', allowed: one that torch finds on this machine"
+    ) as caught:
         SupervisedLearner(mlp(), stream(8), Training(device=device))
     assert "\n" not in str(caught.value)
 
 
 def test_a_device_is_chosen_by_itself() -> None:
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
     expected = "cpu" if accelerator is None else accelerator.type
     assert Training().find_device().type == expected
     assert Training(device="cpu").find_device().type == "cpu"
@@ -326,7 +391,9 @@ def test_a_gpu_learns_what_a_cpu_learns() -> None:
 
 def test_river_missing_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "river.drift", None)
-    with pytest.raises(ImportError, match=r'needs the package river: pip install "everloop\[drift\]"'):
+    with pytest.raises(
+        ImportError, match=r'needs the package river: pip install "everloop\[drift\]"'
+    ):
         SupervisedLearner(mlp(), stream(8), Training(rate="drift"))
 
 

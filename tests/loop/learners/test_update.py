@@ -16,9 +16,13 @@ from everloop.loop import Batch, Learner, NotFiniteError, Strategy
 
 
 class Recorder(Strategy):
-    """Adds `slope` * sum of weights to the loss and `push` to the gradient; notes each call with what it finds."""
+    """Adds `slope` * sum of weights to the loss and `push` to the gradient; notes each call with
+    what it finds.
+    """
 
-    def __init__(self, name: str, calls: list[str], slope: float | None = None, push: float = 0.0) -> None:
+    def __init__(
+        self, name: str, calls: list[str], slope: float | None = None, push: float = 0.0
+    ) -> None:
         self.name, self.calls, self.slope, self.push = name, calls, slope, push
         self.batches: list[Batch | None] = []
         self.found: list[list[Tensor]] = []
@@ -27,12 +31,18 @@ class Recorder(Strategy):
     def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
         self.calls.append(f"{self.name}.extra_loss")
         self.batches.append(batch)
-        return None if self.slope is None else self.slope * torch.stack([p.sum() for p in learner.module.parameters()]).sum()
+        return (
+            None
+            if self.slope is None
+            else self.slope * torch.stack([p.sum() for p in learner.module.parameters()]).sum()
+        )
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         self.calls.append(f"{self.name}.edit_gradients")
         self.batches.append(batch)
-        self.found.append([p.grad.clone() for p in learner.module.parameters() if p.grad is not None])
+        self.found.append(
+            [p.grad.clone() for p in learner.module.parameters() if p.grad is not None]
+        )
         for p in learner.module.parameters():
             assert p.grad is not None
             p.grad += self.push
@@ -56,16 +66,27 @@ def gradient(learner: FixedLearner, batch: Batch) -> list[Tensor]:
 
 
 def test_order_of_calls_and_what_each_finds() -> None:
-    """All extra losses are in the gradient when it is edited; edits follow the list, steps after it go back; they see the new weights."""
+    """All extra losses are in the gradient when it is edited; edits follow the list, steps after it
+    go back; they see the new weights.
+    """
     learner, batch = classifier()
     calls: list[str] = []
     a, b = Recorder("a", calls, slope=0.5, push=2.0), Recorder("b", calls, slope=0.25)
     learner.attach([a, b])
     before, plain = weights(learner.module), gradient(learner, batch)
     learner.updater.step(learner.loss(batch))
-    assert calls == ["a.extra_loss", "b.extra_loss", "a.edit_gradients", "b.edit_gradients", "b.after_step", "a.after_step"]
+    assert calls == [
+        "a.extra_loss",
+        "b.extra_loss",
+        "a.edit_gradients",
+        "b.edit_gradients",
+        "b.after_step",
+        "a.after_step",
+    ]
     assert all(x is batch for x in (*a.batches, *b.batches))
-    for g, found_a, found_b, w, after_a, after_b in zip(plain, a.found[0], b.found[0], before, a.after[0], b.after[0], strict=True):
+    for g, found_a, found_b, w, after_a, after_b in zip(
+        plain, a.found[0], b.found[0], before, a.after[0], b.after[0], strict=True
+    ):
         torch.testing.assert_close(found_a, g + 0.75)
         torch.testing.assert_close(found_b, found_a + 2.0)
         torch.testing.assert_close(after_a, w - found_b)
@@ -135,13 +156,17 @@ def test_hooks_of_others_run_beside_ours(whose: str, strategies: bool) -> None:
         handle = None
     else:
         handle = (
-            learner.optimizer.register_step_post_hook(noted) if whose == "the optimizer's" else register_optimizer_step_post_hook(noted)
+            learner.optimizer.register_step_post_hook(noted)
+            if whose == "the optimizer's"
+            else register_optimizer_step_post_hook(noted)
         )
     before = weights(learner.module)
     learner.updater.step(learner.loss(batch))
     if handle is not None:
         handle.remove()
-    assert sorted(calls) == sorted(["theirs", *["a.extra_loss", "a.edit_gradients", "a.after_step"] * strategies])
+    assert sorted(calls) == sorted(
+        ["theirs", *["a.extra_loss", "a.edit_gradients", "a.after_step"] * strategies]
+    )
     assert not same(before, weights(learner.module))
 
 
@@ -181,7 +206,9 @@ def test_an_extra_loss_that_is_not_finite_changes_no_weight(max_grad_norm: float
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
 @pytest.mark.parametrize("push", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_changes_no_weight(push: float, max_grad_norm: float | None) -> None:
+def test_a_gradient_that_is_not_finite_changes_no_weight(
+    push: float, max_grad_norm: float | None
+) -> None:
     learner, batch = classifier(max_grad_norm=max_grad_norm)
     learner.attach([Recorder("a", [], push=push)])
     learner.steps, before = 1234, weights(learner.module)

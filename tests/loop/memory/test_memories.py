@@ -1,4 +1,6 @@
-"""Memories in which classes or tasks have equal shares, the store beneath all memories, and herding."""
+"""Memories in which classes or tasks have equal shares, the store beneath all memories, and
+herding.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,16 @@ GROUPED = [ClassBalanced, Ring, Uncertain, Informative]
 EVERY = pytest.mark.parametrize("kind", GROUPED, ids=lambda kind: kind.__name__)
 Offers = Sequence[tuple[int, float]]
 
-offers = st.lists(st.tuples(st.integers(0, 4), st.floats(0, 1)), max_size=50, unique_by=lambda offer: offer[1])
+offers = st.lists(
+    st.tuples(st.integers(0, 4), st.floats(0, 1)), max_size=50, unique_by=lambda offer: offer[1]
+)
 """Groups and scores, no score twice."""
 capacities, cuts, seeds = st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32)
 
 
-def offer(memory: Memory, part: Offers, first: int = 0) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def offer(
+    memory: Memory, part: Offers, first: int = 0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Offer the numbers from `first` on, one for each group and score."""
     groups, scores = np.array([g for g, _ in part], np.int64), np.array([s for _, s in part])
     kept, rows = memory.reserve(len(part), groups, scores)
@@ -51,7 +57,9 @@ def held(memory: Memory) -> dict[int, list[int]]:
         return {}
     items = memory.read(np.arange(len(memory)))
     found: dict[int, list[int]] = {}
-    for number, group in sorted(zip(items["x"].tolist(), items["target"][:, 0].tolist(), strict=True)):
+    for number, group in sorted(
+        zip(items["x"].tolist(), items["target"][:, 0].tolist(), strict=True)
+    ):
         found.setdefault(group, []).append(number)
     return found
 
@@ -66,8 +74,12 @@ def told_of(group: int, told: Offers) -> list[int]:
 @EVERY
 @settings(deadline=None, max_examples=60)
 @given(told=offers, capacity=capacities, cut=cuts, seed=seeds)
-def test_shares_are_as_equal_as_what_was_offered_allows(kind: type[Memory], told: Offers, capacity: int, cut: int, seed: int) -> None:
-    """A group that lost any, or was refused any, has at most one less than the largest; so a group within its share has all."""
+def test_shares_are_as_equal_as_what_was_offered_allows(
+    kind: type[Memory], told: Offers, capacity: int, cut: int, seed: int
+) -> None:
+    """A group that lost any, or was refused any, has at most one less than the largest; so a group
+    within its share has all.
+    """
     memory = kind(capacity, seed)
     for begin in range(0, len(told), cut):
         kept, rows = offer(memory, told[begin : begin + cut], begin)
@@ -88,7 +100,9 @@ def test_shares_are_as_equal_as_what_was_offered_allows(kind: type[Memory], told
 
 @settings(deadline=None, max_examples=60)
 @given(told=offers, capacity=capacities, cut=cuts, seed=seeds)
-def test_a_ring_keeps_of_each_task_the_last_ones(told: Offers, capacity: int, cut: int, seed: int) -> None:
+def test_a_ring_keeps_of_each_task_the_last_ones(
+    told: Offers, capacity: int, cut: int, seed: int
+) -> None:
     memory = Ring(capacity, seed)
     fill(memory, told, cut)
     for task, numbers in held(memory).items():
@@ -96,8 +110,14 @@ def test_a_ring_keeps_of_each_task_the_last_ones(told: Offers, capacity: int, cu
 
 
 @settings(deadline=None, max_examples=200)
-@given(batches=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12)), min_size=1, max_size=12), capacity=capacities, seed=seeds)
-def test_a_ring_does_with_a_batch_what_it_does_one_by_one(batches: list[tuple[int, int]], capacity: int, seed: int) -> None:
+@given(
+    batches=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12)), min_size=1, max_size=12),
+    capacity=capacities,
+    seed=seeds,
+)
+def test_a_ring_does_with_a_batch_what_it_does_one_by_one(
+    batches: list[tuple[int, int]], capacity: int, seed: int
+) -> None:
     whole, single = Ring(capacity, seed), Ring(capacity, seed)
     for task, count in batches:
         tasks = np.full(count, task)
@@ -109,9 +129,13 @@ def test_a_ring_does_with_a_batch_what_it_does_one_by_one(batches: list[tuple[in
 
 @pytest.mark.parametrize("kind", [Uncertain, Informative])
 @settings(deadline=None, max_examples=60)
-@example(told=[(0, 0.9), (0, 0.8), (0, 0.7), (1, 0.5), (1, 0.4), (0, 0.1)], capacity=3, cut=1, seed=0)  # 0 comes back, worse than ever
+@example(
+    told=[(0, 0.9), (0, 0.8), (0, 0.7), (1, 0.5), (1, 0.4), (0, 0.1)], capacity=3, cut=1, seed=0
+)  # 0 comes back, worse than ever
 @given(told=offers, capacity=capacities, cut=cuts, seed=seeds)
-def test_of_each_class_the_highest_scores_are_kept(kind: type[Memory], told: Offers, capacity: int, cut: int, seed: int) -> None:
+def test_of_each_class_the_highest_scores_are_kept(
+    kind: type[Memory], told: Offers, capacity: int, cut: int, seed: int
+) -> None:
     memory = kind(capacity, seed)
     fill(memory, told, cut)
     for label, numbers in held(memory).items():
@@ -134,7 +158,9 @@ SEQUENCES: dict[str, tuple[int, list[int]]] = {
 
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_of_each_class_a_uniform_sample_of_its_offers_is_kept(name: str) -> None:
-    """Sum of (observed - expected)^2 / variance, for draws without replacement, is chi-square with n - 1 degrees of freedom."""
+    """Sum of (observed - expected)^2 / variance, for draws without replacement, is chi-square with
+    n - 1 degrees of freedom.
+    """
     capacity, labels = SEQUENCES[name]
     runs, told = 800, np.array(labels)
     kept, shares = np.zeros((runs, len(told))), {}
@@ -166,7 +192,9 @@ def test_which_of_two_largest_classes_loses_one_is_a_fair_coin() -> None:
 @EVERY
 @settings(deadline=None, max_examples=40)
 @given(told=offers, capacity=capacities, cut=cuts, seed=seeds)
-def test_it_makes_no_difference_how_offers_are_batched(kind: type[Memory], told: Offers, capacity: int, cut: int, seed: int) -> None:
+def test_it_makes_no_difference_how_offers_are_batched(
+    kind: type[Memory], told: Offers, capacity: int, cut: int, seed: int
+) -> None:
     """One at a time or many at once: not only as likely, but the same."""
     single, batched = kind(capacity, seed), kind(capacity, seed)
     fill(single, told, 1)
@@ -191,7 +219,9 @@ def test_the_seed_decides() -> None:
 @EVERY
 @settings(deadline=None, max_examples=30)
 @given(before=offers, after=offers, capacity=capacities, seed=seeds)
-def test_a_restored_state_goes_on_the_same(kind: type[Memory], before: Offers, after: Offers, capacity: int, seed: int) -> None:
+def test_a_restored_state_goes_on_the_same(
+    kind: type[Memory], before: Offers, after: Offers, capacity: int, seed: int
+) -> None:
     memory, restored = kind(capacity, seed), kind(capacity, seed + 1)
     fill(memory, before)
     file = io.BytesIO()
@@ -247,8 +277,12 @@ VALUES: dict[str, Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]] = {
 
 
 @pytest.mark.parametrize("kind", MEMORIES.values(), ids=MEMORIES)
-def test_what_lies_on_disk_is_what_would_lie_in_memory(kind: type[Memory], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values, types, draws and states, over many writes; the memory on disk goes on from the other's state, and the other way."""
+def test_what_lies_on_disk_is_what_would_lie_in_memory(
+    kind: type[Memory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, types, draws and states, over many writes; the memory on disk goes on from the
+    other's state, and the other way.
+    """
 
     def write(memory: Memory, first: int) -> None:
         numbers = np.arange(first, first + 10)
@@ -282,7 +316,9 @@ def test_what_lies_on_disk_is_what_would_lie_in_memory(kind: type[Memory], monke
     assert outside.draw(20).tolist() == inside.draw(20).tolist()
 
 
-def test_what_is_read_from_disk_is_a_copy_that_makes_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_read_from_disk_is_a_copy_that_makes_a_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(store, "IN_MEMORY", 0)
     batch, kept = vector_batch(4, 3, 2), Store(4)
     kept.write(np.array([2, 0, 3, 1]), batch.to_items())
@@ -296,8 +332,15 @@ def test_what_is_read_from_disk_is_a_copy_that_makes_a_batch(monkeypatch: pytest
 def test_an_array_lies_on_disk_only_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "IN_MEMORY", 5 * 8)
     kept = Store(5)
-    kept.write(np.array([0]), {"at": np.zeros(1), "above": np.zeros((1, 2)), "bytes": np.zeros((1, 40), np.bool_)})
-    assert {name: isinstance(value, np.memmap) for name, value in kept.items.items()} == {"at": False, "above": True, "bytes": True}
+    kept.write(
+        np.array([0]),
+        {"at": np.zeros(1), "above": np.zeros((1, 2)), "bytes": np.zeros((1, 40), np.bool_)},
+    )
+    assert {name: isinstance(value, np.memmap) for name, value in kept.items.items()} == {
+        "at": False,
+        "above": True,
+        "bytes": True,
+    }
 
 
 @pytest.mark.parametrize("shape", [(6,), (1,), (2, 4)], ids=str)
@@ -306,7 +349,11 @@ def test_an_example_of_another_shape_is_refused_by_name(shape: tuple[int, ...]) 
     kept = Store(5)
     kept.write(np.arange(2), {"obs.x": np.zeros((2, 4))})
     with pytest.raises(
-        ValueError, match=rf"^obs.x has the shape {re.escape(str(shape))}, allowed: \(4,\), as in the first example stored$"
+        ValueError,
+        match=(
+            rf"^obs.x has the shape {re.escape(str(shape))}, allowed: \(4,\), as in the first "
+            r"example stored$"
+        ),
     ):
         kept.write(np.arange(2), {"obs.x": np.zeros((2, *shape))})
 
@@ -322,7 +369,9 @@ def test_the_balance_is_each_classs_share_of_what_is_stored() -> None:
 
 def test_of_tags_those_tokens_count_that_have_one() -> None:
     memory, untagged = Ring(8), Ring(8)
-    memory.write(memory.reserve(2, np.array([0, 1]))[1], {"target": np.array([[[0, 2, -1]], [[0, 0, -1]]])})
+    memory.write(
+        memory.reserve(2, np.array([0, 1]))[1], {"target": np.array([[[0, 2, -1]], [[0, 0, -1]]])}
+    )
     untagged.write(untagged.reserve(1, np.array([0]))[1], {"target": np.array([[[-1, -1]]])})
     assert memory.balance() == {0: 3 / 4, 2: 1 / 4}
     assert untagged.balance() == {}
@@ -330,7 +379,9 @@ def test_of_tags_those_tokens_count_that_have_one() -> None:
 
 def test_there_is_no_balance_where_there_are_no_classes() -> None:
     memory, empty = Ring(8), Ring(8)
-    memory.write(memory.reserve(2, np.array([0, 1]))[1], {"target": np.zeros((2, 1, 3), np.float32)})
+    memory.write(
+        memory.reserve(2, np.array([0, 1]))[1], {"target": np.zeros((2, 1, 3), np.float32)}
+    )
     assert memory.balance() == empty.balance() == {}
 
 
@@ -339,13 +390,21 @@ def test_there_is_no_balance_where_there_are_no_classes() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(n=st.integers(1, 12), size=st.integers(1, 4), data=st.data())
-def test_each_pick_brings_the_mean_of_those_picked_nearest_to_the_mean_of_all(n: int, size: int, data: st.DataObject) -> None:
+def test_each_pick_brings_the_mean_of_those_picked_nearest_to_the_mean_of_all(
+    n: int, size: int, data: st.DataObject
+) -> None:
     count, seed = data.draw(st.integers(1, n)), data.draw(seeds)
-    features = torch.randn(n, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    features = torch.randn(
+        n, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     order = herding(features, count)
     picked: list[int] = []
     for pick in order.tolist():
-        distances = {i: float((features[[*picked, i]].mean(0) - features.mean(0)).norm()) for i in range(n) if i not in picked}
+        distances = {
+            i: float((features[[*picked, i]].mean(0) - features.mean(0)).norm())
+            for i in range(n)
+            if i not in picked
+        }
         assert distances[pick] <= min(distances.values()) + 1e-12
         picked.append(pick)
     assert order.dtype == torch.int64
@@ -354,7 +413,9 @@ def test_each_pick_brings_the_mean_of_those_picked_nearest_to_the_mean_of_all(n:
 
 
 @pytest.mark.parametrize("count", [2, 5, 10, 30])
-def test_the_mean_of_those_picked_is_nearer_than_that_of_any_of_many_random_choices(count: int) -> None:
+def test_the_mean_of_those_picked_is_nearer_than_that_of_any_of_many_random_choices(
+    count: int,
+) -> None:
     g = torch.Generator().manual_seed(0)
     features = torch.randn(60, 3, generator=g, dtype=torch.float64)
 

@@ -37,7 +37,9 @@ def contents(memory: Reservoir) -> npt.NDArray[Any]:
 
 @pytest.mark.parametrize("sizes", [[3], [3, 1], [3, 1, 9], [3, 1, 9, 7], [20], [1] * 20], ids=str)
 def test_every_offer_is_kept_with_the_same_probability_at_any_time(sizes: list[int]) -> None:
-    """Sum of (observed - expected)^2 / variance, for draws without replacement, is chi-square with N - 1 degrees of freedom."""
+    """Sum of (observed - expected)^2 / variance, for draws without replacement, is chi-square with
+    N - 1 degrees of freedom.
+    """
     capacity, offers, runs = 2, sum(sizes), 1000
     counts = np.zeros(offers)
     for seed in range(runs):
@@ -60,7 +62,9 @@ def test_batched_offers_have_the_distribution_of_algorithm_r(sizes: list[int]) -
     runs = 2000
     seen = Counter(tuple(contents(fill(2, sizes, seed)).tolist()) for seed in range(runs))
     assert set(seen) == set(exact)
-    assert chisquare([seen[k] for k in exact], [n / 12 * runs for n in exact.values()]).pvalue > 1e-3
+    assert (
+        chisquare([seen[k] for k in exact], [n / 12 * runs for n in exact.values()]).pvalue > 1e-3
+    )
 
 
 sizes = st.lists(st.integers(0, 12), min_size=1, max_size=8)
@@ -68,7 +72,9 @@ sizes = st.lists(st.integers(0, 12), min_size=1, max_size=8)
 
 @settings(deadline=None, max_examples=100)
 @given(capacity=st.integers(1, 10), sizes=sizes, seed=st.integers(0, 2**32))
-def test_no_row_is_reserved_twice_and_none_is_left_empty(capacity: int, sizes: list[int], seed: int) -> None:
+def test_no_row_is_reserved_twice_and_none_is_left_empty(
+    capacity: int, sizes: list[int], seed: int
+) -> None:
     memory, offered = Reservoir(capacity, seed), 0
     for size in sizes:
         kept, rows = memory.reserve(size)
@@ -135,21 +141,32 @@ def test_memory_is_allocated_once_and_read_as_copies() -> None:
 
 @pytest.mark.parametrize("wanted", [[1, 4], [4], [0, 1, 2, 3, 4, 5]], ids=str)
 @pytest.mark.parametrize("rare", [False, True], ids=["as many", "one in a thousand"])
-def test_draws_are_uniform_over_the_rows_of_the_given_tasks_with_replacement(wanted: list[int], rare: bool) -> None:
+def test_draws_are_uniform_over_the_rows_of_the_given_tasks_with_replacement(
+    wanted: list[int], rare: bool
+) -> None:
     """Whether they are found by rejection or, where that finds too few, by looking at all rows."""
     memory, tasks = Reservoir(6000 if rare else 60), np.arange(6).repeat(10)
     tasks = np.append(tasks, np.full(5940, 9)) if rare else tasks
     _, rows = memory.reserve(len(tasks))
     memory.write(rows, {"task": tasks})
     values, counts = np.unique(memory.draw(3000, np.array(wanted)), return_counts=True)
-    assert values.tolist() == np.flatnonzero(np.isin(tasks, wanted)).tolist() == memory.rows_of(np.array(wanted)).tolist()
+    assert (
+        values.tolist()
+        == np.flatnonzero(np.isin(tasks, wanted)).tolist()
+        == memory.rows_of(np.array(wanted)).tolist()
+    )
     assert chisquare(counts).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("wanted", [[0], [-1], [-3, 5], [10**15], [-(2**63), 0, 2**63 - 1], [5, 4095, 4096]], ids=str)
+@pytest.mark.parametrize(
+    "wanted", [[0], [-1], [-3, 5], [10**15], [-(2**63), 0, 2**63 - 1], [5, 4095, 4096]], ids=str
+)
 def test_tasks_may_have_any_ids(wanted: list[int]) -> None:
     """Below 0, and as large as numbers are, without an allocation of that size."""
-    memory, tasks = Reservoir(90), np.array([-(2**63), -3, -1, 0, 5, 4095, 4096, 10**15, 2**63 - 1]).repeat(10)
+    memory, tasks = (
+        Reservoir(90),
+        np.array([-(2**63), -3, -1, 0, 5, 4095, 4096, 10**15, 2**63 - 1]).repeat(10),
+    )
     memory.write(memory.reserve(90)[1], {"task": tasks})
     tracemalloc.start()
     drawn = memory.draw(600, np.array(wanted))
@@ -177,7 +194,11 @@ def test_nothing_is_drawn_where_nothing_is_stored() -> None:
 
 
 def test_the_seed_decides() -> None:
-    assert contents(fill(3, [50], 1)).tolist() == contents(fill(3, [50], 1)).tolist() != contents(fill(3, [50], 2)).tolist()
+    assert (
+        contents(fill(3, [50], 1)).tolist()
+        == contents(fill(3, [50], 1)).tolist()
+        != contents(fill(3, [50], 2)).tolist()
+    )
 
 
 @pytest.mark.parametrize("capacity", [0, -1])

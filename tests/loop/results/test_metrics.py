@@ -52,7 +52,9 @@ def test_forgetting_takes_the_best_of_all_phases_since_the_tasks_first() -> None
     """A score before the task was ever trained is no knowledge that could be forgotten."""
     lucky = [[0.1, 1.0], [0.2, 0.5], [0.9, 0.4], [0.3, 0.4]]
     assert forgetting(lucky, [[0], [1], [0], [0]]) == pytest.approx(0.5 - 0.4)
-    assert forgetting([[0.4, 0.0], [0.8, 0.3], [0.5, 0.7]], [[0], [1], [1]]) == pytest.approx(0.8 - 0.5)
+    assert forgetting([[0.4, 0.0], [0.8, 0.3], [0.5, 0.7]], [[0], [1], [1]]) == pytest.approx(
+        0.8 - 0.5
+    )
 
 
 def test_tasks_that_were_never_trained_do_not_count() -> None:
@@ -67,7 +69,9 @@ def test_a_task_trained_twice_counts_from_its_first_phase_and_transfers_from_its
     phases = [[0], [1], [0], [1], [2]]
     assert forgetting(cyclic, phases) == pytest.approx(((0.9 - 0.3) + (0.8 - 0.6)) / 2)
     assert backward_transfer(cyclic, phases) == pytest.approx(((0.3 - 0.9) + (0.6 - 0.8)) / 2)
-    assert forward_transfer(cyclic, phases, [0.0, 0.1, 0.3]) == pytest.approx(((0.0 - 0.1) + (0.1 - 0.3)) / 2)
+    assert forward_transfer(cyclic, phases, [0.0, 0.1, 0.3]) == pytest.approx(
+        ((0.0 - 0.1) + (0.1 - 0.3)) / 2
+    )
     assert learning_accuracy(cyclic, phases) == pytest.approx((0.9 + 0.8 + 0.5) / 3)
 
 
@@ -91,7 +95,9 @@ def test_scores_that_are_unknown_make_measures_unknown() -> None:
     assert forgetting([[nan, 0.1], [0.5, 0.8]], [[0], [1]]) is None
 
 
-@pytest.mark.parametrize("history", [[], [0.5], [0.5, float("nan")], [float("nan"), 0.5], [float("inf"), 0.5]], ids=str)
+@pytest.mark.parametrize(
+    "history", [[], [0.5], [0.5, float("nan")], [float("nan"), 0.5], [float("inf"), 0.5]], ids=str
+)
 def test_one_tasks_forgetting_is_unknown_without_two_finite_scores(history: list[float]) -> None:
     assert task_forgetting(history) is None
 
@@ -111,7 +117,13 @@ def test_the_identity_matrix_is_complete_forgetting(tasks: int) -> None:
 def runs(draw: st.DrawFn) -> tuple[Matrix, list[list[int]]]:
     """A schedule of two to six phases over up to four tasks, and its scores."""
     tasks = draw(st.integers(1, 4))
-    phases = draw(st.lists(st.lists(st.integers(0, tasks - 1), min_size=1, max_size=2, unique=True), min_size=2, max_size=6))
+    phases = draw(
+        st.lists(
+            st.lists(st.integers(0, tasks - 1), min_size=1, max_size=2, unique=True),
+            min_size=2,
+            max_size=6,
+        )
+    )
     row = st.lists(st.floats(-2.0, 1.0), min_size=tasks, max_size=tasks)
     return draw(st.lists(row, min_size=len(phases), max_size=len(phases))), phases
 
@@ -119,7 +131,9 @@ def runs(draw: st.DrawFn) -> tuple[Matrix, list[list[int]]]:
 @settings(deadline=None, max_examples=200)
 @given(run=runs(), shift=st.floats(-1.0, 1.0), scale=st.floats(0.1, 3.0))
 def test_invariants(run: tuple[Matrix, list[list[int]]], shift: float, scale: float) -> None:
-    """Forgetting is at least the loss since a task's own training; differences ignore a shift and follow a scale."""
+    """Forgetting is at least the loss since a task's own training; differences ignore a shift and
+    follow a scale.
+    """
     scores, phases = run
     moved = [[scale * s + shift for s in row] for row in scores]
     lost, gained = forgetting(scores, phases), backward_transfer(scores, phases)
@@ -139,10 +153,18 @@ def test_invariants(run: tuple[Matrix, list[list[int]]], shift: float, scale: fl
 
 
 @settings(deadline=None, max_examples=100)
-@given(scores=st.lists(st.lists(st.floats(-2.0, 1.0), min_size=3, max_size=3), min_size=3, max_size=3))
-def test_trained_once_each_the_average_is_what_was_learned_plus_what_came_back(scores: Matrix) -> None:
+@given(
+    scores=st.lists(st.lists(st.floats(-2.0, 1.0), min_size=3, max_size=3), min_size=3, max_size=3)
+)
+def test_trained_once_each_the_average_is_what_was_learned_plus_what_came_back(
+    scores: Matrix,
+) -> None:
     """ACC = LA + (K - 1) / K * BWT."""
-    average, learned, back = average_score(scores, IN_ORDER), learning_accuracy(scores, IN_ORDER), backward_transfer(scores, IN_ORDER)
+    average, learned, back = (
+        average_score(scores, IN_ORDER),
+        learning_accuracy(scores, IN_ORDER),
+        backward_transfer(scores, IN_ORDER),
+    )
     assert average is not None
     assert learned is not None
     assert back is not None
@@ -153,7 +175,9 @@ def ended(scores: Matrix, phases: list[list[int]], before: list[float]) -> Resul
     """A run as the loop leaves it."""
     first = Evaluation(0, None, False, list(before), list(before))
     ends = [Evaluation(i + 1, i, True, list(row), list(row)) for i, row in enumerate(scores)]
-    return Result([f"t{j}" for j in range(len(before))], phases, SCORE, [first, *ends], steps=len(scores))
+    return Result(
+        [f"t{j}" for j in range(len(before))], phases, SCORE, [first, *ends], steps=len(scores)
+    )
 
 
 def test_a_results_measures_are_those_of_its_matrix() -> None:
@@ -166,17 +190,28 @@ def test_a_results_measures_are_those_of_its_matrix() -> None:
     assert result.learning_accuracy == learning_accuracy(S, IN_ORDER)
 
 
-MEASURES = ["average_score", "average_incremental_score", "forgetting", "backward_transfer", "forward_transfer", "learning_accuracy"]
+MEASURES = [
+    "average_score",
+    "average_incremental_score",
+    "forgetting",
+    "backward_transfer",
+    "forward_transfer",
+    "learning_accuracy",
+]
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
 def test_a_run_that_is_not_over_has_the_measures_of_the_phases_behind_it(done: int) -> None:
     """None where nothing is behind it: whoever listens to a run may ask at any time."""
     whole, behind = ended(S[:done], IN_ORDER, BEFORE), ended(S[:done], IN_ORDER[:done], BEFORE)
-    assert [getattr(whole, name) for name in MEASURES] == [getattr(behind, name) if done else None for name in MEASURES]
+    assert [getattr(whole, name) for name in MEASURES] == [
+        getattr(behind, name) if done else None for name in MEASURES
+    ]
 
 
-def test_forgetting_now_compares_the_latest_evaluation_with_the_best_since_the_first_training() -> None:
+def test_forgetting_now_compares_the_latest_evaluation_with_the_best_since_the_first_training() -> (
+    None
+):
     result = ended([[0.9, 0.1, 0.2], [0.7, 0.8, 0.3]], IN_ORDER, BEFORE)
     result.evaluations.append(Evaluation(3, 2, False, [0.6, 0.85, 0.4], []))
     now = result.forgetting_now()
@@ -185,16 +220,24 @@ def test_forgetting_now_compares_the_latest_evaluation_with_the_best_since_the_f
 
 
 @settings(deadline=None, max_examples=50)
-@given(scores=st.lists(st.lists(st.floats(-2.0, 1.0), min_size=3, max_size=3), min_size=3, max_size=3))
-def test_the_last_forgetting_of_every_old_task_averages_to_the_runs_forgetting(scores: Matrix) -> None:
+@given(
+    scores=st.lists(st.lists(st.floats(-2.0, 1.0), min_size=3, max_size=3), min_size=3, max_size=3)
+)
+def test_the_last_forgetting_of_every_old_task_averages_to_the_runs_forgetting(
+    scores: Matrix,
+) -> None:
     result = ended(scores, IN_ORDER, BEFORE)
-    old = [value for value in result.forgetting_now()[:2] if value is not None and math.isfinite(value)]
+    old = [
+        value for value in result.forgetting_now()[:2] if value is not None and math.isfinite(value)
+    ]
     assert len(old) == 2
     assert sum(old) / 2 == pytest.approx(result.forgetting, abs=1e-9)
 
 
 def test_the_average_incremental_score_is_the_mean_of_the_averages_over_the_tasks_so_far() -> None:
-    """By hand: 0.9, then (0.5 + 0.8) / 2, then (0.3 + 0.6 + 0.9) / 3; a task that comes back counts once."""
+    """By hand: 0.9, then (0.5 + 0.8) / 2, then (0.3 + 0.6 + 0.9) / 3; a task that comes back counts
+    once.
+    """
     S = [[0.9, 0.0, 0.0], [0.5, 0.8, 0.0], [0.3, 0.6, 0.9]]
     assert average_incremental_score(S, [[0], [1], [2]]) == pytest.approx((0.9 + 0.65 + 0.6) / 3)
     assert average_incremental_score(S, [[0], [1], [0]]) == pytest.approx((0.9 + 0.65 + 0.45) / 3)
@@ -204,9 +247,13 @@ def test_the_average_incremental_score_is_the_mean_of_the_averages_over_the_task
 
 
 def test_the_anytime_score_is_the_area_under_the_mean_over_the_tasks_seen_so_far() -> None:
-    """By hand: 0.4 over 10 steps, (0.8 + 0.2) / 2 over 30, (0.6 + 0.4) / 2 over 10; what is unseen does not count."""
+    """By hand: 0.4 over 10 steps, (0.8 + 0.2) / 2 over 30, (0.6 + 0.4) / 2 over 10; what is unseen
+    does not count.
+    """
     scores = [[0.4, 0.9], [0.8, 0.2], [0.6, 0.4]]
-    assert anytime_score([10, 40, 50], scores, [{0}, {0, 1}, {0, 1}]) == pytest.approx((10 * 0.4 + 30 * 0.5 + 10 * 0.5) / 50)
+    assert anytime_score([10, 40, 50], scores, [{0}, {0, 1}, {0, 1}]) == pytest.approx(
+        (10 * 0.4 + 30 * 0.5 + 10 * 0.5) / 50
+    )
     assert anytime_score([10], [[0.4, math.nan]], [{0}]) == pytest.approx(0.4)
     assert anytime_score([10], [[0.4, math.nan]], [{0, 1}]) is None
     assert anytime_score([], [], []) is None
@@ -217,4 +264,6 @@ def test_the_anytime_score_is_the_area_under_the_mean_over_the_tasks_seen_so_far
 def test_the_anytime_score_of_a_constant_is_that_constant(level: float, spans: list[int]) -> None:
     """However often it is measured."""
     steps = [sum(spans[: i + 1]) for i in range(len(spans))]
-    assert anytime_score(steps, [[level]] * len(steps), [{0}] * len(steps)) == pytest.approx(level, abs=1e-12)
+    assert anytime_score(steps, [[level]] * len(steps), [{0}] * len(steps)) == pytest.approx(
+        level, abs=1e-12
+    )

@@ -23,7 +23,9 @@ def example(unknown: float = 0.25) -> Result:
         Evaluation(480, 1, False, [0.5, 0.25], [5.0, 2.5]),
         Evaluation(640, 1, True, [0.25, 0.75], [2.5, 7.5]),
     ]
-    return Result(["a", "b"], [[0], [1]], SCORE, evaluations, 640, 1.5, "digits", ["ewc", "replay"], 3)
+    return Result(
+        ["a", "b"], [[0], [1]], SCORE, evaluations, 640, 1.5, "digits", ["ewc", "replay"], 3
+    )
 
 
 def test_the_content_has_the_documented_keys_in_order_and_the_runs_numbers() -> None:
@@ -50,10 +52,34 @@ def test_the_content_has_the_documented_keys_in_order_and_the_runs_numbers() -> 
         "steps": 640,
         "wall_seconds": 1.5,
         "evaluations": [
-            {"step": 0, "phase": None, "ends_phase": False, "scores": [0.0, 0.25], "returns": [0.0, 0.25]},
-            {"step": 320, "phase": 0, "ends_phase": True, "scores": [0.5, 0.25], "returns": [5.0, 0.25]},
-            {"step": 480, "phase": 1, "ends_phase": False, "scores": [0.5, 0.25], "returns": [5.0, 2.5]},
-            {"step": 640, "phase": 1, "ends_phase": True, "scores": [0.25, 0.75], "returns": [2.5, 7.5]},
+            {
+                "step": 0,
+                "phase": None,
+                "ends_phase": False,
+                "scores": [0.0, 0.25],
+                "returns": [0.0, 0.25],
+            },
+            {
+                "step": 320,
+                "phase": 0,
+                "ends_phase": True,
+                "scores": [0.5, 0.25],
+                "returns": [5.0, 0.25],
+            },
+            {
+                "step": 480,
+                "phase": 1,
+                "ends_phase": False,
+                "scores": [0.5, 0.25],
+                "returns": [5.0, 2.5],
+            },
+            {
+                "step": 640,
+                "phase": 1,
+                "ends_phase": True,
+                "scores": [0.25, 0.75],
+                "returns": [2.5, 7.5],
+            },
         ],
     }
     assert content == expected
@@ -83,7 +109,9 @@ def results(draw: st.DrawFn) -> Result:
     """A run under way or over, of tasks with any names, some not measured."""
     tasks = draw(st.lists(st.text(min_size=1), min_size=1, max_size=4, unique=True))
     ids = st.integers(0, len(tasks) - 1)
-    phases = draw(st.lists(st.lists(ids, min_size=1, max_size=2, unique=True), min_size=1, max_size=4))
+    phases = draw(
+        st.lists(st.lists(ids, min_size=1, max_size=2, unique=True), min_size=1, max_size=4)
+    )
     number = st.one_of(st.floats(-100, 100), st.just(math.nan))
     row = st.lists(number, min_size=len(tasks), max_size=len(tasks))
     evaluations, step = [Evaluation(0, None, False, draw(row), draw(row))], 0
@@ -92,11 +120,23 @@ def results(draw: st.DrawFn) -> Result:
             step += draw(st.integers(1, 1000))
             evaluations.append(Evaluation(step, phase, ends, draw(row), draw(row)))
     metric = draw(st.sampled_from([SCORE, Metric("accuracy", "%"), Metric("return")]))
-    return Result(tasks, phases, metric, evaluations, step, draw(st.floats(0, 1e6)), "made-up", ["none"], draw(st.integers(0, 99)))
+    return Result(
+        tasks,
+        phases,
+        metric,
+        evaluations,
+        step,
+        draw(st.floats(0, 1e6)),
+        "made-up",
+        ["none"],
+        draw(st.integers(0, 99)),
+    )
 
 
 @given(result=results())
-def test_what_is_loaded_is_what_was_written_to_the_bit(result: Result, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_is_loaded_is_what_was_written_to_the_bit(
+    result: Result, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("run")
     write_json(folder / "result.json", result.to_dict())
     for path in (folder, folder / "result.json", str(folder)):
@@ -105,7 +145,9 @@ def test_what_is_loaded_is_what_was_written_to_the_bit(result: Result, tmp_path_
         assert loaded.to_dict() == result.to_dict()
 
 
-def test_a_result_of_a_run_that_stopped_early_has_the_measures_of_its_phases(tmp_path: Path) -> None:
+def test_a_result_of_a_run_that_stopped_early_has_the_measures_of_its_phases(
+    tmp_path: Path,
+) -> None:
     result = example()
     del result.evaluations[-1]
     write_json(tmp_path / "result.json", result.to_dict())
@@ -133,7 +175,9 @@ def broken(**changes: Any) -> str:
         (broken(evaluations=None), "is damaged"),
     ],
 )
-def test_what_is_no_result_is_refused_in_one_line(text: str | None, said: str, tmp_path: Path) -> None:
+def test_what_is_no_result_is_refused_in_one_line(
+    text: str | None, said: str, tmp_path: Path
+) -> None:
     if text is not None:
         (tmp_path / "result.json").write_text(text)
     with pytest.raises(ValueError, match=r"result.json") as refused:
@@ -173,5 +217,7 @@ def test_content_that_is_no_json_leaves_the_old_file_as_it_was(tmp_path: Path) -
         (SCORE, math.nan, "-"),
     ],
 )
-def test_a_metric_writes_its_numbers_as_people_read_them(metric: Metric, value: float | None, text: str) -> None:
+def test_a_metric_writes_its_numbers_as_people_read_them(
+    metric: Metric, value: float | None, text: str
+) -> None:
     assert metric.text(value) == text

@@ -1,4 +1,6 @@
-"""DQN and SAC around our networks: what they see, what they answer, what strategies get, what is refused."""
+"""DQN and SAC around our networks: what they see, what they answer, what strategies get, what is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -65,18 +67,27 @@ class Copies(Strategy):
 
 
 def in_buffer(learner: Any) -> tuple[dict[str, Any], Any]:
-    """Observations (steps, copies, ...) and actions, in the world's units, that the replay buffer holds."""
+    """Observations (steps, copies, ...) and actions, in the world's units, that the replay buffer
+    holds.
+    """
     buffer = learner.model.replay_buffer
     size = buffer.size()
     actions = buffer.actions[:size]
-    actions = learner.policy.unscale_action(actions) if isinstance(learner.world.single_action_space, spaces.Box) else actions[..., 0]
+    actions = (
+        learner.policy.unscale_action(actions)
+        if isinstance(learner.world.single_action_space, spaces.Box)
+        else actions[..., 0]
+    )
     return {name: values[:size] for name, values in buffer.observations.items()}, actions
 
 
 @pytest.mark.parametrize("num_envs", [1, 4])
 @KINDS
 def test_strategies_observe_every_step_once_and_in_order(sac: bool, num_envs: int) -> None:
-    learner, copies = off_policy_learner(sac, off_policy_world(sac, num_envs), {"train_freq": 3}), Copies()
+    learner, copies = (
+        off_policy_learner(sac, off_policy_world(sac, num_envs), {"train_freq": 3}),
+        Copies(),
+    )
     learner.attach([copies])
     tasks = [2, 0][:num_envs]
     learner.learn(tasks, 12 * num_envs)
@@ -89,8 +100,12 @@ def test_strategies_observe_every_step_once_and_in_order(sac: bool, num_envs: in
         assert batch.task is not None
         steps = slice(3 * i, 3 * i + 3)
         for name in obs:
-            np.testing.assert_array_equal(batch.obs[name][0], obs[name][steps].reshape(3 * num_envs, -1))
-        np.testing.assert_allclose(batch.action[0], actions[steps].reshape(batch.action[0].shape), atol=1e-6)
+            np.testing.assert_array_equal(
+                batch.obs[name][0], obs[name][steps].reshape(3 * num_envs, -1)
+            )
+        np.testing.assert_allclose(
+            batch.action[0], actions[steps].reshape(batch.action[0].shape), atol=1e-6
+        )
         assert batch.task.tolist() == np.resize(np.resize(tasks, num_envs), 3 * num_envs).tolist()
 
 
@@ -100,7 +115,12 @@ def test_the_minibatch_at_hand_holds_transitions_of_the_buffer_and_nothing_else(
     learner.attach([copies])
     learner.learn([0], 64)
     obs, actions = in_buffer(learner)
-    kept = {row.tobytes(): action for row, action in zip(obs["feedback"].reshape(64, -1), actions.reshape(64, -1), strict=True)}
+    kept = {
+        row.tobytes(): action
+        for row, action in zip(
+            obs["feedback"].reshape(64, -1), actions.reshape(64, -1), strict=True
+        )
+    }
     sensed = {row.tobytes() for row in obs["sensor_0"].reshape(64, -1)}
     assert len(copies.minibatches) == learner.model._n_updates
     for batch in copies.minibatches:
@@ -111,7 +131,9 @@ def test_the_minibatch_at_hand_holds_transitions_of_the_buffer_and_nothing_else(
         assert {row.numpy().tobytes() for row in batch.obs["sensor_0"][0]} <= sensed
         for felt, action in zip(batch.obs["feedback"][0], batch.action[0], strict=True):
             if float(felt.abs().sum()):  # at an episode's start nothing has been felt
-                np.testing.assert_allclose(action.reshape(-1), kept[felt.numpy().tobytes()], atol=1e-6)
+                np.testing.assert_allclose(
+                    action.reshape(-1), kept[felt.numpy().tobytes()], atol=1e-6
+                )
 
 
 @KINDS
@@ -149,7 +171,9 @@ def test_sacs_draws_and_their_probabilities_are_its_likelihoods() -> None:
         actions, log_prob = learner.model.actor.action_log_prob(obs)
         torch.manual_seed(0)
         torch.testing.assert_close(actions, learner.likelihood.sample(p))
-    torch.testing.assert_close(log_prob, learner.likelihood.log_prob(p, actions), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        log_prob, learner.likelihood.log_prob(p, actions), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_dqns_experience_is_drawn_from_its_boltzmann_policy() -> None:
@@ -230,11 +254,15 @@ def test_advances_and_scalars_are_counted_and_named(sac: bool) -> None:
     steps = [step for step, _ in scalars]
     assert steps == sorted(steps)
     assert all(math.isfinite(v) for _, values in scalars for v in values.values())
-    assert {"train/actor_loss" if sac else "train/loss", "rollout/ep_rew_mean"} <= {n for _, values in scalars for n in values}
+    assert {"train/actor_loss" if sac else "train/loss", "rollout/ep_rew_mean"} <= {
+        n for _, values in scalars for n in values
+    }
 
 
 @KINDS
-def test_the_same_seed_gives_the_same_weights_to_the_last_bit_and_rollouts_leave_training_alone(sac: bool) -> None:
+def test_the_same_seed_gives_the_same_weights_to_the_last_bit_and_rollouts_leave_training_alone(
+    sac: bool,
+) -> None:
     def train(seed: int, look: bool = False) -> list[Tensor]:
         learner = off_policy_learner(sac, seed=seed)
         for task in (0, 1):
@@ -265,7 +293,11 @@ def test_ewc_goes_on_bit_for_bit_from_a_restored_state(sac: bool) -> None:
         for task in range(3):
             learner.attach([ewc])
             learner.learn([task], 32)
-            ewc.end_task(learner.world.tasks[task], learner, [learner.rollout(off_policy_world(sac, 6), [task], 4, seed=task)])
+            ewc.end_task(
+                learner.world.tasks[task],
+                learner,
+                [learner.rollout(off_policy_world(sac, 6), [task], 4, seed=task)],
+            )
             if restore:
                 state, ewc = ewc.state_dict(), EWC(3.0, seed=99)
                 learner.attach([ewc])
@@ -304,7 +336,13 @@ def test_only_sacs_actor_is_accompanied() -> None:
 @KINDS
 def test_it_learns(sac: bool) -> None:
     """The task that it does worst at first: 0 is a random agent, 1 the best known."""
-    parameters = {"buffer_size": 5000, "batch_size": 64, "learning_rate": 5e-3, "train_freq": 1, "target_update_interval": 100}
+    parameters = {
+        "buffer_size": 5000,
+        "batch_size": 64,
+        "learning_rate": 5e-3,
+        "train_freq": 1,
+        "target_update_interval": 100,
+    }
     hidden = {"hidden": 32}
 
     def net(space: Any, action_space: Any) -> ConcatNet:
@@ -314,7 +352,13 @@ def test_it_learns(sac: bool) -> None:
     learner: Learner
     if sac:
         parameters |= {"target_update_interval": 1, "tau": 0.02}
-        learner = SACLearner(world, net, lambda space: ConcatNet(space, 1, **hidden), SAC_PARAMETERS | parameters, device="cpu")
+        learner = SACLearner(
+            world,
+            net,
+            lambda space: ConcatNet(space, 1, **hidden),
+            SAC_PARAMETERS | parameters,
+            device="cpu",
+        )
     else:
         learner = DQNLearner(world, net, DQN_PARAMETERS | parameters, device="cpu")
     before = scores(learner, off_policy_world(sac, 8, horizon=20), [], seed=0)
@@ -332,21 +376,31 @@ def test_it_learns(sac: bool) -> None:
 @pytest.mark.parametrize("name", ["max_grad_norm", "policy_kwargs", "use_sde", "seed", "device"])
 @KINDS
 def test_parameters_that_the_learner_sets_are_refused(sac: bool, name: str) -> None:
-    with pytest.raises(ValueError, match=f"parameters hold '{name}', which the learner sets itself"):
+    with pytest.raises(
+        ValueError, match=f"parameters hold '{name}', which the learner sets itself"
+    ):
         off_policy_learner(sac, parameters={name: 1})
 
 
 @KINDS
 def test_a_network_with_a_memory_is_refused(sac: bool) -> None:
-    make = (lambda: SACLearner(plant(), recurrent_agent, critic_net)) if sac else (lambda: DQNLearner(dial_plant(), recurrent_agent))
+    make = (
+        (lambda: SACLearner(plant(), recurrent_agent, critic_net))
+        if sac
+        else (lambda: DQNLearner(dial_plant(), recurrent_agent))
+    )
     with pytest.raises(ValueError, match="the network has a memory; DQN and SAC need one without"):
         make()
 
 
 def test_actions_of_another_kind_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"action space is Box.*, allowed for DQN: Discrete from 0"):
+    with pytest.raises(
+        ValueError, match=r"action space is Box.*, allowed for DQN: Discrete from 0"
+    ):
         DQNLearner(plant(), actor_net)
-    with pytest.raises(ValueError, match=r"action space is Discrete.*, allowed for SAC: a flat Box"):
+    with pytest.raises(
+        ValueError, match=r"action space is Discrete.*, allowed for SAC: a flat Box"
+    ):
         SACLearner(dial_plant(), actor_net, critic_net)
     world = plant()
     world.single_action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -356,7 +410,9 @@ def test_actions_of_another_kind_are_refused() -> None:
 
 def test_a_modality_with_the_name_of_the_critics_action_is_refused() -> None:
     world = plant()
-    world.single_observation_space = spaces.Dict({**world.single_observation_space.spaces, "action": spaces.Box(-1, 1, (2,))})
+    world.single_observation_space = spaces.Dict(
+        {**world.single_observation_space.spaces, "action": spaces.Box(-1, 1, (2,))}
+    )
     with pytest.raises(ValueError, match="the world has a modality 'action'"):
         SACLearner(world, actor_net, critic_net)
 

@@ -1,4 +1,6 @@
-"""Strategies in the depth of DQN and SAC: the same numbers as if everything stood in their own loss."""
+"""Strategies in the depth of DQN and SAC: the same numbers as if everything stood in their own
+loss.
+"""
 
 from __future__ import annotations
 
@@ -62,15 +64,35 @@ def unmodified(sac: bool, parameters: dict[str, Any]) -> Any:
     kwargs: dict[str, Any] = {"network": actor_net, "optimizer_kwargs": {"fused": True}}
     if sac:
         policy_kwargs = kwargs | {"critic": critic_net}
-        return SAC(SquashedPolicy, WorldVecEnv(plant()), **SAC_PARAMETERS | parameters, policy_kwargs=policy_kwargs, seed=0, device="cpu")
+        return SAC(
+            SquashedPolicy,
+            WorldVecEnv(plant()),
+            **SAC_PARAMETERS | parameters,
+            policy_kwargs=policy_kwargs,
+            seed=0,
+            device="cpu",
+        )
     clip = {"max_grad_norm": CLIP}
-    return DQN(QPolicy, WorldVecEnv(dial_plant()), **DQN_PARAMETERS | clip | parameters, policy_kwargs=kwargs, seed=0, device="cpu")
+    return DQN(
+        QPolicy,
+        WorldVecEnv(dial_plant()),
+        **DQN_PARAMETERS | clip | parameters,
+        policy_kwargs=kwargs,
+        seed=0,
+        device="cpu",
+    )
 
 
 def plain_training(
-    sac: bool, tasks: int, anchored: bool = False, empty_buffer: bool = False, parameters: dict[str, Any] | None = None
+    sac: bool,
+    tasks: int,
+    anchored: bool = False,
+    empty_buffer: bool = False,
+    parameters: dict[str, Any] | None = None,
 ) -> list[list[Tensor]]:
-    """Weights after each task; `anchored`: under a penalty, which the loss must hold, around the weights at each earlier task's end."""
+    """Weights after each task; `anchored`: under a penalty, which the loss must hold, around the
+    weights at each earlier task's end.
+    """
     model, found = unmodified(sac, parameters or {}), []
     policy = model.policy
     policy.anchors = []
@@ -79,15 +101,21 @@ def plain_training(
 
         def penalised(obs: Any) -> tuple[Tensor, Tensor]:
             actions, log_prob = judge(obs)
-            return actions, log_prob + penalty(policy) / ENT_COEF if torch.is_grad_enabled() else log_prob
+            return actions, log_prob + penalty(
+                policy
+            ) / ENT_COEF if torch.is_grad_enabled() else log_prob
 
         policy.actor.action_log_prob = penalised
-    looker = off_policy_learner(sac)  # judges the model's network for the Fisher information, and never learns
+    looker = off_policy_learner(
+        sac
+    )  # judges the model's network for the Fisher information, and never learns
     looker.module = network_of(policy)
     model.set_random_seed(0)  # making the looker drew from the global generators
     if anchored and not sac:
         huber = torch.nn.functional.smooth_l1_loss
-        functional = SimpleNamespace(smooth_l1_loss=lambda q, target: huber(q, target) + penalty(policy))
+        functional = SimpleNamespace(
+            smooth_l1_loss=lambda q, target: huber(q, target) + penalty(policy)
+        )
         stable_baselines3.dqn.dqn.F = functional  # type: ignore[attr-defined]
     for task in range(tasks):
         if empty_buffer:
@@ -96,13 +124,20 @@ def plain_training(
         model.learn(96)
         if anchored:
             batch = looker.rollout(off_policy_world(sac, 6), [task], 8, seed=task)
-            policy.anchors = [*policy.anchors, (diagonal_fisher(looker, [batch], by_hooks=False).values(), weights(looker.module))]
+            policy.anchors = [
+                *policy.anchors,
+                (diagonal_fisher(looker, [batch], by_hooks=False).values(), weights(looker.module)),
+            ]
         found.append(weights(looker.module))
     return found
 
 
 def our_training(
-    sac: bool, tasks: int, strategies: list[Strategy], parameters: dict[str, Any] | None = None, reset_buffer: bool = False
+    sac: bool,
+    tasks: int,
+    strategies: list[Strategy],
+    parameters: dict[str, Any] | None = None,
+    reset_buffer: bool = False,
 ) -> tuple[Any, list[list[Tensor]]]:
     clip = {} if sac else {"max_grad_norm": CLIP}
     learner = off_policy_learner(sac, parameters=parameters, reset_buffer=reset_buffer, **clip)
@@ -145,7 +180,13 @@ class Norms(Strategy):
         self.values: list[float] = []
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        self.values.append(float(torch.stack([p.grad.norm() for p in learner.module.parameters() if p.grad is not None]).norm()))
+        self.values.append(
+            float(
+                torch.stack(
+                    [p.grad.norm() for p in learner.module.parameters() if p.grad is not None]
+                ).norm()
+            )
+        )
 
 
 @KINDS
@@ -165,10 +206,16 @@ def test_ewc_equals_a_penalty_in_the_loss(sac: bool, monkeypatch: pytest.MonkeyP
     assert distance(without[-1], expected[-1]) > 1e-2
 
 
-@pytest.mark.parametrize("make", [lambda: Replay(5.0, 50, 8), lambda: LwF(5.0)], ids=["replay", "lwf"])
+@pytest.mark.parametrize(
+    "make", [lambda: Replay(5.0, 50, 8), lambda: LwF(5.0)], ids=["replay", "lwf"]
+)
 @KINDS
-def test_a_strategys_loss_adds_its_gradient_to_the_algorithms(sac: bool, make: Callable[[], Any]) -> None:
-    """One update of the second task, with and without the strategy, from the same weights and the same minibatch."""
+def test_a_strategys_loss_adds_its_gradient_to_the_algorithms(
+    sac: bool, make: Callable[[], Any]
+) -> None:
+    """One update of the second task, with and without the strategy, from the same weights and the
+    same minibatch.
+    """
 
     class Capture(Strategy):
         """The gradient and the strategy's own gradient at the first update of the second task."""
@@ -190,7 +237,9 @@ def test_a_strategys_loss_adds_its_gradient_to_the_algorithms(sac: bool, make: C
 
         def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
             if self.armed and not self.total:
-                self.total = [p.grad.clone() for p in learner.module.parameters() if p.grad is not None]
+                self.total = [
+                    p.grad.clone() for p in learner.module.parameters() if p.grad is not None
+                ]
 
     def first_update(strategy: Any) -> Capture:
         capture = Capture(strategy)
@@ -198,7 +247,9 @@ def test_a_strategys_loss_adds_its_gradient_to_the_algorithms(sac: bool, make: C
         torch.manual_seed(1)
         with torch.no_grad():
             for p in learner.module.parameters():
-                p.add_(0.1 * torch.randn_like(p))  # away from the stored policy, where the loss is 0
+                p.add_(
+                    0.1 * torch.randn_like(p)
+                )  # away from the stored policy, where the loss is 0
         capture.armed = True
         learner.seed(3)
         learner.learn([1], 32)

@@ -23,7 +23,9 @@ KINDS = pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurre
 
 @KINDS
 def test_a_minibatch_is_judged_as_it_was_when_it_was_collected(recurrent: bool) -> None:
-    """Without a learning rate the network stays the one that collected: the ratio of likelihoods is 1, the values are the same."""
+    """Without a learning rate the network stays the one that collected: the ratio of likelihoods is
+    1, the values are the same.
+    """
     learner = control_learner(recurrent, parameters={"learning_rate": 0.0, "batch_size": 8})
     learner.learn([0, 1], 96)  # three rollouts: the last one begins in the middle of episodes
     buffer, judged, padded, inside, inherited = learner.model.rollout_buffer, 0, 0, 0, 0
@@ -39,9 +41,18 @@ def test_a_minibatch_is_judged_as_it_was_when_it_was_collected(recurrent: bool) 
                 inherited += int((states.abs().sum(-1) > 0).sum())
             else:
                 mask = torch.ones(len(data.actions), dtype=torch.bool)
-                values, log_prob, entropy = learner.policy.evaluate_actions(data.observations, data.actions)
-        torch.testing.assert_close(values.flatten()[mask], data.old_values[mask], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(torch.exp(log_prob - data.old_log_prob)[mask], torch.ones(int(mask.sum())), rtol=0, atol=1e-4)
+                values, log_prob, entropy = learner.policy.evaluate_actions(
+                    data.observations, data.actions
+                )
+        torch.testing.assert_close(
+            values.flatten()[mask], data.old_values[mask], rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(
+            torch.exp(log_prob - data.old_log_prob)[mask],
+            torch.ones(int(mask.sum())),
+            rtol=0,
+            atol=1e-4,
+        )
         assert entropy.shape == log_prob.shape
         judged, padded = judged + int(mask.sum()), padded + int((~mask).sum())
     assert judged == 32
@@ -51,7 +62,9 @@ def test_a_minibatch_is_judged_as_it_was_when_it_was_collected(recurrent: bool) 
 
 @KINDS
 def test_predictions_are_the_learners_own_actions(recurrent: bool) -> None:
-    """`model.predict`, with its memory and episode starts, is `learner.act`; both within the world's limits."""
+    """`model.predict`, with its memory and episode starts, is `learner.act`; both within the
+    world's limits.
+    """
     learner, world = control_learner(recurrent), plant(3, horizon=4)
     with torch.no_grad():
         for p in learner.module.parameters():
@@ -61,7 +74,9 @@ def test_predictions_are_the_learners_own_actions(recurrent: bool) -> None:
     start, bound = np.ones(3, np.bool_), False
     for _ in range(7):
         ours, state = learner.act(obs, state, start)
-        theirs, lstm = learner.model.predict(obs, state=lstm, episode_start=start, deterministic=True)
+        theirs, lstm = learner.model.predict(
+            obs, state=lstm, episode_start=start, deterministic=True
+        )
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
         bound |= bool((np.abs(ours) == 1.0).any())
         assert np.abs(ours).max() <= 1.0
@@ -78,10 +93,16 @@ def test_a_policys_draws_are_its_likelihoods(recurrent: bool) -> None:
     with torch.no_grad():
         if recurrent:
             slot = torch.zeros(1, 4, 6)
-            actions, values, log_prob, _ = learner.policy(obs, RNNStates((slot, slot), (slot, slot)), torch.ones(4))
+            actions, values, log_prob, _ = learner.policy(
+                obs, RNNStates((slot, slot), (slot, slot)), torch.ones(4)
+            )
         else:
             actions, values, log_prob = learner.policy(obs)
-        output, _ = learner.module({n: x[None] for n, x in obs.items()}, torch.zeros(4, 6), torch.ones(1, 4, dtype=torch.bool))
+        output, _ = learner.module(
+            {n: x[None] for n, x in obs.items()},
+            torch.zeros(4, 6),
+            torch.ones(1, 4, dtype=torch.bool),
+        )
     torch.manual_seed(0)
     torch.testing.assert_close(actions, learner.likelihood.sample(output.prediction[0]))
     torch.testing.assert_close(log_prob, learner.likelihood.log_prob(output.prediction[0], actions))
@@ -89,7 +110,9 @@ def test_a_policys_draws_are_its_likelihoods(recurrent: bool) -> None:
 
 
 class Copies(Strategy):
-    """Keeps each observed batch beside a copy of the buffer it came from, and each update's minibatch."""
+    """Keeps each observed batch beside a copy of the buffer it came from, and each update's
+    minibatch.
+    """
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
@@ -99,20 +122,28 @@ class Copies(Strategy):
     def observe(self, batch: Batch, learner: Learner) -> None:
         assert isinstance(learner, SB3Learner)
         buffer: Any = learner.model.rollout_buffer
-        self.batches.append(Batch.from_items({k: v.copy() for k, v in batch.to_items().items()}, learner.device))
+        self.batches.append(
+            Batch.from_items({k: v.copy() for k, v in batch.to_items().items()}, learner.device)
+        )
         obs = {name: value.copy() for name, value in buffer.observations.items()}
-        self.buffers.append({"obs": obs, "actions": buffer.actions.copy(), "starts": buffer.episode_starts.copy()})
+        self.buffers.append(
+            {"obs": obs, "actions": buffer.actions.copy(), "starts": buffer.episode_starts.copy()}
+        )
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         assert batch is not None
         assert learner.minibatch is not None
-        assert torch.equal(batch.obs[next(iter(batch.obs))], learner.minibatch.obs[next(iter(batch.obs))])
+        assert torch.equal(
+            batch.obs[next(iter(batch.obs))], learner.minibatch.obs[next(iter(batch.obs))]
+        )
         self.minibatches.append(batch)
 
 
 @pytest.mark.parametrize("length", [1, 2, 8])
 @KINDS
-def test_strategies_observe_every_step_of_the_rollout_once_and_in_order(recurrent: bool, length: int) -> None:
+def test_strategies_observe_every_step_of_the_rollout_once_and_in_order(
+    recurrent: bool, length: int
+) -> None:
     learner, copies = control_learner(recurrent, sequence_length=length), Copies()
     learner.attach([copies])
     learner.learn([2, 0], 64)
@@ -127,7 +158,9 @@ def test_strategies_observe_every_step_of_the_rollout_once_and_in_order(recurren
             for b in range(4):
                 e = 4 * s + b
                 for name in buffer["obs"]:
-                    np.testing.assert_array_equal(batch.obs[name][:, e], buffer["obs"][name][steps, b])
+                    np.testing.assert_array_equal(
+                        batch.obs[name][:, e], buffer["obs"][name][steps, b]
+                    )
                 np.testing.assert_array_equal(batch.action[:, e], buffer["actions"][steps, b])
                 assert batch.start[:, e].tolist() == [True, *(buffer["starts"][steps, b][1:] > 0)]
                 assert int(batch.task[e]) == [2, 0][b % 2]
@@ -157,7 +190,9 @@ def image_stream(height: int, width: int, channels: int) -> ImageStreamVectorEnv
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 8, 3), (8, 10, 9)], ids=str)
 @KINDS
-def test_networks_see_images_as_the_world_shows_them(recurrent: bool, shape: tuple[int, int, int]) -> None:
+def test_networks_see_images_as_the_world_shows_them(
+    recurrent: bool, shape: tuple[int, int, int]
+) -> None:
     """In collecting, in training and in what strategies observe; SB3 itself has an axis more."""
     world = image_stream(*shape)
     learner, copies, seen, shown = control_learner(recurrent, world), Copies(), [], set[bytes]()
@@ -192,7 +227,9 @@ def test_networks_see_images_as_the_world_shows_them(recurrent: bool, shape: tup
     obs, _ = world.reset(seed=0)
     ours, _ = learner.act(obs, learner.module.initial_state(4), np.ones(4, np.bool_))  # type: ignore[operator]
     pictures = {name: x[:, None] if x.ndim == 4 else x for name, x in obs.items()}
-    theirs, _ = learner.model.predict(pictures, episode_start=np.ones(4, np.bool_), deterministic=True)
+    theirs, _ = learner.model.predict(
+        pictures, episode_start=np.ones(4, np.bool_), deterministic=True
+    )
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -208,9 +245,13 @@ def test_advances_and_scalars_are_counted_and_named(recurrent: bool) -> None:
     assert learner.steps == 128
     trained = [(step, values) for step, values in scalars if "train/loss" in values]
     assert [step for step, _ in trained] == sorted(step for step, _ in trained)
-    assert [step for step, _ in trained] == [32, 64, 96, 128], "each rollout's training is logged at its end"
+    assert [step for step, _ in trained] == [32, 64, 96, 128], (
+        "each rollout's training is logged at its end"
+    )
     assert all(math.isfinite(v) for _, values in scalars for v in values.values())
-    assert {"train/loss", "train/value_loss", "train/approx_kl", "rollout/ep_rew_mean"} <= {n for _, values in scalars for n in values}
+    assert {"train/loss", "train/value_loss", "train/approx_kl", "rollout/ep_rew_mean"} <= {
+        n for _, values in scalars for n in values
+    }
 
 
 @KINDS
@@ -251,7 +292,9 @@ def test_experience_is_drawn_from_the_policy_and_clipped(recurrent: bool) -> Non
     assert batch.task.tolist() == [1] * len(batch)
     if recurrent:
         assert batch.start[0].all()
-        assert batch.start[1:].sum() == 6  # the episodes of five steps that end inside the second sequences
+        assert (
+            batch.start[1:].sum() == 6
+        )  # the episodes of five steps that end inside the second sequences
     with pytest.raises(ValueError, match="a divisor of the 6 steps"):
         control_learner(True).rollout(plant(), [0], 6, seed=0)
 
@@ -274,7 +317,9 @@ def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
 
 @pytest.mark.parametrize("length", [0, 3, 16])
 def test_a_sequence_length_that_does_not_divide_the_rollout_is_refused(length: int) -> None:
-    with pytest.raises(ValueError, match=f"sequence_length is {length}, allowed: a divisor of n_steps = 8"):
+    with pytest.raises(
+        ValueError, match=f"sequence_length is {length}, allowed: a divisor of n_steps = 8"
+    ):
         control_learner(sequence_length=length)
 
 

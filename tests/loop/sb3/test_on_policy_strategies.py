@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import PPO_PARAMETERS, agent, control_learner, distance, plant, recurrent_agent, rehearsal_loss, same, weights
+from loop_helpers import (
+    PPO_PARAMETERS,
+    agent,
+    control_learner,
+    distance,
+    plant,
+    recurrent_agent,
+    rehearsal_loss,
+    same,
+    weights,
+)
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 from torch import Tensor
@@ -20,7 +30,9 @@ STRENGTH = 300.0
 
 
 class Penalised:
-    """Has a penalty to subtract from the entropies that PPO's loss takes with the factor -ent_coef."""
+    """Has a penalty to subtract from the entropies that PPO's loss takes with the factor
+    -ent_coef.
+    """
 
     strength = 0.0
     anchors: list[tuple[list[Tensor], list[Tensor]]]
@@ -47,13 +59,20 @@ class PenalisedRecurrentPolicy(Penalised, RecurrentNetworkPolicy):  # type: igno
 
 def unmodified(recurrent: bool, penalised: bool) -> Any:
     """SB3 as everybody has it: clips at 0.5 by itself, knows of no hook."""
-    plain, with_penalty = (RecurrentNetworkPolicy, PenalisedRecurrentPolicy) if recurrent else (NetworkPolicy, PenalisedPolicy)
+    plain, with_penalty = (
+        (RecurrentNetworkPolicy, PenalisedRecurrentPolicy)
+        if recurrent
+        else (NetworkPolicy, PenalisedPolicy)
+    )
     return (RecurrentPPO if recurrent else PPO)(
         with_penalty if penalised else plain,
         WorldVecEnv(plant()),
         **PPO_PARAMETERS,
         max_grad_norm=0.5,
-        policy_kwargs={"network": recurrent_agent if recurrent else agent, "optimizer_kwargs": {"fused": True, "eps": 1e-5}},
+        policy_kwargs={
+            "network": recurrent_agent if recurrent else agent,
+            "optimizer_kwargs": {"fused": True, "eps": 1e-5},
+        },
         seed=0,
         device="cpu",
     )
@@ -64,7 +83,9 @@ def plain_training(recurrent: bool, tasks: int, strength: float = 0.0) -> list[l
     model, found = unmodified(recurrent, strength > 0), []
     policy = model.policy
     policy.strength, policy.anchors = strength, []
-    looker = control_learner(recurrent)  # judges the model's network for the Fisher information, and never learns
+    looker = control_learner(
+        recurrent
+    )  # judges the model's network for the Fisher information, and never learns
     looker.module = policy.network
     model.set_random_seed(0)  # making the looker drew from the global generators
     for task in range(tasks):
@@ -72,7 +93,13 @@ def plain_training(recurrent: bool, tasks: int, strength: float = 0.0) -> list[l
         model.learn(64)
         if strength:
             batch = looker.rollout(plant(6), [task], 8, seed=task)
-            policy.anchors = [*policy.anchors, (diagonal_fisher(looker, [batch], by_hooks=False).values(), weights(policy.network))]
+            policy.anchors = [
+                *policy.anchors,
+                (
+                    diagonal_fisher(looker, [batch], by_hooks=False).values(),
+                    weights(policy.network),
+                ),
+            ]
         found.append(weights(policy.network))
     return found
 
@@ -103,12 +130,21 @@ class Norms(Strategy):
         self.values: list[float] = []
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        self.values.append(float(torch.stack([p.grad.norm() for p in learner.module.parameters() if p.grad is not None]).norm()))
+        self.values.append(
+            float(
+                torch.stack(
+                    [p.grad.norm() for p in learner.module.parameters() if p.grad is not None]
+                ).norm()
+            )
+        )
 
 
 @KINDS
 def test_ewc_equals_a_penalty_in_ppos_loss(recurrent: bool) -> None:
-    """Three tasks, two penalties, clipping at work: the same weights. A penalty that escaped the clip would end elsewhere."""
+    """Three tasks, two penalties, clipping at work: the same weights.
+
+    A penalty that escaped the clip would end elsewhere.
+    """
     expected = plain_training(recurrent, 3, STRENGTH)
     norms = Norms()
     _, found = our_training(recurrent, 3, [EWC(STRENGTH, fisher="empirical"), norms])
@@ -140,10 +176,14 @@ def test_no_strategies_are_unmodified_sb3_to_the_last_bit(recurrent: bool) -> No
 
 @KINDS
 def test_replay_adds_its_losss_gradient_to_ppos(recurrent: bool) -> None:
-    """One update of the second task, with and without the rehearsed loss, from the same weights and the same minibatch."""
+    """One update of the second task, with and without the rehearsed loss, from the same weights and
+    the same minibatch.
+    """
 
     class Capture(Strategy):
-        """The gradient and the rehearsed loss's own gradient at the first update of the second task."""
+        """The gradient and the rehearsed loss's own gradient at the first update of the second
+        task.
+        """
 
         def __init__(self, replay: Replay | None) -> None:
             self.replay, self.armed = replay, False
@@ -154,14 +194,19 @@ def test_replay_adds_its_losss_gradient_to_ppos(recurrent: bool) -> None:
             if not self.armed or self.gradient:
                 return
             parameters = list(learner.module.parameters())
-            self.gradient = [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in parameters]
+            self.gradient = [
+                p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in parameters
+            ]
             if self.replay is not None:
                 self.replay.memory.rng.bit_generator.state = self.state
                 loss = rehearsal_loss(self.replay, learner)
                 assert loss is not None
                 assert float(loss.detach()) > 1e-6
                 found = torch.autograd.grad(loss, parameters, allow_unused=True)
-                self.own = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+                self.own = [
+                    torch.zeros_like(p) if g is None else g
+                    for p, g in zip(parameters, found, strict=True)
+                ]
 
         def extra_loss(self, learner: Learner, batch: Batch | None) -> None:
             if self.armed and self.replay is not None and not self.gradient:
@@ -175,7 +220,9 @@ def test_replay_adds_its_losss_gradient_to_ppos(recurrent: bool) -> None:
         torch.manual_seed(1)
         with torch.no_grad():
             for p in learner.module.parameters():
-                p.add_(0.05 * torch.randn_like(p))  # away from the stored policy, where the loss is 0
+                p.add_(
+                    0.05 * torch.randn_like(p)
+                )  # away from the stored policy, where the loss is 0
         capture.armed = True
         learner.model.set_random_seed(3)
         learner.learn([1], 32)
@@ -194,7 +241,11 @@ def test_ewc_goes_on_bit_for_bit_from_a_restored_state(recurrent: bool) -> None:
         for task in range(3):
             learner.attach([ewc])
             learner.learn([task], 32)
-            ewc.end_task(learner.world.tasks[task], learner, [learner.rollout(plant(6), [task], 4, seed=task)])
+            ewc.end_task(
+                learner.world.tasks[task],
+                learner,
+                [learner.rollout(plant(6), [task], 4, seed=task)],
+            )
             if restore:
                 state, ewc = ewc.state_dict(), EWC(STRENGTH, seed=99)
                 learner.attach([ewc])

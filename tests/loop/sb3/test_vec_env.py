@@ -25,7 +25,9 @@ def random_actions(steps: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def test_steps_are_the_worlds_own() -> None:
-    """The same observations, rewards and ends as the world gives for the same seed, task and actions."""
+    """The same observations, rewards and ends as the world gives for the same seed, task and
+    actions.
+    """
     env, world = WorldVecEnv(plant(COPIES, HORIZON)), plant(COPIES, HORIZON)
     env.tasks = [2, 0]
     env.seed(11)
@@ -50,7 +52,13 @@ def test_an_episodes_end_has_its_last_observation_its_return_and_its_length() ->
     env, endless = (
         WorldVecEnv(plant(COPIES, HORIZON)),
         PlantVectorEnv(
-            COPIES, num_tasks=3, observation_dim=3, latent_dim=2, action_dim=2, horizon=HORIZON, autoreset_mode=AutoresetMode.DISABLED
+            COPIES,
+            num_tasks=3,
+            observation_dim=3,
+            latent_dim=2,
+            action_dim=2,
+            horizon=HORIZON,
+            autoreset_mode=AutoresetMode.DISABLED,
         ),
     )
     env.seed(4)
@@ -65,7 +73,9 @@ def test_an_episodes_end_has_its_last_observation_its_return_and_its_length() ->
     for i in range(COPIES):
         assert infos[i]["TimeLimit.truncated"] is True
         assert infos[i]["episode"] == {"r": pytest.approx(total[i]), "l": HORIZON}
-        np.testing.assert_array_equal(infos[i]["terminal_observation"]["sensor_0"], last["sensor_0"][i])
+        np.testing.assert_array_equal(
+            infos[i]["terminal_observation"]["sensor_0"], last["sensor_0"][i]
+        )
         assert not np.array_equal(first["sensor_0"][i], last["sensor_0"][i])
         assert infos[i]["terminal_observation"]["feedback"][:2] == pytest.approx(actions[i])
         np.testing.assert_array_equal(first["feedback"][i], 0.0)
@@ -106,7 +116,13 @@ class Countdown(TaskEnv):
         self.t += 1
         over = self.t == 2
         obs = {"x": np.full(1, self.t, np.float32)}
-        return obs, 1.0, over and self.task.id != 1, over and self.task.id != 0, {"task": self.task.id}
+        return (
+            obs,
+            1.0,
+            over and self.task.id != 1,
+            over and self.task.id != 0,
+            {"task": self.task.id},
+        )
 
 
 def test_only_an_episode_that_was_cut_and_did_not_terminate_is_bootstrapped() -> None:
@@ -124,7 +140,10 @@ def test_only_an_episode_that_was_cut_and_did_not_terminate_is_bootstrapped() ->
 
 
 def test_a_world_that_resets_otherwise_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"autoreset mode is AutoresetMode\.DISABLED, allowed: AutoresetMode\.SAME_STEP"):
+    with pytest.raises(
+        ValueError,
+        match=r"autoreset mode is AutoresetMode\.DISABLED, allowed: AutoresetMode\.SAME_STEP",
+    ):
         WorldVecEnv(PlantVectorEnv(2, autoreset_mode=AutoresetMode.DISABLED))
     other = gym.make_vec("CartPole-v1", 2)
     with pytest.raises(ValueError, match=r"AutoresetMode\.NEXT_STEP"):
@@ -188,14 +207,29 @@ class Transcript(BaseCallback):
     def _on_rollout_end(self) -> None:
         buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
         obs = {name: value.copy() for name, value in buffer.observations.items()}
-        others = {"actions": buffer.actions, "rewards": buffer.rewards, "starts": buffer.episode_starts}
+        others = {
+            "actions": buffer.actions,
+            "rewards": buffer.rewards,
+            "starts": buffer.episode_starts,
+        }
         self.rollouts.append(obs | {name: value.copy() for name, value in others.items()})
 
 
 def test_ppo_with_its_own_policy_sees_the_worlds_own_steps() -> None:
-    """Unmodified SB3, replayed by hand in a second world; gamma is 0, so the stored rewards are the world's own."""
+    """Unmodified SB3, replayed by hand in a second world; gamma is 0, so the stored rewards are the
+    world's own.
+    """
     env, world, seen = WorldVecEnv(plant(COPIES, HORIZON)), plant(COPIES, HORIZON), Transcript()
-    model = PPO("MultiInputPolicy", env, n_steps=8, batch_size=16, n_epochs=1, gamma=0.0, seed=3, device="cpu")
+    model = PPO(
+        "MultiInputPolicy",
+        env,
+        n_steps=8,
+        batch_size=16,
+        n_epochs=1,
+        gamma=0.0,
+        seed=3,
+        device="cpu",
+    )
     before = model.policy.state_dict()["action_net.weight"].clone()
     model.learn(64, callback=seen)
     assert len(seen.rollouts) == 2

@@ -14,7 +14,9 @@ def told(backbone: nn.Module, rate: float = 1e-3) -> SupervisedLearner:
     """A head for each of the digits' five tasks, under Adam."""
     torch.manual_seed(0)
     return SupervisedLearner(
-        Classifier(backbone, 2, tasks=5), stream(label_space="within_task", task_cue=True), Training(learning_rate=rate)
+        Classifier(backbone, 2, tasks=5),
+        stream(label_space="within_task", task_cue=True),
+        Training(learning_rate=rate),
     )
 
 
@@ -38,7 +40,9 @@ def seen(learner: Learner, strategy: Strategy, task: int, batch: Batch) -> Tenso
 
 
 def four_tasks(learner: Learner, strategy: Strategy) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Outputs of four tasks, each under its view: at its own end, and after the last one; and the first one's without its view."""
+    """Outputs of four tasks, each under its view: at its own end, and after the last one; and the
+    first one's without its view.
+    """
     learner.attach([strategy])
     batches: list[Batch] = []
     then: list[Tensor] = []

@@ -77,19 +77,37 @@ def convolutions() -> nn.Module:
 
 def units_that_are_not_0_when_off() -> nn.Module:
     return Features(
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Sigmoid(), nn.Linear(12, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 12)), 12
+        nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64, 12),
+            nn.Sigmoid(),
+            nn.Linear(12, 12),
+            nn.LayerNorm(12),
+            nn.ReLU(),
+            nn.Linear(12, 12),
+        ),
+        12,
     )
 
 
 def agent_learner() -> SupervisedLearner:
     torch.manual_seed(0)
     world = stream(label_space="within_task", task_cue=True)
-    network = Agent(world.single_observation_space, 2, recurrent=False, head_per_task=True, token_size=8, attention_heads=2)
+    network = Agent(
+        world.single_observation_space,
+        2,
+        recurrent=False,
+        head_per_task=True,
+        token_size=8,
+        attention_heads=2,
+    )
     return SupervisedLearner(network, world, Training(learning_rate=1e-2))
 
 
 def momentum(learner: SupervisedLearner) -> SupervisedLearner:
-    optimizer = torch.optim.SGD(learner.module.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3)
+    optimizer = torch.optim.SGD(
+        learner.module.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3
+    )
     return SupervisedLearner(learner.module, learner.world, optimizer=optimizer, max_grad_norm=0.5)
 
 
@@ -109,11 +127,18 @@ def quick(**settings: Any) -> HAT:
     return HAT(**{"rate": 0.1, "period": 4, "sparsity": 0.05} | settings)
 
 
-def layered(optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD, **settings: Any) -> tuple[ToldLearner, HAT]:
+def layered(
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD, **settings: Any
+) -> tuple[ToldLearner, HAT]:
     """Two hidden layers in double precision, and a mask over their units."""
     torch.manual_seed(0)
-    net = FlatNet(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), "x").double()
-    learner, hat = ToldLearner(net, Categorical(3), optimizer(net.parameters(), lr=0.1)), quick(**settings)
+    net = FlatNet(
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), "x"
+    ).double()
+    learner, hat = (
+        ToldLearner(net, Categorical(3), optimizer(net.parameters(), lr=0.1)),
+        quick(**settings),
+    )
     learner.attach([hat])
     return learner, hat
 
@@ -132,7 +157,10 @@ def learn(learner: Learner, hat: HAT, task: int, steps: int = 12) -> None:
 
 
 def named(learner: Learner) -> dict[str, Tensor]:
-    return {name.removeprefix("layers."): p.detach().clone() for name, p in learner.module.named_parameters()}
+    return {
+        name.removeprefix("layers."): p.detach().clone()
+        for name, p in learner.module.named_parameters()
+    }
 
 
 def mask(learner: Learner, layer: int) -> Tensor:

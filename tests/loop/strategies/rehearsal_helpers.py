@@ -36,17 +36,30 @@ KINDS = pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurre
 seeds = st.integers(0, 2**31)
 
 
-def learner_of(strategies: Sequence[Strategy] = (), likelihood: Any = None, outputs: int = CLASSES, groups: bool = False) -> Untold:
+def learner_of(
+    strategies: Sequence[Strategy] = (),
+    likelihood: Any = None,
+    outputs: int = CLASSES,
+    groups: bool = False,
+) -> Untold:
     """Two layers in double precision; with `groups` the second one learns at a rate of its own."""
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, outputs)).double()
-    rates = [{"params": layers[0].parameters()}, {"params": layers[2].parameters(), "lr": 0.3}] if groups else layers.parameters()
-    learner = Untold(FlatNet(layers, "x"), likelihood or Categorical(outputs), torch.optim.SGD(rates, lr=RATE))
+    rates = (
+        [{"params": layers[0].parameters()}, {"params": layers[2].parameters(), "lr": 0.3}]
+        if groups
+        else layers.parameters()
+    )
+    learner = Untold(
+        FlatNet(layers, "x"), likelihood or Categorical(outputs), torch.optim.SGD(rates, lr=RATE)
+    )
     learner.attach(strategies)
     return learner
 
 
-def examples(count: int, task: int = 0, seed: int = 0, labels: Sequence[int] | None = None) -> Batch:
+def examples(
+    count: int, task: int = 0, seed: int = 0, labels: Sequence[int] | None = None
+) -> Batch:
     batch = vector_batch(count, INPUTS, CLASSES, seed=seed)
     target = batch.target if labels is None else torch.tensor([labels])
     return replace(batch, target=target, task=torch.full((count,), task))
@@ -62,10 +75,17 @@ def step(learner: FixedLearner, batch: Batch) -> None:
     learner.updater.step(sum(learner.updater.output_losses(learner.minibatch, output), loss))
 
 
-def foresee(strategy: Rehearsal, learner: Learner, *counts: int | None, tasks: Sequence[int] | None = None) -> list[Batch]:
-    """What the strategy is about to draw, one batch for each count; it draws the same afterwards."""
+def foresee(
+    strategy: Rehearsal, learner: Learner, *counts: int | None, tasks: Sequence[int] | None = None
+) -> list[Batch]:
+    """What the strategy is about to draw, one batch for each count; it draws the same
+    afterwards.
+    """
     state = strategy.memory.rng.bit_generator.state
-    drawn = [strategy.draw(learner, None if tasks is None else np.array(tasks), count) for count in counts]
+    drawn = [
+        strategy.draw(learner, None if tasks is None else np.array(tasks), count)
+        for count in counts
+    ]
     strategy.memory.rng.bit_generator.state = state
     assert all(batch is not None for batch in drawn)
     return [batch for batch in drawn if batch is not None]
@@ -102,7 +122,9 @@ def gradients(loss: Tensor | None, module: nn.Module) -> list[Tensor]:
 
 
 def close(a: Sequence[Tensor], b: Sequence[Tensor], rtol: float = 1e-9, atol: float = 1e-9) -> bool:
-    return len(a) == len(b) and all(torch.allclose(x, y, rtol=rtol, atol=atol) for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        torch.allclose(x, y, rtol=rtol, atol=atol) for x, y in zip(a, b, strict=True)
+    )
 
 
 def digit_learner(balanced: bool = False) -> SupervisedLearner:
@@ -128,7 +150,9 @@ def away(learner: Learner) -> None:
 
 
 class Watch(Strategy):
-    """Notes what the network puts out for every fresh batch, before the update that learns from it."""
+    """Notes what the network puts out for every fresh batch, before the update that learns
+    from it.
+    """
 
     def __init__(self) -> None:
         self.seen: list[tuple[Batch, Tensor, Tensor | None]] = []
@@ -136,12 +160,21 @@ class Watch(Strategy):
     def observe(self, batch: Batch, learner: Learner) -> None:
         with torch.no_grad():
             output = learner.forward(batch)
-        self.seen.append((batch, output.prediction.clone(), None if output.value is None else output.value.clone()))
+        self.seen.append(
+            (
+                batch,
+                output.prediction.clone(),
+                None if output.value is None else output.value.clone(),
+            )
+        )
 
     def by_observation(self, key: str) -> dict[bytes, tuple[Tensor, Tensor | None]]:
         """What was put out for each example, by the example's bytes."""
         found = {}
         for batch, prediction, value in self.seen:
             for i in range(len(batch)):
-                found[batch.obs[key][:, i].numpy().tobytes()] = (prediction[:, i], None if value is None else value[:, i])
+                found[batch.obs[key][:, i].numpy().tobytes()] = (
+                    prediction[:, i],
+                    None if value is None else value[:, i],
+                )
         return found

@@ -1,4 +1,6 @@
-"""Tasks without a world, small networks, and pulls on weights that the tests of strategies share."""
+"""Tasks without a world, small networks, and pulls on weights that the tests of strategies
+share.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ def one_layer(bias: bool = True) -> nn.Linear:
     return nn.Linear(4, 3, bias)
 
 
-def learner_of(layers: nn.Module, optimizer: Callable[[Any], torch.optim.Optimizer] | None = None, kind: Any = Untold) -> Any:
+def learner_of(
+    layers: nn.Module,
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+    kind: Any = Untold,
+) -> Any:
     module = FlatNet(layers, "x").double()
     return kind(module, InTurn(3), optimizer(module.parameters()) if optimizer else None)
 
@@ -52,7 +58,10 @@ def learner_of(layers: nn.Module, optimizer: Callable[[Any], torch.optim.Optimiz
 def like(learner: FixedLearner, low: float, high: float, seed: int) -> dict[str, Tensor]:
     """Random numbers in [low, high], one for each weight."""
     g = torch.Generator().manual_seed(seed)
-    return {n: low + (high - low) * torch.rand(p.shape, generator=g, dtype=p.dtype) for n, p in learner.weights().items()}
+    return {
+        n: low + (high - low) * torch.rand(p.shape, generator=g, dtype=p.dtype)
+        for n, p in learner.weights().items()
+    }
 
 
 def move(learner: FixedLearner, seed: int) -> dict[str, Tensor]:
@@ -76,7 +85,9 @@ def snapshot(learner: FixedLearner) -> Weights:
     return {name: p.detach().clone() for name, p in learner.weights().items()}
 
 
-def pull(learner: FixedLearner, strength: float, importance: Weights, center: Weights) -> list[Tensor]:
+def pull(
+    learner: FixedLearner, strength: float, importance: Weights, center: Weights
+) -> list[Tensor]:
     """By autograd: the gradient of strength * sum_i Omega_i (w_i - w*_i)^2."""
     w = learner.weights()
     penalty = strength * sum((importance[n] * (w[n] - center[n]) ** 2).sum() for n in w)
@@ -84,7 +95,14 @@ def pull(learner: FixedLearner, strength: float, importance: Weights, center: We
 
 
 def images(norm: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Unflatten(1, (2, 3, 3)), nn.Conv2d(2, 4, 2), norm, nn.Tanh(), nn.Flatten(), nn.Linear(16, 3))
+    return nn.Sequential(
+        nn.Unflatten(1, (2, 3, 3)),
+        nn.Conv2d(2, 4, 2),
+        norm,
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
 
 
 def measured(norm: Any) -> nn.Module:
@@ -97,15 +115,48 @@ def measured(norm: Any) -> nn.Module:
 
 NETS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "mlp": (4, lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))),
-    "convolution": (18, lambda: nn.Sequential(nn.Unflatten(1, (2, 3, 3)), nn.Conv2d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3))),
-    "layer norm": (4, lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3))),
-    "positions": (6, lambda: nn.Sequential(nn.Unflatten(1, (3, 2)), nn.Linear(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3))),
-    "a layer used twice": (4, lambda: nn.Sequential(shared := nn.Linear(4, 4), nn.Tanh(), shared, nn.Tanh(), nn.Linear(4, 3))),
-    "group norm": (4, lambda: nn.Sequential(nn.Linear(4, 6), nn.GroupNorm(2, 6), nn.Tanh(), nn.Linear(6, 3))),
+    "convolution": (
+        18,
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (2, 3, 3)),
+            nn.Conv2d(2, 3, 2),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(12, 3),
+        ),
+    ),
+    "layer norm": (
+        4,
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)),
+    ),
+    "positions": (
+        6,
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (3, 2)), nn.Linear(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)
+        ),
+    ),
+    "a layer used twice": (
+        4,
+        lambda: nn.Sequential(
+            shared := nn.Linear(4, 4), nn.Tanh(), shared, nn.Tanh(), nn.Linear(4, 3)
+        ),
+    ),
+    "group norm": (
+        4,
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.GroupNorm(2, 6), nn.Tanh(), nn.Linear(6, 3)),
+    ),
     "group norm of images": (18, lambda: images(nn.GroupNorm(2, 4))),
-    "batch norm": (4, lambda: nn.Sequential(nn.Linear(4, 5), measured(nn.BatchNorm1d(5)), nn.Tanh(), nn.Linear(5, 3))),
+    "batch norm": (
+        4,
+        lambda: nn.Sequential(
+            nn.Linear(4, 5), measured(nn.BatchNorm1d(5)), nn.Tanh(), nn.Linear(5, 3)
+        ),
+    ),
     "batch norm of images": (18, lambda: images(measured(nn.BatchNorm2d(4)))),
-    "a layer without a rule": (4, lambda: nn.Sequential(nn.Linear(4, 5), nn.PReLU(5), nn.Linear(5, 3))),
+    "a layer without a rule": (
+        4,
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.PReLU(5), nn.Linear(5, 3)),
+    ),
 }
 
 
@@ -116,13 +167,19 @@ def classifier(net: str) -> tuple[FixedLearner, int]:
     return Untold(FlatNet(build(), "x").double().eval(), Categorical(3)), size
 
 
-def by_single_examples(learner: FixedLearner, batch: Batch, score: Callable[[Batch], Tensor], power: int) -> list[Tensor]:
-    """The mean over examples, each a batch of its own, of the sum over scores of |gradient|^power."""
+def by_single_examples(
+    learner: FixedLearner, batch: Batch, score: Callable[[Batch], Tensor], power: int
+) -> list[Tensor]:
+    """The mean over examples, each a batch of its own, of the sum over scores of
+    |gradient|^power.
+    """
     parameters = list(learner.weights().values())
     totals = [torch.zeros_like(p) for p in parameters]
     for example in batch.split(1):
         for value in score(example)[:, 0]:
-            for total, g in zip(totals, torch.autograd.grad(value, parameters, retain_graph=True), strict=True):
+            for total, g in zip(
+                totals, torch.autograd.grad(value, parameters, retain_graph=True), strict=True
+            ):
                 total += g.abs() ** power / len(batch)
     return totals
 

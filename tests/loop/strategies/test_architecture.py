@@ -1,4 +1,6 @@
-"""PackNet, LoRA, progressive columns, growth: what they promise about old tasks, to the last bit."""
+"""PackNet, LoRA, progressive columns, growth: what they promise about old tasks, to the
+last bit.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Normed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.size = 12
-        self.layers = nn.Sequential(nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU())
+        self.layers = nn.Sequential(
+            nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         rows: Tensor = self.layers(x.flatten(1).float() / 255)
@@ -48,7 +52,10 @@ class Normed(nn.Module):
 KEEPERS: dict[str, tuple[Callable[[], Strategy], Callable[[], nn.Module]]] = {
     "packnet": (lambda: PackNet(retrain_steps=10), lambda: MLP((8, 8, 1), (16, 16))),
     "packnet, batch norm": (lambda: PackNet(retrain_steps=10), Normed),
-    "packnet, convolutions": (lambda: PackNet(retrain_steps=2), lambda: ConvNet5((8, 8, 1), (12, 12))),
+    "packnet, convolutions": (
+        lambda: PackNet(retrain_steps=2),
+        lambda: ConvNet5((8, 8, 1), (12, 12)),
+    ),
     "lora": (lambda: LoRA(rank=2), lambda: MLP((8, 8, 1), (16, 16))),
     "lora, pre-trained": (lambda: LoRA(rank=2, train_base=False), lambda: MLP((8, 8, 1), (16, 16))),
     "progressive": (Progressive, lambda: ProgressiveMLP((8, 8, 1), (16, 16))),
@@ -71,7 +78,10 @@ def test_a_view_leaves_no_trace(name: str) -> None:
     learner.attach([strategy])
     for task in range(2):
         teach(learner, [strategy], task, 32)
-    before, state = weights(learner.module), {name: b.clone() for name, b in learner.module.named_buffers()}
+    before, state = (
+        weights(learner.module),
+        {name: b.clone() for name, b in learner.module.named_buffers()},
+    )
     trained = [p.requires_grad for p in learner.module.parameters()]
     batch = examples(learner, 0)
     outputs = seen(learner, Strategy(), 1, batch)
@@ -104,7 +114,11 @@ def test_packnet_gives_each_task_its_share_of_what_is_free_the_largest_weights_f
         packnet.begin_task(learner.world.tasks[task], learner)
         learner.learn([task], 64)
         trained = dict(learner.module.named_parameters())[name].detach().clone()
-        was_free = packnet.owner[name] == 0 if packnet.owner else torch.ones_like(trained, dtype=torch.bool)
+        was_free = (
+            packnet.owner[name] == 0
+            if packnet.owner
+            else torch.ones_like(trained, dtype=torch.bool)
+        )
         packnet.end_task(learner.world.tasks[task], learner, [examples(learner, task)])
         mine = packnet.owner[name] == task + 1
         assert int(mine.sum()) == round(0.25 * free)
@@ -132,7 +146,7 @@ def test_packnet_retrains_only_what_the_task_owns() -> None:
             assert not torch.equal(p[owner == 2], first[name][owner == 2])
 
 
-def test_packnet_gives_a_task_that_comes_back_another_share_and_its_view_shows_what_is_being_learned() -> None:
+def test_packnet_gives_a_returning_task_another_share_and_its_view_shows_the_weights_now() -> None:
     learner, packnet = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), PackNet(retrain_steps=10)
     learner.attach([packnet])
     for task in (0, 1):
@@ -149,8 +163,13 @@ def test_packnet_gives_a_task_that_comes_back_another_share_and_its_view_shows_w
 
 @pytest.mark.parametrize(("keeper", "network"), [(LoRA, MLP), (Progressive, ProgressiveMLP)])
 @pytest.mark.parametrize("sharer", [PackNet, HAT])
-def test_beside_what_shares_out_weights_they_are_refused(keeper: Any, network: Any, sharer: Any) -> None:
-    with pytest.raises(ValueError, match=rf" freezes weights that {sharer.__name__} divides among tasks; use one of the two$"):
+def test_beside_what_shares_out_weights_they_are_refused(
+    keeper: Any, network: Any, sharer: Any
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match=rf" freezes weights that {sharer.__name__} divides among tasks; use one of the two$",
+    ):
         told(network((8, 8, 1), (16, 16))).attach([sharer(), keeper()])
 
 
@@ -170,7 +189,12 @@ class Columns(nn.Module):
 def test_in_control_the_value_head_goes_on_learning(kind: type[Strategy]) -> None:
     def network(space: Any, action_space: Any) -> Agent:
         first = next(name for name in space.spaces if name != "cue")
-        return agent(space, action_space, head_per_task=True, encoders={first: Columns(math.prod(space[first].shape))})
+        return agent(
+            space,
+            action_space,
+            head_per_task=True,
+            encoders={first: Columns(math.prod(space[first].shape))},
+        )
 
     learner = SB3Learner(plant(task_cue=True), network, PPO, PPO_PARAMETERS, device="cpu")
     strategy = kind()
@@ -180,14 +204,24 @@ def test_in_control_the_value_head_goes_on_learning(kind: type[Strategy]) -> Non
         before = {name: p.detach().clone() for name, p in learner.module.named_parameters()}
         learner.learn([task], 64)
         strategy.end_task(learner.world.tasks[task], learner, [])
-    changed = [name for name, p in learner.module.named_parameters() if not torch.equal(p, before[name])]
-    assert {name for name in changed if name.startswith("value")} == {"value.linear.weight", "value.linear.bias"}
-    assert {name for name in before if name.startswith("value")} == {"value.linear.weight", "value.linear.bias"}
+    changed = [
+        name for name, p in learner.module.named_parameters() if not torch.equal(p, before[name])
+    ]
+    assert {name for name in changed if name.startswith("value")} == {
+        "value.linear.weight",
+        "value.linear.bias",
+    }
+    assert {name for name in before if name.startswith("value")} == {
+        "value.linear.weight",
+        "value.linear.bias",
+    }
 
 
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("name", ["lora", "lora, pre-trained", "progressive"])
-def test_in_any_order_with_what_changes_weights_between_tasks_an_old_task_is_bit_equal(name: str, last: bool) -> None:
+def test_in_any_order_with_what_changes_weights_between_tasks_an_old_task_is_bit_equal(
+    name: str, last: bool
+) -> None:
     strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
     learner, shrink = told(backbone), ShrinkAndPerturb()
     strategies: list[Strategy] = [shrink, strategy] if last else [strategy, shrink]
@@ -205,7 +239,13 @@ def test_progressive_columns_are_the_papers_equation() -> None:
     net = ProgressiveMLP((2, 2, 1), (3, 5))
     x = torch.randint(256, (7, 2, 2, 1), dtype=torch.uint8)
     plain = MLP((2, 2, 1), (3, 5))
-    plain.load_state_dict({f"layers.{2 * i}.{p}": getattr(net.columns[0].own[i], p) for i in range(2) for p in ("weight", "bias")})
+    plain.load_state_dict(
+        {
+            f"layers.{2 * i}.{p}": getattr(net.columns[0].own[i], p)
+            for i in range(2)
+            for p in ("weight", "bias")
+        }
+    )
     torch.testing.assert_close(net(x), plain(x))
     net.add_column()
     net.add_column()
@@ -280,13 +320,21 @@ def test_what_has_grown_is_trained_and_other_strategies_go_on() -> None:
 @pytest.mark.parametrize(
     ("strategy", "bad"),
     [
-        *[(PackNet, bad) for bad in keyword_grid(share=[-0.1, 1.1], retrain_steps=[-1], batch_size=[0])],
+        *[
+            (PackNet, bad)
+            for bad in keyword_grid(share=[-0.1, 1.1], retrain_steps=[-1], batch_size=[0])
+        ],
         *[(LoRA, bad) for bad in keyword_grid(rank=[-1], alpha=[0.0, -2.0], adapters=["many"])],
-        *[(Growth, bad) for bad in keyword_grid(units=[-1], threshold=[-0.5], patience=[0], limit=[-2])],
+        *[
+            (Growth, bad)
+            for bad in keyword_grid(units=[-1], threshold=[-0.5], patience=[0], limit=[-2])
+        ],
     ],
     ids=lambda x: getattr(x, "__name__", str(x)),
 )
-def test_settings_that_cannot_be_are_refused_by_name_and_value(strategy: type[Strategy], bad: dict[str, Any]) -> None:
+def test_settings_that_cannot_be_are_refused_by_name_and_value(
+    strategy: type[Strategy], bad: dict[str, Any]
+) -> None:
     ((name, value),) = bad.items()
     with pytest.raises(ValueError, match=f"{name} is {value!r}, allowed: "):
         strategy(**bad)

@@ -25,9 +25,17 @@ from everloop.loop import (
 
 
 @KINDS
-def test_clear_clones_policy_and_value_as_they_were_when_the_experience_was_stored(recurrent: bool) -> None:
-    """strength mean KL(stored || now) + value_strength mean (V - V_stored)^2, gradient included; stored numbers get none."""
-    learner, watch, clear = control_learner(recurrent), Watch(), CLEAR(0.7, 0.3, capacity=100, batch_size=8)
+def test_clear_clones_policy_and_value_as_they_were_when_the_experience_was_stored(
+    recurrent: bool,
+) -> None:
+    """strength mean KL(stored || now) + value_strength mean (V - V_stored)^2, gradient included;
+    stored numbers get none.
+    """
+    learner, watch, clear = (
+        control_learner(recurrent),
+        Watch(),
+        CLEAR(0.7, 0.3, capacity=100, batch_size=8),
+    )
     learner.attach([watch, clear])
     train(learner, clear, [0])
     seen, kept = watch.by_observation("sensor_0"), stored(clear, learner)
@@ -38,7 +46,10 @@ def test_clear_clones_policy_and_value_as_they_were_when_the_experience_was_stor
     away(learner)
     (drawn,) = foresee(clear, learner, 8)
     now = learner.forward(drawn)
-    (m, log_s), (m_now, log_s_now) = Gaussian(2).split(drawn.target), Gaussian(2).split(now.prediction)  # type: ignore[arg-type]
+    (m, log_s), (m_now, log_s_now) = (
+        Gaussian(2).split(drawn.target),
+        Gaussian(2).split(now.prediction),
+    )  # type: ignore[arg-type]
     s, s_now = log_s.exp(), log_s_now.exp()
     kl = ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
     written = 0.7 * kl + 0.3 * ((now.value - drawn.value) ** 2).mean()  # type: ignore[operator]
@@ -46,7 +57,11 @@ def test_clear_clones_policy_and_value_as_they_were_when_the_experience_was_stor
     torch.testing.assert_close(loss, written, rtol=1e-4, atol=1e-6)
     found = gradients(loss, learner.module)
     assert close(found, gradients(written, learner.module), 1e-3, 1e-5)
-    value_head = [i for i, (name, _) in enumerate(learner.module.named_parameters()) if name.startswith("value")]
+    value_head = [
+        i
+        for i, (name, _) in enumerate(learner.module.named_parameters())
+        if name.startswith("value")
+    ]
     assert all(found[i].abs().max() > 1e-4 for i in value_head)
     assert not drawn.target.requires_grad  # type: ignore[union-attr]
     assert not drawn.value.requires_grad  # type: ignore[union-attr]

@@ -1,4 +1,6 @@
-"""Strategies beside each other, and beside the options of training: each does what it does alone, or is refused."""
+"""Strategies beside each other, and beside the options of training: each does what it does alone,
+or is refused.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +36,29 @@ from everloop.loop import (
 
 
 def pair_learner(names: tuple[str, str]) -> SupervisedLearner:
-    """A small network of the kind that one of the two asks for, told its task if one of them wants that."""
+    """A small network of the kind that one of the two asks for, told its task if one of them wants
+    that.
+    """
     cue = bool(TOLD_ONLY & set(names))
     torch.manual_seed(0)
     world = stream(label_space="within_task", task_cue=True) if cue else stream()
-    backbone = next((NETWORKS[name] for name in names if name in NETWORKS), MLP)((8, 8, 1), (12, 12))
+    backbone = next((NETWORKS[name] for name in names if name in NETWORKS), MLP)(
+        (8, 8, 1), (12, 12)
+    )
     return SupervisedLearner(Classifier(backbone, 2 if cue else 10, tasks=5 if cue else 1), world)
 
 
 @pytest.mark.parametrize("first", STREAM)
-def test_any_two_work_together_or_are_refused_in_one_line_before_anything_is_learned(first: str) -> None:
+def test_any_two_work_together_or_are_refused_in_one_line_before_anything_is_learned(
+    first: str,
+) -> None:
     for second in STREAM:
         names = first, second
-        if first == second or set(names) >= set(NETWORKS) or (TOLD_ONLY & set(names) and NOT_TOLD_ONLY & set(names)):
+        if (
+            first == second
+            or set(names) >= set(NETWORKS)
+            or (TOLD_ONLY & set(names) and NOT_TOLD_ONLY & set(names))
+        ):
             continue
         learner = pair_learner(names)
         strategies = [active(name) for name in names]
@@ -73,7 +85,12 @@ def test_any_two_work_together_or_are_refused_in_one_line_before_anything_is_lea
 @pytest.mark.parametrize("made", [PackNet, HAT])
 def test_what_changes_weights_at_a_tasks_end_comes_first(made: Any) -> None:
     learner = told(MLP((8, 8, 1), (12,)))
-    with pytest.raises(ValueError, match=f"^{made.__name__.lower()} must come first in the list of strategies; it is number 2$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            f"^{made.__name__.lower()} must come first in the list of strategies; it is number 2$"
+        ),
+    ):
         learner.attach([Replay(), made()])
     learner.attach([made(), Replay()])
 
@@ -94,7 +111,9 @@ def test_a_proximal_step_moves_nothing_that_belongs_to_a_past_task(made: Any) ->
 
 def test_one_strategy_in_a_list_adds_weights() -> None:
     learner = told(ProgressiveMLP((8, 8, 1), (12,)))
-    with pytest.raises(ValueError, match=r"^Progressive and LoRA each add weights; use one of them$"):
+    with pytest.raises(
+        ValueError, match=r"^Progressive and LoRA each add weights; use one of them$"
+    ):
         learner.attach([Progressive(), LoRA()])
     assert learner.strategies == []
 
@@ -111,7 +130,9 @@ GROWING: dict[str, tuple[Any, Any]] = {
 def test_weights_that_are_added_follow_the_rate(name: str, rate: Any) -> None:
     strategy, backbone = GROWING[name][0](), GROWING[name][1]((8, 8, 1), (12,))
     learner = SupervisedLearner(
-        Classifier(backbone, 2, tasks=5), stream(label_space="within_task", task_cue=True), Training(1e-2, rate=rate)
+        Classifier(backbone, 2, tasks=5),
+        stream(label_space="within_task", task_cue=True),
+        Training(1e-2, rate=rate),
     )
     learner.attach([strategy])
     before = len(list(learner.module.parameters()))
@@ -176,7 +197,11 @@ def test_packnet_claims_the_same_weights_in_any_order_of_storage() -> None:
         owners.append(packnet.owner)
         for name, p in learner.weights().items():
             if p.ndim > 1 and "heads" not in name:
-                assert int((p != 0).sum()) == int((packnet.owner[name] == 1).sum()) == round(0.5 * p.numel())
+                assert (
+                    int((p != 0).sum())
+                    == int((packnet.owner[name] == 1).sum())
+                    == round(0.5 * p.numel())
+                )
     assert all(torch.equal(owner, owners[1][name]) for name, owner in owners[0].items())
 
 
@@ -213,8 +238,12 @@ def test_packnet_keeps_a_head_of_tags_for_its_task() -> None:
 
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 9, (40, 4)).astype(np.int32)
-    data = Examples(tokens, rng.integers(0, 3, (40, 4)), ("a", "b", "c"), {"domain": np.arange(40) % 2})
-    world = TextStreamVectorEnv(4, (data, data), ByColumn("domain"), label_space="within_task", task_cue=True)
+    data = Examples(
+        tokens, rng.integers(0, 3, (40, 4)), ("a", "b", "c"), {"domain": np.arange(40) % 2}
+    )
+    world = TextStreamVectorEnv(
+        4, (data, data), ByColumn("domain"), label_space="within_task", task_cue=True
+    )
     world.reset(seed=0)
     torch.manual_seed(0)
     learner, packnet = SupervisedLearner(TagNet(), world), PackNet(0.5, retrain_steps=2)
@@ -230,9 +259,15 @@ def test_with_other_weights_checkpointing_changes_no_gradient() -> None:
     found = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        learner = SupervisedLearner(Classifier(ResNet18((8, 8, 1), 8, "group"), 10), stream(), Training(checkpointing=checkpointing))
+        learner = SupervisedLearner(
+            Classifier(ResNet18((8, 8, 1), 8, "group"), 10),
+            stream(),
+            Training(checkpointing=checkpointing),
+        )
         batch = learner.rollout(stream(), [0], 2, 0)
-        others = {name: (w.detach() + 0.1).requires_grad_() for name, w in learner.weights().items()}
+        others = {
+            name: (w.detach() + 0.1).requires_grad_() for name, w in learner.weights().items()
+        }
         found.append(torch.autograd.grad(learner.loss(batch, others), list(others.values())))
         assert learner.module.backbone.checkpointing == checkpointing
     assert distance(*found) < 1e-6
@@ -243,7 +278,9 @@ def test_la_maml_keeps_what_other_strategies_add() -> None:
 
     def step(*strategies: Strategy) -> list[Tensor]:
         module = mlp()
-        learner = SupervisedLearner(module, stream(), optimizer=torch.optim.SGD(module.parameters(), lr=0.5))
+        learner = SupervisedLearner(
+            module, stream(), optimizer=torch.optim.SGD(module.parameters(), lr=0.5)
+        )
         learner.attach(strategies)
         for strategy in strategies:
             strategy.begin_task(learner.world.tasks[0], learner)
@@ -263,7 +300,9 @@ def test_la_maml_keeps_what_other_strategies_add() -> None:
 
 
 def test_la_maml_looks_ahead_on_one_batch() -> None:
-    with pytest.raises(ValueError, match=r"^accumulate is 3; la_maml looks ahead on one batch, so it must be 1$"):
+    with pytest.raises(
+        ValueError, match=r"^accumulate is 3; la_maml looks ahead on one batch, so it must be 1$"
+    ):
         SupervisedLearner(mlp(), stream(), Training(accumulate=3)).attach([LaMAML()])
 
 
@@ -302,7 +341,13 @@ def test_a_fused_optimizer_with_scaled_gradients_is_refused() -> None:
     attach([EWC()], module, optimizer, scaler=scaler).begin_task(0)
     scaler.scale(module(torch.ones(2, 3)).sum()).backward()
     then = weights(module)
-    with pytest.raises(ValueError, match=r"^the optimizer is fused and its gradients are scaled; with a GradScaler use fused=False$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^the optimizer is fused and its gradients are scaled; with a GradScaler use "
+            r"fused=False$"
+        ),
+    ):
         scaler.step(optimizer)
     assert same(weights(module), then)
 
@@ -341,7 +386,9 @@ def test_meta_learning_goes_through_attention_to_the_second_order() -> None:
 
     def made() -> SupervisedLearner:
         torch.manual_seed(0)
-        network = Agent(world.single_observation_space, 10, recurrent=False, token_size=8, attention_heads=2)
+        network = Agent(
+            world.single_observation_space, 10, recurrent=False, token_size=8, attention_heads=2
+        )
         return SupervisedLearner(network, world)
 
     maml = MAML(inner_lr=0.1, adaptation_steps=2)
@@ -353,11 +400,16 @@ def test_meta_learning_goes_through_attention_to_the_second_order() -> None:
         with torch.no_grad():
             for p, s in zip(twin.module.parameters(), shift, strict=True):
                 p.add_(s, alpha=size)
-        adapted = maml.adapted(twin, [partial(twin.loss, batch) for batch in batches[:2]], create_graph=False)
+        adapted = maml.adapted(
+            twin, [partial(twin.loss, batch) for batch in batches[:2]], create_graph=False
+        )
         return float(twin.loss(batches[2], adapted).detach())
 
     found = maml.gradient(learner, [partial(learner.loss, batch) for batch in batches])
-    gradient = [torch.zeros_like(p) if g is None else g for p, g in zip(learner.module.parameters(), found, strict=True)]
+    gradient = [
+        torch.zeros_like(p) if g is None else g
+        for p, g in zip(learner.module.parameters(), found, strict=True)
+    ]
     square = float(sum((g**2).sum() for g in gradient))
     size = 1e-3 / square**0.5
     measured = (after(gradient, size) - after(gradient, -size)) / (2 * size)

@@ -51,7 +51,9 @@ from everloop.loop import (
 
 
 def test_der_stores_what_the_network_put_out_before_it_learned_from_the_example() -> None:
-    """In a stream: images as bytes, and the very outputs of the forward pass that the update was made from."""
+    """In a stream: images as bytes, and the very outputs of the forward pass that the update was
+    made from.
+    """
     learner, watch, der = digit_learner(), Watch(), DER(capacity=200)
     learner.attach([watch, der])
     train(learner, der, [0, 1])
@@ -67,11 +69,16 @@ def test_what_der_stores_is_of_the_very_pass_that_is_learned_from() -> None:
     """A network that drops units at random would say something else if it were asked again."""
     torch.manual_seed(0)
     der = DER(capacity=6)
-    learner = FixedLearner(FlatNet(nn.Sequential(nn.Dropout(0.5), nn.Linear(INPUTS, CLASSES)), "x").double(), Categorical(CLASSES))
+    learner = FixedLearner(
+        FlatNet(nn.Sequential(nn.Dropout(0.5), nn.Linear(INPUTS, CLASSES)), "x").double(),
+        Categorical(CLASSES),
+    )
     learner.attach([der])
     step(learner, examples(6))
     assert torch.equal(stored(der, learner).output, learner.minibatch.output)  # type: ignore[arg-type, union-attr]
-    assert not torch.equal(learner.outputs(stored(der, learner)), learner.outputs(stored(der, learner)))
+    assert not torch.equal(
+        learner.outputs(stored(der, learner)), learner.outputs(stored(der, learner))
+    )
 
 
 @KINDS
@@ -82,7 +89,9 @@ def test_in_control_der_stores_the_policys_outputs_of_the_rollout(recurrent: boo
     seen, kept = watch.by_observation("sensor_0"), stored(der, learner)
     assert len(kept) == 64 / learner.sequence_length
     for i in range(len(kept)):
-        torch.testing.assert_close(kept.output[:, i], seen[kept.obs["sensor_0"][:, i].numpy().tobytes()][0])  # type: ignore[index]
+        torch.testing.assert_close(
+            kept.output[:, i], seen[kept.obs["sensor_0"][:, i].numpy().tobytes()][0]
+        )  # type: ignore[index]
     assert distance([kept.output], [learner.outputs(kept).detach()]) > 1e-3  # type: ignore[list-item]
 
 
@@ -101,21 +110,32 @@ def test_ders_gradient_is_that_of_the_squared_distance_to_stored_outputs_and_ano
     h = by_hand(learner.module, dark.obs["x"][0])
     written = alpha * ((dark.output[0] - h) ** 2).sum() / h.numel()  # type: ignore[index]
     if plus:
-        written = written + beta * cross_entropies(by_hand(learner.module, labelled.obs["x"][0]), labelled.target[0]).mean()  # type: ignore[index]
+        written = (
+            written
+            + beta
+            * cross_entropies(
+                by_hand(learner.module, labelled.obs["x"][0]), labelled.target[0]
+            ).mean()
+        )  # type: ignore[index]
     loss = rehearsal_loss(der, learner)
     assert close(gradients(loss, learner.module), gradients(written, learner.module))
     assert not torch.equal(dark.obs["x"], labelled.obs["x"])
 
 
 @KINDS
-def test_in_control_der_plus_plus_adds_the_divergence_from_the_policy_of_the_rollout(recurrent: bool) -> None:
+def test_in_control_der_plus_plus_adds_the_divergence_from_the_policy_of_the_rollout(
+    recurrent: bool,
+) -> None:
     learner, der = control_learner(recurrent), DERPlusPlus(0.6, 0.8, capacity=100, batch_size=8)
     learner.attach([der])
     train(learner, der, [0])
     away(learner)
     dark, other = foresee(der, learner, 8, 8)
     assert torch.equal(other.target, other.output)  # type: ignore[arg-type]
-    (m, log_s), (m_now, log_s_now) = Gaussian(2).split(other.target), Gaussian(2).split(learner.outputs(other))  # type: ignore[arg-type]
+    (m, log_s), (m_now, log_s_now) = (
+        Gaussian(2).split(other.target),
+        Gaussian(2).split(learner.outputs(other)),
+    )  # type: ignore[arg-type]
     s, s_now = log_s.exp(), log_s_now.exp()
     kl = ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
     written = 0.6 * ((dark.output - learner.outputs(dark)) ** 2).mean() + 0.8 * kl
@@ -130,9 +150,12 @@ def test_in_control_der_plus_plus_adds_the_divergence_from_the_policy_of_the_rol
 
 @settings(deadline=None, max_examples=30)
 @given(
-    sequence=st.lists(st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=4), min_size=1, max_size=6), strength=st.floats(0.1, 2.0)
+    sequence=st.lists(
+        st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=4), min_size=1, max_size=6
+    ),
+    strength=st.floats(0.1, 2.0),
 )
-def test_er_ace_moves_along_the_fresh_loss_over_its_own_and_unseen_classes_plus_the_stored_ones_over_all(
+def test_er_ace_takes_the_fresh_loss_over_its_own_and_unseen_classes_and_the_stored_one_over_all(
     sequence: list[list[int]], strength: float
 ) -> None:
     """The first batch is plain: what it does not show has never been seen."""
@@ -143,13 +166,21 @@ def test_er_ace_moves_along_the_fresh_loss_over_its_own_and_unseen_classes_plus_
         batch, before = examples(len(labels), seed=i, labels=labels), copy.deepcopy(learner.module)
         allowed = sorted(set(labels) | (set(range(CLASSES)) - known))
         z = by_hand(before, batch.obs["x"][0])
-        fresh = (z[:, allowed].exp().sum(-1).log() - z[torch.arange(len(labels)), torch.tensor(labels)]).mean()
+        fresh = (
+            z[:, allowed].exp().sum(-1).log() - z[torch.arange(len(labels)), torch.tensor(labels)]
+        ).mean()
         twin = copy.deepcopy(ace)
         twin.observe(batch, learner)
         (drawn,) = foresee(twin, learner, 4)
-        total = fresh + strength * cross_entropies(by_hand(before, drawn.obs["x"][0]), drawn.target[0]).mean()  # type: ignore[index]
+        total = (
+            fresh
+            + strength * cross_entropies(by_hand(before, drawn.obs["x"][0]), drawn.target[0]).mean()
+        )  # type: ignore[index]
         step(learner, batch)
-        expected = [p.detach() - RATE * g for p, g in zip(before.parameters(), gradients(total, before), strict=True)]
+        expected = [
+            p.detach() - RATE * g
+            for p, g in zip(before.parameters(), gradients(total, before), strict=True)
+        ]
         assert distance(weights(learner.module), expected) < 1e-9
         known |= set(labels)
 
@@ -158,12 +189,16 @@ def test_er_ace_leaves_the_first_batchs_loss_alone() -> None:
     ace, batch = ERACE(), examples(3, labels=[0, 1, 0])
     learner = learner_of([ace])
     assert ace.output_loss(learner, batch, learner.forward(batch)) is None
-    assert ace.output_loss(learner, batch, learner.forward(batch)) is None, "nor the next, if it shows all that was seen"
+    assert ace.output_loss(learner, batch, learner.forward(batch)) is None, (
+        "nor the next, if it shows all that was seen"
+    )
 
 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_in_a_stream_new_classes_do_not_push_old_ones_down(balanced: bool) -> None:
-    """The last layer's biases of old classes get no gradient from fresh examples, of whatever softmax the plain loss is."""
+    """The last layer's biases of old classes get no gradient from fresh examples, of whatever
+    softmax the plain loss is.
+    """
     learner, ace = digit_learner(balanced), ERACE(1e-9, capacity=200)
     learner.attach([ace])
     train(learner, ace, [0])
@@ -172,4 +207,6 @@ def test_in_a_stream_new_classes_do_not_push_old_ones_down(balanced: bool) -> No
     moved = (learner.module.layers[-1].bias.detach() - before).abs()  # type: ignore[union-attr, index]
     assert float(moved[:2].max()) < 1e-7
     assert float(moved[2:4].min()) > 1e-5
-    assert balanced or float(moved[4:].min()) > 1e-5, "the unseen ones are there to be told apart from"
+    assert balanced or float(moved[4:].min()) > 1e-5, (
+        "the unseen ones are there to be told apart from"
+    )

@@ -37,9 +37,13 @@ def precision(ewc: EWC) -> list[Tensor]:
     return list(ewc.penalty.precision.values())
 
 
-def digit_learner(optimizer: Callable[[Any], torch.optim.Optimizer] | None = None) -> SupervisedLearner:
+def digit_learner(
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+) -> SupervisedLearner:
     module = mlp()
-    return SupervisedLearner(module, stream(), optimizer=optimizer(module.parameters()) if optimizer else None)
+    return SupervisedLearner(
+        module, stream(), optimizer=optimizer(module.parameters()) if optimizer else None
+    )
 
 
 def end_task(learner: SupervisedLearner, ewc: EWC, task: int) -> Batch:
@@ -55,11 +59,18 @@ def anchor(learner: SupervisedLearner, batch: Batch) -> tuple[list[Tensor], list
 
 def empirical(strength: float, decay: float | None) -> EWC:
     """Separate anchors without a decay, online ones with it."""
-    return EWC(strength, fisher="empirical") if decay is None else EWC(strength, "online", decay, "empirical")
+    return (
+        EWC(strength, fisher="empirical")
+        if decay is None
+        else EWC(strength, "online", decay, "empirical")
+    )
 
 
 def penalty(module: nn.Module, anchors: Anchors, strength: float, decay: float | None) -> Tensor:
-    """Separate: strength / 2 sum_k sum_i F_ki (w_i - w*_ki)^2. Online: every F_k decayed, all around the last weights."""
+    """Separate: strength / 2 sum_k sum_i F_ki (w_i - w*_ki)^2.
+
+    Online: every F_k decayed, all around the last weights.
+    """
     total = torch.zeros((), dtype=torch.float64)
     for k, (fisher, then) in enumerate(anchors):
         share = 1.0 if decay is None else decay ** (len(anchors) - 1 - k)
@@ -75,8 +86,12 @@ ADAM: Callable[[Any], torch.optim.Optimizer] = lambda p: torch.optim.Adam(p, lr=
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
 @pytest.mark.parametrize("decay", [None, 1.0, 0.6], ids=["separate", "online", "online, decaying"])
-def test_training_equals_a_penalty_in_the_loss(decay: float | None, optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
-    """Three tasks, one loop with closed-form gradients, one with autograd through the penalty: the same weights all along."""
+def test_training_equals_a_penalty_in_the_loss(
+    decay: float | None, optimizer: Callable[[Any], torch.optim.Optimizer]
+) -> None:
+    """Three tasks, one loop with closed-form gradients, one with autograd through the penalty: the
+    same weights all along.
+    """
     strength, steps = 30.0, 96
     learner = digit_learner(optimizer)
     ewc = empirical(strength, decay)
@@ -98,7 +113,9 @@ def test_training_equals_a_penalty_in_the_loss(decay: float | None, optimizer: C
         assert distance(weights(learner.module), weights(plain.module)) < 1e-9
         batch = end_task(learner, ewc, task)
         anchors.append(anchor(plain, batch))
-    assert float(penalty(plain.module, anchors[:1], strength, None).detach()) > 1e-3  # the weights did move away from the first anchor
+    assert (
+        float(penalty(plain.module, anchors[:1], strength, None).detach()) > 1e-3
+    )  # the weights did move away from the first anchor
 
 
 @pytest.mark.parametrize("decay", [None, 0.0, 0.6])
@@ -122,7 +139,9 @@ def test_the_closed_form_is_the_penaltys_gradient(tasks: int, decay: float | Non
 
 
 class Sigma(Gaussian):
-    """Every draw lies one standard deviation above the mean, so a sampled Fisher information is exact."""
+    """Every draw lies one standard deviation above the mean, so a sampled Fisher information is
+    exact.
+    """
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         mean, log_std = self.split(p)
@@ -142,9 +161,15 @@ class Line(nn.Module):
 
 
 def quadratic(scale: list[float], best: list[float]) -> Batch:
-    """Examples whose negative log-likelihood under `Line` is a quadratic with its minimum in `best`."""
+    """Examples whose negative log-likelihood under `Line` is a quadratic with its minimum in
+    `best`.
+    """
     x = torch.diag(torch.tensor(scale, dtype=torch.float64))[None]
-    return Batch({"x": x}, torch.ones(1, len(scale), dtype=torch.bool), (x @ torch.tensor(best, dtype=torch.float64))[..., None])
+    return Batch(
+        {"x": x},
+        torch.ones(1, len(scale), dtype=torch.bool),
+        (x @ torch.tensor(best, dtype=torch.float64))[..., None],
+    )
 
 
 def descend(learner: FixedLearner, batch: Batch) -> None:
@@ -164,11 +189,20 @@ scales = st.floats(0.8, 1.2)
 
 @settings(deadline=None, max_examples=10)
 @given(
-    tasks=st.lists(st.tuples(st.lists(scales, min_size=2, max_size=2), st.lists(numbers, min_size=2, max_size=2)), min_size=2, max_size=3),
+    tasks=st.lists(
+        st.tuples(
+            st.lists(scales, min_size=2, max_size=2), st.lists(numbers, min_size=2, max_size=2)
+        ),
+        min_size=2,
+        max_size=3,
+    ),
     strength=st.floats(0.1, 1.5),
 )
-def test_quadratics_meet_in_their_precision_weighted_mean(tasks: list[tuple[list[float], list[float]]], strength: float) -> None:
-    """Task K after tasks 1..K-1: w = (P_K w_K + strength sum P_k w_k) / (P_K + strength sum P_k), w_k where task k ended.
+def test_quadratics_meet_in_their_precision_weighted_mean(
+    tasks: list[tuple[list[float], list[float]]], strength: float
+) -> None:
+    """Task K after tasks 1..K-1: w = (P_K w_K + strength sum P_k w_k) / (P_K + strength sum P_k),
+    w_k where task k ended.
 
     With strength 1 that is the minimum of all tasks' losses together.
     """
@@ -180,7 +214,9 @@ def test_quadratics_meet_in_their_precision_weighted_mean(tasks: list[tuple[list
     weighted, precision = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for k, (scale, best) in enumerate(tasks):
         batch = quadratic(scale, best)
-        own = torch.tensor(scale, dtype=torch.float64) ** 2 / variance / 2  # two examples, one for each weight
+        own = (
+            torch.tensor(scale, dtype=torch.float64) ** 2 / variance / 2
+        )  # two examples, one for each weight
         descend(learner, batch)
         expected = (own * torch.tensor(best) + strength * weighted) / (own + strength * precision)
         torch.testing.assert_close(learner.module.layers.w.detach(), expected, rtol=1e-6, atol=1e-7)
@@ -252,7 +288,9 @@ def test_the_examples_averaged_over_are_spread_over_all() -> None:
 def test_empirical_takes_the_labels_in_the_data() -> None:
     learner, ewc = digit_learner(), EWC(2.0, fisher="empirical")
     batch = end_task(learner, ewc, 0)
-    for p, f in zip(precision(ewc), diagonal_fisher(learner, [batch], by_hooks=False).values(), strict=True):
+    for p, f in zip(
+        precision(ewc), diagonal_fisher(learner, [batch], by_hooks=False).values(), strict=True
+    ):
         torch.testing.assert_close(p, f)
 
 
@@ -284,7 +322,11 @@ def test_a_value_head_stays_free() -> None:
             p.add_(1.0)
             p.grad = torch.zeros_like(p)
     ewc.edit_gradients(learner, None)
-    assert {name for name, p in learner.module.named_parameters() if p.grad is not None and float(p.grad.abs().max()) == 0.0} == free
+    assert {
+        name
+        for name, p in learner.module.named_parameters()
+        if p.grad is not None and float(p.grad.abs().max()) == 0.0
+    } == free
 
 
 def test_weights_without_a_gradient_are_left_alone() -> None:

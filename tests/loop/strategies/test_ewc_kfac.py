@@ -26,7 +26,9 @@ from everloop.loop.strategies import EWC, KroneckerEWC
 
 
 def factors(learner: FixedLearner, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """A, G and weights of both layers of `two_layers`, the bias as a last column, by the chain rule."""
+    """A, G and weights of both layers of `two_layers`, the bias as a last column, by the chain
+    rule.
+    """
     first, second = learner.module.layers[0], learner.module.layers[2]
     with torch.no_grad():
         x = batch.obs["x"][0]
@@ -36,7 +38,10 @@ def factors(learner: FixedLearner, batch: Batch) -> list[tuple[Tensor, Tensor, T
         g1 = (g2 @ second.weight) * (1 - h**2)
         one = torch.ones(len(x), 1, dtype=x.dtype)
         a1, a2 = torch.cat([x, one], 1), torch.cat([h, one], 1)
-        return [(a.T @ a / len(x), g.T @ g / len(x), stacked(layer).clone()) for a, g, layer in ((a1, g1, first), (a2, g2, second))]
+        return [
+            (a.T @ a / len(x), g.T @ g / len(x), stacked(layer).clone())
+            for a, g, layer in ((a1, g1, first), (a2, g2, second))
+        ]
 
 
 def stacked(layer: nn.Linear) -> Tensor:
@@ -51,7 +56,9 @@ def vec(matrix: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("tasks", [1, 2, 3])
 def test_the_kronecker_pull_is_the_gradient_of_the_quadratic_form_written_out(tasks: int) -> None:
-    """strength / 2 sum_k vec(W - W_k)' (A_k x G_k) vec(W - W_k), with the Kronecker products in full."""
+    """strength / 2 sum_k vec(W - W_k)' (A_k x G_k) vec(W - W_k), with the Kronecker products in
+    full.
+    """
     learner, strategy = learner_of(two_layers()), KroneckerEWC(3.0, examples=19)
     learner.attach([strategy])
     ended = []
@@ -63,7 +70,9 @@ def test_the_kronecker_pull_is_the_gradient_of_the_quadratic_form_written_out(ta
     move(learner, 9)
     loss = torch.zeros((), dtype=torch.float64)
     for then in ended:
-        for layer, (A, G, W) in zip((learner.module.layers[0], learner.module.layers[2]), then, strict=True):
+        for layer, (A, G, W) in zip(
+            (learner.module.layers[0], learner.module.layers[2]), then, strict=True
+        ):
             d = vec(stacked(layer) - W)
             loss = loss + 0.5 * 3.0 * d @ torch.kron(A, G) @ d
     expected = gradient(learner, loss)
@@ -85,17 +94,26 @@ def test_kronecker_factors_do_not_depend_on_how_examples_are_batched() -> None:
 
 
 def full_fisher(learner: FixedLearner, batch: Batch, parameters: list[nn.Parameter]) -> Tensor:
-    """The mean over examples of u u', u an example's gradient of log p with all weights of `parameters` in a row."""
+    """The mean over examples of u u', u an example's gradient of log p with all weights of
+    `parameters` in a row.
+    """
     log_p = learner.log_likelihood(batch, torch.Generator())
-    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters, retain_graph=True)]) for value in log_p]
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters, retain_graph=True)])
+        for value in log_p
+    ]
     u = torch.stack(rows)
     return u.T @ u / len(u)
 
 
-def assert_pull_of_the_full_fisher(learner: FixedLearner, batch: Batch, layers: list[nn.Linear]) -> None:
+def assert_pull_of_the_full_fisher(
+    learner: FixedLearner, batch: Batch, layers: list[nn.Linear]
+) -> None:
     """Each layer's pull is strength F (w - w*), F with all of the layer's weights' covariances."""
     fishers = [full_fisher(learner, batch, list(layer.parameters())) for layer in layers]
-    assert all(float((f - torch.diag(torch.diag(f))).abs().max()) > 1e-3 for f in fishers)  # the diagonal would not do
+    assert all(
+        float((f - torch.diag(torch.diag(f))).abs().max()) > 1e-3 for f in fishers
+    )  # the diagonal would not do
     strategy = KroneckerEWC(2.0)
     learner.attach([strategy])
     strategy.end_task(Named(), learner, [batch])
@@ -109,20 +127,28 @@ def assert_pull_of_the_full_fisher(learner: FixedLearner, batch: Batch, layers: 
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_kronecker_factors_are_the_full_fisher_of_a_layer_if_all_examples_share_its_input(bias: bool) -> None:
+def test_kronecker_factors_are_the_full_fisher_of_a_layer_if_all_examples_share_its_input(
+    bias: bool,
+) -> None:
     """mean of (a x g)(a x g)' = a a' x mean of g g'."""
     learner = learner_of(one_layer(bias))
     x = vector_batch(1, 4, 3).obs["x"].repeat(1, 7, 1)
-    assert_pull_of_the_full_fisher(learner, Batch({"x": x}, torch.ones(1, 7, dtype=torch.bool)), [learner.module.layers])
+    assert_pull_of_the_full_fisher(
+        learner, Batch({"x": x}, torch.ones(1, 7, dtype=torch.bool)), [learner.module.layers]
+    )
 
 
 def test_kronecker_factors_are_the_full_fisher_of_every_layer_for_one_example() -> None:
     learner = learner_of(two_layers())
-    assert_pull_of_the_full_fisher(learner, vector_batch(1, 4, 3), [learner.module.layers[0], learner.module.layers[2]])
+    assert_pull_of_the_full_fisher(
+        learner, vector_batch(1, 4, 3), [learner.module.layers[0], learner.module.layers[2]]
+    )
 
 
 def test_a_kronecker_pull_holds_only_what_the_outputs_depend_on() -> None:
-    """A change of the weights that leaves all outputs on the task as they were costs nothing; diagonal EWC pulls it back."""
+    """A change of the weights that leaves all outputs on the task as they were costs nothing;
+    diagonal EWC pulls it back.
+    """
     learner, strategy, diagonal = learner_of(one_layer()), KroneckerEWC(1.0), EWC(1.0)
     batch = vector_batch(9, 4, 3)
     batch.obs["x"][..., 1] = batch.obs["x"][..., 0]
@@ -151,24 +177,51 @@ def twice() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "outside"),
     [
-        (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)), {"layers.1.weight", "layers.1.bias"}),
+        (
+            lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)),
+            {"layers.1.weight", "layers.1.bias"},
+        ),
         (twice, {"layers.0.weight", "layers.0.bias"}),
         (tied, {"layers.0.weight", "layers.0.bias", "layers.2.bias"}),
         (
-            lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Linear(2, 5), nn.Tanh(), nn.Flatten(), nn.Linear(10, 3, bias=False)),
+            lambda: nn.Sequential(
+                nn.Unflatten(1, (2, 2)),
+                nn.Linear(2, 5),
+                nn.Tanh(),
+                nn.Flatten(),
+                nn.Linear(10, 3, bias=False),
+            ),
             {"layers.1.weight", "layers.1.bias"},
         ),
         (
             lambda: nn.Sequential(weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)),
-            {"layers.0.bias", "layers.0.parametrizations.weight.original0", "layers.0.parametrizations.weight.original1"},
+            {
+                "layers.0.bias",
+                "layers.0.parametrizations.weight.original0",
+                "layers.0.parametrizations.weight.original1",
+            },
         ),
     ],
-    ids=["layer norm", "a layer used twice", "two layers with one weight", "a layer of many positions", "weights made of others"],
+    ids=[
+        "layer norm",
+        "a layer used twice",
+        "two layers with one weight",
+        "a layer of many positions",
+        "weights made of others",
+    ],
 )
-def test_weights_outside_plain_linear_layers_are_held_by_the_diagonal(build: Callable[[], nn.Module], outside: set[str]) -> None:
+def test_weights_outside_plain_linear_layers_are_held_by_the_diagonal(
+    build: Callable[[], nn.Module], outside: set[str]
+) -> None:
     torch.manual_seed(0)
     learner, strategy, batch = learner_of(build()), KroneckerEWC(2.0), vector_batch(11, 4, 3)
-    fisher = dict(zip(learner.weights(), diagonal_fisher(learner, [batch], torch.Generator(), by_hooks=False).values(), strict=True))
+    fisher = dict(
+        zip(
+            learner.weights(),
+            diagonal_fisher(learner, [batch], torch.Generator(), by_hooks=False).values(),
+            strict=True,
+        )
+    )
     then = {n: p.detach().clone() for n, p in learner.weights().items()}
     strategy.end_task(Named(), learner, [batch])
     assert set(strategy.rest.precision) == outside
@@ -202,19 +255,25 @@ def test_a_kronecker_pull_works_where_there_is_no_linear_layer() -> None:
     then = weights(learner.module)
     strategy.end_task(Named(), learner, [batch])
     move(learner, 5)
-    expected = [2.0 * f * (w - c) for f, w, c in zip(fisher, weights(learner.module), then, strict=True)]
+    expected = [
+        2.0 * f * (w - c) for f, w, c in zip(fisher, weights(learner.module), then, strict=True)
+    ]
     assert distance(edited(learner, strategy), expected) < 1e-12
 
 
 class EveryPair(Categorical):
-    """Two steps, nine examples: each pair of three labels once, what uniform draws come to on average."""
+    """Two steps, nine examples: each pair of three labels once, what uniform draws come to on
+    average.
+    """
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.stack([torch.arange(9) // 3, torch.arange(9) % 3])
 
 
 def test_an_example_informs_by_all_its_steps() -> None:
-    """Steps drawn independently add up: the factors' diagonal is the diagonal Fisher information, of examples, not of steps."""
+    """Steps drawn independently add up: the factors' diagonal is the diagonal Fisher information,
+    of examples, not of steps.
+    """
     layers = nn.Linear(2, 3)
     nn.init.zeros_(layers.weight)
     nn.init.zeros_(layers.bias)
@@ -227,21 +286,31 @@ def test_an_example_informs_by_all_its_steps() -> None:
     strategy = KroneckerEWC(1.0)
     strategy.end_task(Named(), learner, [batch])
     A, G, _ = strategy.layers["layers"][0]
-    torch.testing.assert_close(torch.outer(G.diag(), A.diag()), torch.cat([weight, bias[:, None]], 1))
+    torch.testing.assert_close(
+        torch.outer(G.diag(), A.diag()), torch.cat([weight, bias[:, None]], 1)
+    )
 
 
 def test_kronecker_labels_are_drawn_from_the_model() -> None:
-    """Where all inputs are 0 but the bias, G tends to diag(p) - p p': within five standard errors of 3000 draws."""
+    """Where all inputs are 0 but the bias, G tends to diag(p) - p p': within five standard errors
+    of 3000 draws.
+    """
     layers, count = nn.Linear(1, 3), 3000
     learner = learner_of(layers)
     learner.likelihood = Categorical(3)
     with torch.no_grad():
         layers.bias.copy_(torch.tensor([1.0, 0.0, -1.0]))
-    batch = Batch({"x": torch.zeros(1, count, 1)}, torch.ones(1, count, dtype=torch.bool), torch.zeros(1, count, dtype=torch.long))
+    batch = Batch(
+        {"x": torch.zeros(1, count, 1)},
+        torch.ones(1, count, dtype=torch.bool),
+        torch.zeros(1, count, dtype=torch.long),
+    )
     strategies = [KroneckerEWC(1.0, examples=count, seed=seed) for seed in (0, 0, 1)]
     for strategy in strategies:
         strategy.end_task(Named(), learner, [batch])
-    (A, G, _), (_, same, _), (_, other, _) = (strategy.layers["layers"][0] for strategy in strategies)
+    (A, G, _), (_, same, _), (_, other, _) = (
+        strategy.layers["layers"][0] for strategy in strategies
+    )
     p = torch.softmax(layers.bias.detach(), -1)
     g = torch.eye(3) - p  # a row for each label that can be drawn
     products = g[:, :, None] * g[:, None, :]

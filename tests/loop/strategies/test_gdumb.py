@@ -33,7 +33,17 @@ from strategy_helpers import Named, Untold
 from torch import Tensor, nn
 
 from everloop.agents import MLP, GrowingMLP, ProgressiveMLP
-from everloop.loop import HAT, GDumb, Growth, LoRA, PackNet, Progressive, Strategy, SupervisedLearner, attach
+from everloop.loop import (
+    HAT,
+    GDumb,
+    Growth,
+    LoRA,
+    PackNet,
+    Progressive,
+    Strategy,
+    SupervisedLearner,
+    attach,
+)
 
 
 def dumb_learner(gdumb: GDumb, tasks: Sequence[int] = (0, 1)) -> Untold:
@@ -89,7 +99,9 @@ def test_the_weights_at_a_tasks_end_depend_on_the_memory_and_the_first_weights_a
 
 
 def test_it_is_momentum_descent_on_shuffled_passes_over_the_memory_at_a_cosines_rate() -> None:
-    """v <- 0.9 v + g + 1e-6 w, |g| <= 10; w <- w - rate v; rate_t = r / 100 + (r - r / 100) (1 + cos(pi t / steps)) / 2."""
+    """v <- 0.9 v + g + 1e-6 w, |g| <= 10; w <- w - rate v; rate_t = r / 100 + (r - r / 100) (1 +
+    cos(pi t / steps)) / 2.
+    """
     gdumb = GDumb(epochs=3, capacity=10, batch_size=4, learning_rate=0.3)
     learner, module = dumb_learner(gdumb), learner_of().module
     rng, t, steps = copy.deepcopy(gdumb.memory.rng), 0, 3 * 3
@@ -135,7 +147,11 @@ def test_in_a_loop_of_somebody_elses_it_trains_in_training_mode_as_in_ours() -> 
 
 def test_statistics_of_norms_do_not_follow_the_stream_either() -> None:
     torch.manual_seed(0)
-    module = FlatNet(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10)))
+    module = FlatNet(
+        nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10)
+        )
+    )
     learner, gdumb = SupervisedLearner(module, stream()), GDumb(epochs=1, capacity=20)
     learner.attach([gdumb])
     for task in learner.world.tasks[:2]:
@@ -144,7 +160,9 @@ def test_statistics_of_norms_do_not_follow_the_stream_either() -> None:
         learner.learn([task.id], 64)
         assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
         gdumb.end_task(task, learner, [])
-        assert not torch.equal(module.state_dict()["layers.2.running_mean"], before["layers.2.running_mean"])
+        assert not torch.equal(
+            module.state_dict()["layers.2.running_mean"], before["layers.2.running_mean"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -156,10 +174,18 @@ def test_statistics_of_norms_do_not_follow_the_stream_either() -> None:
         (lambda: LoRA(adapters="online"), MLP),
     ],
 )
-def test_beside_what_freezes_weights_or_adds_them_it_is_refused(other: Callable[[], Strategy], network: type[nn.Module]) -> None:
+def test_beside_what_freezes_weights_or_adds_them_it_is_refused(
+    other: Callable[[], Strategy], network: type[nn.Module]
+) -> None:
     companion = other()
     name = type(companion).__name__
-    with pytest.raises(ValueError, match=rf"^gdumb returns to the initial weights, which {name} freezes or adds to; combine it with "):
+    with pytest.raises(
+        ValueError,
+        match=(
+            rf"^gdumb returns to the initial weights, which {name} freezes or adds to; combine "
+            r"it with "
+        ),
+    ):
         told(network((8, 8, 1), (8, 8))).attach([companion, GDumb()])
 
 

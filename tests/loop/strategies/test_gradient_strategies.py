@@ -1,4 +1,6 @@
-"""GEM and A-GEM: the gradient that is left is the nearest one that keeps the past, against solvers that know nothing of them."""
+"""GEM and A-GEM: the gradient that is left is the nearest one that keeps the past, against solvers
+that know nothing of them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import FixedLearner, control_learner, keyword_grid, same, vector_batch, vector_learner, weights
+from loop_helpers import (
+    FixedLearner,
+    control_learner,
+    keyword_grid,
+    same,
+    vector_batch,
+    vector_learner,
+    weights,
+)
 from scipy.optimize import minimize
 from strategy_helpers import Named
 from torch import nn
@@ -28,11 +38,15 @@ seeds = st.integers(0, 2**32)
 
 def task_batch(task: int, examples: int = 6) -> Batch:
     """Random examples that belong to the task alone."""
-    return replace(vector_batch(examples, INPUTS, CLASSES, seed=task), task=torch.full((examples,), task))
+    return replace(
+        vector_batch(examples, INPUTS, CLASSES, seed=task), task=torch.full((examples,), task)
+    )
 
 
 def taught(strategy: AGEM | GEM, ended: Sequence[int], at_hand: int | None = None) -> FixedLearner:
-    """A linear classifier; the strategy stores a batch of each ended task, and of one that goes on."""
+    """A linear classifier; the strategy stores a batch of each ended task, and of one that
+    goes on.
+    """
     torch.manual_seed(0)
     learner = vector_learner(nn.Linear(INPUTS, CLASSES), CLASSES)
     learner.attach([strategy])
@@ -53,19 +67,35 @@ def give_gradient(learner: FixedLearner, seed: int) -> Vector:
 
 
 def gradient_of(learner: FixedLearner) -> Vector:
-    return torch.cat([p.grad.flatten() for p in learner.module.parameters() if p.grad is not None]).numpy().copy()
+    return (
+        torch.cat([p.grad.flatten() for p in learner.module.parameters() if p.grad is not None])
+        .numpy()
+        .copy()
+    )
 
 
 def by_hand(learner: FixedLearner, batch: Batch) -> Vector:
-    """The gradient of the mean cross-entropy of a linear classifier: (softmax - one-hot) x', over the examples."""
-    layer: Any = learner.module.layers[0] if isinstance(learner.module.layers, nn.Sequential) else learner.module.layers
+    """The gradient of the mean cross-entropy of a linear classifier: (softmax - one-hot) x', over
+    the examples.
+    """
+    layer: Any = (
+        learner.module.layers[0]
+        if isinstance(learner.module.layers, nn.Sequential)
+        else learner.module.layers
+    )
     x, y = batch.obs["x"][0], batch.target[0]  # type: ignore[index]
-    error = (torch.softmax(x @ layer.weight.T + layer.bias, -1) - torch.eye(CLASSES, dtype=x.dtype)[y]) / len(y)
+    error = (
+        torch.softmax(x @ layer.weight.T + layer.bias, -1) - torch.eye(CLASSES, dtype=x.dtype)[y]
+    ) / len(y)
     return torch.cat([(error.T @ x).flatten(), error.sum(0)]).detach().numpy()
 
 
-def foresee(strategy: AGEM | GEM, learner: FixedLearner, tasks: Sequence[Sequence[int]]) -> list[Batch]:
-    """What the strategy is about to draw, once for each set of tasks; it draws the same afterwards."""
+def foresee(
+    strategy: AGEM | GEM, learner: FixedLearner, tasks: Sequence[Sequence[int]]
+) -> list[Batch]:
+    """What the strategy is about to draw, once for each set of tasks; it draws the same
+    afterwards.
+    """
     state = strategy.memory.rng.bit_generator.state
     drawn = [strategy.draw(learner, np.array(ids)) for ids in tasks]
     strategy.memory.rng.bit_generator.state = state
@@ -81,8 +111,12 @@ def close(a: Any, b: Any, tolerance: float = 1e-9) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(seed=seeds, strength=st.sampled_from([1.0, 0.3]))
-def test_agem_takes_away_what_points_against_the_past_and_nothing_else(seed: int, strength: float) -> None:
-    """g - strength (g . r) / (r . r) r if g . r < 0, else g to the last bit; with strength 1, g~ . r = 0."""
+def test_agem_takes_away_what_points_against_the_past_and_nothing_else(
+    seed: int, strength: float
+) -> None:
+    """g - strength (g . r) / (r . r) r if g . r < 0, else g to the last bit; with strength 1, g~ .
+    r = 0.
+    """
     agem = AGEM(strength, capacity=30, batch_size=5, seed=seed)
     learner = taught(agem, [0, 1], at_hand=2)
     (drawn,) = foresee(agem, learner, [[0, 1]])
@@ -110,8 +144,12 @@ def test_agems_reference_is_of_ended_tasks_only() -> None:
 
 @EITHER
 @pytest.mark.parametrize("seed", range(5))
-def test_a_small_step_of_gradient_descent_does_not_raise_the_pasts_loss(kind: type[AGEM | GEM], seed: int) -> None:
-    """To first order: the rise along the edited gradient is of second order, and that along the plain one is not."""
+def test_a_small_step_of_gradient_descent_does_not_raise_the_pasts_loss(
+    kind: type[AGEM | GEM], seed: int
+) -> None:
+    """To first order: the rise along the edited gradient is of second order, and that along the
+    plain one is not.
+    """
     strategy, rate = kind(capacity=30, batch_size=6, seed=seed), 1e-4
     learner = taught(strategy, [0])
     (drawn,) = foresee(strategy, learner, [[0]])
@@ -144,7 +182,9 @@ def test_without_an_ended_task_the_gradient_stays_as_it_is(kind: type[AGEM | GEM
 
 
 @EITHER
-def test_weights_without_a_gradient_get_none_and_stand_outside_of_the_constraints(kind: type[AGEM | GEM]) -> None:
+def test_weights_without_a_gradient_get_none_and_stand_outside_of_the_constraints(
+    kind: type[AGEM | GEM],
+) -> None:
     """As if the network had no others than those that the update changes."""
     strategy = kind(capacity=30, batch_size=6)
     learner = taught(strategy, [0])
@@ -163,7 +203,10 @@ def test_weights_without_a_gradient_get_none_and_stand_outside_of_the_constraint
 def test_the_weights_and_what_is_stored_stay_as_they_are(kind: type[AGEM | GEM]) -> None:
     strategy = kind(capacity=30, batch_size=6)
     learner = taught(strategy, [0, 1])
-    before, items = weights(learner.module), {name: x.copy() for name, x in strategy.memory.items.items()}
+    before, items = (
+        weights(learner.module),
+        {name: x.copy() for name, x in strategy.memory.items.items()},
+    )
     give_gradient(learner, 1)
     strategy.edit_gradients(learner, None)
     assert same(weights(learner.module), before)
@@ -190,10 +233,14 @@ def nearest(g: Vector, G: Vector) -> Vector:
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 @settings(deadline=None, max_examples=15)
 @given(seed=seeds)
-def test_gems_gradient_is_the_nearest_that_keeps_every_ended_task(ended: list[int], strength: float, seed: int) -> None:
+def test_gems_gradient_is_the_nearest_that_keeps_every_ended_task(
+    ended: list[int], strength: float, seed: int
+) -> None:
     gem = GEM(strength, capacity=60, batch_size=5, seed=seed)
     learner = taught(gem, ended, at_hand=9)
-    G = np.stack([by_hand(learner, drawn) for drawn in foresee(gem, learner, [[task] for task in ended])])
+    G = np.stack(
+        [by_hand(learner, drawn) for drawn in foresee(gem, learner, [[task] for task in ended])]
+    )
     g = give_gradient(learner, seed)
     gem.edit_gradients(learner, None)
     edited = gradient_of(learner)
@@ -209,7 +256,9 @@ def test_gems_gradient_is_the_nearest_that_keeps_every_ended_task(ended: list[in
 @settings(deadline=None, max_examples=20)
 @given(seed=seeds, margin=st.floats(0.01, 2.0))
 def test_a_margin_is_the_least_weight_of_every_ended_task(seed: int, margin: float) -> None:
-    """g~ = G' v + g, v = argmin_(v >= margin) v' G G' v / 2 + g' G' v: with a general solver's v, the same g~."""
+    """g~ = G' v + g, v = argmin_(v >= margin) v' G G' v / 2 + g' G' v: with a general solver's v,
+    the same g~.
+    """
     gem = GEM(capacity=60, batch_size=5, margin=margin, seed=seed)
     learner = taught(gem, [0, 1, 2])
     G = np.stack([by_hand(learner, drawn) for drawn in foresee(gem, learner, [[0], [1], [2]])])
@@ -226,24 +275,47 @@ def test_a_margin_is_the_least_weight_of_every_ended_task(seed: int, margin: flo
     kept = (G @ g >= 0).all()
     close(gradient_of(learner), g if kept else G.T @ v + g, 1e-5)
     if not kept:
-        assert (G @ gradient_of(learner) >= -1e-8 * np.linalg.norm(g)).all(), "a margin keeps the past the more"
+        assert (G @ gradient_of(learner) >= -1e-8 * np.linalg.norm(g)).all(), (
+            "a margin keeps the past the more"
+        )
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_in_single_precision_tasks_that_agree_but_for_rounding_are_kept(seed: int) -> None:
-    """Past gradients that depend on each other have a Gram matrix which rounding makes indefinite."""
+    """Past gradients that depend on each other have a Gram matrix which rounding makes
+    indefinite.
+    """
     torch.manual_seed(seed)
     size, gem = 400, GEM(capacity=4, batch_size=1)
-    learner = FixedLearner(vector_learner(nn.Linear(size, 2), 2).module.float(), vector_learner(nn.Linear(1, 2), 2).likelihood)
+    learner = FixedLearner(
+        vector_learner(nn.Linear(size, 2), 2).module.float(),
+        vector_learner(nn.Linear(1, 2), 2).likelihood,
+    )
     learner.attach([gem])
     x = torch.randn(size)
     for task in range(4):  # the same example but for a little
         shown = (x + 1e-6 * torch.randn(size))[None, None]
-        gem.observe(Batch({"x": shown}, torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1).long(), task=torch.tensor([task])), learner)
+        gem.observe(
+            Batch(
+                {"x": shown},
+                torch.ones(1, 1, dtype=torch.bool),
+                torch.zeros(1, 1).long(),
+                task=torch.tensor([task]),
+            ),
+            learner,
+        )
         gem.end_task(Named(task), learner, [])
     drawn = foresee(gem, learner, [[task] for task in range(4)])
     G = torch.stack(
-        [torch.cat([g.flatten() for g in torch.autograd.grad(learner.loss(d), list(learner.module.parameters()))]) for d in drawn]
+        [
+            torch.cat(
+                [
+                    g.flatten()
+                    for g in torch.autograd.grad(learner.loss(d), list(learner.module.parameters()))
+                ]
+            )
+            for d in drawn
+        ]
     )
     for p, part in zip(learner.module.parameters(), torch.split(-G[0], [2 * size, 2]), strict=True):
         p.grad = part.view_as(p) + 0.01 * torch.randn_like(p)
@@ -258,8 +330,8 @@ def test_in_single_precision_tasks_that_agree_but_for_rounding_are_kept(seed: in
 def problem(tasks: int, weights: int, seed: int, degenerate: bool) -> tuple[Vector, Vector]:
     """Random G and g; degenerate ones have equal, opposite, dependent and empty rows.
 
-    G is of tenths, so that rows are dependent or clearly not: rows that nearly oppose each other magnify rounding ten
-    thousand times, in any solver.
+    G is of tenths, so that rows are dependent or clearly not: rows that nearly oppose each other
+    magnify rounding ten thousand times, in any solver.
     """
     rng = np.random.default_rng(seed)
     G, g = rng.standard_normal((tasks, weights)).round(1), rng.standard_normal(weights)
@@ -275,8 +347,12 @@ problems = st.builds(problem, st.integers(1, 7), st.integers(1, 6), seeds, st.bo
 
 @settings(deadline=None, max_examples=150)
 @given(problem=problems, margin=st.sampled_from([0.0, 0.5]))
-def test_the_dual_satisfies_the_conditions_of_karush_kuhn_and_tucker(problem: tuple[Vector, Vector], margin: float) -> None:
-    """v >= margin, slope P v + q >= 0, and one of the two is an equality: for a convex problem that is the optimum."""
+def test_the_dual_satisfies_the_conditions_of_karush_kuhn_and_tucker(
+    problem: tuple[Vector, Vector], margin: float
+) -> None:
+    """v >= margin, slope P v + q >= 0, and one of the two is an equality: for a convex problem that
+    is the optimum.
+    """
     G, g = problem
     P, q = G @ G.T, G @ g
     v = solve_dual(P, q, margin)
@@ -294,14 +370,18 @@ def test_the_projection_is_quadprogs(problem: tuple[Vector, Vector]) -> None:
     G, g = problem
     G = G[np.linalg.norm(G, axis=1) > 0]  # an empty constraint is none
     if len(G):
-        least = np.full(len(G), -1e-9)  # of two opposite constraints rounding leaves nothing that satisfies both
+        least = np.full(
+            len(G), -1e-9
+        )  # of two opposite constraints rounding leaves nothing that satisfies both
         expected = quadprog.solve_qp(np.eye(len(g)), g, np.ascontiguousarray(G.T), least)[0]
         close(G.T @ solve_dual(G @ G.T, G @ g) + g, expected, 1e-4)
 
 
 @settings(deadline=None, max_examples=60)
 @given(tasks=st.integers(1, 5), seed=seeds, margin=st.sampled_from([0.0, 0.5, 2.0]))
-def test_the_dual_itself_is_quadprogs_where_it_has_one_answer(tasks: int, seed: int, margin: float) -> None:
+def test_the_dual_itself_is_quadprogs_where_it_has_one_answer(
+    tasks: int, seed: int, margin: float
+) -> None:
     quadprog = pytest.importorskip("quadprog")
     G, g = problem(tasks, 12, seed, degenerate=False)
     P, q = G @ G.T, G @ g
@@ -311,18 +391,31 @@ def test_the_dual_itself_is_quadprogs_where_it_has_one_answer(tasks: int, seed: 
 
 def test_a_dual_that_can_be_solved_in_the_head() -> None:
     """Two orthogonal tasks of which one is hurt by 3, its gradient of length 2: v = (3 / 4, 0)."""
-    assert solve_dual(np.diag([4.0, 1.0]), np.array([-3.0, 2.0])).tolist() == pytest.approx([0.75, 0.0])
-    assert solve_dual(np.diag([4.0, 1.0]), np.array([-3.0, 2.0]), margin=0.5).tolist() == pytest.approx([0.75, 0.5])
-    assert solve_dual(np.zeros((2, 2)), np.zeros(2), margin=0.5).tolist() == pytest.approx([0.5, 0.5])
+    assert solve_dual(np.diag([4.0, 1.0]), np.array([-3.0, 2.0])).tolist() == pytest.approx(
+        [0.75, 0.0]
+    )
+    assert solve_dual(
+        np.diag([4.0, 1.0]), np.array([-3.0, 2.0]), margin=0.5
+    ).tolist() == pytest.approx([0.75, 0.5])
+    assert solve_dual(np.zeros((2, 2)), np.zeros(2), margin=0.5).tolist() == pytest.approx(
+        [0.5, 0.5]
+    )
 
 
 # control
 
 
 @EITHER
-def test_in_control_the_edited_gradient_does_not_raise_the_divergence_from_past_policies(kind: type[AGEM | GEM]) -> None:
-    """PPO's own gradient, in its own training: what comes out of `edit_gradients` has no conflict left, what went in had."""
-    learner, strategy = control_learner(max_grad_norm=float("inf")), kind(capacity=60, batch_size=16)
+def test_in_control_the_edited_gradient_does_not_raise_the_divergence_from_past_policies(
+    kind: type[AGEM | GEM],
+) -> None:
+    """PPO's own gradient, in its own training: what comes out of `edit_gradients` has no conflict
+    left, what went in had.
+    """
+    learner, strategy = (
+        control_learner(max_grad_norm=float("inf")),
+        kind(capacity=60, batch_size=16),
+    )
     found: list[tuple[float, float]] = []
     edit = strategy.edit_gradients
 
@@ -334,7 +427,8 @@ def test_in_control_the_edited_gradient_does_not_raise_the_divergence_from_past_
         for stored in drawn:
             past = torch.autograd.grad(learner.loss(stored), live, allow_unused=True)
             dots = [
-                sum(float((g * r).sum()) for g, r in zip(gs, past, strict=True) if r is not None) for gs in (before, [p.grad for p in live])
+                sum(float((g * r).sum()) for g, r in zip(gs, past, strict=True) if r is not None)
+                for gs in (before, [p.grad for p in live])
             ]
             found.append((dots[0], dots[1]))
 
@@ -352,7 +446,12 @@ def test_in_control_the_edited_gradient_does_not_raise_the_divergence_from_past_
 
 # settings
 
-BAD = keyword_grid(strength=[-0.5, float("nan"), float("inf")], capacity=[0, -3], batch_size=[0, -2], memory=["all"])
+BAD = keyword_grid(
+    strength=[-0.5, float("nan"), float("inf")],
+    capacity=[0, -3],
+    batch_size=[0, -2],
+    memory=["all"],
+)
 BAD_GEM = keyword_grid(margin=[-0.1, float("nan"), float("inf")])
 
 
@@ -361,7 +460,9 @@ BAD_GEM = keyword_grid(margin=[-0.1, float("nan"), float("inf")])
     [(kind, bad) for kind, more in ((AGEM, []), (GEM, BAD_GEM)) for bad in [*BAD, *more]],
     ids=lambda x: getattr(x, "__name__", str(x)),
 )
-def test_settings_that_cannot_be_are_refused_by_name_and_value(kind: type[AGEM | GEM], bad: dict[str, Any]) -> None:
+def test_settings_that_cannot_be_are_refused_by_name_and_value(
+    kind: type[AGEM | GEM], bad: dict[str, Any]
+) -> None:
     ((name, value),) = bad.items()
     with pytest.raises(ValueError, match=f"{name} is {value!r}, allowed: "):
         kind(**bad)

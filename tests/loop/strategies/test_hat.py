@@ -49,7 +49,10 @@ def test_a_view_leaves_no_trace(name: str) -> None:
     teach(learner, [hat], 0, 32)
     hat.begin_task(learner.world.tasks[1], learner)
     learner.learn([1], 32)  # a new period begins: masks are soft
-    before, state = weights(learner.module), {name: b.detach().clone() for name, b in learner.module.named_buffers()}
+    before, state = (
+        weights(learner.module),
+        {name: b.detach().clone() for name, b in learner.module.named_buffers()},
+    )
     batch = examples(learner, 0)
     outputs = seen(learner, Strategy(), 1, batch)
     with pytest.raises(KeyError), hat.view(learner.world.tasks[0], learner):
@@ -92,11 +95,16 @@ def test_later_tasks_can_still_be_learned(name: str) -> None:
 
 def test_a_higher_price_leaves_more_units_to_later_tasks_and_used_ones_are_used_again() -> None:
     def units_of(sparsity: float) -> tuple[float, float]:
-        learner, hat = told(MLP((8, 8, 1), (40, 40)), 1e-2), HAT(sparsity=sparsity, rate=0.1, period=20)
+        learner, hat = (
+            told(MLP((8, 8, 1), (40, 40)), 1e-2),
+            HAT(sparsity=sparsity, rate=0.1, period=20),
+        )
         learner.attach([hat])
         for task in range(2):
             teach(learner, [hat], task, 480)
-        first, second = (torch.cat([e > 0 for e in hat.learned[task].values()]) for task in range(2))
+        first, second = (
+            torch.cat([e > 0 for e in hat.learned[task].values()]) for task in range(2)
+        )
         return float(first.sum()), float((second & ~first).sum())
 
     cheap, dear = units_of(0.0), units_of(5.0)
@@ -119,7 +127,11 @@ def test_copies_of_the_network_keep_the_mask_they_were_made_with() -> None:
 
 def test_neither_weights_nor_their_optimizer_nor_what_is_saved_of_the_network_change() -> None:
     learner, hat = LEARNERS["mlp"](), quick()
-    names, saved, groups = list(learner.weights()), list(learner.module.state_dict()), len(learner.optimizer.param_groups)
+    names, saved, groups = (
+        list(learner.weights()),
+        list(learner.module.state_dict()),
+        len(learner.optimizer.param_groups),
+    )
     learner.attach([hat])
     teach(learner, [hat], 0, 32)
     assert list(learner.weights()) == names
@@ -137,7 +149,10 @@ def test_a_saved_state_goes_on_bit_for_bit_in_a_network_made_anew(steps: int | N
             for batch in batches(steps, 1):
                 learner.updater.step(learner.loss(batch))
         if anew:
-            state = *copy.deepcopy((learner.module.state_dict(), learner.optimizer.state_dict())), hat.state_dict()
+            state = (
+                *copy.deepcopy((learner.module.state_dict(), learner.optimizer.state_dict())),
+                hat.state_dict(),
+            )
             for batch in batches(4, 3):  # what happens to the first does not reach what is saved
                 learner.updater.step(learner.loss(batch))
             learner, hat = layered(torch.optim.Adam)
@@ -159,7 +174,9 @@ def test_a_saved_state_goes_on_bit_for_bit_in_a_network_made_anew(steps: int | N
     assert all(same(a, b) for a, b in zip(final(True), final(False), strict=True))
 
 
-def test_a_task_that_comes_back_begins_with_its_mask_and_head_and_its_view_shows_what_is_being_learned() -> None:
+def test_a_returning_task_begins_with_its_mask_and_head_and_its_view_shows_the_weights_now() -> (
+    None
+):
     learner, hat = layered()
     learn(learner, hat, 0)
     learn(learner, hat, 1)
@@ -196,15 +213,31 @@ def test_what_the_outputs_do_not_depend_on_stays_free_in_control() -> None:
 def teach_control(learner: Learner, hat: HAT, task: int) -> None:
     hat.begin_task(learner.world.tasks[task], learner)
     learner.learn([task], 64)
-    hat.end_task(learner.world.tasks[task], learner, [learner.rollout(plant(task_cue=True), [task], 8, seed=task)])
+    hat.end_task(
+        learner.world.tasks[task],
+        learner,
+        [learner.rollout(plant(task_cue=True), [task], 8, seed=task)],
+    )
 
 
 REFUSED: dict[str, tuple[Callable[[], Learner], str]] = {
-    "recurrent": (lambda: control_learner(recurrent=True, world=plant(task_cue=True)), "use a network without a recurrent layer"),
-    "batch norm": (lambda: told(ConvNet5((8, 8, 1), (12, 12))), r"a batch norm undoes; use norm group"),
-    "dqn": (lambda: off_policy_learner(world=off_policy_world(sac=False, task_cue=True)), "target network .* use replay or ewc"),
+    "recurrent": (
+        lambda: control_learner(recurrent=True, world=plant(task_cue=True)),
+        "use a network without a recurrent layer",
+    ),
+    "batch norm": (
+        lambda: told(ConvNet5((8, 8, 1), (12, 12))),
+        r"a batch norm undoes; use norm group",
+    ),
+    "dqn": (
+        lambda: off_policy_learner(world=off_policy_world(sac=False, task_cue=True)),
+        "target network .* use replay or ewc",
+    ),
     "no units": (lambda: told(MLP((8, 8, 1), ())), "hat finds no hidden units"),
-    "not told": (lambda: SupervisedLearner(told(MLP((8, 8, 1), (4,))).module, stream()), "hat needs the task ID to choose a mask"),
+    "not told": (
+        lambda: SupervisedLearner(told(MLP((8, 8, 1), (4,))).module, stream()),
+        "hat needs the task ID to choose a mask",
+    ),
 }
 
 
@@ -233,7 +266,9 @@ def test_a_frozen_batch_norm_below_the_units_is_no_reason() -> None:
     assert set(hat.e) == {"backbone.layers.0", "backbone.layers.2"}
 
 
-@pytest.mark.parametrize("bad", keyword_grid(s_max=[0.5], sparsity=[-0.1], rate=[0.0], period=[0]), ids=str)
+@pytest.mark.parametrize(
+    "bad", keyword_grid(s_max=[0.5], sparsity=[-0.1], rate=[0.0], period=[0]), ids=str
+)
 def test_settings_that_cannot_be_are_refused_by_name_and_value(bad: dict[str, Any]) -> None:
     ((name, value),) = bad.items()
     with pytest.raises(ValueError, match=f"{name} is {value!r}, allowed: "):

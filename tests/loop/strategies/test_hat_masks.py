@@ -30,9 +30,13 @@ def test_the_units_of_hidden_layers_are_multiplied_by_the_mask() -> None:
     a, b = (mask(learner, layer).detach() for layer in (0, 2))
     assert a.shape == (6,)
     assert len(a.unique()) == 6
-    h = a * torch.relu(batch.obs["x"][0] @ w["0.weight"].T + w["0.bias"])  # after the activation, as in the paper
+    h = a * torch.relu(
+        batch.obs["x"][0] @ w["0.weight"].T + w["0.bias"]
+    )  # after the activation, as in the paper
     h = b * torch.relu(h @ w["2.weight"].T + w["2.bias"])
-    torch.testing.assert_close(learner.outputs(batch)[0].detach(), h @ w["4.weight"].T + w["4.bias"])
+    torch.testing.assert_close(
+        learner.outputs(batch)[0].detach(), h @ w["4.weight"].T + w["4.bias"]
+    )
 
 
 def apart(learner: Learner, hat: HAT, s: float) -> float:
@@ -46,7 +50,9 @@ def test_masks_harden_with_the_batches_of_every_period() -> None:
     for task in range(2):
         hat.begin_task(Named(task), learner)
         for b, batch in zip([1, 2, 3, 4, 1, 2], batches(6), strict=True):
-            assert apart(learner, hat, 1 / 100 + (100 - 1 / 100) * (b - 1) / (4 - 1)) <= 2e-7  # single precision sees no less beside 1
+            assert (
+                apart(learner, hat, 1 / 100 + (100 - 1 / 100) * (b - 1) / (4 - 1)) <= 2e-7
+            )  # single precision sees no less beside 1
             learner.updater.step(learner.loss(batch))
     learner, hat = layered(period=1, s_max=100.0)
     hat.begin_task(Named(0), learner)
@@ -71,13 +77,17 @@ def test_only_units_that_no_past_task_uses_have_a_price() -> None:
         return a.grad
 
     for layer, u in zip((0, 2), used, strict=True):
-        torch.testing.assert_close(price(mask(learner, layer)), 0.6 * (1 - u) / below, rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            price(mask(learner, layer)), 0.6 * (1 - u) / below, rtol=1e-12, atol=0
+        )
     hat.units = {name: torch.ones_like(u) for name, u in hat.units.items()}
     assert not price(mask(learner, 0)).any()
 
 
 def test_the_mask_descends_the_loss_and_its_price_by_the_compensated_gradient() -> None:
-    """q' = s_max (cosh(s e) + 1) / (s (cosh(e) + 1)) q with q = dL/de of the whole loss; beyond its limits e rests."""
+    """q' = s_max (cosh(s e) + 1) / (s (cosh(e) + 1)) q with q = dL/de of the whole loss; beyond its
+    limits e rests.
+    """
     learner, hat = layered(period=7, s_max=50.0, rate=1e-3, sparsity=0.6)
     hat.begin_task(Named(0), learner)
     for batch in batches(3):
@@ -91,7 +101,10 @@ def test_the_mask_descends_the_loss_and_its_price_by_the_compensated_gradient() 
     h = a * (batch.obs["x"][0] @ w["0.weight"].T + w["0.bias"]).relu()
     h = b * (h @ w["2.weight"].T + w["2.bias"]).relu()
     assert batch.target is not None
-    loss = nn.functional.cross_entropy(h @ w["4.weight"].T + w["4.bias"], batch.target[0]) + 0.6 * (a.sum() + b.sum()) / 11
+    loss = (
+        nn.functional.cross_entropy(h @ w["4.weight"].T + w["4.bias"], batch.target[0])
+        + 0.6 * (a.sum() + b.sum()) / 11
+    )
     q = dict(zip(e, torch.autograd.grad(loss, list(e.values())), strict=True))
     learner.updater.step(learner.loss(batch))
     moved = 0
@@ -100,7 +113,9 @@ def test_the_mask_descends_the_loss_and_its_price_by_the_compensated_gradient() 
         compensated = 50 * (torch.cosh(s * x) + 1) / (s * (torch.cosh(x) + 1)) * q[name]
         flat = (s * x).abs() > 50
         assert torch.equal(hat.e[name][flat], x[flat])
-        torch.testing.assert_close(hat.e[name][~flat], (x - 1e-3 * compensated)[~flat], rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(
+            hat.e[name][~flat], (x - 1e-3 * compensated)[~flat], rtol=1e-6, atol=1e-12
+        )
         moved += int((~flat).sum())
     assert 0 < moved < 11
     hat.rate = 1e9
@@ -111,15 +126,21 @@ def test_the_mask_descends_the_loss_and_its_price_by_the_compensated_gradient() 
 
 
 @pytest.mark.parametrize("alone", ["gradient", "step", "both"])
-def test_with_plain_gradient_descent_weights_move_by_the_papers_gradient(alone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equation 2: g' = (1 - min(a_i^<t, a_j^<t)) g, of a bias (1 - a_i^<t) g; inputs of the first layer count as used.
+def test_with_plain_gradient_descent_weights_move_by_the_papers_gradient(
+    alone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equation 2: g' = (1 - min(a_i^<t, a_j^<t)) g, of a bias (1 - a_i^<t) g; inputs of the first
+    layer count as used.
 
     To hold the step is the same there as to scale the gradient, each without the other.
     """
     learner, hat = layered()
     learn(learner, hat, 0)
     learn(learner, hat, 1)
-    a, b = (torch.maximum(*[(hat.learned[task][f"layers.{layer}"] > 0).double() for task in (0, 1)]) for layer in (0, 2))
+    a, b = (
+        torch.maximum(*[(hat.learned[task][f"layers.{layer}"] > 0).double() for task in (0, 1)])
+        for layer in (0, 2)
+    )
     assert 0 < a.sum() < 6
     assert 0 < b.sum() < 5
     free = {"0.weight": 1 - a[:, None].expand(6, 4), "0.bias": 1 - a}
@@ -133,7 +154,8 @@ def test_with_plain_gradient_descent_weights_move_by_the_papers_gradient(alone: 
         w = dict(learner.module.named_parameters())
         g = torch.autograd.grad(learner.loss(batch), list(w.values()))
         expected = {
-            name: (p - 0.1 * free.get(name.removeprefix("layers."), 1.0) * d).detach() for (name, p), d in zip(w.items(), g, strict=True)
+            name: (p - 0.1 * free.get(name.removeprefix("layers."), 1.0) * d).detach()
+            for (name, p), d in zip(w.items(), g, strict=True)
         }
         learner.updater.step(learner.loss(batch))
         for name, p in learner.module.named_parameters():
@@ -141,11 +163,16 @@ def test_with_plain_gradient_descent_weights_move_by_the_papers_gradient(alone: 
 
 
 @pytest.mark.parametrize("restore", [True, False])
-def test_only_putting_weights_back_holds_them_under_adam(restore: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_putting_weights_back_holds_them_under_adam(
+    restore: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A gradient of 0 does not: that is why equation 2 holds for the step."""
     learner, hat = layered(torch.optim.Adam)
     learn(learner, hat, 0)
-    then, used = named(learner), {name.removeprefix("layers."): u > 0 for name, u in hat.used.items()}
+    then, used = (
+        named(learner),
+        {name.removeprefix("layers."): u > 0 for name, u in hat.used.items()},
+    )
     if not restore:
         monkeypatch.setattr(hat, "kept", dict(learner.module.named_parameters()))
     hat.begin_task(Named(1), learner)
@@ -163,20 +190,36 @@ def inputs_used(net: nn.Module, x: Tensor) -> tuple[HAT, dict[str, Tensor]]:
     learner, hat = ToldLearner(FlatNet(net, "x"), Categorical(3)), quick()
     learner.attach([hat])
     hat.begin_task(Named(0), learner)
-    batch = Batch({"x": x[None]}, torch.ones(1, len(x), dtype=torch.bool), torch.zeros(1, len(x), dtype=torch.long))
+    batch = Batch(
+        {"x": x[None]},
+        torch.ones(1, len(x), dtype=torch.bool),
+        torch.zeros(1, len(x), dtype=torch.long),
+    )
     hat.end_task(Named(0), learner, [batch])
     return hat, {name.removeprefix("layers."): u for name, u in hat.inputs.items()}
 
 
 @pytest.mark.parametrize("rows", [1, 20])
 def test_a_layers_inputs_are_as_used_as_the_units_they_come_from(rows: int) -> None:
-    """Through activations, pooling, flattening and sums; however few examples there are, and whatever is dark in them."""
-    hat, found = inputs_used(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), torch.zeros(rows, 4))
+    """Through activations, pooling, flattening and sums; however few examples there are, and
+    whatever is dark in them.
+    """
+    hat, found = inputs_used(
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)),
+        torch.zeros(rows, 4),
+    )
     assert torch.equal(found["0"], torch.ones(4))
     assert torch.equal(found["2"], hat.units["layers.0"])
     assert 0 < found["2"].sum() < 6
     net = nn.Sequential(
-        nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3)
+        nn.Conv2d(2, 6, 3),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+        nn.ReLU(),
+        nn.Linear(5, 3),
     )
     hat, found = inputs_used(net, torch.randn(rows, 2, 8, 8))
     assert torch.equal(found["0"], torch.ones(2))
@@ -186,14 +229,28 @@ def test_a_layers_inputs_are_as_used_as_the_units_they_come_from(rows: int) -> N
     hat, found = inputs_used(Residual(), torch.randn(rows, 4))
     assert torch.equal(found["second"], hat.units["layers.first"])
     hat, found = inputs_used(
-        nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 9), nn.LayerNorm(9), nn.Linear(9, 5), nn.Linear(5, 3)),
+        nn.Sequential(
+            nn.Linear(4, 6),
+            nn.Sigmoid(),
+            nn.Linear(6, 9),
+            nn.LayerNorm(9),
+            nn.Linear(9, 5),
+            nn.Linear(5, 3),
+        ),
         torch.randn(rows, 4),
     )
     assert all(bool(u.all()) for u in found.values())
 
 
 def test_a_channel_of_a_grouped_convolution_reads_its_own_group() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 1),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24, 3),
+    )
     hat, _ = inputs_used(net, torch.randn(5, 1, 4, 4))
     i, j = hat.units["layers.2"], hat.units["layers.0"]
     expected = torch.stack([torch.minimum(i[k], j[:2] if k < 3 else j[2:]) for k in range(6)])
@@ -204,6 +261,11 @@ def test_a_channel_of_a_grouped_convolution_reads_its_own_group() -> None:
 def test_layers_that_share_their_weights_have_no_mask_and_belong_to_the_first_task() -> None:
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
-    hat, _ = inputs_used(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(9, 4))
+    hat, _ = inputs_used(
+        nn.Sequential(
+            first, nn.ReLU(), second, nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)
+        ),
+        torch.randn(9, 4),
+    )
     assert set(hat.e) == {"layers.4"}
     assert all(bool(hat.used[f"layers.{name}"].all()) for name in ("0.weight", "0.bias", "2.bias"))

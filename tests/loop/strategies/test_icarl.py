@@ -44,12 +44,16 @@ def herd(phi: Tensor, count: int) -> list[int]:
     picked: list[int] = []
     for _ in range(count):
         left = [i for i in range(len(phi)) if i not in picked]
-        picked.append(min(left, key=lambda i: float((phi[[*picked, i]].mean(0) - phi.mean(0)).norm())))
+        picked.append(
+            min(left, key=lambda i: float((phi[[*picked, i]].mean(0) - phi.mean(0)).norm()))
+        )
     return picked
 
 
 class Increments:
-    """Two tasks of two classes each, learned by iCaRL; what it should know of them, worked out beside it."""
+    """Two tasks of two classes each, learned by iCaRL; what it should know of them, worked out
+    beside it.
+    """
 
     def __init__(self, strength: float = 1.0, capacity: int = 9) -> None:
         self.icarl = ICaRL(strength, capacity, batch_size=5)
@@ -63,12 +67,17 @@ class Increments:
     def end_task(self, task: int, labels: list[int]) -> None:
         brought = [examples(6, task, seed=100 * task + i, labels=labels * 3) for i in range(2)]
         self.old = copy.deepcopy(self.learner.module)
-        x, y = (torch.cat([b.obs["x"][0] for b in brought]), torch.cat([b.target[0] for b in brought]))  # type: ignore[index]
+        x, y = (
+            torch.cat([b.obs["x"][0] for b in brought]),
+            torch.cat([b.target[0] for b in brought]),
+        )  # type: ignore[index]
         share = self.icarl.capacity // (len(self.exemplars) + len(labels))
         self.exemplars = {label: chosen[:share] for label, chosen in self.exemplars.items()}
         for label in labels:
             mine = x[y == label]
-            self.exemplars[label] = mine[herd(features_by_hand(self.old, mine), min(share, len(mine)))]
+            self.exemplars[label] = mine[
+                herd(features_by_hand(self.old, mine), min(share, len(mine)))
+            ]
         self.icarl.end_task(Named(task), self.learner, brought)
 
 
@@ -87,7 +96,8 @@ def test_exemplars_are_those_of_herding_and_every_class_has_the_same_share(capac
 
 
 def test_under_its_view_the_nearest_mean_of_exemplars_answers() -> None:
-    """Means of normalised features, normalised again, as the network sees the exemplars now, not when it chose them.
+    """Means of normalised features, normalised again, as the network sees the exemplars now, not
+    when it chose them.
 
     Classes of no exemplar are never guessed; afterwards all is as it was.
     """
@@ -101,7 +111,9 @@ def test_under_its_view_the_nearest_mean_of_exemplars_answers() -> None:
     assert torch.equal(made.learner.outputs(batch), usual)
     assert torch.equal(usual[0], by_hand(made.learner.module, x[0]))
     phi, labels = features_by_hand(made.learner.module, x[0]), sorted(made.exemplars)
-    means = torch.stack([features_by_hand(made.learner.module, made.exemplars[label]).mean(0) for label in labels])
+    means = torch.stack(
+        [features_by_hand(made.learner.module, made.exemplars[label]).mean(0) for label in labels]
+    )
     distances = torch.stack([(phi - mean / mean.norm()).norm(dim=1) for mean in means], 1)
     assert guesses.tolist() == [labels[i] for i in distances.argmin(1).tolist()]
     assert set(guesses.tolist()) == set(labels)
@@ -116,8 +128,11 @@ def test_before_the_first_tasks_end_its_view_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])
-def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exemplars(strength: float) -> None:
-    """-sum_c t log s(z_c) + (1 - t) log(1 - s(z_c)), t = s(z*_c) for classes of ended tasks alone, else whether c is the label.
+def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exemplars(
+    strength: float,
+) -> None:
+    """-sum_c t log s(z_c) + (1 - t) log(1 - s(z_c)), t = s(z*_c) for classes of ended tasks alone,
+    else whether c is the label.
 
     Class 2 is new, 0 and 1 come back.
     """
@@ -138,10 +153,19 @@ def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exem
         return total.mean()
 
     x, y = batch.obs["x"][0], batch.target[0]  # type: ignore[index]
-    stored_x, stored_y = torch.from_numpy(drawn["obs.x"][:, 0]), torch.from_numpy(drawn["target"][:, 0])
-    total = strength * (written(x, y) + written(stored_x, stored_y)) + (1 - strength) * cross_entropies(by_hand(before, x), y).mean()
+    stored_x, stored_y = (
+        torch.from_numpy(drawn["obs.x"][:, 0]),
+        torch.from_numpy(drawn["target"][:, 0]),
+    )
+    total = (
+        strength * (written(x, y) + written(stored_x, stored_y))
+        + (1 - strength) * cross_entropies(by_hand(before, x), y).mean()
+    )
     step(learner, batch)
-    expected = [p.detach() - RATE * g for p, g in zip(before.parameters(), gradients(total, before), strict=True)]
+    expected = [
+        p.detach() - RATE * g
+        for p, g in zip(before.parameters(), gradients(total, before), strict=True)
+    ]
     assert distance(weights(learner.module), expected) < 1e-9
 
 
@@ -152,7 +176,11 @@ def test_at_strength_1_icarls_losses_are_all_whatever_the_plain_loss_is() -> Non
         learner.attach([icarl])
         for task in (0, 1):
             learner.learn([task], 64)
-            icarl.end_task(learner.world.tasks[task], learner, [learner.rollout(stream(), [task], 4, seed=task)])
+            icarl.end_task(
+                learner.world.tasks[task],
+                learner,
+                [learner.rollout(stream(), [task], 4, seed=task)],
+            )
         ends.append(weights(learner.module))
     assert distance(*ends) < 1e-12
 
@@ -164,12 +192,17 @@ def test_in_its_first_task_icarl_learns_the_labels_alone() -> None:
     s, t = torch.sigmoid(by_hand(before, batch.obs["x"][0])), F.one_hot(batch.target[0], CLASSES)  # type: ignore[index]
     total = -(t * s.log() + (1 - t) * (1 - s).log()).sum(1).mean()
     step(learner, batch)
-    expected = [p.detach() - RATE * g for p, g in zip(before.parameters(), gradients(total, before), strict=True)]
+    expected = [
+        p.detach() - RATE * g
+        for p, g in zip(before.parameters(), gradients(total, before), strict=True)
+    ]
     assert distance(weights(learner.module), expected) < 1e-9
 
 
 def test_where_all_classes_come_back_their_labels_are_learned() -> None:
-    """Binary cross-entropy of fresh examples and exemplars, as in the first task, whatever the old network says."""
+    """Binary cross-entropy of fresh examples and exemplars, as in the first task, whatever the old
+    network says.
+    """
     icarl = ICaRL(capacity=20, batch_size=4)
     learner = learner_of([icarl])
     for task in (0, 1):
@@ -187,29 +220,42 @@ def test_where_all_classes_come_back_their_labels_are_learned() -> None:
         perturb(learner.module, task)
 
 
-def test_exemplars_of_a_class_that_comes_back_are_herded_anew_from_the_old_ones_and_the_new_examples() -> None:
+def test_exemplars_of_a_returning_class_are_herded_from_the_old_ones_and_the_new_examples() -> None:
     made = Increments(capacity=20)
     icarl, learner = made.icarl, made.learner
     icarl.begin_task(Named(2), learner)
     perturb(learner.module, 6)
-    brought, others = examples(8, 2, seed=9, labels=[3, 2] * 4), {label: made.exemplars[label] for label in (0, 1, 4)}
+    brought, others = (
+        examples(8, 2, seed=9, labels=[3, 2] * 4),
+        {label: made.exemplars[label] for label in (0, 1, 4)},
+    )
     x, y = brought.obs["x"][0], brought.target[0]  # type: ignore[index]
     icarl.end_task(Named(2), learner, [brought])
     for label, candidates in ((3, torch.cat([x[y == 3], made.exemplars[3]])), (2, x[y == 2])):
         chosen = candidates[herd(features_by_hand(learner.module, candidates), 4)]
-        np.testing.assert_array_equal(icarl.store.read(icarl.rows[label])["obs.x"][:, 0], chosen.numpy())
+        np.testing.assert_array_equal(
+            icarl.store.read(icarl.rows[label])["obs.x"][:, 0], chosen.numpy()
+        )
     for label, kept in others.items():
-        np.testing.assert_array_equal(icarl.store.read(icarl.rows[label])["obs.x"][:, 0], kept[:4].numpy())
+        np.testing.assert_array_equal(
+            icarl.store.read(icarl.rows[label])["obs.x"][:, 0], kept[:4].numpy()
+        )
     assert len({row for rows in icarl.rows.values() for row in rows}) == 20
 
 
 def test_the_nearest_mean_is_the_same_in_mixed_precision_given_the_same_features() -> None:
-    """Half of single precision would take near means for the same: distances are 1 - 2^-8 or 1, and nothing in between."""
-    learner = SupervisedLearner(mlp().float(), stream(), Training(precision="bfloat16", device="cpu"))
+    """Half of single precision would take near means for the same: distances are 1 - 2^-8 or 1, and
+    nothing in between.
+    """
+    learner = SupervisedLearner(
+        mlp().float(), stream(), Training(precision="bfloat16", device="cpu")
+    )
     icarl = ICaRL(capacity=20, batch_size=4)
     learner.attach([icarl])
     for task in range(5):
-        icarl.end_task(learner.world.tasks[task], learner, [learner.rollout(stream(), [task], 4, seed=task)])
+        icarl.end_task(
+            learner.world.tasks[task], learner, [learner.rollout(stream(), [task], 4, seed=task)]
+        )
     batch = learner.rollout(stream(), [0, 1, 2, 3, 4], 8, seed=7)
     means = icarl._means(learner)
     phi = F.normalize(learner.features(batch).detach().float(), dim=1)
@@ -238,7 +284,9 @@ def test_more_classes_than_exemplars_are_refused_before_anything_is_learned() ->
 
 
 def test_what_replaces_the_plain_loss_does_so_alone() -> None:
-    with pytest.raises(ValueError, match=r"^ERACE and ICaRL each replace the task loss; use one of them$"):
+    with pytest.raises(
+        ValueError, match=r"^ERACE and ICaRL each replace the task loss; use one of them$"
+    ):
         learner_of([ERACE(), ICaRL()])
     pairs: list[list[Strategy]] = [[ERACE(0.0), ICaRL()], [ICaRL(0.0), ERACE()]]
     for strategies in pairs:

@@ -24,12 +24,17 @@ def test_lora_trains_nothing_but_the_adapter_and_the_last_layer() -> None:
     learner, lora = told(MLP((8, 8, 1), (16, 16))), LoRA(rank=3)
     learner.attach([lora])
     teach(learner, [lora], 0)
-    base = {name.replace("base_layer.", ""): p.detach().clone() for name, p in learner.module.named_parameters()}
+    base = {
+        name.replace("base_layer.", ""): p.detach().clone()
+        for name, p in learner.module.named_parameters()
+    }
     lora.begin_task(learner.world.tasks[1], learner)
     batch = examples(learner, 1)
     with torch.no_grad():
         fresh = learner.outputs(batch)
-    assert sum(p.numel() for n, p in learner.weights().items() if "lora" in n) == 3 * (64 + 16) + 3 * (16 + 16)
+    assert sum(p.numel() for n, p in learner.weights().items() if "lora" in n) == 3 * (
+        64 + 16
+    ) + 3 * (16 + 16)
     learner.learn([1], 64)
     for name, p in learner.module.named_parameters():
         if "lora" not in name and "heads" not in name:
@@ -50,23 +55,39 @@ def test_a_new_adapter_changes_nothing_and_a_merged_one_neither() -> None:
     learner.learn([1], 64)
     learned = learner.outputs(batch).detach()
     W = dict(learner.module.named_parameters())["backbone.layers.0.base_layer.weight"]
-    A, B = (dict(learner.module.named_parameters())[f"backbone.layers.0.lora_{m}.online.weight"].detach().clone() for m in "AB")
+    A, B = (
+        dict(learner.module.named_parameters())[f"backbone.layers.0.lora_{m}.online.weight"]
+        .detach()
+        .clone()
+        for m in "AB"
+    )
     then = W.detach().clone()
     lora.end_task(learner.world.tasks[1], learner, [batch])
     torch.testing.assert_close(W.detach(), then + 6.0 / 2 * B @ A)
     torch.testing.assert_close(learner.outputs(batch).detach(), learned, rtol=1e-4, atol=1e-5)
-    new_A, new_B = (dict(learner.module.named_parameters())[f"backbone.layers.0.lora_{m}.online.weight"] for m in "AB")
+    new_A, new_B = (
+        dict(learner.module.named_parameters())[f"backbone.layers.0.lora_{m}.online.weight"]
+        for m in "AB"
+    )
     assert not new_B.any()
     assert not (new_A == A).any()
     assert not learner.optimizer.state.keys() & {new_A, new_B}
 
 
 def test_what_holds_weights_holds_the_adapter_that_begins_anew() -> None:
-    """An online adapter's B is 0 after each task, and there EWC is to keep it: so lora comes first."""
+    """An online adapter's B is 0 after each task, and there EWC is to keep it: so lora
+    comes first.
+    """
     torch.manual_seed(0)
     learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (16, 16)), 10), stream())
     lora, ewc = LoRA(rank=2, adapters="online"), EWC(100.0)
-    with pytest.raises(ValueError, match=r"^lora with adapters online must come first in the list of strategies; it is number 2$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^lora with adapters online must come first in the list of strategies; it is number "
+            r"2$"
+        ),
+    ):
         learner.attach([ewc, lora])
     learner.attach([lora, ewc])
     for task in range(2):
@@ -87,13 +108,24 @@ def test_what_holds_weights_holds_the_adapter_that_begins_anew() -> None:
 def test_lora_adapts_the_layers_below_the_last_one_whatever_their_names_end_in() -> None:
     """Layer "0" is not "2.0"."""
     module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Sequential(nn.Linear(6, 3)))
-    loop = attach([LoRA(rank=2, adapters="online", train_base=False)], module, torch.optim.SGD(module.parameters(), lr=0.1))
+    loop = attach(
+        [LoRA(rank=2, adapters="online", train_base=False)],
+        module,
+        torch.optim.SGD(module.parameters(), lr=0.1),
+    )
     loop.begin_task(0)
-    assert sorted(loop.weights()) == ["0.lora_A.online.weight", "0.lora_B.online.weight", "2.0.bias", "2.0.weight"]
+    assert sorted(loop.weights()) == [
+        "0.lora_A.online.weight",
+        "0.lora_B.online.weight",
+        "2.0.bias",
+        "2.0.weight",
+    ]
 
 
 @pytest.mark.parametrize("train_base", [True, False])
-def test_a_task_is_learned_again_from_where_it_was_and_its_view_shows_what_is_being_learned(train_base: bool) -> None:
+def test_a_task_is_learned_again_from_where_it_was_and_its_view_shows_what_is_being_learned(
+    train_base: bool,
+) -> None:
     learner, lora = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), LoRA(rank=2, train_base=train_base)
     learner.attach([lora])
     for task in (0, 1):

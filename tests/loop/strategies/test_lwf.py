@@ -1,4 +1,6 @@
-"""Learning without forgetting: its gradient is that of the formula as written, in streams and in the depth of PPO."""
+"""Learning without forgetting: its gradient is that of the formula as written, in streams and in
+the depth of PPO.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,16 @@ from strategy_helpers import Named
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier
-from everloop.loop import Batch, Categorical, Gaussian, Learner, LwF, Strategy, SupervisedLearner, Tags
+from everloop.loop import (
+    Batch,
+    Categorical,
+    Gaussian,
+    Learner,
+    LwF,
+    Strategy,
+    SupervisedLearner,
+    Tags,
+)
 from everloop.loop.sb3.on_policy import SB3Learner
 
 INPUTS, CLASSES = 3, 5
@@ -53,7 +64,9 @@ class ManyHeads(nn.Module):
     def initial_state(self, batch: int) -> Tensor:
         return torch.zeros(batch, 1)
 
-    def forward(self, obs: dict[str, Tensor], state: Tensor, start: Tensor) -> tuple[ManyHeads.Output, Tensor]:
+    def forward(
+        self, obs: dict[str, Tensor], state: Tensor, start: Tensor
+    ) -> tuple[ManyHeads.Output, Tensor]:
         h = torch.tanh(self.hidden(obs["x"]))
         every = torch.stack([head(h) for head in self.heads], 2)
         return self.Output(every[:, :, self.task], None, every), state
@@ -108,37 +121,67 @@ def gradients(loss: Tensor | None, module: nn.Module) -> list[Tensor]:
 @given(
     strength=st.floats(0.1, 5.0),
     temperature=st.floats(0.5, 4.0),
-    tasks=st.lists(st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=4), min_size=1, max_size=3),
+    tasks=st.lists(
+        st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=4), min_size=1, max_size=3
+    ),
     fresh=st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=4),
     outputs=st.sampled_from(["past", "all"]),
     seed=seeds,
 )
 def test_the_gradient_is_that_of_the_divergence_over_the_classes_of_ended_tasks(
-    strength: float, temperature: float, tasks: list[list[int]], fresh: list[int], outputs: str, seed: int
+    strength: float,
+    temperature: float,
+    tasks: list[list[int]],
+    fresh: list[int],
+    outputs: str,
+    seed: int,
 ) -> None:
-    """strength * ended tasks * mean T^2 KL(softmax(z* / T) || softmax(z / T)), of old classes' outputs alone, or of all."""
+    """strength * ended tasks * mean T^2 KL(softmax(z* / T) || softmax(z / T)), of old classes'
+    outputs alone, or of all.
+    """
     learner, lwf = learner_of(), LwF(strength, temperature, outputs)
     for task, labels in enumerate(tasks):
         then = pass_task(learner, lwf, task, [labelled(labels, seed)])
     perturb(learner.module, seed)
     lwf.begin_task(Named(len(tasks)), learner)
     batch = labelled(fresh, seed + 1)
-    old = sorted({label for labels in tasks for label in labels}) if outputs == "past" else list(range(CLASSES))
+    old = (
+        sorted({label for labels in tasks for label in labels})
+        if outputs == "past"
+        else list(range(CLASSES))
+    )
     for _ in range(2):  # the fresh classes have been seen by now, and are not old for that
         loss = lwf.output_loss(learner, batch, learner.forward(batch))
-        z_then, z = learner.outputs(batch, then).detach()[..., old], learner.outputs(batch)[..., old]
-        written = strength * len(tasks) * temperature**2 * divergence(z_then / temperature, z / temperature).mean()
+        z_then, z = (
+            learner.outputs(batch, then).detach()[..., old],
+            learner.outputs(batch)[..., old],
+        )
+        written = (
+            strength
+            * len(tasks)
+            * temperature**2
+            * divergence(z_then / temperature, z / temperature).mean()
+        )
         torch.testing.assert_close(loss, written, rtol=1e-9, atol=1e-9)
-        for a, b in zip(gradients(loss, learner.module), gradients(written, learner.module), strict=True):
+        for a, b in zip(
+            gradients(loss, learner.module), gradients(written, learner.module), strict=True
+        ):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=20)
-@given(strength=st.floats(0.1, 5.0), temperature=st.floats(0.5, 4.0), ended=st.permutations(range(4)), seed=seeds)
+@given(
+    strength=st.floats(0.1, 5.0),
+    temperature=st.floats(0.5, 4.0),
+    ended=st.permutations(range(4)),
+    seed=seeds,
+)
 def test_of_a_head_for_each_task_it_is_the_sum_over_the_heads_of_ended_tasks(
     strength: float, temperature: float, ended: list[int], seed: int
 ) -> None:
-    """Heads are taught all classes again, so none is left out; the head at hand and those to come stand apart."""
+    """Heads are taught all classes again, so none is left out; the head at hand and those to come
+    stand apart.
+    """
     learner, lwf = learner_of(heads=5), LwF(strength, temperature)
     for task in ended[:3]:
         learner.module.task = task
@@ -152,16 +195,23 @@ def test_of_a_head_for_each_task_it_is_the_sum_over_the_heads_of_ended_tasks(
     written = torch.zeros((), dtype=torch.float64)
     for task in ended[:3]:
         z_then, z = then.heads[task](h_then).detach(), learner.module.heads[task](h)  # type: ignore[index, operator]
-        written = written + strength * temperature**2 * divergence(z_then / temperature, z / temperature).mean()
+        written = (
+            written
+            + strength * temperature**2 * divergence(z_then / temperature, z / temperature).mean()
+        )
     found = gradients(loss, learner.module)
     for a, b in zip(found, gradients(written, learner.module), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     names = [name for name, _ in learner.module.named_parameters()]
-    assert {names[i].split(".")[1] for i, g in enumerate(found) if "heads" in names[i] and g.any()} == {str(t) for t in ended[:3]}
+    assert {
+        names[i].split(".")[1] for i, g in enumerate(found) if "heads" in names[i] and g.any()
+    } == {str(t) for t in ended[:3]}
 
 
 def test_at_a_high_temperature_it_is_the_squared_distance_of_centred_outputs() -> None:
-    """T^2 KL -> sum (d - mean d)^2 / 2P, d = z - z*: what T^2 is there for (Hinton et al. 2015, section 2.1)."""
+    """T^2 KL -> sum (d - mean d)^2 / 2P, d = z - z*: what T^2 is there for (Hinton et al. 2015,
+    section 2.1).
+    """
     learner, lwf = learner_of(), LwF(1.0, temperature=1e4)
     batch = labelled(list(range(CLASSES)))
     then = pass_task(learner, lwf, 0, [batch])
@@ -173,16 +223,25 @@ def test_at_a_high_temperature_it_is_the_squared_distance_of_centred_outputs() -
 
 
 def test_of_a_gaussian_it_is_the_divergence_whatever_the_temperature() -> None:
-    """KL(N(m, s) || N(m', s')) = log(s'/s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2, summed over the action's dimensions."""
+    """KL(N(m, s) || N(m', s')) = log(s'/s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2, summed over the
+    action's dimensions.
+    """
     learner, lwf = learner_of(Gaussian(2), outputs=4), LwF(0.7, temperature=3.0)
     batch = replace(labelled([0, 1, 0]), target=None)
     then = pass_task(learner, lwf, 0, [batch])
     perturb(learner.module, 7)
     loss = lwf.output_loss(learner, batch, learner.forward(batch))
-    (m, log_s), (m_now, log_s_now) = Gaussian(2).split(learner.outputs(batch, then).detach()), Gaussian(2).split(learner.outputs(batch))
+    (m, log_s), (m_now, log_s_now) = (
+        Gaussian(2).split(learner.outputs(batch, then).detach()),
+        Gaussian(2).split(learner.outputs(batch)),
+    )
     s, s_now = log_s.exp(), log_s_now.exp()
-    written = 0.7 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
-    for a, b in zip(gradients(loss, learner.module), gradients(written, learner.module), strict=True):
+    written = (
+        0.7 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
+    )
+    for a, b in zip(
+        gradients(loss, learner.module), gradients(written, learner.module), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -193,9 +252,14 @@ def test_of_tags_it_is_the_sum_over_the_tokens() -> None:
     perturb(learner.module, 7)
     loss = lwf.output_loss(learner, batch, learner.forward(batch))
     z_then, z = learner.outputs(batch, then).detach(), learner.outputs(batch)
-    each = [divergence(z_then[..., token] / T, z[..., token] / T) for token in (slice(0, 3), slice(3, 6))]
+    each = [
+        divergence(z_then[..., token] / T, z[..., token] / T)
+        for token in (slice(0, 3), slice(3, 6))
+    ]
     written = 0.7 * T**2 * (each[0] + each[1]).mean()
-    for a, b in zip(gradients(loss, learner.module), gradients(written, learner.module), strict=True):
+    for a, b in zip(
+        gradients(loss, learner.module), gradients(written, learner.module), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -251,7 +315,10 @@ def test_neither_a_saved_nor_a_loaded_state_changes_afterwards() -> None:
     for used in (lwf, later[0]):
         pass_task(learner, used, 1, [labelled([4])])
     pass_task(learner, later[1], 1, [labelled([2])])
-    assert [other.old.tolist() for other in later] == [[True, True, False, False, True], [True, True, True, False, False]]  # type: ignore[union-attr]
+    assert [other.old.tolist() for other in later] == [
+        [True, True, False, False, True],
+        [True, True, True, False, False],
+    ]  # type: ignore[union-attr]
 
 
 # training
@@ -263,7 +330,9 @@ def test_an_update_in_a_stream_is_along_the_loss_plus_the_formula(heads: int) ->
     torch.manual_seed(0)
     module = Classifier(MLP((8, 8, 1), (6,)), 2 if heads > 1 else 10, tasks=heads)
     lwf, T = LwF(0.7, temperature=3.0), 3.0
-    learner = SupervisedLearner(module, stream(**told), optimizer=torch.optim.SGD(module.parameters(), lr=0.05))
+    learner = SupervisedLearner(
+        module, stream(**told), optimizer=torch.optim.SGD(module.parameters(), lr=0.05)
+    )
     learner.attach([lwf])
     for task in (0, 1):
         lwf.begin_task(learner.world.tasks[task], learner)
@@ -283,8 +352,14 @@ def test_an_update_in_a_stream_is_along_the_loss_plus_the_formula(heads: int) ->
     else:
         pairs = 2 * [(old.prediction[0, :, :4].detach(), now.prediction[0, :, :4])]
     total = plain + 0.7 * T**2 * sum(divergence(p / T, q / T).mean() for p, q in pairs)
-    expected = [p.detach() - 0.05 * g for p, g in zip(before.parameters(), gradients(total, before), strict=True)]
-    without = [p.detach() - 0.05 * g for p, g in zip(before.parameters(), gradients(plain, before), strict=True)]
+    expected = [
+        p.detach() - 0.05 * g
+        for p, g in zip(before.parameters(), gradients(total, before), strict=True)
+    ]
+    without = [
+        p.detach() - 0.05 * g
+        for p, g in zip(before.parameters(), gradients(plain, before), strict=True)
+    ]
     assert distance(weights(learner.module), expected) < 1e-6
     assert distance(weights(learner.module), without) > 1e-4
 
@@ -293,17 +368,27 @@ class Capture(Strategy):
     """The gradient and the weights at the first update after it was armed."""
 
     def __init__(self) -> None:
-        self.armed, self.gradient, self.before, self.batch = False, list[Tensor](), nn.Module(), Batch({}, torch.zeros(1, 0))
+        self.armed, self.gradient, self.before, self.batch = (
+            False,
+            list[Tensor](),
+            nn.Module(),
+            Batch({}, torch.zeros(1, 0)),
+        )
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
         if self.armed and not self.gradient:
             assert batch is not None
-            self.gradient = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in learner.module.parameters()]
+            self.gradient = [
+                torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                for p in learner.module.parameters()
+            ]
             self.before, self.batch = copy.deepcopy(learner.module), batch
 
 
 def first_update(learner: SB3Learner, strategies: list[Strategy]) -> Capture:
-    """The first update of the second task, from weights away from the first's end, which both strategies were told of."""
+    """The first update of the second task, from weights away from the first's end, which both
+    strategies were told of.
+    """
     capture = Capture()
     learner.attach([*strategies, capture])
     learner.model.set_random_seed(0)
@@ -321,14 +406,20 @@ def first_update(learner: SB3Learner, strategies: list[Strategy]) -> Capture:
 
 
 def test_in_ppo_the_formulas_gradient_joins_ppos_own() -> None:
-    """With and without, from the same weights and the same minibatch: their difference is the formula's gradient."""
+    """With and without, from the same weights and the same minibatch: their difference is the
+    formula's gradient.
+    """
     lwf = LwF(5.0)
     with_it, without = first_update(control_learner(), [lwf]), first_update(control_learner(), [])
     assert same(weights(with_it.before), weights(without.before))
     looker, then = control_learner(), lwf.teacher.module
-    (m, log_s), (m_now, log_s_now) = (Gaussian(2).split(looker.outputs(with_it.batch, net)) for net in (then, with_it.before))
+    (m, log_s), (m_now, log_s_now) = (
+        Gaussian(2).split(looker.outputs(with_it.batch, net)) for net in (then, with_it.before)
+    )
     s, s_now = log_s.exp(), log_s_now.exp()
-    written = 5.0 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
+    written = (
+        5.0 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
+    )
     own = gradients(written, with_it.before)
     assert max(float(g.abs().max()) for g in own) > 1e-3
     for total, plain, part in zip(with_it.gradient, without.gradient, own, strict=True):
@@ -336,7 +427,9 @@ def test_in_ppo_the_formulas_gradient_joins_ppos_own() -> None:
 
 
 def test_in_ppo_it_is_the_heads_of_ended_tasks_that_are_kept() -> None:
-    """Where each task has a head the formula is that of the past one, on the new task's observations."""
+    """Where each task has a head the formula is that of the past one, on the new task's
+    observations.
+    """
 
     def heads(observation_space: Any, action_space: Any) -> nn.Module:
         return agent(observation_space, action_space, head_per_task=True)
@@ -347,7 +440,10 @@ def test_in_ppo_it_is_the_heads_of_ended_tasks_that_are_kept() -> None:
     lwf = LwF(5.0)
     with_it, without = first_update(learner(), [lwf]), first_update(learner(), [])
     looker = learner()
-    z_then, z = (looker.forward(with_it.batch, net).heads[:, :, 0] for net in (lwf.teacher.module, with_it.before))  # type: ignore[index]
+    z_then, z = (
+        looker.forward(with_it.batch, net).heads[:, :, 0]
+        for net in (lwf.teacher.module, with_it.before)
+    )  # type: ignore[index]
     own = gradients(5.0 * Gaussian(2).kl(z_then, z).mean(), with_it.before)
     assert max(float(g.abs().max()) for g in own) > 1e-3
     for total, plain, part in zip(with_it.gradient, without.gradient, own, strict=True):
@@ -359,7 +455,11 @@ def test_in_ppo_it_is_the_heads_of_ended_tasks_that_are_kept() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    keyword_grid(strength=[-0.5, float("nan"), float("inf")], temperature=[0.0, -1.0, float("nan"), float("inf")], outputs=["new"]),
+    keyword_grid(
+        strength=[-0.5, float("nan"), float("inf")],
+        temperature=[0.0, -1.0, float("nan"), float("inf")],
+        outputs=["new"],
+    ),
     ids=str,
 )
 def test_settings_that_cannot_be_are_refused_by_name_and_value(bad: dict[str, Any]) -> None:

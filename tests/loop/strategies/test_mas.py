@@ -52,7 +52,9 @@ def test_mas_importance_by_finite_differences(net: str, length: int) -> None:
         torch.testing.assert_close(omega, expected[name], rtol=1e-6, atol=1e-8)
     parameters = list(learner.weights().values())
     together = torch.autograd.grad((learner.outputs(batch) ** 2).sum((0, 2)).mean(), parameters)
-    assert distance(list(expected.values()), [g.abs() for g in together]) > 1e-2  # the mean of absolutes is not the absolute mean
+    assert (
+        distance(list(expected.values()), [g.abs() for g in together]) > 1e-2
+    )  # the mean of absolutes is not the absolute mean
 
 
 def test_mas_importance_depends_on_no_batching_and_is_of_as_many_examples_as_asked_for() -> None:
@@ -75,8 +77,12 @@ def test_mas_sums_importance_over_tasks_and_holds_to_the_last_weights() -> None:
     importance = {n: torch.zeros_like(p) for n, p in learner.weights().items()}
     for task in range(3):
         last, batch = move(learner, task), vector_batch(7, 4, 3, seed=task)
-        expected = by_single_examples(learner, batch, lambda b: (learner.outputs(b) ** 2).sum((0, 2))[None], 1)
+        expected = by_single_examples(
+            learner, batch, lambda b: (learner.outputs(b) ** 2).sum((0, 2))[None], 1
+        )
         strategy.end_task(Named(task), learner, [batch])
-        importance = {n: total + e for (n, total), e in zip(importance.items(), expected, strict=True)}
+        importance = {
+            n: total + e for (n, total), e in zip(importance.items(), expected, strict=True)
+        }
         move(learner, 10 + task)
         assert distance(edited(learner, strategy), pull(learner, 0.7, importance, last)) < 1e-10

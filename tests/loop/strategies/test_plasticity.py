@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 from architecture_helpers import examples, seen, teach, told
-from loop_helpers import FixedLearner, FlatNet, distance, keyword_grid, mlp, same, stream, vector_batch, weights
+from loop_helpers import (
+    FixedLearner,
+    FlatNet,
+    distance,
+    keyword_grid,
+    mlp,
+    same,
+    stream,
+    vector_batch,
+    weights,
+)
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
@@ -34,7 +44,11 @@ from everloop.loop.strategies.continual_backprop import hidden_layers
 
 def learner_of(layers: nn.Module, lr: float = 0.1, adam: bool = False) -> FixedLearner:
     module = FlatNet(layers, "x").double()
-    optimizer = torch.optim.Adam(module.parameters(), lr=lr) if adam else torch.optim.SGD(module.parameters(), lr=lr)
+    optimizer = (
+        torch.optim.Adam(module.parameters(), lr=lr)
+        if adam
+        else torch.optim.SGD(module.parameters(), lr=lr)
+    )
     return FixedLearner(module, Categorical(3), optimizer)
 
 
@@ -47,7 +61,10 @@ def two_layers(seed: int = 0, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
 def test_hidden_units_are_found_behind_any_usual_activation(act: type[nn.Module]) -> None:
     layers = two_layers(act=act)
     found = hidden_layers(learner_of(layers), vector_batch(2, 4, 3))
-    assert [(layer.reads, layer.feeds) for layer in found] == [(layers[0], layers[2]), (layers[2], layers[4])]
+    assert [(layer.reads, layer.feeds) for layer in found] == [
+        (layers[0], layers[2]),
+        (layers[2], layers[4]),
+    ]
 
 
 def test_units_that_something_else_reads_too_or_changes_are_left_alone() -> None:
@@ -71,10 +88,17 @@ def test_units_that_something_else_reads_too_or_changes_are_left_alone() -> None
             h = torch.relu(self.a(x))
             return self.c(h + torch.relu(self.b(h)))  # type: ignore[no-any-return]
 
-    for layers in (Forked(), Skipped(), nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)), nn.Linear(4, 3)):
+    for layers in (
+        Forked(),
+        Skipped(),
+        nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)),
+        nn.Linear(4, 3),
+    ):
         learner = learner_of(layers)
         assert hidden_layers(learner, vector_batch(2, 4, 3)) == []
-        with pytest.raises(ValueError, match="continual_backprop finds no hidden units; use a network"):
+        with pytest.raises(
+            ValueError, match="continual_backprop finds no hidden units; use a network"
+        ):
             ContinualBackprop(0.1).observe(vector_batch(2, 4, 3), learner)
 
 
@@ -103,21 +127,32 @@ def test_units_that_another_strategy_has_frozen_stay(keeper: Any, network: Any, 
 
 def test_utility_is_the_running_mean_of_activity_times_outgoing_weights() -> None:
     layers = two_layers()
-    learner, strategy, batch = learner_of(layers, lr=0.0), ContinualBackprop(1e-9, decay=0.9, interval=2), vector_batch(8, 4, 3)
+    learner, strategy, batch = (
+        learner_of(layers, lr=0.0),
+        ContinualBackprop(1e-9, decay=0.9, interval=2),
+        vector_batch(8, 4, 3),
+    )
     strategy.observe(batch, learner)
     learner.minibatch = batch
     for _ in range(6):
         strategy.after_step(learner)
     h = torch.relu(layers[0](batch.obs["x"][0]))
     expected = (1 - 0.9**6) * h.abs().mean(0) * layers[2].weight.abs().sum(0)
-    torch.testing.assert_close(strategy.layers[0].utility.double(), expected.detach(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        strategy.layers[0].utility.double(), expected.detach(), rtol=1e-5, atol=1e-7
+    )
 
 
 def test_the_least_useful_mature_units_are_replaced_at_the_written_rate() -> None:
-    """rate * units * steps of them; incoming weights within the initial bound, outgoing ones 0, moments of Adam 0."""
+    """rate * units * steps of them; incoming weights within the initial bound, outgoing ones 0,
+    moments of Adam 0.
+    """
     layers = two_layers()
     learner = learner_of(layers, lr=1e-3, adam=True)
-    strategy, batch = ContinualBackprop(1 / 60 + 1e-9, maturity=5, decay=0.5, interval=1), vector_batch(8, 4, 3)
+    strategy, batch = (
+        ContinualBackprop(1 / 60 + 1e-9, maturity=5, decay=0.5, interval=1),
+        vector_batch(8, 4, 3),
+    )
     strategy.observe(batch, learner)
     learner.minibatch = batch
     for _ in range(5):
@@ -167,10 +202,14 @@ def test_shrink_and_perturb_is_the_written_mixture_before_every_task_but_the_fir
     assert same(weights(learner.module), before)
     strategy.after_step(learner)
     strategy.begin_task(learner.world.tasks[1], learner)
-    fresh = [(now - 0.7 * old) / 0.2 for now, old in zip(weights(learner.module), before, strict=True)]
+    fresh = [
+        (now - 0.7 * old) / 0.2 for now, old in zip(weights(learner.module), before, strict=True)
+    ]
     bounds = [64**-0.5, 64**-0.5, 12**-0.5, 12**-0.5]
     assert all(float(x.abs().max()) <= b + 1e-5 for x, b in zip(fresh, bounds, strict=True))
-    assert float(fresh[0].std()) == pytest.approx(64**-0.5 / 3**0.5, rel=0.1)  # uniform, as nn.Linear draws
+    assert float(fresh[0].std()) == pytest.approx(
+        64**-0.5 / 3**0.5, rel=0.1
+    )  # uniform, as nn.Linear draws
     pure = ShrinkAndPerturb(shrink=0.5, noise=0.0)
     then = weights(learner.module)
     pure.begin_task(learner.world.tasks[0], learner)
@@ -202,7 +241,9 @@ def test_in_a_loop_of_somebody_elses_the_fresh_weights_are_of_the_network_alone(
 
 
 @pytest.mark.parametrize("last", [True, False])
-def test_weights_that_come_while_a_task_is_learned_are_pulled_to_where_they_began(last: bool) -> None:
+def test_weights_that_come_while_a_task_is_learned_are_pulled_to_where_they_began(
+    last: bool,
+) -> None:
     torch.manual_seed(0)
     learner = SupervisedLearner(Classifier(GrowingMLP((8, 8, 1), (6, 6)), 10), stream())
     pull, growth = L2Init(0.1), Growth(units=4, threshold=0.0, patience=3, limit=2)
@@ -225,7 +266,15 @@ def digits() -> SupervisedLearner:
 def test_reptile_goes_part_of_the_way_to_the_adapted_weights(batches: int) -> None:
     """On the batches that the world shows of the task it has chosen, each but once."""
     learner = digits()
-    reptile = Reptile(inner_lr=0.3, outer_lr=0.4, adaptation_steps=3, iterations=1, batches=batches, tasks=[2], seed=5)
+    reptile = Reptile(
+        inner_lr=0.3,
+        outer_lr=0.4,
+        adaptation_steps=3,
+        iterations=1,
+        batches=batches,
+        tasks=[2],
+        seed=5,
+    )
     before = weights(learner.module)
     reptile.begin_task(learner.world.tasks[0], learner)
     after = weights(learner.module)
@@ -286,17 +335,23 @@ def test_mamls_outer_step_is_adams() -> None:
 
 
 @pytest.mark.parametrize(("method", "outer_lr"), [(Reptile, 0.5), (MAML, 0.01)])
-def test_pretrained_weights_adapt_faster_than_random_ones(method: type[Reptile] | type[MAML], outer_lr: float) -> None:
+def test_pretrained_weights_adapt_faster_than_random_ones(
+    method: type[Reptile] | type[MAML], outer_lr: float
+) -> None:
     def loss_after_a_step(learner: SupervisedLearner) -> float:
         total = 0.0
         for task in range(5):
             batch, other = (learner.rollout(stream(), [task], 4, seed) for seed in (100, 200))
-            w = MAML(inner_lr=0.5).adapted(learner, [partial(learner.loss, batch)], create_graph=False)
+            w = MAML(inner_lr=0.5).adapted(
+                learner, [partial(learner.loss, batch)], create_graph=False
+            )
             total += float(learner.loss(other, w).detach())
         return total / 5
 
     plain, trained = digits(), digits()
-    method(inner_lr=0.5, outer_lr=outer_lr, adaptation_steps=1, iterations=60).begin_task(trained.world.tasks[0], trained)
+    method(inner_lr=0.5, outer_lr=outer_lr, adaptation_steps=1, iterations=60).begin_task(
+        trained.world.tasks[0], trained
+    )
     assert loss_after_a_step(trained) < 0.8 * loss_after_a_step(plain)
 
 
@@ -306,7 +361,9 @@ def test_tasks_that_are_not_there_are_refused() -> None:
 
 
 def test_la_maml_is_the_written_update() -> None:
-    """Two parts, a draw that is known, plain gradient descent; a second step has the rates of the first."""
+    """Two parts, a draw that is known, plain gradient descent; a second step has the rates of the
+    first.
+    """
     layers = two_layers()
     learner = learner_of(layers, lr=0.7)
     strategy = LaMAML(alpha=0.2, alpha_lr=0.5, parts=2, capacity=6, batch_size=4)
@@ -382,14 +439,32 @@ def test_meta_training_draws_from_nobody_elses_generator_and_happens_once() -> N
 @pytest.mark.parametrize(
     ("strategy", "bad"),
     [
-        *[(ContinualBackprop, b) for b in keyword_grid(replacement_rate=[-0.1, 1.5], maturity=[-1], decay=[-0.1, 1.1], interval=[0])],
+        *[
+            (ContinualBackprop, b)
+            for b in keyword_grid(
+                replacement_rate=[-0.1, 1.5], maturity=[-1], decay=[-0.1, 1.1], interval=[0]
+            )
+        ],
         *[(ShrinkAndPerturb, b) for b in keyword_grid(shrink=[-0.1, 1.1], noise=[-1.0])],
-        *[(s, b) for s in (Reptile, MAML) for b in keyword_grid(inner_lr=[-1.0], outer_lr=[-1.0], adaptation_steps=[0], iterations=[-1])],
-        *[(LaMAML, b) for b in keyword_grid(strength=[-0.1, 1.1], alpha=[-1.0], alpha_lr=[-1.0], parts=[0], memory=["many"])],
+        *[
+            (s, b)
+            for s in (Reptile, MAML)
+            for b in keyword_grid(
+                inner_lr=[-1.0], outer_lr=[-1.0], adaptation_steps=[0], iterations=[-1]
+            )
+        ],
+        *[
+            (LaMAML, b)
+            for b in keyword_grid(
+                strength=[-0.1, 1.1], alpha=[-1.0], alpha_lr=[-1.0], parts=[0], memory=["many"]
+            )
+        ],
     ],
     ids=lambda x: getattr(x, "__name__", str(x)),
 )
-def test_settings_that_cannot_be_are_refused_by_name_and_value(strategy: type[Strategy], bad: dict[str, Any]) -> None:
+def test_settings_that_cannot_be_are_refused_by_name_and_value(
+    strategy: type[Strategy], bad: dict[str, Any]
+) -> None:
     ((name, value),) = bad.items()
     with pytest.raises(ValueError, match=f"{name} is {value!r}, allowed: "):
         strategy(**bad)

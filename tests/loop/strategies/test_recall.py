@@ -1,4 +1,6 @@
-"""What strategies rehearse goes through the network together with the fresh batch: the update is the same, in one pass."""
+"""What strategies rehearse goes through the network together with the fresh batch: the update is
+the same, in one pass.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,17 @@ from loop_helpers import distance, mlp, stream, vector_batch, vector_learner, we
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier
-from everloop.loop import DER, ERACE, Batch, DERPlusPlus, ICaRL, Learner, Replay, Strategy, SupervisedLearner
+from everloop.loop import (
+    DER,
+    ERACE,
+    Batch,
+    DERPlusPlus,
+    ICaRL,
+    Learner,
+    Replay,
+    Strategy,
+    SupervisedLearner,
+)
 
 RATE = 0.05
 REHEARSING: dict[str, Callable[[], Strategy]] = {
@@ -27,7 +39,9 @@ REHEARSING: dict[str, Callable[[], Strategy]] = {
 
 def learner_of(module: nn.Module | None = None, **world: Any) -> SupervisedLearner:
     module = module or mlp(hidden=12)
-    return SupervisedLearner(module, stream(**world), optimizer=torch.optim.SGD(module.parameters(), lr=RATE))
+    return SupervisedLearner(
+        module, stream(**world), optimizer=torch.optim.SGD(module.parameters(), lr=RATE)
+    )
 
 
 def learn(learner: Learner, tasks: list[int], steps: int = 64) -> None:
@@ -49,7 +63,9 @@ def test_the_outputs_of_one_pass_are_those_of_one_for_each_batch(heads: int) -> 
     for i, size in enumerate((5, 1, 3)):
         plain = vector_batch(size, 3, 4, seed=i)
         cue = nn.functional.one_hot(torch.arange(size)[None] % 3, 3).float()
-        batches.append(Batch({"image": plain.obs["x"].reshape(1, size, 1, 1, 3), "cue": cue}, plain.start))
+        batches.append(
+            Batch({"image": plain.obs["x"].reshape(1, size, 1, 1, 3), "cue": cue}, plain.start)
+        )
     for batch, together in zip(batches, learner.forward_joined(batches), strict=True):
         alone = learner.forward(batch)
         torch.testing.assert_close(together.prediction, alone.prediction)
@@ -61,7 +77,9 @@ def test_the_outputs_of_one_pass_are_those_of_one_for_each_batch(heads: int) -> 
 
 @pytest.mark.parametrize("name", REHEARSING)
 def test_an_update_is_along_the_losses_as_they_would_be_of_a_pass_each(name: str) -> None:
-    """loss(fresh) + what the strategy adds to it + its loss of what it recalls, which is stored before the batch is seen."""
+    """loss(fresh) + what the strategy adds to it + its loss of what it recalls, which is stored
+    before the batch is seen.
+    """
     strategy, learner = REHEARSING[name](), learner_of()
     learner.attach([strategy])
     learn(learner, [0])
@@ -77,10 +95,17 @@ def test_an_update_is_along_the_losses_as_they_would_be_of_a_pass_each(name: str
     assert len(stored) == (12 if name == "derpp" else 6)
     twin.observe(fresh, there)
     output = there.forward(fresh)
-    total = there.loss_of(output.prediction, fresh.target) + twin.recall_loss(there, stored, there.forward(stored))  # type: ignore[arg-type]
+    total = there.loss_of(output.prediction, fresh.target) + twin.recall_loss(
+        there, stored, there.forward(stored)
+    )  # type: ignore[arg-type]
     added = twin.output_loss(there, fresh, output)
     total = total if added is None else total + added
-    expected = [p - RATE * g for p, g in zip(weights(before), torch.autograd.grad(total, list(before.parameters())), strict=True)]
+    expected = [
+        p - RATE * g
+        for p, g in zip(
+            weights(before), torch.autograd.grad(total, list(before.parameters())), strict=True
+        )
+    ]
     assert distance(weights(learner.module), expected) < 1e-12
     assert distance(weights(learner.module), weights(before)) > 1e-4
 

@@ -26,14 +26,29 @@ from stable_baselines3 import PPO
 from torch import Tensor, nn
 
 from everloop.envs.data import digits
-from everloop.loop import AGEM, CLEAR, DER, GEM, MIR, Batch, DERPlusPlus, Gaussian, Learner, Replay, SupervisedLearner, attach
+from everloop.loop import (
+    AGEM,
+    CLEAR,
+    DER,
+    GEM,
+    MIR,
+    Batch,
+    DERPlusPlus,
+    Gaussian,
+    Learner,
+    Replay,
+    SupervisedLearner,
+    attach,
+)
 from everloop.loop.sb3.on_policy import SB3Learner
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
 
 
 def digit_learner() -> SupervisedLearner:
     module = mlp()
-    return SupervisedLearner(module, stream(), optimizer=torch.optim.SGD(module.parameters(), lr=0.05))
+    return SupervisedLearner(
+        module, stream(), optimizer=torch.optim.SGD(module.parameters(), lr=0.05)
+    )
 
 
 def train(learner: Learner, replay: Rehearsal, tasks: list[int], steps: int = 64) -> None:
@@ -76,7 +91,9 @@ def test_only_ended_tasks_are_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None
     assert rehearsed.tasks() == {0, 1}
 
 
-def test_a_task_that_comes_back_is_rehearsed_again_only_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_comes_back_is_rehearsed_again_only_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     learner, replay = digit_learner(), Replay(capacity=200, batch_size=5)
     train(learner, replay, [0, 1])
     rehearsed = Rehearsed(replay, monkeypatch)
@@ -98,7 +115,12 @@ def test_the_update_is_along_the_loss_plus_strength_times_the_stored_examples_lo
     replay.memory.rng.bit_generator.state = state
     stored = Batch.from_items(replay.memory.read(drawn), torch.device("cpu"))
     total = learner.loss(fresh) + 0.7 * learner.loss(stored)
-    expected = [w - 0.05 * g for w, g in zip(before, torch.autograd.grad(total, list(learner.module.parameters())), strict=True)]
+    expected = [
+        w - 0.05 * g
+        for w, g in zip(
+            before, torch.autograd.grad(total, list(learner.module.parameters())), strict=True
+        )
+    ]
     learner.updater.step(learner.loss(fresh))
     assert distance(weights(learner.module), expected) < 1e-12
 
@@ -125,7 +147,9 @@ def test_at_a_control_tasks_end_the_policys_own_outputs_become_the_target(recurr
     assert stored.target is not None
     assert len(stored) == 20 if not recurrent else len(stored) > 1
     assert stored.length == learner.sequence_length
-    torch.testing.assert_close(stored.target, learner.outputs(stored).detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        stored.target, learner.outputs(stored).detach(), rtol=1e-5, atol=1e-6
+    )
     loss = rehearsal_loss(replay, learner)
     assert loss is not None
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
@@ -153,8 +177,12 @@ def forgetful_learner() -> SB3Learner:
 
 
 @pytest.mark.parametrize("kind", [Replay, MIR, AGEM, GEM])
-def test_the_target_in_control_is_what_the_policy_that_has_finished_the_task_puts_out_when_judged(kind: Any) -> None:
-    """For all that hold on to what was learned: not what it put out on the way, nor with units dropped at random."""
+def test_the_target_in_control_is_what_the_policy_that_has_finished_the_task_puts_out_when_judged(
+    kind: Any,
+) -> None:
+    """For all that hold on to what was learned: not what it put out on the way, nor with units
+    dropped at random.
+    """
     learner, strategy = forgetful_learner(), kind(capacity=300, batch_size=4)
     train(learner, strategy, [0, 1])
     for task, now in ((1, True), (0, False)):
@@ -193,7 +221,11 @@ def test_what_is_stored_on_the_way_is_of_the_network_as_it_is_judged(kind: Any) 
     torch.testing.assert_close(strategy.read(np.arange(len(batch)), learner).target, outputs)
 
 
-@pytest.mark.parametrize("kind", [Replay, DERPlusPlus, partial(Replay, memory="uncertain")], ids=["replay", "derpp", "by entropy"])
+@pytest.mark.parametrize(
+    "kind",
+    [Replay, DERPlusPlus, partial(Replay, memory="uncertain")],
+    ids=["replay", "derpp", "by entropy"],
+)
 def test_networks_in_bfloat16_rehearse_what_they_were_shown(kind: Any) -> None:
     torch.manual_seed(0)
     module = nn.Linear(4, 3).bfloat16()
@@ -215,7 +247,9 @@ def test_networks_in_bfloat16_rehearse_what_they_were_shown(kind: Any) -> None:
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
 def test_in_control_the_loss_is_the_divergence_from_the_stored_policy(recurrent: bool) -> None:
-    """KL(N(m, s) || N(m', s')) = log(s'/s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2, summed over the action's dimensions."""
+    """KL(N(m, s) || N(m', s')) = log(s'/s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2, summed over the
+    action's dimensions.
+    """
     learner, replay = control_learner(recurrent), Replay(strength=0.7, capacity=20, batch_size=4)
     train(learner, replay, [0])
     torch.manual_seed(0)
@@ -223,18 +257,27 @@ def test_in_control_the_loss_is_the_divergence_from_the_stored_policy(recurrent:
         for p in learner.module.parameters():
             p.add_(0.1 * torch.randn_like(p))
     state = replay.memory.rng.bit_generator.state
-    batch = Batch.from_items(replay.memory.read(replay.memory.draw(4, np.array([0]))), learner.device)
+    batch = Batch.from_items(
+        replay.memory.read(replay.memory.draw(4, np.array([0]))), learner.device
+    )
     replay.memory.rng.bit_generator.state = state
     loss = rehearsal_loss(replay, learner)
 
-    (m, log_s), (m_now, log_s_now) = Gaussian(2).split(batch.target), Gaussian(2).split(learner.outputs(batch))  # type: ignore[arg-type]
+    (m, log_s), (m_now, log_s_now) = (
+        Gaussian(2).split(batch.target),
+        Gaussian(2).split(learner.outputs(batch)),
+    )  # type: ignore[arg-type]
     s, s_now = log_s.exp(), log_s_now.exp()
-    written = 0.7 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
+    written = (
+        0.7 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
+    )
     parameters = [p for n, p in learner.module.named_parameters() if not n.startswith("value")]
     assert loss is not None
     assert float(loss.detach()) > 1e-3
     torch.testing.assert_close(loss, written, rtol=1e-4, atol=1e-6)
-    for a, b in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(written, parameters), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(written, parameters), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
@@ -242,7 +285,10 @@ def test_targets_of_earlier_tasks_stay_as_they_were_at_their_own_end() -> None:
     learner, replay = control_learner(), Replay(capacity=60, batch_size=4)
     train(learner, replay, [0])
     items = replay.memory.read(np.arange(len(replay.memory)))
-    then = {image.tobytes(): target for image, target in zip(items["obs.sensor_0"], items["target"], strict=True)}
+    then = {
+        image.tobytes(): target
+        for image, target in zip(items["obs.sensor_0"], items["target"], strict=True)
+    }
     train(learner, replay, [1])
     items = replay.memory.read(np.flatnonzero(replay.memory.items["task"] == 0))
     assert len(items["task"]) > 5
@@ -291,7 +337,11 @@ def test_global_generators_are_not_drawn_from() -> None:
     assert np.random.get_state()[1].tolist() == np_state  # noqa: NPY002
 
 
-@pytest.mark.parametrize("bad", keyword_grid(strength=[-0.5, float("nan"), float("inf")], capacity=[0, -3], batch_size=[0, -2]), ids=str)
+@pytest.mark.parametrize(
+    "bad",
+    keyword_grid(strength=[-0.5, float("nan"), float("inf")], capacity=[0, -3], batch_size=[0, -2]),
+    ids=str,
+)
 def test_settings_that_cannot_be_are_refused_by_name_and_value(bad: dict[str, Any]) -> None:
     ((name, value),) = bad.items()
     with pytest.raises(ValueError, match=f"{name} is {value}, allowed: "):

@@ -65,7 +65,9 @@ def regression_batches(task: int, count: int) -> list[Batch]:
     best = torch.tensor([[2.0, -1.0], [-1.0, 3.0], [0.5, 0.5]], dtype=torch.float64)[task]
     batches = []
     for i in range(count):
-        x = torch.randn(1, 4, 2, generator=g, dtype=torch.float64) * torch.tensor([0.5 + 0.3 * i, 1.5])
+        x = torch.randn(1, 4, 2, generator=g, dtype=torch.float64) * torch.tensor(
+            [0.5 + 0.3 * i, 1.5]
+        )
         batches.append(Batch({"x": x}, torch.ones(1, 4, dtype=torch.bool), (x @ best)[..., None]))
     return batches
 
@@ -84,12 +86,16 @@ class HandMade:
         for first in range(0, len(batches), self.interval):
             x = batches[first].obs["x"][0]
             now = (x**2).mean(0)
-            self.fisher = now if self.fisher is None else self.alpha * now + (1 - self.alpha) * self.fisher
+            self.fisher = (
+                now if self.fisher is None else self.alpha * now + (1 - self.alpha) * self.fisher
+            )
             start, drop = self.w, torch.zeros(2).double()
             for batch in batches[first : first + self.interval]:
                 x, y = batch.obs["x"][0], batch.target[0, :, 0]  # type: ignore[index]
                 own = -((y - x @ self.w)[:, None] * x).mean(0)
-                after = self.w - 0.1 * (own + 2 * self.strength * self.importance * (self.w - self.anchor))
+                after = self.w - 0.1 * (
+                    own + 2 * self.strength * self.importance * (self.w - self.anchor)
+                )
                 drop -= own * (after - self.w)
                 self.w = after
             score += drop.clamp(min=0) / (0.5 * self.fisher * (self.w - start) ** 2 + 1e-3)
@@ -113,33 +119,56 @@ def test_rwalk_of_two_weights_by_hand(interval: int, alpha: float) -> None:
         strategy.end_task(Named(task), learner, batches)
         hand.learn(batches)
         torch.testing.assert_close(learner.w, hand.w, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(strategy.penalty.precision["layers.weight"][0], hand.importance, rtol=1e-11, atol=1e-12)
-        torch.testing.assert_close(strategy.penalty.anchor["layers.weight"][0], hand.anchor, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            strategy.penalty.precision["layers.weight"][0], hand.importance, rtol=1e-11, atol=1e-12
+        )
+        torch.testing.assert_close(
+            strategy.penalty.anchor["layers.weight"][0], hand.anchor, rtol=1e-12, atol=1e-12
+        )
     assert float((hand.importance[0] - hand.importance[1]).abs()) > 0.005
 
 
 def test_rwalks_first_step_in_numbers() -> None:
-    """x = (1, 2), y = 1, w = 0, lr 0.1: g = -(1, 2), way 0.1 (1, 2), omega 0.1 (1, 4), F (1, 4), and so on to the score."""
+    """x = (1, 2), y = 1, w = 0, lr 0.1: g = -(1, 2), way 0.1 (1, 2), omega 0.1 (1, 4), F (1, 4),
+    and so on to the score.
+    """
     learner, strategy = Regression(), RWalk(1.0, interval=1)
     learner.move([0.0, 0.0])
     learner.attach([strategy])
-    batch = Batch({"x": torch.tensor([[[1.0, 2.0]]]).double()}, torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1, 1).double())
+    batch = Batch(
+        {"x": torch.tensor([[[1.0, 2.0]]]).double()},
+        torch.ones(1, 1, dtype=torch.bool),
+        torch.ones(1, 1, 1).double(),
+    )
     learner.take_step(batch)
     strategy.end_task(Named(), learner, [batch])
-    score = [0.1 / (0.5 * 1 * 0.01 + 1e-3), 0.4 / (0.5 * 4 * 0.04 + 1e-3)]  # 16.7 and 4.9: the first is the larger
+    score = [
+        0.1 / (0.5 * 1 * 0.01 + 1e-3),
+        0.4 / (0.5 * 4 * 0.04 + 1e-3),
+    ]  # 16.7 and 4.9: the first is the larger
     expected = torch.tensor([0.25 + 1.0, 1.0 + score[1] / score[0]]).double()
-    torch.testing.assert_close(strategy.penalty.precision["layers.weight"][0], expected, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(
+        strategy.penalty.precision["layers.weight"][0], expected, rtol=1e-6, atol=0.0
+    )
     assert strategy.penalty.anchor["layers.weight"][0].tolist() == [0.1, 0.2]
 
 
 def test_the_new_fisher_weighs_nine_times_the_old_one() -> None:
-    """F^t = alpha F + (1 - alpha) F^(t-1) with alpha = 0.9, as in section 4.1 and the authors' code: of x^2 = 1, 4, 9 here."""
+    """F^t = alpha F + (1 - alpha) F^(t-1) with alpha = 0.9, as in section 4.1 and the authors'
+    code: of x^2 = 1, 4, 9 here.
+    """
     learner, strategy = Regression(), RWalk(interval=1)
     learner.attach([strategy])
     for x in (1.0, 2.0, 3.0):
-        batch = Batch({"x": torch.tensor([[[x, 0.0]]]).double()}, torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1, 1).double())
+        batch = Batch(
+            {"x": torch.tensor([[[x, 0.0]]]).double()},
+            torch.ones(1, 1, dtype=torch.bool),
+            torch.ones(1, 1, 1).double(),
+        )
         learner.take_step(batch)
-    assert strategy.fisher["layers.weight"][0].tolist() == pytest.approx([0.9 * 9 + 0.1 * (0.9 * 4 + 0.1 * 1), 0.0])
+    assert strategy.fisher["layers.weight"][0].tolist() == pytest.approx(
+        [0.9 * 9 + 0.1 * (0.9 * 4 + 0.1 * 1), 0.0]
+    )
 
 
 def test_rwalk_scales_both_parts_to_at_most_1_over_all_layers() -> None:
@@ -154,7 +183,9 @@ def test_rwalk_scales_both_parts_to_at_most_1_over_all_layers() -> None:
         fisher = max(float(F.max()) for F in strategy.fisher.values())
         parts = [strategy.penalty.precision[n] - F / fisher for n, F in strategy.fisher.items()]
         largest = max(float(s.max()) for s in parts)
-        assert largest == pytest.approx(1.0, rel=1e-9) if task == 0 else 0.5 <= largest <= 1.0 + 1e-9
+        assert (
+            largest == pytest.approx(1.0, rel=1e-9) if task == 0 else 0.5 <= largest <= 1.0 + 1e-9
+        )
         assert min(float(s.min()) for s in parts) > -1e-12
 
 
@@ -169,7 +200,9 @@ def test_rwalks_pull_is_its_penaltys_gradient() -> None:
     hand = HandMade(0.7, 2, 0.9, torch.tensor([0.3, -0.2]).float().double())
     hand.learn(batches)
     learner.move([5.0, -7.0])
-    expected = pull(learner, 0.7, {"layers.weight": hand.importance[None]}, {"layers.weight": hand.anchor[None]})
+    expected = pull(
+        learner, 0.7, {"layers.weight": hand.importance[None]}, {"layers.weight": hand.anchor[None]}
+    )
     assert distance(edited(learner, strategy), expected) < 1e-10
 
 

@@ -39,14 +39,21 @@ BAD: dict[type[Strategy], dict[str, Any]] = {
     ERACE: REHEARSAL,
     MIR: REHEARSAL | {"candidates": [63, 0, -1], "lookahead": STRENGTHS},
     CLEAR: REHEARSAL | {"value_strength": STRENGTHS},
-    GDumb: MEMORY | {"memory": ["all", ""], "epochs": [-1], "learning_rate": [0.0, -0.1, float("nan"), float("inf")]},
+    GDumb: MEMORY
+    | {
+        "memory": ["all", ""],
+        "epochs": [-1],
+        "learning_rate": [0.0, -0.1, float("nan"), float("inf")],
+    },
     ICaRL: MEMORY | {"strength": [*STRENGTHS, 1.1]},
 }
 CASES = [(strategy, bad) for strategy, values in BAD.items() for bad in keyword_grid(**values)]
 
 
 @pytest.mark.parametrize(("strategy", "bad"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
-def test_settings_that_cannot_be_are_refused_by_name_and_value(strategy: Any, bad: dict[str, Any]) -> None:
+def test_settings_that_cannot_be_are_refused_by_name_and_value(
+    strategy: Any, bad: dict[str, Any]
+) -> None:
     ((name, value),) = bad.items()
     with pytest.raises(ValueError, match=rf"^{name} is {value!r}, allowed: "):
         strategy(**bad)

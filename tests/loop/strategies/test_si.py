@@ -47,7 +47,10 @@ def points(optimizer: Callable[[Any], torch.optim.Optimizer]) -> FixedLearner:
 
 
 Slope = dict[str, Tensor]
-SLOPE: Slope = {"a": torch.tensor([1.0, -0.5]).double(), "b": torch.tensor([2.0, -1.0, 0.25]).double()}
+SLOPE: Slope = {
+    "a": torch.tensor([1.0, -0.5]).double(),
+    "b": torch.tensor([2.0, -1.0, 0.25]).double(),
+}
 
 
 def line(learner: FixedLearner, slope: Slope) -> Tensor:
@@ -57,7 +60,9 @@ def line(learner: FixedLearner, slope: Slope) -> Tensor:
 
 def uphill(module: Points) -> torch.optim.Optimizer:
     """Descends in a, ascends in b."""
-    return torch.optim.SGD([{"params": [module.a]}, {"params": [module.b], "maximize": True}], lr=0.1)
+    return torch.optim.SGD(
+        [{"params": [module.a]}, {"params": [module.b], "maximize": True}], lr=0.1
+    )
 
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -71,8 +76,12 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("limit", [None, 0.3], ids=["", "clipped"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_of_a_linear_loss_the_path_integral_is_the_drop_exactly(optimizer: str, limit: float | None) -> None:
-    """omega_i = - g_i (w_i now - w_i then), whoever takes the steps and however they are clipped; all together the loss's drop."""
+def test_of_a_linear_loss_the_path_integral_is_the_drop_exactly(
+    optimizer: str, limit: float | None
+) -> None:
+    """omega_i = - g_i (w_i now - w_i then), whoever takes the steps and however they are clipped;
+    all together the loss's drop.
+    """
     learner, strategy = points(OPTIMIZERS[optimizer]), SI()
     learner.max_grad_norm = limit
     learner.attach([strategy])
@@ -82,7 +91,9 @@ def test_of_a_linear_loss_the_path_integral_is_the_drop_exactly(optimizer: str, 
         learner.updater.step(line(learner, SLOPE))
     omega = strategy.path.omega
     for name, w in snapshot(learner).items():
-        torch.testing.assert_close(omega[name], -SLOPE[name] * (w - then[name]), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            omega[name], -SLOPE[name] * (w - then[name]), rtol=1e-12, atol=1e-12
+        )
     drop = before - float(line(learner, SLOPE).detach())
     assert float(sum(o.sum() for o in omega.values())) == pytest.approx(drop, rel=1e-12)
     assert abs(drop) > 0.1
@@ -91,8 +102,13 @@ def test_of_a_linear_loss_the_path_integral_is_the_drop_exactly(optimizer: str, 
 
 
 def drops(steepness: Slope, steps: int, time: float = 1.0) -> tuple[Weights, Weights]:
-    """omega, and each weight's own drop of sum_i h_i / 2 w_i^2, after gradient flow for `time` in so many steps."""
-    learner, path = points(lambda m: torch.optim.SGD(m.parameters(), lr=time / steps)), PathIntegral()
+    """omega, and each weight's own drop of sum_i h_i / 2 w_i^2, after gradient flow for `time` in
+    so many steps.
+    """
+    learner, path = (
+        points(lambda m: torch.optim.SGD(m.parameters(), lr=time / steps)),
+        PathIntegral(),
+    )
     then = snapshot(learner)
     for _ in range(steps):
         learner.optimizer.zero_grad()
@@ -100,21 +116,33 @@ def drops(steepness: Slope, steps: int, time: float = 1.0) -> tuple[Weights, Wei
         path.before_step(learner)
         learner.optimizer.step()
         path.after_step()
-    return path.omega, {n: 0.5 * steepness[n] * (then[n] ** 2 - w**2) for n, w in snapshot(learner).items()}
+    return path.omega, {
+        n: 0.5 * steepness[n] * (then[n] ** 2 - w**2) for n, w in snapshot(learner).items()
+    }
 
 
 @pytest.mark.parametrize(
     "steepness",
-    [{"a": torch.full((2,), 2.0), "b": torch.full((3,), 2.0)}, {"a": torch.tensor([0.5, 2.0]), "b": torch.tensor([1.0, 3.0, 0.1])}],
+    [
+        {"a": torch.full((2,), 2.0), "b": torch.full((3,), 2.0)},
+        {"a": torch.tensor([0.5, 2.0]), "b": torch.tensor([1.0, 3.0, 0.1])},
+    ],
     ids=["a straight path", "a bent path"],
 )
-def test_of_a_quadratic_loss_the_path_integral_tends_to_the_drop_as_steps_get_small(steepness: Slope) -> None:
-    """The error is the second-order term, h / 2 sum of squared steps: at most lr h / 2 of the drop or so, and half with half the step."""
+def test_of_a_quadratic_loss_the_path_integral_tends_to_the_drop_as_steps_get_small(
+    steepness: Slope,
+) -> None:
+    """The error is the second-order term, h / 2 sum of squared steps: at most lr h / 2 of the drop
+    or so, and half with half the step.
+    """
     errors = []
     for steps in (100, 200, 400):
         omega, drop = drops(steepness, steps)
         relative = [(omega[n] - drop[n]) / drop[n] for n in omega]
-        assert all(bool((r > 0).all()) and bool((r < 1.1 / steps * steepness[n] / 2).all()) for n, r in zip(omega, relative, strict=True))
+        assert all(
+            bool((r > 0).all()) and bool((r < 1.1 / steps * steepness[n] / 2).all())
+            for n, r in zip(omega, relative, strict=True)
+        )
         errors.append(torch.cat(relative))
     for coarse, fine in pairwise(errors):
         torch.testing.assert_close(fine / coarse, torch.full_like(fine, 0.5), rtol=0.02, atol=0.0)
@@ -128,7 +156,9 @@ def test_of_a_network_all_path_integrals_together_are_the_drop_of_the_loss() -> 
     strategy.begin_task(Named(), learner)
     losses = [learner.updater.step(learner.loss(batch)) for _ in range(100)]
     drop = losses[0] - float(learner.loss(batch).detach())
-    assert float(sum(o.sum() for o in strategy.path.omega.values())) == pytest.approx(drop, rel=0.02)
+    assert float(sum(o.sum() for o in strategy.path.omega.values())) == pytest.approx(
+        drop, rel=0.02
+    )
     assert drop > 0.05
     strategy.end_task(Named(), learner, [batch])
     assert all(float(P.max()) > 0 for P in strategy.penalty.precision.values())
@@ -156,7 +186,9 @@ def test_a_path_goes_on_through_steps_in_which_weights_have_no_gradient() -> Non
         torch.testing.assert_close(path.omega[name], omega, rtol=1e-12, atol=1e-12)
 
 
-def play(learner: FixedLearner, strategy: SI, slope: Slope, steps: int = 6) -> tuple[Weights, Weights, Weights]:
+def play(
+    learner: FixedLearner, strategy: SI, slope: Slope, steps: int = 6
+) -> tuple[Weights, Weights, Weights]:
     """A task with a linear loss: weights before and after it, and omega when it ends."""
     strategy.begin_task(Named(), learner)
     then = snapshot(learner)
@@ -169,8 +201,12 @@ def play(learner: FixedLearner, strategy: SI, slope: Slope, steps: int = 6) -> t
 
 @pytest.mark.parametrize("damping", [1e-3, 0.1, 5.0])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_si_importance_is_the_drop_per_squared_distance_and_damping_summed_over_tasks(optimizer: str, damping: float) -> None:
-    """Omega_i = sum_k max(0, - g_ki Delta_ki) / (Delta_ki^2 + xi); what moves the weights between tasks counts for nothing."""
+def test_si_importance_is_the_drop_per_squared_distance_and_damping_summed_over_tasks(
+    optimizer: str, damping: float
+) -> None:
+    """Omega_i = sum_k max(0, - g_ki Delta_ki) / (Delta_ki^2 + xi); what moves the weights between
+    tasks counts for nothing.
+    """
     learner, strategy = points(OPTIMIZERS[optimizer]), SI(0.05, damping)
     learner.attach([strategy])
     importance = {n: torch.zeros_like(p) for n, p in learner.weights().items()}
@@ -195,7 +231,9 @@ def test_si_holds_weights_that_went_uphill_not_at_all() -> None:
 
 
 def test_sis_own_pull_changes_the_way_but_is_no_part_of_the_gradient_along_it() -> None:
-    """In the second task, under a strong pull, omega_i is still the loss's own slope times the way gone."""
+    """In the second task, under a strong pull, omega_i is still the loss's own slope times the way
+    gone.
+    """
     learner, strategy = points(OPTIMIZERS["sgd"]), SI(strength=3.0)
     learner.attach([strategy])
     play(learner, strategy, SLOPE)
@@ -204,7 +242,9 @@ def test_sis_own_pull_changes_the_way_but_is_no_part_of_the_gradient_along_it() 
     for name in omega:
         way = now[name] - then[name]
         torch.testing.assert_close(omega[name], -opposite[name] * way, rtol=1e-12, atol=1e-12)
-        assert bool(((way + 0.1 * 6 * opposite[name]).abs() > 0.01).all())  # without the pull it would be - lr steps g
+        assert bool(
+            ((way + 0.1 * 6 * opposite[name]).abs() > 0.01).all()
+        )  # without the pull it would be - lr steps g
 
 
 @pytest.mark.parametrize(
@@ -237,8 +277,12 @@ def test_weights_may_come_while_a_task_is_learned(strategy: Any) -> None:
 
 @pytest.mark.parametrize("at_the_end", [True, False], ids=["before the task's end", "after it"])
 @pytest.mark.parametrize("kind", [SI, lambda: RWalk(interval=2)], ids=["si", "rwalk"])
-def test_weights_may_be_frozen_added_and_thawed_between_tasks(kind: Callable[[], Any], at_the_end: bool) -> None:
-    """As adapters and columns do: what is trained is held where the task leaves it, and what is frozen where it was."""
+def test_weights_may_be_frozen_added_and_thawed_between_tasks(
+    kind: Callable[[], Any], at_the_end: bool
+) -> None:
+    """As adapters and columns do: what is trained is held where the task leaves it, and what is
+    frozen where it was.
+    """
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
     learner, strategy = Untold(FlatNet(layers, "x").double(), Categorical(3)), kind()
@@ -262,7 +306,9 @@ def test_weights_may_be_frozen_added_and_thawed_between_tasks(kind: Callable[[],
             assert torch.equal(anchors[-1][name], then[name])
             assert float(strategy.penalty.precision[name].max()) > 0
     assert ("layers.0.weight" in anchors[0]) is not at_the_end
-    assert all(anchors[1][name] is anchors[0][name] for name in anchors[0] if name.startswith("layers.0"))
+    assert all(
+        anchors[1][name] is anchors[0][name] for name in anchors[0] if name.startswith("layers.0")
+    )
     assert set(anchors[2]) == set(learner.weights())
 
 
@@ -271,10 +317,23 @@ def held(strategy: Any) -> int:
     found: dict[int, int] = {}
 
     def look(value: Any) -> None:
-        if isinstance(value, Tensor) and value.is_floating_point() and not isinstance(value, nn.Parameter):
+        if (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and not isinstance(value, nn.Parameter)
+        ):
             found[value.data_ptr()] = value.numel()
-        for part in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else vars(value).values():
-            if isinstance(part, (Tensor, dict, list, tuple, Quadratic, PathIntegral)) and part is not value:
+        for part in (
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, (list, tuple))
+            else vars(value).values()
+        ):
+            if (
+                isinstance(part, (Tensor, dict, list, tuple, Quadratic, PathIntegral))
+                and part is not value
+            ):
                 look(part)
 
     look(strategy)
@@ -282,7 +341,9 @@ def held(strategy: Any) -> int:
 
 
 @pytest.mark.parametrize("kind", [L2, EWC, MAS, SI, RWalk])
-def test_as_many_numbers_are_kept_for_each_weight_as_the_traits_say(kind: Callable[[], Any]) -> None:
+def test_as_many_numbers_are_kept_for_each_weight_as_the_traits_say(
+    kind: Callable[[], Any],
+) -> None:
     learner, strategy = classifier("mlp")[0], kind()
     learner.attach([strategy])
     for task in range(2):
@@ -293,4 +354,6 @@ def test_as_many_numbers_are_kept_for_each_weight_as_the_traits_say(kind: Callab
             learner.updater.step(learner.loss(batch))
         if task == 0:
             strategy.end_task(Named(task), learner, [batch])
-    assert held(strategy) == strategy.traits.copies * sum(p.numel() for p in learner.weights().values())
+    assert held(strategy) == strategy.traits.copies * sum(
+        p.numel() for p in learner.weights().values()
+    )

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_helpers import control_learner, off_policy_learner, off_policy_world, plant, same, stream, weights
+from loop_helpers import (
+    control_learner,
+    off_policy_learner,
+    off_policy_world,
+    plant,
+    same,
+    stream,
+    weights,
+)
 from torch import Tensor
 
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
@@ -73,7 +81,9 @@ def empty(name: str) -> Strategy:
 
 
 def stream_learner(name: str = "", training: Training = Training()) -> SupervisedLearner:  # noqa: B008
-    """A small network on digits, with a head for each task where the strategy wants the task to be told."""
+    """A small network on digits, with a head for each task where the strategy wants the task to be
+    told.
+    """
     torch.manual_seed(0)
     world = stream(label_space="within_task", task_cue=True) if name in TOLD_ONLY else stream()
     outputs = 2 if name in TOLD_ONLY else 10
@@ -86,14 +96,21 @@ def control(name: str = "") -> Learner:
     return control_learner(world=plant(task_cue=True), parameters={"batch_size": 16})
 
 
-def train(learner: Learner, strategies: list[Strategy], tasks: list[int], attach: bool = True) -> None:
+def train(
+    learner: Learner, strategies: list[Strategy], tasks: list[int], attach: bool = True
+) -> None:
     """Learn `tasks` one after the other, with a beginning and an end for each; what a run does."""
     if attach:
         learner.attach(strategies)
     if learner.labelled:
-        world: Any = stream(task_cue=learner.task_aware, label_space="within_task" if learner.task_aware else "global")
+        world: Any = stream(
+            task_cue=learner.task_aware,
+            label_space="within_task" if learner.task_aware else "global",
+        )
     else:
-        world = off_policy_world(sac=isinstance(learner.likelihood, Gaussian), num_envs=6, task_cue=True)
+        world = off_policy_world(
+            sac=isinstance(learner.likelihood, Gaussian), num_envs=6, task_cue=True
+        )
     for task in tasks:
         for strategy in learner.strategies:
             strategy.begin_task(learner.world.tasks[task], learner)
@@ -111,14 +128,25 @@ def sac(name: str = "") -> Learner:
     return off_policy_learner(sac=True, world=off_policy_world(sac=True, task_cue=True))
 
 
-MAKERS: dict[str, Callable[[str], Learner]] = {"stream": stream_learner, "control": control, "dqn": dqn, "sac": sac}
+MAKERS: dict[str, Callable[[str], Learner]] = {
+    "stream": stream_learner,
+    "control": control,
+    "dqn": dqn,
+    "sac": sac,
+}
 NO_TARGET = {("dqn", "hat"), ("dqn", "lora")}
 """What a target network would not have."""
 
 CASES = [("stream", name) for name in STREAM] + [("control", name) for name in CONTROL]
-ALL_CASES = CASES + [(kind, name) for kind in ("dqn", "sac") for name in CONTROL if (kind, name) not in NO_TARGET]
-EVERY = pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES])
-EVERYWHERE = pytest.mark.parametrize(("kind", "name"), ALL_CASES, ids=[f"{kind}-{name}" for kind, name in ALL_CASES])
+ALL_CASES = CASES + [
+    (kind, name) for kind in ("dqn", "sac") for name in CONTROL if (kind, name) not in NO_TARGET
+]
+EVERY = pytest.mark.parametrize(
+    ("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES]
+)
+EVERYWHERE = pytest.mark.parametrize(
+    ("kind", "name"), ALL_CASES, ids=[f"{kind}-{name}" for kind, name in ALL_CASES]
+)
 
 
 @EVERY
@@ -156,7 +184,9 @@ def test_it_changes_training(kind: str, name: str) -> None:
 
 @EVERYWHERE
 def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None:
-    """Saved in the midst of a task; what happens to the first strategy afterwards does not reach the copy."""
+    """Saved in the midst of a task; what happens to the first strategy afterwards does not reach
+    the copy.
+    """
 
     def final(restore: bool) -> list[Tensor]:
         learner, strategy = MAKERS[kind](name), active(name)
@@ -172,7 +202,9 @@ def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None
             learner.attach([strategy])
             strategy.load_state_dict(torch.load(file, weights_only=False), learner)
         learner.learn([2], 32)
-        strategy.end_task(learner.world.tasks[2], learner, [learner.rollout(learner.world, [2], 8, seed=2)])
+        strategy.end_task(
+            learner.world.tasks[2], learner, [learner.rollout(learner.world, [2], 8, seed=2)]
+        )
         train(learner, [strategy], [3 if kind == "stream" else 0], attach=False)
         return weights(learner.module)
 
@@ -194,7 +226,12 @@ def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -
         if anew:
             file = io.BytesIO()
             world: Any = learner.world
-            parts = strategy.state_dict(), learner.module.state_dict(), learner.optimizer.state_dict(), world.state_dict()
+            parts = (
+                strategy.state_dict(),
+                learner.module.state_dict(),
+                learner.optimizer.state_dict(),
+                world.state_dict(),
+            )
             torch.save((*parts, learner.steps, torch.get_rng_state()), file)
             learner.learn([2], 64)
             file.seek(0)
@@ -209,7 +246,9 @@ def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -
             torch.set_rng_state(states[5])
         if midst:
             learner.learn([2], 64)
-            strategy.end_task(learner.world.tasks[2], learner, [learner.rollout(learner.world, [2], 8, seed=2)])
+            strategy.end_task(
+                learner.world.tasks[2], learner, [learner.rollout(learner.world, [2], 8, seed=2)]
+            )
         train(learner, [strategy], [3], attach=False)
         batch = learner.rollout(learner.world, [0], 8, seed=0)
         with strategy.view(learner.world.tasks[0], learner), learner.evaluating(), torch.no_grad():
@@ -227,7 +266,11 @@ def test_a_saved_state_does_not_change_afterwards(kind: str, name: str) -> None:
             return weights(state)
         if isinstance(state, (list, tuple)):
             return [x for value in state for x in flat(value)]
-        return [torch.as_tensor(state).clone()] if isinstance(state, (Tensor, np.ndarray)) else [torch.tensor(hash(state) % 2**31)]
+        return (
+            [torch.as_tensor(state).clone()]
+            if isinstance(state, (Tensor, np.ndarray))
+            else [torch.tensor(hash(state) % 2**31)]
+        )
 
     learner, strategy = MAKERS[kind](name), active(name)
     train(learner, [strategy], [0, 1])
@@ -243,7 +286,9 @@ def test_it_runs_in_mixed_precision(name: str) -> None:
     learner = stream_learner(name, Training(precision="bfloat16"))
     assert learner.mixed
     train(learner, [active(name)], [0, 1, 2])
-    assert all(w.dtype == torch.float32 and bool(torch.isfinite(w).all()) for w in weights(learner.module))
+    assert all(
+        w.dtype == torch.float32 and bool(torch.isfinite(w).all()) for w in weights(learner.module)
+    )
 
 
 @pytest.mark.parametrize("name", STREAM)

@@ -23,7 +23,9 @@ from everloop.loop.strategies import Replay
 HOLDS_WEIGHTS = ["ewc", "ewc_kfac", "si", "mas", "rwalk"]
 
 
-def warnings_of(learner: SupervisedLearner, strategy: Strategy, tasks: Sequence[int], world: dict[str, Any]) -> list[list[str]]:
+def warnings_of(
+    learner: SupervisedLearner, strategy: Strategy, tasks: Sequence[int], world: dict[str, Any]
+) -> list[list[str]]:
     """What is said at the end of each task."""
     said = []
     for task in tasks:
@@ -36,7 +38,9 @@ def warnings_of(learner: SupervisedLearner, strategy: Strategy, tasks: Sequence[
 
 
 def stream_case(names: Sequence[str], **world: Any) -> tuple[SupervisedLearner, list[Strategy]]:
-    learner = SupervisedLearner(mlp(2 if world.get("label_space") == "within_task" else 10), stream(**world))
+    learner = SupervisedLearner(
+        mlp(2 if world.get("label_space") == "within_task" else 10), stream(**world)
+    )
     strategies = [STRATEGIES[name]() for name in names]
     learner.attach(strategies)
     return learner, strategies
@@ -48,7 +52,10 @@ def test_new_classes_without_a_cue_are_warned_of_once_with_the_reason(name: str)
     first, second, *later = warnings_of(learner, strategy, [0, 1, 2, 3], {})
     assert first == []
     assert len(second) == 1
-    assert second[0].startswith(f"{name} holds weights, which does not help where each task brings new classes and the task is not told")
+    assert second[0].startswith(
+        f"{name} holds weights, which does not help where each task brings new classes and the "
+        "task is not told"
+    )
     assert "pushes the old ones' logits down" in second[0]
     assert later == [[], []]
 
@@ -58,12 +65,18 @@ def test_it_is_a_warning_to_whoever_calls(name: str) -> None:
     learner, (strategy,) = stream_case([name])
     batches = [learner.rollout(stream(), [task], 3, seed=0) for task in (0, 1)]
     strategy.end_task(learner.world.tasks[0], learner, batches[:1])
-    with pytest.warns(UserWarning, match=f"^{name} holds weights.*such as er_ace or derpp, or a head per task"):
+    with pytest.warns(
+        UserWarning, match=f"^{name} holds weights.*such as er_ace or derpp, or a head per task"
+    ):
         strategy.end_task(learner.world.tasks[1], learner, batches[1:])
 
 
 @pytest.mark.parametrize("name", HOLDS_WEIGHTS)
-@pytest.mark.parametrize("world", [{"label_space": "within_task"}, {"task_cue": True}], ids=["the same labels", "the task is told"])
+@pytest.mark.parametrize(
+    "world",
+    [{"label_space": "within_task"}, {"task_cue": True}],
+    ids=["the same labels", "the task is told"],
+)
 def test_nobody_is_warned_where_weights_are_worth_holding(name: str, world: dict[str, Any]) -> None:
     learner, (strategy,) = stream_case([name], **world)
     assert warnings_of(learner, strategy, [0, 1, 2], world) == [[], [], []]

@@ -10,7 +10,8 @@ from everloop.loop.state import Stateful
 
 
 class PathIntegral(Stateful):
-    """omega_i = - sum over steps of g_i (w_i after - w_i before), with the gradient g before the step.
+    """omega_i = - sum over steps of g_i (w_i after - w_i before), with the gradient g before the
+    step.
 
     All omega together are the drop of the loss, as far as it is linear within a step.
     """
@@ -19,20 +20,26 @@ class PathIntegral(Stateful):
 
     def __init__(self) -> None:
         self.omega: dict[str, Tensor] = {}
-        self._live: list[tuple[nn.Parameter, Tensor, Tensor, Tensor]] = []  # weight, omega, gradient, weight before
+        self._live: list[
+            tuple[nn.Parameter, Tensor, Tensor, Tensor]
+        ] = []  # weight, omega, gradient, weight before
         self._names: tuple[str, ...] = ()
 
     def before_step(self, model: Model) -> None:
         """Note the weights and the gradient as it is now: before any pull of one's own."""
         live = [(name, p) for name, p in model.weights().items() if p.grad is not None]
-        if tuple(name for name, _ in live) != self._names or any(p is not row[0] for (_, p), row in zip(live, self._live, strict=True)):
+        if tuple(name for name, _ in live) != self._names or any(
+            p is not row[0] for (_, p), row in zip(live, self._live, strict=True)
+        ):
             self._names = tuple(name for name, _ in live)
             self._live = []
             for name, p in live:
                 omega = self.omega.setdefault(name, torch.zeros_like(p))
                 self._live.append((p, omega, torch.empty_like(p), torch.empty_like(p)))
         if self._live:
-            weights, _, gradients, before = (list(column) for column in zip(*self._live, strict=True))
+            weights, _, gradients, before = (
+                list(column) for column in zip(*self._live, strict=True)
+            )
             torch._foreach_copy_(gradients, [w.grad for w in weights])
             torch._foreach_copy_(before, [w.detach() for w in weights])
 
@@ -40,7 +47,9 @@ class PathIntegral(Stateful):
     def after_step(self) -> None:
         """Add this step's share."""
         if self._live:
-            weights, omega, gradients, before = (list(column) for column in zip(*self._live, strict=True))
+            weights, omega, gradients, before = (
+                list(column) for column in zip(*self._live, strict=True)
+            )
             torch._foreach_sub_(before, weights)
             torch._foreach_addcmul_(omega, gradients, before)
 

@@ -44,12 +44,16 @@ class Rehearsal(Strategy):
 
     state: ClassVar[tuple[str, ...]] = ("memory", "past")
     stores_output: ClassVar[bool] = False
-    """Whether what the network puts out for an example when it is observed is stored with it, and stays.
+    """Whether what the network puts out for an example when it is observed is stored with it, and
+    stays.
 
-    Otherwise the target in control, which is the network's own output, becomes that of the policy that has finished the task.
+    Otherwise the target in control, which is the network's own output, becomes that of the policy
+    that has finished the task.
     """
 
-    def __init__(self, strength: float, capacity: int, batch_size: int, memory: str, seed: int) -> None:
+    def __init__(
+        self, strength: float, capacity: int, batch_size: int, memory: str, seed: int
+    ) -> None:
         check_range("batch_size", batch_size, 1)
         check_choice("memory", memory, MEMORIES)
         self.strength, self.batch_size = check_strength(strength), batch_size
@@ -59,17 +63,31 @@ class Rehearsal(Strategy):
     def check(self, model: Model) -> None:
         labels = self.memory.group_by == "target" or self.memory.score_by is not None
         if labels and not model.labelled:
-            raise ValueError(f"memory {type(self.memory).__name__} needs labels, which this learner does not have; use reservoir or ring")
+            raise ValueError(
+                f"memory {type(self.memory).__name__} needs labels, which this learner does not "
+                "have; use reservoir or ring"
+            )
         if self.memory.group_by == "target" and not isinstance(model.likelihood, Categorical):
-            raise ValueError(f"memory {type(self.memory).__name__} needs one class for each example; use reservoir or ring")
+            raise ValueError(
+                f"memory {type(self.memory).__name__} needs one class for each example; use "
+                "reservoir or ring"
+            )
 
     def begin_task(self, task: Task, model: Model) -> None:
         self.past = self.past[self.past != task.id]  # a task that comes back is fresh again
 
     def observe(self, batch: Batch, model: Model) -> None:
-        kept, rows = self.memory.reserve(len(batch), self._groups(batch), self._scores(batch, model))
+        kept, rows = self.memory.reserve(
+            len(batch), self._groups(batch), self._scores(batch, model)
+        )
         if len(kept):
-            self.store(rows, batch if len(kept) == len(batch) and (np.diff(kept) > 0).all() else batch[torch.from_numpy(kept)], model)
+            self.store(
+                rows,
+                batch
+                if len(kept) == len(batch) and (np.diff(kept) > 0).all()
+                else batch[torch.from_numpy(kept)],
+                model,
+            )
 
     def _groups(self, batch: Batch) -> npt.NDArray[np.int64] | None:
         """What the memory balances: labels or tasks."""
@@ -92,14 +110,23 @@ class Rehearsal(Strategy):
     def store(self, rows: npt.NDArray[np.int64], batch: Batch, model: Model) -> None:
         """Write `batch` with the target it would have now."""
         output = observed_output(batch, model) if self.stores_output else None
-        self.memory.write(rows, replace(batch, target=model.targets(batch), output=output, action=None, value=None).to_items())
+        self.memory.write(
+            rows,
+            replace(
+                batch, target=model.targets(batch), output=output, action=None, value=None
+            ).to_items(),
+        )
 
     def read(self, rows: npt.NDArray[np.int64], model: Model) -> Batch:
         """The examples in `rows`."""
         return Batch.from_items(self.memory.read(rows), model.device)
 
-    def draw(self, model: Model, tasks: npt.NDArray[np.int64] | None = None, count: int | None = None) -> Batch | None:
-        """Stored examples to learn from, `batch_size` unless `count` says otherwise, of all tasks or of these; None without any."""
+    def draw(
+        self, model: Model, tasks: npt.NDArray[np.int64] | None = None, count: int | None = None
+    ) -> Batch | None:
+        """Stored examples to learn from, `batch_size` unless `count` says otherwise, of all tasks
+        or of these; None without any.
+        """
         rows = self.memory.draw(self.batch_size if count is None else count, tasks)
         return model.augmented(self.read(rows, model)) if len(rows) else None
 
@@ -113,7 +140,12 @@ class Rehearsal(Strategy):
             self._store_again(self.memory.rows_of(np.array([task.id])), model)
         self.past = np.append(self.past, task.id)
         shares = self.memory.balance()
-        model.on_log({f"memory/{type(self).__name__}/class_{label}": share for label, share in shares.items()})
+        model.on_log(
+            {
+                f"memory/{type(self).__name__}/class_{label}": share
+                for label, share in shares.items()
+            }
+        )
 
     def _store_again(self, rows: npt.NDArray[np.int64], model: Model) -> None:
         """With the target that the examples in `rows` would have now."""
@@ -123,7 +155,9 @@ class Rehearsal(Strategy):
 
 
 def observed_output(batch: Batch, model: Model) -> Tensor:
-    """What the network put out for `batch`; where the algorithm did not say it is asked as in training, without a trace."""
+    """What the network put out for `batch`; where the algorithm did not say it is asked as in
+    training, without a trace.
+    """
     if batch.output is not None:
         return batch.output
     with torch.no_grad(), preserve_rng_state(model):

@@ -27,7 +27,9 @@ def preserve_rng_state(model: Model) -> AbstractContextManager[None]:
 
 @contextmanager
 def isolated_rng(model: Model, own: torch.Generator) -> Iterator[None]:
-    """While the context lasts, torch's global generators are seeded from the strategy's own; then they are as they were."""
+    """While the context lasts, torch's global generators are seeded from the strategy's own; then
+    they are as they were.
+    """
     with preserve_rng_state(model):
         torch.manual_seed(next_seed(own))
         yield

@@ -22,10 +22,15 @@ def freeze_below(model: Model) -> None:
 
 
 def check_may_freeze(model: Model, strategy: str) -> None:
-    """Raise ValueError beside what shares out the weights among tasks, as none is left after the first."""
+    """Raise ValueError beside what shares out the weights among tasks, as none is left after the
+    first.
+    """
     for other in model.strategies:
         if other.traits.task_id and not other.traits.grows:
-            raise ValueError(f"{strategy} freezes weights that {type(other).__name__} divides among tasks; use one of the two")
+            raise ValueError(
+                f"{strategy} freezes weights that {type(other).__name__} divides among tasks; use "
+                "one of the two"
+            )
 
 
 def head_weights(model: Model) -> list[nn.Parameter]:
@@ -37,7 +42,8 @@ def head_weights(model: Model) -> list[nn.Parameter]:
 class TaskHeads(Stateful):
     """Keeps the last layer at every task's end, and puts it back where the task is evaluated.
 
-    Where all tasks share one linear layer for their heads, an optimizer's moments go on to move a head after its task.
+    Where all tasks share one linear layer for their heads, an optimizer's moments go on to move a
+    head after its task.
     """
 
     state = ("kept",)
@@ -47,7 +53,9 @@ class TaskHeads(Stateful):
 
     def keep(self, task: int, model: Model) -> None:
         """Now is how `task`'s head is to be."""
-        self.kept[task] = {name: p.detach().clone() for name, p in model.last_layer().named_parameters()}
+        self.kept[task] = {
+            name: p.detach().clone() for name, p in model.last_layer().named_parameters()
+        }
 
     def forget(self, task: int) -> None:
         """`task` is learned again: its head is the one that is trained now."""

@@ -11,7 +11,10 @@ from everloop.loop.model import Model
 
 
 class Teacher:
-    """A frozen copy of a model's network. Its state holds the weights; `restore` makes the network again."""
+    """A frozen copy of a model's network.
+
+    Its state holds the weights; `restore` makes the network again.
+    """
 
     def __init__(self) -> None:
         self.module: nn.Module | None = None
@@ -22,7 +25,11 @@ class Teacher:
         self.module = model.frozen_copy()
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.module is None else {name: value.clone() for name, value in self.module.state_dict().items()}
+        return (
+            {}
+            if self.module is None
+            else {name: value.clone() for name, value in self.module.state_dict().items()}
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.module, self._weights = None, state or None
@@ -37,7 +44,10 @@ class Teacher:
             return
         for other in model.strategies:
             if other.adds_weights:
-                raise ValueError(f"a network copied before {type(other).__name__} added weights can't be restored; begin the run anew")
+                raise ValueError(
+                    f"a network copied before {type(other).__name__} added weights can't be "
+                    "restored; begin the run anew"
+                )
         self.module = model.frozen_copy()
         self.module.load_state_dict(self._weights)
         self._weights = None
