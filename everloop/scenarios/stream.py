@@ -45,7 +45,7 @@ def own_network(factory: Factory, world: World, heads: int) -> nn.Module:
     modality, space = next((n, s) for n, s in shown.items() if n in ("image", "tokens"))
     actions = world.single_action_space
     tags = isinstance(actions, spaces.MultiDiscrete)
-    shape = tuple(space.shape)
+    shape = tuple(space.shape or ())
     arguments = (
         [(shape[2], *shape[:2]) if modality == "image" else shape]
         if first_required(find_object(factory.path))

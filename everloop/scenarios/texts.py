@@ -104,9 +104,7 @@ class DomainSentiment(TextScenario):
 
 @dataclass
 class DomainNewsgroups(TextScenario):
-    """Which newsgroup of its hierarchy is a post from: 7 hierarchies with 1 to 5 groups (Lang
-    1995).
-    """
+    """Newsgroup of a post (Lang 1995): 7 hierarchies, one a task, with 1 to 5 groups each."""
 
     name: ClassVar[str] = "domain-newsgroups"
     summary: ClassVar[str] = "text stream: 20 newsgroups, 7 tasks, a hierarchy each"
