@@ -178,7 +178,7 @@ def _live(
         for i in range(-(-100 // tasks) if k < tasks else 1):
             update(batch(k, 100 * k + i))
         for strategy in learner.strategies if k < tasks else []:
-            strategy.end_task(Task(k, str(k)), learner, [batch(k, 1000 + k)])
+            strategy.end_task(Task(k, str(k)), [batch(k, 1000 + k)], learner)
 
 
 def seconds(call: Callable[[], Any]) -> float:

@@ -23,13 +23,13 @@ def consolidated(scenario: Scenario, strategies: list[Strategy]) -> Learner:
     learner.attach(strategies)
     batch = learner.rollout(consolidation, [0], plan.consolidation_steps, seed=0)
     for strategy in strategies:
-        strategy.end_task(consolidation.tasks[0], learner, [batch])
+        strategy.end_task(consolidation.tasks[0], [batch], learner)
     return learner
 
 
 def step_seconds(learner: Learner, batch: Batch) -> float:
     began = time.perf_counter()
-    learner.updater.step(learner.loss(batch))
+    learner.updater.step(learner.loss(batch), batch)
     return time.perf_counter() - began
 
 

@@ -82,7 +82,7 @@ def ready(tasks: int) -> Bench:
         strategy.begin_task(Task(k, str(k)), learner)
         for i in range(2):
             strategy.observe(fresh("mlp", 2 * k + i, k), learner)
-        strategy.end_task(Task(k, str(k)), learner, [])
+        strategy.end_task(Task(k, str(k)), [], learner)
     strategy.begin_task(Task(tasks, str(tasks)), learner)
     return learner
 

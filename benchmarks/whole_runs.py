@@ -180,7 +180,7 @@ def ours(name: str, learner: SupervisedLearner, consolidation: World, updates: i
             else []
         )
         for strategy in strategies:
-            strategy.end_task(task, learner, batches)
+            strategy.end_task(task, batches, learner)
         yield
 
 

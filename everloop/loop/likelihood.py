@@ -17,6 +17,9 @@ from torch import Tensor
 class Likelihood(Protocol):
     """A family of distributions; `p` and `q` are outputs (..., P), x a label or action."""
 
+    discrete: bool
+    """True if p are logits, which a temperature can soften."""
+
     def size(self) -> int:
         """P, the number of outputs."""
 
@@ -42,6 +45,8 @@ class Categorical(Likelihood):
     temperature: above 0; other than 1 where p are no logits but values, whose Boltzmann policy this
     then is. Raises ValueError for a temperature outside its range.
     """
+
+    discrete = True
 
     def __init__(self, classes: int, temperature: float = 1.0) -> None:
         if not 0 < temperature < math.inf:
@@ -83,6 +88,8 @@ class Tags(Likelihood):
     sum over all L.
     """
 
+    discrete = True
+
     def __init__(self, length: int, classes: int) -> None:
         self.length, self.classes, self.each = length, classes, Categorical(classes)
 
@@ -116,6 +123,7 @@ class Gaussian(Likelihood):
     = 0.5 to 1, keep a policy able to explore a later task however sure it was of an earlier one.
     """
 
+    discrete = False
     LOW, HIGH = -0.7, 0.0
 
     def __init__(self, dims: int) -> None:

@@ -260,7 +260,7 @@ class Run:
                 self.plan.seed + 1 + self.phase,
             )
             for strategy in self.learner.strategies:
-                strategy.end_task(task, self.learner, [batch])
+                strategy.end_task(task, [batch], self.learner)
             self.samples.append((task, batch))
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from everloop.agents import MLP, Classifier, GrowingMLP
 from everloop.envs import make_vec
-from everloop.loop import Growth, Plan, Run, Strategy, SupervisedLearner, Training
+from everloop.loop import Effect, Growth, Plan, Run, Strategy, SupervisedLearner, Training
 
 COPIES, STEPS = 8, 64
 
@@ -60,7 +60,7 @@ def check_strategy(
         f"{name} draws from torch's global generator; give it a torch.Generator of its own",
     )
     _check_state(make, training, name)
-    if not make().adds_weights:
+    if Effect.ADDS_WEIGHTS not in make().effects:
         _trained([make(), Growth(units=2, threshold=0.0, patience=5)], training, growing=True)
     _trained([make()], Training(precision="bfloat16", device="cpu"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from everloop.loop import (
     Batch,
     Categorical,
     DQNLearner,
+    Forward,
     Learner,
     Result,
     SACLearner,
@@ -86,11 +88,7 @@ def mlp(outputs: int = 10, inputs: int = 64, hidden: int = 6, seed: int = 0) -> 
 
 
 class FixedLearner(SupervisedLearner):
-    """A supervised learner without a world, for batches made by hand; it recalls when its updater
-    steps.
-    """
-
-    recalls_ahead = False
+    """A supervised learner without a world, for batches made by hand."""
 
     def __init__(
         self, module: nn.Module, likelihood: Any, optimizer: torch.optim.Optimizer | None = None
@@ -98,6 +96,54 @@ class FixedLearner(SupervisedLearner):
         self.module, self.likelihood = module, likelihood
         self.optimizer = optimizer or torch.optim.SGD(module.parameters(), lr=0.1)
         self.attach([])
+
+
+class LateReplay(SupervisedLearner):
+    """Replays when the optimizer steps and the batch is stored, as in control or a foreign loop."""
+
+    def _look(self, seen: Batch) -> Any:
+        return self.forward(seen), []
+
+    def _update(
+        self, batch: Batch, target: Tensor, output: Any, replayed: Any, parts: int
+    ) -> float:
+        batch = replace(batch, target=target, output=output.prediction.detach())
+        loss = self.loss_of(output.prediction, target)
+        loss = self.updater.total_loss(loss, Forward(batch, output), [])
+        self.rate.next()
+        return foreign_step(self, loss, batch)
+
+
+class Last(Strategy):
+    """Notes the batch of the last update."""
+
+    batch: Batch
+
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
+        self.batch = batch
+
+
+def update(learner: Learner, batch: Batch) -> float:
+    """One update from `batch`, as a supervised learner takes it; returns the loss."""
+    assert batch.target is not None
+    recalled = learner.updater.recall()
+    replayed = [(strategy, Forward(b, learner.forward(b))) for strategy, b in recalled]
+    output = learner.forward(batch)
+    loss = learner.loss_of(output.prediction, batch.target)
+    batch = replace(batch, output=output.prediction.detach())
+    loss = learner.updater.total_loss(loss, Forward(batch, output), replayed)
+    return learner.updater.step(loss, batch)
+
+
+def foreign_step(learner: Learner, loss: Tensor, batch: Batch) -> float:
+    """A step of the optimizer that somebody else takes along `loss`; returns the loss."""
+    learner.updater.expect(batch)
+    learner.optimizer.zero_grad()
+    if not loss.requires_grad:  # its gradient is 0
+        loss = loss + 0 * torch.stack([p.sum() for p in learner.module.parameters()]).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    learner.optimizer.step()
+    return loss.item()
 
 
 def vector_batch(
@@ -283,6 +329,6 @@ def rehearsal_loss(strategy: Strategy, learner: Learner) -> Tensor | None:
     nothing.
     """
     stored = strategy.recall(learner)
-    return (
-        None if stored is None else strategy.recall_loss(learner, stored, learner.forward(stored))
-    )
+    if stored is None:
+        return None
+    return strategy.loss(None, Forward(stored, learner.forward(stored)), learner)

@@ -358,7 +358,7 @@ class Diary(Strategy):
     def begin_task(self, task: Task, learner: Learner) -> None:
         self.entries.append(f"{self.name} begins {task.name} at {learner.steps}")
 
-    def end_task(self, task: Task, learner: Learner, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], learner: Learner) -> None:
         self.entries.append(f"{self.name} ends {task.name} at {learner.steps}")
         self.batches += [(task.id, batch) for batch in batches]
 
@@ -440,7 +440,7 @@ def test_what_was_heard_before_a_breakdown_stays_heard() -> None:
     heard: list[str] = []
 
     class Breaking(Strategy):
-        def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
+        def loss(self, fresh: Any, replayed: Any, learner: Learner) -> Tensor | None:
             if learner.steps < 24:
                 return None
             raise NotFiniteError(f"the loss is nan at step {learner.steps}")

@@ -188,7 +188,7 @@ def test_a_network_copied_before_weights_were_added_is_refused() -> None:
     learner.attach(strategies)
     for strategy in strategies:
         strategy.begin_task(learner.world.tasks[0], learner)
-        strategy.end_task(learner.world.tasks[0], learner, [])
+        strategy.end_task(learner.world.tasks[0], [], learner)
     with pytest.raises(
         ValueError, match="a network copied before LoRA added weights can't be restored"
     ):

@@ -116,7 +116,7 @@ def test_strategies_of_streams_serve_tags_as_well() -> None:
             made.learn([task], 48 * 30)
             for strategy in strategies:
                 strategy.end_task(
-                    train.tasks[task], made, [made.rollout(world(), [task], 2, seed=0)]
+                    train.tasks[task], [made.rollout(world(), [task], 2, seed=0)], made
                 )
         kept[name] = (returns(made, world("test", 16), [], seed=0)[0], weights(made.module))
     assert not same(kept["none"][1], kept["ewc"][1])

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from loop_helpers import Output, distance, weights
+from loop_helpers import LateReplay, Output, distance, weights
 from stable_baselines3 import PPO
 from torch import Tensor, nn
 
 from everloop.envs import Task
-from everloop.loop import STRATEGIES, Batch, Learner, Strategy, SupervisedLearner
+from everloop.loop import STRATEGIES, Batch, Learner, Strategy
 from everloop.loop.sb3.on_policy import SB3Learner
 
 COPIES, SIZE, CLASSES, STEPS, RATE = 32, 5, 3, 15, 0.03
@@ -149,8 +149,7 @@ def by_ppo(
 def by_labels(strategies: list[Strategy], labels: dict[int, list[Any]]) -> Learner:
     module = Net()
     optimizer = torch.optim.Adam(module.parameters(), lr=RATE, eps=1e-5, fused=True)
-    learner = SupervisedLearner(module, Guesses(labels), optimizer=optimizer, max_grad_norm=0.5)
-    learner.recalls_ahead = False  # but after the batch has been stored, as PPO does
+    learner = LateReplay(module, Guesses(labels), optimizer=optimizer, max_grad_norm=0.5)
     train(learner, strategies)
     return learner
 
@@ -175,7 +174,7 @@ def train(learner: Learner, strategies: list[Strategy]) -> None:
             else Batch(batch.obs, batch.start, target=done, task=batch.task)
         )
         for strategy in strategies:
-            strategy.end_task(task, learner, [batch])
+            strategy.end_task(task, [batch], learner)
 
 
 def made(name: str) -> list[Strategy]:

@@ -27,7 +27,7 @@ class Slow(Strategy):
             raise ValueError(f"factor is {factor}, allowed: 0 or more")
         self.factor = factor
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         for p in learner.weights().values():
             if p.grad is not None:
                 p.grad *= self.factor

@@ -16,7 +16,7 @@ from everloop.scenarios import check_strategy
 class Noisy(Strategy):
     """Adds noise to every gradient."""
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         for w in learner.weights().values():
             if w.grad is not None:
                 w.grad += 1e-3 * torch.randn_like(w)
@@ -28,7 +28,7 @@ class Momentum(Strategy):
     def __init__(self) -> None:
         self.sums: dict[str, Any] = {}
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         for name, w in learner.weights().items():
             if w.grad is not None:
                 self.sums[name] = 0.9 * self.sums.get(name, 0.0) + w.grad
@@ -55,7 +55,7 @@ class Fixed(Strategy):
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         self.names = self.names or list(learner.weights())
         assert self.names == list(learner.weights()), "other weights than at first"
         for w in learner.weights().values():

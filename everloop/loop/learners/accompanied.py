@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from everloop.loop.learners.update import Updater
 from everloop.loop.model import Model
 from everloop.loop.state import pack
-from everloop.loop.strategies.base import Strategy, load_states, states_of
+from everloop.loop.strategies.base import (
+    Strategy,
+    check_combination,
+    load_states,
+    states_of,
+)
 
 
 class Accompanied(Model):
@@ -29,27 +34,24 @@ class Accompanied(Model):
     max_grad_norm: float | None = None
 
     def check(self, strategies: Sequence[Strategy]) -> None:
-        """Raise ValueError if one of `strategies` that are active cannot work here, or not beside
-        the others.
+        """Check that the active ones of `strategies` can work here, and together.
+
+        Raises:
+            ValueError: If one cannot; the message says why and what to do.
         """
-        before, self.strategies = (
-            self.strategies,
-            [strategy for strategy in strategies if strategy.active],
-        )
-        try:
-            for strategy in self.strategies:
-                strategy.check(self)
-            _check_one("replace the task loss", [s for s in self.strategies if s.replaces_loss])
-            _check_one("add weights", [s for s in self.strategies if s.adds_weights])
-        finally:
-            self.strategies = before
+        active = [strategy for strategy in strategies if strategy.active]
+        for strategy in active:
+            strategy.check(self)
+        check_combination(active)
 
     def attach(self, strategies: Sequence[Strategy]) -> None:
-        """Let those of `strategies` that are active accompany every update from now on, in this
-        order, in place of earlier ones.
+        """Let `strategies` accompany every update from now on, in place of earlier ones.
 
-        Raises: ValueError: If one of them cannot work here, or not beside the others; then all is
-            as it was.
+        Args:
+            strategies: In their order of application. Inactive ones are left out.
+
+        Raises:
+            ValueError: If one cannot work here, or not with the others. Nothing has changed then.
         """
         self.check(strategies)
         self.strategies = [strategy for strategy in strategies if strategy.active]
@@ -58,21 +60,17 @@ class Accompanied(Model):
         self.updater = Updater(self, self.strategies, self.max_grad_norm)
 
     def gradient_norm(self) -> float | None:
-        """The norm of the latest update's gradient, as the optimizer used it; None where there is
-        none.
-        """
+        """Return the norm of the latest gradient, as the optimizer used it; None without one."""
         gradients = [p.grad for p in self.updater.parameters if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
 
     @property
     def networks(self) -> nn.Module:
-        """All that training changes the weights of."""
+        """Every module whose weights training changes."""
         return self.module
 
     def learned(self) -> dict[str, Any]:
-        """What learning changes: the network, the optimizer, and the strategies with what they
-        store.
-        """
+        """Return what learning changes: network, optimizer, and strategies with their stores."""
         return {
             "strategies": states_of(self.strategies),
             "module": pack(dict(self.networks.state_dict())),
@@ -80,15 +78,13 @@ class Accompanied(Model):
         }
 
     def load_learned(self, state: Mapping[str, Any]) -> None:
-        """Return to what `learned` gave, while the world and the count of steps stay where they
-        are.
+        """Restore what `learned` returned. The world and the count of steps stay as they are.
 
         Raises:
             ValueError: For the state of another network or of other strategies.
         """
-        load_states(
-            self.strategies, state["strategies"], self
-        )  # first: the network gets the weights back that they had added
+        # First, since the network gets back the weights that strategies had added.
+        load_states(self.strategies, state["strategies"], self)
         load_weights(self.networks, state["module"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
@@ -96,12 +92,11 @@ class Accompanied(Model):
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give `module` these weights and buffers.
 
-    Raises ValueError if it has others; nothing has changed then.
+    Raises:
+        ValueError: If names or shapes differ. Nothing has changed then.
     """
-    shapes, given = (
-        {name: value.shape for name, value in held.items()}
-        for held in (module.state_dict(), weights)
-    )
+    shapes = {name: value.shape for name, value in module.state_dict().items()}
+    given = {name: value.shape for name, value in weights.items()}
     wrong = sorted(
         name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name)
     )
@@ -111,11 +106,3 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
             f"differ{'s' if len(wrong) == 1 else ''}"
         )
     module.load_state_dict(weights)
-
-
-def _check_one(what: str, strategies: Sequence[Strategy]) -> None:
-    """Raise ValueError if there are several that do `what`."""
-    if len(strategies) > 1:
-        raise ValueError(
-            f"{' and '.join(type(s).__name__ for s in strategies)} each {what}; use one of them"
-        )

@@ -1,4 +1,4 @@
-"""Strategies in anybody's training loop that steps a torch optimizer."""
+"""Strategies in your own training loop, around any torch optimizer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from everloop.contract import NetworkOutput, Output, Task
 from everloop.loop.batch import Batch
 from everloop.loop.learners.accompanied import Accompanied
 from everloop.loop.likelihood import Categorical
-from everloop.loop.strategies.base import Strategy, load_states, states_of
+from everloop.loop.strategies.base import Forward, Strategy, load_states, states_of
 
 Inputs = Tensor | Mapping[str, Tensor]
 Examples = tuple[Inputs, Tensor]
 ALONE = "input"
-"""The name of inputs that are one tensor."""
+"""The name of inputs that are a single tensor."""
 
 
 def attach(
@@ -35,10 +35,9 @@ def attach(
     accumulate: int = 1,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Attached:
-    """Let `strategies` accompany every step that `optimizer` takes, whoever calls it, until
-    `.detach()`.
+    """Run `strategies` around every step of `optimizer`, whoever calls it, until `.detach()`.
 
-    The loop goes on as it is, and tells when a task begins and ends and what is learned from:
+    The loop stays as it is. It says when a task begins and ends, and what is learned from:
 
         loop = attach([EWC(100.0)], module, optimizer)
         loop.begin_task(0)
@@ -46,18 +45,26 @@ def attach(
         loop.end_task([(x, y), ...])
         with loop.view(0): ... evaluate ...
 
-    module: a classifier; called with the inputs, a tensor (B, ...) or keywords, it gives logits (B,
-        classes), or something with `logits`.
-    classes: how many; by default what the last linear layer has.
-    predict: (module, inputs) -> logits (B, classes), where the module is called in another way.
-    label_name: the keyword under which the module itself is given its labels, as Hugging Face's
-        models are; then what it is called with in training is observed by itself.
-    max_grad_norm: clips after the strategies; the loop's own clipping, which comes before them,
-        should be off.
-    accumulate: batches whose losses the loop divides by their number, and adds up to one step.
-    scaler: that of the loop, where it multiplies its loss; the optimizer is not to be fused then.
-    What replaces the loop's own loss (ER-ACE, iCaRL, La-MAML) takes it for the mean cross-entropy.
-    Raises ValueError if a strategy cannot work here, before anything is touched.
+    A strategy that replaces the task loss (ER-ACE, iCaRL, La-MAML, GDumb) replaces the gradient
+    that the loop's own loss sends back to the logits.
+
+    Args:
+        strategies: In their order of application. Inactive ones are left out.
+        module: A classifier. Called with the inputs, a tensor (B, ...) or keyword arguments, it
+            returns logits (B, classes), or an object with `logits`.
+        optimizer: The optimizer of the module's weights.
+        classes: Number of classes; by default the size of the last linear layer.
+        predict: (module, inputs) -> logits (B, classes), for a module that is called otherwise.
+        label_name: Keyword argument by which the module itself gets its labels, as in Hugging
+            Face's models. Batches are then observed without a call of `observe`.
+        max_grad_norm: Clips the gradient after the strategies. Switch off the loop's own clipping,
+            which would come before them.
+        accumulate: Number of batches whose gradients the loop adds up to one step, each loss
+            divided by this number.
+        scaler: The loop's GradScaler, if it has one. The optimizer must not be fused then.
+
+    Raises:
+        ValueError: If a strategy cannot work here. Nothing has changed then.
     """
     return Attached(
         strategies,
@@ -73,9 +80,9 @@ def attach(
 
 
 class Attached(Accompanied):
-    """What `attach` gives: tells the strategies what a foreign loop does.
+    """What `attach` returns: strategies around a training loop that is not ours.
 
-    One row of inputs is one example.
+    One row of the inputs is one example.
     """
 
     labelled = True
@@ -93,7 +100,7 @@ class Attached(Accompanied):
         scaler: torch.amp.GradScaler | None,
     ) -> None:
         if accumulate < 1:
-            raise ValueError(f"accumulate is {accumulate}, allowed: 1 or more")
+            raise ValueError(f"accumulate is {accumulate}; it must be 1 or more")
         self.accumulate, self.scaler = accumulate, scaler
         self.module, self.optimizer, self.max_grad_norm = module, optimizer, max_grad_norm
         self.predict, self.label_name = predict or _call, label_name
@@ -101,49 +108,72 @@ class Attached(Accompanied):
             self.last_layer().out_features if classes is None else classes
         )
         self.current: Task | None = None
-        self._asking = False  # a forward pass of ours, not of the loop
+        self._observed: Batch | None = None  # what the forward pass to come is of
+        self._asking = False  # True in a forward pass of a strategy, not of the loop
         self.attach(strategies)
         self._watch()
 
     def _watch(self) -> None:
-        """Look at every forward pass of the module."""
+        """Hook every forward pass of the module."""
         self._hooks = [
             self.module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             self.module.register_forward_hook(self._after_forward),
         ]
 
     def detach(self) -> None:
-        """Leave the loop alone from now on."""
+        """Take all hooks off the module and the optimizer."""
         self.updater.detach()
         for hook in self._hooks:
             hook.remove()
 
     def move_to(self, optimizer: torch.optim.Optimizer) -> None:
-        """Follow the steps of another optimizer of the same module, in place of the last one's."""
+        """Follow another optimizer of the same module, in place of the present one."""
         self.optimizer = optimizer
         self.attach(self.strategies)
+        self.updater.expect(self._observed)
 
     def begin_task(self, task: int, name: str | None = None) -> None:
-        """What comes now is of `task`."""
+        """Begin a task.
+
+        Args:
+            task: The task's ID.
+            name: The task's name; by default "task-<ID>".
+        """
         self.current = Task(task, name or f"task-{task}")
         for strategy in self.strategies:
             strategy.begin_task(self.current, self)
 
     def observe(self, inputs: Inputs, labels: Tensor) -> None:
-        """The next forward pass is of these, and the next step learns from it.
+        """Say what the next forward pass is of, and what the next steps learn from.
 
-        Raises RuntimeError outside of a task.
+        Args:
+            inputs: A tensor (B, ...), or tensors by keyword argument.
+            labels: int64 (B,).
+
+        Raises:
+            RuntimeError: Outside of a task.
         """
         if self.current is None:
             raise RuntimeError("a batch was observed outside of a task; call begin_task first")
-        self.minibatch = self.batch(inputs, labels)
-        self.steps += len(self.minibatch)
+        batch = self.batch(inputs, labels)
+        self._expect(batch)
+        self.steps += len(batch)
         for strategy in self.strategies:
-            strategy.observe(self.minibatch, self)
+            strategy.observe(batch, self)
+
+    def _expect(self, batch: Batch | None) -> None:
+        self._observed = batch
+        self.updater.expect(batch)
 
     def end_task(self, examples: Iterable[Examples]) -> None:
-        """The task is over; `examples` are batches of it, inputs and labels, for the strategies to
-        consolidate on.
+        """End the task.
+
+        Args:
+            examples: Batches of the task, inputs and labels, on which strategies consolidate.
+
+        Raises:
+            RuntimeError: Outside of a task.
+            ValueError: Without examples.
         """
         if self.current is None:
             raise RuntimeError("end_task was called before begin_task")
@@ -151,12 +181,13 @@ class Attached(Accompanied):
         if not batches:
             raise ValueError("end_task got no examples; give one batch or more")
         for strategy in self.strategies:
-            strategy.end_task(self.current, self, batches)
-        self.minibatch, self.current = None, None
+            strategy.end_task(self.current, batches, self)
+        self._expect(None)
+        self.current = None
 
     @contextmanager
     def view(self, task: int) -> Iterator[None]:
-        """The network as it is to be when `task` is evaluated."""
+        """Show the network as it should be for evaluating `task`, in evaluation mode."""
         with ExitStack() as views:
             for strategy in self.strategies:
                 views.enter_context(strategy.view(Task(task, f"task-{task}"), self))
@@ -164,12 +195,12 @@ class Attached(Accompanied):
             yield
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """Those that the optimizer trains."""
+        """Return the parameters that the optimizer trains, by name."""
         trained = {p for group in self.optimizer.param_groups for p in group["params"]}
         return {name: p for name, p in super().weights().items() if p in trained}
 
     def batch(self, inputs: Inputs, labels: Tensor) -> Batch:
-        """Inputs (B, ...) and labels (B,) as a batch of single steps."""
+        """Return inputs (B, ...) and labels (B,) as a batch of single steps."""
         obs = inputs if isinstance(inputs, Mapping) else {ALONE: inputs}
         rows = len(labels)
         here = {name: x.detach().to(self.device)[None] for name, x in obs.items()}
@@ -192,12 +223,15 @@ class Attached(Accompanied):
         return torch.zeros(batch, 0, device=self.device)
 
     def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy."""
+        """Return the mean cross-entropy."""
         return F.cross_entropy(outputs.flatten(0, 1), target.flatten())
 
+    def example_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        return -self.likelihood.log_prob(outputs, target).sum(0)
+
     def targets(self, batch: Batch) -> Tensor:
-        """The labels."""
-        assert batch.target is not None, "a batch of a stream holds labels"
+        """Return the labels."""
+        assert batch.target is not None, "a batch of a stream has labels"
         return batch.target
 
     def observed(self, batch: Batch) -> Tensor | None:
@@ -205,24 +239,24 @@ class Attached(Accompanied):
 
     def frozen_copy(self) -> nn.Module:
         for hook in self._hooks:
-            hook.remove()  # a copy of them would copy this learner, and call it
+            hook.remove()  # a copied hook would hold a copy of this object, and call it
         frozen = copy.deepcopy(self.module).eval().requires_grad_(False)
         self._watch()
         return frozen
 
     def state_dict(self) -> dict[str, Any]:
-        """Of all strategies, and the task at hand; the module's and the optimizer's are the loop's
-        own business.
+        """Return the state of all strategies and the current task.
+
+        Saving the module and the optimizer is left to the loop.
         """
-        own = {
-            "steps": self.steps,
-            "task": None if self.current is None else (self.current.id, self.current.name),
-        }
-        return own | {"strategies": states_of(self.strategies)}
+        task = None if self.current is None else (self.current.id, self.current.name)
+        return {"steps": self.steps, "task": task, "strategies": states_of(self.strategies)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """To be loaded before the module's and the optimizer's, which may need weights that come
-        back with it.
+        """Restore what `state_dict` returned.
+
+        Load the module's and the optimizer's states after this: they may hold weights that
+        strategies add again here.
 
         Raises:
             ValueError: For the state of other strategies.
@@ -232,45 +266,39 @@ class Attached(Accompanied):
         self.current = None if state["task"] is None else Task(*state["task"])
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if (
-            self.label_name is None
-            or self._asking
-            or not module.training
-            or not torch.is_grad_enabled()
-        ):
+        """Observe the batch, if the module is given the labels itself."""
+        labels = None if self.label_name is None else kwargs.get(self.label_name)
+        training = module.training and torch.is_grad_enabled() and not self._asking
+        if labels is None or not training:
             return
-        labels = kwargs.get(self.label_name)
-        if labels is not None:
-            self.observe(
-                {
-                    n: x
-                    for n, x in kwargs.items()
-                    if n != self.label_name and _has_rows(x, len(labels))
-                },
-                labels,
-            )
+        inputs = {
+            name: x
+            for name, x in kwargs.items()
+            if name != self.label_name and _has_rows(x, len(labels))
+        }
+        self.observe(inputs, labels)
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Let the gradients of the strategies' output losses join where the loop's own flows back
-        to the logits.
-        """
-        if self._asking or self.minibatch is None or not torch.is_grad_enabled():
+        """Let the strategies' losses join where the loop's own gradient reaches the logits."""
+        batch, logits = self._observed, _logits(output)
+        if self._asking or batch is None or not torch.is_grad_enabled():
             return
-        logits = _logits(output)
-        if (
-            not isinstance(logits, Tensor)
-            or not logits.requires_grad
-            or len(logits) != len(self.minibatch)
-        ):
+        if not _has_rows(logits, len(batch)) or not logits.requires_grad:
             return
         leaf = logits.detach().float()[None].requires_grad_()
-        losses = self.updater.output_losses(self.minibatch, Output(leaf))
-        if losses:
-            (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), leaf)
-            scale = (
-                1.0 if self.scaler is None else self.scaler.get_scale()
-            ) / self.accumulate  # as the loop's own loss
-            logits.register_hook(lambda own: own + scale * gradient[0].to(own.dtype))  # type: ignore[no-untyped-call]
+        losses, replaced = self.updater.fresh_losses(Forward(batch, Output(leaf)))
+        if not losses:
+            return
+        total = torch.stack(losses).sum()
+        (gradient,) = torch.autograd.grad(total, leaf) if total.requires_grad else (0 * leaf,)
+        # As the loop scales its own loss.
+        scale = (1.0 if self.scaler is None else self.scaler.get_scale()) / self.accumulate
+
+        def joined(own: Tensor) -> Tensor:
+            added: Tensor = scale * gradient[0].to(own.dtype)
+            return added if replaced else own + added
+
+        logits.register_hook(joined)
 
 
 def _call(module: nn.Module, inputs: Inputs) -> Tensor:
@@ -283,5 +311,5 @@ def _logits(output: Any) -> Any:
 
 
 def _has_rows(x: Any, rows: int) -> bool:
-    """Whether it is a tensor with a row for each example."""
+    """True for a tensor with a row for each example."""
     return isinstance(x, Tensor) and x.ndim > 0 and len(x) == rows

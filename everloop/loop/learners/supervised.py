@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from everloop.contract import NetworkOutput, Observation, World
+from everloop.contract import NetworkOutput, Observation, Output, World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.augment import AUGMENTATIONS
 from everloop.loop.learners.learner import Learner
@@ -21,37 +21,38 @@ from everloop.loop.learners.learning_rate import RATES
 from everloop.loop.learners.training import Training
 from everloop.loop.likelihood import Categorical, Tags, likelihood_for
 from everloop.loop.state import packed, restore
-from everloop.loop.strategies.base import Strategy
+from everloop.loop.strategies.base import Forward, Strategy
 from everloop.loop.world import check_finite, labels_of, play
 
 LOG_EVERY = 20  # updates
 POSITION = ("counts", "_obs", "_task", "_start", "_batches", "_done", "_losses")
-"""What says where a learner is in its phase: the label counts so far, what the world shows, batches
-in all and done, losses to report.
-"""
-Recalled = tuple[
-    Strategy, Batch, NetworkOutput
-]  # who recalls it, the examples, the network's output for them
+"""Attributes that say where a learner is in its phase."""
+
+Replayed = list[tuple[Strategy, Forward]]
 
 
 class SupervisedLearner(Learner):
-    """Cross-entropy on the labels that a world of `info["label"]` reveals; one update a step of the
-    world, or several.
+    """Learns labels from a stream: cross-entropy on each `info["label"]` that the world reveals.
 
-    The guess comes from the same forward pass that is then learned from; of tags the mean is over
-    all tokens that have one. Every example is a sequence of its own (T = 1, empty memory): what
-    other images lie near it never helps to tell its class.
+    The guess that the world is given comes from the same forward pass that is then learned from.
+    Every example is a sequence of its own (T = 1, empty memory). Of tags, the loss is the mean
+    over all tokens that have one.
 
-    training: rate, precision, device and the like.
-    optimizer: of the module's weights; Adam at `training.learning_rate` if None.
-    Raises ValueError for options that do not fit the world.
+    Args:
+        module: The network.
+        world: A stream.
+        training: Learning rate, precision, device and other options of training.
+        optimizer: Of the module's weights; None is Adam at `training.learning_rate`.
+        max_grad_norm: The gradient is scaled down to this norm; None leaves it.
+
+    Raises:
+        ValueError: For options that do not fit the world.
     """
 
     mixed: bool = False  # forward passes in bfloat16
     counts: Tensor | None = None  # of each label so far, for a balanced softmax
     images: Sequence[str] = ()  # modalities to augment
     labelled = True
-    recalls_ahead = True
 
     def __init__(
         self,
@@ -93,32 +94,27 @@ class SupervisedLearner(Learner):
             return super().apply(module, obs, state, start)
         with torch.autocast(self.device.type, torch.bfloat16):
             output, state = super().apply(module, obs, state, start)
-        heads = getattr(output, "heads", None)
-        single = {"prediction": output.prediction.float()} | (
-            {} if heads is None else {"heads": heads.float()}
-        )
-        return output._replace(**single), state  # type: ignore[attr-defined]
+        heads = None if output.heads is None else output.heads.float()
+        return Output(output.prediction.float(), output.value, heads), state
 
     def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy of the labels."""
-        if (
-            self.counts is not None and self.counts.any()
-        ):  # before the first batch nothing is known of them
+        """Return the mean cross-entropy of the labels."""
+        if self.counts is not None and self.counts.any():  # no counts before the first batch
             outputs = outputs + self.counts.log()
-        if isinstance(
-            self.likelihood, Categorical
-        ):  # the same number from one kernel, a fifth of a small network's step cheaper
+        if isinstance(self.likelihood, Categorical):
+            # The same number from one kernel: a fifth of a small network's step cheaper.
             return F.cross_entropy(outputs.flatten(0, 1), target.flatten())
-        terms = (
-            (target >= 0).sum().clamp(min=1)
-            if isinstance(self.likelihood, Tags)
-            else outputs[..., 0].numel()
-        )
+        terms: Tensor | int = outputs[..., 0].numel()
+        if isinstance(self.likelihood, Tags):
+            terms = (target >= 0).sum().clamp(min=1)
         return -self.likelihood.log_prob(outputs, target).sum() / terms
 
+    def example_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        return -self.likelihood.log_prob(outputs, target).sum(0)
+
     def targets(self, batch: Batch) -> Tensor:
-        """The labels."""
-        assert batch.target is not None, "a batch of a stream holds labels"
+        """Return the labels."""
+        assert batch.target is not None, "a batch of a stream has labels"
         return batch.target
 
     def observed(self, batch: Batch) -> Tensor | None:
@@ -183,18 +179,17 @@ class SupervisedLearner(Learner):
             return 0
         shown = self._shown()
         seen = self.augmented(shown)
-        output, recalled = self._look(seen)
+        output, replayed = self._look(seen)
         label = self._guess(output)
         target = label[None]
         if self.strategies:
             fresh = replace(shown, target=target, output=output.prediction.detach())
             for strategy in self.strategies:
                 strategy.observe(fresh, self)
+        # The last step of a phase may have fewer parts.
         parts = self.training.accumulate
-        together = min(
-            parts, self._batches - self._done // parts * parts
-        )  # the last step of a phase may have fewer parts
-        self._losses.append(self._update(seen, target, output, recalled, together))
+        together = min(parts, self._batches - self._done // parts * parts)
+        self._losses.append(self._update(seen, target, output, replayed, together))
         for _ in range(self.training.updates_per_batch - 1):
             seen = self.augmented(shown)
             self._losses.append(self._update(seen, target, *self._look(seen), together))
@@ -206,15 +201,13 @@ class SupervisedLearner(Learner):
         return len(label)
 
     def _shown(self) -> Batch:
-        """What the world shows now."""
+        """Return what the world shows now, without labels."""
         check_finite(self._obs, self.steps)
         obs = {name: to_tensor(value[None], self.device) for name, value in self._obs.items()}
         return Batch(obs, self._start, task=self._task)
 
     def _guess(self, output: NetworkOutput) -> Tensor:
-        """Step the world with the most likely labels of `output`; returns the labels it reveals,
-        (B, ...).
-        """
+        """Step the world with the most likely labels; return the labels it reveals, (B, ...)."""
         guess = self.likelihood.mode(output.prediction[0].detach()).cpu().numpy()
         self._obs, _, _, _, info = self.world.step(guess)
         label = to_tensor(labels_of(info), self.device)
@@ -222,39 +215,28 @@ class SupervisedLearner(Learner):
             self.counts += torch.bincount(label, minlength=len(self.counts))
         return label
 
-    def _look(self, seen: Batch) -> tuple[NetworkOutput, list[Recalled]]:
-        """The output for what the world shows, and what strategies recall with the outputs for it,
-        from one forward pass.
+    def _look(self, seen: Batch) -> tuple[NetworkOutput, Replayed]:
+        """Return the outputs for the fresh batch and for what strategies replay.
+
+        All of them come from one forward pass.
         """
-        recalled = self.updater.recall() if self.recalls_ahead else []
+        recalled = self.updater.recall()
         if not recalled:
             return self.forward(seen), []
         output, *others = self.forward_joined([seen, *(stored for _, stored in recalled)])
-        return output, [
-            (strategy, stored, other)
-            for (strategy, stored), other in zip(recalled, others, strict=True)
-        ]
+        pairs = zip(recalled, others, strict=True)
+        return output, [(strategy, Forward(stored, out)) for (strategy, stored), out in pairs]
 
     def _update(
-        self,
-        seen: Batch,
-        target: Tensor,
-        output: NetworkOutput,
-        recalled: Sequence[Recalled],
-        parts: int,
+        self, batch: Batch, target: Tensor, output: NetworkOutput, replayed: Replayed, parts: int
     ) -> float:
-        """One step along the loss of `output` and what the strategies add to it; returns
-        the loss.
-        """
+        """Take one step along the total loss of `batch`; return the loss."""
         loss = self.loss_of(output.prediction, target)
         if self.strategies:
-            self.minibatch = replace(seen, target=target, output=output.prediction.detach())
-            for extra in self.updater.output_losses(self.minibatch, output):
-                loss = loss + extra
-            for strategy, stored, other in recalled:
-                loss = loss + strategy.recall_loss(self, stored, other)
+            batch = replace(batch, target=target, output=output.prediction.detach())
+            loss = self.updater.total_loss(loss, Forward(batch, output), replayed)
         self.rate.next()
-        return self.updater.step(loss, parts)
+        return self.updater.step(loss, batch, parts)
 
     def _report(self, loss: float) -> None:
         self.rate.average(loss)
@@ -264,7 +246,7 @@ class SupervisedLearner(Learner):
 
 
 def _images(world: World) -> list[str]:
-    """The modalities that are images, uint8 (H, W, C)."""
+    """Return the modalities that are images, uint8 (H, W, C)."""
     space = world.single_observation_space
     modalities = space.spaces if isinstance(space, spaces.Dict) else {}
     return [

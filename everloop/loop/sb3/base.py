@@ -21,6 +21,7 @@ from everloop.loop.batch import Batch
 from everloop.loop.learners.learner import Learner
 from everloop.loop.sb3.vec_env import WorldVecEnv, pictures
 from everloop.loop.state import packed, restore
+from everloop.loop.strategies.base import Effect, Forward, Strategy
 
 NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -121,37 +122,55 @@ class SB3Base(Learner):
         self._total, self._callback = 0, model._init_callback(None)
         self.attach([])
 
-    def _join_output_losses(
-        self, batch: Batch, prediction: Tensor, heads: Tensor | None = None
+    def _join_losses(
+        self, batch: Batch, prediction: Tensor, heads: Tensor | None, expected: Batch
     ) -> Tensor:
-        """`prediction` (b, P); where the algorithm's gradient flows back to it, those of the
-        strategies' output losses join.
+        """Let the gradients of the strategies' losses of `batch` join the algorithm's own.
 
-        heads: those of all tasks (b, K, P), where there are several; they get theirs by the same
-            way.
+        Args:
+            batch: The examples that the algorithm's loss is about.
+            prediction: The network's output for them, (b, P).
+            heads: The outputs of all tasks' heads (b, K, P), where there are several.
+            expected: What strategies are given as the batch of the step to come.
+
+        Returns:
+            `prediction`, to be used in its place.
         """
+        self.updater.expect(expected)
         outputs = [prediction] if heads is None else [prediction, heads]
         leaves = [x.detach()[None].requires_grad_() for x in outputs]
-        losses = self.updater.output_losses(
-            batch, Output(leaves[0], heads=None if heads is None else leaves[1])
-        )
-        if not losses:
+        output = Output(leaves[0], heads=None if heads is None else leaves[1])
+        losses, _ = self.updater.fresh_losses(Forward(batch, output))
+        total = torch.stack(losses).sum() if losses else prediction.new_zeros(())
+        if not total.requires_grad:
             return prediction
-        gradients = torch.autograd.grad(torch.stack(losses).sum(), leaves, allow_unused=True)
+        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
         pairs = [(x, g[0]) for x, g in zip(outputs, gradients, strict=True) if g is not None]
         joined: Tensor = _Join.apply(prediction, *(x for pair in pairs for x in pair))  # type: ignore[no-untyped-call]
         return joined
+
+    def check(self, strategies: Sequence[Strategy]) -> None:
+        super().check(strategies)
+        for strategy in strategies:
+            if strategy.active and Effect.REPLACES_LOSS in strategy.effects:
+                raise ValueError(
+                    f"{strategy.name} replaces the task loss, which here is that of the "
+                    "algorithm; in control use replay"
+                )
 
     def seed(self, seed: int) -> None:
         """Seed torch, numpy, the draws of random actions and the world's next reset."""
         self.model.set_random_seed(seed)
 
     def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """KL(target || outputs), the mean over steps: policy distillation.
+        """Return the mean of KL(target || outputs) over steps: policy distillation.
 
         The algorithm's own loss stays in SB3.
         """
         return self.likelihood.kl(target, outputs).mean()
+
+    def example_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        return self.likelihood.kl(target, outputs).sum(0)
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:

@@ -68,8 +68,8 @@ class _Rows(nn.Module):
         first = next(iter(rows.values()))
         start = torch.ones(first.shape[:2], dtype=torch.bool, device=first.device)
         output, _ = self.network(rows, self.network.initial_state(first.shape[1]), start)  # type: ignore[operator]
-        heads = getattr(output, "heads", None)
-        return self.on_prediction(obs, output.prediction[0], None if heads is None else heads[0])
+        heads = None if output.heads is None else output.heads[0]
+        return self.on_prediction(obs, output.prediction[0], heads)
 
     def set_training_mode(self, mode: bool) -> None:
         self.train(mode)
@@ -179,9 +179,9 @@ class OffPolicyLearner(SB3Base):
     """What DQN and SAC share: a replay buffer. Construct `DQNLearner` or `SACLearner`.
 
     Strategies observe each `train_freq` steps of experience once, as examples of one step, before
-    the updates that follow. `minibatch` is what an update has drawn from the replay buffer; nobody
-    knows of which tasks. Every call of `learn` begins with `learning_starts` random steps and runs
-    through SB3's schedules (learning rate, exploration) from their beginning.
+    the updates that follow. The batch of an update is drawn from the replay buffer, from tasks that
+    nobody knows. Every phase begins with `learning_starts` random steps, and runs through SB3's
+    schedules (learning rate, exploration) from their beginning.
 
     reset_buffer: empty the replay buffer when other tasks are learned than before, so that old
         tasks are remembered by strategies alone, as in Continual World (Wolczyk et al. 2021).
@@ -198,7 +198,9 @@ class OffPolicyLearner(SB3Base):
     ) -> None:
         super().__init__(world, parameters, max_grad_norm)
         self.reset_buffer = reset_buffer
-        self._sampled: Observations | None = None
+        self._sampled: tuple[Observations, Batch] | None = (
+            None  # the minibatch, as SB3 has it and as ours
+        )
         self._tasks: list[int] | None = None  # of which the replay buffer is full
 
     def _follow(self, rows: _Rows) -> None:
@@ -209,22 +211,18 @@ class OffPolicyLearner(SB3Base):
 
         def noted(*args: Any, **kwargs: Any) -> Any:
             data = sample(*args, **kwargs)
-            self._sampled = data.observations
-            shown = {
-                name: x[None]
-                for name, x in as_world(
-                    data.observations, self.world.single_observation_space
-                ).items()
-            }
+            seen = as_world(data.observations, self.world.single_observation_space)
+            shown = {name: x[None] for name, x in seen.items()}
             start = torch.ones(1, len(data.actions), dtype=torch.bool, device=data.actions.device)
-            self.minibatch = Batch(shown, start, action=self._as_taken(data.actions)[None])
+            batch = Batch(shown, start, action=self._as_taken(data.actions)[None])
+            self._sampled = data.observations, batch
             return data
 
         def joined(obs: Observations, prediction: Tensor, heads: Tensor | None) -> Tensor:
-            if obs is not self._sampled or not prediction.requires_grad:
+            sampled, batch = self._sampled or (None, None)
+            if batch is None or obs is not sampled or not prediction.requires_grad:
                 return prediction
-            assert self.minibatch is not None
-            return self._join_output_losses(self.minibatch, prediction, heads)
+            return self._join_losses(batch, prediction, heads, expected=batch)
 
         self.model.replay_buffer.sample = noted
         rows.on_prediction = joined

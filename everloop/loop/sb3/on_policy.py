@@ -16,7 +16,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from torch import Tensor
 
-from everloop.contract import World
+from everloop.contract import NetworkOutput, World
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import likelihood_for
 from everloop.loop.sb3.base import (
@@ -35,12 +35,6 @@ class _NetworkPolicy(BasePolicy):
 
     SB3 flattens sequences with the batch first, (n l); the network has time first.
     """
-
-    minibatch: Batch | None = None
-    on_judged: Any = staticmethod(
-        lambda batch, prediction, heads: prediction
-    )  # the learner's, called with what a loss is about to judge
-    heads: Tensor | None = None  # of the last pass, (l, n, K, P)
 
     def __init__(
         self,
@@ -68,35 +62,54 @@ class _NetworkPolicy(BasePolicy):
         )
 
     def run(self, obs: Observations, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (n l), state (n, H), start bool (n l) -> prediction (n l, P), value (n l, 1), state
-        (n, H).
+        """Return prediction (n l, P), value (n l, 1) and the next state (n, H).
+
+        Args:
+            obs: Rows (n l, ...).
+            state: (n, H).
+            start: bool (n l).
         """
+        output, state = self._output(obs, state, start)
+        return *_rows_of(output), state
+
+    def _output(
+        self, obs: Observations, state: Tensor, start: Tensor
+    ) -> tuple[NetworkOutput, Tensor]:
         n = len(state)
         sequences = {
             name: rearrange(x, "(n l) ... -> l n ...", n=n)
             for name, x in as_world(obs, self.space).items()
         }
-        output, state = self.network(sequences, state, rearrange(start, "(n l) -> l n", n=n))
-        self.heads = getattr(output, "heads", None)
-        return (
-            rearrange(output.prediction, "l n p -> (n l) p"),
-            rearrange(output.value, "l n -> (n l) 1"),
-            state,
+        result: tuple[NetworkOutput, Tensor] = self.network(
+            sequences, state, rearrange(start, "(n l) -> l n", n=n)
         )
+        return result
+
+    def on_evaluated(self, batch: Batch, prediction: Tensor, heads: Tensor | None) -> Tensor:
+        """Called in training with a minibatch and its outputs; the learner sets its own."""
+        return prediction
 
     def choose(self, p: Tensor, deterministic: bool) -> Tensor:
         return self.likelihood.mode(p) if deterministic else self.likelihood.sample(p)
 
-    def judge(
+    def evaluate(
         self, obs: Observations, state: Tensor, start: Tensor, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, log-likelihoods and entropies of a minibatch in training."""
-        p, values, _ = self.run(obs, state, start)
+        """Return values, log-likelihoods and entropies of a minibatch in training."""
+        output, _ = self._output(obs, state, start)
+        p, values = _rows_of(output)
         rows = {name: x[None] for name, x in as_world(obs, self.space).items()}
-        self.minibatch = Batch(rows, torch.ones_like(start)[None], action=actions[None])
-        heads = None if self.heads is None else rearrange(self.heads, "l n k p -> (n l) k p")
-        p, self.heads = self.on_judged(self.minibatch, p, heads), None
+        batch = Batch(rows, torch.ones_like(start)[None], action=actions[None])
+        heads = None if output.heads is None else rearrange(output.heads, "l n k p -> (n l) k p")
+        p = self.on_evaluated(batch, p, heads)
         return values, self.likelihood.log_prob(p, actions), self.likelihood.entropy(p)
+
+
+def _rows_of(output: NetworkOutput) -> tuple[Tensor, Tensor]:
+    """Return prediction (n l, P) and value (n l, 1) of an output with time first."""
+    assert output.value is not None, "on-policy algorithms need a network with a value head"
+    prediction = rearrange(output.prediction, "l n p -> (n l) p")
+    return prediction, rearrange(output.value, "l n -> (n l) 1")
 
 
 class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
@@ -117,7 +130,7 @@ class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
 
     def evaluate_actions(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         start = torch.ones(len(actions), dtype=torch.bool, device=self.device)
-        return self.judge(obs, self.network.initial_state(len(actions)), start, actions)  # type: ignore[operator]
+        return self.evaluate(obs, self.network.initial_state(len(actions)), start, actions)  # type: ignore[operator]
 
     def predict_values(self, obs: Observations) -> Tensor:  # type: ignore[override]
         return self._run_steps(obs)[1]
@@ -165,7 +178,7 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
     def evaluate_actions(  # type: ignore[override]
         self, obs: Observations, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return self.judge(obs, lstm_states.pi[0][0], episode_starts > 0, actions)
+        return self.evaluate(obs, lstm_states.pi[0][0], episode_starts > 0, actions)
 
     def predict_values(  # type: ignore[override]
         self,
@@ -236,7 +249,7 @@ class SB3Learner(SB3Base):
         self._real: Tensor | None = None
         policy: Any = model.policy
         self._adopt(model, policy.network, policy.optimizer)
-        policy.on_judged = self._join_output_losses
+        policy.on_evaluated = self._evaluated
         if recurrent:
             self._note_padding()
 
@@ -253,13 +266,9 @@ class SB3Learner(SB3Base):
 
         self.model.rollout_buffer.get = noted
 
-    @property
-    def minibatch(self) -> Batch | None:  # type: ignore[override]
-        """The steps of the minibatch that SB3 is learning from, each as an example of its own,
-        without padding.
-        """
-        batch: Batch | None = self.policy.minibatch
-        return batch if batch is None or self._real is None else batch[self._real]
+    def _evaluated(self, batch: Batch, prediction: Tensor, heads: Tensor | None) -> Tensor:
+        real = batch if self._real is None else batch[self._real]
+        return self._join_losses(batch, prediction, heads, expected=real)
 
     def position(self) -> dict[str, Any]:
         memory = getattr(self.model, "_last_lstm_states", None)

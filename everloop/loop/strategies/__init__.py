@@ -1,7 +1,7 @@
 """Strategies against forgetting, and for staying able to learn, one file each."""
 
 from everloop.loop.strategies.agem import AGEM
-from everloop.loop.strategies.base import Strategy, Traits
+from everloop.loop.strategies.base import Effect, Forward, Strategy, Traits
 from everloop.loop.strategies.clear import CLEAR
 from everloop.loop.strategies.continual_backprop import ContinualBackprop
 from everloop.loop.strategies.der import DER, DERPlusPlus
@@ -79,6 +79,8 @@ __all__ = [
     "STRATEGIES",
     "ContinualBackprop",
     "DERPlusPlus",
+    "Effect",
+    "Forward",
     "GDumb",
     "Growth",
     "ICaRL",

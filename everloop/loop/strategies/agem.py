@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Traits
+from everloop.loop.strategies.parts.gradients import gradient, inner
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
 
 
@@ -47,7 +47,7 @@ class AGEM(Rehearsal):
     ) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         stored = self.draw(model, self.past)
         if stored is None:
             return
@@ -61,16 +61,3 @@ class AGEM(Rehearsal):
             torch._foreach_add_(
                 grads, reference, alpha=-self.strength * float(dot / inner(reference, reference))
             )
-
-
-def gradient(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """d loss / d weights, 0 for those it does not depend on; no `.grad` is touched."""
-    found = torch.autograd.grad(loss, weights, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(weights, found, strict=True)]
-
-
-def inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """The inner product of two gradients."""
-    return torch.stack(
-        [torch.dot(x.flatten(), y.flatten()) for x, y in zip(a, b, strict=True)]
-    ).sum()

@@ -10,10 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from everloop.contract import NetworkOutput
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Traits, check_strength
+from everloop.loop.strategies.base import Forward, Traits, check_strength
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
 
 
@@ -72,7 +71,8 @@ class CLEAR(Rehearsal):
     def recall(self, model: Model) -> Batch | None:
         return self.draw(model)
 
-    def recall_loss(self, model: Model, stored: Batch, output: NetworkOutput) -> Tensor:
+    def replay_loss(self, replayed: Forward, model: Model) -> Tensor:
+        stored, output = replayed
         assert stored.target is not None
         loss = self.strength * model.likelihood.kl(stored.target, output.prediction).mean()
         if output.value is not None and stored.value is not None:

@@ -124,12 +124,11 @@ class ContinualBackprop(Strategy):
         return layers
 
     @torch.no_grad()
-    def after_step(self, model: Model) -> None:
+    def after_step(self, batch: Batch, model: Model) -> None:
         if not self.layers:
             return
         self.steps += 1
-        batch = model.minibatch
-        if self.steps % self.interval or batch is None:
+        if self.steps % self.interval:
             return
         activity = _activity(model, batch, self.layers)
         decay = self.decay**self.interval
@@ -243,8 +242,9 @@ def _alone(reads: nn.Linear, feeds: nn.Linear, model: Model, batch: Batch) -> bo
     for handle in handles:
         handle.remove()
     both = [
-        (getattr(before, name, None), getattr(after, name, None))
-        for name in ("prediction", "value", "heads")
+        (before.prediction, after.prediction),
+        (before.value, after.value),
+        (before.heads, after.heads),
     ]
     return all(x is None or y is None or torch.equal(x, y) for x, y in both)
 

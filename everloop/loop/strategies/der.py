@@ -7,10 +7,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from everloop.contract import NetworkOutput
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Traits, check_strength
+from everloop.loop.strategies.base import Forward, Traits, check_strength
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
 
 
@@ -51,9 +50,9 @@ class DER(Rehearsal):
     def recall(self, model: Model) -> Batch | None:
         return self.draw(model)
 
-    def recall_loss(self, model: Model, stored: Batch, output: NetworkOutput) -> Tensor:
-        assert stored.output is not None
-        return self.strength * F.mse_loss(output.prediction, stored.output)
+    def replay_loss(self, replayed: Forward, model: Model) -> Tensor:
+        assert replayed.batch.output is not None
+        return self.strength * F.mse_loss(replayed.output.prediction, replayed.batch.output)
 
 
 class DERPlusPlus(DER):
@@ -93,10 +92,10 @@ class DERPlusPlus(DER):
         # with replacement, so that one draw of twice as many is two independent ones
         return self.draw(model, count=2 * self.batch_size)
 
-    def recall_loss(self, model: Model, stored: Batch, output: NetworkOutput) -> Tensor:
-        assert stored.output is not None and stored.target is not None  # noqa: PT018
-        n, h = self.batch_size, output.prediction
-        dark = F.mse_loss(h[:, :n], stored.output[:, :n])
-        return self.strength * dark + self.label_strength * model.loss_of(
-            h[:, n:], stored.target[:, n:]
-        )
+    def replay_loss(self, replayed: Forward, model: Model) -> Tensor:
+        z, y = replayed.batch.output, replayed.batch.target
+        assert z is not None and y is not None  # noqa: PT018
+        n, h = self.batch_size, replayed.output.prediction
+        dark = F.mse_loss(h[:, :n], z[:, :n])
+        labels = model.loss_of(h[:, n:], y[:, n:])
+        return self.strength * dark + self.label_strength * labels

@@ -7,10 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from everloop.contract import NetworkOutput
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Traits
+from everloop.loop.strategies.base import Effect, Forward, Traits
 from everloop.loop.strategies.parts.rehearsal import Rehearsal, check_labels
 
 
@@ -37,7 +36,7 @@ class ERACE(Rehearsal):
     """
 
     name = "er_ace"
-    replaces_loss = True
+    effects = frozenset({Effect.REPLACES_LOSS})
     traits: ClassVar[Traits] = Traits(
         boundaries=False, examples=True, class_incremental=True, control=False
     )
@@ -58,20 +57,23 @@ class ERACE(Rehearsal):
         check_labels(model, "er_ace", "replay or derpp")
         super().check(model)
 
-    def output_loss(self, model: Model, batch: Batch, output: NetworkOutput) -> Tensor | None:
-        if batch.target is None:
-            return None
-        logits, labels = output.prediction, batch.target
+    def recall(self, model: Model) -> Batch | None:
+        return self.draw(model)
+
+    def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
+        stored = super().loss(None, replayed, model)
+        if fresh is None:
+            return stored
+        own = self._fresh_loss(fresh, model)
+        return own if stored is None else own + stored
+
+    def _fresh_loss(self, fresh: Forward, model: Model) -> Tensor:
+        """Cross-entropy over the batch's own classes and those never seen."""
+        logits, labels = fresh.output.prediction, fresh.batch.target
+        assert labels is not None
         present = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         present[labels] = True
         absent = present.logical_not() if self.seen is None else self.seen & ~present
         first, self.seen = self.seen is None, present if self.seen is None else self.seen | present
-        if first or not absent.any():
-            return None
-        own = model.loss_of(logits.masked_fill(absent, -torch.inf), labels)
-        return own - model.loss_of(
-            logits, labels
-        )  # in place of the plain loss, which is there already
-
-    def recall(self, model: Model) -> Batch | None:
-        return self.draw(model)
+        masked = not first and bool(absent.any())
+        return model.loss_of(logits.masked_fill(absent, -torch.inf) if masked else logits, labels)

@@ -94,15 +94,15 @@ class EWC(Strategy):
         if self.fisher == "exact":
             check_exact(model)
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         if not self.proximal:
             self.penalty.add_gradient(model, self.strength)
 
-    def after_step(self, model: Model) -> None:
+    def after_step(self, batch: Batch, model: Model) -> None:
         if self.proximal:
             self.penalty.proximal_step(model, self.strength)
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self.warning.look(model, batches)
         taken = subsample(batches, self.examples)
         fisher = diagonal_fisher(model, taken, self._draws(model), exact=self.fisher == "exact")

@@ -54,7 +54,7 @@ class KroneckerEWC(Strategy):
         self.layers: dict[str, list[Factors]] = {}  # by the layer's name
         self.rest, self.warning = Quadratic(), ClassIncrementalWarning("ewc_kfac")
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         self.rest.add_gradient(model, self.strength)
         for name, tasks in self.layers.items():
             layer = model.module.get_submodule(name)
@@ -68,7 +68,7 @@ class KroneckerEWC(Strategy):
             if layer.bias is not None and layer.bias.grad is not None:
                 layer.bias.grad += pull[:, -1]
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self.warning.look(model, batches)
         taken = subsample(batches, self.examples)
         factors = self._factors(model, taken)

@@ -12,7 +12,7 @@ from torch import Tensor
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Traits, check_range
+from everloop.loop.strategies.base import Effect, Forward, Traits, check_range
 from everloop.loop.strategies.parts.rehearsal import Rehearsal, check_labels
 
 
@@ -42,6 +42,7 @@ class GDumb(Rehearsal):
     traits: ClassVar[Traits] = Traits(
         copies=1, examples=True, class_incremental=True, control=False
     )
+    effects = frozenset({Effect.REPLACES_LOSS, Effect.RESETS_WEIGHTS})
     state = ("initial", "buffers")
 
     def __init__(
@@ -67,13 +68,6 @@ class GDumb(Rehearsal):
             raise ValueError("gdumb needs labels; in control use replay")
         if self.memory.group_by == "target":
             check_labels(model, "gdumb with class-balanced memory", "memory reservoir")
-        for other in model.strategies:
-            if other.traits.task_id or other.traits.network:
-                name = type(other).__name__
-                raise ValueError(
-                    f"gdumb returns to the initial weights, which {name} freezes or adds to; "
-                    "combine it with replay or ewc"
-                )
         super().check(model)
 
     def begin_task(self, task: Task, model: Model) -> None:
@@ -84,21 +78,24 @@ class GDumb(Rehearsal):
             }
         self.buffers = {name: value.clone() for name, value in model.module.named_buffers()}
 
-    def wants_gradient(self, model: Model) -> bool:
-        return False
+    def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
+        """Return the task loss without a graph: the stream is not learned from."""
+        if fresh is None or fresh.batch.target is None:
+            return None
+        return model.loss_of(fresh.output.prediction.detach(), fresh.batch.target)
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         for p in model.weights().values():
             p.grad = None  # a weight without a gradient is left alone by every optimizer
 
     @torch.no_grad()
-    def after_step(self, model: Model) -> None:
+    def after_step(self, batch: Batch, model: Model) -> None:
         for name, value in model.module.named_buffers() if self.buffers else ():
             if name in self.buffers:
                 value.copy_(self.buffers[name])
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
-        super().end_task(task, model, batches)
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
+        super().end_task(task, batches, model)
         if not len(self.memory):
             return
         training = model.module.training

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.agem import gradient
 from everloop.loop.strategies.base import Traits, check_range
+from everloop.loop.strategies.parts.gradients import gradient
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
 
 BLOCK = 32_768  # weights at once, whose copies in double precision fit into a cache
@@ -61,7 +61,7 @@ class GEM(Rehearsal):
         self.margin = margin
         self._gradients = torch.empty(0, 0)  # G, and g as its last row
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         if not len(self.past):
             return
         live = [p for p in model.weights().values() if p.grad is not None]

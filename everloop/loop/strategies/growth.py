@@ -10,7 +10,7 @@ from torch import nn
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Strategy, Traits, check_range
+from everloop.loop.strategies.base import Effect, Strategy, Traits, check_range
 from everloop.loop.strategies.parts.rehearsal import observed_output
 from everloop.loop.strategies.parts.rng import isolated_rng
 
@@ -37,7 +37,7 @@ class Growth(Strategy):
         boundaries=False, control=False, network="growing", plasticity=True
     )
     state = ("losses", "grown", "generator")
-    adds_weights = True
+    effects = frozenset({Effect.ADDS_WEIGHTS})
 
     def __init__(
         self,

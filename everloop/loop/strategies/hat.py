@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Strategy, Traits, check_first, check_range
+from everloop.loop.strategies.base import Effect, Strategy, Traits, check_range
 from everloop.loop.strategies.parts.quadratic import restore_weights, snapshot
 from everloop.loop.strategies.parts.rng import generator_for
 from everloop.loop.strategies.parts.task_heads import TaskHeads
@@ -72,6 +72,8 @@ class HAT(Strategy):
 
     name = "hat"
     traits: ClassVar[Traits] = Traits(copies=2, task_id=True, several_passes=True)
+    effects = frozenset({Effect.DIVIDES_WEIGHTS})
+    comes_first = True
     state = (
         "e",
         "learned",
@@ -131,7 +133,6 @@ class HAT(Strategy):
                 "hat masks units, which the algorithm's target network would not do; use replay or "
                 "ewc"
             )
-        check_first(self, "hat", model)
         for part in model.module.modules():
             if isinstance(part, (nn.RNNBase, nn.RNNCellBase)):
                 raise ValueError(
@@ -163,7 +164,7 @@ class HAT(Strategy):
         self.updates, self.learning = 0, True
         self._show(self._now())
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         rows = [
             (p.grad, self.used[name])
             for name, p in model.weights().items()
@@ -182,7 +183,7 @@ class HAT(Strategy):
                 a.grad = price * free[name] if a.grad is None else a.grad + price * free[name]
 
     @torch.no_grad()
-    def after_step(self, model: Model) -> None:
+    def after_step(self, batch: Batch, model: Model) -> None:
         restore_weights(model, self.kept, self.used)
         if not self.learning:
             return
@@ -196,7 +197,7 @@ class HAT(Strategy):
         self.updates += 1
         self._show(self._now())
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self.learning = False
         self._show(self._now())
         self.learned[task.id] = dict(self.e)

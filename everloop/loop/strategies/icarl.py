@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everloop.contract import NetworkOutput, Task
+from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.memory import Store, herding
 from everloop.loop.memory.store import Rows
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Strategy, Traits, check_range
+from everloop.loop.strategies.base import Effect, Forward, Strategy, Traits, check_range
 from everloop.loop.strategies.parts.rehearsal import check_labels
 from everloop.loop.strategies.parts.teacher import Teacher
 
@@ -47,9 +47,14 @@ class ICaRL(Strategy):
     """
 
     name = "icarl"
-    replaces_loss = True
+    effects = frozenset({Effect.REPLACES_LOSS})
     traits: ClassVar[Traits] = Traits(
-        copies=1, examples=True, class_incremental=True, control=False, several_passes=True
+        copies=1,
+        examples=True,
+        one_head=True,
+        class_incremental=True,
+        control=False,
+        several_passes=True,
     )
     state = ("store", "rows", "brought", "teacher", "rng")
 
@@ -80,11 +85,6 @@ class ICaRL(Strategy):
         if batch.target is not None:
             self.brought |= set(batch.target.flatten().tolist())
 
-    def output_loss(self, model: Model, batch: Batch, output: NetworkOutput) -> Tensor | None:
-        assert batch.target is not None
-        plain = model.loss_of(output.prediction, batch.target)
-        return self.strength * (self._loss(model, batch, output.prediction) - plain)
-
     def recall(self, model: Model) -> Batch | None:
         if not self.rows:
             return None
@@ -93,10 +93,18 @@ class ICaRL(Strategy):
             self._read(known[self.rng.integers(0, len(known), self.batch_size)], model)
         )
 
-    def recall_loss(self, model: Model, stored: Batch, output: NetworkOutput) -> Tensor:
-        return self.strength * self._loss(model, stored, output.prediction)
+    def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
+        given = [part for part in (fresh, replayed) if part is not None]
+        loss = self.strength * torch.stack([self._loss(part, model) for part in given]).sum()
+        if fresh is not None and self.strength < 1:
+            assert fresh.batch.target is not None
+            plain = model.loss_of(fresh.output.prediction, fresh.batch.target)
+            loss = loss + (1 - self.strength) * plain
+        return loss
 
-    def _loss(self, model: Model, batch: Batch, logits: Tensor) -> Tensor:
+    def _loss(self, part: Forward, model: Model) -> Tensor:
+        """Binary cross-entropy of labels, and of the old network's outputs for past classes."""
+        batch, logits = part.batch, part.output.prediction
         assert batch.target is not None
         target = F.one_hot(batch.target, logits.shape[-1]).to(logits.dtype)
         if self.teacher.module is not None:
@@ -109,7 +117,7 @@ class ICaRL(Strategy):
                 ]
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1).mean()
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self._choose(model, batches)
         self.teacher.copy(model)
 

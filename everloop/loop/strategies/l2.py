@@ -37,10 +37,10 @@ class L2(Strategy):
         self.strength, self.penalty = check_strength(strength), Quadratic()
         self.warning = ClassIncrementalWarning("l2")
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         self.penalty.add_gradient(model, self.strength)
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self.warning.look(model, batches)
         now = snapshot(model)
         self.penalty.move({name: torch.ones_like(w) for name, w in now.items()}, now, decay=0.0)

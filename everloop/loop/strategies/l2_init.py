@@ -38,7 +38,7 @@ class L2Init(Strategy):
     def begin_task(self, task: Task, model: Model) -> None:
         self._anchor_new(model)
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         self._anchor_new(model)  # weights may come at any time: this is before their first step
         self.penalty.add_gradient(model, 2 * self.strength)
 

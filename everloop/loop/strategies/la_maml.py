@@ -10,8 +10,8 @@ from torch import Tensor
 
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.agem import gradient
-from everloop.loop.strategies.base import Traits, check_range
+from everloop.loop.strategies.base import Effect, Forward, Traits, check_range
+from everloop.loop.strategies.parts.gradients import gradient
 from everloop.loop.strategies.parts.rehearsal import Rehearsal, check_labels
 
 
@@ -45,7 +45,7 @@ class LaMAML(Rehearsal):
     """
 
     name = "la_maml"
-    replaces_loss = True
+    effects = frozenset({Effect.REPLACES_LOSS})
     traits: ClassVar[Traits] = Traits(
         boundaries=False, examples=True, copies=1, class_incremental=True, control=False
     )
@@ -80,17 +80,20 @@ class LaMAML(Rehearsal):
             )
         super().check(model)
 
-    def wants_gradient(self, model: Model) -> bool:
-        return self.strength < 1 or len(model.strategies) > 1
+    def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
+        """Return the task loss, with the share (1 - strength) of its gradient."""
+        if fresh is None or fresh.batch.target is None:
+            return None
+        plain = model.loss_of(fresh.output.prediction, fresh.batch.target)
+        if self.strength == 1:
+            return plain.detach()
+        return self.strength * plain.detach() + (1 - self.strength) * plain
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
-        if batch is None:
-            return
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         weights = model.weights()
         for name, w in weights.items():
             self.rates.setdefault(name, torch.full_like(w, self.alpha))
         meta, drift = self._look_ahead(model, batch, self.draw(model))
-        own = self._fresh(model, batch) if self.wants_gradient(model) else {}
         lr = {
             p: float(group["lr"]) for group in model.optimizer.param_groups for p in group["params"]
         }
@@ -98,19 +101,8 @@ class LaMAML(Rehearsal):
             for (name, w), g, d in zip(weights.items(), meta, drift, strict=True):
                 self.rates[name] = self.rates[name] + self.alpha_lr * d
                 step = self.rates[name].clamp(min=0) * g / lr[w]
-                if not own:
-                    w.grad = step
-                elif w.grad is not None:
-                    w.grad.add_(step - own[name], alpha=self.strength)
-
-    def _fresh(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        """The gradient that this one replaces: of the fresh batch alone, without what other
-        strategies have added.
-        """
-        weights = model.weights()
-        if len(model.strategies) == 1:
-            return {name: w.grad.clone() for name, w in weights.items() if w.grad is not None}
-        return dict(zip(weights, gradient(model.loss(batch), list(weights.values())), strict=True))
+                if w.grad is not None:
+                    w.grad.add_(step, alpha=self.strength)
 
     def _look_ahead(
         self, model: Model, batch: Batch, stored: Batch | None

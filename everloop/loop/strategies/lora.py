@@ -16,17 +16,16 @@ from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import (
+    Effect,
     Strategy,
     Traits,
     check_choice,
-    check_first,
     check_may_grow,
     check_range,
 )
 from everloop.loop.strategies.parts.rng import isolated_rng
 from everloop.loop.strategies.parts.task_heads import (
     TaskHeads,
-    check_may_freeze,
     freeze_below,
     head_weights,
 )
@@ -62,7 +61,7 @@ class LoRA(Strategy):
     name = "lora"
     traits: ClassVar[Traits] = Traits(copies=0.1, grows=True, task_id=True, several_passes=True)
     state = ("names", "made", "adapter", "frozen", "heads", "generator")
-    adds_weights = True
+    effects = frozenset({Effect.ADDS_WEIGHTS, Effect.FREEZES_WEIGHTS})
 
     def __init__(
         self,
@@ -76,6 +75,7 @@ class LoRA(Strategy):
         check_range("alpha", alpha, 1e-6)
         check_choice("adapters", adapters, ("task", "online"))
         self.rank, self.alpha, self.adapters, self.train_base = rank, alpha, adapters, train_base
+        self.comes_first = adapters == ONLINE
         self.generator = torch.Generator().manual_seed(seed)
         self.heads = TaskHeads()
         self.names: dict[int, str | None] = {}  # task id -> its adapter; None: the bare network
@@ -90,13 +90,10 @@ class LoRA(Strategy):
     def check(self, model: Model) -> None:
         _peft()
         check_may_grow(model, "lora")
-        check_may_freeze(model, "lora")
         if self.adapters == "task" and not model.task_aware:
             raise ValueError(
                 "lora needs the task ID to choose an adapter; without it use adapters online"
             )
-        if self.adapters == ONLINE:
-            check_first(self, "lora with adapters online", model)
         _targets(model)
 
     def _restored(self, model: Model) -> None:
@@ -143,7 +140,7 @@ class LoRA(Strategy):
         )
         return own if before is None or before in kept else before
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self.names[task.id] = self.adapter
         if self.adapters == "task":
             self.heads.keep(task.id, model)

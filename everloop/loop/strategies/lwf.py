@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from everloop.contract import NetworkOutput, Task
+from everloop.contract import Task
 from everloop.loop.batch import Batch
-from everloop.loop.likelihood import Categorical, Gaussian
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import (
+    Forward,
     Strategy,
     Traits,
     check_choice,
@@ -59,11 +59,8 @@ class LwF(Strategy):
     ) -> None:
         check_range("temperature", temperature, 1e-3)
         check_choice("outputs", outputs, ("past", "all"))
-        self.strength, self.temperature, self.outputs = (
-            check_strength(strength),
-            temperature,
-            outputs,
-        )
+        self.strength = check_strength(strength)
+        self.temperature, self.outputs = temperature, outputs
         self.teacher = Teacher()
         self.past: list[int] = []  # ids of ended tasks
         self.seen: Tensor | None = None  # bool (P,), classes observed so far
@@ -76,43 +73,37 @@ class LwF(Strategy):
     def begin_task(self, task: Task, model: Model) -> None:
         self.past = [k for k in self.past if k != task.id]
 
-    def output_loss(self, model: Model, batch: Batch, output: NetworkOutput) -> Tensor | None:
-        self._see(model, batch, output)
+    def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
+        if fresh is None:
+            return None
+        batch, output = fresh
+        self._see(model, batch)
         if self.teacher.module is None or not self.past:
             return None
         with torch.no_grad():
             then = model.forward(batch, self.teacher.module)
-        heads = getattr(output, "heads", None)
-        if heads is not None:
-            old: Tensor = then.heads[:, :, self.past]  # type: ignore[index]
-            return (
-                self.strength
-                * self._distance(model, old, heads[:, :, self.past]).mean((0, 1)).sum()
-            )
+        if output.heads is not None and then.heads is not None:
+            p, q = then.heads[:, :, self.past], output.heads[:, :, self.past]
+            return self.strength * self._distance(model, p, q).mean((0, 1)).sum()
         p, q = then.prediction, output.prediction
         if self.old is not None and self.outputs == "past":
             p, q = (z.masked_fill(~self.old, NEVER) for z in (p, q))
         return self.strength * len(self.past) * self._distance(model, p, q).mean()
 
     def _distance(self, model: Model, p: Tensor, q: Tensor) -> Tensor:
-        """T^2 KL(p / T || q / T), without the last axis."""
-        T = 1.0 if isinstance(model.likelihood, Gaussian) else self.temperature
+        """Return T^2 KL(p / T || q / T), without the last axis."""
+        T = self.temperature if model.likelihood.discrete else 1.0
         return T**2 * model.likelihood.kl(p / T, q / T)
 
-    def _see(self, model: Model, batch: Batch, output: NetworkOutput) -> None:
+    def _see(self, model: Model, batch: Batch) -> None:
         """Note the classes in `batch`."""
-        if (
-            model.labelled
-            and isinstance(model.likelihood, Categorical)
-            and batch.target is not None
-        ):
-            if self.seen is None:
-                self.seen = torch.zeros(
-                    output.prediction.shape[-1], dtype=torch.bool, device=output.prediction.device
-                )
-            self.seen[batch.target.flatten()] = True
+        if model.classes is None or batch.target is None:
+            return
+        if self.seen is None:
+            self.seen = torch.zeros(model.classes, dtype=torch.bool, device=batch.target.device)
+        self.seen[batch.target.flatten()] = True
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self.teacher.copy(model)
         self.past = [*self.past, task.id]
         self.old = None if self.seen is None else self.seen.clone()

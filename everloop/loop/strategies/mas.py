@@ -41,10 +41,10 @@ class MAS(Strategy):
         self.strength, self.examples = check_strength(strength), examples
         self.penalty, self.warning = Quadratic(), ClassIncrementalWarning("mas")
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         self.penalty.add_gradient(model, 2 * self.strength)
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
 
         def squared_norm(batch: Batch) -> Tensor:
             return (model.outputs(batch) ** 2).sum((0, 2))[None]

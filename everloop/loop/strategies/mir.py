@@ -55,19 +55,19 @@ class MIR(Rehearsal):
         check_range("lookahead", lookahead, 0)
         self.candidates, self.lookahead = candidates, lookahead
 
-    def extra_loss(self, model: Model, batch: Batch | None) -> Tensor | None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         if not len(self.memory):
-            return None
+            return
         rows = self.memory.draw_distinct(self.candidates)
         stored = model.augmented(self.read(rows, model))
-        hurt = self.interference(model, stored)
-        return self.strength * model.loss(
-            stored[hurt.topk(min(self.batch_size, len(stored))).indices]
-        )
+        hurt = self.interference(stored, model)
+        worst = stored[hurt.topk(min(self.batch_size, len(stored))).indices]
+        (self.strength * model.loss(worst)).backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def interference(self, model: Model, stored: Batch) -> Tensor:
-        """How much each example's loss would grow, (B,)."""
+    def interference(self, stored: Batch, model: Model) -> Tensor:
+        """Return how much each example's loss would grow, (B,)."""
+        assert stored.target is not None
         moved: dict[nn.Parameter, Tensor] = {}
         for group in model.optimizer.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
@@ -78,14 +78,5 @@ class MIR(Rehearsal):
                 moved |= zip(live, ahead, strict=True)
         weights = {name: moved.get(p, p) for name, p in model.weights().items()}
         with model.evaluating():
-            return _losses(model, model.outputs_with(stored, weights), stored) - _losses(
-                model, model.outputs(stored), stored
-            )
-
-
-def _losses(model: Model, outputs: Tensor, stored: Batch) -> Tensor:
-    """The loss of each example."""
-    assert stored.target is not None
-    if model.labelled:
-        return -model.likelihood.log_prob(outputs, stored.target).sum(0)
-    return model.likelihood.kl(stored.target, outputs).sum(0)
+            ahead_losses = model.example_losses(model.outputs_with(stored, weights), stored.target)
+            return ahead_losses - model.example_losses(model.outputs(stored), stored.target)

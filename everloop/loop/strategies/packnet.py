@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Strategy, Traits, check_first, check_range
+from everloop.loop.strategies.base import Effect, Strategy, Traits, check_range
 from everloop.loop.strategies.parts.quadratic import restore_weights, snapshot
 
 
@@ -45,6 +45,8 @@ class PackNet(Strategy):
 
     name = "packnet"
     traits: ClassVar[Traits] = Traits(copies=3.5, task_id=True, several_passes=True)
+    effects = frozenset({Effect.DIVIDES_WEIGHTS})
+    comes_first = True
     state = ("owner", "ranks", "kept", "buffers", "generator")
 
     def __init__(
@@ -71,12 +73,11 @@ class PackNet(Strategy):
                 "packnet needs the task ID to choose weights; use a world that shows it "
                 "(scenario_type task, task_cue)"
             )
-        check_first(self, "packnet", model)
 
     def begin_task(self, task: Task, model: Model) -> None:
         self.ranks.pop(task.id, None)  # one that comes back gets another share, beside what it had
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         rows = [
             (p.grad, self._free[name])
             for name, p in model.weights().items()
@@ -85,10 +86,10 @@ class PackNet(Strategy):
         if rows:
             torch._foreach_mul_([g for g, _ in rows], [free for _, free in rows])
 
-    def after_step(self, model: Model) -> None:
+    def after_step(self, batch: Batch, model: Model) -> None:
         restore_weights(model, self.kept, self._owned)
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         rank = len(self.buffers) + 1
         examples = [
             replace(batch, target=model.targets(batch)) for batch in batches
@@ -206,7 +207,7 @@ def _weights_used(model: Model, batch: Batch) -> set[str]:
 @torch.no_grad()
 def _head_rows(task: Task, model: Model, batch: Batch) -> dict[str, slice]:
     """Of a last layer with a head for each task: its weights' names, and the task's rows."""
-    heads = getattr(model.forward(batch[:1]), "heads", None)  # (T, B, tasks, P)
+    heads = model.forward(batch[:1]).heads  # (T, B, tasks, P)
     if heads is None:
         return {}
     layer = model.last_layer()

@@ -12,9 +12,9 @@ from torch import nn
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Strategy, Traits, check_may_grow
+from everloop.loop.strategies.base import Effect, Strategy, Traits, check_may_grow
 from everloop.loop.strategies.parts.rng import isolated_rng
-from everloop.loop.strategies.parts.task_heads import TaskHeads, check_may_freeze, freeze_below
+from everloop.loop.strategies.parts.task_heads import TaskHeads, freeze_below
 
 
 class Progressive(Strategy):
@@ -39,7 +39,7 @@ class Progressive(Strategy):
     name = "progressive"
     traits: ClassVar[Traits] = Traits(copies=1, grows=True, task_id=True, network="progressive")
     state = ("column", "ended", "heads", "generator")
-    adds_weights = True
+    effects = frozenset({Effect.ADDS_WEIGHTS, Effect.FREEZES_WEIGHTS})
 
     def __init__(self, columns: bool = True, seed: int = 0) -> None:
         self.columns = columns
@@ -54,7 +54,6 @@ class Progressive(Strategy):
     def check(self, model: Model) -> None:
         _columned(model.module)
         check_may_grow(model, "progressive")
-        check_may_freeze(model, "progressive")
         if not model.task_aware:
             raise ValueError(
                 "progressive needs the task ID to choose a column; use a world that shows it "
@@ -77,7 +76,7 @@ class Progressive(Strategy):
         self.column[task.id] = _columned(model.module).column
         self.heads.forget(task.id)
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         freeze_below(model)
         self.heads.keep(task.id, model)
         self.ended = True

@@ -68,19 +68,19 @@ class RWalk(Strategy):
         self.start: dict[str, Tensor] = {}  # weights at the interval's beginning
         self.steps = 0
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         new = model.weights().keys() - (self.fisher.keys() & self.start.keys())
-        if batch is not None and (new or self.steps % self.interval == 0):
+        if new or self.steps % self.interval == 0:
             self._close_interval(model)
             self._average(model, batch)
         self.steps += 1
         self.path.before_step(model)
         self.penalty.add_gradient(model, 2 * self.strength)
 
-    def after_step(self, model: Model) -> None:
+    def after_step(self, batch: Batch, model: Model) -> None:
         self.path.after_step()
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self.warning.look(model, batches)
         if not self.steps:
             return  # learned together with a task that has ended already

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from everloop.contract import Task
+from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range
 from everloop.loop.strategies.parts.rng import isolated_rng
@@ -58,5 +59,5 @@ class ShrinkAndPerturb(Strategy):
         for name, w in model.weights().items():
             w.mul_(self.shrink).add_(drawn[name], alpha=self.noise)
 
-    def after_step(self, model: Model) -> None:
+    def after_step(self, batch: Batch, model: Model) -> None:
         self.learned = True

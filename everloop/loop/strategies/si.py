@@ -51,17 +51,17 @@ class SI(Strategy):
         self.path.clear()
         self.start = snapshot(model)
 
-    def edit_gradients(self, model: Model, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
         for name, p in model.weights().items():
             if name not in self.start:  # a weight that has come while the task is learned
                 self.start[name] = p.detach().clone()
         self.path.before_step(model)
         self.penalty.add_gradient(model, 2 * self.strength)
 
-    def after_step(self, model: Model) -> None:
+    def after_step(self, batch: Batch, model: Model) -> None:
         self.path.after_step()
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self.warning.look(model, batches)
         now = snapshot(model)
         importance = {

@@ -309,7 +309,7 @@ def test_exact_ewc_draws_nothing() -> None:
     for seed in (0, 1):
         strategy = EWC(fisher="exact", seed=seed)
         before = strategy.generator.get_state()
-        strategy.end_task(Named(), learner, [batch])
+        strategy.end_task(Named(), [batch], learner)
         assert distance(list(strategy.penalty.precision.values()), expected) < 1e-12
         assert torch.equal(strategy.generator.get_state(), before)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_helpers import distance, mlp, same, stream, weights
+from loop_helpers import LateReplay, distance, mlp, same, stream, weights
 from test_strategy_contract import CONTROL_ONLY, NETWORKS, OWN_WORLD, STREAM, TOLD_ONLY, active
 from torch import Tensor, nn
 
@@ -26,7 +26,6 @@ from everloop.loop import (
     NotFiniteError,
     Replay,
     Strategy,
-    SupervisedLearner,
     attach,
 )
 
@@ -49,7 +48,7 @@ class Recorder(Strategy):
         assert batch.target is not None
         self.batches[-1].append((batch.obs["image"][0].double() / 255, batch.target[0]))
 
-    def end_task(self, task: Any, learner: Learner, batches: Any) -> None:
+    def end_task(self, task: Any, batches: Any, learner: Learner) -> None:
         self.ends.append(
             [(batch.obs["image"][0].double() / 255, batch.target[0]) for batch in batches]
         )
@@ -69,8 +68,7 @@ class Pixels(nn.Module):
 
 def our_loop(strategy: Strategy, sgd: bool) -> tuple[list[Tensor], Recorder]:
     module, recorder = mlp(hidden=12), Recorder()
-    learner = SupervisedLearner(module, stream(), optimizer=optimizer_of(module, sgd))
-    learner.recalls_ahead = False  # but when the optimizer steps, as in a foreign loop
+    learner = LateReplay(module, stream(), optimizer=optimizer_of(module, sgd))
     learner.attach([strategy, recorder])
     for task in range(3):
         for s in (strategy, recorder):
@@ -79,7 +77,7 @@ def our_loop(strategy: Strategy, sgd: bool) -> tuple[list[Tensor], Recorder]:
         batch = learner.rollout(stream(), [task], 8, seed=task)
         with learner.evaluating():
             for s in (strategy, recorder):
-                s.end_task(learner.world.tasks[task], learner, [batch])
+                s.end_task(learner.world.tasks[task], [batch], learner)
     return weights(module), recorder
 
 
@@ -256,9 +254,11 @@ def test_a_restored_state_gives_a_module_made_anew_its_adapters_back() -> None:
         loop = attach([LoRA(rank=2, adapters="online")], module, optimizer)
         for task in range(2):
             loop.begin_task(task)
+            loop.observe(x + task, y)
             by_hand(module, optimizer, x + task, y)
             loop.end_task([(x + task, y)])
         loop.begin_task(2)
+        loop.observe(x + 2, y)
         by_hand(module, optimizer, x + 2, y)
         if anew:
             states = copy.deepcopy((loop.state_dict(), module.state_dict(), optimizer.state_dict()))
@@ -269,6 +269,7 @@ def test_a_restored_state_gives_a_module_made_anew_its_adapters_back() -> None:
             module.load_state_dict(states[1])
             optimizer.load_state_dict(states[2])
         for _ in range(3):
+            loop.observe(x + 2, y)
             by_hand(module, optimizer, x + 2, y)
         loop.end_task([(x + 2, y)])
         return weights(module)
@@ -302,6 +303,7 @@ def test_the_gradient_is_clipped_after_the_strategies() -> None:
     module, optimizer, x, y = small()
     loop = attach([EWC(1e4)], module, optimizer, max_grad_norm=0.5)
     loop.begin_task(0)
+    loop.observe(x, y)
     by_hand(module, optimizer, x, y)
     loop.end_task([(x, y)])
     with torch.no_grad():
@@ -318,7 +320,9 @@ def test_the_gradient_is_clipped_after_the_strategies() -> None:
 def test_weights_of_a_late_group_are_clipped_and_checked_too() -> None:
     module, optimizer, x, y = small()
     late = nn.Parameter(torch.ones(3))
-    attach([EWC(1.0)], module, optimizer, max_grad_norm=1.0)
+    loop = attach([EWC(1.0)], module, optimizer, max_grad_norm=1.0)
+    loop.begin_task(0)
+    loop.observe(x, y)
     optimizer.add_param_group({"params": [late]})
     for value, size in ((1e6, pytest.approx(1.0, rel=1e-3)), (float("nan"), None)):
         optimizer.zero_grad()

@@ -105,7 +105,7 @@ class Watch(Strategy):
     def observe(self, batch: Batch, learner: Learner) -> None:
         self.observed.append(batch)
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         assert batch is not None
         self.learned.append(batch)
 
@@ -166,7 +166,7 @@ def test_distillation_asks_both_networks_about_the_same_image() -> None:
     learner, lwf = SupervisedLearner(module, stream(), Training(augment="crop_flip")), LwF()
     learner.attach([lwf])
     learner.learn([0], 8)
-    lwf.end_task(learner.world.tasks[0], learner, [learner.rollout(stream(), [0], 8, 0)])
+    lwf.end_task(learner.world.tasks[0], [learner.rollout(stream(), [0], 8, 0)], learner)
     assert lwf.teacher.module is not None
     lwf.teacher.module.seen = module.seen = []  # type: ignore[assignment]
     learner.learn([1], 8)

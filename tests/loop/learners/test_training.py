@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import distance, mlp, same, stream, weights
+from loop_helpers import distance, mlp, same, stream, update, weights
 from torch import nn
 
 from everloop.agents import MLP, Classifier, ResNet18
@@ -53,7 +53,7 @@ class Recorder(Strategy):
     def observe(self, batch: Batch, learner: Learner) -> None:
         self.batches.append(batch)
 
-    def after_step(self, learner: Learner) -> None:
+    def after_step(self, batch: Batch, learner: Learner) -> None:
         self.rates.append(learner.optimizer.param_groups[0]["lr"])
 
 
@@ -404,6 +404,6 @@ def test_plain_gradient_descent_is_the_written_step() -> None:
     batch = learner.rollout(stream(), [0], 1, 0)
     before = weights(learner.module)
     gradients = torch.autograd.grad(learner.loss(batch), list(learner.module.parameters()))
-    learner.updater.step(learner.loss(batch))
+    update(learner, batch)
     expected = [w - 0.3 * g for w, g in zip(before, gradients, strict=True)]
     assert distance(weights(learner.module), expected) < 1e-7

@@ -8,36 +8,44 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import FixedLearner, same, vector_batch, vector_learner, weights
+from loop_helpers import (
+    FixedLearner,
+    foreign_step,
+    same,
+    update,
+    vector_batch,
+    vector_learner,
+    weights,
+)
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from everloop.loop import Batch, Learner, NotFiniteError, Strategy
+from everloop.loop import Batch, Effect, Forward, Learner, NotFiniteError, Strategy
 
 
 class Recorder(Strategy):
-    """Adds `slope` * sum of weights to the loss and `push` to the gradient; notes each call with
-    what it finds.
-    """
+    """Adds `slope` * sum of weights to the loss and `push` to the gradient, and notes each call."""
 
     def __init__(
         self, name: str, calls: list[str], slope: float | None = None, push: float = 0.0
     ) -> None:
         self.name, self.calls, self.slope, self.push = name, calls, slope, push
-        self.batches: list[Batch | None] = []
+        self.batches: list[Batch] = []
         self.found: list[list[Tensor]] = []
         self.after: list[list[Tensor]] = []
 
-    def extra_loss(self, learner: Learner, batch: Batch | None) -> Tensor | None:
-        self.calls.append(f"{self.name}.extra_loss")
-        self.batches.append(batch)
-        return (
-            None
-            if self.slope is None
-            else self.slope * torch.stack([p.sum() for p in learner.module.parameters()]).sum()
-        )
+    def loss(
+        self, fresh: Forward | None, replayed: Forward | None, learner: Learner
+    ) -> Tensor | None:
+        self.calls.append(f"{self.name}.loss")
+        assert fresh is not None
+        assert replayed is None
+        self.batches.append(fresh.batch)
+        if self.slope is None:
+            return None
+        return self.slope * torch.stack([p.sum() for p in learner.module.parameters()]).sum()
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         self.calls.append(f"{self.name}.edit_gradients")
         self.batches.append(batch)
         self.found.append(
@@ -47,7 +55,7 @@ class Recorder(Strategy):
             assert p.grad is not None
             p.grad += self.push
 
-    def after_step(self, learner: Learner) -> None:
+    def after_step(self, batch: Batch, learner: Learner) -> None:
         self.calls.append(f"{self.name}.after_step")
         self.after.append(weights(learner.module))
 
@@ -57,7 +65,6 @@ def classifier(lr: float = 1.0, max_grad_norm: float | None = None) -> tuple[Fix
     learner, batch = vector_learner(nn.Linear(3, 2), 2), vector_batch(8, 3, 2)
     learner.optimizer.param_groups[0]["lr"] = lr
     learner.max_grad_norm = max_grad_norm
-    learner.minibatch = batch
     return learner, batch
 
 
@@ -66,24 +73,23 @@ def gradient(learner: FixedLearner, batch: Batch) -> list[Tensor]:
 
 
 def test_order_of_calls_and_what_each_finds() -> None:
-    """All extra losses are in the gradient when it is edited; edits follow the list, steps after it
-    go back; they see the new weights.
-    """
+    """All losses are in the gradient when it is edited. `after_step` comes in reverse order."""
     learner, batch = classifier()
     calls: list[str] = []
     a, b = Recorder("a", calls, slope=0.5, push=2.0), Recorder("b", calls, slope=0.25)
     learner.attach([a, b])
     before, plain = weights(learner.module), gradient(learner, batch)
-    learner.updater.step(learner.loss(batch))
+    update(learner, batch)
     assert calls == [
-        "a.extra_loss",
-        "b.extra_loss",
+        "a.loss",
+        "b.loss",
         "a.edit_gradients",
         "b.edit_gradients",
         "b.after_step",
         "a.after_step",
     ]
-    assert all(x is batch for x in (*a.batches, *b.batches))
+    seen = [*a.batches, *b.batches]
+    assert all(x.obs is batch.obs and x.target is batch.target for x in seen)
     for g, found_a, found_b, w, after_a, after_b in zip(
         plain, a.found[0], b.found[0], before, a.after[0], b.after[0], strict=True
     ):
@@ -103,7 +109,7 @@ def test_clipping_is_torchs_on_the_edited_gradient(limit: float, push: float) ->
     for p, g in zip(copies, edited, strict=True):
         p.grad = g
     torch.nn.utils.clip_grad_norm_(copies, limit)
-    learner.updater.step(learner.loss(batch))
+    update(learner, batch)
     for w, p, now in zip(before, copies, weights(learner.module), strict=True):
         assert p.grad is not None
         torch.testing.assert_close(now, w - p.grad, rtol=1e-12, atol=1e-12)
@@ -113,7 +119,7 @@ def test_without_a_limit_nothing_is_clipped() -> None:
     learner, batch = classifier()
     learner.attach([Recorder("a", [], push=1e6)])
     before, plain = weights(learner.module), gradient(learner, batch)
-    learner.updater.step(learner.loss(batch))
+    update(learner, batch)
     for w, g, now in zip(before, plain, weights(learner.module), strict=True):
         torch.testing.assert_close(now, w - g - 1e6)
 
@@ -123,7 +129,7 @@ def test_old_gradients_do_not_leak_into_a_step_and_its_loss_is_returned() -> Non
     before, plain, loss = weights(learner.module), gradient(learner, batch), learner.loss(batch)
     for p in learner.module.parameters():
         p.grad = torch.full_like(p, 1e3)
-    assert learner.updater.step(loss) == float(loss.detach())
+    assert learner.updater.step(loss, batch) == float(loss.detach())
     for w, g, now in zip(before, plain, weights(learner.module), strict=True):
         torch.testing.assert_close(now, w - g)
 
@@ -133,9 +139,11 @@ def test_it_makes_no_difference_who_steps_the_optimizer() -> None:
     other, _ = classifier()
     for one in (learner, other):
         one.attach([Recorder("a", [], slope=0.5, push=2.0)])
-    learner.updater.step(learner.loss(batch))
-    other.loss(batch).backward()  # type: ignore[no-untyped-call]
-    other.optimizer.step()
+    update(learner, batch)
+    output = other.forward(batch)
+    (extra,), replaced = other.updater.fresh_losses(Forward(batch, output))
+    assert not replaced
+    foreign_step(other, other.loss(batch) + extra, batch)
     assert same(weights(learner.module), weights(other.module))
 
 
@@ -161,11 +169,11 @@ def test_hooks_of_others_run_beside_ours(whose: str, strategies: bool) -> None:
             else register_optimizer_step_post_hook(noted)
         )
     before = weights(learner.module)
-    learner.updater.step(learner.loss(batch))
+    update(learner, batch)
     if handle is not None:
         handle.remove()
     assert sorted(calls) == sorted(
-        ["theirs", *["a.extra_loss", "a.edit_gradients", "a.after_step"] * strategies]
+        ["theirs", *["a.loss", "a.edit_gradients", "a.after_step"] * strategies]
     )
     assert not same(before, weights(learner.module))
 
@@ -175,10 +183,10 @@ def test_detached_strategies_are_silent_and_attached_ones_replace_the_earlier() 
     calls: list[str] = []
     for name in ("a", "b"):
         learner.attach([Recorder(name, calls)])
-    learner.updater.step(learner.loss(batch))
-    assert calls == ["b.extra_loss", "b.edit_gradients", "b.after_step"]
+    update(learner, batch)
+    assert calls == ["b.loss", "b.edit_gradients", "b.after_step"]
     learner.updater.detach()
-    learner.updater.step(learner.loss(batch))
+    learner.optimizer.step()
     assert len(calls) == 3
 
 
@@ -189,18 +197,18 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_step(value: flo
     learner.attach([Recorder("a", calls)])
     learner.steps, before = 1234, weights(learner.module)
     with pytest.raises(NotFiniteError, match=f"the loss is {value} at step 1234"):
-        learner.updater.step(learner.loss(batch) + value)
+        learner.updater.step(learner.loss(batch) + value, batch)
     assert same(weights(learner.module), before)
     assert calls == []
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
-def test_an_extra_loss_that_is_not_finite_changes_no_weight(max_grad_norm: float | None) -> None:
+def test_a_strategys_loss_that_is_not_finite_changes_no_weight(max_grad_norm: float | None) -> None:
     learner, batch = classifier(max_grad_norm=max_grad_norm)
     learner.attach([Recorder("a", [], slope=float("nan"))])
     learner.steps, before = 1234, weights(learner.module)
     with pytest.raises(NotFiniteError, match="step 1234"):
-        learner.updater.step(learner.loss(batch))
+        update(learner, batch)
     assert same(weights(learner.module), before)
 
 
@@ -213,5 +221,49 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
     learner.attach([Recorder("a", [], push=push)])
     learner.steps, before = 1234, weights(learner.module)
     with pytest.raises(NotFiniteError, match=r"gradient.* at step 1234"):
-        learner.updater.step(learner.loss(batch))
+        update(learner, batch)
     assert same(weights(learner.module), before)
+
+
+class Instead(Strategy):
+    """Takes the place of the task loss by `factor` times it, or by its number alone."""
+
+    effects = frozenset({Effect.REPLACES_LOSS})
+
+    def __init__(self, factor: float, graph: bool = True) -> None:
+        self.factor, self.graph = factor, graph
+
+    def loss(
+        self, fresh: Forward | None, replayed: Forward | None, learner: Learner
+    ) -> Tensor | None:
+        assert fresh is not None
+        loss = self.factor * learner.loss_of(fresh.output.prediction, fresh.batch.target)  # type: ignore[arg-type]
+        return loss if self.graph else loss.detach()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_loss_takes_the_place_of_the_task_loss_and_others_are_added(first: bool) -> None:
+    learner, batch = classifier()
+    strategies = [Instead(3.0), Recorder("a", [], slope=0.5)]
+    learner.attach(strategies if first else strategies[::-1])
+    before, plain, loss = weights(learner.module), gradient(learner, batch), learner.loss(batch)
+    added = 0.5 * sum(float(w.sum()) for w in before)
+    assert update(learner, batch) == pytest.approx(3 * float(loss.detach()) + added)
+    for w, g, now in zip(before, plain, weights(learner.module), strict=True):
+        torch.testing.assert_close(now, w - 3 * g - 0.5)
+
+
+def test_a_loss_without_a_graph_is_reported_and_has_no_gradient() -> None:
+    learner, batch = classifier()
+    learner.attach([Instead(1.0, graph=False), Recorder("a", [], push=2.0)])
+    before, loss = weights(learner.module), float(learner.loss(batch).detach())
+    assert update(learner, batch) == pytest.approx(loss)
+    assert same(weights(learner.module), [w - 2.0 for w in before])
+
+
+def test_somebody_elses_step_without_a_batch_is_refused() -> None:
+    learner, batch = classifier()
+    learner.attach([Recorder("a", [])])
+    learner.loss(batch).backward()  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match="the optimizer stepped without an observed batch"):
+        learner.optimizer.step()

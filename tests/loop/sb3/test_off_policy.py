@@ -60,9 +60,7 @@ class Copies(Strategy):
         self.batches.append(batch)
         self.steps.append(learner.steps)
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        assert batch is not None
-        assert batch is learner.minibatch
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         self.minibatches.append(batch)
 
 
@@ -295,8 +293,8 @@ def test_ewc_goes_on_bit_for_bit_from_a_restored_state(sac: bool) -> None:
             learner.learn([task], 32)
             ewc.end_task(
                 learner.world.tasks[task],
-                learner,
                 [learner.rollout(off_policy_world(sac, 6), [task], 4, seed=task)],
+                learner,
             )
             if restore:
                 state, ewc = ewc.state_dict(), EWC(3.0, seed=99)
@@ -308,7 +306,7 @@ def test_ewc_goes_on_bit_for_bit_from_a_restored_state(sac: bool) -> None:
 
 
 class Broken(Strategy):
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         for p in learner.module.parameters():
             assert p.grad is not None
             p.grad *= float("nan")

@@ -32,6 +32,7 @@ from torch import Tensor
 from everloop.loop import (
     EWC,
     Batch,
+    Forward,
     Learner,
     Replay,
     Strategy,
@@ -150,7 +151,7 @@ def our_training(
         learner.learn([task], 96)
         batch = learner.rollout(off_policy_world(sac, 6), [task], 8, seed=task)
         for strategy in strategies:
-            strategy.end_task(learner.world.tasks[task], learner, [batch])
+            strategy.end_task(learner.world.tasks[task], [batch], learner)
         found.append(weights(learner.module))
     return learner, found
 
@@ -179,7 +180,7 @@ class Norms(Strategy):
     def __init__(self) -> None:
         self.values: list[float] = []
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         self.values.append(
             float(
                 torch.stack(
@@ -225,17 +226,20 @@ def test_a_strategys_loss_adds_its_gradient_to_the_algorithms(
             self.total: list[Tensor] = []
             self.own: list[Tensor] = []
 
-        def extra_loss(self, learner: Learner, batch: Batch | None) -> None:
+        def loss(self, fresh: Any, replayed: Any, learner: Learner) -> None:
+            self.batch = fresh.batch
+
+        def recall(self, learner: Learner) -> None:
             if self.armed and not self.own and self.strategy is not None:
-                assert batch is not None
+                batch = self.batch
                 state = self.strategy.state_dict()
-                loss = self.strategy.output_loss(learner, batch, learner.forward(batch))
+                loss = self.strategy.loss(Forward(batch, learner.forward(batch)), None, learner)
                 loss = rehearsal_loss(self.strategy, learner) if loss is None else loss
                 self.strategy.load_state_dict(state, learner)
                 assert float(loss.detach()) > 1e-6
                 self.own = list(torch.autograd.grad(loss, list(learner.module.parameters())))
 
-        def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        def edit_gradients(self, batch: Batch, learner: Learner) -> None:
             if self.armed and not self.total:
                 self.total = [
                     p.grad.clone() for p in learner.module.parameters() if p.grad is not None

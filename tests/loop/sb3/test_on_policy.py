@@ -130,12 +130,7 @@ class Copies(Strategy):
             {"obs": obs, "actions": buffer.actions.copy(), "starts": buffer.episode_starts.copy()}
         )
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
-        assert batch is not None
-        assert learner.minibatch is not None
-        assert torch.equal(
-            batch.obs[next(iter(batch.obs))], learner.minibatch.obs[next(iter(batch.obs))]
-        )
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         self.minibatches.append(batch)
 
 
@@ -300,7 +295,7 @@ def test_experience_is_drawn_from_the_policy_and_clipped(recurrent: bool) -> Non
 
 
 class Broken(Strategy):
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         for p in learner.module.parameters():
             assert p.grad is not None
             p.grad *= float("nan")

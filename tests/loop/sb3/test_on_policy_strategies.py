@@ -118,7 +118,7 @@ def our_training(
         learner.learn([task], 64)
         batch = learner.rollout(plant(6), [task], 8, seed=task)
         for strategy in strategies:
-            strategy.end_task(learner.world.tasks[task], learner, [batch])
+            strategy.end_task(learner.world.tasks[task], [batch], learner)
         found.append(weights(learner.module))
     return learner, found
 
@@ -129,7 +129,7 @@ class Norms(Strategy):
     def __init__(self) -> None:
         self.values: list[float] = []
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         self.values.append(
             float(
                 torch.stack(
@@ -190,7 +190,7 @@ def test_replay_adds_its_losss_gradient_to_ppos(recurrent: bool) -> None:
             self.gradient: list[Tensor] = []
             self.own: list[Tensor] = []
 
-        def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+        def edit_gradients(self, batch: Batch, learner: Learner) -> None:
             if not self.armed or self.gradient:
                 return
             parameters = list(learner.module.parameters())
@@ -208,7 +208,7 @@ def test_replay_adds_its_losss_gradient_to_ppos(recurrent: bool) -> None:
                     for p, g in zip(parameters, found, strict=True)
                 ]
 
-        def extra_loss(self, learner: Learner, batch: Batch | None) -> None:
+        def recall(self, learner: Learner) -> None:
             if self.armed and self.replay is not None and not self.gradient:
                 self.state = self.replay.memory.rng.bit_generator.state
 
@@ -243,8 +243,8 @@ def test_ewc_goes_on_bit_for_bit_from_a_restored_state(recurrent: bool) -> None:
             learner.learn([task], 32)
             ewc.end_task(
                 learner.world.tasks[task],
-                learner,
                 [learner.rollout(plant(6), [task], 4, seed=task)],
+                learner,
             )
             if restore:
                 state, ewc = ewc.state_dict(), EWC(STRENGTH, seed=99)

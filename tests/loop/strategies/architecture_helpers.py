@@ -30,7 +30,7 @@ def teach(learner: Learner, strategies: list[Strategy], task: int, steps: int = 
     learner.learn([task], steps)
     batch = examples(learner, task)
     for strategy in strategies:
-        strategy.end_task(learner.world.tasks[task], learner, [batch])
+        strategy.end_task(learner.world.tasks[task], [batch], learner)
 
 
 @torch.no_grad()

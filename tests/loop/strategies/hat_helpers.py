@@ -12,6 +12,7 @@ from loop_helpers import (
     FixedLearner,
     FlatNet,
     stream,
+    update,
     vector_batch,
 )
 from torch import Tensor, nn
@@ -152,8 +153,8 @@ def learn(learner: Learner, hat: HAT, task: int, steps: int = 12) -> None:
     named: Task = Named(task)
     hat.begin_task(named, learner)
     for batch in batches(steps, task):
-        learner.updater.step(learner.loss(batch))
-    hat.end_task(named, learner, list(batches(1, task)))
+        update(learner, batch)
+    hat.end_task(named, list(batches(1, task)), learner)
 
 
 def named(learner: Learner) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from loop_helpers import (
     FixedLearner,
     FlatNet,
+    foreign_step,
     mlp,
     stream,
     vector_batch,
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from everloop.loop import (
     Batch,
     Categorical,
+    Forward,
     Learner,
     Strategy,
     SupervisedLearner,
@@ -68,11 +70,12 @@ def examples(
 def step(learner: FixedLearner, batch: Batch) -> None:
     """One update, as a supervised learner takes it."""
     output = learner.forward(batch)
-    learner.minibatch = replace(batch, output=output.prediction.detach())
+    fresh = replace(batch, output=output.prediction.detach())
     for strategy in learner.strategies:
-        strategy.observe(learner.minibatch, learner)
+        strategy.observe(fresh, learner)
     loss = F.cross_entropy(output.prediction.flatten(0, 1), batch.target.flatten())  # type: ignore[union-attr]
-    learner.updater.step(sum(learner.updater.output_losses(learner.minibatch, output), loss))
+    loss = learner.updater.total_loss(loss, Forward(fresh, output), [])
+    foreign_step(learner, loss, fresh)
 
 
 def foresee(
@@ -140,7 +143,7 @@ def train(learner: Learner, strategy: Strategy, tasks: Sequence[int], steps: int
     for task in tasks:
         strategy.begin_task(learner.world.tasks[task], learner)
         learner.learn([task], steps)
-        strategy.end_task(learner.world.tasks[task], learner, [])
+        strategy.end_task(learner.world.tasks[task], [], learner)
 
 
 def away(learner: Learner) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from loop_helpers import FixedLearner, FlatNet
+from loop_helpers import FixedLearner, FlatNet, vector_batch
 from torch import Tensor, nn
 
 from everloop.loop import Batch, Categorical, Strategy
@@ -73,11 +73,13 @@ def move(learner: FixedLearner, seed: int) -> dict[str, Tensor]:
     return there
 
 
-def edited(learner: FixedLearner, strategy: Strategy, already: float = 0.5) -> list[Tensor]:
+def edited(
+    learner: FixedLearner, strategy: Strategy, batch: Batch | None = None, already: float = 0.5
+) -> list[Tensor]:
     """What the strategy adds to a gradient that is there already."""
     for p in learner.weights().values():
         p.grad = torch.full_like(p, already)
-    strategy.edit_gradients(learner, None)
+    strategy.edit_gradients(batch or vector_batch(1, 1, 1), learner)
     return [p.grad - already for p in learner.weights().values() if p.grad is not None]
 
 

@@ -112,7 +112,8 @@ def test_a_proximal_step_moves_nothing_that_belongs_to_a_past_task(made: Any) ->
 def test_one_strategy_in_a_list_adds_weights() -> None:
     learner = told(ProgressiveMLP((8, 8, 1), (12,)))
     with pytest.raises(
-        ValueError, match=r"^Progressive and LoRA each add weights; use one of them$"
+        ValueError,
+        match=r"^progressive adds weights to the network and lora adds weights to the network, ",
     ):
         learner.attach([Progressive(), LoRA()])
     assert learner.strategies == []
@@ -193,7 +194,7 @@ def test_packnet_claims_the_same_weights_in_any_order_of_storage() -> None:
         packnet = PackNet(0.5, retrain_steps=0)
         learner.attach([packnet])
         batch = examples(learner, 0)
-        packnet.end_task(learner.world.tasks[0], learner, [batch])
+        packnet.end_task(learner.world.tasks[0], [batch], learner)
         owners.append(packnet.owner)
         for name, p in learner.weights().items():
             if p.ndim > 1 and "heads" not in name:
@@ -251,7 +252,7 @@ def test_packnet_keeps_a_head_of_tags_for_its_task() -> None:
     for task in range(2):
         packnet.begin_task(world.tasks[task], learner)
         learner.learn([task], 16)
-        packnet.end_task(world.tasks[task], learner, [learner.rollout(world, [task], 4, 0)])
+        packnet.end_task(world.tasks[task], [learner.rollout(world, [task], 4, 0)], learner)
     assert packnet.owner["network.heads.linear.bias"].tolist() == [1, 1, 1, 2, 2, 2]
 
 

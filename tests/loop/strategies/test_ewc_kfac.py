@@ -65,7 +65,7 @@ def test_the_kronecker_pull_is_the_gradient_of_the_quadratic_form_written_out(ta
     for task in range(tasks):
         move(learner, task)
         batch = vector_batch(24, 4, 3, seed=task)
-        strategy.end_task(Named(task), learner, [batch])
+        strategy.end_task(Named(task), [batch], learner)
         ended.append(factors(learner, subsample([batch], 19)[0]))
     move(learner, 9)
     loss = torch.zeros((), dtype=torch.float64)
@@ -87,7 +87,7 @@ def test_kronecker_factors_do_not_depend_on_how_examples_are_batched() -> None:
     for batches in ([batch], [batch[:3], batch[3:]]):
         move(learner, 0)
         strategy = KroneckerEWC(1.0)
-        strategy.end_task(Named(), learner, batches)
+        strategy.end_task(Named(), batches, learner)
         move(learner, 1)
         pulls.append(edited(learner, strategy))
     assert distance(*pulls) < 1e-13
@@ -116,7 +116,7 @@ def assert_pull_of_the_full_fisher(
     )  # the diagonal would not do
     strategy = KroneckerEWC(2.0)
     learner.attach([strategy])
-    strategy.end_task(Named(), learner, [batch])
+    strategy.end_task(Named(), [batch], learner)
     then = [torch.cat([p.detach().flatten() for p in layer.parameters()]) for layer in layers]
     move(learner, 5)
     edited(learner, strategy, already=0.0)
@@ -154,7 +154,7 @@ def test_a_kronecker_pull_holds_only_what_the_outputs_depend_on() -> None:
     batch.obs["x"][..., 1] = batch.obs["x"][..., 0]
     outputs = learner.outputs(batch).detach()
     for one in (strategy, diagonal):
-        one.end_task(Named(), learner, [batch])
+        one.end_task(Named(), [batch], learner)
     with torch.no_grad():
         learner.module.layers.weight[:, 0] += 2.0
         learner.module.layers.weight[:, 1] -= 2.0
@@ -223,7 +223,7 @@ def test_weights_outside_plain_linear_layers_are_held_by_the_diagonal(
         )
     )
     then = {n: p.detach().clone() for n, p in learner.weights().items()}
-    strategy.end_task(Named(), learner, [batch])
+    strategy.end_task(Named(), [batch], learner)
     assert set(strategy.rest.precision) == outside
     move(learner, 5)
     pulls = dict(zip(learner.weights(), edited(learner, strategy), strict=True))
@@ -236,7 +236,7 @@ def test_a_layer_that_another_one_has_wrapped_is_left_alone() -> None:
     """As adapters do with the layers that they stand beside; the others are held as before."""
     learner, strategy = learner_of(two_layers()), KroneckerEWC(1.0)
     learner.attach([strategy])
-    strategy.end_task(Named(), learner, [vector_batch(9, 4, 3)])
+    strategy.end_task(Named(), [vector_batch(9, 4, 3)], learner)
     move(learner, 1)
     alone = edited(learner, strategy)
     learner.module.layers[0] = nn.Sequential(learner.module.layers[0])
@@ -253,7 +253,7 @@ def test_a_kronecker_pull_works_where_there_is_no_linear_layer() -> None:
     learner, strategy, batch = learner_of(layers), KroneckerEWC(2.0), vector_batch(11, 4, 3)
     fisher = diagonal_fisher(learner, [batch], torch.Generator(), by_hooks=False).values()
     then = weights(learner.module)
-    strategy.end_task(Named(), learner, [batch])
+    strategy.end_task(Named(), [batch], learner)
     move(learner, 5)
     expected = [
         2.0 * f * (w - c) for f, w, c in zip(fisher, weights(learner.module), then, strict=True)
@@ -284,7 +284,7 @@ def test_an_example_informs_by_all_its_steps() -> None:
     weight, bias = diagonal_fisher(learner, [batch], torch.Generator()).values()
     torch.testing.assert_close(weight, 2 * 2 / 9 * x[0, :1].square().expand(3, 2))
     strategy = KroneckerEWC(1.0)
-    strategy.end_task(Named(), learner, [batch])
+    strategy.end_task(Named(), [batch], learner)
     A, G, _ = strategy.layers["layers"][0]
     torch.testing.assert_close(
         torch.outer(G.diag(), A.diag()), torch.cat([weight, bias[:, None]], 1)
@@ -307,7 +307,7 @@ def test_kronecker_labels_are_drawn_from_the_model() -> None:
     )
     strategies = [KroneckerEWC(1.0, examples=count, seed=seed) for seed in (0, 0, 1)]
     for strategy in strategies:
-        strategy.end_task(Named(), learner, [batch])
+        strategy.end_task(Named(), [batch], learner)
     (A, G, _), (_, same, _), (_, other, _) = (
         strategy.layers["layers"][0] for strategy in strategies
     )

@@ -17,6 +17,7 @@ from hat_helpers import (
 )
 from loop_helpers import (
     FlatNet,
+    update,
 )
 from torch import Tensor, nn
 
@@ -53,7 +54,7 @@ def test_masks_harden_with_the_batches_of_every_period() -> None:
             assert (
                 apart(learner, hat, 1 / 100 + (100 - 1 / 100) * (b - 1) / (4 - 1)) <= 2e-7
             )  # single precision sees no less beside 1
-            learner.updater.step(learner.loss(batch))
+            update(learner, batch)
     learner, hat = layered(period=1, s_max=100.0)
     hat.begin_task(Named(0), learner)
     assert apart(learner, hat, 100) <= 2e-7
@@ -72,7 +73,7 @@ def test_only_units_that_no_past_task_uses_have_a_price() -> None:
     def price(a: Tensor) -> Tensor:
         """Its gradient alone."""
         a.grad = None
-        hat.edit_gradients(learner, None)
+        hat.edit_gradients(None, learner)
         assert a.grad is not None
         return a.grad
 
@@ -91,7 +92,7 @@ def test_the_mask_descends_the_loss_and_its_price_by_the_compensated_gradient() 
     learner, hat = layered(period=7, s_max=50.0, rate=1e-3, sparsity=0.6)
     hat.begin_task(Named(0), learner)
     for batch in batches(3):
-        learner.updater.step(learner.loss(batch))
+        update(learner, batch)
     hat.e["layers.0"][0], hat.e["layers.0"][1] = 5.9999, -3.0
     hat._show(hat._now())
     s = 1 / 50 + (50 - 1 / 50) * 3 / 6
@@ -106,7 +107,7 @@ def test_the_mask_descends_the_loss_and_its_price_by_the_compensated_gradient() 
         + 0.6 * (a.sum() + b.sum()) / 11
     )
     q = dict(zip(e, torch.autograd.grad(loss, list(e.values())), strict=True))
-    learner.updater.step(learner.loss(batch))
+    update(learner, batch)
     moved = 0
     for name, x in e.items():
         x = x.detach()
@@ -121,7 +122,7 @@ def test_the_mask_descends_the_loss_and_its_price_by_the_compensated_gradient() 
     hat.rate = 1e9
     hat.updates = 0
     hat._show(hat._now())
-    learner.updater.step(learner.loss(batch))
+    update(learner, batch)
     assert {float(x.abs()) for x in hat.e["layers.0"]} == {6.0}
 
 
@@ -157,7 +158,7 @@ def test_with_plain_gradient_descent_weights_move_by_the_papers_gradient(
             name: (p - 0.1 * free.get(name.removeprefix("layers."), 1.0) * d).detach()
             for (name, p), d in zip(w.items(), g, strict=True)
         }
-        learner.updater.step(learner.loss(batch))
+        update(learner, batch)
         for name, p in learner.module.named_parameters():
             torch.testing.assert_close(p.detach(), expected[name], rtol=1e-12, atol=1e-15)
 
@@ -177,7 +178,7 @@ def test_only_putting_weights_back_holds_them_under_adam(
         monkeypatch.setattr(hat, "kept", dict(learner.module.named_parameters()))
     hat.begin_task(Named(1), learner)
     for batch in batches(10, 1):
-        learner.updater.step(learner.loss(batch))
+        update(learner, batch)
     now = named(learner)
     assert set(used) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert all(torch.equal(now[name][u], then[name][u]) for name, u in used.items()) is restore
@@ -195,7 +196,7 @@ def inputs_used(net: nn.Module, x: Tensor) -> tuple[HAT, dict[str, Tensor]]:
         torch.ones(1, len(x), dtype=torch.bool),
         torch.zeros(1, len(x), dtype=torch.long),
     )
-    hat.end_task(Named(0), learner, [batch])
+    hat.end_task(Named(0), [batch], learner)
     return hat, {name.removeprefix("layers."): u for name, u in hat.inputs.items()}
 
 

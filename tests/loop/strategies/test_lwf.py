@@ -17,10 +17,10 @@ from loop_helpers import (
     PPO_PARAMETERS,
     FixedLearner,
     FlatNet,
+    Last,
     agent,
     control_learner,
     distance,
-    keyword_grid,
     plant,
     same,
     stream,
@@ -34,6 +34,7 @@ from everloop.agents import MLP, Classifier
 from everloop.loop import (
     Batch,
     Categorical,
+    Forward,
     Gaussian,
     Learner,
     LwF,
@@ -94,9 +95,9 @@ def pass_task(learner: FixedLearner, lwf: LwF, task: int, batches: Sequence[Batc
     """A task whose batches are seen while the weights wander; returns the network at its end."""
     lwf.begin_task(Named(task), learner)
     for i, batch in enumerate(batches):
-        lwf.output_loss(learner, batch, learner.forward(batch))
+        lwf.loss(Forward(batch, learner.forward(batch)), None, learner)
         perturb(learner.module, 100 * task + i)
-    lwf.end_task(Named(task), learner, list(batches))
+    lwf.end_task(Named(task), list(batches), learner)
     return copy.deepcopy(learner.module)
 
 
@@ -151,7 +152,7 @@ def test_the_gradient_is_that_of_the_divergence_over_the_classes_of_ended_tasks(
         else list(range(CLASSES))
     )
     for _ in range(2):  # the fresh classes have been seen by now, and are not old for that
-        loss = lwf.output_loss(learner, batch, learner.forward(batch))
+        loss = lwf.loss(Forward(batch, learner.forward(batch)), None, learner)
         z_then, z = (
             learner.outputs(batch, then).detach()[..., old],
             learner.outputs(batch)[..., old],
@@ -190,7 +191,7 @@ def test_of_a_head_for_each_task_it_is_the_sum_over_the_heads_of_ended_tasks(
     learner.module.task = ended[3]
     lwf.begin_task(Named(ended[3]), learner)
     batch = labelled([1, 0, 1], seed + 1)
-    loss = lwf.output_loss(learner, batch, learner.forward(batch))
+    loss = lwf.loss(Forward(batch, learner.forward(batch)), None, learner)
     h, h_then = (torch.tanh(net.hidden(batch.obs["x"][0])) for net in (learner.module, then))  # type: ignore[operator]
     written = torch.zeros((), dtype=torch.float64)
     for task in ended[:3]:
@@ -218,7 +219,7 @@ def test_at_a_high_temperature_it_is_the_squared_distance_of_centred_outputs() -
     perturb(learner.module, 7)
     d = (learner.outputs(batch) - learner.outputs(batch, then)).detach()[0]
     expected = ((d - d.mean(-1, keepdim=True)) ** 2).sum(-1).mean() / (2 * CLASSES)
-    loss = lwf.output_loss(learner, batch, learner.forward(batch))
+    loss = lwf.loss(Forward(batch, learner.forward(batch)), None, learner)
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-2)  # type: ignore[union-attr]
 
 
@@ -230,7 +231,7 @@ def test_of_a_gaussian_it_is_the_divergence_whatever_the_temperature() -> None:
     batch = replace(labelled([0, 1, 0]), target=None)
     then = pass_task(learner, lwf, 0, [batch])
     perturb(learner.module, 7)
-    loss = lwf.output_loss(learner, batch, learner.forward(batch))
+    loss = lwf.loss(Forward(batch, learner.forward(batch)), None, learner)
     (m, log_s), (m_now, log_s_now) = (
         Gaussian(2).split(learner.outputs(batch, then).detach()),
         Gaussian(2).split(learner.outputs(batch)),
@@ -250,7 +251,7 @@ def test_of_tags_it_is_the_sum_over_the_tokens() -> None:
     batch = replace(labelled([0, 1]), target=torch.tensor([[[0, 1], [2, -1]]]))
     then = pass_task(learner, lwf, 0, [batch])
     perturb(learner.module, 7)
-    loss = lwf.output_loss(learner, batch, learner.forward(batch))
+    loss = lwf.loss(Forward(batch, learner.forward(batch)), None, learner)
     z_then, z = learner.outputs(batch, then).detach(), learner.outputs(batch)
     each = [
         divergence(z_then[..., token] / T, z[..., token] / T)
@@ -269,7 +270,7 @@ def test_of_tags_it_is_the_sum_over_the_tokens() -> None:
 def test_there_is_nothing_to_keep_before_a_task_has_ended() -> None:
     learner, lwf, batch = learner_of(), LwF(), labelled([0, 1])
     lwf.begin_task(Named(0), learner)
-    assert lwf.output_loss(learner, batch, learner.forward(batch)) is None
+    assert lwf.loss(Forward(batch, learner.forward(batch)), None, learner) is None
 
 
 def test_a_task_that_comes_back_counts_again_only_after_it() -> None:
@@ -278,13 +279,13 @@ def test_a_task_that_comes_back_counts_again_only_after_it() -> None:
     every = labelled(list(range(CLASSES)))
     pass_task(learner, lwf, 0, [every])
     lwf.begin_task(Named(0), learner)
-    assert lwf.output_loss(learner, every, learner.forward(every)) is None
+    assert lwf.loss(Forward(every, learner.forward(every)), None, learner) is None
     pass_task(learner, lwf, 0, [every])
     pass_task(learner, lwf, 1, [every])
     perturb(learner.module, 5)
 
     def loss() -> float:
-        found = lwf.output_loss(learner, every, learner.forward(every))
+        found = lwf.loss(Forward(every, learner.forward(every)), None, learner)
         return float(found.detach())  # type: ignore[union-attr]
 
     lwf.begin_task(Named(2), learner)
@@ -333,18 +334,18 @@ def test_an_update_in_a_stream_is_along_the_loss_plus_the_formula(heads: int) ->
     learner = SupervisedLearner(
         module, stream(**told), optimizer=torch.optim.SGD(module.parameters(), lr=0.05)
     )
-    learner.attach([lwf])
+    last = Last()
+    learner.attach([lwf, last])
     for task in (0, 1):
         lwf.begin_task(learner.world.tasks[task], learner)
         learner.learn([task], 64)
-        lwf.end_task(learner.world.tasks[task], learner, [])
+        lwf.end_task(learner.world.tasks[task], [], learner)
     then = copy.deepcopy(learner.module)
     lwf.begin_task(learner.world.tasks[2], learner)
     learner.learn([2], 64)
     before = copy.deepcopy(learner.module)
     learner.learn([2], 8)
-    batch = learner.minibatch
-    assert batch is not None
+    batch = last.batch
     now, old = learner.forward(batch, before), learner.forward(batch, then)
     plain = nn.functional.cross_entropy(now.prediction[0], batch.target[0])  # type: ignore[index]
     if heads > 1:
@@ -375,7 +376,7 @@ class Capture(Strategy):
             Batch({}, torch.zeros(1, 0)),
         )
 
-    def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         if self.armed and not self.gradient:
             assert batch is not None
             self.gradient = [
@@ -396,7 +397,7 @@ def first_update(learner: SB3Learner, strategies: list[Strategy]) -> Capture:
         strategy.begin_task(learner.world.tasks[0], learner)
     learner.learn([0], 32)
     for strategy in strategies:
-        strategy.end_task(learner.world.tasks[0], learner, [])
+        strategy.end_task(learner.world.tasks[0], [], learner)
         strategy.begin_task(learner.world.tasks[1], learner)
     perturb(learner.module, 1, 0.05)
     capture.armed = True
@@ -448,21 +449,3 @@ def test_in_ppo_it_is_the_heads_of_ended_tasks_that_are_kept() -> None:
     assert max(float(g.abs().max()) for g in own) > 1e-3
     for total, plain, part in zip(with_it.gradient, without.gradient, own, strict=True):
         torch.testing.assert_close(total, plain + part, rtol=1e-4, atol=1e-6)
-
-
-# settings
-
-
-@pytest.mark.parametrize(
-    "bad",
-    keyword_grid(
-        strength=[-0.5, float("nan"), float("inf")],
-        temperature=[0.0, -1.0, float("nan"), float("inf")],
-        outputs=["new"],
-    ),
-    ids=str,
-)
-def test_settings_that_cannot_be_are_refused_by_name_and_value(bad: dict[str, Any]) -> None:
-    ((name, value),) = bad.items()
-    with pytest.raises(ValueError, match=f"^{name} is {value!r}, allowed: "):
-        LwF(**bad)

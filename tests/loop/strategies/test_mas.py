@@ -47,7 +47,7 @@ def test_mas_importance_by_finite_differences(net: str, length: int) -> None:
     batch, strategy = vector_batch(9, size, 3, length), MAS()
     unlabelled = Batch(batch.obs, batch.start)
     expected = by_differences(learner, batch)
-    strategy.end_task(Named(), learner, [unlabelled])
+    strategy.end_task(Named(), [unlabelled], learner)
     for name, omega in strategy.penalty.precision.items():
         torch.testing.assert_close(omega, expected[name], rtol=1e-6, atol=1e-8)
     parameters = list(learner.weights().values())
@@ -62,12 +62,12 @@ def test_mas_importance_depends_on_no_batching_and_is_of_as_many_examples_as_ask
     found = []
     for batches in ([batch], [batch[:1], batch[1:38], batch[38:]], [batch[:45], batch[45:]]):
         strategy = MAS(examples=45)
-        strategy.end_task(Named(), learner, batches)
+        strategy.end_task(Named(), batches, learner)
         found.append(list(strategy.penalty.precision.values()))
     assert distance(found[0], found[1]) < 1e-12
     assert distance(found[0], found[2]) < 1e-12
     strategy = MAS(examples=46)
-    strategy.end_task(Named(), learner, [batch])
+    strategy.end_task(Named(), [batch], learner)
     assert distance(found[0], list(strategy.penalty.precision.values())) > 1e-6
 
 
@@ -80,7 +80,7 @@ def test_mas_sums_importance_over_tasks_and_holds_to_the_last_weights() -> None:
         expected = by_single_examples(
             learner, batch, lambda b: (learner.outputs(b) ** 2).sum((0, 2))[None], 1
         )
-        strategy.end_task(Named(task), learner, [batch])
+        strategy.end_task(Named(task), [batch], learner)
         importance = {
             n: total + e for (n, total), e in zip(importance.items(), expected, strict=True)
         }

@@ -53,7 +53,7 @@ def penalty(learner: FixedLearner, quadratics: Quadratics) -> Tensor:
 
 def descend(learner: Any, batch: Batch | None, steps: int) -> None:
     for _ in range(steps):
-        learner.updater.step(learner.loss(batch))
+        learner.updater.step(learner.loss(batch), vector_batch(1, 1, 1))
 
 
 numbers = st.lists(st.floats(-3.0, 3.0), min_size=3, max_size=3)
@@ -130,7 +130,7 @@ def test_l2_holds_to_the_last_tasks_weights_and_to_no_earlier_ones() -> None:
         move(learner, 10 + task)
         strategy.begin_task(Named(task), learner)
         last = move(learner, 20 + task)
-        strategy.end_task(Named(task), learner, [])
+        strategy.end_task(Named(task), [], learner)
     move(learner, 30)
     ones = {n: torch.ones_like(c) for n, c in last.items()}
     expected = [0.7 * g for g in gradient(learner, penalty(learner, [(ones, last)]))]
@@ -157,7 +157,7 @@ def test_l2_init_holds_to_the_very_first_weights_after_any_number_of_tasks() -> 
             < 1e-14
         )
         move(learner, 20 + task)
-        strategy.end_task(Named(task), learner, [])
+        strategy.end_task(Named(task), [], learner)
     loss = 0.7 * sum(((p - first[n]) ** 2).sum() for n, p in learner.weights().items())
     assert distance(edited(learner, strategy), gradient(learner, loss)) < 1e-13
 
@@ -186,7 +186,7 @@ def test_where_the_loss_is_flat_weights_return_geometrically(strategy: Any, rate
     center = move(learner, 0)
     learner.attach([strategy])
     strategy.begin_task(Named(), learner)
-    strategy.end_task(Named(), learner, [])
+    strategy.end_task(Named(), [], learner)
     start = move(learner, 1)
     descend(learner, None, 7)
     expected = [center[n] + (1 - 0.25 * rate) ** 7 * (start[n] - center[n]) for n in start]
@@ -224,7 +224,7 @@ def test_a_proximal_step_follows_the_optimizers_own(optimizer: Any, strength: fl
     for _ in range(3):
         plain.module.load_state_dict(learner.module.state_dict())
         for one in (learner, plain):
-            one.updater.step(one.loss())
+            one.updater.step(one.loss(), vector_batch(1, 1, 1))
         w = plain.weights()
         lr = {n: rates[p] for n, p in learner.weights().items()}
         expected = [
@@ -242,7 +242,7 @@ def test_a_proximal_step_minimises_distance_and_penalty_together() -> None:
     before = move(learner, 3)
     for p in learner.module.parameters():
         p.grad = torch.zeros_like(p)  # a weight without a gradient is left alone
-    strategy.after_step(learner)
+    strategy.after_step(vector_batch(1, 1, 1), learner)
     rates = {p: group["lr"] for group in learner.optimizer.param_groups for p in group["params"]}
     way = sum(((p - before[n]) ** 2).sum() / (2 * rates[p]) for n, p in learner.weights().items())
     assert (
@@ -260,7 +260,7 @@ def test_a_proximal_pull_is_no_part_of_the_gradient_and_an_explicit_one_nothing_
     strategy.penalty.add(like(learner, 1.0, 2.0, 1), like(learner, 2.0, 3.0, 2))
     pulls = edited(learner, strategy)
     before = weights(learner.module)
-    strategy.after_step(learner)
+    strategy.after_step(vector_batch(1, 1, 1), learner)
     assert any(bool(g.any()) for g in pulls) is not proximal
     assert (distance(weights(learner.module), before) > 0.1) is proximal
 
@@ -274,7 +274,7 @@ def test_a_proximal_pull_cannot_diverge_where_an_explicit_one_does() -> None:
     for one, proximal in ((learner, True), (explicit, False)):
         strategy = EWC(1e12, fisher="exact", proximal=proximal)
         one.attach([strategy])
-        strategy.end_task(Named(), one, [batch])
+        strategy.end_task(Named(), [batch], one)
         assert min(float(P.min()) for P in strategy.penalty.precision.values()) > 0.01
     center = weights(learner.module)
     descend(learner, new, 50)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import distance, mlp, stream, vector_batch, vector_learner, weights
+from loop_helpers import Last, distance, mlp, stream, vector_batch, vector_learner, weights
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier
@@ -19,6 +19,8 @@ from everloop.loop import (
     ERACE,
     Batch,
     DERPlusPlus,
+    Effect,
+    Forward,
     ICaRL,
     Learner,
     Replay,
@@ -51,7 +53,7 @@ def learn(learner: Learner, tasks: list[int], steps: int = 64) -> None:
             strategy.begin_task(task, learner)
         learner.learn([k], steps)
         for strategy in learner.strategies:
-            strategy.end_task(task, learner, [batch])
+            strategy.end_task(task, [batch], learner)
 
 
 @pytest.mark.parametrize("heads", [1, 3], ids=["one head", "a head for each task"])
@@ -81,25 +83,24 @@ def test_an_update_is_along_the_losses_as_they_would_be_of_a_pass_each(name: str
     before the batch is seen.
     """
     strategy, learner = REHEARSING[name](), learner_of()
-    learner.attach([strategy])
+    last = Last()
+    learner.attach([strategy, last])
     learn(learner, [0])
     strategy.begin_task(learner.world.tasks[1], learner)
     learner.learn([1], 8)
     twin, before = copy.deepcopy(strategy), copy.deepcopy(learner.module)
     learner.learn([1], 8)
-    fresh = learner.minibatch
-    assert fresh is not None
+    fresh = last.batch
     there = learner_of(before)
     stored = twin.recall(there)
     assert stored is not None
     assert len(stored) == (12 if name == "derpp" else 6)
     twin.observe(fresh, there)
     output = there.forward(fresh)
-    total = there.loss_of(output.prediction, fresh.target) + twin.recall_loss(
-        there, stored, there.forward(stored)
-    )  # type: ignore[arg-type]
-    added = twin.output_loss(there, fresh, output)
-    total = total if added is None else total + added
+    own = twin.loss(Forward(fresh, output), Forward(stored, there.forward(stored)), there)
+    assert own is not None
+    replaced = Effect.REPLACES_LOSS in twin.effects
+    total = own if replaced else own + there.loss_of(output.prediction, fresh.target)  # type: ignore[arg-type]
     expected = [
         p - RATE * g
         for p, g in zip(
@@ -127,7 +128,8 @@ def test_an_update_is_one_pass_whoever_rehearses() -> None:
 
 def test_the_world_is_told_the_guesses_for_what_it_shows() -> None:
     learner, told = learner_of(), list[Tensor]()
-    learner.attach([Replay(1.0, 40, 6, current=True)])
+    last = Last()
+    learner.attach([Replay(1.0, 40, 6, current=True), last])
     learn(learner, [0])
     before, step = copy.deepcopy(learner.module), learner.world.step
 
@@ -137,5 +139,4 @@ def test_the_world_is_told_the_guesses_for_what_it_shows() -> None:
 
     learner.world.step = noted  # type: ignore[method-assign]
     learner.learn([1], 8)
-    assert learner.minibatch is not None
-    assert torch.equal(told[0], learner.outputs(learner.minibatch, before).argmax(-1)[0])
+    assert torch.equal(told[0], learner.outputs(last.batch, before).argmax(-1)[0])

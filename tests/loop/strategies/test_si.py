@@ -12,6 +12,7 @@ from loop_helpers import (
     FixedLearner,
     FlatNet,
     distance,
+    update,
     vector_batch,
 )
 from strategy_helpers import (
@@ -47,6 +48,7 @@ def points(optimizer: Callable[[Any], torch.optim.Optimizer]) -> FixedLearner:
 
 
 Slope = dict[str, Tensor]
+NOTHING = vector_batch(1, 1, 1)  # the loss does not depend on it
 SLOPE: Slope = {
     "a": torch.tensor([1.0, -0.5]).double(),
     "b": torch.tensor([2.0, -1.0, 0.25]).double(),
@@ -88,7 +90,7 @@ def test_of_a_linear_loss_the_path_integral_is_the_drop_exactly(
     strategy.begin_task(Named(), learner)
     then, before = snapshot(learner), float(line(learner, SLOPE).detach())
     for _ in range(9):
-        learner.updater.step(line(learner, SLOPE))
+        learner.updater.step(line(learner, SLOPE), NOTHING)
     omega = strategy.path.omega
     for name, w in snapshot(learner).items():
         torch.testing.assert_close(
@@ -154,13 +156,13 @@ def test_of_a_network_all_path_integrals_together_are_the_drop_of_the_loss() -> 
     strategy = SI()
     learner.attach([strategy])
     strategy.begin_task(Named(), learner)
-    losses = [learner.updater.step(learner.loss(batch)) for _ in range(100)]
+    losses = [update(learner, batch) for _ in range(100)]
     drop = losses[0] - float(learner.loss(batch).detach())
     assert float(sum(o.sum() for o in strategy.path.omega.values())) == pytest.approx(
         drop, rel=0.02
     )
     assert drop > 0.05
-    strategy.end_task(Named(), learner, [batch])
+    strategy.end_task(Named(), [batch], learner)
     assert all(float(P.max()) > 0 for P in strategy.penalty.precision.values())
 
 
@@ -193,9 +195,9 @@ def play(
     strategy.begin_task(Named(), learner)
     then = snapshot(learner)
     for _ in range(steps):
-        learner.updater.step(line(learner, slope))
+        learner.updater.step(line(learner, slope), NOTHING)
     omega = {n: o.clone() for n, o in strategy.path.omega.items()}
-    strategy.end_task(Named(), learner, [])
+    strategy.end_task(Named(), [], learner)
     return then, snapshot(learner), omega
 
 
@@ -262,15 +264,14 @@ def test_weights_may_come_while_a_task_is_learned(strategy: Any) -> None:
     layers = nn.Sequential(nn.Linear(4, 3))
     learner, batch = Untold(FlatNet(layers, "x").double(), Categorical(3)), vector_batch(20, 4, 3)
     learner.attach([strategy])
-    learner.minibatch = batch
     strategy.begin_task(Named(), learner)
-    learner.updater.step(learner.loss(batch))
+    update(learner, batch)
     layers.append(nn.Linear(3, 3).double())
     learner.optimizer.add_param_group({"params": list(layers[1].parameters())})
     learner.attach([strategy])
     for _ in range(3):
-        learner.updater.step(learner.loss(batch))
-    strategy.end_task(Named(), learner, [batch])
+        update(learner, batch)
+    strategy.end_task(Named(), [batch], learner)
     assert set(strategy.penalty.precision) == set(learner.weights())
     assert float(strategy.penalty.precision["layers.1.weight"].max()) > 0
 
@@ -296,11 +297,10 @@ def test_weights_may_be_frozen_added_and_thawed_between_tasks(
         batch = vector_batch(20, 4, 3, seed=task)
         strategy.begin_task(Named(task), learner)
         for _ in range(5):
-            learner.minibatch = batch
-            learner.updater.step(learner.loss(batch))
+            update(learner, batch)
         then = snapshot(learner)
         layers[0].requires_grad_(thawed and not (at_the_end and task == 0))
-        strategy.end_task(Named(task), learner, [batch])
+        strategy.end_task(Named(task), [batch], learner)
         anchors.append(dict(strategy.penalty.anchor))
         for name in learner.weights():
             assert torch.equal(anchors[-1][name], then[name])
@@ -350,10 +350,9 @@ def test_as_many_numbers_are_kept_for_each_weight_as_the_traits_say(
         batch = vector_batch(20, 4, 3, seed=task)
         strategy.begin_task(Named(task), learner)
         for _ in range(3):
-            learner.minibatch = batch
-            learner.updater.step(learner.loss(batch))
+            update(learner, batch)
         if task == 0:
-            strategy.end_task(Named(task), learner, [batch])
+            strategy.end_task(Named(task), [batch], learner)
     assert held(strategy) == strategy.traits.copies * sum(
         p.numel() for p in learner.weights().values()
     )

@@ -117,7 +117,7 @@ def train(
         learner.learn([task], 64)
         batch = learner.rollout(world, [task], 8, seed=task)
         for strategy in learner.strategies:
-            strategy.end_task(learner.world.tasks[task], learner, [batch])
+            strategy.end_task(learner.world.tasks[task], [batch], learner)
 
 
 def dqn(name: str = "") -> Learner:
@@ -203,7 +203,7 @@ def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None
             strategy.load_state_dict(torch.load(file, weights_only=False), learner)
         learner.learn([2], 32)
         strategy.end_task(
-            learner.world.tasks[2], learner, [learner.rollout(learner.world, [2], 8, seed=2)]
+            learner.world.tasks[2], [learner.rollout(learner.world, [2], 8, seed=2)], learner
         )
         train(learner, [strategy], [3 if kind == "stream" else 0], attach=False)
         return weights(learner.module)
@@ -247,7 +247,7 @@ def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -
         if midst:
             learner.learn([2], 64)
             strategy.end_task(
-                learner.world.tasks[2], learner, [learner.rollout(learner.world, [2], 8, seed=2)]
+                learner.world.tasks[2], [learner.rollout(learner.world, [2], 8, seed=2)], learner
             )
         train(learner, [strategy], [3], attach=False)
         batch = learner.rollout(learner.world, [0], 8, seed=0)

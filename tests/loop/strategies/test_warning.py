@@ -32,7 +32,7 @@ def warnings_of(
         batch = learner.rollout(stream(**world), [task], 3, seed=task)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            strategy.end_task(learner.world.tasks[task], learner, [batch])
+            strategy.end_task(learner.world.tasks[task], [batch], learner)
         said.append([str(w.message) for w in caught])
     return said
 
@@ -64,11 +64,11 @@ def test_new_classes_without_a_cue_are_warned_of_once_with_the_reason(name: str)
 def test_it_is_a_warning_to_whoever_calls(name: str) -> None:
     learner, (strategy,) = stream_case([name])
     batches = [learner.rollout(stream(), [task], 3, seed=0) for task in (0, 1)]
-    strategy.end_task(learner.world.tasks[0], learner, batches[:1])
+    strategy.end_task(learner.world.tasks[0], batches[:1], learner)
     with pytest.warns(
         UserWarning, match=f"^{name} holds weights.*such as er_ace or derpp, or a head per task"
     ):
-        strategy.end_task(learner.world.tasks[1], learner, batches[1:])
+        strategy.end_task(learner.world.tasks[1], batches[1:], learner)
 
 
 @pytest.mark.parametrize("name", HOLDS_WEIGHTS)
@@ -111,7 +111,7 @@ def test_one_label_in_common_is_enough_and_all_past_labels_count(name: str) -> N
         batch = Batch(x.obs, x.start, torch.tensor(labels).repeat(6)[None, :6])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            strategy.end_task(Named(), learner, [batch])
+            strategy.end_task(Named(), [batch], learner)
         said.append(len(caught))
     assert said == [0, 0, 0, 1, 0]
 

@@ -11,12 +11,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from everloop.contract import NetworkOutput, Task
+from everloop.contract import Task
 from everloop.loop.batch import Batch
-from everloop.loop.likelihood import Categorical
 from everloop.loop.memory import MEMORIES, Memory
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Strategy, check_choice, check_range, check_strength
+from everloop.loop.strategies.base import (
+    Forward,
+    Strategy,
+    check_choice,
+    check_range,
+    check_strength,
+)
 from everloop.loop.strategies.parts.rng import preserve_rng_state
 
 
@@ -67,7 +72,7 @@ class Rehearsal(Strategy):
                 f"memory {type(self.memory).__name__} needs labels, which this learner does not "
                 "have; use reservoir or ring"
             )
-        if self.memory.group_by == "target" and not isinstance(model.likelihood, Categorical):
+        if self.memory.group_by == "target" and model.classes is None:
             raise ValueError(
                 f"memory {type(self.memory).__name__} needs one class for each example; use "
                 "reservoir or ring"
@@ -130,12 +135,15 @@ class Rehearsal(Strategy):
         rows = self.memory.draw(self.batch_size if count is None else count, tasks)
         return model.augmented(self.read(rows, model)) if len(rows) else None
 
-    def recall_loss(self, model: Model, stored: Batch, output: NetworkOutput) -> Tensor:
-        """strength * mean loss of what was recalled."""
-        assert stored.target is not None
-        return self.strength * model.loss_of(output.prediction, stored.target)
+    def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
+        return None if replayed is None else self.replay_loss(replayed, model)
 
-    def end_task(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
+    def replay_loss(self, replayed: Forward, model: Model) -> Tensor:
+        """Return strength * mean loss of the replayed examples."""
+        assert replayed.batch.target is not None
+        return self.strength * model.loss_of(replayed.output.prediction, replayed.batch.target)
+
+    def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         if not model.labelled and not self.stores_output:
             self._store_again(self.memory.rows_of(np.array([task.id])), model)
         self.past = np.append(self.past, task.id)
@@ -166,5 +174,5 @@ def observed_output(batch: Batch, model: Model) -> Tensor:
 
 def check_labels(model: Model, strategy: str, instead: str) -> None:
     """Raise ValueError unless examples are of one class each, with a label."""
-    if not model.labelled or not isinstance(model.likelihood, Categorical):
+    if model.classes is None:
         raise ValueError(f"{strategy} needs one class label for each example; use {instead}")

@@ -21,18 +21,6 @@ def freeze_below(model: Model) -> None:
             p.grad = None
 
 
-def check_may_freeze(model: Model, strategy: str) -> None:
-    """Raise ValueError beside what shares out the weights among tasks, as none is left after the
-    first.
-    """
-    for other in model.strategies:
-        if other.traits.task_id and not other.traits.grows:
-            raise ValueError(
-                f"{strategy} freezes weights that {type(other).__name__} divides among tasks; use "
-                "one of the two"
-            )
-
-
 def head_weights(model: Model) -> list[nn.Parameter]:
     """Of the last layer and, in control, the value head, on which no output depends."""
     value = [p for name, p in model.module.named_parameters() if name.startswith("value")]

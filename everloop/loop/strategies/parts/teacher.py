@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from everloop.loop.model import Model
+from everloop.loop.strategies.base import Effect
 
 
 class Teacher:
@@ -43,7 +44,7 @@ class Teacher:
         if self._weights is None:
             return
         for other in model.strategies:
-            if other.adds_weights:
+            if Effect.ADDS_WEIGHTS in other.effects:
                 raise ValueError(
                     f"a network copied before {type(other).__name__} added weights can't be "
                     "restored; begin the run anew"

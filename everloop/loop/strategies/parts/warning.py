@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 
 from everloop.loop.batch import Batch
-from everloop.loop.likelihood import Categorical
 from everloop.loop.model import Model
 from everloop.loop.state import Stateful
 
@@ -29,12 +28,7 @@ class ClassIncrementalWarning(Stateful):
         """At a task's end, with examples of it."""
         if any(strategy.traits.examples for strategy in model.strategies):
             return  # stored examples do what the penalty cannot
-        if (
-            self.said
-            or not model.labelled
-            or not isinstance(model.likelihood, Categorical)
-            or model.task_aware
-        ):
+        if self.said or model.classes is None or model.task_aware:
             return
         labels = {
             int(label)
