@@ -90,7 +90,7 @@ def test_what_is_said_to_fit_where_the_task_is_told_is_not_refused_there(name: s
 
 @pytest.mark.parametrize("fact", ["world", "boundaries", "task_id", "classes"])
 def test_a_word_that_is_not_known_is_refused(fact: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{fact} is 'foo', allowed: "):
+    with pytest.raises(ValueError, match=rf"^{fact} is 'foo'; choose one of "):
         Situation(**{fact: "foo"})
 
 
