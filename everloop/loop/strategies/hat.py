@@ -13,9 +13,9 @@ from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Effect, Strategy, Traits, check_range
+from everloop.loop.strategies.parts.per_task import PerTask, head
 from everloop.loop.strategies.parts.quadratic import restore_weights, snapshot
 from everloop.loop.strategies.parts.rng import generator_for
-from everloop.loop.strategies.parts.task_heads import TaskHeads
 from everloop.loop.strategies.parts.unit_masks import (
     Layer,
     hidden_layers,
@@ -76,14 +76,13 @@ class HAT(Strategy):
     comes_first = True
     state = (
         "e",
-        "learned",
         "units",
         "inputs",
         "used",
         "kept",
         "updates",
         "learning",
-        "heads",
+        "tasks",
         "generator",
     )
 
@@ -108,9 +107,8 @@ class HAT(Strategy):
             period,
         )
         self.generator = torch.Generator().manual_seed(seed)
-        self.heads = TaskHeads()
+        self.tasks = PerTask()  # with e as the key, and the last layer
         self.e: dict[str, Tensor] = {}  # by layer
-        self.learned: dict[int, dict[str, Tensor]] = {}  # task id -> its e
         self.units: dict[str, Tensor] = {}  # a^<t of a layer's outputs
         self.inputs: dict[str, Tensor] = {}  # and of its inputs
         self.used: dict[str, Tensor] = {}  # by weight: min(a_i^<t, a_j^<t)
@@ -154,8 +152,7 @@ class HAT(Strategy):
         self._show(self._now())
 
     def begin_task(self, task: Task, model: Model) -> None:
-        self.heads.resume(task.id, model)
-        before = self.learned.pop(task.id, None)
+        before = self.tasks.begin(task, model, resume=True)
         for name, a in self._masks().items():
             drawn = torch.randn(len(a), generator=self.generator).to(a)
             self.e[name] = drawn if before is None else before[name].clone()
@@ -200,7 +197,6 @@ class HAT(Strategy):
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self.learning = False
         self._show(self._now())
-        self.learned[task.id] = dict(self.e)
         self.units = {name: torch.maximum(self.units[name], a) for name, a in self._now().items()}
         examples = batches[0][torch.arange(ROWS, device=model.device) % len(batches[0])]
         for name, now in inputs_used(
@@ -209,7 +205,7 @@ class HAT(Strategy):
             self.inputs[name] = torch.maximum(now, self.inputs.get(name, now))
         self.used = weights_used(model, examples, self._layers, self.units, self.inputs)
         self.kept = {name: w for name, w in snapshot(model).items() if name in self.used}
-        self.heads.keep(task.id, model)
+        self.tasks.end(task, dict(self.e), head(model))
 
     def _s(self) -> float:
         """At the update to come."""
@@ -239,9 +235,9 @@ class HAT(Strategy):
             yield
             return
         now = {name: a.detach().clone() for name, a in self._masks().items()}
-        self._show(_hard(self.learned.get(task.id, self.e)))
+        self._show(_hard(self.tasks.keys.get(task.id, self.e)))
         try:
-            with self.heads.shown(task.id, model):
+            with self.tasks.shown(task, model):
                 yield
         finally:
             self._show(now)

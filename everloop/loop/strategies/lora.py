@@ -23,12 +23,8 @@ from everloop.loop.strategies.base import (
     check_may_grow,
     check_range,
 )
+from everloop.loop.strategies.parts.per_task import PerTask, freeze_below, head, head_weights
 from everloop.loop.strategies.parts.rng import isolated_rng
-from everloop.loop.strategies.parts.task_heads import (
-    TaskHeads,
-    freeze_below,
-    head_weights,
-)
 
 ONLINE = "online"
 
@@ -60,7 +56,7 @@ class LoRA(Strategy):
 
     name = "lora"
     traits: ClassVar[Traits] = Traits(copies=0.1, grows=True, task_id=True, several_passes=True)
-    state = ("names", "made", "adapter", "frozen", "heads", "generator")
+    state = ("tasks", "made", "adapter", "frozen", "generator")
     effects = frozenset({Effect.ADDS_WEIGHTS, Effect.FREEZES_WEIGHTS})
 
     def __init__(
@@ -77,8 +73,8 @@ class LoRA(Strategy):
         self.rank, self.alpha, self.adapters, self.train_base = rank, alpha, adapters, train_base
         self.comes_first = adapters == ONLINE
         self.generator = torch.Generator().manual_seed(seed)
-        self.heads = TaskHeads()
-        self.names: dict[int, str | None] = {}  # task id -> its adapter; None: the bare network
+        # The key is the adapter's name, or None for the bare network; with it the last layer.
+        self.tasks = PerTask()
         self.made: list[str] = []  # the adapters, in the order in which they came
         self.adapter: str | None = None
         self.frozen = False
@@ -110,9 +106,8 @@ class LoRA(Strategy):
         if self.train_base and not self.frozen:
             return
         self._freeze(model)
-        before = self.names.pop(task.id, None)
+        before = self.tasks.begin(task, model, resume=True)
         name = self._adapter_for(task, before)
-        self.heads.resume(task.id, model)
         if name not in self.made:
             self._inject(name, model, self.generator)
             self.made.append(name)
@@ -132,7 +127,7 @@ class LoRA(Strategy):
         """The one that the task had `before`, unless other tasks keep it."""
         if self.adapters == ONLINE:
             return ONLINE
-        kept = set(self.names.values())
+        kept = set(self.tasks.keys.values())
         own = (
             f"task_{task.id}"
             if f"task_{task.id}" not in kept
@@ -141,10 +136,8 @@ class LoRA(Strategy):
         return own if before is None or before in kept else before
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        self.names[task.id] = self.adapter
-        if self.adapters == "task":
-            self.heads.keep(task.id, model)
-        elif self.adapter is not None:
+        self.tasks.end(task, self.adapter, head(model) if self.adapters == "task" else {})
+        if self.adapters == ONLINE and self.adapter is not None:
             self._merge(self.adapter, model)
         self._freeze(model)
         self._settle(model)
@@ -156,7 +149,7 @@ class LoRA(Strategy):
 
     def _settle(self, model: Model) -> None:
         """An adapter whose task has ended stays as it is."""
-        if self.adapters == "task" and self.adapter in self.names.values():
+        if self.adapters == "task" and self.adapter in self.tasks.keys.values():
             _set_trained(dict.fromkeys(_adapter_weights(self.adapter, model.module), False))
 
     def _inject(self, name: str, model: Model, generator: torch.Generator) -> None:
@@ -195,13 +188,13 @@ class LoRA(Strategy):
     @contextmanager
     def view(self, task: Task, model: Model) -> Iterator[None]:
         """The task's own adapter and head."""
-        if task.id not in self.names or self.adapters == ONLINE:
+        if task not in self.tasks or self.adapters == ONLINE:
             yield
             return
         trained = {p: p.requires_grad for p in model.module.parameters()}
-        self._use(self.names[task.id], model.module)
+        self._use(self.tasks.keys[task.id], model.module)
         try:
-            with self.heads.shown(task.id, model):
+            with self.tasks.shown(task, model):
                 yield
         finally:
             self._use(self.adapter, model.module)

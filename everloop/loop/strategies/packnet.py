@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Effect, Strategy, Traits, check_range
+from everloop.loop.strategies.parts.per_task import PerTask, showing
 from everloop.loop.strategies.parts.quadratic import restore_weights, snapshot
 
 
@@ -47,7 +48,7 @@ class PackNet(Strategy):
     traits: ClassVar[Traits] = Traits(copies=3.5, task_id=True, several_passes=True)
     effects = frozenset({Effect.DIVIDES_WEIGHTS})
     comes_first = True
-    state = ("owner", "ranks", "kept", "buffers", "generator")
+    state = ("owner", "tasks", "rank", "kept", "generator")
 
     def __init__(
         self, share: float = 0.5, retrain_steps: int = 200, batch_size: int = 128, seed: int = 0
@@ -58,9 +59,9 @@ class PackNet(Strategy):
         self.share, self.retrain_steps, self.batch_size = share, retrain_steps, batch_size
         self.generator = torch.Generator().manual_seed(seed)
         self.owner: dict[str, Tensor] = {}  # int16, 0: free, k: of the k-th task
-        self.ranks: dict[int, int] = {}  # task id -> k
+        self.rank = 0  # k of the latest ended task
+        self.tasks = PerTask()  # with k as the key, and statistics of norms
         self.kept: dict[str, Tensor] = {}  # owned weights, as they are to be
-        self.buffers: dict[int, dict[str, Tensor]] = {}  # k -> statistics of norms
         self._mask()
 
     @property
@@ -75,7 +76,7 @@ class PackNet(Strategy):
             )
 
     def begin_task(self, task: Task, model: Model) -> None:
-        self.ranks.pop(task.id, None)  # one that comes back gets another share, beside what it had
+        self.tasks.begin(task, model)  # a task that returns gets another share as well
 
     def edit_gradients(self, batch: Batch, model: Model) -> None:
         rows = [
@@ -90,18 +91,17 @@ class PackNet(Strategy):
         restore_weights(model, self.kept, self._owned)
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        rank = len(self.buffers) + 1
+        self.rank += 1
         examples = [
             replace(batch, target=model.targets(batch)) for batch in batches
         ]  # in control: before pruning
-        self._claim(task, rank, model, examples[0])
-        self._retrain(rank, model, examples)
-        self.ranks[task.id] = rank
-        self.buffers[rank] = {name: value.clone() for name, value in model.module.named_buffers()}
+        self._claim(task, model, examples[0])
+        self._retrain(model, examples)
+        self.tasks.end(task, self.rank, dict(model.module.named_buffers()))
         self._freeze(model)
 
     @torch.no_grad()
-    def _claim(self, task: Task, rank: int, model: Model, batch: Batch) -> None:
+    def _claim(self, task: Task, model: Model, batch: Batch) -> None:
         """The task's share of every matrix; the rest of what is free becomes 0."""
         with model.evaluating():
             used, heads = _weights_used(model, batch), _head_rows(task, model, batch)
@@ -113,7 +113,7 @@ class PackNet(Strategy):
             if name in heads:
                 mine = torch.zeros_like(free)
                 mine[heads[name]] = True
-                owner[mine] = rank
+                owner[mine] = self.rank
             elif p.ndim < 2:
                 owner[free] = 1
             else:
@@ -122,13 +122,13 @@ class PackNet(Strategy):
                 )
                 mine = torch.zeros(p.numel(), dtype=torch.bool, device=p.device)
                 mine[order[: round(self.share * int(free.sum()))]] = True
-                owner[mine.view(p.shape)] = rank
+                owner[mine.view(p.shape)] = self.rank
                 p[owner == 0] = 0.0
 
-    def _retrain(self, rank: int, model: Model, batches: Sequence[Batch]) -> None:
+    def _retrain(self, model: Model, batches: Sequence[Batch]) -> None:
         """What the task owns learns to do without what was pruned."""
         own = {
-            name: (self.owner[name] == rank).to(p.dtype)
+            name: (self.owner[name] == self.rank).to(p.dtype)
             for name, p in model.weights().items()
             if name in self.owner
         }
@@ -171,27 +171,18 @@ class PackNet(Strategy):
 
     @contextmanager
     def view(self, task: Task, model: Model) -> Iterator[None]:
-        """The weights of this task and of those before it; of a task that has not ended
-        everything.
-        """
-        if task.id not in self.ranks:
+        """Show the weights of an ended task and of those before it."""
+        if task not in self.tasks:
             yield
             return
-        rank, now = self.ranks[task.id], snapshot(model)
-        buffers = {name: value.clone() for name, value in model.module.named_buffers()}
-        try:
-            with torch.no_grad():
-                for name, p in model.weights().items():
-                    if name in self.owner:
-                        owner = self.owner[name]
-                        p[(owner == 0) | (owner > rank)] = 0.0
-                _load(model.module, self.buffers[rank])
+        rank, weights = self.tasks.keys[task.id], snapshot(model)
+        shares = {
+            name: weights[name].masked_fill((owner == 0) | (owner > rank), 0.0)
+            for name, owner in self.owner.items()
+            if name in weights
+        }
+        with showing(model.module, shares), self.tasks.shown(task, model):
             yield
-        finally:
-            with torch.no_grad():
-                for name, p in model.weights().items():
-                    p.copy_(now[name])
-                _load(model.module, buffers)
 
 
 def _weights_used(model: Model, batch: Batch) -> set[str]:
@@ -218,8 +209,3 @@ def _head_rows(task: Task, model: Model, batch: Batch) -> dict[str, slice]:
         for p in layer.parameters()
         if id(p) in names
     }
-
-
-def _load(module: nn.Module, buffers: dict[str, Tensor]) -> None:
-    for name, value in module.named_buffers():
-        value.copy_(buffers[name])

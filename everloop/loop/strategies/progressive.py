@@ -13,8 +13,8 @@ from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Effect, Strategy, Traits, check_may_grow
+from everloop.loop.strategies.parts.per_task import PerTask, freeze_below, head
 from everloop.loop.strategies.parts.rng import isolated_rng
-from everloop.loop.strategies.parts.task_heads import TaskHeads, freeze_below
 
 
 class Progressive(Strategy):
@@ -38,14 +38,15 @@ class Progressive(Strategy):
 
     name = "progressive"
     traits: ClassVar[Traits] = Traits(copies=1, grows=True, task_id=True, network="progressive")
-    state = ("column", "ended", "heads", "generator")
+    state = ("tasks", "added", "ended", "generator")
     effects = frozenset({Effect.ADDS_WEIGHTS, Effect.FREEZES_WEIGHTS})
 
     def __init__(self, columns: bool = True, seed: int = 0) -> None:
         self.columns = columns
         self.generator = torch.Generator().manual_seed(seed)
-        self.heads, self.column = TaskHeads(), dict[int, int]()  # task id -> its column
-        self.ended = False  # the phase of the newest column
+        self.tasks = PerTask()  # with the column's index as the key, and the last layer
+        self.added = 0  # columns beside the first one
+        self.ended = False  # True if the newest column's phase has ended
 
     @property
     def active(self) -> bool:
@@ -61,9 +62,7 @@ class Progressive(Strategy):
             )
 
     def _restored(self, model: Model) -> None:
-        for _ in range(
-            len(_columned(model.module).columns), max(self.column.values(), default=0) + 1
-        ):
+        for _ in range(len(_columned(model.module).columns), self.added + 1):
             freeze_below(model)
             self._add_column(model, torch.Generator())
         if self.ended:
@@ -72,13 +71,13 @@ class Progressive(Strategy):
     def begin_task(self, task: Task, model: Model) -> None:
         if self.ended:
             self._add_column(model, self.generator)
+            self.added += 1
             self.ended = False
-        self.column[task.id] = _columned(model.module).column
-        self.heads.forget(task.id)
+        self.tasks.begin(task, model)
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         freeze_below(model)
-        self.heads.keep(task.id, model)
+        self.tasks.end(task, _columned(model.module).column, head(model))
         self.ended = True
 
     def _add_column(self, model: Model, generator: torch.Generator) -> None:
@@ -88,13 +87,13 @@ class Progressive(Strategy):
     @contextmanager
     def view(self, task: Task, model: Model) -> Iterator[None]:
         """The task's own column and head."""
-        if task.id not in self.column:
+        if task not in self.tasks:
             yield
             return
         network = _columned(model.module)
-        now, network.column = network.column, self.column[task.id]
+        now, network.column = network.column, self.tasks.keys[task.id]
         try:
-            with self.heads.shown(task.id, model):
+            with self.tasks.shown(task, model):
                 yield
         finally:
             network.column = now

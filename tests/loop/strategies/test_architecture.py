@@ -157,7 +157,7 @@ def test_packnet_gives_a_returning_task_another_share_and_its_view_shows_the_wei
     learner.learn([0], 160)
     assert torch.equal(seen(learner, packnet, 0, batches[0]), learner.outputs(batches[0]).detach())
     packnet.end_task(learner.world.tasks[0], [examples(learner, 0)], learner)
-    assert packnet.ranks == {1: 2, 0: 3}
+    assert packnet.tasks.keys == {1: 2, 0: 3}
     assert torch.equal(seen(learner, packnet, 1, batches[1]), other)
 
 
@@ -268,7 +268,7 @@ def test_a_task_that_comes_back_gets_a_new_column_and_the_other_tasks_stay_as_th
     then = [seen(learner, progressive, task, batch) for task, batch in enumerate(batches)]
     teach(learner, [progressive], 0)
     now = [seen(learner, progressive, task, batch) for task, batch in enumerate(batches)]
-    assert progressive.column == {0: 2, 1: 1}
+    assert progressive.tasks.keys == {0: 2, 1: 1}
     assert torch.equal(now[1], then[1])
     assert not torch.equal(now[0], then[0])
 
@@ -277,7 +277,7 @@ def test_tasks_of_one_phase_share_a_column() -> None:
     learner, progressive = told(ProgressiveMLP((8, 8, 1), (8, 8))), Progressive()
     world = stream(label_space="within_task", task_cue=True)
     Run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [progressive]).go()
-    assert progressive.column == {0: 0, 1: 0, 2: 1}
+    assert progressive.tasks.keys == {0: 0, 1: 0, 2: 1}
 
 
 def test_a_network_grows_where_the_loss_stays_high_and_nothing_changes_at_that_moment() -> None:

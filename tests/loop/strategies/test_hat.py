@@ -102,7 +102,7 @@ def test_a_higher_price_leaves_more_units_to_later_tasks_and_used_ones_are_used_
         for task in range(2):
             teach(learner, [hat], task, 480)
         first, second = (
-            torch.cat([e > 0 for e in hat.learned[task].values()]) for task in range(2)
+            torch.cat([e > 0 for e in hat.tasks.keys[task].values()]) for task in range(2)
         )
         return float(first.sum()), float((second & ~first).sum())
 
@@ -179,9 +179,11 @@ def test_a_returning_task_begins_with_its_mask_and_head_and_its_view_shows_the_w
     learner, hat = layered()
     learn(learner, hat, 0)
     learn(learner, hat, 1)
-    first, head = {name: e.clone() for name, e in hat.learned[0].items()}, hat.heads.kept[0]
+    first, head = {name: e.clone() for name, e in hat.tasks.keys[0].items()}, hat.tasks.tensors[0]
     hat.begin_task(Named(0), learner)
-    assert all(torch.equal(p, head[name]) for name, p in learner.last_layer().named_parameters())
+    now = dict(learner.module.named_parameters())
+    assert len(head) == 2
+    assert all(torch.equal(now[name], value) for name, value in head.items())
     assert all(torch.equal(hat.e[name], e) for name, e in first.items())
     for batch in batches(3, 3):
         update(learner, batch)

@@ -65,7 +65,7 @@ def test_only_units_that_no_past_task_uses_have_a_price() -> None:
     learner, hat = layered()
     learn(learner, hat, 0)
     hat.sparsity = 0.6
-    used = [(hat.learned[0][f"layers.{layer}"] > 0).double() for layer in (0, 2)]
+    used = [(hat.tasks.keys[0][f"layers.{layer}"] > 0).double() for layer in (0, 2)]
     assert 0 < sum(float(u.sum()) for u in used) < 11
     hat.begin_task(Named(1), learner)
     below = sum(float((1 - u).sum()) for u in used)
@@ -139,7 +139,7 @@ def test_with_plain_gradient_descent_weights_move_by_the_papers_gradient(
     learn(learner, hat, 0)
     learn(learner, hat, 1)
     a, b = (
-        torch.maximum(*[(hat.learned[task][f"layers.{layer}"] > 0).double() for task in (0, 1)])
+        torch.maximum(*[(hat.tasks.keys[task][f"layers.{layer}"] > 0).double() for task in (0, 1)])
         for layer in (0, 2)
     )
     assert 0 < a.sum() < 6
