@@ -2,52 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from everloop.loop import STRATEGIES
 from everloop.loop.strategies import Traits
 from everloop.loop.strategies.base import check_choice
-
-ORDER = {
-    # Wolczyk et al. 2021 and 2022 (Continual World): behavioural cloning before PackNet before
-    # penalties; Rolnick et al. 2019
-    "control": ["replay", "packnet", "clear", "derpp", "ewc", "mas", "si", "l2"],
-    # van de Ven et al. 2022, table 2; Caccia et al. 2022; Buzzega et al. 2020; Aljundi et al. 2019
-    "class": ["er_ace", "derpp", "replay", "mir", "der", "icarl", "gdumb", "agem", "gem"],
-    # van de Ven et al. 2022, table 2; Mallya & Lazebnik 2018; Serra et al. 2018, table 1; Lopez-Paz
-    # & Ranzato 2017
-    "other": [
-        "replay",
-        "derpp",
-        "packnet",
-        "hat",
-        "lwf",
-        "si",
-        "ewc",
-        "mas",
-        "rwalk",
-        "ewc_kfac",
-        "gem",
-        "agem",
-        "er_ace",
-        "mir",
-    ],
-}
-"""What the literature and our own tables put first; what is not named comes after, in the order of
-the registry.
-"""
-
-
-UNTOLD = {"icarl"}
-"""What is refused where the task is told at test time."""
-
-HIDDEN: dict[str, tuple[str, dict[str, Any]]] = {
-    "lora": ("adapters online", {"task_id": False, "grows": False})
-}
-"""The setting with which a strategy does without being told the task, and what that makes of its
-traits.
-"""
 
 
 @dataclass(frozen=True)
@@ -105,26 +66,41 @@ class Advice:
 def advise(now: Situation) -> list[Advice]:
     """All strategies: those that fit, the best first, then the others."""
     kind = "control" if now.world == "control" else "class" if now.class_incremental else "other"
-    known = [
-        *[name for name in ORDER[kind] if name in STRATEGIES],
-        *[name for name in STRATEGIES if name not in ORDER[kind]],
-    ]
-    found = [_judge(name, STRATEGIES[name].traits, now) for name in known]
+    last = len(STRATEGIES)
+    best_first = sorted(STRATEGIES, key=lambda name: STRATEGIES[name].traits.rank.get(kind, last))
+    found = [_advice(name, STRATEGIES[name].traits, now) for name in best_first]
     return sorted(found, key=lambda a: (not a.fits, a.plasticity))
 
 
-def _judge(name: str, traits: Traits, now: Situation) -> Advice:
-    setting = ""
-    if now.task_id == "hidden" and name in HIDDEN:
-        setting, changed = HIDDEN[name]
-        traits = replace(traits, **changed)
+def settings_for(traits: Traits, now: Situation) -> dict[str, Any]:
+    """Return the settings with which a strategy with these traits fits the situation."""
+    settings = dict(traits.without_task_id) if now.task_id == "hidden" else {}
+    return settings | (dict(traits.without_boundaries) if now.boundaries == "unknown" else {})
+
+
+def _advice(name: str, traits: Traits, now: Situation) -> Advice:
+    settings = settings_for(traits, now)
+    if traits.without_task_id and now.task_id == "hidden":
+        traits = replace(traits, task_id=False, grows=False)
+    if traits.without_boundaries and now.boundaries == "unknown":
+        traits = replace(traits, boundaries=False)
+    reasons = _reasons_against(traits, now)
+    return Advice(
+        name,
+        "; ".join(reasons or _cost(traits, settings, now) or ["nothing kept"]),
+        not reasons,
+        traits.plasticity,
+    )
+
+
+def _reasons_against(traits: Traits, now: Situation) -> list[str]:
     why_not = [
         (now.world == "control" and not traits.control, "learns from labels"),
         (now.world != "control" and not traits.streams, "learns from a policy's outputs"),
         (now.boundaries == "unknown" and traits.boundaries, "has to be told when a task ends"),
         (now.task_id == "hidden" and traits.task_id, "has to be told the task at test time"),
         (
-            now.task_id == "told" and name in UNTOLD,
+            now.task_id == "told" and traits.one_head,
             "tells the classes of all tasks apart, which nobody has to where the task is told",
         ),
         (now.examples == 0 and traits.examples, "stores examples"),
@@ -134,25 +110,21 @@ def _judge(name: str, traits: Traits, now: Situation) -> Advice:
         ),
     ]
     reasons = [reason for applies, reason in why_not if applies]
-    if (
-        not reasons
-        and now.class_incremental
-        and not traits.class_incremental
-        and not traits.plasticity
-    ):
+    helps = traits.class_incremental or traits.plasticity or not now.class_incremental
+    if not reasons and not helps:
         reasons = ["new classes' loss pushes the old ones' logits down all the same"]
+    return reasons
+
+
+def _cost(traits: Traits, settings: Mapping[str, Any], now: Situation) -> list[str]:
+    """Return what a strategy keeps and needs."""
     copies = traits.copies * (now.tasks if traits.grows else 1)
     keeps = [f"{_bytes(4 * copies * now.weights)} more memory"] if copies else []
     keeps += [f"up to {now.examples} examples"] if traits.examples else []
-    keeps += [f"with {setting}"] if setting else []
-    keeps += (
-        [f"needs a network such as split-mnist's with --architecture {traits.network}"]
-        if traits.network
-        else []
-    )
-    return Advice(
-        name, "; ".join(reasons or keeps or ["nothing kept"]), not reasons, traits.plasticity
-    )
+    keeps += [f"with {name} {value}" for name, value in settings.items()]
+    if traits.network:
+        keeps.append(f"needs a network such as split-mnist's with --architecture {traits.network}")
+    return keeps
 
 
 def by_reason(advice: list[Advice]) -> dict[str, list[str]]:
@@ -188,13 +160,11 @@ def next_command(now: Situation, advice: list[Advice]) -> str | None:
         words.append(f"--scenario-type {kind}")
         words += ["--epochs 1"] if now.world == "stream" else []
     words.append(f"--strategies {fitting[0].name}")
-    traits = STRATEGIES[fitting[0].name].traits
-    if traits.examples:
-        words.append(f"--{fitting[0].name}.capacity {now.examples}")
-    if fitting[0].name == "lora" and now.task_id == "hidden":
-        words.append("--lora.adapters online")
-    if fitting[0].name == "replay" and now.boundaries == "unknown":
-        words.append("--replay.current true")
+    name = fitting[0].name
+    traits = STRATEGIES[name].traits
+    settings = {"capacity": now.examples} if traits.examples else {}
+    settings |= settings_for(traits, now)
+    words += [f"--{name}.{setting} {value}" for setting, value in settings.items()]
     return " ".join(words)
 
 
@@ -205,11 +175,6 @@ def remarks(now: Situation, advice: list[Advice]) -> list[str]:
         said.append(
             "Without stored examples nothing here tells classes of different tasks apart, unless a "
             "pre-trained network is frozen."
-        )
-    if now.boundaries == "unknown" and any(a.name == "replay" and a.fits for a in advice):
-        said.append(
-            "Give replay --replay.current true: it then rehearses all that it stores, the task at "
-            "hand included."
         )
     if now.task_id == "told" and now.world != "control":
         said.append("Use scenario_type task: a head for each task does more than any strategy.")

@@ -10,7 +10,7 @@ import pytest
 
 from everloop.loop import STRATEGIES, Strategy, Traits
 from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant
-from everloop.scenarios.advise import ORDER, Advice, Situation, advise, next_command, remarks
+from everloop.scenarios.advise import Advice, Situation, advise, next_command, remarks
 from everloop.scenarios.cli import main, prepare
 
 
@@ -38,12 +38,18 @@ def test_every_strategy_is_judged_once_whatever_the_situation() -> None:
         {"world": "stream", "boundaries": "unknown", "examples": 0},
     ):
         assert sorted(a.name for a in advise(Situation(**facts))) == sorted(STRATEGIES)
-    assert {name for names in ORDER.values() for name in names} <= set(STRATEGIES)
+
+
+@pytest.mark.parametrize("kind", ["control", "class", "other"])
+def test_the_strategies_with_a_rank_are_in_one_order(kind: str) -> None:
+    ranks = [s.traits.rank[kind] for s in STRATEGIES.values() if kind in s.traits.rank]
+    assert sorted(ranks) == list(range(1, len(ranks) + 1))
 
 
 def test_each_fact_rules_out_what_its_trait_says() -> None:
     for name in fitting(boundaries="unknown", classes="same"):
-        assert not STRATEGIES[name].traits.boundaries
+        traits = STRATEGIES[name].traits
+        assert traits.without_boundaries or not traits.boundaries
     for name in fitting(examples=0, classes="same"):
         assert not STRATEGIES[name].traits.examples
     for name in fitting():

@@ -197,7 +197,7 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         (["advise", "--tasks", "0"], ["tasks is 0"]),
         (["reproduce"], ["no table is named"]),
         (["reproduce", "three-tpyes"], ["three-tpyes"]),
-        ([*DIGITS, "--strategies", "ewc,mystery"], ["'mystery'", "l2, ewc, "]),
+        ([*DIGITS, "--strategies", "ewc,mystery"], ["'mystery'", "derpp, er_ace, "]),
         (
             [*DIGITS, "--strategies", "replya"],
             ["unknown strategy 'replya'. Did you mean 'replay'?"],

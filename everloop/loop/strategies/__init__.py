@@ -1,100 +1,28 @@
-"""Strategies against forgetting, and for staying able to learn, one file each."""
+"""Strategies against forgetting, and for staying able to learn: one file each.
 
-from everloop.loop.strategies.agem import AGEM
+A file added to this folder is found by itself: the strategy in it can be run by its name.
+"""
+
+import pkgutil
+from importlib import import_module
+
 from everloop.loop.strategies.base import Effect, Forward, Strategy, Traits
-from everloop.loop.strategies.clear import CLEAR
-from everloop.loop.strategies.continual_backprop import ContinualBackprop
-from everloop.loop.strategies.der import DER, DERPlusPlus
-from everloop.loop.strategies.er_ace import ERACE
-from everloop.loop.strategies.ewc import EWC
-from everloop.loop.strategies.ewc_kfac import KroneckerEWC
-from everloop.loop.strategies.gdumb import GDumb
-from everloop.loop.strategies.gem import GEM
-from everloop.loop.strategies.growth import Growth
-from everloop.loop.strategies.hat import HAT
-from everloop.loop.strategies.icarl import ICaRL
-from everloop.loop.strategies.l2 import L2
-from everloop.loop.strategies.l2_init import L2Init
-from everloop.loop.strategies.la_maml import LaMAML
-from everloop.loop.strategies.lora import LoRA
-from everloop.loop.strategies.lwf import LwF
-from everloop.loop.strategies.mas import MAS
-from everloop.loop.strategies.meta import MAML, Reptile
-from everloop.loop.strategies.mir import MIR
-from everloop.loop.strategies.packnet import PackNet
-from everloop.loop.strategies.progressive import Progressive
-from everloop.loop.strategies.replay import Replay
-from everloop.loop.strategies.rwalk import RWalk
-from everloop.loop.strategies.shrink_and_perturb import ShrinkAndPerturb
-from everloop.loop.strategies.si import SI
 
-STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy
-    for strategy in (
-        L2,
-        EWC,
-        KroneckerEWC,
-        SI,
-        MAS,
-        RWalk,
-        LwF,
-        Replay,
-        DER,
-        DERPlusPlus,
-        ERACE,
-        MIR,
-        GDumb,
-        ICaRL,
-        CLEAR,
-        GEM,
-        AGEM,
-        PackNet,
-        HAT,
-        LoRA,
-        Progressive,
-        Growth,
-        Reptile,
-        MAML,
-        LaMAML,
-        ContinualBackprop,
-        L2Init,
-        ShrinkAndPerturb,
-    )
-}
+
+def _strategies() -> dict[str, type[Strategy]]:
+    """Return the public strategies of all modules in this folder by their names."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = import_module(f"{__name__}.{info.name}")
+        for cls in vars(module).values():
+            ours = isinstance(cls, type) and cls.__module__ == module.__name__
+            if ours and issubclass(cls, Strategy) and cls.__name__[0] != "_":
+                found[cls.name] = cls
+    del found[Strategy.name]
+    return dict(sorted(found.items()))
+
+
+STRATEGIES: dict[str, type[Strategy]] = _strategies()
 """Names on the command line. Add your own to run it by name."""
 
-__all__ = [
-    "AGEM",
-    "CLEAR",
-    "DER",
-    "ERACE",
-    "EWC",
-    "GEM",
-    "HAT",
-    "L2",
-    "MAML",
-    "MAS",
-    "MIR",
-    "SI",
-    "STRATEGIES",
-    "ContinualBackprop",
-    "DERPlusPlus",
-    "Effect",
-    "Forward",
-    "GDumb",
-    "Growth",
-    "ICaRL",
-    "KroneckerEWC",
-    "L2Init",
-    "LaMAML",
-    "LoRA",
-    "LwF",
-    "PackNet",
-    "Progressive",
-    "RWalk",
-    "Replay",
-    "Reptile",
-    "ShrinkAndPerturb",
-    "Strategy",
-    "Traits",
-]
+__all__ = ["STRATEGIES", "Effect", "Forward", "Strategy", "Traits"]

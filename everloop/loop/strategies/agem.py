@@ -35,7 +35,9 @@ class AGEM(Rehearsal):
     """
 
     name = "agem"
-    traits: ClassVar[Traits] = Traits(examples=True, class_incremental=True)
+    traits: ClassVar[Traits] = Traits(
+        examples=True, class_incremental=True, rank={"class": 8, "other": 12}
+    )
 
     def __init__(
         self,

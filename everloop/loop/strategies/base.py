@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple
 
@@ -83,6 +83,12 @@ class Traits:
         several_passes: True if it is meant for tasks whose examples are seen more than once.
         network: The architecture that it requires; empty for any.
         plasticity: True if it keeps the network able to learn, rather than from forgetting.
+        without_task_id: Settings with which it needs no task ID and keeps nothing for each task.
+        without_boundaries: Settings with which it need not be told where tasks begin and end.
+        rank: Its place, from 1, among the strategies that published comparisons put first: in
+            "control" (Wolczyk et al. 2021, 2022; Rolnick et al. 2019), in "class"-incremental
+            streams (van de Ven et al. 2022, table 2; Buzzega et al. 2020; Caccia et al. 2022) and
+            in "other" streams (van de Ven et al. 2022; Serra et al. 2018, table 1).
     """
 
     boundaries: bool = True
@@ -97,6 +103,9 @@ class Traits:
     several_passes: bool = False
     network: str = ""
     plasticity: bool = False
+    without_task_id: Mapping[str, Any] = field(default_factory=dict)
+    without_boundaries: Mapping[str, Any] = field(default_factory=dict)
+    rank: Mapping[str, int] = field(default_factory=dict)
 
 
 class Strategy:

@@ -39,7 +39,9 @@ class CLEAR(Rehearsal):
     """
 
     name = "clear"
-    traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, streams=False)
+    traits: ClassVar[Traits] = Traits(
+        boundaries=False, examples=True, streams=False, rank={"control": 3}
+    )
 
     stores_output: ClassVar[bool] = True
 

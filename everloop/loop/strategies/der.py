@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -33,7 +34,9 @@ class DER(Rehearsal):
     """
 
     name = "der"
-    traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)
+    traits: ClassVar[Traits] = Traits(
+        boundaries=False, examples=True, class_incremental=True, rank={"class": 5}
+    )
 
     stores_output: ClassVar[bool] = True
 
@@ -75,6 +78,7 @@ class DERPlusPlus(DER):
     """
 
     name = "derpp"
+    traits: ClassVar[Traits] = replace(DER.traits, rank={"control": 4, "class": 2, "other": 2})
 
     def __init__(
         self,

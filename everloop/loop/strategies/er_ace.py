@@ -38,7 +38,11 @@ class ERACE(Rehearsal):
     name = "er_ace"
     effects = frozenset({Effect.REPLACES_LOSS})
     traits: ClassVar[Traits] = Traits(
-        boundaries=False, examples=True, class_incremental=True, control=False
+        boundaries=False,
+        examples=True,
+        class_incremental=True,
+        control=False,
+        rank={"class": 1, "other": 13},
     )
     state = ("seen",)
 

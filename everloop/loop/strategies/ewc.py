@@ -61,7 +61,7 @@ class EWC(Strategy):
     """
 
     name = "ewc"
-    traits: ClassVar[Traits] = Traits(copies=3)
+    traits: ClassVar[Traits] = Traits(copies=3, rank={"control": 5, "other": 7})
     state = ("penalty", "generator", "warning")
 
     def __init__(

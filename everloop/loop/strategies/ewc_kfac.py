@@ -44,7 +44,7 @@ class KroneckerEWC(Strategy):
     """
 
     name = "ewc_kfac"
-    traits: ClassVar[Traits] = Traits(copies=3, grows=True)
+    traits: ClassVar[Traits] = Traits(copies=3, grows=True, rank={"other": 10})
     state = ("layers", "generator", "rest", "warning")
 
     def __init__(self, strength: float = 100.0, examples: int = 512, seed: int = 0) -> None:

@@ -40,7 +40,7 @@ class GDumb(Rehearsal):
 
     name = "gdumb"
     traits: ClassVar[Traits] = Traits(
-        copies=1, examples=True, class_incremental=True, control=False
+        copies=1, examples=True, class_incremental=True, control=False, rank={"class": 7}
     )
     effects = frozenset({Effect.REPLACES_LOSS, Effect.RESETS_WEIGHTS})
     state = ("initial", "buffers")

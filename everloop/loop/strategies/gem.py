@@ -45,7 +45,9 @@ class GEM(Rehearsal):
     """
 
     name = "gem"
-    traits: ClassVar[Traits] = Traits(examples=True, copies=1, grows=True, class_incremental=True)
+    traits: ClassVar[Traits] = Traits(
+        examples=True, copies=1, grows=True, class_incremental=True, rank={"class": 9, "other": 11}
+    )
 
     def __init__(
         self,

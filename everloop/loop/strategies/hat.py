@@ -71,7 +71,9 @@ class HAT(Strategy):
     """
 
     name = "hat"
-    traits: ClassVar[Traits] = Traits(copies=2, task_id=True, several_passes=True)
+    traits: ClassVar[Traits] = Traits(
+        copies=2, task_id=True, several_passes=True, rank={"other": 4}
+    )
     effects = frozenset({Effect.DIVIDES_WEIGHTS})
     comes_first = True
     state = (

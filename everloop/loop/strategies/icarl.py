@@ -55,6 +55,7 @@ class ICaRL(Strategy):
         class_incremental=True,
         control=False,
         several_passes=True,
+        rank={"class": 6},
     )
     state = ("store", "rows", "brought", "teacher", "rng")
 

@@ -30,7 +30,7 @@ class L2(Strategy):
     """
 
     name = "l2"
-    traits: ClassVar[Traits] = Traits(copies=3)
+    traits: ClassVar[Traits] = Traits(copies=3, rank={"control": 8})
     state = ("penalty", "warning")
 
     def __init__(self, strength: float = 0.1) -> None:

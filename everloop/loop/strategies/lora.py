@@ -55,7 +55,13 @@ class LoRA(Strategy):
     """
 
     name = "lora"
-    traits: ClassVar[Traits] = Traits(copies=0.1, grows=True, task_id=True, several_passes=True)
+    traits: ClassVar[Traits] = Traits(
+        copies=0.1,
+        grows=True,
+        task_id=True,
+        several_passes=True,
+        without_task_id={"adapters": "online"},
+    )
     state = ("tasks", "made", "adapter", "frozen", "generator")
     effects = frozenset({Effect.ADDS_WEIGHTS, Effect.FREEZES_WEIGHTS})
 

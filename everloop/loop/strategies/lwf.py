@@ -48,7 +48,7 @@ class LwF(Strategy):
     """
 
     name = "lwf"
-    traits: ClassVar[Traits] = Traits(copies=1, several_passes=True)
+    traits: ClassVar[Traits] = Traits(copies=1, several_passes=True, rank={"other": 5})
     state = ("teacher", "past", "seen", "old")
 
     def __init__(

@@ -33,7 +33,7 @@ class MAS(Strategy):
     """
 
     name = "mas"
-    traits: ClassVar[Traits] = Traits(copies=3)
+    traits: ClassVar[Traits] = Traits(copies=3, rank={"control": 6, "other": 8})
     state = ("penalty", "warning")
 
     def __init__(self, strength: float = 1.0, examples: int = 512) -> None:

@@ -38,7 +38,9 @@ class MIR(Rehearsal):
     """
 
     name = "mir"
-    traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)
+    traits: ClassVar[Traits] = Traits(
+        boundaries=False, examples=True, class_incremental=True, rank={"class": 4, "other": 14}
+    )
 
     def __init__(
         self,

@@ -45,7 +45,9 @@ class PackNet(Strategy):
     """
 
     name = "packnet"
-    traits: ClassVar[Traits] = Traits(copies=3.5, task_id=True, several_passes=True)
+    traits: ClassVar[Traits] = Traits(
+        copies=3.5, task_id=True, several_passes=True, rank={"control": 2, "other": 3}
+    )
     effects = frozenset({Effect.DIVIDES_WEIGHTS})
     comes_first = True
     state = ("owner", "tasks", "rank", "kept", "generator")

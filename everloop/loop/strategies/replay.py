@@ -35,7 +35,12 @@ class Replay(Rehearsal):
     """
 
     name = "replay"
-    traits: ClassVar[Traits] = Traits(boundaries=False, examples=True, class_incremental=True)
+    traits: ClassVar[Traits] = Traits(
+        without_boundaries={"current": "true"},
+        examples=True,
+        class_incremental=True,
+        rank={"control": 1, "class": 3, "other": 1},
+    )
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class RWalk(Strategy):
     """
 
     name = "rwalk"
-    traits: ClassVar[Traits] = Traits(copies=10)
+    traits: ClassVar[Traits] = Traits(copies=10, rank={"other": 9})
     state = ("fisher", "score", "past", "start", "steps", "path", "penalty", "warning", "generator")
 
     EPSILON = 1e-3

@@ -37,7 +37,7 @@ class SI(Strategy):
     """
 
     name = "si"
-    traits: ClassVar[Traits] = Traits(copies=7)
+    traits: ClassVar[Traits] = Traits(copies=7, rank={"control": 7, "other": 6})
     state = ("path", "penalty", "start", "warning")
 
     def __init__(self, strength: float = 1.0, damping: float = 0.1) -> None:

@@ -31,10 +31,17 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.nn.utils.prune import random_unstructured
 
-from everloop.loop import Batch, Categorical, Gaussian, SupervisedLearner, Training, diagonal_fisher
+from everloop.loop import (
+    EWC,
+    Batch,
+    Categorical,
+    Gaussian,
+    SupervisedLearner,
+    Training,
+    diagonal_fisher,
+)
 from everloop.loop.importance.fisher import every_class
 from everloop.loop.importance.per_example import mean_powers
-from everloop.loop.strategies import EWC
 from everloop.loop.strategies.parts.unit_masks import hidden_layers, unit_masks
 
 # gradients of every example by itself

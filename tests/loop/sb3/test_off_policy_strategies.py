@@ -30,17 +30,18 @@ from stable_baselines3 import DQN, SAC
 from torch import Tensor
 
 from everloop.loop import (
+    CLEAR,
     EWC,
     Batch,
     Forward,
     Learner,
+    LwF,
     Replay,
     Strategy,
     WorldVecEnv,
     diagonal_fisher,
 )
 from everloop.loop.sb3.off_policy import QPolicy, SquashedPolicy
-from everloop.loop.strategies import CLEAR, LwF
 
 KINDS = pytest.mark.parametrize("sac", [False, True], ids=["dqn", "sac"])
 STRENGTH, ENT_COEF, CLIP = 3.0, 0.5, 0.05

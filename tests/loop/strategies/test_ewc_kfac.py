@@ -20,9 +20,8 @@ from strategy_helpers import (
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from everloop.loop import Batch, Categorical, diagonal_fisher
+from everloop.loop import EWC, Batch, Categorical, KroneckerEWC, diagonal_fisher
 from everloop.loop.batch import subsample
-from everloop.loop.strategies import EWC, KroneckerEWC
 
 
 def factors(learner: FixedLearner, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -19,8 +19,7 @@ from strategy_helpers import (
     pull,
 )
 
-from everloop.loop import Batch
-from everloop.loop.strategies import MAS
+from everloop.loop import MAS, Batch
 
 
 def by_differences(learner: FixedLearner, batch: Batch, step: float = 1e-5) -> Weights:

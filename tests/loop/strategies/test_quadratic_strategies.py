@@ -26,8 +26,7 @@ from strategy_helpers import (
 )
 from torch import Tensor, nn
 
-from everloop.loop import Batch, NotFiniteError
-from everloop.loop.strategies import EWC, L2, L2Init
+from everloop.loop import EWC, L2, Batch, L2Init, NotFiniteError
 from everloop.loop.strategies.parts.quadratic import Quadratic
 
 Quadratics = list[tuple[dict[str, Tensor], dict[str, Tensor]]]  # (precision, center) of each

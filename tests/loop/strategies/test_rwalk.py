@@ -22,8 +22,7 @@ from strategy_helpers import (
 )
 from torch import Tensor, nn
 
-from everloop.loop import Batch, Gaussian
-from everloop.loop.strategies import SI, RWalk
+from everloop.loop import SI, Batch, Gaussian, RWalk
 
 
 class Unit(Gaussian):

@@ -27,8 +27,7 @@ from strategy_helpers import (
 )
 from torch import Tensor, nn
 
-from everloop.loop import Categorical, Gaussian
-from everloop.loop.strategies import EWC, L2, MAS, SI, RWalk
+from everloop.loop import EWC, L2, MAS, SI, Categorical, Gaussian, RWalk
 from everloop.loop.strategies.parts.path_integral import PathIntegral
 from everloop.loop.strategies.parts.quadratic import Quadratic
 

@@ -17,8 +17,7 @@ from loop_helpers import (
 from strategy_helpers import Named, Untold
 from torch import nn
 
-from everloop.loop import STRATEGIES, Batch, Categorical, Strategy, SupervisedLearner
-from everloop.loop.strategies import Replay
+from everloop.loop import STRATEGIES, Batch, Categorical, Replay, Strategy, SupervisedLearner
 
 HOLDS_WEIGHTS = ["ewc", "ewc_kfac", "si", "mas", "rwalk"]
 
