@@ -45,8 +45,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "packnet": {"retrain_steps": 1},
     "gdumb": {"epochs": 1},
     "growth": {"threshold": 0.0, "patience": 1},  # every batch is too hard, until the limit
-    "reptile": {"iterations": 0},  # over before the first step
-    "maml": {"iterations": 0},
 }
 IN_CONTROL = {"capacity": 1000, "batch_size": 32}  # a minibatch has as many sequences
 Step = Callable[[int], None]

@@ -33,7 +33,7 @@ PANELS = {
         "icarl",
         "lwf",
     ],
-    "gradients, meta-learning": ["gem", "agem", "la_maml", "reptile", "maml"],
+    "gradients, meta-learning": ["gem", "agem", "la_maml"],
     "architecture": ["packnet", "hat", "lora", "progressive", "growth"],
     "plasticity, nested frequencies": [
         "continual_backprop",

@@ -30,6 +30,7 @@ from gymnasium.vector import VectorWrapper
 from gymnasium.vector.utils import batch_space
 from torch import nn
 
+from everloop import loop
 from everloop.agents import Agent, Classifier, GrowingMLP, ProgressiveMLP
 from everloop.envs import Examples
 from everloop.loop import STRATEGIES, DQNLearner, Training, attach, likelihood_for
@@ -40,6 +41,9 @@ from everloop.scenarios.texts import TextScenario
 Outcome = dict[str, Any]
 Case = Callable[[], Outcome]
 SEED, GROUPS = 0, 8
+
+METHODS = list({**STRATEGIES, **getattr(loop, "PRETRAINING", {})})
+"""What a list of strategies may name, in this revision or an older one."""
 
 STREAM_SETTINGS: dict[str, dict[str, Any]] = {
     "rwalk": {"interval": 3},
@@ -311,7 +315,7 @@ def cases() -> dict[str, Case]:
     ]
     for kind in ("class", "domain", "task"):
         digits = SplitDigits(scenario_type=kind, iterations=12, consolidation_steps=4)
-        for name in [*pairs, *STRATEGIES]:
+        for name in [*pairs, *METHODS]:
             add(f"digits {kind}", digits, name, STREAM_SETTINGS)
     for name in ("none", "progressive", "growth"):
         kind = "class" if name == "growth" else "task"

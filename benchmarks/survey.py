@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runs import cell, run
 
-from everloop.loop import STRATEGIES
+from everloop.loop import PRETRAINING, STRATEGIES
 
 TYPES = ["class", "domain", "task"]
 ELSEWHERE = {
@@ -21,7 +21,7 @@ ELSEWHERE = {
     "progressive",
     "growth",
 }  # for control, and for networks with columns and branches
-NAMES = ["none", *[name for name in STRATEGIES if name not in ELSEWHERE], "joint"]
+NAMES = ["none", *[n for n in (*STRATEGIES, *PRETRAINING) if n not in ELSEWHERE], "joint"]
 
 
 def average(strategies: str, scenario_type: str, seed: int, folder: Path) -> float | None:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
 from everloop.envs import Examples, make_vec
-from everloop.loop import STRATEGIES, SupervisedLearner, Training, World
+from everloop.loop import PRETRAINING, STRATEGIES, SupervisedLearner, Training, World
 from everloop.loop.world import play
 
 TASKS, END, SEED = 5, 512, 0
@@ -168,7 +168,9 @@ def settings(name: str, updates: int) -> dict[str, Any]:
 
 
 def ours(name: str, learner: SupervisedLearner, consolidation: World, updates: int) -> Run:
-    strategies = [] if HAND[name] is none else [STRATEGIES[name](**settings(name, updates))]
+    if name in PRETRAINING:
+        PRETRAINING[name](**settings(name, updates)).run(learner)
+    strategies = [STRATEGIES[name](**settings(name, updates))] if name in STRATEGIES else []
     learner.attach(strategies)
     for task in learner.world.tasks:
         for strategy in strategies:

@@ -28,6 +28,7 @@ from everloop.loop.likelihood import (
 )
 from everloop.loop.memory import MEMORIES, Memory, Reservoir, herding
 from everloop.loop.model import Model
+from everloop.loop.pretraining import MAML, PRETRAINING, Pretraining, Reptile
 from everloop.loop.results.figures import learning_curves_figure, score_matrix_figure
 from everloop.loop.results.result import Evaluation, Result
 from everloop.loop.run import Callback, Plan, Run
@@ -50,7 +51,6 @@ from everloop.loop.strategies.la_maml import LaMAML
 from everloop.loop.strategies.lora import LoRA
 from everloop.loop.strategies.lwf import LwF
 from everloop.loop.strategies.mas import MAS
-from everloop.loop.strategies.meta import MAML, Reptile
 from everloop.loop.strategies.mir import MIR
 from everloop.loop.strategies.packnet import PackNet
 from everloop.loop.strategies.progressive import Progressive
@@ -94,6 +94,7 @@ __all__ = [
     "MAS",
     "MEMORIES",
     "MIR",
+    "PRETRAINING",
     "SI",
     "STRATEGIES",
     "Attached",
@@ -125,6 +126,7 @@ __all__ = [
     "NotFiniteError",
     "PackNet",
     "Plan",
+    "Pretraining",
     "Progressive",
     "RWalk",
     "Replay",

@@ -14,6 +14,7 @@ from everloop.contract import Task, World, check_world
 from everloop.loop.batch import Batch
 from everloop.loop.evaluate import returns, scaled, score_metric
 from everloop.loop.learners.learner import Learner
+from everloop.loop.pretraining import Pretraining
 from everloop.loop.results.result import Evaluation, Result
 from everloop.loop.state import generators, load_generators
 from everloop.loop.strategies import Strategy
@@ -103,6 +104,7 @@ class Run:
         strategies: In their order of application. They are attached to the learner, which leaves
             out inactive ones (strength 0).
         callbacks: Told of what happens, in this order.
+        pretraining: Meta-training of the initial weights before the first task.
 
     Attributes:
         result: The evaluations so far.
@@ -122,12 +124,16 @@ class Run:
         consolidation: World,
         strategies: Sequence[Strategy] = (),
         callbacks: Sequence[Callback] = (),
+        pretraining: Pretraining | None = None,
     ) -> None:
         for world in (learner.world, evaluation, consolidation):
             check_world(world)
         self.learner, self.plan = learner, plan
         self.evaluation, self.consolidation = evaluation, consolidation
         self.callbacks = list(callbacks)
+        if pretraining is not None:
+            pretraining.check(learner)
+        self.pretraining = pretraining
         learner.attach(strategies)
         learner.on_log = self.log
         names = [task.name for task in evaluation.tasks]
@@ -201,6 +207,8 @@ class Run:
     def _begin_phase(self) -> None:
         for callback in self.callbacks:
             callback.on_phase_begin(self)
+        if self.phase == 0 and self.pretraining is not None:
+            self.pretraining.run(self.learner)
         for task in self.tasks:
             for strategy in self.learner.strategies:
                 strategy.begin_task(task, self.learner)

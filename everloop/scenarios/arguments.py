@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from everloop.loop import STRATEGIES
 from everloop.scenarios import SCENARIOS
 from everloop.scenarios.experiment import Experiment
 from everloop.scenarios.names import (
@@ -39,6 +38,7 @@ from everloop.scenarios.strategies import (
     check_strategies,
     find_strategy,
     is_strategy,
+    known_methods,
     make_strategy,
     strategy_key,
 )
@@ -297,7 +297,12 @@ def find_scenario(name: str) -> type[Scenario]:
             f"scenario {name!r} is {found!r}; it must be a subclass of everloop.scenarios.Scenario "
             "with a name and a summary"
         )
-    taken = {field.name for field in fields(found)} & {*GENERAL, *WHERE, *STRATEGIES, "scenario"}
+    taken = {field.name for field in fields(found)} & {
+        *GENERAL,
+        *WHERE,
+        *known_methods(),
+        "scenario",
+    }
     if taken:
         raise ValueError(
             f"scenario {name!r} has a field {min(taken)!r}, which is a setting of every run; "
@@ -319,7 +324,7 @@ def strategy_schemas(
     """
     own = {strategy_key(name): name for names in sets for name in names if is_path(name)}
     found = {}
-    for key, name in {**{name: name for name in STRATEGIES}, **own}.items():
+    for key, name in {**{name: name for name in known_methods()}, **own}.items():
         schema = schema_of(
             find_strategy(name), f"{key}.", defaults=scenario.strategy_settings.get(key, {})
         )

@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from everloop.envs.data.optional import needed
-from everloop.loop import Board, Callback, Divergence, Result, Run, Strategy
+from everloop.loop import Board, Callback, Divergence, Pretraining, Result, Run, Strategy
 from everloop.loop.callbacks.about import flattened
 from everloop.loop.results.result import write_json
 from everloop.scenarios.environment import command, environment
@@ -87,15 +87,19 @@ class Experiment:
             if name not in (PLAIN, JOINT)
             for key in [strategy_key(name)]
         }
-        self.strategies: list[Strategy] = [
+        methods = [
             make_strategy(name, self.settings[strategy_key(name)])
             for name in self.names
             if name not in (PLAIN, JOINT)
         ]
+        self.strategies = [method for method in methods if isinstance(method, Strategy)]
+        self.pretraining = _only([m for m in methods if isinstance(m, Pretraining)])
         self.learner, self.plan, self.evaluation, self.consolidation = scenario.build(
             seed, joint=self.names == [JOINT]
         )
         self.learner.check(self.strategies)
+        if self.pretraining is not None:
+            self.pretraining.check(self.learner)
         if self.out is not None:
             self.move_to(self.out)
         self._fresh = True
@@ -110,7 +114,8 @@ class Experiment:
         """What should be known before it runs: options that do nothing here, steps rounded up, and
         tasks that are hardly trained.
         """
-        return [*self.learner.notes, *self._rounded(), *self._few_updates()]
+        before = [] if self.pretraining is None else [self.pretraining.note(self.learner.world)]
+        return [*self.learner.notes, *before, *self._rounded(), *self._few_updates()]
 
     def _rounded(self) -> list[str]:
         """A line where a task's steps are no whole number of rollouts."""
@@ -215,6 +220,7 @@ class Experiment:
             self.consolidation,
             self.strategies,
             [Divergence(), *callbacks],
+            self.pretraining,
         )
         run.result.scenario, run.result.seed = self.scenario.name, self.seed
         run.result.strategies = [strategy_key(name) for name in self.names]
@@ -273,6 +279,15 @@ class Record(Callback):
 
     def on_phase_end(self, run: Run) -> None:
         write_json(self.path, run.result.to_dict())
+
+
+def _only(found: list[Pretraining]) -> Pretraining | None:
+    """Return the only pre-training in `found`, or None. Raise ValueError if there are several."""
+    if len(found) > 1:
+        raise ValueError(
+            f"{' and '.join(part.name for part in found)} are both pre-training; use one of them"
+        )
+    return found[0] if found else None
 
 
 def check_pictures() -> None:

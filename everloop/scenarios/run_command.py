@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from everloop.loop import STRATEGIES, NotFiniteError, Result, Strategy
+from everloop.loop import NotFiniteError, Result, Strategy
 from everloop.scenarios import SCENARIOS, arguments
 from everloop.scenarios.arguments import GENERAL, WHERE, Request
 from everloop.scenarios.experiment import Experiment, check_pictures, scenario_path
@@ -30,7 +30,7 @@ from everloop.scenarios.progress import Progress
 from everloop.scenarios.report import print_scores
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import Schema, Setting
-from everloop.scenarios.strategies import JOINT, PLAIN, find_strategy, strategy_key
+from everloop.scenarios.strategies import JOINT, PLAIN, find_strategy, known_methods, strategy_key
 
 USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 BAD_INPUT = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
@@ -275,7 +275,7 @@ def run_help(words: list[str]) -> str:
         (
             name
             for name in names
-            if name in STRATEGIES or (is_path(name) and _is_own_strategy(name))
+            if name in known_methods() or (is_path(name) and _is_own_strategy(name))
         ),
         None,
     )
@@ -341,4 +341,4 @@ def strategy_lines() -> dict[str, str]:
         PLAIN: "Plain fine-tuning, the lower bound.",
         JOINT: "All tasks at once, the upper bound.",
     }
-    return special | {name: first_line(strategy) for name, strategy in STRATEGIES.items()}
+    return special | {name: first_line(strategy) for name, strategy in known_methods().items()}

@@ -9,12 +9,16 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
-from everloop.loop import STRATEGIES, Strategy
+from everloop.loop import PRETRAINING, STRATEGIES, Pretraining, Strategy
 from everloop.scenarios.names import find_object, from_registry, is_path
 
 PLAIN, JOINT = "none", "joint"
+Method = Strategy | Pretraining
 
-PLAIN, JOINT = "none", "joint"
+
+def known_methods() -> dict[str, type[Method]]:
+    """Return what a list of strategies may name: strategies, and pre-training before the run."""
+    return {**STRATEGIES, **PRETRAINING}
 
 
 def strategy_key(name: str) -> str:
@@ -28,17 +32,20 @@ def is_strategy(name: str) -> bool:
     """True for what can stand in a list of strategies: a registered name, "none", "joint", or a
     path.
     """
-    return name in (PLAIN, JOINT) or name in STRATEGIES or is_path(name)
+    return name in (PLAIN, JOINT) or name in known_methods() or is_path(name)
 
 
-def find_strategy(name: str) -> type[Strategy]:
+def find_strategy(name: str) -> type[Method]:
     """The strategy class called `name`, or at "package.module:Class".
 
     Raises ValueError that names it.
     """
     if not is_path(name):
-        found: type[Strategy] = from_registry(
-            "strategy", name, {PLAIN: None, JOINT: None, **STRATEGIES}, ", or package.module:Class"
+        found: type[Method] = from_registry(
+            "strategy",
+            name,
+            {PLAIN: None, JOINT: None, **known_methods()},
+            ", or package.module:Class",
         )
         return found
     cls = find_object(name)
@@ -78,7 +85,7 @@ def _check_hooks(cls: type[Strategy]) -> None:
         )
 
 
-def make_strategy(name: str, settings: Mapping[str, Any]) -> Strategy:
+def make_strategy(name: str, settings: Mapping[str, Any]) -> Method:
     """The strategy called `name`. Raises ValueError that names it beside the setting."""
     try:
         return find_strategy(name)(**settings)
@@ -87,7 +94,7 @@ def make_strategy(name: str, settings: Mapping[str, Any]) -> Strategy:
 
 
 def complete_settings(
-    strategy: type[Strategy], given: Mapping[str, Any], seed: int
+    strategy: type[Method], given: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
     """All constructor arguments of `strategy`: those given, the run's seed if it takes one, and its
     defaults.
@@ -111,7 +118,7 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
     Raises:
         ValueError, TypeError: That names the culprit.
     """
-    if isinstance(given, Strategy) or inspect.isclass(given):
+    if isinstance(given, Method) or inspect.isclass(given):
         raise TypeError(_by_name(given))
     names = (
         [part.strip() for part in given.split(",") if part.strip()]
@@ -126,7 +133,7 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
             raise ValueError(f"unknown strategy {name!r}. Did you mean {','.join(parts)!r}?")
     if not names:
         raise ValueError(
-            f"strategies are empty; choose from {', '.join([PLAIN, JOINT, *STRATEGIES])}"
+            f"strategies are empty; choose from {', '.join([PLAIN, JOINT, *known_methods()])}"
         )
     keys = [strategy_key(name) for name in names]
     for name, key in zip(names, keys, strict=True):
@@ -140,7 +147,7 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
         find_strategy(name)
         if keys.count(key) > 1:
             raise ValueError(f"strategy {key!r} is named twice; name it once")
-        if is_path(name) and key in STRATEGIES:
+        if is_path(name) and key in known_methods():
             raise ValueError(
                 f"strategy {name!r} has the name of another one, {key!r}; rename the class"
             )
@@ -150,10 +157,10 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
 def _by_name(strategy: Any) -> str:
     """What to write in the place of a strategy that is given as an object or a class."""
     cls = strategy if inspect.isclass(strategy) else type(strategy)
-    if not issubclass(cls, Strategy):
+    if not issubclass(cls, Method):
         return f"strategies hold {strategy!r}; name them as text, such as 'ewc,replay'"
     name = next(
-        (name for name, known in STRATEGIES.items() if known is cls),
+        (name for name, known in known_methods().items() if known is cls),
         f"{cls.__module__}:{cls.__qualname__}",
     )
     return (

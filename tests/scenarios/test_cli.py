@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from everloop.loop import STRATEGIES
+from everloop.loop import PRETRAINING, STRATEGIES
 from everloop.scenarios import SCENARIOS
 from everloop.scenarios.cli import main
 
@@ -426,7 +426,7 @@ def test_list_speaks_json_and_a_pipe_gets_a_line_for_each(
     assert main(["list", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert set(content["scenarios"]) == set(SCENARIOS)
-    assert set(content["strategies"]) == {"none", "joint", *STRATEGIES}
+    assert set(content["strategies"]) == {"none", "joint", *STRATEGIES, *PRETRAINING}
     assert "everloop/Plant-v0" in content["worlds"]
     assert main(["list"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from loop_helpers import LateReplay, distance, mlp, same, stream, weights
-from test_strategy_contract import CONTROL_ONLY, NETWORKS, OWN_WORLD, STREAM, TOLD_ONLY, active
+from test_strategy_contract import CONTROL_ONLY, NETWORKS, STREAM, TOLD_ONLY, active
 from torch import Tensor, nn
 
 from everloop.loop import (
@@ -29,7 +29,7 @@ from everloop.loop import (
     attach,
 )
 
-REFUSED = TOLD_ONLY | CONTROL_ONLY | OWN_WORLD | set(NETWORKS)
+REFUSED = TOLD_ONLY | CONTROL_ONLY | set(NETWORKS)
 NAMES = sorted(set(STREAM) - REFUSED)
 Examples = tuple[Tensor, Tensor]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from architecture_helpers import examples, seen, teach, told
@@ -14,7 +12,6 @@ from loop_helpers import (
     FixedLearner,
     FlatNet,
     distance,
-    mlp,
     same,
     stream,
     update,
@@ -25,7 +22,6 @@ from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
 from everloop.loop import (
-    MAML,
     Batch,
     Categorical,
     ContinualBackprop,
@@ -34,7 +30,6 @@ from everloop.loop import (
     LaMAML,
     LoRA,
     Progressive,
-    Reptile,
     ShrinkAndPerturb,
     Strategy,
     SupervisedLearner,
@@ -257,108 +252,6 @@ def test_weights_that_come_while_a_task_is_learned_are_pulled_to_where_they_bega
         assert learner.weights()[f"backbone.branches.{i}.2.weight"].any()
 
 
-def digits() -> SupervisedLearner:
-    return SupervisedLearner(mlp(hidden=12), stream())
-
-
-@pytest.mark.parametrize("batches", [1, 2])
-def test_reptile_goes_part_of_the_way_to_the_adapted_weights(batches: int) -> None:
-    """On the batches that the world shows of the task it has chosen, each but once."""
-    learner = digits()
-    reptile = Reptile(
-        inner_lr=0.3,
-        outer_lr=0.4,
-        adaptation_steps=3,
-        iterations=1,
-        batches=batches,
-        tasks=[2],
-        seed=5,
-    )
-    before = weights(learner.module)
-    reptile.begin_task(learner.world.tasks[0], learner)
-    after = weights(learner.module)
-    rng = np.random.default_rng(5)
-    rng.choice([2])
-    shown = learner.rollout(stream(), [2], 3 * batches, int(rng.integers(2**31)))
-    assert shown.target is not None
-    assert set(shown.target.flatten().tolist()) == {4, 5}
-    twin = digits()
-    sgd = torch.optim.SGD(twin.module.parameters(), lr=0.3)
-    for batch in shown.split(8 * batches):
-        sgd.zero_grad()
-        twin.loss(batch).backward()  # type: ignore[no-untyped-call]
-        sgd.step()
-    expected = [w + 0.4 * (v - w) for w, v in zip(before, weights(twin.module), strict=True)]
-    assert distance(after, expected) < 1e-12
-
-
-def test_mamls_gradient_is_the_derivative_through_the_inner_steps() -> None:
-    """By central differences: move one weight, adapt again, look at the loss."""
-    learner = digits()
-    maml = MAML(inner_lr=0.5, adaptation_steps=2)
-    batches = [learner.rollout(stream(), [1], 2, seed) for seed in range(3)]
-    gradient = maml.gradient(learner, [partial(learner.loss, batch) for batch in batches])
-
-    def adapted_loss(shift: float, layer: int, at: tuple[int, ...]) -> float:
-        twin = digits()
-        with torch.no_grad():
-            list(twin.module.parameters())[layer][at] += shift
-        sgd = torch.optim.SGD(twin.module.parameters(), lr=0.5)
-        for batch in batches[:2]:
-            sgd.zero_grad()
-            twin.loss(batch).backward()  # type: ignore[no-untyped-call]
-            sgd.step()
-        return float(twin.loss(batches[2]).detach())
-
-    for layer, at in ((0, (3, 20)), (0, (7, 44)), (1, (5,)), (2, (2, 6)), (3, (3,))):
-        slope = (adapted_loss(1e-5, layer, at) - adapted_loss(-1e-5, layer, at)) / 2e-5
-        g = gradient[layer]
-        assert g is not None
-        assert float(g[at]) == pytest.approx(slope, rel=1e-4, abs=1e-8)
-
-
-def test_mamls_outer_step_is_adams() -> None:
-    """Of which the first is outer_lr against the gradient's sign."""
-    learner, twin = digits(), digits()
-    maml = MAML(outer_lr=0.01, iterations=1, tasks=[3], seed=4)
-    before = weights(learner.module)
-    maml.begin_task(learner.world.tasks[0], learner)
-    rng = np.random.default_rng(4)
-    rng.choice([3])
-    shown = twin.rollout(stream(), [3], 6, int(rng.integers(2**31)))
-    gradient = maml.gradient(twin, [partial(twin.loss, batch) for batch in shown.split(8)])
-    for w, now, g in zip(before, weights(learner.module), gradient, strict=True):
-        assert g is not None
-        torch.testing.assert_close(now, w - 0.01 * g / (g.abs() + 1e-8))
-    assert all(p.grad is None for p in learner.module.parameters())
-
-
-@pytest.mark.parametrize(("method", "outer_lr"), [(Reptile, 0.5), (MAML, 0.01)])
-def test_pretrained_weights_adapt_faster_than_random_ones(
-    method: type[Reptile] | type[MAML], outer_lr: float
-) -> None:
-    def loss_after_a_step(learner: SupervisedLearner) -> float:
-        total = 0.0
-        for task in range(5):
-            batch, other = (learner.rollout(stream(), [task], 4, seed) for seed in (100, 200))
-            w = MAML(inner_lr=0.5).adapted(
-                learner, [partial(learner.loss, batch)], create_graph=False
-            )
-            total += float(learner.loss(other, w).detach())
-        return total / 5
-
-    plain, trained = digits(), digits()
-    method(inner_lr=0.5, outer_lr=outer_lr, adaptation_steps=1, iterations=60).begin_task(
-        trained.world.tasks[0], trained
-    )
-    assert loss_after_a_step(trained) < 0.8 * loss_after_a_step(plain)
-
-
-def test_tasks_that_are_not_there_are_refused() -> None:
-    with pytest.raises(ValueError, match="tasks hold 7, allowed: 0, 1, 2, 3, 4"):
-        digits().attach([Reptile(tasks=[1, 7])])
-
-
 def test_la_maml_is_the_written_update() -> None:
     """Two parts, a draw that is known, plain gradient descent; a second step has the rates of the
     first.
@@ -419,16 +312,3 @@ def gradients_at(values: list[Tensor], parts: list[tuple[float, Batch]]) -> list
             p.copy_(value)
     loss = torch.stack([share * twin.loss(part) for share, part in parts]).sum()
     return list(torch.autograd.grad(loss, list(twin.module.parameters())))
-
-
-def test_meta_training_draws_from_nobody_elses_generator_and_happens_once() -> None:
-    learner, reptile = digits(), Reptile(iterations=2)
-    state = torch.get_rng_state()
-    reptile.begin_task(learner.world.tasks[0], learner)
-    then = weights(learner.module)
-    reptile.begin_task(learner.world.tasks[1], learner)
-    assert same(weights(learner.module), then)
-    assert torch.equal(torch.get_rng_state(), state)
-    learner.attach([reptile])
-    learner.learn([0], 16)
-    assert not same(weights(learner.module), then)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from loop_helpers import keyword_grid
 
-from everloop.loop import STRATEGIES
+from everloop.loop import PRETRAINING, STRATEGIES
 
 NAN, INF = float("nan"), float("inf")
 STRENGTH: Any = {"strength": [-0.5, NAN, INF]}
@@ -55,11 +55,11 @@ CASES = [(name, bad) for name, values in BAD.items() for bad in keyword_grid(**v
 
 
 def test_every_strategy_with_numbers_or_choices_is_here() -> None:
-    assert set(STRATEGIES) - set(BAD) == {"progressive"}
+    assert {*STRATEGIES, *PRETRAINING} - set(BAD) == {"progressive"}
 
 
 @pytest.mark.parametrize(("name", "bad"), CASES, ids=str)
 def test_a_setting_outside_its_range_is_refused(name: str, bad: dict[str, Any]) -> None:
     ((setting, value),) = bad.items()
     with pytest.raises(ValueError, match=rf"^{setting} is {value!r}[,;] "):
-        STRATEGIES[name](**bad)
+        {**STRATEGIES, **PRETRAINING}[name](**bad)

@@ -41,8 +41,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "continual_backprop": {"replacement_rate": 0.05, "maturity": 4, "interval": 2},
     "l2_init": {"strength": 0.1},
     "lora": {"rank": 2},
-    "reptile": {"iterations": 3},
-    "maml": {"iterations": 3},
     "la_maml": {"capacity": 40, "batch_size": 8},
     "growth": {"units": 3, "threshold": 0.0, "patience": 5},
 }
@@ -53,8 +51,6 @@ EMPTY: dict[str, dict[str, Any]] = {
     "packnet": {"share": 0.0},
     "hat": {"masks": False},
     "lora": {"rank": 0},
-    "reptile": {"iterations": 0},
-    "maml": {"iterations": 0},
     "progressive": {"columns": False},
     "growth": {"units": 0},
     "continual_backprop": {"replacement_rate": 0.0},
@@ -62,12 +58,13 @@ EMPTY: dict[str, dict[str, Any]] = {
 }
 """What stands for strength 0."""
 
-CONTROL_ONLY = {"clear"}
-LABELS_ONLY = {"er_ace", "gdumb", "icarl", "growth", "la_maml", "maml", "reptile"}
-OWN_WORLD = {"maml", "reptile"}
-NETWORKS = {"progressive": ProgressiveMLP, "growth": GrowingMLP}
-TOLD_ONLY = {"hat", "lora", "packnet", "progressive"}
-NOT_TOLD_ONLY = {"icarl"}
+ARCHITECTURES = {"progressive": ProgressiveMLP, "growing": GrowingMLP}
+TRAITS = {name: strategy.traits for name, strategy in STRATEGIES.items()}
+CONTROL_ONLY = {name for name, traits in TRAITS.items() if not traits.streams}
+LABELS_ONLY = {name for name, traits in TRAITS.items() if not traits.control}
+NETWORKS = {name: ARCHITECTURES[t.network] for name, t in TRAITS.items() if t.network}
+TOLD_ONLY = {name for name, traits in TRAITS.items() if traits.task_id}
+NOT_TOLD_ONLY = {name for name, traits in TRAITS.items() if traits.one_head}
 STREAM = sorted(set(STRATEGIES) - CONTROL_ONLY)
 CONTROL = sorted(set(STRATEGIES) - LABELS_ONLY - set(NETWORKS))
 

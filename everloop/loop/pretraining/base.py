@@ -1,0 +1,160 @@
+"""Meta-training of the initial weights, before a run's first task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from everloop.contract import World
+from everloop.loop.batch import Batch, to_tensor
+from everloop.loop.learners.learner import Learner
+from everloop.loop.model import Model
+from everloop.loop.strategies.base import check_range
+from everloop.loop.world import check_finite, labels_of, play
+
+Weights = Mapping[str, Tensor]
+Loss = Callable[[Weights], Tensor]
+
+
+class Pretraining(ABC):
+    """Meta-training of the initial weights on tasks of the learner's world.
+
+    A run does it once, before its first task. It is given to the run beside the strategies.
+
+    Args:
+        inner_lr: Learning rate of the adaptation steps within a task, 0 or more.
+        outer_lr: Step size of the initial weights in each iteration, 0 or more.
+        adaptation_steps: Adaptation steps on a task in each iteration, 1 or more.
+        iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain
+            training.
+        batches: Batches of the world averaged in each loss of an iteration, 1 or more.
+        tasks: IDs of the tasks for meta-training; all tasks of the world if none. All tasks is fair
+            only as an upper bound; else give tasks that are not learned afterwards.
+        seed: Seed for the tasks and examples drawn in meta-training, 0 or more.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    name: ClassVar[str]
+    """Its name on the command line and in messages."""
+
+    def __init__(
+        self,
+        inner_lr: float = 0.05,
+        outer_lr: float = 0.5,
+        adaptation_steps: int = 5,
+        iterations: int = 200,
+        batches: int = 1,
+        tasks: list[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_range("inner_lr", inner_lr, 0)
+        check_range("outer_lr", outer_lr, 0)
+        check_range("adaptation_steps", adaptation_steps, 1)
+        check_range("iterations", iterations, 0)
+        check_range("batches", batches, 1)
+        self.inner_lr, self.outer_lr, self.adaptation_steps = inner_lr, outer_lr, adaptation_steps
+        self.iterations, self.batches, self.tasks = iterations, batches, tasks
+        self.rng = np.random.default_rng(seed)
+
+    def check(self, learner: Learner) -> None:
+        """Check, before training, that it can work with `learner`.
+
+        Raises:
+            ValueError: For a task that does not exist, or a world without labels.
+        """
+        if not learner.labelled:
+            raise ValueError(f"{self.name} needs labelled examples; use it with a stream")
+        known = [task.id for task in learner.world.tasks]
+        for task in self.tasks or []:
+            if task not in known:
+                raise ValueError(
+                    f"{self.name}.tasks hold {task}; choose from {', '.join(map(str, known))}"
+                )
+
+    def note(self, world: World) -> str:
+        """Return a line that says how many world steps it takes, which no run counts."""
+        ids = self.tasks or [task.id for task in world.tasks]
+        steps = self.iterations * (self.adaptation_steps + 1) * self.batches * world.num_envs
+        return (
+            f"{self.name} takes {steps} steps on tasks {', '.join(map(str, ids))} before training, "
+            "which are not counted in steps"
+        )
+
+    def run(self, learner: Learner) -> None:
+        """Meta-train the weights of `learner` in its world."""
+        ids = self.tasks or [task.id for task in learner.world.tasks]
+        for _ in range(self.iterations):
+            task = int(self.rng.choice(ids))
+            loss = _played(learner, task, self.batches, int(self.rng.integers(2**31)))
+            self.improve(learner, [loss] * (self.adaptation_steps + 1))
+
+    @abstractmethod
+    def improve(self, model: Model, losses: Sequence[Loss]) -> None:
+        """Take one iteration.
+
+        Args:
+            model: The model whose weights are meta-trained.
+            losses: `adaptation_steps` losses of a task to adapt to, and one more.
+        """
+
+    def adapted(
+        self, model: Model, losses: Sequence[Loss], create_graph: bool
+    ) -> dict[str, Tensor]:
+        """Return the weights after a step of plain gradient descent on each loss."""
+        own = model.weights().items()
+        weights: dict[str, Tensor] = {
+            name: w if create_graph else w.detach().clone().requires_grad_() for name, w in own
+        }
+        for loss in losses:
+            gradients = torch.autograd.grad(
+                loss(weights), list(weights.values()), create_graph=create_graph, allow_unused=True
+            )
+            steps = [
+                (name, w, g)
+                for (name, w), g in zip(weights.items(), gradients, strict=True)
+                if g is not None
+            ]
+            if create_graph:
+                weights |= {name: w - self.inner_lr * g for name, w, g in steps}
+            elif steps:
+                with torch.no_grad():
+                    torch._foreach_add_(
+                        [w for _, w, _ in steps], [g for *_, g in steps], alpha=-self.inner_lr
+                    )
+        return weights
+
+
+def _played(learner: Learner, task: int, batches: int, seed: int) -> Loss:
+    """Return a loss of given weights: the mean over the next `batches` batches of `task`.
+
+    The world goes on with the guesses of the network with these weights.
+    """
+    world = learner.world
+    obs, played = play(world, [task], seed)
+    start = torch.ones(1, len(played), dtype=torch.bool, device=learner.device)
+
+    def loss(weights: Weights) -> Tensor:
+        nonlocal obs
+        losses: list[Tensor] = []
+        for _ in range(batches):
+            check_finite(obs, learner.steps)
+            shown = Batch(
+                {name: to_tensor(value[None], learner.device) for name, value in obs.items()}, start
+            )
+            outputs = learner.outputs_with(shown, weights)
+            obs, _, _, _, info = world.step(
+                learner.likelihood.mode(outputs[0].detach()).cpu().numpy()
+            )
+            losses.append(
+                learner.loss_of(outputs, to_tensor(labels_of(info), learner.device)[None])
+            )
+        return torch.stack(losses).mean()
+
+    return loss

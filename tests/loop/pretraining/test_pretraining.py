@@ -1,0 +1,153 @@
+"""Reptile and MAML against their rules, and their place in a run."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from loop_helpers import distance, mlp, same, stream, weights
+
+from everloop.loop import MAML, Plan, Pretraining, Reptile, Run, SupervisedLearner
+
+
+def digits() -> SupervisedLearner:
+    return SupervisedLearner(mlp(hidden=12), stream())
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_reptile_goes_part_of_the_way_to_the_adapted_weights(batches: int) -> None:
+    """On the batches that the world shows of the task it has chosen, each but once."""
+    learner = digits()
+    reptile = Reptile(
+        inner_lr=0.3,
+        outer_lr=0.4,
+        adaptation_steps=3,
+        iterations=1,
+        batches=batches,
+        tasks=[2],
+        seed=5,
+    )
+    before = weights(learner.module)
+    reptile.run(learner)
+    after = weights(learner.module)
+    rng = np.random.default_rng(5)
+    rng.choice([2])
+    shown = learner.rollout(stream(), [2], 3 * batches, int(rng.integers(2**31)))
+    assert shown.target is not None
+    assert set(shown.target.flatten().tolist()) == {4, 5}
+    twin = digits()
+    sgd = torch.optim.SGD(twin.module.parameters(), lr=0.3)
+    for batch in shown.split(8 * batches):
+        sgd.zero_grad()
+        twin.loss(batch).backward()  # type: ignore[no-untyped-call]
+        sgd.step()
+    expected = [w + 0.4 * (v - w) for w, v in zip(before, weights(twin.module), strict=True)]
+    assert distance(after, expected) < 1e-12
+
+
+def test_mamls_gradient_is_the_derivative_through_the_inner_steps() -> None:
+    """By central differences: move one weight, adapt again, look at the loss."""
+    learner = digits()
+    maml = MAML(inner_lr=0.5, adaptation_steps=2)
+    batches = [learner.rollout(stream(), [1], 2, seed) for seed in range(3)]
+    gradient = maml.gradient(learner, [partial(learner.loss, batch) for batch in batches])
+
+    def adapted_loss(shift: float, layer: int, at: tuple[int, ...]) -> float:
+        twin = digits()
+        with torch.no_grad():
+            list(twin.module.parameters())[layer][at] += shift
+        sgd = torch.optim.SGD(twin.module.parameters(), lr=0.5)
+        for batch in batches[:2]:
+            sgd.zero_grad()
+            twin.loss(batch).backward()  # type: ignore[no-untyped-call]
+            sgd.step()
+        return float(twin.loss(batches[2]).detach())
+
+    for layer, at in ((0, (3, 20)), (0, (7, 44)), (1, (5,)), (2, (2, 6)), (3, (3,))):
+        slope = (adapted_loss(1e-5, layer, at) - adapted_loss(-1e-5, layer, at)) / 2e-5
+        g = gradient[layer]
+        assert g is not None
+        assert float(g[at]) == pytest.approx(slope, rel=1e-4, abs=1e-8)
+
+
+def test_mamls_outer_step_is_adams() -> None:
+    """Of which the first is outer_lr against the gradient's sign."""
+    learner, twin = digits(), digits()
+    maml = MAML(outer_lr=0.01, iterations=1, tasks=[3], seed=4)
+    before = weights(learner.module)
+    maml.run(learner)
+    rng = np.random.default_rng(4)
+    rng.choice([3])
+    shown = twin.rollout(stream(), [3], 6, int(rng.integers(2**31)))
+    gradient = maml.gradient(twin, [partial(twin.loss, batch) for batch in shown.split(8)])
+    for w, now, g in zip(before, weights(learner.module), gradient, strict=True):
+        assert g is not None
+        torch.testing.assert_close(now, w - 0.01 * g / (g.abs() + 1e-8))
+    assert all(p.grad is None for p in learner.module.parameters())
+
+
+@pytest.mark.parametrize(("method", "outer_lr"), [(Reptile, 0.5), (MAML, 0.01)])
+def test_pretrained_weights_adapt_faster_than_random_ones(
+    method: type[Reptile] | type[MAML], outer_lr: float
+) -> None:
+    def loss_after_a_step(learner: SupervisedLearner) -> float:
+        total = 0.0
+        for task in range(5):
+            batch, other = (learner.rollout(stream(), [task], 4, seed) for seed in (100, 200))
+            w = MAML(inner_lr=0.5).adapted(
+                learner, [partial(learner.loss, batch)], create_graph=False
+            )
+            total += float(learner.loss(other, w).detach())
+        return total / 5
+
+    plain, trained = digits(), digits()
+    method(inner_lr=0.5, outer_lr=outer_lr, adaptation_steps=1, iterations=60).run(trained)
+    assert loss_after_a_step(trained) < 0.8 * loss_after_a_step(plain)
+
+
+def test_a_task_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^reptile.tasks hold 7; choose from 0, 1, 2, 3, 4$"):
+        run_with(Reptile(tasks=[1, 7]))
+
+
+def test_meta_training_leaves_the_global_generator_alone() -> None:
+    learner, state = digits(), torch.get_rng_state()
+    Reptile(iterations=2).run(learner)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def run_with(pretraining: Pretraining | None, learner: SupervisedLearner | None = None) -> Run:
+    plan = Plan([[0], [1]], [64, 64], 10**9, consolidation_steps=4)
+    return Run(learner or digits(), plan, stream(), stream(), pretraining=pretraining)
+
+
+@pytest.mark.parametrize("method", [Reptile, MAML])
+def test_a_run_begins_with_pretraining_and_does_it_once(method: type[Pretraining]) -> None:
+    run = run_with(method(iterations=3, seed=1))
+    run.go()
+    learner = digits()
+    method(iterations=3, seed=1).run(learner)
+    assert not same(weights(learner.module), weights(digits().module))
+    by_hand = run_with(None, learner)
+    by_hand.go()
+    assert same(weights(run.learner.module), weights(by_hand.learner.module))
+
+
+def test_a_run_restored_in_mid_task_is_not_pretrained_again() -> None:
+    first, second = (run_with(Reptile(iterations=3, seed=1)) for _ in range(2))
+    first.begin()
+    for _ in range(3):
+        first.advance()
+    second.load_state_dict(first.state_dict())
+    for run in (first, second):
+        run.go()
+    assert same(*(weights(run.learner.module) for run in (first, second)))
+
+
+def test_without_labels_it_is_refused() -> None:
+    learner = digits()
+    learner.labelled = False
+    with pytest.raises(ValueError, match=r"^maml needs labelled examples; use it with a stream$"):
+        MAML().check(learner)
