@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,11 +91,21 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status, one of `EXIT`."""
     try:
-        return prepare(list(sys.argv[1:] if argv is None else argv))()
+        status = prepare(list(sys.argv[1:] if argv is None else argv))()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        return unread()
     except BAD_INPUT as error:
         return fail(str(error) or type(error).__name__)
     except KeyboardInterrupt as stop:
         return stopped(stop)
+
+
+def unread() -> int:
+    """Return the exit status of a process that nobody reads any more, as `| head` leaves it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes
+    return 128 + signal.SIGPIPE
 
 
 def prepare(words: list[str]) -> Ready:

@@ -1,6 +1,7 @@
 """The command line: what a run leaves behind, and one clear line for every mistake."""
 
 import json
+import signal
 import subprocess
 import sys
 from datetime import datetime
@@ -504,3 +505,14 @@ def test_every_setting_has_its_meaning_in_the_help(capsys: pytest.CaptureFixture
     ]:
         assert main([*words, "--help"]) == 0
         assert "(no description)" not in capsys.readouterr().out, words
+
+
+def test_a_reader_that_stops_early_gets_no_error() -> None:
+    """As `everloop advise | head -1` does."""
+    words = [sys.executable, "-m", "everloop", "advise"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 128 + signal.SIGPIPE
