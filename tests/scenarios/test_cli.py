@@ -510,9 +510,9 @@ def test_every_setting_has_its_meaning_in_the_help(capsys: pytest.CaptureFixture
 def test_a_reader_that_stops_early_gets_no_error() -> None:
     """As `everloop advise | head -1` does."""
     words = [sys.executable, "-m", "everloop", "advise"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 128 + signal.SIGPIPE
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
