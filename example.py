@@ -1,8 +1,8 @@
-"""The demo: forgetting, and remembering, in both kinds of world. `python example.py`, at most 3
-minutes on 2 cores.
+"""The demo of forgetting, in control and in a stream of images: `python example.py`.
 
-One agent learns three control tasks in a row, another one ten digits two at a time; each once with
-plain fine-tuning, which forgets, and once with EWC + replay, which does not.
+It takes at most 3 minutes on 2 cores. One agent learns three control tasks in a row, another one
+ten digits, two at a time. Each is trained once with plain fine-tuning, which forgets, and once with
+EWC + replay, which does not.
 """
 
 import argparse
@@ -29,13 +29,11 @@ def main() -> None:
         "--out",
         type=Path,
         default=Path("everloop-demo"),
-        help="for runs and picture; the demo's old ones are replaced",
+        help="folder for the runs and the picture; replaces those of an earlier demo",
     )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(
-        1
-    )  # so small a network gains nothing from more, and loses much beside a busy neighbour
+    torch.set_num_threads(1)  # networks this small gain nothing from more threads
     console, began = Console(), time.perf_counter()
     results: dict[str, Result] = {}
     for scenario in SCENARIOS:
@@ -48,10 +46,8 @@ def main() -> None:
                 results[name] = experiment.run([progress])
     console.print()
     for scenario in SCENARIOS:
-        print_scores(
-            {name: result for name, result in results.items() if name.startswith(scenario.name)},
-            console,
-        )
+        own = {name: result for name, result in results.items() if name.startswith(scenario.name)}
+        print_scores(own, console)
     picture = arguments.out / "scores.png"
     score_matrix_figure(results).savefig(picture, dpi=120)
     console.print(

@@ -1,5 +1,6 @@
-"""Learners without a loop around them, for what measures single steps: `ready` makes one, `ratio`
-times two of them in turns.
+"""Learners without a world, for benchmarks of single training steps.
+
+`ready` builds the training step of a strategy, `ratio` times two steps in turns.
 """
 
 import statistics
@@ -32,8 +33,8 @@ from everloop.loop.sb3.on_policy import SB3Learner
 from everloop.scenarios.switching_plant import SwitchingPlant
 
 BATCH, CLASSES = 128, 10
-# units in each layer of `progressive`'s columns: a hundred of 400 would hold 800 million weights
 COLUMN = 40
+"""Units a layer of `progressive`'s columns. 100 columns of 400 have 800 million weights."""
 CONTROL = "control"
 SETTINGS: dict[str, dict[str, Any]] = {
     **{
@@ -44,9 +45,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ewc": {"strength": 1.0},
     "packnet": {"retrain_steps": 1},
     "gdumb": {"epochs": 1},
-    "growth": {"threshold": 0.0, "patience": 1},  # every batch is too hard, until the limit
+    "growth": {"threshold": 0.0, "patience": 1},  # grows with every batch, up to its limit
 }
-IN_CONTROL = {"capacity": 1000, "batch_size": 32}  # a minibatch has as many sequences
+"""Settings of each strategy; the others have their defaults."""
+
+IN_CONTROL = {"capacity": 1000, "batch_size": 32}  # as many sequences as a minibatch has
 Step = Callable[[int], None]
 
 
@@ -66,7 +69,7 @@ class Bench(SupervisedLearner):
         self.attach(strategies)
 
     def update(self, batch: Batch) -> None:
-        """As `learn` does it."""
+        """Make one training step on `batch`, as `advance` does."""
         assert batch.target is not None
         output, recalled = self._look(batch)
         for strategy in self.strategies:
@@ -81,7 +84,7 @@ BACKBONES: dict[str, Callable[..., Any]] = {
 
 
 def mlp(strategy: str = "") -> nn.Module:
-    """784-400-400-10, in the form that the strategy works on."""
+    """Return the MLP 784-400-400-10, in the form that `strategy` requires."""
     return Classifier(BACKBONES.get(strategy, MLP)((28, 28, 1)), CLASSES)
 
 
@@ -103,6 +106,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "convnet": convnet, 
 
 
 def fresh(network: str, seed: int, task: int = 0) -> Batch:
+    """Return a random labelled batch of BATCH examples in the shape that `network` takes."""
     g = torch.Generator().manual_seed(seed)
     shape = (32, 32, 3) if network == "convnet" else (28, 28, 1)
     obs = {"image": torch.randint(256, (1, BATCH, *shape), dtype=torch.uint8, generator=g)}
@@ -118,8 +122,13 @@ def fresh(network: str, seed: int, task: int = 0) -> Batch:
 
 
 def ready(network: str, name: str, tasks: int = 1, plain: bool = False) -> Step:
-    """Training steps with a strategy (or "nested" levels) that has ended `tasks` tasks and begun
-    another; `plain`: without it.
+    """Return a training step with a strategy that has ended some tasks and begun another.
+
+    Args:
+        network: A key of NETWORKS, or CONTROL.
+        name: The strategy, or "nested" for nested levels.
+        tasks: Number of ended tasks, 1 or more.
+        plain: Leave the strategy out, for the plain step on the same network.
     """
     torch.manual_seed(0)
     if network == CONTROL:
@@ -137,9 +146,7 @@ def ready(network: str, name: str, tasks: int = 1, plain: bool = False) -> Step:
 
 
 def _in_control(strategies: list[Strategy], tasks: int) -> Step:
-    """PPO of `switching-plant`; a step is all that follows a rollout: 20 updates, and what the
-    strategies do with it.
-    """
+    """Return a step of `switching-plant`'s PPO: all that follows a rollout, with its 20 updates."""
     scenario = SwitchingPlant()
     learner = cast(SB3Learner, scenario.learner(scenario.world("train", 32, 0), 0))
     learner.attach(strategies)
@@ -167,8 +174,13 @@ def _live(
     update: Callable[[Batch], None],
     batch: Callable[[int, int], Batch],
 ) -> None:
-    """`tasks` tasks of 100 batches in all, so that memories are full of them, and the begin of
-    another.
+    """Train through `tasks` tasks of 100 batches in total, which fill the memories; begin another.
+
+    Args:
+        learner: The learner with its strategies attached.
+        tasks: Number of tasks, 1 or more.
+        update: Makes one update on a batch.
+        batch: (task, seed) -> a batch of this task.
     """
     for k in range(tasks + 1):
         for strategy in learner.strategies:
@@ -180,13 +192,14 @@ def _live(
 
 
 def seconds(call: Callable[[], Any]) -> float:
+    """Return the duration of `call`."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
 
 
 def ratio(plain: Step, other: Step, rounds: int) -> float:
-    """Of the medians of steps taken in turns, after five to warm up."""
+    """Return median(other) / median(plain) of `rounds` steps in turns, after five warm-ups."""
     pairs = [tuple(seconds(partial(step, i)) for step in (plain, other)) for i in range(rounds + 5)]
     a, b = (statistics.median(column) for column in zip(*pairs[5:], strict=True))
     return float(b / a)

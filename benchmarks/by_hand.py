@@ -1,7 +1,7 @@
-"""Strategies by hand, each a loop over arrays in memory, as short and fast as it goes: what
-`whole_runs.py` measures ours against.
+"""Hand-written strategies, which `whole_runs.py` compares with ours.
 
-Every function trains through all tasks and yields after each.
+Each is a loop over arrays in memory, as short and fast as possible. Every function trains through
+all tasks and yields after each.
 """
 
 import copy
@@ -19,18 +19,18 @@ from everloop.envs import Examples
 
 BATCH, RATE = 128, 1e-3
 Rows = npt.NDArray[np.int64]
-Run = Iterator[None]  # goes on by one task
+Run = Iterator[None]  # each step trains one task
 
 
 class Phase(NamedTuple):
-    """One task's examples: of every update (updates, BATCH), and those at its end (END,)."""
+    """Rows of one task: those of every update (updates, BATCH), and those at its end (END,)."""
 
     rows: Rows
     end: Rows
 
 
 class Hand:
-    """The network, its optimizer and the data, as anybody would have them."""
+    """The network, its optimizer and the data of a hand-written loop."""
 
     def __init__(self, module: Classifier, data: Examples, phases: list[Phase]) -> None:
         self.net = nn.Sequential(
@@ -75,8 +75,14 @@ def none(h: Hand) -> Run:
 def pulled(
     h: Hand, strength: float, importance: Callable[[Hand, Tensor, Tensor], list[Tensor]], mean: bool
 ) -> Run:
-    """EWC and MAS: the center is the mean of the tasks' weights, weighed by importance, or those of
-    the last task.
+    """Train with a quadratic penalty: EWC or MAS.
+
+    Args:
+        h: The network and its data.
+        strength: Factor of the penalty's gradient.
+        importance: (h, inputs, labels) -> the importance of each weight.
+        mean: Anchor at the mean of the tasks' weights, weighted by importance (EWC), instead of at
+            the last task's weights (MAS).
     """
     P: list[Tensor] = []
     c, shift = h.copies(), h.copies()
@@ -100,8 +106,9 @@ def pulled(
 
 
 def powers(h: Hand, x: Tensor, score: Callable[[Tensor], Tensor], power: int) -> list[Tensor]:
-    """Mean over examples of |gradient|^power: (g^power)' a^power, layer by layer, after one
-    backward pass for all.
+    """Return the mean over examples of |gradient|^power for each weight.
+
+    For each layer this is (|g|^power)' a^power, from one backward pass for all examples.
     """
     z, inputs, outs = pixels(x), [], []
     for layer in h.net:
@@ -129,7 +136,7 @@ def mas(h: Hand) -> Run:
 def learn_near(
     h: Hand, phase: Phase, c: list[Tensor], strength: float, shift: list[Tensor]
 ) -> None:
-    """g += strength * (w - c), where there are centres."""
+    """Train on one task with g += strength * (w - c); without anchors `c`, plainly."""
     for x, y in h.batches(phase):
         grads = h.backward(F.cross_entropy(h.outputs(x), y))
         for p, g, c_i, out in zip(h.weights, grads, c, shift, strict=False):
@@ -147,7 +154,7 @@ def l2(h: Hand) -> Run:
 
 
 class Pulled:
-    """Steps pulled by P (w - c), that add g (w before - w after) to omega."""
+    """Steps with a penalty's gradient 2 P (w - c) that add g (w before - w after) to omega."""
 
     def __init__(self, h: Hand) -> None:
         self.h = h
@@ -226,8 +233,9 @@ def packnet(h: Hand) -> Run:
 
 @torch.no_grad()
 def claim(h: Hand, owner: list[Tensor], k: int) -> None:
-    """Half of the free weights of every matrix are task k's, the rest become 0; biases are the
-    first task's.
+    """Give task k half of the free weights of every matrix, and the first task all biases.
+
+    The other free weights become 0.
     """
     for p, o in zip(h.weights, owner, strict=True):
         if p.ndim < 2:
@@ -239,12 +247,14 @@ def claim(h: Hand, owner: list[Tensor], k: int) -> None:
 
 
 def retrain(h: Hand, own: list[Tensor], phase: Phase, generator: torch.Generator) -> None:
-    """As many updates as the task had."""
+    """Retrain the task's own weights, with as many updates as the task had."""
     x, y = h.examples(phase.end)
     adam = torch.optim.Adam(h.weights, lr=RATE, fused=True)
     before = h.copies()
     for _ in phase.rows:
-        torch.randint(1, (), generator=generator)  # as ours chooses a batch, here the only one
+        torch.randint(
+            1, (), generator=generator
+        )  # ours draws a batch here, of which there is only one
         rows = torch.randint(len(x), (BATCH,), generator=generator)
         torch._foreach_mul_(h.backward(F.cross_entropy(h.outputs(x[rows]), y[rows])), own)
         adam.step()

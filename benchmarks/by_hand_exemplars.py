@@ -1,6 +1,4 @@
-"""Rehearsal of chosen examples by hand, for `whole_runs.py`: which are kept, which are recalled, or
-what they are good for.
-"""
+"""Hand-written strategies with their own choice or use of stored examples, for `whole_runs.py`."""
 
 import copy
 import math
@@ -13,11 +11,11 @@ from by_hand import BATCH, RATE, Hand, Run, pixels
 from by_hand_rehearsal import CAPACITY, CLASSES, Buffer
 from torch import Tensor, nn
 
-SMALL, FULL_RATE = 16, 0.05  # GDumb's batch, and its rate at first
+SMALL, FULL_RATE = 16, 0.05  # GDumb's batch size and initial learning rate
 
 
 def through(x: Tensor, weights: list[Tensor]) -> Tensor:
-    """The MLP's outputs with these weights."""
+    """Return the MLP's outputs for `x` with `weights` (matrix, bias, matrix, bias, ...)."""
     for w, b in zip(weights[:-2:2], weights[1:-2:2], strict=True):
         x = F.relu(F.linear(x, w, b))
     return F.linear(x, *weights[-2:])
@@ -43,9 +41,9 @@ def mir(h: Hand) -> Run:
 
 
 def la_maml(h: Hand) -> Run:
-    """In first order; fast weights take a step on each fifth of the fresh batch.
+    """Train La-MAML in first order; the fast weights step on each fifth of the fresh batch.
 
-    The slow ones need no optimizer.
+    The slow weights need no optimizer.
     """
     buffer, size = Buffer(), -(-BATCH // 5)
     rates = [torch.full_like(p, 0.1) for p in h.weights]
@@ -54,7 +52,7 @@ def la_maml(h: Hand) -> Run:
             buffer.add(x, y, k)
             stored, labels = buffer.read(buffer.draw())
             with torch.no_grad():
-                h.outputs(x)  # the world asks for a guess
+                h.outputs(x)  # the guess that a world would require
             z, together = pixels(torch.cat([x, stored])), torch.cat([y, labels])
             fast, steps = [p.detach() for p in h.weights], [-r.clamp(min=0) for r in rates]
             led, meta, drift = ([torch.zeros_like(p) for p in h.weights] for _ in range(3))
@@ -76,6 +74,7 @@ def la_maml(h: Hand) -> Run:
 
 
 def slopes(weights: list[Tensor], x: Tensor, y: Tensor) -> list[Tensor]:
+    """Return the gradient of the cross-entropy with respect to `weights`."""
     leaves = [w.detach().requires_grad_() for w in weights]
     return list(torch.autograd.grad(F.cross_entropy(through(x, leaves), y), leaves))
 
@@ -107,7 +106,7 @@ def icarl(h: Hand) -> Run:
 
 @torch.no_grad()
 def choose(h: Hand, capacity: int, exemplars: dict[int, Tensor], x: Tensor, y: Tensor) -> None:
-    """An equal part of the memory for each class."""
+    """Choose the new classes' exemplars, with an equal share of `capacity` for each class."""
     new = sorted(set(y.tolist()) - set(exemplars))
     share = capacity // (len(exemplars) + len(new))
     for label, kept in exemplars.items():
@@ -118,8 +117,9 @@ def choose(h: Hand, capacity: int, exemplars: dict[int, Tensor], x: Tensor, y: T
 
 
 def herded(features: Tensor, count: int) -> list[int]:
-    """Each time the one that brings the mean nearest, in double precision: the nearest ones hardly
-    differ.
+    """Return rows in the order of herding: each brings the mean of the chosen nearest to the mean.
+
+    In double precision, because the nearest candidates hardly differ.
     """
     features = features.double()
     squares, missing, order = features.square().sum(1), features.mean(0), list[int]()
@@ -132,8 +132,9 @@ def herded(features: Tensor, count: int) -> list[int]:
 
 
 class Balanced:
-    """Of every class a uniform sample, all as large as they come (Chrysakis & Moens 2020, algorithm
-    1).
+    """A class-balanced memory: a uniform sample of each class, with sizes as equal as possible.
+
+    Chrysakis & Moens 2020, algorithm 1.
     """
 
     def __init__(self) -> None:
@@ -152,16 +153,15 @@ class Balanced:
                 self.rows[label].append(row)
 
     def place(self, label: int, chance: float, choice: float) -> int:
-        """The row for an example of the class; below 0 if it is not kept."""
+        """Return the row for an example of the class, or -1 if it is not stored."""
         rows = self.rows.setdefault(label, [])
         self.seen[label] += 1
         if self.size < CAPACITY:
             self.size += 1
             return self.size - 1
         most = max(map(len, self.rows.values()))
-        if (
-            len(rows) < most and len(rows) + 1 == self.seen[label]
-        ):  # all of this class are kept so far
+        all_kept = len(rows) + 1 == self.seen[label]  # of this class, before this example
+        if len(rows) < most and all_kept:
             largest = [rows for rows in self.rows.values() if len(rows) == most]
             rows = largest[int(chance * len(largest))]
         elif chance * self.seen[label] >= len(rows):
@@ -176,7 +176,7 @@ def gdumb(h: Hand) -> Run:
     for phase in h.phases:
         for x, y in h.batches(phase):
             with torch.no_grad():
-                h.outputs(x)  # the world asks for a guess
+                h.outputs(x)  # the guess that a world would require
             memory.add(x, y)
         with torch.no_grad():
             torch._foreach_copy_(h.weights, initial)

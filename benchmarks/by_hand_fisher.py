@@ -1,5 +1,6 @@
-"""Strategies of the Fisher information with labels drawn from the model, by hand, for
-`whole_runs.py`.
+"""Hand-written RWalk and Kronecker-factored EWC, for `whole_runs.py`.
+
+Both use Fisher information with labels drawn from the model.
 """
 
 from functools import partial
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 
 def drawn_loss(z: Tensor, seed: int) -> Tensor:
-    """Summed cross-entropy with labels that are drawn from the model."""
+    """Return the summed cross-entropy with labels drawn from the model's softmax of `z`."""
     labels = torch.multinomial(
         z.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(seed)
     )[:, 0]
@@ -20,6 +21,7 @@ def drawn_loss(z: Tensor, seed: int) -> Tensor:
 
 
 def scaled(values: list[Tensor]) -> list[Tensor]:
+    """Return `values` divided by the largest entry of all of them."""
     largest = max(float(v.max()) for v in values)
     return [v / largest for v in values]
 
@@ -58,14 +60,14 @@ def rwalk(h: Hand) -> Run:
 
 
 def with_bias(layer: nn.Linear) -> Tensor:
+    """Return weight and bias as one matrix (out, in + 1)."""
     return torch.cat([layer.weight.detach(), layer.bias.detach()[:, None]], 1)
 
 
 def ewc_kfac(h: Hand) -> Run:
     generator, layers = torch.Generator().manual_seed(0), linear_layers(h)
-    held: list[list[tuple[Tensor, Tensor, Tensor]]] = [
-        [] for _ in layers
-    ]  # of each task A, G and the weights then
+    Anchor = tuple[Tensor, Tensor, Tensor]  # A, G and the weights at a task's end
+    held: list[list[Anchor]] = [[] for _ in layers]
     for phase in h.phases:
         for x, y in h.batches(phase):
             grads = h.backward(F.cross_entropy(h.outputs(x), y))

@@ -1,5 +1,6 @@
-"""Meta-training before the first task, by hand, for `whole_runs.py`: the first phase holds its
-batches, (iterations, steps, BATCH).
+"""Hand-written meta-training before the first task, for `whole_runs.py`.
+
+The first phase holds the rows of its batches, (iterations, steps, BATCH).
 """
 
 from collections.abc import Callable
@@ -10,10 +11,14 @@ from by_hand import Hand, Rows, Run, none, pixels
 from by_hand_exemplars import through
 from torch import Tensor
 
-STEPS, INNER, REPTILE, MAML = 5, 0.01, 0.5, 1e-3  # and the outer rates
+STEPS = 5  # adaptation steps
+INNER = 0.01  # learning rate of the adaptation steps
+REPTILE = 0.5  # Reptile's outer step size
+MAML = 1e-3  # MAML's outer learning rate
 
 
 def pretrained(h: Hand, improve: Callable[[Hand, Rows], None]) -> Run:
+    """Meta-train with `improve` on the rows of each iteration, then train plainly on all tasks."""
     meta, *h.phases = h.phases
     for rows in meta.rows:
         improve(h, rows)

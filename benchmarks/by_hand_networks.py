@@ -1,5 +1,6 @@
-"""Strategies that make the network another one, by hand, for `whole_runs.py`; `weights` are in the
-order of ours.
+"""Hand-written strategies that change the network, for `whole_runs.py`.
+
+Each leaves `h.weights` in the order of our network's parameters.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ def hat(h: Hand) -> Run:
     past = [torch.zeros(layer.out_features) for layer in hidden]
     used: list[Tensor] = []
     kept: list[Tensor] = []
-    tasks: list[tuple[list[Tensor], list[Tensor]]] = []  # what evaluation asks for
+    tasks: list[tuple[list[Tensor], list[Tensor]]] = []  # masks and last layer, for evaluation
     for phase in h.phases:
         e = [torch.randn(len(u), generator=generator) for u in past]
         total = sum(float((1 - u).sum()) for u in past)
@@ -55,7 +56,7 @@ def hat(h: Hand) -> Run:
         now = h.copies()
         kept = now[:-2]
         tasks.append((e, now[-2:]))
-        next_seed(generator)  # ours: for noise that shows which inputs are used
+        next_seed(generator)  # ours draws the noise here that shows which inputs are used
         yield
 
 
@@ -74,7 +75,7 @@ def lora(h: Hand) -> Run:
                     nn.Linear(layer.in_features, RANK, bias=False),
                     nn.Linear(RANK, layer.out_features, bias=False),
                 )
-                new[0].reset_parameters()  # peft draws it twice
+                new[0].reset_parameters()  # peft draws these weights twice
                 A.append(new[0].weight)
                 B.append(nn.init.zeros_(new[1].weight))
             h.adam.zero_grad()
@@ -98,8 +99,9 @@ def lora(h: Hand) -> Run:
 
 
 def progressive(h: Hand) -> Run:
-    """Of earlier columns only the first layers are read: those of all are computed at once, and
-    nothing else of them is.
+    """Train progressive columns.
+
+    Only the first layers of earlier columns are read. They are computed at once for all columns.
     """
     generator = torch.Generator().manual_seed(0)
     first, second, head = linear_layers(h)

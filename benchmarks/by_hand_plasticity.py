@@ -1,4 +1,4 @@
-"""Strategies that keep a network able to learn, by hand, for `whole_runs.py`."""
+"""Hand-written strategies that preserve plasticity, for `whole_runs.py`."""
 
 from itertools import pairwise
 
@@ -7,16 +7,15 @@ import torch.nn.functional as F
 from by_hand import Hand, Run, learn_near, pixels
 from torch import Tensor, nn
 
-REPLACED, MATURITY, INTERVAL, DECAY = (
-    1e-3,
-    20,
-    10,
-    0.99,
-)  # continual backpropagation: share a step, steps, steps, a step
+# Continual backpropagation.
+REPLACED = 1e-3  # share of the mature units that each step replaces
+MATURITY = 20  # steps until a unit may be replaced
+INTERVAL = 10  # steps between two replacements
+DECAY = 0.99  # of the utility, in each step
 
 
 def next_seed(generator: torch.Generator) -> int:
-    """What ours seeds from, so that both draw the same."""
+    """Return the seed that ours takes from the same generator, so that both draw the same."""
     return int(torch.randint(2**62, (), generator=generator))
 
 
@@ -58,7 +57,7 @@ class Units:
         self.utility, self.age = torch.zeros(reads.out_features), torch.zeros(reads.out_features)
 
     def least(self, activity: Tensor) -> Tensor:
-        """Those to be replaced now, by their utility with what they did last."""
+        """Return the units to replace now, those of least utility, after updating the utility."""
         self.age += INTERVAL
         self.utility.lerp_(activity * self.feeds.weight.abs().sum(0), 1 - DECAY**INTERVAL)
         mature = self.age > MATURITY

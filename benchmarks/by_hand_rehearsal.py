@@ -1,5 +1,6 @@
-"""Rehearsal by hand, for `whole_runs.py`: stored examples share a forward pass with the fresh ones,
-where their gradients may be mixed.
+"""Hand-written rehearsal, for `whole_runs.py`.
+
+Stored examples share a forward pass with the fresh ones if their gradients may be summed.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ class Buffer:
         self.rng, self.offered = np.random.default_rng(0), 0
 
     def add(self, x: Tensor, y: Tensor, task: int) -> tuple[Rows, Rows]:
+        """Store some of the batch; return which examples, and the rows of the buffer they got."""
         index = self.offered + np.arange(len(x))
         slot = np.where(index < CAPACITY, index, self.rng.integers(0, index + 1))
         kept = np.flatnonzero(slot < CAPACITY)
@@ -33,7 +35,7 @@ class Buffer:
         return kept, rows
 
     def draw(self, before: int | None = None) -> Rows:
-        """Any of them, or those of tasks `before` this one."""
+        """Draw BATCH rows from all tasks, or from the tasks `before` this one."""
         size = min(self.offered, CAPACITY)
         if before is None:
             return self.rng.integers(0, size, BATCH)
@@ -52,8 +54,13 @@ def rehearsed(
     loss: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
     past_only: bool = False,
 ) -> Run:
-    """loss: of (outputs for fresh examples, labels; outputs for stored ones, labels,
-    outputs then).
+    """Train with replay of stored examples.
+
+    Args:
+        h: The network and its data.
+        loss: (outputs for fresh examples, their labels, outputs for stored examples, their labels,
+            their stored outputs) -> the loss.
+        past_only: Replay examples of ended tasks only.
     """
     buffer = Buffer()
     for k, phase in enumerate(h.phases):
@@ -137,11 +144,13 @@ def agem(h: Hand) -> Run:
 
 
 def gem(h: Hand) -> Run:
-    """The memory has equal parts from the beginning, where ours divides what there is among the
-    tasks so far; it holds rows of the data.
+    """Train with GEM.
+
+    The memory holds rows of the data, with equal parts for all tasks from the start. Ours divides
+    its memory among the tasks so far.
     """
     part, rng = CAPACITY // len(h.phases), np.random.default_rng(0)
-    memory = np.zeros((len(h.phases), part), np.int64)  # of each task the last ones
+    memory = np.zeros((len(h.phases), part), np.int64)  # the last rows of each task
     for k, phase in enumerate(h.phases):
         for x, y in h.batches(phase):
             grads = h.backward(F.cross_entropy(h.outputs(x), y))
@@ -155,9 +164,8 @@ def gem(h: Hand) -> Run:
                 )
                 dots = G @ flat(grads)
                 if (dots < 0).any():
-                    L = np.linalg.cholesky(
-                        (G @ G.T).double().numpy() + 1e-3 * np.eye(k)
-                    )  # as its authors do
+                    gram = (G @ G.T).double().numpy()
+                    L = np.linalg.cholesky(gram + 1e-3 * np.eye(k))  # 1e-3 as in the authors' code
                     v = nnls(L.T, -np.linalg.solve(L, dots.double().numpy()))[0]
                     pull = torch.from_numpy(v).to(G) @ G
                     for g, add in zip(

@@ -1,11 +1,13 @@
-"""Single-pass split CIFAR-100: `python benchmarks/cifar100.py --data DIR`, where DIR holds cifar100
-and cifar10.
+"""Single-pass split CIFAR-100: `python benchmarks/cifar100.py --data DIR`.
 
-10 tasks of 10 classes in an order drawn by the seed, each training image seen once; one network,
-optimizer, rate and batch for all methods. Prints the table of docs/results.md: accuracy over all
-tasks after the last one and forgetting (Chaudhry et al. 2018), both in % of the test images, mean
-over the seeds and the seeds' own values. `--held-out` measures on 5,000 training images that are
-left out of training: for choosing settings. Runs that the folder already holds are not repeated.
+DIR holds cifar100 and cifar10. There are 10 tasks of 10 classes, in an order drawn by the seed;
+each training image is seen once. All methods have the same network, optimizer, learning rate and
+batch size.
+
+Prints the table of docs/results.md: accuracy over all tasks after the last one, forgetting
+(Chaudhry et al. 2018) and learning accuracy, in % of the test images, as the mean over the seeds
+and the value of each seed. `--held-out` measures on 5,000 training images that are left out of
+training, for choosing settings. Runs that the folder already holds are not repeated.
 """
 
 import argparse
@@ -18,59 +20,33 @@ from runs import cell, run
 
 from everloop.loop.results.metrics import forgetting
 
-COMMON = [
-    *("--epochs", "1", "--batch-size", "10", "--eval-every", "1000000"),
-    *(
-        "--architecture",
-        "convnet",
-        "--width",
-        "512",
-        "--pretrain-epochs",
-        "25",
-        "--training.learning-rate",
-        "0.0003",
-    ),
-]
-REPLAY = ["--replay.capacity", "2000", "--replay.batch-size", "32"]
-NESTED = ["--periods", "[1,2,4]"]
+COMMON = (
+    "--epochs 1 --batch-size 10 --eval-every 1000000 --architecture convnet --width 512 "
+    "--pretrain-epochs 25 --training.learning-rate 0.0003"
+)
+REPLAY = "--replay.capacity 2000 --replay.batch-size 32"
+NESTED = "--periods [1,2,4]"
 METHODS = {
-    "none": ["--strategies", "none"],
-    "ewc": ["--strategies", "ewc", "--ewc.strength", "100", "--consolidation-steps", "52"],
-    "replay": ["--strategies", "replay", *REPLAY],
-    "nested": ["--strategies", "none", *NESTED],
-    "ewc,replay": [
-        "--strategies",
-        "ewc,replay",
-        *REPLAY,
-        "--ewc.strength",
-        "30",
-        "--consolidation-steps",
-        "52",
-    ],
-    "replay, nested": ["--strategies", "replay", *REPLAY, *NESTED],
-    "joint": ["--strategies", "joint"],
+    "none": "--strategies none",
+    "ewc": "--strategies ewc --ewc.strength 100 --consolidation-steps 52",
+    "replay": f"--strategies replay {REPLAY}",
+    "nested": f"--strategies none {NESTED}",
+    "ewc,replay": f"--strategies ewc,replay {REPLAY} --ewc.strength 30 --consolidation-steps 52",
+    "replay, nested": f"--strategies replay {REPLAY} {NESTED}",
+    "joint": "--strategies joint",
 }
+"""What `everloop run` is given for each method."""
 
 
 def experiment(kind: str, method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the result of one run: a scenario type, a method, a seed."""
     held_out = ["--held-out", "5000"] if args.held_out else []
     data = ["--data", f"{args.data}/cifar100", "--pretrain", f"{args.data}/cifar10"]
-    words = [
-        "split-cifar100",
-        *held_out,
-        "--scenario-type",
-        kind,
-        *data,
-        *COMMON,
-        *METHODS[method],
-        "--seed",
-        str(seed),
-        "--class-seed",
-        str(seed),
-    ]
-    return run(
-        words, args.out / ("held-out" if args.held_out else "test") / kind / method / str(seed)
-    )
+    seeds = ["--seed", str(seed), "--class-seed", str(seed)]
+    own = f"{COMMON} {METHODS[method]}".split()
+    words = ["split-cifar100", *held_out, "--scenario-type", kind, *data, *own, *seeds]
+    images = "held-out" if args.held_out else "test"
+    return run(words, args.out / images / kind / method / str(seed))
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
-"""A training step with each strategy after 1, 10, 30 and 100 tasks: `python
-benchmarks/cost_by_tasks.py [--strategies ewc gem]`.
+"""What a training step costs after 1, 10, 30 and 100 tasks: `python benchmarks/cost_by_tasks.py`.
 
-In plain steps of the same run, taken in turns: on the MLP 784-400-400-10, batch 128, fused Adam;
-`progressive` on columns of 40 units a layer against a single one; in control, on switching-plant,
-all that PPO does with a rollout. `growth` grows with each of the first ten tasks, which is its
-limit. Prints a table and, if all are measured, draws docs/cost_by_tasks.png.
+Costs are multiples of a plain step of the same run; the two take turns. The network is the MLP
+784-400-400-10, with batch 128 and fused Adam. `progressive` has columns of 40 units a layer and is
+compared with a single one. `growth` grows with each of the first ten tasks, which is its limit. In
+control, a step is everything that PPO does with a rollout of switching-plant.
+
+`--strategies ewc gem` measures some. Prints a table and, if all are measured, draws
+docs/cost_by_tasks.png.
 """
 
 import argparse
@@ -48,6 +50,7 @@ ROUNDS = {"mlp": 40, CONTROL: 8}
 
 
 def costs(name: str) -> list[float]:
+    """Return the cost of a step after each number of tasks in COUNTS, in plain steps."""
     network, _, strategy = name.rpartition("/")
     network = network or "mlp"
     plain = ready(network, strategy, plain=True)
@@ -57,7 +60,8 @@ def costs(name: str) -> list[float]:
     ]
 
 
-def drawn(found: dict[str, list[float]], picture: Path) -> None:
+def draw(found: dict[str, list[float]], picture: Path) -> None:
+    """Draw the costs of all strategies, with one panel for each group, into the file `picture`."""
     figure, panels = plt.subplots(2, 3, figsize=(12, 7), sharex=True, sharey=True)
     for axes, (title, names) in zip(panels.flat, PANELS.items(), strict=True):
         for i, name in enumerate(names):
@@ -87,25 +91,21 @@ def drawn(found: dict[str, list[float]], picture: Path) -> None:
 def main() -> None:
     warnings.simplefilter("ignore")
     if left_out := set(STRATEGIES) - {name.rpartition("/")[2] for name in NAMES}:
-        raise SystemExit(f"in no panel: {', '.join(sorted(left_out))}")
+        raise SystemExit(f"add to a panel of PANELS: {', '.join(sorted(left_out))}")
     parser = argparse.ArgumentParser()
     parser.add_argument("--strategies", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--picture", type=Path, default=Path("docs/cost_by_tasks.png"))
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(
-        "| strategy | "
-        + " | ".join(f"{n} tasks" for n in COUNTS)
-        + " |\n|---|"
-        + "---|" * len(COUNTS)
-    )
+    print(f"| strategy | {' | '.join(f'{n} tasks' for n in COUNTS)} |")
+    print(f"|---|{'---|' * len(COUNTS)}")
     found = {}
     for name in args.strategies:
         found[name] = costs(name)
         print(f"| {name} | {' | '.join(f'{value:.2f}' for value in found[name])} |", flush=True)
     if set(found) == set(NAMES):
-        drawn(found, args.picture)
+        draw(found, args.picture)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What numbers too small for a float cost a training step: `python benchmarks/denormals.py [--steps
-1500]`.
+"""What denormal numbers cost a training step: `python benchmarks/denormals.py [--steps 1500]`.
 
-Two MLPs 784-400-400-2 learn one task and then another whose images leave half of the pixels black.
-The weights of those pixels have no gradient any more, Adam's averages of it shrink below 1e-38, and
-stay there. One of the two flushes such numbers to 0, as every run of everloop does. Fused Adam,
-batch 128, one thread; steps in turn, medians over a fifth of them.
+Two MLPs 784-400-400-2 learn one task and then a second one, whose images leave half of the pixels
+black. The weights of these pixels then have no gradient. Adam's averages of it shrink below 1e-38
+and stay there, as denormal numbers. One of the two networks flushes such numbers to 0, as every run
+of everloop does. Both use fused Adam, batch 128 and one thread. Their steps take turns; the times
+are medians over a fifth of the steps.
 """
 
 import argparse
@@ -20,7 +20,7 @@ BATCH, PARTS, FIRST = 128, 5, 300
 
 
 class Side:
-    """A network and its optimizer, with or without such numbers."""
+    """A network and its optimizer, with or without denormal numbers."""
 
     def __init__(self, flush: bool) -> None:
         torch.manual_seed(0)
@@ -31,7 +31,7 @@ class Side:
         self.adam = torch.optim.Adam(self.layers.parameters(), fused=True)
 
     def step(self, x: Tensor, y: Tensor) -> float:
-        """Seconds."""
+        """Make one training step and return its duration in seconds."""
         torch.set_flush_denormal(self.flush)
         began = time.perf_counter()
         loss = F.cross_entropy(self.layers(x), y)

@@ -1,9 +1,8 @@
-"""What EWC costs a training step of the agent's own network: `python benchmarks/ewc_step.py`.
-Wanted: a ratio of at most 1.10.
+"""What EWC costs a training step of the agents: `python benchmarks/ewc_step.py`.
 
-The plain and the EWC learner take turns, step by step, on one thread with fused Adam on both sides;
-the
-medians are compared. Networks: the agent of each scenario, at its batch.
+Wanted: a ratio of at most 1.10. A plain learner and one with EWC take turns, step by step, on one
+thread with fused Adam; the medians are compared. The networks are the agents of both scenarios, at
+their batch sizes.
 """
 
 import statistics
@@ -19,6 +18,7 @@ ROUNDS = 300
 
 
 def consolidated(scenario: Scenario, strategies: list[Strategy]) -> Learner:
+    """Return the scenario's learner with strategies that have ended its first task."""
     learner, plan, _, consolidation = scenario.build(seed=0)
     learner.attach(strategies)
     batch = learner.rollout(consolidation, [0], plan.consolidation_steps, seed=0)
@@ -28,22 +28,21 @@ def consolidated(scenario: Scenario, strategies: list[Strategy]) -> Learner:
 
 
 def step_seconds(learner: Learner, batch: Batch) -> float:
+    """Make one training step on `batch` and return its duration in seconds."""
     began = time.perf_counter()
     learner.updater.step(learner.loss(batch), batch)
     return time.perf_counter() - began
 
 
 def training_batch(scenario: Scenario, learner: Learner, steps: int) -> Batch:
-    """A batch as the scenario trains on: for the plant sequences of a minibatch's size, for digits
-    32 images.
-    """
+    """Return a batch of the scenario's size: a minibatch of plant sequences, or 32 digits."""
     batch = learner.rollout(scenario.world("train", 32, 0), [0], steps, seed=1)
     return replace(batch, target=learner.targets(batch))
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"an EWC step against a plain step, one thread, medians of {ROUNDS} steps taken in turn")
+    print(f"a plain step, an EWC step and their ratio; one thread, medians of {ROUNDS} steps")
     for scenario, steps in ((SwitchingPlant(), 16), (SplitDigits(), 1)):
         plain, ewc = consolidated(scenario, []), consolidated(scenario, [EWC(1.0)])
         batch = training_batch(scenario, plain, steps)

@@ -1,15 +1,14 @@
-"""The Fisher information against a loop over examples: `python benchmarks/fisher_speed.py
-[--networks mlp convnet] [--examples 128]`.
+"""The Fisher information beside a loop over examples: `python benchmarks/fisher_speed.py`.
 
-Wanted: at least 10 times as fast, and equal to 1e-5. The loop is what people write by hand: for
-every example a forward pass, autograd of log p of a label drawn from the model, squares added up;
-over all labels a backward pass for each, weighed by its probability. The loop gets the labels that
-ours draws. Networks and batches are those of benches.py. The sides take turns; medians. "a plain
-pass" is
-the ceiling: how many times as fast as the loop one forward and backward pass of the whole batch is,
-    which knows no example's own gradient.
-Last column: the largest difference of an entry over the largest entry of its tensor, of the worst
-    tensor.
+Wanted: at least 10 times as fast as the loop, and equal to 1e-5. The loop is what people write by
+hand. For every example it makes a forward pass, takes autograd's gradient of log p of a label drawn
+from the model, and adds up the squares. Over all labels it makes a backward pass for each, weighted
+by its probability. The loop gets the labels that ours draws. Networks and batches are those of
+benches.py. The two take turns; times are medians.
+
+The column "a plain pass" is an upper bound: how many times as fast as the loop one forward and
+backward pass of the whole batch is, which gives no per-example gradients. The column "apart" is the
+largest difference of an entry, relative to the largest entry of its tensor, over all tensors.
 """
 
 import argparse
@@ -29,8 +28,8 @@ SEED, TOLERANCE = 0, 1e-5
 Weights = dict[str, Tensor]
 
 
-class Noting(Categorical):
-    """Remembers the labels that it draws."""
+class Recording(Categorical):
+    """A categorical likelihood that records the labels it draws."""
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
@@ -42,7 +41,7 @@ class Noting(Categorical):
 
 
 def ready(network: str) -> Bench:
-    """A learner after a few steps, so that its outputs are not all alike."""
+    """Return a learner after a few steps, so that its outputs differ between classes."""
     torch.manual_seed(SEED)
     learner = Bench(NETWORKS[network](), [])
     for k in range(5):
@@ -51,20 +50,22 @@ def ready(network: str) -> Bench:
 
 
 def ours(learner: Bench, batch: Batch, exact: bool) -> Weights:
+    """Return everloop's diagonal Fisher information; `exact`: over all labels, not a drawn one."""
     generator = None if exact else torch.Generator().manual_seed(SEED)
     return diagonal_fisher(learner, [batch], generator, exact=exact)
 
 
 def labelled(learner: Bench, batch: Batch) -> Batch:
-    """`batch` with the labels that `ours` draws."""
-    usual, learner.likelihood = learner.likelihood, (noting := Noting(CLASSES))
+    """Return `batch` with the labels that `ours` draws."""
+    usual, recording = learner.likelihood, Recording(CLASSES)
+    learner.likelihood = recording
     ours(learner, batch, exact=False)
     learner.likelihood = usual
-    return replace(batch, target=torch.cat(noting.drawn, 1))
+    return replace(batch, target=torch.cat(recording.drawn, 1))
 
 
 def by_loop(learner: Bench, batch: Batch, exact: bool) -> Weights:
-    """The mean over examples of squared gradients, one example at a time."""
+    """Return the mean over examples of squared gradients, computed one example at a time."""
     assert batch.target is not None
     weights = dict(learner.module.named_parameters())
     totals = {name: torch.zeros_like(p) for name, p in weights.items()}
@@ -80,7 +81,7 @@ def by_loop(learner: Bench, batch: Batch, exact: bool) -> Weights:
 
 
 def plain_pass(learner: Bench, batch: Batch, exact: bool) -> Weights:
-    """The gradient of the batch's mean, once, or for all labels."""
+    """Return the gradient of the batch's mean, of one label or (`exact`) of all in turn."""
     weights = dict(learner.module.named_parameters())
     with learner.evaluating():
         log_p = torch.log_softmax(learner.outputs(batch)[0], -1)
@@ -92,25 +93,29 @@ def plain_pass(learner: Bench, batch: Batch, exact: bool) -> Weights:
 
 
 def timed(call: Callable[[], Weights]) -> tuple[float, Weights]:
+    """Return the duration of `call` in seconds, and its result."""
     began = time.perf_counter()
     result = call()
     return time.perf_counter() - began, result
 
 
 def compared(network: str, examples: int, exact: bool, rounds: int) -> str:
+    """Return the cells of a row of the table.
+
+    Raises:
+        SystemExit: If the two differ by TOLERANCE or more.
+    """
     learner = ready(network)
     batch = labelled(learner, fresh(network, 100)[:examples])
     seconds, apart = [], 0.0
     for _ in range(rounds + 1):
-        (a, fast), (b, slow) = (
-            timed(lambda: ours(learner, batch, exact)),
-            timed(lambda: by_loop(learner, batch, exact)),
-        )
+        a, fast = timed(lambda: ours(learner, batch, exact))
+        b, slow = timed(lambda: by_loop(learner, batch, exact))
         seconds.append((a, b, timed(lambda: plain_pass(learner, batch, exact))[0]))
         apart = max(float((fast[name] - y).abs().max() / y.abs().max()) for name, y in slow.items())
     if not apart < TOLERANCE:
         raise SystemExit(
-            f"{network}: Fisher information differ by {apart:.0e}, allowed: {TOLERANCE}"
+            f"{network}: ours and the loop differ by {apart:.0e}; it must be below {TOLERANCE}"
         )
     a, b, c = (statistics.median(column) for column in zip(*seconds[1:], strict=True))
     return f"{a * 1e3:.1f} | {b * 1e3:.1f} | {b / a:.1f} | {b / c:.1f} | {apart:.0e}"

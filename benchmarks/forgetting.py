@@ -1,9 +1,8 @@
-"""How much is forgotten, with and without strategies: `python benchmarks/forgetting.py --out
-runs/forgetting`.
+"""How much is forgotten with and without strategies: `python benchmarks/forgetting.py`.
 
-Runs every scenario with every set of strategies and seed through the command line, one thread each,
-as many at once as `--jobs` says, and prints the table of docs/results.md: mean over the seeds, and
-the seeds' own values. Runs that the folder already holds are not repeated.
+Runs every scenario with every set of strategies and every seed through the command line, `--jobs`
+at a time with one thread each. Prints the table of docs/results.md: the mean over the seeds and the
+value of each seed. Runs that the folder `--out` already holds are not repeated.
 """
 
 import argparse
@@ -24,6 +23,7 @@ STRATEGIES = ["none", "ewc", "replay", "ewc,replay", "joint"]
 
 
 def experiment(scenario: str, strategies: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Return the result of one run."""
     words = [*SCENARIOS[scenario], "--strategies", strategies, "--seed", str(seed)]
     return run(words, folder / scenario.replace(", ", "-") / strategies / str(seed))
 

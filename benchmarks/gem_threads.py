@@ -1,18 +1,18 @@
-"""GEM's update on one torch thread and on two: `python benchmarks/gem_threads.py [--tasks 5 10 20]
-[--rounds 40]`.
+"""GEM's update on one torch thread and on two: `python benchmarks/gem_threads.py`.
 
-Its dual is small, a row for each ended task, and is solved by numpy and scipy beside torch: do two
-pools of threads fight for the cores? On the MLP of benches.py, with as many stored examples of each
-task as fresh ones, batch 128, a step beside
+GEM's dual problem is small, with a row for each ended task. numpy and scipy solve it, so their
+threads could compete with torch's for the cores. This benchmark tells whether they do. It uses the
+MLP of benches.py and batch 128, with as many stored examples of each task as fresh ones. These take
+turns, and for each number of tasks all numbers of threads do:
 
+- a plain step;
 - GEM's whole update: all gradients, the memory, the dual;
-- the same with numpy's and scipy's BLAS held to one thread, to tell whether that one is in torch's
-    way;
-- the same where quadprog solves the dual, if it is installed;
+- the same with the BLAS of numpy and scipy limited to one thread;
+- the same with quadprog as the solver, if it is installed.
 
-take turns, and for each number of tasks both numbers of threads do. Medians, in plain steps on as
-many threads; beside them the dual alone, in microseconds, on what the update's gradients gave.
-"used": the share of updates whose gradient opposes a past task's, so that there is a dual to solve.
+Updates are given as medians, in plain steps on the same number of threads. The dual alone is given
+in microseconds, for the gradients of the last update. The column "used" is the share of updates
+whose gradient opposes a past task's, so that there is a dual to solve.
 """
 
 import argparse
@@ -41,18 +41,17 @@ EVERLOOP: Solver = gem.solve_dual
 def quadprog(
     P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: float = 0.0
 ) -> npt.NDArray[np.float64]:
-    """As GEM's authors call it: argmin v' P v / 2 + q' v with v >= margin."""
+    """Return argmin_v v' P v / 2 + q' v with v >= margin, as GEM's authors compute it."""
     from quadprog import solve_qp  # type: ignore[import-not-found]
 
     n = len(q)
-    v: npt.NDArray[np.float64] = solve_qp(P + 1e-3 * np.eye(n), -q, np.eye(n), np.full(n, margin))[
-        0
-    ]
+    solution = solve_qp(P + 1e-3 * np.eye(n), -q, np.eye(n), np.full(n, margin))
+    v: npt.NDArray[np.float64] = solution[0]
     return v
 
 
-class Noting:
-    """A solver that remembers what it was given last, and how often."""
+class Recording:
+    """A solver that records its last arguments and counts its calls."""
 
     def __init__(self, solver: Solver) -> None:
         self.solver, self.calls, self.given = solver, 0, (np.eye(1), -np.ones(1))
@@ -66,6 +65,7 @@ class Noting:
 
 @contextmanager
 def solved_by(solver: Solver) -> Iterator[None]:
+    """Let GEM solve its dual with `solver`."""
     usual, gem.solve_dual = gem.solve_dual, solver
     try:
         yield
@@ -74,7 +74,7 @@ def solved_by(solver: Solver) -> Iterator[None]:
 
 
 def ready(tasks: int) -> Bench:
-    """A learner that has ended `tasks` tasks, of labels at random, and begun another."""
+    """Return a learner with GEM that has ended `tasks` tasks of random labels and begun another."""
     torch.manual_seed(0)
     strategy = GEM(capacity=200 * (tasks + 1), batch_size=BATCH)
     learner = Bench(mlp(), [strategy])
@@ -88,23 +88,32 @@ def ready(tasks: int) -> Bench:
 
 
 def seconds(call: Callable[[], Any]) -> float:
+    """Return the duration of `call`."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
 
 
 def one_blas_thread() -> AbstractContextManager[Any]:
+    """Return a context in which BLAS uses one thread."""
     limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
     return limits
 
 
 def measured(tasks: int, threads: list[int], cores: int, rounds: int) -> Iterator[str]:
-    """Rows of the table."""
-    noting = Noting(EVERLOOP)
+    """Yield the rows of the table for a number of ended tasks.
+
+    Args:
+        tasks: Number of ended tasks.
+        threads: Numbers of torch threads, with a row for each.
+        cores: Number of BLAS threads.
+        rounds: Number of updates of each kind.
+    """
+    recording = Recording(EVERLOOP)
     batches = [fresh("mlp", 1000 + i, tasks) for i in range(8)]
     ways: dict[str, tuple[Bench, Solver, Callable[[], AbstractContextManager[Any]]]] = {
         "plain": (Bench(mlp(), []), EVERLOOP, nullcontext),
-        "gem": (ready(tasks), noting, nullcontext),
+        "gem": (ready(tasks), recording, nullcontext),
         "gem, BLAS on 1": (ready(tasks), EVERLOOP, one_blas_thread),
     }
     solvers = {"everloop": EVERLOOP}
@@ -115,21 +124,21 @@ def measured(tasks: int, threads: list[int], cores: int, rounds: int) -> Iterato
     for i in range(rounds):
         for n in threads:
             torch.set_num_threads(n)
-            with threadpool_limits(cores, user_api="blas"):  # as many as numpy takes by itself
+            with threadpool_limits(cores, user_api="blas"):  # numpy's default by default
                 for name, (learner, solver, limits) in ways.items():
                     with solved_by(solver), limits():
                         found[n, name].append(
                             seconds(lambda b=batches[i % 8], to=learner: to.update(b))  # type: ignore[misc]
                         )
                 for name, solver in solvers.items():
-                    found[n, name].append(seconds(lambda by=solver: by(*noting.given, 0.0)))  # type: ignore[misc]
+                    found[n, name].append(seconds(lambda by=solver: by(*recording.given, 0.0)))  # type: ignore[misc]
     middle = {
         key: statistics.median(values[min(5, rounds // 2) :]) for key, values in found.items()
     }
     for n in threads:
         steps = [f"{middle[n, name] / middle[n, 'plain']:.2f}" for name in ways if name != "plain"]
         alone = [f"{middle[n, name] * 1e6:.0f}" for name in solvers]
-        used = noting.calls / (rounds * len(threads))
+        used = recording.calls / (rounds * len(threads))
         cells = steps + [""] * (3 - len(steps)) + alone + [""] * (2 - len(alone))
         yield f"| {tasks} | {n} | {' | '.join(cells)} | {used:.0%} |"
 

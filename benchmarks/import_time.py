@@ -1,7 +1,7 @@
-"""What `import everloop` adds after torch and gymnasium: `python benchmarks/import_time.py`.
-Wanted: at most 0.25 s.
+"""How long `import everloop` takes after torch and gymnasium: `python benchmarks/import_time.py`.
 
-Each round is a fresh interpreter with warm file caches; the median of ten counts.
+Wanted: at most 0.25 s. Each round is a new interpreter with warm file caches. The result is the
+median of ten rounds.
 """
 
 import statistics
@@ -29,7 +29,7 @@ def main() -> None:
     ]
     seconds = statistics.median(float(seconds) for seconds, _ in rounds)
     print(f"import everloop after torch and gymnasium: {seconds:.3f} s (median of {ROUNDS})")
-    print(f"heavy packages it brought in: {rounds[-1][1]}")
+    print(f"heavy packages that it imported: {rounds[-1][1]}")
 
 
 if __name__ == "__main__":

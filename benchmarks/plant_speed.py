@@ -1,8 +1,8 @@
-"""Steps per second of the batched plant against Gymnasium's SyncVectorEnv of the single one:
-`python benchmarks/plant_speed.py`.
+"""Speed of the batched plant, beside a SyncVectorEnv: `python benchmarks/plant_speed.py`.
 
-Both run in this one process on one thread, in turn; the best of five rounds of each counts. Wanted:
-at least 3 million steps/s with 1,024 copies, and 40 times SyncVectorEnv.
+Compares the batched plant with Gymnasium's SyncVectorEnv of the single plant, in steps per second.
+Wanted: at least 3 million steps/s with 1,024 copies, and 40 times SyncVectorEnv. Both take turns in
+this process on one thread; the best of five rounds counts.
 """
 
 import os
@@ -21,6 +21,7 @@ COPIES, ROUNDS = 1024, 5
 
 
 def steps_per_second(world: Any, steps: int) -> float:
+    """Return the steps per second over `steps` vector steps, summed over all copies."""
     world.reset(seed=0)
     actions = world.action_space.sample()
     began = time.perf_counter()

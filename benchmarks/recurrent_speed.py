@@ -1,10 +1,10 @@
-"""Our RecurrentPPO policy against sb3-contrib's own: `python benchmarks/recurrent_speed.py`.
-Wanted: a ratio of at least 2.5.
+"""Speed of our RecurrentPPO policy, beside sb3-contrib's: `python benchmarks/recurrent_speed.py`.
 
-The same algorithm, plant and rollouts on one thread, in turn: RecurrentPPO with
-"MultiInputLstmPolicy" (an LSTM each for actor and critic, which is sb3-contrib's default, and one
-shared LSTM), and with our agent (encoders, cross-attention, one GRU). Steps per second of `learn`,
-rollouts and updates together; the best of three rounds.
+Wanted: at least 2.5 times sb3-contrib's speed. The algorithm, the plant and the rollouts are the
+same, on one thread, in turns. The policies are sb3-contrib's "MultiInputLstmPolicy" with separate
+LSTMs for actor and critic (its default), the same with one shared LSTM, and our agent (encoders,
+cross-attention, one GRU). The speed is steps per second of `learn`, rollouts and updates together;
+the best of three rounds counts.
 """
 
 import time
@@ -27,6 +27,8 @@ SETTINGS = (  # copies, n_steps, batch, units
 
 
 def ours(units: int) -> tuple[Any, dict[str, Any]]:
+    """Return our policy class and its keywords, with `units` hidden units."""
+
     def network(observation_space: Any, action_space: Any) -> Agent:
         size = likelihood_for(action_space).size()
         return Agent(observation_space, size, value_head=True, hidden_size=units)
@@ -35,10 +37,12 @@ def ours(units: int) -> tuple[Any, dict[str, Any]]:
 
 
 def theirs(units: int) -> tuple[Any, dict[str, Any]]:
+    """Return sb3-contrib's default policy and its keywords."""
     return "MultiInputLstmPolicy", {"lstm_hidden_size": units}
 
 
 def theirs_shared(units: int) -> tuple[Any, dict[str, Any]]:
+    """Return sb3-contrib's policy with one shared LSTM, and its keywords."""
     return "MultiInputLstmPolicy", {
         "lstm_hidden_size": units,
         "shared_lstm": True,
@@ -49,6 +53,7 @@ def theirs_shared(units: int) -> tuple[Any, dict[str, Any]]:
 def steps_per_second(
     policy: tuple[Any, dict[str, Any]], copies: int, n_steps: int, batch: int
 ) -> float:
+    """Return the world steps per second of one rollout and its updates, after one to warm up."""
     world: Any = make_vec("everloop/Plant-v0", copies, feedback=True)
     model = RecurrentPPO(
         policy[0],

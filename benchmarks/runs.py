@@ -1,6 +1,4 @@
-"""What the benchmarks that run whole experiments share: runs through the command line, and cells of
-tables.
-"""
+"""Runs through the command line and cells of tables, for benchmarks that run whole experiments."""
 
 import json
 import os
@@ -15,24 +13,18 @@ from everloop.scenarios.folder import complete
 
 
 def run(words: Sequence[str], out: Path) -> dict[str, Any]:
-    """The result of `everloop run *words`, from `out` if that run is finished there already; one
-    thread each.
+    """Return the result of `everloop run *words` in the folder `out`, on one thread.
+
+    A run that is complete there is not repeated.
+
+    Raises:
+        RuntimeError: If the run fails; with the command and the last line of its error.
     """
     if not complete(out):
-        command = [
-            sys.executable,
-            "-m",
-            "everloop",
-            "run",
-            *words,
-            "--out",
-            str(out),
-            "--overwrite",
-            "--quiet",
-        ]
-        path = os.pathsep.join(
-            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-        )  # scenarios that stand here
+        command = [sys.executable, "-m", "everloop", "run", *words]
+        command += ["--out", str(out), "--overwrite", "--quiet"]
+        # so that runs find scenarios in this folder
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
         )
@@ -43,7 +35,12 @@ def run(words: Sequence[str], out: Path) -> dict[str, Any]:
 
 
 def cell(values: Sequence[float | None], digits: int) -> str:
-    """The mean with `digits` behind the point, and the seeds' own values with one less."""
+    """Return the mean and, in brackets, each seed's value, as the cell of a table.
+
+    Args:
+        values: One value for each seed; with None among them the cell is a dash.
+        digits: Decimals of the mean, 1 or more. The seeds' values have one less.
+    """
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "-"

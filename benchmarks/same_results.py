@@ -1,12 +1,12 @@
-"""Does a change leave every result the same to the last bit? `python benchmarks/same_results.py
-REVISION`
+"""Does a change leave all results the same? `python benchmarks/same_results.py REVISION`.
 
-Runs a list of short experiments, with the code of REVISION (in a git worktree of its own) and with
-the code of this working tree, on this machine: hashes may differ between processors. It compares
-the scores at the ends of phases, the whole curve, and a hash of the final weights and of the
-optimizer's state. Prints one line for each case that differs, and exits with status 1 if any does.
+Runs a list of short experiments with the code of REVISION, in a separate git worktree, and with the
+code of this working tree. Both run on this machine, because hashes may differ between processors.
+Compares the scores at the ends of phases, all evaluations, and a hash of the final weights and of
+the optimizer's state. Prints one line for each case that differs in any bit, and exits with status
+1 if any does.
 
-`--cases WORD` runs the cases whose name holds WORD.
+`--cases WORD` runs the cases whose name contains WORD.
 """
 
 import argparse
@@ -55,7 +55,7 @@ STREAM_SETTINGS: dict[str, dict[str, Any]] = {
     "maml": {"iterations": 3},
     "growth": {"units": 3, "threshold": 0.0, "patience": 5},
 }
-"""Settings under which a strategy does all that it can within few steps."""
+"""Settings with which a strategy uses all of its parts within a few steps."""
 
 CONTROL_SETTINGS: dict[str, dict[str, Any]] = {
     **STREAM_SETTINGS,
@@ -74,7 +74,7 @@ CONTROL = [
 
 @dataclass
 class Columns(SplitDigits):
-    """Digits with the network that progressive networks and growth ask for."""
+    """Digits with the networks that progressive networks and growth require."""
 
     def module(self, world: Any, heads: int) -> nn.Module:
         backbone = ProgressiveMLP if heads > 1 else GrowingMLP
@@ -84,7 +84,7 @@ class Columns(SplitDigits):
 
 @dataclass
 class DigitsByPPO(SplitDigits):
-    """Pictures under a policy gradient: what an image goes through in control."""
+    """Digits under PPO, for the path of images in control."""
 
     recurrent: bool = False
 
@@ -115,7 +115,7 @@ class DigitsByPPO(SplitDigits):
 
 
 class Dial(VectorWrapper[Any, Any, Any, Any, Any]):
-    """A plant whose action is one of the settings -1 and 1 of each control, or none."""
+    """A plant with discrete actions: -1 or 1 for one of the controls, or 0 for all."""
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
@@ -135,7 +135,7 @@ class Dial(VectorWrapper[Any, Any, Any, Any, Any]):
 
 @dataclass
 class PlantByDQN(SwitchingPlant):
-    """The plant with discrete actions."""
+    """The plant with discrete actions, under DQN."""
 
     def world(self, split: Any, num_envs: int, seed: int) -> Any:
         return Dial(super().world(split, num_envs, seed))
@@ -162,8 +162,16 @@ class PlantByDQN(SwitchingPlant):
 
 
 def sentences(seed: int, tags: bool, rows: int = 96, length: int = 6, words: int = 20) -> Examples:
-    """Two domains of made-up sentences: the first word tells the class; words 4 and 5 (6 and 7 in
-    domain y) are names.
+    """Return random sentences of two domains, x and y.
+
+    The first word determines the class. Words 4 and 5 (6 and 7 in domain y) are names.
+
+    Args:
+        seed: Seed of the sentences.
+        tags: Label every token with a tag instead of every sentence with a class.
+        rows: Number of sentences, even.
+        length: Number of words of a sentence.
+        words: Size of the vocabulary.
     """
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, words, (rows, length)).astype(np.int32)
@@ -182,7 +190,7 @@ def sentences(seed: int, tags: bool, rows: int = 96, length: int = 6, words: int
 
 @dataclass
 class Sentences(TextScenario):
-    """Texts made here, so that the case needs no data."""
+    """Generated texts, so that the case needs no data."""
 
     name = "sentences"
     tags: bool = False
@@ -197,7 +205,7 @@ class Sentences(TextScenario):
 
 
 def digest(*states: Any) -> str:
-    """A hash of every tensor and number in `states`, nested as they come."""
+    """Return a hash of every tensor and number in `states`, which may be nested."""
     found = hashlib.sha256()
 
     def walk(value: Any) -> None:
@@ -220,7 +228,7 @@ def digest(*states: Any) -> str:
 
 
 def outcome(scenario: Any, strategies: str, settings: dict[str, dict[str, Any]]) -> Outcome:
-    """What a run of `scenario` ends with."""
+    """Run a scenario and return its result, the ends of phases and a hash of its weights."""
     chosen = {name: settings[name] for name in strategies.split(",") if name in settings}
     try:
         experiment = Experiment(scenario, strategies, SEED, settings=chosen)
@@ -239,8 +247,12 @@ def outcome(scenario: Any, strategies: str, settings: dict[str, dict[str, Any]])
 
 
 def attached(how: str, strategies: list[str]) -> Outcome:
-    """A hand-written loop on random vectors, as plain steps, through closures, or of a module
-    called with its labels.
+    """Run a hand-written loop on random vectors with strategies attached to it.
+
+    Args:
+        how: "steps" steps the optimizer plainly, "closure" passes it a closure, and "labels" calls
+            the module with its labels.
+        strategies: Names of the strategies.
     """
 
     class Labelled(nn.Module):
@@ -294,7 +306,7 @@ def attached(how: str, strategies: list[str]) -> Outcome:
 
 
 def cases() -> dict[str, Case]:
-    """Every case by its name."""
+    """Return every case by its name."""
     found: dict[str, Case] = {}
 
     def add(
@@ -376,9 +388,8 @@ def cases() -> dict[str, Case]:
         "dqn": PlantByDQN(num_tasks=2, steps=1600),
     }
     for name, scenario in algorithms.items():
-        scenario = replace(
-            scenario, eval_every=100_000
-        )  # evaluations in mid-phase have their own case
+        # evaluations within a phase have a case of their own, "curve"
+        scenario = replace(scenario, eval_every=100_000)
         for strategies in ("none", "joint", "ewc,replay", "packnet,replay", *CONTROL):
             add(f"plant {name}", scenario, strategies, CONTROL_SETTINGS)
         add(
@@ -408,7 +419,7 @@ def cases() -> dict[str, Case]:
 
 
 def work(words: list[str]) -> None:
-    """Run the cases named, and print what each ends with as a line of JSON."""
+    """Run the cases with these names, and print the outcome of each as a line of JSON."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     known = cases()
@@ -417,7 +428,7 @@ def work(words: list[str]) -> None:
 
 
 def outcomes(source: Path, names: list[str], jobs: int) -> dict[str, Outcome]:
-    """What the cases end with under the code in `source`."""
+    """Return the outcomes of the cases with the code in `source`, `jobs` processes at a time."""
 
     def part(own: list[str]) -> Iterator[tuple[str, Outcome]]:
         command = [sys.executable, __file__, "--work", *own]

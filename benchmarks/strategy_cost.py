@@ -1,10 +1,9 @@
-"""What each strategy costs a training step: `python benchmarks/strategy_cost.py [--networks mlp
-convnet agent] [--threads 1]`.
+"""What each strategy costs a training step: `python benchmarks/strategy_cost.py`.
 
-A plain step and a strategy's take turns, with fused Adam and the same batch of 128 on both sides;
-printed is the ratio of the medians. Rehearsal draws 128 stored examples with every step.
-`progressive` has one column of 40 units beside the one in use, on both sides the same kind of
-network; `growth` one branch. `clear` is for control: benchmarks/cost_by_tasks.py.
+A plain step and a strategy's step take turns, both with fused Adam and the same batch of 128.
+Prints the ratio of the medians. Rehearsal replays 128 stored examples with every step.
+`progressive` has one frozen column of 40 units beside the active one, and is compared with the same
+kind of network; `growth` has one branch. `clear` is for control: see benchmarks/cost_by_tasks.py.
 """
 
 import argparse
@@ -31,6 +30,7 @@ WANTED = {
 
 
 def cost(network: str, name: str) -> str:
+    """Return the ratio of a strategy's step to a plain one, or why the strategy is refused."""
     try:
         return f"{ratio(ready(network, name, plain=True), ready(network, name), ROUNDS):.2f}"
     except ValueError as refused:
@@ -46,16 +46,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(
-        f"threads {args.threads}, batch {BATCH}; weights: agent "
-        f"{sum(p.numel() for p in agent().parameters()):,}"
-    )
-    print(
-        "| strategy | "
-        + " | ".join(args.networks)
-        + " | wanted (mlp) |\n|---|"
-        + "---|" * (len(args.networks) + 1)
-    )
+    weights = sum(p.numel() for p in agent().parameters())
+    print(f"threads {args.threads}, batch {BATCH}; the agent has {weights:,} weights")
+    print(f"| strategy | {' | '.join(args.networks)} | wanted (mlp) |")
+    print(f"|---|{'---|' * (len(args.networks) + 1)}")
     for name in args.strategies:
         print(
             f"| {name} | {' | '.join(cost(network, name) for network in args.networks)} | "

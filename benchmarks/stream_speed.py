@@ -1,12 +1,15 @@
 """What the world and the loop cost beside a bare torch loop: `python benchmarks/stream_speed.py`.
 
-Wanted: at batch 128 on an MLP 784-400-400-10 at most 1.10 times the bare loop's time, at batch 10
-on a linear 784-10 at most 80 us a step above it, at most 300 MB of memory above the data set and
-the bare loop; and CIFAR-100 from the cache in under 1 s, if EVERLOOP_DATA says where it is.
+Wanted:
 
-Both sides have the same network, optimizer (fused Adam), batch, data (60,000 random images of 28 x
-28, as fast or slow as MNIST's) and one thread. The bare loop indexes tensors in memory by a random
-permutation. They take turns; medians over the turns.
+- at batch 128 on an MLP 784-400-400-10: at most 1.10 times the bare loop's time;
+- at batch 10 on a linear 784-10: at most 80 us a step above it;
+- at most 300 MB of memory above the data set and the bare loop;
+- CIFAR-100 from the cache in under 1 s, if it is in the folder EVERLOOP_DATA.
+
+Both have the same network, optimizer (fused Adam), batch size, data (60,000 random images of 28 x
+28, which take as long as MNIST's) and one thread. The bare loop indexes tensors in memory by a
+random permutation. The two take turns; times are medians over the turns.
 """
 
 import os
@@ -32,6 +35,7 @@ SETTINGS = (("MLP 784-400-400-10", (400, 400), 128, 150), ("linear 784-10", (), 
 
 
 def data() -> Examples:
+    """Return N random images of 28 x 28 with random labels of 10 classes."""
     rng = np.random.default_rng(0)
     return Examples(
         rng.integers(0, 256, (N, 28, 28, 1), np.uint8),
@@ -46,7 +50,7 @@ def network(hidden: tuple[int, ...]) -> Classifier:
 
 
 class Bare:
-    """The loop that anybody would write by hand."""
+    """The loop that one would write by hand."""
 
     def __init__(self, hidden: tuple[int, ...], images: Any, labels: Any) -> None:
         net = network(hidden)
@@ -70,7 +74,7 @@ class Bare:
 
 
 class Loop:
-    """The same through the world."""
+    """The same training through the world and the supervised learner."""
 
     def __init__(self, hidden: tuple[int, ...], examples: Examples, batch: int) -> None:
         world: Any = make_vec(
@@ -86,7 +90,7 @@ class Loop:
 
 
 def peak_megabytes(side: str) -> float:
-    """Peak memory of a process of its own that runs one side."""
+    """Return the peak memory, in MB, of a separate process that runs one side: bare or loop."""
     return float(
         subprocess.run(
             [sys.executable, __file__, side], capture_output=True, text=True, check=True
@@ -95,6 +99,7 @@ def peak_megabytes(side: str) -> float:
 
 
 def one_side(side: str) -> None:
+    """Train with one side, bare or loop, and print the peak memory of this process in MB."""
     examples, (_, hidden, batch, steps) = data(), SETTINGS[0]
     bare_or_loop = (
         Bare(hidden, examples.inputs, examples.labels)
@@ -125,7 +130,7 @@ def main() -> None:
         f"has {size:.0f} MB"
     )
     if folder := os.environ.get("EVERLOOP_DATA"):
-        load_images(Path(folder) / "cifar100")  # now it is in the cache
+        load_images(Path(folder) / "cifar100")  # fills the cache
         began = time.perf_counter()
         load_images(Path(folder) / "cifar100")
         print(f"CIFAR-100 from the cache: {time.perf_counter() - began:.2f} s")

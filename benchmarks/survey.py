@@ -1,10 +1,9 @@
-"""Every strategy, as it comes, in every type of class, domain and task: `python
-benchmarks/survey.py --out runs/survey`.
+"""Every strategy with its default settings, in every scenario type: `python benchmarks/survey.py`.
 
-`everloop run split-digits`, nothing tuned: what a user gets who names a strategy and no more.
-Prints the table of docs/results.md: the mean over the seeds of the average accuracy in % after the
-last task, and the seeds' own; a refusal is a dash. One thread each, as many at once as `--jobs`
-says; runs that the folder already holds are not repeated.
+Runs `everloop run split-digits`, as for a user who names a strategy and sets nothing else. Prints
+the table of docs/results.md: the average accuracy in % after the last task, as the mean over the
+seeds and the value of each seed; a dash if the strategy refuses. Runs are made `--jobs` at a time
+with one thread each. Runs that the folder `--out` already holds are not repeated.
 """
 
 import argparse
@@ -16,25 +15,16 @@ from runs import cell, run
 from everloop.loop import PRETRAINING, STRATEGIES
 
 TYPES = ["class", "domain", "task"]
-ELSEWHERE = {
-    "clear",
-    "progressive",
-    "growth",
-}  # for control, and for networks with columns and branches
+ELSEWHERE = {"clear", "progressive", "growth"}
+"""Strategies for control, and for networks with columns or branches."""
+
 NAMES = ["none", *[n for n in (*STRATEGIES, *PRETRAINING) if n not in ELSEWHERE], "joint"]
 
 
 def average(strategies: str, scenario_type: str, seed: int, folder: Path) -> float | None:
-    """None where it is refused."""
-    words = [
-        "split-digits",
-        "--scenario-type",
-        scenario_type,
-        "--strategies",
-        strategies,
-        "--seed",
-        str(seed),
-    ]
+    """Return the average accuracy in %, or None if the strategy refuses the scenario."""
+    words = ["split-digits", "--scenario-type", scenario_type]
+    words += ["--strategies", strategies, "--seed", str(seed)]
     try:
         result = run(words, folder / scenario_type / strategies / str(seed))
     except RuntimeError as refused:

@@ -1,19 +1,20 @@
-"""Whole runs against the leanest loop by hand: `python benchmarks/whole_runs.py [--strategies ewc
-replay] [--updates 200] [--rounds 5]`.
+"""Whole runs beside the leanest hand-written loops: `python benchmarks/whole_runs.py`.
 
-Wanted: at most 1.15 times its time. 5 tasks of 2 classes (60,000 synthetic images of 28 x 28,
-uint8), MLP 784-400-400-10, batch 128, fused Adam on both sides, the same examples in the same
-order. Ours: a stream, a supervised learner, its `learn`, and the strategy's `begin_task` and
-`end_task` with the 512 examples played for the latter, as in `closed_loop.run`; no evaluation and
-no monitors. By hand (by_hand.py, by_hand_*.py): arrays, and the same 512 examples at a task's end.
-Both flush denormals. "none, arrays" is ours without the stream, in a world that only indexes
-arrays. The sides take turns, task by task; medians over rounds.
+Wanted: at most 1.15 times the hand-written loop's time. There are 5 tasks of 2 classes (60,000
+synthetic images of 28 x 28, uint8). Both sides have an MLP 784-400-400-10, batch 128, fused Adam,
+flushed denormals, and the same examples in the same order. They take turns, task by task; times are
+medians over rounds.
 
-Before that both sides run 10 updates a task in double precision: the distance of their weights over
-the way that these have come must be below 1e-9; weights that a strategy adds have come from 0.
-(GEM's memory by hand is another than ours, so its weights are not compared.) La-MAML takes plain
-gradient descent in place of Adam, as it is written for; Reptile's and MAML's runs begin with their
-meta-training. Left out: clear, which repeats a policy's actions and values.
+- Ours: a stream, a supervised learner with its `learn`, and the strategy's `begin_task` and
+  `end_task`, with 512 examples sampled for the latter, as in `Run`. No evaluation, no callbacks.
+- By hand (by_hand.py, by_hand_*.py): arrays, and the same 512 examples at a task's end.
+- "none, arrays": ours without the stream, in a world that only indexes arrays.
+
+Before that, both sides run 10 updates a task in double precision. The distance between their
+weights, relative to the distance that the weights have moved, must be below 1e-9. Weights that a
+strategy adds count as moved from 0. GEM's weights are not compared, because its hand-written memory
+differs. La-MAML uses plain gradient descent instead of Adam, for which it is written. The runs of
+Reptile and MAML begin with their meta-training. `clear` is left out because it is for control.
 """
 
 import argparse
@@ -40,12 +41,11 @@ from everloop.loop import PRETRAINING, STRATEGIES, SupervisedLearner, Training, 
 from everloop.loop.world import play
 
 TASKS, END, SEED = 5, 512, 0
-CHECKED, TOLERANCE = 10, 1e-9  # updates a task, relative distance
+CHECKED, TOLERANCE = 10, 1e-9  # of the check: updates a task, relative distance of the weights
 ARRAYS = "none, arrays"
-META: dict[Callable[[Hand], Run], int] = {
-    reptile: STEPS,
-    maml: STEPS + 1,
-}  # they begin with so many batches an iteration
+META: dict[Callable[[Hand], Run], int] = {reptile: STEPS, maml: STEPS + 1}
+"""Batches in each iteration of the meta-training with which a run begins."""
+
 HAND: dict[str, Callable[[Hand], Run]] = {
     **{f.__name__: f for f in (none, l2, ewc, ewc_kfac, mas, si, rwalk, lwf)},
     **{f.__name__: f for f in (replay, der, derpp, er_ace, mir, gdumb, icarl, agem, gem, la_maml)},
@@ -56,7 +56,7 @@ HAND: dict[str, Callable[[Hand], Run]] = {
 MEMORY = {"capacity": CAPACITY, "batch_size": BATCH}
 SETTINGS: dict[str, dict[str, Any]] = {
     "l2": {"strength": 0.1},
-    "ewc": {"strength": 100.0, "fisher": "empirical"},  # labels drawn would be others on each side
+    "ewc": {"strength": 100.0, "fisher": "empirical"},  # drawn labels would differ
     "mas": {"strength": 0.1},
     "si": {"strength": 1.0},
     **dict.fromkeys(("replay", "der", "er_ace", "agem", "gem", "la_maml"), MEMORY),
@@ -68,31 +68,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "l2_init": {"strength": 0.01},
     "continual_backprop": {"replacement_rate": REPLACED, "maturity": MATURITY},
 }
-BACKBONES: dict[str, Callable[..., Any]] = {
-    "progressive": ProgressiveMLP,
-    "growth": GrowingMLP,
-}  # at first the same MLP
-TOLD = {"packnet", "hat", "lora", "progressive"}
-DIFFERENT = {"gem"}  # another memory by hand
+BACKBONES: dict[str, Callable[..., Any]] = {"progressive": ProgressiveMLP, "growth": GrowingMLP}
+"""Networks that strategies require, at first equal to the MLP."""
+
+TASK_AWARE = {"packnet", "hat", "lora", "progressive"}
+DIFFERENT = {"gem"}  # the hand-written memory differs
 
 
 def synthetic(count: int) -> Examples:
-    """A faint pattern of its class in every image of noise; one label in ten is wrong, so that
-    gradients do not vanish.
+    """Return `count` images of noise with a faint pattern of their class.
+
+    One label in ten is wrong, so that gradients do not vanish.
     """
     rng = np.random.default_rng(0)
-    labels, patterns = (
-        rng.integers(0, CLASSES, count),
-        rng.integers(0, 64, (CLASSES, 28, 28, 1), np.uint8),
-    )
+    labels = rng.integers(0, CLASSES, count)
+    patterns = rng.integers(0, 64, (CLASSES, 28, 28, 1), np.uint8)
     images = rng.integers(0, 192, (count, 28, 28, 1), np.uint8) + patterns[labels]
     wrong = rng.random(count) < 0.1
     return Examples(images, np.where(wrong, labels ^ 1, labels), [str(c) for c in range(CLASSES)])
 
 
 def stream(data: Examples, cue: bool) -> Any:
-    """Classes 0 and 1, 2 and 3, ..., told apart by one head; some have to be told the task, though
-    the network does not look at it.
+    """Return a stream of the classes 0 and 1, 2 and 3, ..., with one head for all.
+
+    `cue` shows the task, which task-aware strategies require though the network does not use it.
     """
     protocol = {"kind": "classes", "classes_per_task": CLASSES // TASKS}
     world = make_vec(
@@ -107,22 +106,20 @@ def stream(data: Examples, cue: bool) -> Any:
 
 
 def shown(world: World, task: int, steps: int, seed: int | None = None) -> Rows:
-    """The rows of the data that `world` shows in the next steps of `task`, (steps, BATCH)."""
+    """Return the rows that `world` shows in its next steps of `task`, (steps, BATCH)."""
     play(world, [task], seed)
     return np.stack([world.step(np.zeros(BATCH, np.int64))[4]["index"] for _ in range(steps)])
 
 
 class Indexed:
-    """The leanest world: what the phases hold, from arrays."""
+    """The leanest world: it shows the rows of the phases, from arrays."""
 
     num_envs = BATCH
 
     def __init__(self, world: World, data: Examples, phases: list[Phase]) -> None:
         self.tasks, self.data, self.phases = world.tasks, data, phases
-        self.single_observation_space, self.single_action_space = (
-            world.single_observation_space,
-            world.single_action_space,
-        )
+        self.single_observation_space = world.single_observation_space
+        self.single_action_space = world.single_action_space
 
     def reset(
         self, *, seed: int | None = None, options: Any = None
@@ -132,35 +129,29 @@ class Indexed:
 
     def step(self, actions: Any) -> tuple[dict[str, Any], Any, Any, Any, dict[str, Any]]:
         info, self.i = {"label": self.data.labels[self.rows[self.i]]}, self.i + 1
-        return (
-            {"image": self.data.inputs[self.rows[self.i % len(self.rows)]]},
-            None,
-            None,
-            None,
-            info,
-        )
+        obs = {"image": self.data.inputs[self.rows[self.i % len(self.rows)]]}
+        return obs, None, None, None, info
 
     def reference(self, task: int) -> tuple[float, float]:
         return 0.0, 1.0
 
 
 def network(name: str = "none") -> Classifier:
+    """Return the MLP with the initial weights of SEED, in the form that the strategy requires."""
     torch.manual_seed(SEED)
     return Classifier(BACKBONES.get(name, MLP)((28, 28, 1), (400, 400)), CLASSES)
 
 
 def settings(name: str, updates: int) -> dict[str, Any]:
-    """Of a strategy of ours, where a task has so many updates."""
+    """Return the settings of our strategy for tasks of this number of updates."""
     by_updates = {
         "packnet": {"retrain_steps": updates},
         "rwalk": {"interval": updates // 4},
         "growth": {"patience": updates // 2},
-        "gdumb": {
-            "epochs": 3 * updates // 20
-        },  # over 30, as it has, rounding grows too far for the check
-        "icarl": {
-            "capacity": 5 * updates
-        },  # among few exemplars herding seldom meets distances that rounding decides
+        # over its default 30 epochs, rounding errors would grow too far for the check
+        "gdumb": {"epochs": 3 * updates // 20},
+        # with few exemplars, herding seldom meets distances that are equal up to rounding
+        "icarl": {"capacity": 5 * updates},
         "reptile": {"iterations": updates},
         "maml": {"iterations": updates},
     }
@@ -168,6 +159,7 @@ def settings(name: str, updates: int) -> dict[str, Any]:
 
 
 def ours(name: str, learner: SupervisedLearner, consolidation: World, updates: int) -> Run:
+    """Train with our strategy through all tasks, and yield after each."""
     if name in PRETRAINING:
         PRETRAINING[name](**settings(name, updates)).run(learner)
     strategies = [STRATEGIES[name](**settings(name, updates))] if name in STRATEGIES else []
@@ -176,18 +168,15 @@ def ours(name: str, learner: SupervisedLearner, consolidation: World, updates: i
         for strategy in strategies:
             strategy.begin_task(task, learner)
         learner.learn([task.id], updates * BATCH)
-        batches = (
-            [learner.rollout(consolidation, [task.id], END // BATCH, SEED + 1 + task.id)]
-            if strategies
-            else []
-        )
+        if strategies:
+            batch = learner.rollout(consolidation, [task.id], END // BATCH, SEED + 1 + task.id)
         for strategy in strategies:
-            strategy.end_task(task, batches, learner)
+            strategy.end_task(task, [batch], learner)
         yield
 
 
 def in_turns(runs: list[Run]) -> list[float]:
-    """Seconds of each run, that take turns task by task."""
+    """Let the runs take turns, task by task, and return the seconds of each."""
     seconds = [0.0] * len(runs)
     for _ in range(TASKS):
         for i, run in enumerate(runs):
@@ -198,8 +187,12 @@ def in_turns(runs: list[Run]) -> list[float]:
 
 
 def compared(name: str, data: Examples, phases: list[Phase]) -> tuple[list[float], float]:
-    """Seconds of ours and by hand in one run of each, and how far apart they end."""
-    cue = name in TOLD
+    """Run ours and the hand-written loop once.
+
+    Returns:
+        The seconds of both, and the relative distance between their final weights.
+    """
+    cue = name in TASK_AWARE
     world: Any = Indexed(stream(data, cue), data, phases) if name == ARRAYS else stream(data, cue)
     module = network(name)
     begin = {p: p.detach().clone() for p in module.parameters()}
@@ -218,8 +211,9 @@ def flat(weights: Iterable[Tensor]) -> Tensor:
 
 
 def planned(data: Examples, updates: int, meta: int) -> list[Phase]:
-    """What the streams will show; with meta-training before the first task, as a phase of
-    its own.
+    """Return the rows that the streams will show, by task.
+
+    With `meta` batches an iteration, meta-training comes first, as a phase of its own.
     """
     world, consolidation = stream(data, False), stream(data, False)
     before = [Phase(drawn_tasks(world, updates, meta), np.zeros(0, np.int64))] if meta else []
@@ -232,7 +226,7 @@ def planned(data: Examples, updates: int, meta: int) -> list[Phase]:
 
 
 def drawn_tasks(world: World, iterations: int, steps: int) -> Rows:
-    """What meta-training will be shown, (iterations, steps, BATCH)."""
+    """Return the rows that meta-training will be shown, (iterations, steps, BATCH)."""
     rng = np.random.default_rng(0)
     return np.stack(
         [
@@ -243,30 +237,30 @@ def drawn_tasks(world: World, iterations: int, steps: int) -> Rows:
 
 
 def table(names: list[str], data: Examples, updates: int, rounds: int) -> None:
-    print(
-        "| strategy | ours, s | by hand, s | ratio | apart after the check |\n|---|---|---|---|---|"
-    )
+    """Check and time the strategies, and print a row for each.
+
+    Raises:
+        SystemExit: If the weights of ours and by hand differ by TOLERANCE or more.
+    """
+    print("| strategy | ours, s | by hand, s | ratio | apart after the check |")
+    print("|---|---|---|---|---|")
     plans = {
         meta: planned(data, updates, meta) for meta in {META.get(HAND[name], 0) for name in names}
     }
     for name in names:
         meta = META.get(HAND[name], 0)
         phases, short = plans[meta], planned(data, CHECKED, meta)
-        torch.set_default_dtype(
-            torch.float64
-        )  # in single precision rounding decides which unit is on, and grows from there
+        # in single precision, rounding errors decide which units are on, and grow from there
+        torch.set_default_dtype(torch.float64)
         apart = compared(name, data, short)[1]
         torch.set_default_dtype(torch.float32)
         if not apart < TOLERANCE and name not in DIFFERENT:
             raise SystemExit(
-                f"{name}: the weights end {apart:.0e} of their way apart, allowed: {TOLERANCE}"
+                f"{name}: the final weights differ by {apart:.0e} of the distance they moved; "
+                f"it must be below {TOLERANCE}"
             )
-        ours_s, hand_s = (
-            statistics.median(column)
-            for column in zip(
-                *[compared(name, data, phases)[0] for _ in range(rounds)], strict=True
-            )
-        )
+        seconds = [compared(name, data, phases)[0] for _ in range(rounds)]
+        ours_s, hand_s = (statistics.median(column) for column in zip(*seconds, strict=True))
         shown_apart = "-" if name in DIFFERENT else f"{apart:.0e}"
         print(
             f"| {name} | {ours_s:.2f} | {hand_s:.2f} | {ours_s / hand_s:.2f} | {shown_apart} |",

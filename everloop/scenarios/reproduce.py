@@ -208,8 +208,8 @@ def comparison(table: Table, out: Path) -> str:
         f"{table.machine}.",
     ]
     lines += [
-        f"Tolerance: {table.points:g} points or 2 standard errors, whichever is more, or above. "
-        f"{table.notes}".strip(),
+        f"Tolerance: {table.points:g} points or 2 standard errors, whichever is larger; a higher "
+        f"number also passes. {table.notes}".strip(),
         "",
     ]
     lines += [
