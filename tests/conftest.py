@@ -22,7 +22,7 @@ LONG_IN = {
     "loop/callbacks": "tensorboard",
     "loop/importance": "per_example",
     "loop/learners": "attached",
-    "loop/memory": "memories",
+    "loop/memory": "grouped",
     "loop/results": "figures",
     "agents": "text",
     "envs": "checkers stream_state",
