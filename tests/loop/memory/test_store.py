@@ -99,7 +99,7 @@ def test_an_example_of_another_shape_is_refused_and_the_field_named(shape: tuple
     with pytest.raises(
         ValueError,
         match=(
-            rf"^obs.x has the shape {re.escape(str(shape))}, it must be \(4,\), as in the first "
+            rf"^obs.x has the shape {re.escape(str(shape))}; it must be \(4,\), as in the first "
             r"example stored$"
         ),
     ):
