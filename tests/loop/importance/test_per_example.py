@@ -241,7 +241,7 @@ def test_exact_fisher_of_logistic_regression() -> None:
 
 
 def by_classes(learner: FixedLearner, batch: Batch) -> list[Tensor]:
-    """Mean over examples of sum_c p_c (d log p_c / d w)^2, one backward pass an example and class."""
+    """Mean over examples of sum_c p_c (d log p_c / d w)^2, by one backward pass for each."""
     parameters = list(learner.weights().values())
     totals = [torch.zeros_like(p) for p in parameters]
     for example in batch.split(1):
