@@ -37,7 +37,7 @@ from torch import Tensor
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
 from everloop.envs import Examples, make_vec
 from everloop.loop import STRATEGIES, SupervisedLearner, Training, World
-from everloop.loop.world import play
+from everloop.loop.world import reset_to_tasks
 
 TASKS, END, SEED = 5, 512, 0
 CHECKED, TOLERANCE = 10, 1e-9  # updates a task, relative distance
@@ -108,7 +108,7 @@ def stream(data: Examples, cue: bool) -> Any:
 
 def shown(world: World, task: int, steps: int, seed: int | None = None) -> Rows:
     """The rows of the data that `world` shows in the next steps of `task`, (steps, BATCH)."""
-    play(world, [task], seed)
+    reset_to_tasks(world, [task], seed)
     return np.stack([world.step(np.zeros(BATCH, np.int64))[4]["index"] for _ in range(steps)])
 
 

@@ -23,7 +23,7 @@ from everloop.loop.likelihood import (
     Gaussian,
     Likelihood,
     SquashedGaussian,
-    Tags,
+    TokenCategorical,
     likelihood_for,
 )
 from everloop.loop.memory import MEMORIES, Memory, Reservoir, herding
@@ -142,7 +142,7 @@ __all__ = [
     "SquashedGaussian",
     "Strategy",
     "SupervisedLearner",
-    "Tags",
+    "TokenCategorical",
     "Training",
     "Traits",
     "Updater",

@@ -15,7 +15,7 @@ from everloop.contract import Task, World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range
-from everloop.loop.world import check_finite, labels_of, play
+from everloop.loop.world import check_finite, labels_of, reset_to_tasks
 
 Weights = Mapping[str, Tensor]
 Loss = Callable[[Weights], Tensor]
@@ -218,7 +218,7 @@ def _played(model: Model, task: int, batches: int, seed: int) -> Loss:
     The world goes on with the guesses of that network, from the same forward pass.
     """
     world = _world(model)
-    obs, played = play(world, [task], seed)
+    obs, played = reset_to_tasks(world, [task], seed)
     start = torch.ones(1, len(played), dtype=torch.bool, device=model.device)
 
     def loss(weights: Weights) -> Tensor:
