@@ -344,7 +344,7 @@ def test_a_declared_boundary_consolidates_and_begins_again_within_the_phase() ->
 @pytest.mark.parametrize("act", [Run.end_phase, Run.boundary])
 def test_what_needs_a_phase_under_way_is_refused_between_two(act: Callable[[Run], None]) -> None:
     learner, evaluation, consolidation = setting("stream")
-    with pytest.raises(RuntimeError, match="no phase is under way"):
+    with pytest.raises(RuntimeError, match="no phase is in progress"):
         act(Run(learner, plan(), evaluation, consolidation))
 
 

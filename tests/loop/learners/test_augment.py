@@ -155,7 +155,7 @@ def test_memories_store_originals_and_augment_them_at_each_draw(name: str) -> No
     }
     rows = torch.arange(16).numpy()
     assert all(unchanged(strategy.read(rows, learner), original))
-    drawn = [strategy.dunchanged(learner) for _ in range(2)]
+    drawn = [strategy.draw(learner) for _ in range(2)]
     assert sum(unchanged(drawn[0], original)) < 8
     assert not torch.equal(drawn[0].obs["image"], drawn[1].obs["image"])
 
