@@ -19,7 +19,7 @@ settings.load_profile("same")
 HERE = Path(__file__).parent
 LONG_IN = {
     ".": "docs imports",
-    "loop/callbacks": "tensorboard",
+    "loop/callbacks": "tensorboard tensorboard_pages",
     "loop/importance": "per_example",
     "loop/learners": "attached",
     "loop/memory": "grouped",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.contract import World
 from everloop.loop.batch import Batch
 from everloop.loop.callbacks import Divergence
-from everloop.loop.callbacks.tensorboard import Board
+from everloop.loop.callbacks.tensorboard import TensorBoardLogger
 from everloop.loop.evaluate import mean_return, scores
 from everloop.loop.importance.fisher import diagonal_fisher
 from everloop.loop.learners.attached import Attached, attach
@@ -104,7 +104,6 @@ __all__ = [
     "STRATEGIES",
     "Attached",
     "Batch",
-    "Board",
     "Callback",
     "Categorical",
     "ContinualBackprop",
@@ -142,6 +141,7 @@ __all__ = [
     "SquashedGaussian",
     "Strategy",
     "SupervisedLearner",
+    "TensorBoardLogger",
     "TokenCategorical",
     "Training",
     "Traits",

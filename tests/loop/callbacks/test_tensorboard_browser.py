@@ -1,4 +1,4 @@
-"""TensorBoard's pages of two runs, opened in a browser: `pytest -m slow` runs it.
+"""TensorBoard's pages of two runs in a browser; `pytest -m slow` runs these tests.
 
 Needs Chromium and its driver (Debian: apt-get install chromium chromium-driver).
 """
@@ -22,7 +22,6 @@ from PIL import Image
 
 from everloop.contract import ACCURACY
 from everloop.loop import (
-    Board,
     Callback,
     Divergence,
     Plan,
@@ -30,6 +29,7 @@ from everloop.loop import (
     Result,
     Run,
     SupervisedLearner,
+    TensorBoardLogger,
     Training,
 )
 from everloop.loop.callbacks.curves import titles
@@ -50,7 +50,7 @@ SWITCHES = (
     *("disable-background-networking", "disable-component-update", "window-size=1280,800"),
 )
 SCENARIO = "digits (C++)"
-PATIENCE = 60.0  # seconds until a page has to show what it holds
+PATIENCE = 60.0  # seconds until a page must show its content
 
 FIND = """
 const found = [];
@@ -90,7 +90,7 @@ def teach(folder: Path, name: str) -> Result:
     callbacks = [
         Name([name]),
         Divergence(),
-        Board(folder / name, {"epochs": 1}, f"everloop run {name}"),
+        TensorBoardLogger(folder / name, {"epochs": 1}, f"everloop run {name}"),
     ]
     return Run(learner, plan, stream(16, split="test"), stream(), strategies, callbacks).go()
 
