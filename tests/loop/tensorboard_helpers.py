@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from loop_helpers import mlp, run_of, stream
-from tensorlogger.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from everloop.contract import ACCURACY, Metric
 from everloop.loop import (
@@ -22,7 +22,7 @@ from everloop.loop import (
     TensorBoardLogger,
     Training,
 )
-from everloop.loop.callbacks import tensorlogger
+from everloop.loop.callbacks import tensorboard
 from everloop.loop.callbacks.curves import average_forgetting
 
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
@@ -63,7 +63,7 @@ def logged_run(folder: Path) -> Case:
     learner = SupervisedLearner(mlp(), stream(), Training(1e-2))
     plan = Plan([[0], [1], [2]], [80] * 3, eval_every=24, consolidation_steps=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensorlogger, "DRAWING", math.inf)
+        patch.setattr(tensorboard, "DRAWING", math.inf)
         logger = TensorBoardLogger(folder, {"epochs": 1}, "everloop run digits")
         callbacks = [Divergence(), keep, logger]
         result = Run(learner, plan, stream(16, split="test"), stream(), [], callbacks).go()

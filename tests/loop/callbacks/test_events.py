@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from tensorlogger.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from everloop.loop.callbacks import events as module
 from everloop.loop.callbacks.events import EventFile

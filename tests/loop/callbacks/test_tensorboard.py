@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from loop_helpers import mlp, run_of, stream
-from tensorlogger_helpers import Case, curve, made, near, read, replay
+from tensorboard_helpers import Case, curve, made, near, read, replay
 
 from everloop.loop import (
     Divergence,

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from loop_helpers import run_of
-from tensorlogger.backend.event_processing.event_accumulator import EventAccumulator
-from tensorlogger.plugins.custom_scalar.layout_pb2 import Layout
-from tensorlogger.plugins.hparams import api_pb2, plugin_data_pb2
-from tensorlogger_helpers import Case, curve, made, near, read, replay
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard_helpers import Case, curve, made, near, read, replay
 
 from everloop.contract import ACCURACY, RETURN, SCORE, Metric
 from everloop.loop import (
@@ -19,7 +19,7 @@ from everloop.loop import (
     Result,
     TensorBoardLogger,
 )
-from everloop.loop.callbacks import tensorlogger
+from everloop.loop.callbacks import tensorboard
 from everloop.loop.callbacks.curves import charts, titles
 
 AWKWARD = ["C++", "plant-1", "plant-10", "a(b", "x/y"]
@@ -104,7 +104,7 @@ def test_half_of_the_drawing_budget_is_kept_for_the_ends_of_phases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(tensorlogger.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(tensorboard.time, "perf_counter", lambda: clock[0])
     result, logger = made(["a", "b"], [[0.0, 0.0]], [[0], [1]] * 5), TensorBoardLogger(tmp_path)
     logger.on_run_begin(run_of(result))
 
