@@ -1,7 +1,7 @@
-"""Learners, strategies, memory, monitors, metrics and the loop that joins them.
+"""Learners, strategies, replay memories, callbacks, metrics and the loop that joins them.
 
-Worlds and networks come in through Protocols: nothing here imports `everloop.envs` or
-`everloop.agents`. Stable-Baselines3, TensorBoard and matplotlib load when they are first used.
+Nothing here imports `everloop.envs` or `everloop.agents`: worlds and networks are known by their
+protocols only. Stable-Baselines3, TensorBoard and matplotlib are imported at their first use.
 """
 
 from typing import TYPE_CHECKING, Any

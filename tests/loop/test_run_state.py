@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from loop_helpers import control_learner, mlp, off_policy_learner, off_policy_world, plant, stream
+from run_helpers import Logged
 from test_strategy_contract import STREAM, TOLD_ONLY, active, stream_learner
 from torch import Tensor
 
 from everloop.loop import (
     EWC,
-    Callback,
     Divergence,
     Learner,
     LoRA,
@@ -82,20 +82,9 @@ def ewc_and_replay(seed: int = 0) -> list[Strategy]:
     return [EWC(50.0, seed=seed), Replay(capacity=30, batch_size=4, seed=seed)]
 
 
-class Logged(Callback):
-    """Records what Divergence logs, with the step."""
-
-    def __init__(self) -> None:
-        self.scalars: list[tuple[int, dict[str, float]]] = []
-
-    def on_log(self, run: Run, scalars: dict[str, float]) -> None:
-        if all(name.startswith("divergence/") for name in scalars):
-            self.scalars.append((run.steps, scalars))
-
-
 def watched(kind: str, seed: int) -> tuple[Run, Logged]:
     """A run with Divergence, and the record of what it logs."""
-    run, logged = made(kind, seed, []), Logged()
+    run, logged = made(kind, seed, []), Logged("divergence/")
     run.callbacks = [Divergence(), logged]
     return run, logged
 
