@@ -129,7 +129,7 @@ def by_ppo(
     )
 
     def sure(batch: Batch) -> Tensor:
-        """The outputs of a policy that is certain of the action, so that KL is the cross-entropy."""
+        """Outputs of a policy that is certain of the action: KL is then the cross-entropy."""
         return (
             batch.target if batch.action is None else 1e3 * F.one_hot(batch.action, CLASSES).float()
         )
