@@ -38,7 +38,7 @@ from torch import Tensor
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
 from everloop.envs import Examples, make_vec
 from everloop.loop import PRETRAINING, STRATEGIES, SupervisedLearner, Training, World
-from everloop.loop.world import play
+from everloop.loop.world import reset_to_tasks
 
 TASKS, END, SEED = 5, 512, 0
 CHECKED, TOLERANCE = 10, 1e-9  # of the check: updates a task, relative distance of the weights
@@ -107,7 +107,7 @@ def stream(data: Examples, cue: bool) -> Any:
 
 def shown(world: World, task: int, steps: int, seed: int | None = None) -> Rows:
     """Return the rows that `world` shows in its next steps of `task`, (steps, BATCH)."""
-    play(world, [task], seed)
+    reset_to_tasks(world, [task], seed)
     return np.stack([world.step(np.zeros(BATCH, np.int64))[4]["index"] for _ in range(steps)])
 
 

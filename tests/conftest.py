@@ -19,15 +19,15 @@ settings.load_profile("same")
 HERE = Path(__file__).parent
 LONG_IN = {
     ".": "docs imports",
-    "loop/callbacks": "tensorboard",
+    "loop/callbacks": "tensorboard tensorboard_pages",
     "loop/importance": "per_example",
     "loop/learners": "attached",
-    "loop/memory": "memories",
+    "loop/memory": "grouped",
     "loop/results": "figures",
     "agents": "text",
     "envs": "checkers stream_state",
     "envs/data": "images texts",
-    "loop": "run run_state tags two_learners",
+    "loop": "run run_callbacks run_state token_classification two_learners",
     "loop/sb3": "off_policy off_policy_strategies on_policy_strategies",
     "loop/strategies": "architecture companions hat replay strategy_contract",
     "scenarios": "advise arguments check_strategy cli compare leaks many_runs progress reproduce "

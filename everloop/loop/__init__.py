@@ -1,7 +1,7 @@
-"""Learners, strategies, memory, monitors, metrics and the loop that joins them.
+"""Learners, strategies, replay memories, callbacks, metrics and the loop that joins them.
 
-Worlds and networks come in through Protocols: nothing here imports `everloop.envs` or
-`everloop.agents`. Stable-Baselines3, TensorBoard and matplotlib load when they are first used.
+Nothing here imports `everloop.envs` or `everloop.agents`: worlds and networks are known by their
+protocols only. Stable-Baselines3, TensorBoard and matplotlib are imported at their first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from everloop.contract import World
 from everloop.loop.batch import Batch
 from everloop.loop.callbacks import Divergence
-from everloop.loop.callbacks.tensorboard import Board
+from everloop.loop.callbacks.tensorboard import TensorBoardLogger
 from everloop.loop.evaluate import mean_return, scores
 from everloop.loop.importance.fisher import diagonal_fisher
 from everloop.loop.learners.attached import Attached, attach
@@ -23,7 +23,7 @@ from everloop.loop.likelihood import (
     Gaussian,
     Likelihood,
     SquashedGaussian,
-    Tags,
+    TokenCategorical,
     likelihood_for,
 )
 from everloop.loop.memory import MEMORIES, Memory, Reservoir, herding
@@ -99,7 +99,6 @@ __all__ = [
     "STRATEGIES",
     "Attached",
     "Batch",
-    "Board",
     "Callback",
     "Categorical",
     "ContinualBackprop",
@@ -140,7 +139,8 @@ __all__ = [
     "SquashedGaussian",
     "Strategy",
     "SupervisedLearner",
-    "Tags",
+    "TensorBoardLogger",
+    "TokenCategorical",
     "Training",
     "Traits",
     "Updater",

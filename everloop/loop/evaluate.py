@@ -1,4 +1,4 @@
-"""How well a learner does each task."""
+"""Evaluation: the return, metric and score of a learner on each task."""
 
 from __future__ import annotations
 
@@ -13,33 +13,39 @@ import torch
 from everloop.contract import SCORE, Metric, Task, World
 from everloop.loop.learners.learner import Learner
 from everloop.loop.strategies import Strategy
-from everloop.loop.world import check_finite, play
+from everloop.loop.world import check_finite, reset_to_tasks
 
 
 @torch.no_grad()
 def mean_return(learner: Learner, world: World, task: int, seed: int) -> float:
-    """How well the most probable actions do in `task`, in the unit of the world's `metric(task)`.
+    """Return how well the learner's most probable actions do in `task`.
 
-    In a data set every example of one pass counts once, whatever the number of copies: the result
-    is a share from 0 to 1, the metric's own `evaluate` or the mean reward. Elsewhere it is the mean
-    return of the first episode of each copy.
+    In a data set, every example of one pass counts once, for any number of copies of the world. The
+    result is from 0 to 1: the metric's `evaluate`, or the mean reward without one. In other worlds
+    it is the mean return of the first episode of each copy.
+
+    Args:
+        learner: The learner, in evaluation mode.
+        world: The world in which to act; it is reset.
+        task: Id of the task.
+        seed: Seed of the world.
+
+    Raises:
+        NotFiniteError: If an observation or a reward is not finite.
     """
-    played = _steps(learner, world, task, seed)
-    return (
-        _of_episodes(played)
-        if world.examples(task) is None
-        else _of_a_pass(played, world.metric(task))
-    )
+    steps = _steps(learner, world, task, seed)
+    if world.examples(task) is None:
+        return _of_episodes(steps)
+    return _of_a_pass(steps, world.metric(task))
 
 
-Step = tuple[
-    npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_], dict[str, Any]
-]  # actions, rewards, ends, info
+Step = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_], dict[str, Any]]
+"""Actions (B, ...), rewards (B,), True where an episode ended (B,), and info."""
 
 
 def _steps(learner: Learner, world: World, task: int, seed: int) -> Iterator[Step]:
-    """Steps of `world` under the learner's most probable actions, without end."""
-    obs, _ = play(world, [task], seed)
+    """Yield steps of `world` under the learner's most probable actions, without end."""
+    obs, _ = reset_to_tasks(world, [task], seed)
     state = learner.initial_state(world.num_envs)
     start = np.ones(world.num_envs, dtype=np.bool_)
     while True:
@@ -51,22 +57,22 @@ def _steps(learner: Learner, world: World, task: int, seed: int) -> Iterator[Ste
         yield action, rewards, start, info
 
 
-def _of_episodes(played: Iterator[Step]) -> float:
-    """The mean return of the first episode of each copy."""
+def _of_episodes(steps: Iterator[Step]) -> float:
+    """Return the mean return of the first episode of each copy."""
     total, under_way = 0.0, None
-    for _, rewards, ended, _ in played:
+    for _, rewards, ended, _ in steps:
         under_way = np.ones(len(rewards), dtype=np.bool_) if under_way is None else under_way
         total += float(rewards[under_way].sum())
         under_way &= ~ended
         if not under_way.any():
             return total / len(rewards)
-    raise AssertionError("a world has no last step")
+    raise AssertionError("the steps of a world never end")
 
 
-def _of_a_pass(played: Iterator[Step], metric: Metric) -> float:
-    """The metric of the examples that the first pass shows, each once."""
+def _of_a_pass(steps: Iterator[Step], metric: Metric) -> float:
+    """Return the metric over the examples of the first pass, each once."""
     labels, guesses, rewards = list[Any](), list[Any](), list[Any]()
-    for action, reward, _, info in played:
+    for action, reward, _, info in steps:
         first = info["epoch"] == 0
         if not first.any():
             break
@@ -87,8 +93,14 @@ def returns(
     seed: int,
     tasks: Collection[int] | None = None,
 ) -> list[float]:
-    """`mean_return` of each task, in the strategies' view of it; nan of those not among `tasks`, if
-    they are given.
+    """Return the `mean_return` of each task, in the strategies' view of it.
+
+    Args:
+        learner: The learner; it is put into evaluation mode meanwhile.
+        world: The world in which to act; it is reset.
+        strategies: Strategies whose views are opened, the first one outermost.
+        seed: Seed of the world, the same for each task.
+        tasks: Ids of the tasks to evaluate; the others are nan. All tasks if None.
     """
     return [
         _return(learner, world, strategies, task, seed)
@@ -101,6 +113,7 @@ def returns(
 def _return(
     learner: Learner, world: World, strategies: Sequence[Strategy], task: Task, seed: int
 ) -> float:
+    """Return the `mean_return` of one task in the strategies' view of it."""
     with ExitStack() as views:
         for strategy in strategies:
             views.enter_context(strategy.view(task, learner))
@@ -109,8 +122,10 @@ def _return(
 
 
 def score_metric(world: World) -> Metric:
-    """What scores in `world` are: its own metric if that is a share; else scores where every task
-    has a reference; else returns.
+    """Return the metric of scores in `world`.
+
+    It is the world's own metric if its unit is %. Otherwise it is the score from 0 to 1 if every
+    task has a reference, and the world's metric, such as the return, if not.
     """
     metric = world.metric(world.tasks[0].id)
     if metric.unit == "%":
@@ -121,10 +136,14 @@ def score_metric(world: World) -> Metric:
 
 
 def scaled(world: World, returns: Sequence[float]) -> list[float]:
-    """The scores that each task's return G makes, by `score_metric`.
+    """Return the score of each task, from its return G and by the world's `score_metric`.
 
-    A share in %; (G - random) / (best - random), 0 for a random agent and 1 for the best known; or
-    G itself.
+    A metric in % is 100 G. The score is (G - random) / (best - random): 0 for a random agent and 1
+    for the best one known. Otherwise it is G itself.
+
+    Args:
+        world: The world that gave the returns.
+        returns: G of each task of the world.
     """
     metric = score_metric(world)
     if metric.unit == "%":
@@ -141,5 +160,5 @@ def scaled(world: World, returns: Sequence[float]) -> list[float]:
 def scores(
     learner: Learner, world: World, strategies: Sequence[Strategy], seed: int
 ) -> list[float]:
-    """`returns` of all tasks, `scaled`."""
+    """Return the score of each task: its `returns`, `scaled`."""
     return scaled(world, returns(learner, world, strategies, seed))

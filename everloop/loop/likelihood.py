@@ -1,4 +1,4 @@
-"""What a network's outputs mean: a distribution over labels or actions."""
+"""Likelihoods: the distribution over labels or actions that a network's outputs parametrize."""
 
 from __future__ import annotations
 
@@ -15,46 +15,54 @@ from torch import Tensor
 
 
 class Likelihood(Protocol):
-    """A family of distributions; `p` and `q` are outputs (..., P), x a label or action."""
+    """A family of distributions over labels or actions x.
+
+    Its parameters p and q are outputs of a network, (..., P).
+    """
 
     discrete: bool
     """True if p are logits, which a temperature can soften."""
 
     def size(self) -> int:
-        """P, the number of outputs."""
+        """Return P, the number of outputs."""
 
     def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
-        """log p(x), shape (...)."""
+        """Return log p(x), shape (...)."""
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One draw for each row; from torch's global generator where none is given."""
+        """Draw one x for each batch element, by torch's global generator if none is given."""
 
     def mode(self, p: Tensor) -> Tensor:
-        """The most probable label or action."""
+        """Return the most probable label or action."""
 
     def entropy(self, p: Tensor) -> Tensor:
-        """Entropy in nats, shape (...)."""
+        """Return the entropy in nats, shape (...)."""
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        """KL(p || q) in nats, shape (...)."""
+        """Return KL(p || q) in nats, shape (...)."""
 
 
 class Categorical(Likelihood):
     """softmax(p / temperature) over classes; logits p (..., classes), labels int64 (...).
 
-    temperature: above 0; other than 1 where p are no logits but values, whose Boltzmann policy this
-    then is. Raises ValueError for a temperature outside its range.
+    Args:
+        classes: Number of classes, 1 or more.
+        temperature: Above 0 and finite; 1 for logits. If p holds action values, this is their
+            Boltzmann policy.
+
+    Raises:
+        ValueError: If the temperature is out of range.
     """
 
     discrete = True
 
     def __init__(self, classes: int, temperature: float = 1.0) -> None:
         if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature is {temperature}, allowed: more than 0")
+            raise ValueError(f"temperature is {temperature}; it must be finite and above 0")
         self.classes, self.temperature = classes, temperature
 
     def logits(self, p: Tensor) -> Tensor:
-        """p / temperature, which a softmax makes probabilities of."""
+        """Return p / temperature, the input of the softmax."""
         return p if self.temperature == 1.0 else p / self.temperature
 
     def size(self) -> int:
@@ -80,12 +88,15 @@ class Categorical(Likelihood):
         return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-class Tags(Likelihood):
-    """A class for each of L tokens: logits (..., L * classes); tags int64 (..., L), below 0 where a
-    token has none.
+class TokenCategorical(Likelihood):
+    """A class for each of L tokens: logits (..., L * classes), tags int64 (..., L).
 
-    Probabilities are of the tokens that have a tag. Entropy and KL don't know which those are, and
-    sum over all L.
+    A token without a tag has one below 0 and does not count in log_prob. Entropy and KL can't know
+    these tokens, so they sum over all L.
+
+    Args:
+        length: L, the number of tokens, 1 or more.
+        classes: Number of classes of a token, 1 or more.
     """
 
     discrete = True
@@ -112,15 +123,21 @@ class Tags(Likelihood):
         return self.each.kl(self._tokens(p), self._tokens(q)).sum(-1)
 
     def _tokens(self, p: Tensor) -> Tensor:
+        """Return the logits of each token, (..., L, classes)."""
         return rearrange(p, "... (l c) -> ... l c", c=self.classes)
 
 
 class Gaussian(Likelihood):
-    """Diagonal Gaussian. Outputs (..., 2 * dims): the mean, then s with log std = LOW + (HIGH -
-    LOW) * sigmoid(s + 1).
+    """Diagonal Gaussian. Outputs (..., 2 * dims) hold the mean, then s.
 
-    All in the action's own units, so actions should be scaled to about [-1, 1]. The bounds, e^-0.7
-    = 0.5 to 1, keep a policy able to explore a later task however sure it was of an earlier one.
+        log std = LOW + (HIGH - LOW) * sigmoid(s + 1)
+
+    Mean and std are in the action's own units, so actions should be scaled to about [-1, 1]. The
+    bounds of std, e^-0.7 = 0.5 and 1, keep a policy able to explore a later task, even if it was
+    certain in an earlier one.
+
+    Args:
+        dims: Number of dimensions of an action, 1 or more.
     """
 
     discrete = False
@@ -133,7 +150,7 @@ class Gaussian(Likelihood):
         return 2 * self.dims
 
     def split(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation, each (..., dims)."""
+        """Return the mean and the log standard deviation, each (..., dims)."""
         mean, s = torch.split(p, self.dims, -1)
         return mean, self.LOW + (self.HIGH - self.LOW) * torch.sigmoid(s + 1.0)
 
@@ -160,21 +177,25 @@ class Gaussian(Likelihood):
 
 
 class SquashedGaussian(Gaussian):
-    """tanh of a diagonal Gaussian, stretched to the actions' range: the policy of SAC (Haarnoja et
-    al. 2018, appendix C).
+    """The policy of SAC: tanh of a diagonal Gaussian, stretched to the range of actions.
 
         action = low + (high - low) * (tanh(u) + 1) / 2,   u ~ N(mean, std^2)
 
-    Outputs (..., 2 * dims): the mean of u, then its log standard deviation, bounded to [-20, 2] as
-    in Stable-Baselines3. KL divergences are those of u, since squashing is one to one. Towards the
-    ends of their range actions no longer tell u, in float32 from |u| = 8 on, where log_prob takes u
-    as 8.3.
+    Haarnoja et al. 2018, appendix C. Outputs (..., 2 * dims) hold the mean of u, then its log
+    standard deviation, bounded to [-20, 2] as in Stable-Baselines3. The KL divergence is that of u,
+    because squashing is one to one. Near the ends of the range u can't be recovered from an action:
+    in float32 for |u| above 8, where log_prob uses |u| = 8.3.
 
-    low, high: the range of actions, (dims,). Raises ValueError unless it is finite.
+    Args:
+        low: Lowest action, (dims,).
+        high: Highest action, (dims,).
+
+    Raises:
+        ValueError: If a range is empty or not finite.
     """
 
     LOW, HIGH = -20.0, 2.0
-    EPSILON = 1e-6  # keeps the logarithm of the squashing's slope finite, as in Stable-Baselines3
+    EPSILON = 1e-6  # keeps the log of the slope of tanh finite, as in Stable-Baselines3
 
     def __init__(self, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
         self.low, self.high = torch.as_tensor(np.asarray(low)), torch.as_tensor(np.asarray(high))
@@ -182,8 +203,8 @@ class SquashedGaussian(Gaussian):
             (self.high > self.low).all()
         ):
             raise ValueError(
-                f"actions range from {self.low.tolist()} to {self.high.tolist()}, allowed: finite "
-                "ranges that are not empty"
+                f"actions range from {self.low.tolist()} to {self.high.tolist()}; bounds must be "
+                "finite, each low below its high"
             )
         super().__init__(len(self.low))
 
@@ -192,7 +213,7 @@ class SquashedGaussian(Gaussian):
         return mean, log_std.clamp(self.LOW, self.HIGH)
 
     def stretch(self, y: Tensor) -> Tensor:
-        """From [-1, 1] to the actions' range."""
+        """Map y from [-1, 1] to the range of actions."""
         low, high = self.low.to(y), self.high.to(y)
         return low + 0.5 * (y + 1.0) * (high - low)
 
@@ -207,27 +228,31 @@ class SquashedGaussian(Gaussian):
         return self.stretch(torch.tanh(super().sample(p, generator)))
 
     def mode(self, p: Tensor) -> Tensor:
-        """The image of the Gaussian's mode, which SAC acts by when it does not explore."""
+        """Return the image of the Gaussian's mode, SAC's action without exploration.
+
+        It is not the mode of the squashed distribution.
+        """
         return self.stretch(torch.tanh(super().mode(p)))
 
     def entropy(self, p: Tensor) -> Tensor:
-        """H(u) + E[log |d action / du|], the mean by Gauss-Hermite quadrature."""
+        """Return H(u) + E[log |d action / du|], the expectation by Gauss-Hermite quadrature."""
         nodes, weights = (torch.as_tensor(v).to(p) for v in np.polynomial.hermite_e.hermegauss(64))
         mean, log_std = self.split(p)
         u = mean[..., None] + log_std.exp()[..., None] * nodes
-        log_slope = 2.0 * (
-            math.log(2.0) - u.abs() - F.softplus(-2.0 * u.abs())
-        )  # of tanh: log(1 - tanh(u)^2)
-        range_ = torch.log(0.5 * (self.high - self.low)).to(p)
-        return super().entropy(p) + (
-            (log_slope * weights).sum(-1) / math.sqrt(2 * math.pi) + range_
-        ).sum(-1)
+        # log(1 - tanh(u)^2), in a form that is precise for large |u|
+        log_slope = 2.0 * (math.log(2.0) - u.abs() - F.softplus(-2.0 * u.abs()))
+        mean_log_slope = (log_slope * weights).sum(-1) / math.sqrt(2 * math.pi)
+        log_range = torch.log(0.5 * (self.high - self.low)).to(p)
+        return super().entropy(p) + (mean_log_slope + log_range).sum(-1)
 
 
 def likelihood_for(action_space: spaces.Space[object]) -> Likelihood:
-    """Categorical for Discrete, Tags for MultiDiscrete, Gaussian for a flat Box.
+    """Return the likelihood for an action space.
 
-    Raises ValueError for anything else.
+    Categorical for Discrete, TokenCategorical for MultiDiscrete, Gaussian for a flat Box.
+
+    Raises:
+        ValueError: For any other space.
     """
     if isinstance(action_space, spaces.Discrete) and action_space.start == 0:
         return Categorical(int(action_space.n))
@@ -236,10 +261,10 @@ def likelihood_for(action_space: spaces.Space[object]) -> Likelihood:
         and action_space.nvec.ndim == 1
         and len(set(action_space.nvec.tolist())) == 1
     ):
-        return Tags(len(action_space.nvec), int(action_space.nvec[0]))
+        return TokenCategorical(len(action_space.nvec), int(action_space.nvec[0]))
     if isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
         return Gaussian(action_space.shape[0])
     raise ValueError(
-        f"action space is {action_space}, allowed: Discrete from 0, MultiDiscrete of equal "
-        "numbers, or a flat Box"
+        f"action space is {action_space}; it must be a Discrete that starts at 0, a flat "
+        "MultiDiscrete of equal numbers, or a flat Box"
     )

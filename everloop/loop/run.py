@@ -1,4 +1,4 @@
-"""A run: learn a task, consolidate it, evaluate all tasks, go on to the next."""
+"""A run: learn a task, consolidate it, evaluate all tasks, and go on to the next one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -16,55 +16,71 @@ from everloop.loop.evaluate import returns, scaled, score_metric
 from everloop.loop.learners.learner import Learner
 from everloop.loop.pretraining import Pretraining
 from everloop.loop.results.result import Evaluation, Result
-from everloop.loop.state import generators, load_generators
+from everloop.loop.state import declared, generators, load_generators, packed, unpack_into
 from everloop.loop.strategies import Strategy
 
 
 class Callback:
-    """Watches a run, and may act on it between two updates. Every method does nothing by default.
+    """Watches a run, and may act on it between two updates. Every hook does nothing by default.
 
-    A method may read all of `run`, and may call its methods: `log`, `evaluate`, `boundary`,
+    A hook may read all of `run`, and may call its methods: `log`, `evaluate`, `boundary`,
     `end_phase` and `stop`.
     """
 
+    state: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that a resumed run needs, in addition to those of the base classes
+    (`everloop.loop.state`).
+    """
+
     def on_run_begin(self, run: Run) -> None:
-        """Before anything is learned. The evaluation before training is in `run.result`."""
+        """Called before training. The evaluation of the untrained network is in `run.result`."""
 
     def on_phase_begin(self, run: Run) -> None:
-        """Phase `run.phase` begins."""
+        """Called when phase `run.phase` begins."""
 
     def on_step(self, run: Run) -> None:
-        """The learner has advanced: by a batch of a stream, or by a rollout and its updates."""
+        """Called after the learner has advanced by a batch, or by a rollout and its updates."""
 
     def on_evaluation(self, run: Run) -> None:
-        """The tasks were evaluated; the scores are in `run.result.evaluations[-1]`."""
+        """Called after an evaluation, which is `run.result.evaluations[-1]`."""
 
     def on_log(self, run: Run, scalars: dict[str, float]) -> None:
-        """Numbers about training at step `run.steps`, by name."""
+        """Called with numbers about training by name, at step `run.steps`."""
 
     def on_phase_end(self, run: Run) -> None:
-        """Phase `run.phase` was learned, consolidated and evaluated."""
+        """Called after phase `run.phase` was trained, consolidated and evaluated."""
 
     def on_run_end(self, run: Run) -> None:
-        """The run is done, or was stopped."""
+        """Called when the run is done, or was stopped."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of the attributes named in `state`."""
+        return packed(self, declared(type(self)))
+
+    def load_state_dict(self, state: Mapping[str, Any], run: Run) -> None:
+        """Restore a saved state in a restored `run`, whose `on_run_begin` is not called."""
+        unpack_into(self, state)
+        self._restored(run)
+
+    def _restored(self, run: Run) -> None:
+        """Called after loading, to recompute what follows from the state."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained, and when it is evaluated.
+    """The phases of training, and when to evaluate.
 
     Args:
-        phases: The task ids of each phase.
-        steps: World steps of each phase, divided among its tasks.
-        eval_every: World steps between two evaluations within a phase.
-        consolidation_steps: World steps sampled at the end of each task, for the strategies'
-            `end_task` and for callbacks.
+        phases: Task ids of each phase, at least one.
+        steps: World steps of each phase, 1 or more, divided among its tasks.
+        eval_every: World steps between two evaluations within a phase, 1 or more.
+        consolidation_steps: Steps of the world sampled at the end of each task, 1 or more, for the
+            strategies' `end_task` and for callbacks.
         seed: Seed for evaluation and consolidation.
-        eval_tasks: The tasks that an evaluation measures: "all", or those "seen" so far. Forward
-            transfer needs all.
+        eval_tasks: Tasks to evaluate: "all", or those "seen" so far. Forward transfer needs all.
 
     Raises:
-        ValueError: For an empty schedule and for numbers below 1.
+        ValueError: If a phase has no task, if there are no phases, or if a number is below 1.
     """
 
     phases: Sequence[Sequence[int]]
@@ -90,30 +106,30 @@ class Plan:
 
 
 class Run:
-    """A learner on its way through a plan, driven from outside.
+    """Training of a learner by a plan, driven from outside.
 
-    `go()` runs to the end; it is `advance()` until `done`. Everything that is not learning happens
-    between two updates: evaluation, consolidation, and what callbacks do.
+    `go()` runs to the end by calling `advance()` until `done`. Everything other than learning
+    happens between two updates: evaluation, consolidation, and the actions of callbacks.
 
     Args:
-        learner: What is trained.
-        plan: The phases, their length and the evaluations.
-        evaluation: World in which scores are measured; of a stream, the test split.
-        consolidation: World like the learner's own, of a stream the train split, in which
-            consolidation is sampled. Sampling there leaves the learner's world alone.
-        strategies: In their order of application. They are attached to the learner, which leaves
-            out inactive ones (strength 0).
-        callbacks: Told of what happens, in this order.
+        learner: The learner to train.
+        plan: The phases, their lengths and the evaluations.
+        evaluation: World for evaluation; for a stream, its test split.
+        consolidation: World in which each task is sampled at its end: a copy of the learner's own
+            world, which is not touched; for a stream, its train split.
+        strategies: Strategies in their order of application. They are attached to the learner,
+            which leaves out inactive ones (strength 0).
+        callbacks: Callbacks in the order in which their hooks are called.
         pretraining: Meta-training of the initial weights before the first task.
 
     Attributes:
         result: The evaluations so far.
-        phase: Index of the phase under way, or of the next one between two phases.
-        samples: The last ended phase's tasks, each with the examples it was consolidated on.
+        phase: Index of the phase in progress; between two phases, of the next one.
+        samples: Tasks of the phase that ended last, each with its consolidation examples.
 
     Raises:
-        ValueError: If a strategy cannot work with the learner, or not with the others; if an
-            environment is no world.
+        ValueError: If a strategy cannot work with the learner or with the others, or if an
+            environment is not a world.
     """
 
     def __init__(
@@ -142,7 +158,7 @@ class Run:
         )
         self.phase = 0
         self.samples: list[tuple[Task, Batch]] = []
-        self._phase_end: int | None = None  # the step at which the phase under way ends
+        self._phase_end: int | None = None  # the step at which the phase in progress ends
         self._stopped = False
         self._began: float | None = None
 
@@ -165,8 +181,8 @@ class Run:
         """Run to the end and return the result.
 
         Raises:
-            NotFiniteError: When an observation, a loss or a gradient is not finite. Callbacks have
-                been told of everything before it.
+            NotFiniteError: If an observation, a reward, a loss or a gradient is not finite.
+                Callbacks have been called for everything before it.
         """
         with _denormals_flushed():
             if self._began is None:
@@ -178,20 +194,20 @@ class Run:
         return self.result
 
     def begin(self) -> None:
-        """Evaluate the untrained network, and tell the callbacks that the run begins."""
+        """Evaluate the untrained network, and call the callbacks' `on_run_begin`."""
         self._began = time.perf_counter()
         self.result.evaluations.append(self._measure(ends_phase=False))
         for callback in self.callbacks:
             callback.on_run_begin(self)
 
     def advance(self) -> None:
-        """One update of the learner, and whatever is due before and after it."""
+        """Advance the learner once, and do whatever is due before and after it."""
         if self._phase_end is None:
             self._begin_phase()
         self.learner.advance()
         for callback in self.callbacks:
             callback.on_step(self)
-        # callbacks may stop the run or end the phase: at a step, and at an evaluation
+        # Callbacks may stop the run or end the phase, both in on_step and in on_evaluation.
         if (
             not self._phase_is_over
             and self.steps - self.result.evaluations[-1].step >= self.plan.eval_every
@@ -202,9 +218,11 @@ class Run:
 
     @property
     def _phase_is_over(self) -> bool:
+        """True if the phase has had its steps, or the run was stopped."""
         return self._stopped or (self._phase_end is not None and self.steps >= self._phase_end)
 
     def _begin_phase(self) -> None:
+        """Tell callbacks, strategies and the learner that the next phase begins."""
         for callback in self.callbacks:
             callback.on_phase_begin(self)
         if self.phase == 0 and self.pretraining is not None:
@@ -217,6 +235,7 @@ class Run:
         self.learner.begin(self.plan.phases[self.phase], steps)
 
     def _end_phase(self) -> None:
+        """Consolidate and evaluate the phase, and move on to the next one."""
         self._consolidate()
         self._record(ends_phase=True)
         self._phase_end = None
@@ -225,31 +244,32 @@ class Run:
         self.phase += 1
 
     def end_phase(self) -> None:
-        """End the phase early: after this step it is consolidated and evaluated, and the next one
-        begins.
+        """End the phase early.
+
+        After the present step it is consolidated and evaluated, and the next one begins.
 
         Raises:
-            RuntimeError: Between two phases.
+            RuntimeError: If no phase is in progress.
         """
         if self._phase_end is None:
             raise RuntimeError(
-                "no phase is under way, so none can end; call end_phase from on_step or "
+                "no phase is in progress, so none can end; call end_phase from on_step or "
                 "on_evaluation"
             )
         self._phase_end = self.steps
 
     def boundary(self) -> None:
-        """Declare a task boundary within a phase: consolidate what was learned, and begin again.
+        """Declare a task boundary within a phase.
 
-        Strategies are told that the phase's tasks have ended and begin anew. The world and the
-        result's phases go on as they are.
+        The phase's tasks are consolidated, and strategies see them end and begin again. The world
+        and the phases of the result do not change.
 
         Raises:
-            RuntimeError: Between two phases.
+            RuntimeError: If no phase is in progress.
         """
         if self._phase_end is None:
             raise RuntimeError(
-                "no phase is under way, so there is no boundary to declare; call boundary from "
+                "no phase is in progress, so there is no boundary to declare; call boundary from "
                 "on_step"
             )
         self._consolidate()
@@ -258,7 +278,7 @@ class Run:
                 strategy.begin_task(task, self.learner)
 
     def _consolidate(self) -> None:
-        """Tell the strategies that the tasks under way have ended, with a sample of each."""
+        """Call the strategies' `end_task` for the tasks in progress, with a sample of each."""
         self.samples = []
         for task in self.tasks:
             batch = self.learner.rollout(
@@ -272,16 +292,17 @@ class Run:
             self.samples.append((task, batch))
 
     def stop(self) -> None:
-        """End the run. The phase under way is neither consolidated nor evaluated."""
+        """End the run. The phase in progress is neither consolidated nor evaluated."""
         self._stopped = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, as copies.
+        """Return a copy of everything that the rest of the run depends on.
 
-        Loaded into a run made alike, that goes on as this one would, bit for bit.
+        A run of the same learner, plan, strategies and callbacks that loads it continues as this
+        one would, bit for bit.
 
         Raises:
-            ValueError: For a world that can't give its state.
+            ValueError: If the learner's world can't give its state.
         """
         return {
             "learner": self.learner.state_dict(),
@@ -289,34 +310,57 @@ class Run:
             "phase": self.phase,
             "phase_end": self._phase_end,
             "seconds": self._seconds,
+            "callbacks": {
+                name: callback.state_dict()
+                for name, callback in self._callbacks_by_name().items()
+                if declared(type(callback))
+            },
             "generators": generators(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. `go` then goes on where that run was.
+        """Restore a run from its `state_dict`. `go` then continues from there.
 
         Raises:
-            ValueError: For the state of another network or of other strategies.
+            ValueError: If the state belongs to another network, or to other strategies or
+                callbacks.
         """
+        states, callbacks = state["callbacks"], self._callbacks_by_name()
+        needed = [name for name, callback in callbacks.items() if declared(type(callback))]
+        if set(states) != set(needed):
+            raise ValueError(
+                f"the state is of the callbacks {', '.join(states) or 'none'}; here are "
+                f"{', '.join(needed) or 'none'}"
+            )
         self.learner.load_state_dict(state["learner"])
         self.result = Result.from_dict(state["result"])
         self.phase, self._phase_end = state["phase"], state["phase_end"]
         self._began = time.perf_counter() - state["seconds"]
-        load_generators(state["generators"])  # last: what came before may have drawn from them
+        for name, callback in callbacks.items():
+            callback.load_state_dict(states.get(name, {}), self)
+        load_generators(state["generators"])  # last, because loading may draw random numbers
+
+    def _callbacks_by_name(self) -> dict[str, Callback]:
+        """Return the callbacks by the name of their class. Later ones of a class get a number."""
+        found: dict[str, Callback] = {}
+        for callback in self.callbacks:
+            name = type(callback).__name__
+            count = sum(type(other).__name__ == name for other in found.values())
+            found[f"{name}-{count + 1}" if count else name] = callback
+        return found
 
     def snapshot(self) -> dict[str, Any]:
-        """What has been learned so far, as a copy for `rollback`."""
+        """Return a copy of what has been learned so far, for `rollback`."""
         return self.learner.learned()
 
     def rollback(self, snapshot: Mapping[str, Any]) -> None:
-        """Return to what had been learned at `snapshot`: network, optimizer and strategies, bit for
-        bit.
+        """Restore the network, the optimizer and the strategies from a snapshot, bit for bit.
 
-        The world, the steps and the result go on. A snapshot is of the task under way: one from
-        before a strategy added weights is refused.
+        The world, the steps and the result stay as they are. The snapshot must come from the task
+        in progress: the network must not have got new weights since.
 
         Raises:
-            ValueError: For a snapshot of another network.
+            ValueError: If the snapshot belongs to another network.
         """
         self.learner.load_learned(snapshot)
 
@@ -325,13 +369,15 @@ class Run:
         return self._record(ends_phase=False)
 
     def log(self, scalars: dict[str, float]) -> None:
-        """Tell every callback of numbers at the present step; TensorBoard draws a curve for each
-        name.
+        """Pass numbers at the present step to every callback's `on_log`.
+
+        TensorBoard draws a curve for each name.
         """
         for callback in self.callbacks:
             callback.on_log(self, scalars)
 
     def _record(self, ends_phase: bool) -> Evaluation:
+        """Evaluate, add the evaluation to the result, and tell the callbacks."""
         now = self._measure(ends_phase)
         self.result.steps, self.result.wall_seconds = self.steps, self._seconds
         self.result.evaluations.append(now)
@@ -341,30 +387,26 @@ class Run:
 
     @property
     def _seconds(self) -> float:
+        """Seconds since the run began."""
         return 0.0 if self._began is None else time.perf_counter() - self._began
 
     def _measure(self, ends_phase: bool) -> Evaluation:
-        """The scores of the tasks now. Training does not notice it."""
-        phase = (
-            self.phase if self.result.evaluations else None
-        )  # the first evaluation comes before any phase
+        """Evaluate the tasks now, without effect on training."""
+        phase = self.phase if self.result.evaluations else None  # the first precedes any phase
         seen = None
         if self.plan.eval_tasks == "seen":
-            seen = {
-                task
-                for tasks in self.plan.phases[: 0 if phase is None else phase + 1]
-                for task in tasks
-            }
+            begun = self.plan.phases[: 0 if phase is None else phase + 1]
+            seen = {task for tasks in begun for task in tasks}
         now = returns(self.learner, self.evaluation, self.learner.strategies, self.plan.seed, seen)
         return Evaluation(self.steps, phase, ends_phase, scaled(self.evaluation, now), now)
 
 
 @contextmanager
 def _denormals_flushed() -> Iterator[None]:
-    """Treat numbers below 1e-38 as 0.
+    """Flush denormals: treat numbers below 1e-38 as 0.
 
-    Where gradients have vanished, Adam's moments end up there, and a CPU calculates with such
-    numbers many times slower (docs/results.md).
+    Adam's moments become denormal when gradients vanish, and a CPU is many times slower with such
+    numbers (docs/results.md).
     """
     already = not bool(torch.tensor(1e-40) * 1)
     torch.set_flush_denormal(True)

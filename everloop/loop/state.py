@@ -1,4 +1,4 @@
-"""The state of an object, declared by the names of its attributes."""
+"""State dicts of objects that declare their state by the names of attributes."""
 
 from __future__ import annotations
 
@@ -12,48 +12,54 @@ from torch import Tensor
 
 
 class Stateful:
-    """Packs the attributes that a class names in `state`, beside those that its bases name.
+    """Base class that saves and restores the attributes named in `state`.
 
-    A state holds tensors, arrays and plain Python only, as copies: later changes of the object do
-    not reach it. Attributes may be those, generators of random numbers, objects that have a
-    `state_dict` themselves, and containers of all these but the last.
+    Names are collected from the class and all its bases. A state holds copies, and only tensors,
+    arrays and plain Python. An attribute may be one of these, a generator of random numbers, an
+    object with a `state_dict`, or a container. A container holds no generators and no objects with
+    a `state_dict`, because these are restored in place.
     """
 
     state: ClassVar[tuple[str, ...]] = ()
 
     def state_dict(self) -> dict[str, Any]:
-        """The attributes by name."""
+        """Return copies of the attributes by name."""
         return packed(self, declared(type(self)))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the attributes from a `state_dict`.
+
+        Raises:
+            ValueError: If a name is missing or unknown.
+        """
         unpack_into(self, state)
         self._restored()
 
     def _restored(self) -> None:
-        """After loading: make again what follows from the state."""
+        """Called after loading, to recompute what follows from the state."""
 
 
 def declared(cls: type[Any]) -> list[str]:
-    """The names in `state` of a class and of its bases, those of the bases first."""
+    """Return the names in `state` of a class and its bases, those of the bases first."""
     return [name for base in reversed(cls.__mro__) for name in vars(base).get("state", ())]
 
 
 def packed(owner: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Copies of the attributes of `owner` with these names."""
+    """Return copies of the attributes of `owner` with these names."""
     return {name: pack(getattr(owner, name)) for name in names}
 
 
 def restore(owner: Any, attributes: Mapping[str, Any]) -> None:
-    """Give `owner` copies of what `packed` gave."""
+    """Set attributes of `owner` to copies of what `packed` gave."""
     for name, value in attributes.items():
         setattr(owner, name, pack(value))
 
 
 def unpack_into(owner: Any, state: Mapping[str, Any]) -> None:
-    """Give `owner` the attributes that `state` holds.
+    """Restore the declared attributes of `owner` from `state`.
 
-    Raises ValueError that names what is missing or unknown.
+    Raises:
+        ValueError: If a name is missing or unknown. Nothing is changed then.
     """
     names = declared(type(owner))
     if set(names) != set(state):
@@ -66,8 +72,9 @@ def unpack_into(owner: Any, state: Mapping[str, Any]) -> None:
 
 
 def generators() -> dict[str, Any]:
-    """The state of the global generators of random numbers: Python's, numpy's, torch's, and those
-    of GPUs.
+    """Return the state of the global generators of random numbers.
+
+    These are Python's, numpy's and torch's, and torch's for each GPU.
     """
     name, *numpy_state = np.random.get_state()  # noqa: NPY002
     return {
@@ -79,7 +86,7 @@ def generators() -> dict[str, Any]:
 
 
 def load_generators(state: Mapping[str, Any]) -> None:
-    """Take over what `generators` gave."""
+    """Restore the global generators from what `generators` gave."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
@@ -89,7 +96,7 @@ def load_generators(state: Mapping[str, Any]) -> None:
 
 
 def pack(value: Any) -> Any:
-    """A copy of `value`, of tensors, arrays and plain Python."""
+    """Return a copy of `value` that consists of tensors, arrays and plain Python."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, np.ndarray):
@@ -110,8 +117,9 @@ def pack(value: Any) -> Any:
 
 
 def _unpacked(now: Any, packed: Any) -> Any:
-    """What stands for `now` after loading: the same generator or object, in another state; or a
-    copy of what was packed.
+    """Return the attribute `now` with the state `packed`.
+
+    Generators and objects with a `state_dict` are changed in place; anything else is a copy.
     """
     if isinstance(now, torch.Generator):
         now.set_state(packed)

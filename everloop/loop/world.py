@@ -1,4 +1,4 @@
-"""Playing a world, and what can go wrong with its numbers."""
+"""Resetting a world to tasks, and checking the numbers that it gives."""
 
 from __future__ import annotations
 
@@ -12,31 +12,46 @@ from everloop.contract import Observation, World
 
 
 class NotFiniteError(FloatingPointError):
-    """An observation, a loss or a gradient is nan or infinite; the message says which, and at which
-    step.
+    """An observation, a reward, a loss or a gradient is nan or infinite.
+
+    The message names it and the step.
     """
 
 
-def play(
+def reset_to_tasks(
     world: World, tasks: Sequence[int], seed: int | None = None
 ) -> tuple[Observation, npt.NDArray[np.int64]]:
-    """Reset `world` so that its copies play `tasks` in turn: the first observation, and each copy's
-    task.
+    """Reset a world so that copy i has the task `tasks[i % len(tasks)]`.
+
+    Args:
+        world: The world, of `world.num_envs` copies.
+        tasks: Ids of the tasks, at least one and at most as many as there are copies.
+        seed: Seed of the reset; None continues the world's generators.
+
+    Returns:
+        The first observation, and the task id of each copy, (B,).
+
+    Raises:
+        ValueError: If there are more tasks than copies.
     """
     if len(tasks) > world.num_envs:
         raise ValueError(
-            f"{len(tasks)} tasks can't be played by {world.num_envs} copies of the world; use at "
+            f"there are {len(tasks)} tasks but only {world.num_envs} copies of the world; use at "
             "least one copy a task"
         )
-    played = np.resize(np.asarray(tasks, dtype=np.int64), world.num_envs)
+    of_copy = np.resize(np.asarray(tasks, dtype=np.int64), world.num_envs)
     obs, _ = world.reset(seed=seed, options={"task": int(tasks[0])})
     for task in tasks[1:]:
-        obs, _ = world.reset(options={"task": int(task), "reset_mask": played == task})
-    return obs, played
+        obs, _ = world.reset(options={"task": int(task), "reset_mask": of_copy == task})
+    return obs, of_copy
 
 
 def labels_of(info: dict[str, Any]) -> npt.NDArray[np.int64]:
-    """The labels that a step has revealed, (B, ...). Raises ValueError if it has not."""
+    """Return the labels in the info of a step, (B, ...).
+
+    Raises:
+        ValueError: If there are none.
+    """
     if "label" not in info:
         raise ValueError(
             'the world\'s info has no "label"; supervised learning needs a world that reveals it'
@@ -45,17 +60,24 @@ def labels_of(info: dict[str, Any]) -> npt.NDArray[np.int64]:
 
 
 def check_finite(obs: Observation, step: int, rewards: npt.NDArray[Any] | None = None) -> None:
-    """Raise NotFiniteError that names the modality, or the reward; integer modalities are finite by
-    nature.
+    """Check that all numbers of a step are finite.
+
+    Args:
+        obs: Observation of each modality by name. Integers are not checked.
+        step: World steps so far, for the message.
+        rewards: Rewards of the copies, (B,), if there are any.
+
+    Raises:
+        NotFiniteError: If a number is not. It names the modality, or the reward.
     """
     if rewards is not None and not np.isfinite(rewards).all():
         raise NotFiniteError(
-            f"a reward is {rewards[~np.isfinite(rewards)].flat[0]} at step {step}, allowed: finite "
-            "numbers"
+            f"a reward is {rewards[~np.isfinite(rewards)].flat[0]} at step {step}; rewards must be "
+            "finite"
         )
     for name, value in obs.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             bad = value[~np.isfinite(value)].flat[0]
             raise NotFiniteError(
-                f"observation {name!r} holds {bad} at step {step}, allowed: finite numbers"
+                f"observation {name!r} holds {bad} at step {step}; observations must be finite"
             )

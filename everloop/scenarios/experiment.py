@@ -15,7 +15,15 @@ import yaml
 from rich.console import Console
 
 from everloop.envs.data.optional import needed
-from everloop.loop import Board, Callback, Divergence, Pretraining, Result, Run, Strategy
+from everloop.loop import (
+    Callback,
+    Divergence,
+    Pretraining,
+    Result,
+    Run,
+    Strategy,
+    TensorBoardLogger,
+)
 from everloop.loop.callbacks.about import flattened
 from everloop.loop.results.result import write_json
 from everloop.scenarios.environment import command, environment
@@ -195,11 +203,11 @@ class Experiment:
             ENVIRONMENT: json.dumps(environment(), indent=2) + "\n",
         }
         with opened(self.out, files, self.overwrite):
-            board = Board(self.out, self._shown(), command())
+            logger = TensorBoardLogger(self.out, self._shown(), command())
             try:
-                return self._run([board, Record(self.out / RESULT), *callbacks])
+                return self._run([logger, Record(self.out / RESULT), *callbacks])
             finally:
-                board.close()
+                logger.close()
 
     def _shown(self) -> dict[str, Any]:
         """The settings that TensorBoard shows, under the same names for all strategies."""

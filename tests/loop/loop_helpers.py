@@ -1,4 +1,4 @@
-"""Small networks, worlds and learners that the loop's tests share."""
+"""Small networks, worlds and learners that tests of the loop share."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SAC_PARAMETERS: dict[str, Any] = REPLAYED | {"train_freq": 2}
 
 
 class FlatNet(nn.Module):
-    """`layers` on one modality's rows (t b), in the form in which learners call networks."""
+    """Applies `layers` to one modality, with leading axes (t b), as learners call networks."""
 
     def __init__(self, layers: nn.Module, key: str = "image") -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def mlp(outputs: int = 10, inputs: int = 64, hidden: int = 6, seed: int = 0) -> 
 
 
 class FixedLearner(SupervisedLearner):
-    """A supervised learner without a world, for batches made by hand."""
+    """A supervised learner without a world, for hand-made batches."""
 
     def __init__(
         self, module: nn.Module, likelihood: Any, optimizer: torch.optim.Optimizer | None = None
@@ -154,7 +154,7 @@ def vector_batch(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> Batch:
-    """Normal vectors "x" with random labels; an episode starts with every example."""
+    """Random normal vectors "x" with random labels; every example starts an episode."""
     g = torch.Generator().manual_seed(seed)
     start = torch.zeros(length, examples, dtype=torch.bool)
     start[0] = True
@@ -218,7 +218,7 @@ def control_learner(
 
 
 class Dial(TaskVectorWrapper):
-    """A world whose action is one of the settings -1 and 1 of each of its controls, or none."""
+    """A world of discrete actions: each sets one control to -1 or 1, or none."""
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
@@ -234,7 +234,7 @@ class Dial(TaskVectorWrapper):
 
 
 class ConcatNet(nn.Module):
-    """Two layers on all modalities side by side."""
+    """Two layers on the concatenation of all modalities."""
 
     def __init__(self, space: Any, outputs: int, hidden: int = 8) -> None:
         super().__init__()
@@ -313,7 +313,7 @@ def random_states() -> tuple[Any, ...]:
 
 
 def run_of(result: Result, step: int = 0, phase: int = 0, total: int = 100) -> Any:
-    """What callbacks read of a run, of a result that was made by hand."""
+    """The attributes of a run that callbacks read, for a hand-made result."""
     tasks = [SimpleNamespace(id=j, name=result.tasks[j]) for j in result.phases[phase]]
     plan = SimpleNamespace(phases=result.phases, steps=[total])
     return SimpleNamespace(result=result, steps=step, phase=phase, tasks=tasks, plan=plan)
@@ -325,9 +325,7 @@ def keyword_grid(**values: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def rehearsal_loss(strategy: Strategy, learner: Learner) -> Tensor | None:
-    """The loss of what `strategy` recalls now, from a forward pass of its own; None if that is
-    nothing.
-    """
+    """The loss of the examples that `strategy` replays now; None if there are none."""
     stored = strategy.recall(learner)
     if stored is None:
         return None

@@ -1,4 +1,4 @@
-"""Batches: cut, stored and put together again without losing a step."""
+"""Batches are cut, stored and joined without losing a step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from everloop.loop.memory import Store
 
 
 def numbered(T: int, B: int, full: bool = True, seed: int = 0) -> Batch:
-    """Every step of every example holds its own number, 100 t + b."""
+    """A batch in which step t of example b holds the number 100 t + b."""
     number = 100 * torch.arange(T)[:, None] + torch.arange(B)
     obs = {
         "image": (number % 256).to(torch.uint8)[..., None, None, None].expand(T, B, 2, 3, 1),
@@ -130,7 +130,7 @@ def test_examples_are_selected_in_every_field(which: object) -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4), count=st.integers(1, 90))
-def test_a_spread_takes_one_example_of_each_of_as_many_parts_in_order(
+def test_a_subsample_takes_one_example_from_each_of_equal_parts_in_order(
     sizes: list[int], count: int
 ) -> None:
     batches = [
@@ -146,12 +146,8 @@ def test_a_spread_takes_one_example_of_each_of_as_many_parts_in_order(
 
 @pytest.mark.parametrize("count", [64, 128, 512, 1000])
 @pytest.mark.parametrize("copies", [1, 4, 16, 32])
-def test_a_spread_over_steps_of_copies_is_of_all_steps_and_all_copies(
-    copies: int, count: int
-) -> None:
-    """Examples lie step by step, those of all copies beside each other: the first ones would be of
-    the first steps only.
-    """
+def test_a_subsample_covers_all_steps_and_all_copies(copies: int, count: int) -> None:
+    """Examples are ordered by step, so that the first ones would cover the first steps only."""
     steps = 4096 // copies
     cut = numbered(steps, copies).sequences(1)
     (taken,) = subsample([cut], count)
@@ -168,7 +164,7 @@ def test_a_spread_over_steps_of_copies_is_of_all_steps_and_all_copies(
 @settings(deadline=None, max_examples=20)
 @given(T=lengths, B=examples, seed=st.integers(0, 100))
 def test_bfloat16_is_stored_to_the_last_bit(T: int, B: int, seed: int) -> None:
-    """numpy has no such type: what comes back is one again, through a memory as well."""
+    """numpy has no bfloat16, but a store gives it back unchanged."""
     x = torch.randn(T, B, 3, generator=torch.Generator().manual_seed(seed)).bfloat16()
     batch = Batch(
         {"x": x},

@@ -1,4 +1,4 @@
-"""How well a learner does a task: against direct computations and known agents."""
+"""Evaluation of a learner, compared with direct computation and known agents."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from everloop.loop.evaluate import returns, score_metric
 
 
 def accuracy(learner: SupervisedLearner, world: ImageStreamVectorEnv, task: int) -> float:
-    """The share of the split's examples of `task` that are guessed right, all at once."""
+    """The share of correct guesses among all examples of `task`, from one forward pass."""
     rows = world._rows[task]
     images, labels = torch.from_numpy(world._inputs[rows])[None], world._labels[rows]
     logits = learner.module(
@@ -40,7 +40,7 @@ def accuracy(learner: SupervisedLearner, world: ImageStreamVectorEnv, task: int)
 
 @pytest.fixture(scope="module")
 def learned() -> SupervisedLearner:
-    """Somewhat good at all digits."""
+    """A learner that knows all digits somewhat."""
     world = stream(32)
     learner = SupervisedLearner(mlp(hidden=12), world, Training(1e-2))
     learner.learn([0, 1, 2, 3, 4], 3200)
@@ -50,10 +50,10 @@ def learned() -> SupervisedLearner:
 @pytest.mark.parametrize("num_envs", [1, 7, 72, 100])
 @pytest.mark.parametrize("episode_length", [5, 32])
 @pytest.mark.parametrize("task", [0, 3])
-def test_a_streams_return_is_its_accuracy_on_all_test_examples(
+def test_the_return_of_a_stream_is_its_accuracy_on_all_test_examples(
     learned: SupervisedLearner, task: int, episode_length: int, num_envs: int
 ) -> None:
-    """Whatever the number of copies, dividing the number of examples or not, fewer or more."""
+    """This holds for any number of copies, also one that does not divide that of the examples."""
     world = stream(num_envs, split="test", episode_length=episode_length)
     expected = accuracy(learned, world, task)
     assert 0.1 < expected < 1.0
@@ -61,7 +61,7 @@ def test_a_streams_return_is_its_accuracy_on_all_test_examples(
     assert scores(learned, world, [], seed=0)[task] == pytest.approx(100 * expected, rel=1e-9)
 
 
-def test_measuring_twice_gives_the_same_and_disturbs_nothing(learned: SupervisedLearner) -> None:
+def test_evaluating_twice_gives_the_same_and_leaves_no_trace(learned: SupervisedLearner) -> None:
     world = stream(7, split="test")
     before, states = weights(learned.module), random_states()
     first = scores(learned, world, [], seed=3)
@@ -71,7 +71,7 @@ def test_measuring_twice_gives_the_same_and_disturbs_nothing(learned: Supervised
     assert random_states() == states
 
 
-class Told(nn.Module):
+class LabelReader(nn.Module):
     """Reads the label from the first pixel, and adds `offset`."""
 
     def __init__(self, offset: int) -> None:
@@ -84,7 +84,8 @@ class Told(nn.Module):
         ).float()
 
 
-def told_stream(num_envs: int = 3, **kwargs: Any) -> ImageStreamVectorEnv:
+def labelled_stream(num_envs: int = 3, **kwargs: Any) -> ImageStreamVectorEnv:
+    """20 images of four classes, filled with their label."""
     labels = np.arange(20) % 4
     images = np.broadcast_to(labels[:, None, None], (20, 8, 8)).astype(np.uint8)
     return ImageStreamVectorEnv(
@@ -92,12 +93,15 @@ def told_stream(num_envs: int = 3, **kwargs: Any) -> ImageStreamVectorEnv:
     )
 
 
-def test_a_perfect_guesser_scores_100_percent_and_one_that_is_always_wrong_0() -> None:
-    world = told_stream()
-    assert scores(SupervisedLearner(FlatNet(Told(0)), world), world, [], seed=0) == pytest.approx(
-        [100.0, 100.0]
-    )
-    assert scores(SupervisedLearner(FlatNet(Told(1)), world), world, [], seed=0) == [0.0, 0.0]
+def test_perfect_guesses_score_100_percent_and_wrong_ones_0() -> None:
+    world = labelled_stream()
+    assert scores(
+        SupervisedLearner(FlatNet(LabelReader(0)), world), world, [], seed=0
+    ) == pytest.approx([100.0, 100.0])
+    assert scores(SupervisedLearner(FlatNet(LabelReader(1)), world), world, [], seed=0) == [
+        0.0,
+        0.0,
+    ]
 
 
 def test_guessing_one_label_of_a_balanced_pair_scores_50_percent() -> None:
@@ -109,19 +113,17 @@ def test_guessing_one_label_of_a_balanced_pair_scores_50_percent() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.logits.expand(len(x), -1)
 
-    world = told_stream(label_space="within_task")
+    world = labelled_stream(label_space="within_task")
     assert scores(SupervisedLearner(FlatNet(One()), world), world, [], seed=0) == pytest.approx(
         [50.0, 50.0]
     )
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feed-forward", "recurrent"])
-def test_in_control_it_is_the_mean_return_of_one_episode_a_copy(recurrent: bool) -> None:
-    """Stepped by hand with the policy's mean, memory carried on, nothing after the
-    episode's end.
-    """
+def test_the_score_in_control_is_the_mean_return_of_one_episode_a_copy(recurrent: bool) -> None:
+    """A loop by hand takes the mean action, keeps the state, and stops with the episode."""
     learner, world = control_learner(recurrent), plant(5, horizon=6)
-    obs, _ = plant_reset(world, 2, seed=9)
+    obs, _ = world.reset(seed=9, options={"task": 2})
     state, total = learner.module.initial_state(5), np.zeros(5)  # type: ignore[operator]
     for t in range(6):
         tensors = {name: torch.from_numpy(value)[None] for name, value in obs.items()}
@@ -133,12 +135,8 @@ def test_in_control_it_is_the_mean_return_of_one_episode_a_copy(recurrent: bool)
     assert mean_return(learner, world, 2, seed=9) == pytest.approx(float(total.mean()), rel=1e-6)
 
 
-def plant_reset(world: Any, task: int, seed: int) -> Any:
-    return world.reset(seed=seed, options={"task": task})
-
-
 def acting(policy: Any) -> Learner:
-    """A learner that acts by `policy()`."""
+    """A learner whose actions are `policy()`."""
     learner = control_learner()
     learner.act = lambda obs, state, start, generator=None: (policy(), state)  # type: ignore[method-assign, assignment]
     return learner
@@ -166,7 +164,7 @@ def test_random_actions_score_0_and_optimal_control_scores_1() -> None:
 def test_without_a_reference_for_every_task_scores_are_returns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A mean over scores and returns would mean nothing."""
+    """Scores and returns are not comparable, so they are never mixed."""
     learner, world = control_learner(), plant(5, horizon=6)
     known = [world.reference(task.id) for task in world.tasks]
     found = returns(learner, world, [], seed=0)
@@ -183,7 +181,7 @@ def test_without_a_reference_for_every_task_scores_are_returns(
 
 
 class Viewing(Strategy):
-    """Notes which task is looked at, and whether the view is open."""
+    """Records when the view of a task is opened and closed."""
 
     def __init__(self, name: str, events: list[str]) -> None:
         self.name, self.events = name, events
@@ -195,23 +193,25 @@ class Viewing(Strategy):
         self.events.append(f"{self.name} closes {task.id}")
 
 
-def test_each_task_is_measured_in_all_strategies_views_of_it(learned: SupervisedLearner) -> None:
+def test_each_task_is_evaluated_within_the_views_of_all_strategies(
+    learned: SupervisedLearner,
+) -> None:
     events: list[str] = []
-    world = told_stream()
+    world = labelled_stream()
     reset = world.reset
 
-    def noted(**kwargs: Any) -> Any:
-        events.append("play")
+    def recorded(**kwargs: Any) -> Any:
+        events.append("reset")
         return reset(**kwargs)
 
-    world.reset = noted  # type: ignore[method-assign]
+    world.reset = recorded  # type: ignore[method-assign]
     scores(
-        SupervisedLearner(FlatNet(Told(0)), world),
+        SupervisedLearner(FlatNet(LabelReader(0)), world),
         world,
         [Viewing("a", events), Viewing("b", events)],
         seed=0,
     )
-    one = ["a opens 0", "b opens 0", "play", "b closes 0", "a closes 0"]
+    one = ["a opens 0", "b opens 0", "reset", "b closes 0", "a closes 0"]
     assert events == [*one, *(event.replace("0", "1") for event in one)]
 
 

@@ -1,4 +1,4 @@
-"""Likelihoods against torch.distributions."""
+"""Likelihoods equal those of torch.distributions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from everloop.loop import (
     Gaussian,
     Likelihood,
     SquashedGaussian,
-    Tags,
+    TokenCategorical,
     diagonal_fisher,
     likelihood_for,
 )
@@ -43,27 +43,28 @@ FAMILIES = pytest.mark.parametrize(
         Categorical(3, temperature=2.0),
         Gaussian(2),
         SquashedGaussian([-1.0, 0.0], [1.0, 5.0]),
-        Tags(2, 3),
+        TokenCategorical(2, 3),
     ],
-    ids=["categorical", "boltzmann", "gaussian", "squashed", "tags"],
+    ids=["categorical", "boltzmann", "gaussian", "squashed", "tokens"],
 )
 
 
 def draw(seed: int, *shape: int) -> Tensor:
-    """Normal numbers of standard deviation 2, in double precision."""
+    """Random normal outputs of standard deviation 2, in double precision."""
     return 2 * torch.randn(
         *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
 
 
 def normal(likelihood: Gaussian, p: Tensor) -> Independent:
+    """torch's normal distribution with the same mean and deviation."""
     mean, log_std = likelihood.split(p)
     return Independent(Normal(mean, log_std.exp()), 1)
 
 
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, classes=sizes, seed=seeds)
-def test_categorical_is_torchs(shape: tuple[int, ...], classes: int, seed: int) -> None:
+def test_categorical_equals_torchs(shape: tuple[int, ...], classes: int, seed: int) -> None:
     likelihood, p, q = (
         Categorical(classes),
         draw(seed, *shape, classes),
@@ -80,11 +81,11 @@ def test_categorical_is_torchs(shape: tuple[int, ...], classes: int, seed: int) 
 
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, length=sizes, classes=sizes, seed=seeds)
-def test_tags_are_a_categorical_each_where_there_is_one(
+def test_tokens_have_a_categorical_each_and_untagged_ones_do_not_count(
     shape: tuple[int, ...], length: int, classes: int, seed: int
 ) -> None:
     likelihood, p, q = (
-        Tags(length, classes),
+        TokenCategorical(length, classes),
         draw(seed, *shape, length * classes),
         draw(seed + 1, *shape, length * classes),
     )
@@ -102,7 +103,7 @@ def test_tags_are_a_categorical_each_where_there_is_one(
 
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, dims=sizes, seed=seeds)
-def test_gaussian_is_torchs(shape: tuple[int, ...], dims: int, seed: int) -> None:
+def test_gaussian_equals_torchs(shape: tuple[int, ...], dims: int, seed: int) -> None:
     likelihood, p, q = (
         Gaussian(dims),
         draw(seed, *shape, 2 * dims),
@@ -134,8 +135,8 @@ def test_a_temperature_divides_the_outputs(
     assert torch.equal(a, b)
 
 
-def test_the_exact_fisher_information_knows_the_temperature() -> None:
-    """What draws come to in the end."""
+def test_the_exact_fisher_information_respects_the_temperature() -> None:
+    """It is the limit of the sampled Fisher information."""
     torch.manual_seed(0)
     module = FlatNet(nn.Linear(2, 3), "x").double()
     learner = FixedLearner(module, Categorical(3, temperature=0.5))
@@ -155,7 +156,7 @@ LOW, HIGH = np.array([-1.0, 0.0, 2.0]), np.array([1.0, 5.0, 3.0])
 
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, seed=seeds)
-def test_squashed_gaussian_is_torchs(shape: tuple[int, ...], seed: int) -> None:
+def test_squashed_gaussian_equals_torchs(shape: tuple[int, ...], seed: int) -> None:
     likelihood, p, q = (
         SquashedGaussian(LOW, HIGH),
         draw(seed, *shape, 6) / 2,
@@ -184,7 +185,7 @@ def test_squashed_gaussian_is_torchs(shape: tuple[int, ...], seed: int) -> None:
 @pytest.mark.parametrize(
     ("mean", "log_std"), [(0.0, -3.0), (0.0, 0.0), (1.5, 0.5), (-4.0, -1.0), (3.0, 2.0)]
 )
-def test_a_squashed_gaussians_density_integrates_to_1_and_to_its_entropy(
+def test_the_squashed_density_integrates_to_1_and_to_its_entropy(
     mean: float, log_std: float
 ) -> None:
     likelihood = SquashedGaussian([0.0], [5.0])
@@ -193,7 +194,7 @@ def test_a_squashed_gaussians_density_integrates_to_1_and_to_its_entropy(
     log_density = likelihood.log_prob(
         torch.tensor([mean, log_std], dtype=torch.float64).expand(len(u), 2), x[:, None]
     )
-    inside = u.abs() < 6.5  # beyond, the guard of the logarithm in log_prob is felt
+    inside = u.abs() < 6.5  # EPSILON in log_prob matters beyond that
     total = torch.trapezoid(log_density.exp()[inside], x[inside])
     theirs = torch.distributions.Normal(mean, math.exp(log_std))
     exact = (
@@ -214,17 +215,17 @@ def test_a_squashed_gaussians_density_integrates_to_1_and_to_its_entropy(
 @pytest.mark.parametrize(
     ("low", "high"), [([-math.inf], [1.0]), ([0.0], [math.inf]), ([1.0], [1.0]), ([2.0], [1.0])]
 )
-def test_a_range_that_is_not_finite_or_empty_is_refused(
+def test_an_empty_or_infinite_range_of_actions_is_refused(
     low: list[float], high: list[float]
 ) -> None:
-    with pytest.raises(ValueError, match="allowed: finite ranges that are not empty"):
+    with pytest.raises(ValueError, match="bounds must be finite, each low below its high"):
         SquashedGaussian(low, high)
 
 
 @settings(deadline=None, max_examples=50)
 @given(seed=seeds, size=sizes)
 @pytest.mark.parametrize("kind", [Categorical, Gaussian])
-def test_divergence_is_0_from_itself_and_never_negative(
+def test_kl_of_a_distribution_from_itself_is_0_and_kl_is_never_negative(
     kind: type[Categorical] | type[Gaussian], size: int, seed: int
 ) -> None:
     likelihood = kind(size)
@@ -233,7 +234,7 @@ def test_divergence_is_0_from_itself_and_never_negative(
     assert float(likelihood.kl(p, q).min()) >= -1e-12
 
 
-def test_a_gaussians_scale_grows_with_its_output_between_its_bounds() -> None:
+def test_the_deviation_of_a_gaussian_grows_with_its_output_within_bounds() -> None:
     s = torch.linspace(-30, 30, 61, dtype=torch.float64)
     mean, log_std = Gaussian(1).split(torch.stack([s, s], -1))
     assert torch.equal(mean[:, 0], s)
@@ -242,7 +243,7 @@ def test_a_gaussians_scale_grows_with_its_output_between_its_bounds() -> None:
     assert float(log_std[-1]) == pytest.approx(Gaussian.HIGH)
 
 
-def test_draws_have_the_categoricals_frequencies() -> None:
+def test_categorical_draws_have_the_right_frequencies() -> None:
     p, n = torch.tensor([0.5, -1.0, 1.5], dtype=torch.float64), 20_000
     x = Categorical(3).sample(p.expand(n, 3), torch.Generator().manual_seed(0))
     probability = torch.softmax(p, -1)
@@ -250,7 +251,7 @@ def test_draws_have_the_categoricals_frequencies() -> None:
     assert bool(((torch.bincount(x, minlength=3) / n - probability).abs() < 5 * error).all())
 
 
-def test_draws_have_the_gaussians_mean_and_variance_and_no_correlation() -> None:
+def test_gaussian_draws_have_the_right_mean_and_variance_and_no_correlation() -> None:
     p, n = torch.tensor([0.3, -0.6, 1.0, -2.0], dtype=torch.float64), 20_000
     likelihood = Gaussian(2)
     x = likelihood.sample(p.expand(n, 4), torch.Generator().manual_seed(0))
@@ -261,7 +262,9 @@ def test_draws_have_the_gaussians_mean_and_variance_and_no_correlation() -> None
 
 
 @FAMILIES
-def test_a_generator_decides_the_draw_and_spares_the_global_ones(likelihood: Likelihood) -> None:
+def test_a_generator_determines_the_draw_and_leaves_global_ones_alone(
+    likelihood: Likelihood,
+) -> None:
     p, states = draw(0, 20, likelihood.size()), random_states()
     a, b, c = (likelihood.sample(p, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert random_states() == states
@@ -278,13 +281,13 @@ def test_log_prob_is_differentiable_in_the_outputs(likelihood: Likelihood) -> No
     assert torch.autograd.gradcheck(lambda p: likelihood.log_prob(p, x), p)
 
 
-def test_the_action_space_decides_the_family() -> None:
+def test_the_action_space_determines_the_likelihood() -> None:
     discrete, box = likelihood_for(spaces.Discrete(4)), likelihood_for(spaces.Box(-1.0, 1.0, (3,)))
     assert isinstance(discrete, Categorical)
     assert discrete.size() == 4
     assert isinstance(box, Gaussian)
     tags = likelihood_for(spaces.MultiDiscrete([3, 3]))
-    assert isinstance(tags, Tags)
+    assert isinstance(tags, TokenCategorical)
     assert (tags.length, tags.classes) == (2, 3)
     assert box.size() == 6
 
@@ -301,9 +304,9 @@ def test_the_action_space_decides_the_family() -> None:
     ],
     ids=str,
 )
-def test_other_action_spaces_are_refused_by_name(space: spaces.Space[object]) -> None:
+def test_other_action_spaces_are_refused_and_named(space: spaces.Space[object]) -> None:
     with pytest.raises(
-        ValueError, match="allowed: Discrete from 0, MultiDiscrete of equal numbers, or a flat Box"
+        ValueError, match="it must be a Discrete that starts at 0, a flat MultiDiscrete of equal"
     ) as error:
         likelihood_for(space)
     assert str(space) in str(error.value)

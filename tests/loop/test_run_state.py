@@ -1,9 +1,8 @@
-"""A run that is given another's state goes on as that one would; one that rolls back has learned
-nothing since.
-"""
+"""A restored run continues bit for bit, and a rollback undoes what was learned."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from loop_helpers import control_learner, mlp, off_policy_learner, off_policy_world, plant, stream
+from run_helpers import Logged
 from test_strategy_contract import STREAM, TOLD_ONLY, active, stream_learner
 from torch import Tensor
 
 from everloop.loop import (
     EWC,
+    Divergence,
     Learner,
     LoRA,
     LwF,
@@ -70,18 +71,91 @@ MAKERS: dict[str, Callable[[int], Made]] = {
 
 
 def made(kind: str, seed: int, strategies: list[Strategy]) -> Run:
+    """A run of three phases."""
     learner, evaluation, consolidation = MAKERS[kind](seed)
     learner.seed(seed)
     plan = Plan([[0], [1], [0]], [80, 80, 48], eval_every=24, consolidation_steps=4, seed=5)
     return Run(learner, plan, evaluation, consolidation, strategies)
 
 
-def both(seed: int = 0) -> list[Strategy]:
+def ewc_and_replay(seed: int = 0) -> list[Strategy]:
     return [EWC(50.0, seed=seed), Replay(capacity=30, batch_size=4, seed=seed)]
 
 
+def watched(kind: str, seed: int) -> tuple[Run, Logged]:
+    """A run with Divergence, and the record of what it logs."""
+    run, logged = made(kind, seed, []), Logged("divergence/")
+    run.callbacks = [Divergence(), logged]
+    return run, logged
+
+
+@pytest.mark.parametrize("kind", ["plain", "recurrent ppo", "dqn"])
+def test_a_restored_run_logs_the_same_divergence_bit_for_bit(kind: str) -> None:
+    first, expected = watched(kind, 0)
+    first.begin()
+    while first.phase == 0 or first.steps < 112:
+        first.advance()
+    state, before = first.state_dict(), len(expected.scalars)
+    first.go()
+    second, found = watched(kind, 3)
+    second.load_state_dict(state)
+    second.go()
+    assert len(found.scalars) > 2
+    assert found.scalars == expected.scalars[before:]
+
+
+def test_the_state_of_divergence_is_a_copy_of_tensors_and_plain_python() -> None:
+    run, _ = watched("plain", 0)
+    run.begin()
+    while run.phase == 0:
+        run.advance()
+    state = run.state_dict()["callbacks"]
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert list(loaded) == ["Divergence"]
+    assert flat(loaded) == flat(state)
+    then = flat(state)
+    run.go()
+    assert flat(state) == then
+
+
+def test_the_state_of_a_run_with_other_callbacks_is_refused() -> None:
+    run, _ = watched("plain", 0)
+    other = made("plain", 0, [])
+    run.begin()
+    run.advance()
+    before = flat(other.snapshot())
+    with pytest.raises(ValueError, match="the state is of the callbacks Divergence; here are none"):
+        other.load_state_dict(run.state_dict())
+    assert flat(other.snapshot()) == before
+
+
+def test_divergence_from_before_weights_were_added_is_refused() -> None:
+    world = {"label_space": "within_task", "task_cue": True}
+
+    def grown() -> Run:
+        return Run(
+            stream_learner("lora"),
+            Plan([[0], [1]], [16, 16], eval_every=1000, consolidation_steps=4),
+            stream(16, split="test", **world),
+            stream(**world),
+            [LoRA(rank=2)],
+            [Divergence()],
+        )
+
+    run = grown()
+    run.begin()
+    while run.phase == 0:
+        run.advance()
+    run.advance()
+    with pytest.raises(ValueError, match="Divergence can't restore the network at the end of 0-1"):
+        grown().load_state_dict(run.state_dict())
+
+
 def flat(value: Any) -> list[Any]:
-    """Every number and text in a nested state."""
+    """All keys, numbers and texts of a nested state."""
     if isinstance(value, dict):
         return [x for key in value for x in (str(key), *flat(value[key]))]
     if isinstance(value, list | tuple):
@@ -90,7 +164,7 @@ def flat(value: Any) -> list[Any]:
 
 
 def ends(run: Run) -> list[Any]:
-    """All that a run ends with, but for the time it took."""
+    """Everything at the end of a run, except for the time that it took."""
     return (
         flat(run.learner.learned())
         + flat(run.learner.position())
@@ -99,21 +173,22 @@ def ends(run: Run) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_run_goes_on_bit_for_bit_from_the_state_of_another(kind: str) -> None:
-    """Taken in the midst of a task, and between two; of networks, worlds and generators of other
-    seeds.
+def test_a_restored_run_continues_bit_for_bit(kind: str) -> None:
+    """From a state within a task and one between two tasks.
+
+    The restored run was made with other seeds of network, world and generators.
     """
-    first = made(kind, 0, both())
+    first = made(kind, 0, ewc_and_replay())
     first.begin()
     states = []
     while not first.done:
         first.advance()
         if first.phase == 1 and len(states) < 2:
             states.append(first.state_dict())
-    assert states[0]["phase_end"] is None, "between two tasks"
-    assert states[1]["phase_end"] is not None, "in the midst of one"
+    assert states[0]["phase_end"] is None, "not between two tasks"
+    assert states[1]["phase_end"] is not None, "not within a task"
     for state in states:
-        second = made(kind, 3, both(seed=7))
+        second = made(kind, 3, ewc_and_replay(seed=7))
         torch.manual_seed(99)
         second.load_state_dict(state)
         second.go()
@@ -121,7 +196,7 @@ def test_a_run_goes_on_bit_for_bit_from_the_state_of_another(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", STREAM)
-def test_a_run_with_any_strategy_goes_on_bit_for_bit(name: str) -> None:
+def test_a_restored_run_with_any_strategy_continues_bit_for_bit(name: str) -> None:
     def run(seed: int) -> Run:
         learner = stream_learner(name)
         world = {"label_space": "within_task", "task_cue": True} if name in TOLD_ONLY else {}
@@ -144,8 +219,8 @@ def test_a_run_with_any_strategy_goes_on_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "cosine", "recurrent ppo", "sac"])
-def test_a_rollback_returns_to_what_was_learned_while_the_world_goes_on(kind: str) -> None:
-    run = made(kind, 0, both())
+def test_a_rollback_restores_what_was_learned_but_not_the_world(kind: str) -> None:
+    run = made(kind, 0, ewc_and_replay())
     run.begin()
     while run.phase == 0 or run.steps < 112:
         run.advance()
@@ -161,9 +236,9 @@ def test_a_rollback_returns_to_what_was_learned_while_the_world_goes_on(kind: st
     assert flat(run.snapshot()) != then == flat(snapshot)
 
 
-def test_a_state_of_another_network_or_of_other_strategies_is_refused_and_changes_nothing() -> None:
+def test_the_state_of_another_network_or_strategy_is_refused() -> None:
     run, other, third = (
-        made("plain", 0, both()),
+        made("plain", 0, ewc_and_replay()),
         made("plain", 0, [EWC()]),
         made("plain", 0, [EWC()]),
     )
@@ -182,7 +257,7 @@ def test_a_state_of_another_network_or_of_other_strategies_is_refused_and_change
     assert flat(other.snapshot()) == before
 
 
-def test_a_network_copied_before_weights_were_added_is_refused() -> None:
+def test_a_teacher_copied_before_weights_were_added_is_refused() -> None:
     learner = stream_learner("lora")
     strategies: list[Strategy] = [LoRA(rank=2), LwF()]
     learner.attach(strategies)

@@ -1,10 +1,8 @@
-"""One strategy, two learners: where PPO's loss is the cross-entropy of what was done, both end at
-the same weights.
+"""One strategy in two learners: both end at the same weights if their losses are the same.
 
-PPO on one step a copy, once over it, without discount, value, entropy or normalised advantages, in
-a world that
-rewards whatever is done by 1: the advantage is 1, and the gradient that of -log pi(a|s), the
-    cross-entropy of a.
+PPO makes one pass over one step a copy, without discount, value loss, entropy bonus or normalised
+advantages. The world rewards every action with 1, so the advantage is 1 and PPO's gradient is that
+of -log pi(a|s). This is the cross-entropy of the action, which is the supervised learner's label.
 """
 
 from __future__ import annotations
@@ -48,9 +46,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Guesses(VectorEnv):
-    """Points around a place of the task's own; any guess is rewarded by 1.
+    """Points around a centre of the task; every action is rewarded with 1.
 
-    What was done is noted, or is the label.
+    Actions are recorded. If labels are given, each step reveals them.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -93,7 +91,7 @@ class Guesses(VectorEnv):
 
 
 class Net(nn.Module):
-    """Two layers; the value is 0."""
+    """Two layers; the value is always 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,9 +129,7 @@ def by_ppo(
     )
 
     def sure(batch: Batch) -> Tensor:
-        """What a policy puts out that is sure of what was done: the divergence from it is the
-        cross-entropy.
-        """
+        """Outputs of a policy that is certain of the action: KL is then the cross-entropy."""
         return (
             batch.target if batch.action is None else 1e3 * F.one_hot(batch.action, CLASSES).float()
         )
@@ -141,7 +137,7 @@ def by_ppo(
     monkeypatch.setattr(learner, "targets", sure)
     monkeypatch.setattr(
         np.random, "permutation", np.arange
-    )  # a rollout is one minibatch, in its own order
+    )  # a rollout is one minibatch, in its original order
     train(learner, strategies)
     return learner, world.done
 

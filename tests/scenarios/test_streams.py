@@ -212,7 +212,7 @@ def test_a_stream_under_way_knows_the_order_of_the_tasks_chosen() -> None:
         ),
         (["split-mnist", "--epochs", "0"], "epochs is 0, allowed: 1 or more"),
         (["split-mnist", "--width", "0"], "allowed: 1 or more"),
-        (["split-mnist", "--periods", "[0]"], "a level's period is 0, allowed: 1 or more"),
+        (["split-mnist", "--periods", "[0]"], "a level's period is 0; it must be 1 or more"),
         (["split-mnist", "--architecture", "transformer"], "architecture"),
         (["split-mnist", "--training.learning-rate", "-1"], "learning_rate is -1"),
         (["split-mnist", "--training.device", "cuda:99"], "device is 'cuda:99'"),

@@ -1,4 +1,4 @@
-"""Callbacks that come with everloop."""
+"""Callbacks: TensorBoard and divergence."""
 
 from everloop.loop.callbacks.divergence import Divergence
 

@@ -1,4 +1,4 @@
-"""The card that explains a run in TensorBoard."""
+"""The text card that explains a run in TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from everloop.loop.callbacks.events import Setting
 from everloop.loop.results.figures import heading, quantity
 from everloop.loop.results.result import Result
 
-LEVELS = {
+SCORES = {
     "average_score": "mean score of the tasks trained so far",
     "average_incremental_score": "mean of average_score over the phases so far",
     "learning_accuracy": "mean of the scores that tasks had right after their own training",
@@ -25,7 +25,7 @@ CHANGES = {
     "backward_transfer": "mean over earlier tasks of the score now minus that after training",
     "forward_transfer": "mean over later tasks of the score before training minus untrained score",
 }
-"""What the measures mean: those in the unit of a score, and those in the unit of a difference."""
+"""What the measures mean: those in the unit of a score, and those that are differences."""
 
 FORGETTING = """best score after a phase since the task's first training, minus its score now;
 negative where it has improved"""
@@ -40,13 +40,13 @@ to task. A world gives a scale from 0 (random) to 1 (best known) by a method
 
 
 def identity(result: Result) -> dict[str, Setting]:
-    """What tells runs apart, beside their settings."""
+    """Return what identifies a run, besides its settings."""
     strategies = ", ".join(result.strategies)
     return {"scenario": result.scenario, "strategies": strategies, "seed": float(result.seed)}
 
 
 def flattened(settings: Mapping[str, Any]) -> dict[str, Setting]:
-    """`settings` without nesting: "outer.inner" -> True or False, a number or a text."""
+    """Return `settings` without nesting: "outer.inner" -> True or False, a number or a text."""
     flat: dict[str, Setting] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
@@ -57,6 +57,7 @@ def flattened(settings: Mapping[str, Any]) -> dict[str, Setting]:
 
 
 def _setting(value: Any) -> Setting:
+    """Return a value as TensorBoard can show it. A number that is not finite becomes a text."""
     if isinstance(value, bool):
         return value
     if isinstance(value, (int, float)) and math.isfinite(value):
@@ -65,7 +66,13 @@ def _setting(value: Any) -> Setting:
 
 
 def about(result: Result, settings: Mapping[str, Setting], command: str) -> str:
-    """What was run, with which settings, and what each curve means, in Markdown."""
+    """Return the card in Markdown: the run, its settings, and the meaning of each curve.
+
+    Args:
+        result: The result of the run, which may still be in progress.
+        settings: Settings without nesting.
+        command: The command that started the run; empty if there is none.
+    """
     names = [f"{j} {_code(name)}" for j, name in enumerate(result.tasks)]
     rows = [(_code(name), _text(value)) for name, value in settings.items()]
     parts = [
@@ -82,8 +89,9 @@ def about(result: Result, settings: Mapping[str, Setting], command: str) -> str:
 
 
 def _curves(result: Result) -> list[tuple[str, str]]:
+    """Return the tag and the meaning of each curve."""
     unit, difference = quantity(result.metric), change(result.metric)
-    meanings = [(k, v, unit) for k, v in LEVELS.items()]
+    meanings = [(k, v, unit) for k, v in SCORES.items()]
     meanings += [(k, v, difference) for k, v in CHANGES.items()]
     average = curve("average", result, "score"), curve("average", result, "forgetting")
     rows = {
@@ -101,17 +109,19 @@ def _curves(result: Result) -> list[tuple[str, str]]:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _text(value: Setting) -> str:
+    """Return a setting in Markdown."""
     text = f"{value:.10g}" if isinstance(value, float) else str(value)
     return _code(text) if text else ""
 
 
 def _code(text: str) -> str:
-    """`text` letter by letter, on one line."""
+    """Return `text` as inline code in Markdown, so that it is shown literally on one line."""
     line = text.replace("\n", " ")
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     return f"{fence}{line}{fence}" if len(fence) == 1 else f"{fence} {line} {fence}"

@@ -1,4 +1,4 @@
-"""The curves of a run in TensorBoard: what they are called, and which charts show them."""
+"""The curves of a run in TensorBoard: their tags, and the charts that show them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from everloop.loop.results.result import MEASURES, Result
 
 
 def curve(group: str, result: Result, name: str) -> str:
-    """A tag that holds the scenario, so that numbers in different units never share a chart.
+    """Return a tag that contains the scenario, so that different units never share a chart.
 
-    Custom Scalars take what follows a tag's first ( for the run's name, and draw nothing; so it
-    becomes a [.
+    The Custom Scalars page takes the text after the first "(" of a tag for the name of the run, and
+    draws nothing. So parentheses become brackets.
     """
     scenario = result.scenario.replace("(", "[").replace(")", "]")
     return "/".join(part for part in (group, scenario, name) if part)
 
 
 def average_forgetting(result: Result) -> float | None:
-    """The mean forgetting, at the latest evaluation, of the tasks that are not being trained.
+    """Return the mean forgetting of the tasks not in training, at the latest evaluation.
 
-    At the end of a phase it equals `result.forgetting`.
+    At the end of a phase it equals `result.forgetting`. None if it is unknown.
     """
     now = result.evaluations[-1]
     trained = [] if now.phase is None else result.phases[now.phase]
@@ -31,12 +31,12 @@ def average_forgetting(result: Result) -> float | None:
 
 
 def change(metric: Metric) -> str:
-    """The unit of a difference of two scores."""
+    """Return the unit of a difference of two scores."""
     return "percentage points" if metric.unit == "%" else metric.unit or metric.name
 
 
 def titles(metric: Metric) -> dict[str, str]:
-    """What each measure is called where people read it, with its unit."""
+    """Return a readable title with a unit for each measure, by the name of the measure."""
     level = f" ({metric.unit})" if metric.unit else ""
     if metric == SCORE:
         level = " (0 random, 1 best known)"
@@ -52,9 +52,10 @@ def titles(metric: Metric) -> dict[str, str]:
 
 
 def charts(result: Result) -> dict[str, str]:
-    """The title of each chart -> a regular expression that matches the tag of its curve alone.
+    """Return a regular expression for each chart's title; it matches the tag of one curve only.
 
-    Average and forgetting are shown at every evaluation, the other measures after each phase.
+    The average score and forgetting have points at every evaluation, and the other measures after
+    each phase.
     """
     tags = {name: curve("measures", result, name) for name in MEASURES}
     tags["average_score"] = curve("average", result, "score")

@@ -1,4 +1,4 @@
-"""A file of TensorBoard events."""
+"""Writing files of TensorBoard events."""
 
 from __future__ import annotations
 
@@ -17,22 +17,30 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Setting = bool | float | str
-FLUSH_SECONDS = 10.0
+FLUSH_SECONDS = 10.0  # longest time until TensorBoard can see an event
 _numbers = itertools.count()
 
 
 class EventFile:
-    """Writes TensorBoard events in the caller's thread: what goes wrong is raised where it happens.
+    """Writes TensorBoard events in the caller's thread, so that errors are raised where they occur.
 
-    Raises OSError, in one line that names the file, where it can't be opened or written. After
-    that, and after `close`, nothing more is written, and `close` does nothing.
+    After an error or `close`, nothing more can be written, and `close` does nothing.
+
+    Args:
+        folder: Folder for the file. It is created if it does not exist.
+
+    Raises:
+        OSError: Here or in any method, if the file can't be opened or written. The message is one
+            line that names the file.
     """
 
     def __init__(self, folder: Path | str) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        # TensorBoard reads the files of a folder in the order of their names.
+        process = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        name = f"{process}.{next(_numbers):05d}"
         self.path = Path(folder) / f"events.out.tfevents.{name}"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +57,7 @@ class EventFile:
         return self._file.closed
 
     def flush(self) -> None:
-        """Let TensorBoard see what was written."""
+        """Flush to the file, so that TensorBoard can see what was written."""
         try:
             self._file.flush()
         except OSError as error:
@@ -57,21 +65,28 @@ class EventFile:
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Write out what is pending."""
+        """Flush and close the file."""
         try:
             self._file.close()
         except OSError as error:
             raise self._error(error) from None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """One point of each curve: tag -> value."""
+        """Add one point to each curve, tag -> value, at `step`."""
         self.add([{"tag": tag, "simple_value": value} for tag, value in values.items()], step)
 
+    def resume(self, step: int) -> None:
+        """Make TensorBoard drop what earlier files in the folder hold from `step` on."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        log = SessionLog(status=SessionLog.START)
+        self._write(self._event(wall_time=time.time(), step=step, session_log=log))
+
     def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """A picture."""
+        """Add a figure at `step`."""
         stream = io.BytesIO()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # names in a script that the font lacks
+            warnings.filterwarnings("ignore", "Glyph")  # the font lacks some scripts
             figure.savefig(stream, format="png")
         width, height = (round(inches * figure.dpi) for inches in figure.get_size_inches())
         picture = {
@@ -83,7 +98,7 @@ class EventFile:
         self.add([{"tag": tag, "image": picture}], step)
 
     def text(self, tag: str, markdown: str) -> None:
-        """A card on the Text page."""
+        """Add a card to the Text page."""
         from tensorboard.plugins.text.metadata import create_summary_metadata
         from tensorboard.util.tensor_util import make_tensor_proto
 
@@ -92,7 +107,12 @@ class EventFile:
         self.add([{"tag": tag, "metadata": metadata, "tensor": tensor}], 0)
 
     def charts(self, category: str, charts: Mapping[str, str]) -> None:
-        """A category of the Custom Scalars page: title of a chart -> regular expression of tags."""
+        """Add a category to the Custom Scalars page.
+
+        Args:
+            category: Title of the category.
+            charts: Title of a chart -> regular expression of the tags that it shows.
+        """
         from tensorboard.plugins.custom_scalar import metadata
         from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
         from tensorboard.util.tensor_util import make_tensor_proto
@@ -112,12 +132,12 @@ class EventFile:
         metrics: Mapping[str, str],
         first: Collection[str] = (),
     ) -> None:
-        """A row of the HParams page.
+        """Add a row to the HParams page.
 
         Args:
-            settings: Columns, with the same names in all runs that the page compares.
-            metrics: The tags of scalars whose last values are columns -> what the page calls them.
-            first: The settings that come first; the page sorts the others by name.
+            settings: Columns. All runs that the page compares must have the same names.
+            metrics: Tags of scalars, whose last values are columns too -> titles of these columns.
+            first: Settings to show first. The page sorts the others by name.
         """
         from tensorboard.plugins.hparams import api_pb2 as api
         from tensorboard.plugins.hparams import metadata
@@ -139,7 +159,7 @@ class EventFile:
         self._hparams(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start))
 
     def end(self, success: bool) -> None:
-        """Tell the HParams page that the run is over."""
+        """Mark the run as finished or failed on the HParams page."""
         from tensorboard.plugins.hparams import api_pb2 as api
         from tensorboard.plugins.hparams import metadata
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
@@ -149,18 +169,20 @@ class EventFile:
         self._hparams(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))
 
     def _hparams(self, tag: str, content: Any) -> None:
+        """Add data for the HParams page."""
         from tensorboard.plugins.hparams.metadata import NULL_TENSOR, create_summary_metadata
 
         data = create_summary_metadata(content)
         self.add([{"tag": tag, "metadata": data, "tensor": NULL_TENSOR}], 0)
 
     def add(self, values: Any, step: int) -> None:
-        """The values of one Summary, at `step`."""
+        """Add the values of one Summary at `step`."""
         self._write(self._event(wall_time=time.time(), step=step, summary={"value": values}))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def _write(self, event: Any) -> None:
+        """Write one event."""
         if self.closed:
             raise OSError(f"{self.path} is closed; make a new one for another run")
         try:
@@ -169,10 +191,12 @@ class EventFile:
             self._fail(error)
 
     def _fail(self, error: OSError) -> None:
-        with contextlib.suppress(OSError):  # it tries once more to write out what is pending
+        """Close the file, and raise the error with a clear message."""
+        with contextlib.suppress(OSError):  # closing tries to flush once more
             self._file.close()
         raise self._error(error) from None
 
     def _error(self, error: OSError) -> OSError:
+        """Return the error to raise."""
         what = f"TensorBoard events can't be written to {self.path}"
         return OSError(f"{what}: {error.strerror or error}; free space, or choose another folder")

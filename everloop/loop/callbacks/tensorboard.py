@@ -1,4 +1,4 @@
-"""A run in TensorBoard, while it happens."""
+"""Logging a run to TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from everloop.loop.run import Callback, Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DRAWING = 0.05  # share of a run's time that pictures may take before its end
-FIRST_DRAWING = 1.0  # seconds, with the loading of matplotlib
+DRAWING = 0.05  # share of the time that drawing figures may take before the run ends
+FIRST_DRAWING = 1.0  # seconds for the first figure, including the import of matplotlib
 
 
 def _matrix(result: Result) -> Figure:
+    """Draw the score matrix of one result."""
     return score_matrix_figure({heading(result): result})
 
 
@@ -32,26 +33,30 @@ FIGURES: Mapping[str, Callable[[Result], Figure]] = {
 }
 
 
-class Board(Callback):
-    """Writes a run as TensorBoard events. docs/tensorboard.md says what each page shows.
+class TensorBoardLogger(Callback):
+    """Writes a run as TensorBoard events. docs/tensorboard.md describes each page.
 
-    Scalars: score/<task> and forgetting/<task>; average/<scenario>/..., their means over the tasks
-        seen so far; measures/<scenario>/... after each phase; task/index; divergence/...; and what
-        learners and strategies report, such as train/loss.
-    Custom Scalars: a category for the scenario, with one chart a measure.
-    Images: the learning curves and the score matrix. They are drawn when the run ends. Before
-        that, drawing takes at most 5 % of the run's time: the curves are redrawn at an evaluation,
-        both at a phase's end, if that leaves room for it. So a run of less than 20 s, in which
-        the first drawing would not fit, draws at its end only.
-    HParams: `settings` and the measures. Text: a card that explains the run.
+    - Scalars: score/<task> and forgetting/<task>; average/<scenario>/..., their means over the
+      tasks seen so far; measures/<scenario>/... after each phase; task/index; divergence/...; and
+      what learners and strategies report, such as train/loss.
+    - Custom Scalars: a category for the scenario, with one chart a measure.
+    - Images: the learning curves and the score matrix, drawn when the run ends. Before that,
+      drawing takes at most 5 % of the time: the curves are redrawn at an evaluation, and both at
+      the end of a phase, if the budget allows it. A run of less than 20 s is drawn only at its end,
+      because the first drawing would exceed the budget.
+    - HParams: the settings and the measures.
+    - Text: a card that explains the run.
+
+    A resumed run may write to the folder of the interrupted one: TensorBoard then drops the later
+    points of the interrupted run.
 
     Args:
-        folder: Where the events are written. It is made if it isn't there.
-        settings: What the run was made with; nested mappings become "outer.inner".
-        command: What was typed to start it.
+        folder: Folder for the events. It is created if it does not exist.
+        settings: Settings of the run. Nested mappings become "outer.inner".
+        command: The command that started the run.
 
     Raises:
-        OSError: In one line, here or at a later event, if the events can't be written.
+        OSError: Here or at a later event, if the events can't be written. The message is one line.
     """
 
     def __init__(
@@ -65,7 +70,17 @@ class Board(Callback):
         self._result: Result | None = None
 
     def on_run_begin(self, run: Run) -> None:
-        result = run.result
+        self._begin(run.result)
+        self._scores(run.result)
+        self.events.flush()
+
+    def _restored(self, run: Run) -> None:
+        self._begin(run.result)
+        self.events.resume(run.steps + 1)
+        self.events.flush()
+
+    def _begin(self, result: Result) -> None:
+        """Start the budget of drawing, and add what describes the run as a whole."""
         self._result, self._began = result, time.perf_counter()
         self._spent, self._next = 0.0, FIRST_DRAWING
         self._drawn: dict[str, int] = {}
@@ -75,8 +90,6 @@ class Board(Callback):
         self.events.charts(result.scenario or "run", charts(result))
         self.events.settings(settings, metrics, first=who)
         self.events.text("about", about(result, settings, self.command))
-        self._scores(result)
-        self.events.flush()
 
     def on_phase_begin(self, run: Run) -> None:
         self._task(run.result, run.phase)
@@ -89,7 +102,7 @@ class Board(Callback):
             self._task(result, len(result.rows) - 1)
             measures = result.measures().items()
             self._write({curve("measures", result, name): v for name, v in measures}, now.step)
-        self._pictures(result)
+        self._draw_in_budget(result)
         self.events.flush()
 
     def on_log(self, run: Run, scalars: dict[str, float]) -> None:
@@ -99,10 +112,11 @@ class Board(Callback):
         self._close(success=True)
 
     def close(self) -> None:
-        """Write out what is pending. A run that has not ended is marked as failed."""
+        """Draw what is missing and close the file. A run that has not ended is marked as failed."""
         self._close(success=False)
 
     def _close(self, success: bool) -> None:
+        """Draw what is missing, mark the run as finished or failed, and close the file."""
         if self.events.closed:
             return
         if self._result is not None:
@@ -113,12 +127,13 @@ class Board(Callback):
         self.events.close()
 
     def _write(self, values: Mapping[str, float | None], step: int) -> None:
-        """Each value that is known becomes a point of its curve."""
+        """Add a point for each value that is known."""
         known = {tag: v for tag, v in values.items() if v is not None and math.isfinite(v)}
         if known:
             self.events.scalars(known, step)
 
     def _scores(self, result: Result) -> None:
+        """Add the scores and the forgetting at the latest evaluation, and their averages."""
         now, forgetting = result.evaluations[-1], result.forgetting_now()
         scores = {f"score/{task}": v for task, v in zip(result.tasks, now.scores, strict=True)}
         lost = {f"forgetting/{task}": v for task, v in zip(result.tasks, forgetting, strict=True)}
@@ -129,12 +144,12 @@ class Board(Callback):
         self._write({**scores, **lost, **averages}, now.step)
 
     def _task(self, result: Result, phase: int) -> None:
-        """A point at the beginning of a phase and one at its end make a curve with steps."""
+        """Add the number of the task; points at both ends of a phase make a curve with steps."""
         if len(result.phases[phase]) == 1:
             self._write({"task/index": float(result.phases[phase][0])}, result.steps)
 
-    def _pictures(self, result: Result) -> None:
-        """Draw what is due, if there is time for it."""
+    def _draw_in_budget(self, result: Result) -> None:
+        """Draw what is due, if the budget allows it."""
         ends_phase = result.evaluations[-1].ends_phase
         share = DRAWING if ends_phase else DRAWING / 2
         for tag in list(FIGURES)[: None if ends_phase else 1]:
@@ -142,6 +157,7 @@ class Board(Callback):
                 self._draw(tag, result)
 
     def _draw(self, tag: str, result: Result) -> None:
+        """Draw one figure, and note the time that it took."""
         began = time.perf_counter()
         self.events.figure(tag, FIGURES[tag](result), result.evaluations[-1].step)
         self._drawn[tag] = len(result.evaluations)

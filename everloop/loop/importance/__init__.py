@@ -1,1 +1,1 @@
-"""How much each weight matters: per-example gradients and Fisher information."""
+"""The importance of weights: per-example gradients and Fisher information."""

@@ -20,13 +20,25 @@ def diagonal_fisher(
     by_hooks: bool = True,
     exact: bool = False,
 ) -> dict[str, Tensor]:
-    """F_i = mean over examples of (d log p(x | example) / d w_i)^2, for each of `model.weights()`.
+    """Return the diagonal of the Fisher information for each of `model.weights()`.
 
-    x is drawn from the model if there is a generator (the Fisher information proper), else it is
-    what the batch holds (the "empirical Fisher"; Kunstner et al. 2019 on the difference). With
-    `exact` the square is averaged over all classes with the model's probabilities: what draws come
-    to in the end, for a backward pass a class. See `mean_powers` for `by_hooks` and costs. Raises
-    ValueError without any example.
+        F_i = mean over examples of (d log p(x | example) / d w_i)^2
+
+    Args:
+        model: The model whose weights are meant.
+        batches: Examples, at least one in all.
+        generator: Source of x, which is drawn from the model: the Fisher information proper. If
+            None, x is the label or action in the batch: the "empirical Fisher" (Kunstner et al.
+            2019 discuss the difference).
+        by_hooks: See `mean_powers`, also for the cost.
+        exact: Average the square over all classes with the model's probabilities, in place of a
+            draw. This is what draws converge to, at the cost of one backward pass a class.
+
+    Returns:
+        F by the name of the weight, in its shape and dtype; 0 or more.
+
+    Raises:
+        ValueError: If there are no examples.
     """
     score: Score
     if exact:
@@ -40,9 +52,11 @@ def diagonal_fisher(
 
 
 def every_class(model: Model) -> Score:
-    """The score whose squared gradients sum to the exact Fisher information.
+    """Return the score whose squared gradients sum to the exact Fisher information.
 
-    sum_c p_c (d log p_c)^2 = sum_c (d sqrt(p_c) log p_c)^2,   p_c under the root held constant
+        sum_c p_c (d log p_c)^2 = sum_c (d sqrt(p_c) log p_c)^2,   p_c under the root held constant
+
+    The model must pass `check_exact`.
     """
 
     def score(batch: Batch) -> Tensor:
@@ -54,8 +68,11 @@ def every_class(model: Model) -> Score:
 
 
 def check_exact(model: Model) -> None:
-    """Raise ValueError where the exact Fisher information is not to be had: it takes classes, one
-    step an example.
+    """Check that the exact Fisher information can be computed in `model`.
+
+    Raises:
+        ValueError: If the outputs are not classes or discrete actions, or if an example has
+            several steps.
     """
     if not isinstance(model.likelihood, Categorical) or model.sequence_length > 1:
         raise ValueError(

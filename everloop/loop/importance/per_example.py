@@ -1,4 +1,4 @@
-"""Gradients of every example by itself, from one backward pass for all."""
+"""Per-example gradients, from one backward pass for all examples."""
 
 from __future__ import annotations
 
@@ -16,40 +16,62 @@ from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 
 Score = Callable[[Batch], Tensor]
+"""Maps a batch of B examples to S scalars for each of them, (S, B)."""
+
 Calls = dict[nn.Module, list[tuple[Tensor, GradientEdge | None]]]
-# examples at once: bounds the memory of a convolution's patches, and the cost of the loop's
-# backwards
+"""For each layer, the input of every call and the edge where its output's gradient arrives."""
+
 CHUNK = 32
-ROWS = 512  # where there are neither
-FORWARD = {"forward", "_conv_forward"}  # what a layer of torch computes with
+"""Examples processed at once.
+
+Bounds the memory of a convolution's patches, and the cost of one backward pass an example.
+"""
+
+PLAIN_CHUNK = 512
+"""Examples processed at once in networks of linear layers, which have neither cost."""
+
+FORWARD = {"forward", "_conv_forward"}
+"""The methods that compute the output of torch's layers."""
+
 Normalisation = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def mean_powers(
     model: Model, batches: Iterable[Batch], score: Score, power: int, by_hooks: bool = True
 ) -> dict[str, Tensor]:
-    """mean over examples of sum_s |d score_s(example) / d w_i|^power, for each of
-    `model.weights()`.
+    """Return the mean of powers of per-example gradients, for each of `model.weights()`.
 
-    score: batch -> (S, B), S scalars of each example. The mean of powers, not the power of a
-    minibatch's mean, so it does not depend on how the examples are batched. Linear, convolution and
-    normalisation layers as torch has them cost one batched backward for all examples; parameters
-    elsewhere (a GRU's, a subclass's with a forward pass of its own) cost one backward each example.
-    `by_hooks=False` loops
-    for all: the same numbers, slowly.
-    Raises ValueError without any example.
+        mean over examples of sum_s |d score_s(example) / d w_i|^power
+
+    This is the mean of powers, not the power of a minibatch's mean gradient, so it does not depend
+    on how the examples are batched. torch's linear, convolution and normalisation layers cost one
+    batched backward pass for all examples. All other parameters (those of a GRU, or of a subclass
+    with its own forward pass) cost one backward pass an example.
+
+    Args:
+        model: The model whose weights are meant.
+        batches: Examples, at least one in all.
+        score: S scalars for each example of a batch, (S, B).
+        power: Exponent, 1 or more.
+        by_hooks: If False, every parameter costs one backward pass an example. The numbers are the
+            same.
+
+    Returns:
+        The mean by the name of the weight, in its shape and dtype.
+
+    Raises:
+        ValueError: If there are no examples.
     """
     totals: dict[Tensor, Tensor] = {}
     examples = 0
-    with (
-        model.evaluating()
-    ):  # a batch norm in training would make every example's gradient one of all of them
+    # A batch norm in training mode would mix the examples' gradients.
+    with model.evaluating():
         for batch in batches:
-            for chunk in batch.split(ROWS if _is_plain(model.module) else CHUNK):
+            for chunk in batch.split(PLAIN_CHUNK if _is_plain(model.module) else CHUNK):
                 examples += len(chunk)
                 _add(totals, _powers(model.module, chunk, score, power, by_hooks))
     if not examples:
-        raise ValueError("a mean over examples needs at least 1 of them, got 0")
+        raise ValueError("there are no examples to average over; give at least one")
     return {
         name: totals[p].div_(examples) if p in totals else torch.zeros_like(p)
         for name, p in model.weights().items()
@@ -57,29 +79,32 @@ def mean_powers(
 
 
 def _add(totals: dict[Tensor, Tensor], sums: dict[Tensor, Tensor]) -> None:
-    """To the totals, which are as precise as the weights, and take the place of the sums that come
-    first.
-    """
+    """Add to the totals in place. Totals have the precision of the weights."""
     for p, s in sums.items():
         totals[p] = totals[p].add_(s) if p in totals else s.to(p.dtype)
 
 
 @contextmanager
 def recorded_layers(module: nn.Module, kinds: Callable[[nn.Module], bool]) -> Iterator[Calls]:
-    """While the context lasts: each such layer's inputs, with the edges at which its own outputs'
-    gradients arrive.
+    """Record the inputs of layers, and the edges where the gradients of their outputs arrive.
 
-    Layers that share a weight with another one are left out: no layer's own gradient is that
-    weight's. So are those that compute anything else than torch's layer of their kind, or make its
-    weights of other ones (`weight_norm`).
+    Layers that share a weight are skipped: the weight's gradient is a sum over several layers. So
+    are layers that compute anything other than torch's layer of their kind, or derive their weight
+    from other parameters (`weight_norm`).
+
+    Args:
+        module: The network.
+        kinds: True for the layers to record: linear, convolution or normalisation layers.
+
+    Yields:
+        The calls of each layer, filled while the context lasts.
     """
     calls: Calls = defaultdict(list)
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # the edge, not the tensor: an activation in place would put its own result there
-        calls[layer].append(
-            (inputs[0], get_gradient_edge(output) if output.requires_grad else None)
-        )
+        # The edge, because an in-place activation would overwrite the tensor.
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        calls[layer].append((inputs[0], edge))
 
     owners = Counter(p for layer in module.modules() for p in layer._parameters.values())
     layers = [
@@ -87,9 +112,8 @@ def recorded_layers(module: nn.Module, kinds: Callable[[nn.Module], bool]) -> It
         for layer in module.modules()
         if kinds(layer) and _is_unchanged(layer) and all(owners[p] == 1 for p in layer.parameters())
     ]
-    handles = [
-        layer.register_forward_hook(record, prepend=True) for layer in layers
-    ]  # before hooks that change the output
+    # `prepend`, so that no other hook has changed the output yet
+    handles = [layer.register_forward_hook(record, prepend=True) for layer in layers]
     try:
         yield calls
     finally:
@@ -100,7 +124,7 @@ def recorded_layers(module: nn.Module, kinds: Callable[[nn.Module], bool]) -> It
 def _powers(
     module: nn.Module, batch: Batch, score: Score, power: int, by_hooks: bool
 ) -> dict[Tensor, Tensor]:
-    """Sum over the examples of powers of gradients, for every trainable parameter that has one."""
+    """Return the sum over examples of powers of gradients, for each parameter that has one."""
     with recorded_layers(module, _has_rule if by_hooks else lambda layer: False) as calls:
         scores = score(batch)
     rows = batch.length * len(batch)
@@ -116,7 +140,7 @@ def _powers(
     covered = {p for layer in exact for p in layer.parameters()}
     rest: list[Tensor] = [p for p in module.parameters() if p.requires_grad and p not in covered]
     result: dict[Tensor, Tensor] = {}
-    by_rows: dict[nn.Module, Tensor] = {}  # sum over scores of |g|^power, (b, features)
+    by_rows: dict[nn.Module, Tensor] = {}  # layer -> sum over scores of |g|^power, (b, features)
     for values in scores:
         grads = iter(
             torch.autograd.grad(values.sum(), edges, retain_graph=True, allow_unused=True)
@@ -141,20 +165,18 @@ def _powers(
 
 
 def _loop(values: Tensor, parameters: list[Tensor], power: int) -> dict[Tensor, Tensor]:
-    """One backward each example: exact for any parameter."""
+    """Do the same with one backward pass an example, which is exact for any parameter."""
     totals = {p: torch.zeros_like(p) for p in parameters}
     for value in values if parameters else ():
-        for p, g in zip(
-            parameters,
-            torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True),
-            strict=True,
-        ):
+        grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        for p, g in zip(parameters, grads, strict=True):
             if g is not None:
                 totals[p] += g.abs() ** power
     return totals
 
 
 def _has_rule(layer: nn.Module) -> bool:
+    """Return True if per-example gradients follow from the layer's inputs and outputs."""
     if isinstance(layer, nn.Conv2d):
         return (
             layer.groups == 1
@@ -164,16 +186,13 @@ def _has_rule(layer: nn.Module) -> bool:
     if isinstance(layer, nn.LayerNorm):
         return layer.elementwise_affine and len(layer.normalized_shape) == 1
     if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        return (
-            layer.affine and layer.track_running_stats
-        )  # as it is judged it is the same map for every example
+        # With running statistics it is the same map for every example in evaluation mode.
+        return layer.affine and layer.track_running_stats
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.GroupNorm) and layer.affine)
 
 
 def _is_unchanged(layer: nn.Module) -> bool:
-    """Whether the layer does what torch's own of its kind does, with a weight and a bias that are
-    parameters themselves.
-    """
+    """Return True if the layer computes what torch's does, from a weight and a bias of its own."""
     kind = next(kind for kind in (nn.Linear, nn.Conv2d, *Normalisation) if isinstance(layer, kind))
     own = all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in FORWARD)
     return (
@@ -184,7 +203,7 @@ def _is_unchanged(layer: nn.Module) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether every parameter is a linear layer's."""
+    """Return True if every parameter belongs to a linear layer."""
     return all(
         isinstance(layer, nn.Linear) and _is_unchanged(layer)
         for layer in module.modules()
@@ -193,48 +212,45 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _factor(layer: nn.Module, x: Tensor, examples: int) -> Tensor:
-    """What the gradient of a layer's outputs is multiplied with for its weight's: (b, steps and
-    positions, features).
+    """Return the factor that turns the gradient of a layer's outputs into that of its weight.
+
+    Shape (b, steps and positions, features).
     """
     if isinstance(layer, nn.Conv2d):
         assert not isinstance(layer.padding, str)
-        return _positions(
-            rearrange(
-                F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride),
-                "r i p -> r p i",
-            ),
-            examples,
-        )
+        patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        return _positions(rearrange(patches, "r i p -> r p i"), examples)
     if isinstance(layer, nn.LayerNorm):
         return _positions(F.layer_norm(x, layer.normalized_shape, eps=layer.eps), examples)
     if isinstance(layer, nn.GroupNorm):
         return _outputs(layer, F.group_norm(x, layer.num_groups, eps=layer.eps), examples)
     if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        return _outputs(
-            layer, F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps), examples
-        )
+        normalised = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+        return _outputs(layer, normalised, examples)
     return _positions(x, examples)
 
 
 def _outputs(layer: nn.Module, g: Tensor, examples: int) -> Tensor:
-    """(b, steps and positions, features), of outputs that may have their features in the second
-    place.
+    """Return a layer's outputs as (b, steps and positions, features).
+
+    The outputs of convolutions and of most norms have their features in the second dimension.
     """
     first = not isinstance(layer, (nn.Linear, nn.LayerNorm)) and g.ndim > 2
     return _positions(g.flatten(2).transpose(1, 2) if first else g, examples)
 
 
 def _has_one_row(layer: nn.Module, inputs: list[Tensor]) -> bool:
-    """Whether each example goes through the layer once, as one row."""
+    """Return True if each example passes through the layer once, as one row."""
     return not isinstance(layer, Normalisation) and len(inputs) == 1 and inputs[0].shape[1] == 1
 
 
 def _row_powers(layer: nn.Module, a: Tensor, powers: Tensor, power: int) -> dict[Tensor, Tensor]:
-    """Of a layer through which each example goes once, as one row: |g a'|^2 entrywise is g^2
-    (a^2)'.
+    """Return the sums of powers for a layer through which each example passes once, as one row.
 
-    No example's own gradient is ever formed, and scores share one product: sum_s (g_s^2)' a^2 =
-    (sum_s g_s^2)' a^2.
+    An example's gradient is an outer product, whose entrywise power is an outer product too, so
+    the gradient itself is never formed. All scores share one matrix product:
+
+        |g a'|^2 = g^2 (a^2)',   sum_s (g_s^2)' a^2 = (sum_s g_s^2)' a^2
     """
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
@@ -245,9 +261,7 @@ def _row_powers(layer: nn.Module, a: Tensor, powers: Tensor, power: int) -> dict
 def _layer_powers(
     layer: nn.Module, calls: list[tuple[Tensor, Tensor]], power: int
 ) -> dict[Tensor, Tensor]:
-    """Sum over examples of powers of gradients of one layer, given its calls' factors and its
-    outputs' gradients.
-    """
+    """Return the sums of powers for one layer, from (factor, gradient of the outputs) by call."""
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     a, g = calls[0]
@@ -256,7 +270,7 @@ def _layer_powers(
     else:
         total = weight.new_zeros(weight.shape[0], weight[0].numel(), dtype=g.dtype)
         one = torch.empty_like(total)
-        for i in range(len(a)):  # one at a time: all at once would not fit into any cache
+        for i in range(len(a)):  # one example at a time, because all would not fit into the cache
             torch.mm(g[i].T, a[i], out=one)
             for again, h in calls[1:]:
                 one.addmm_(h[i].T, again[i])
@@ -268,6 +282,6 @@ def _layer_powers(
 
 
 def _positions(x: Tensor, examples: int) -> Tensor:
-    """Rows (t b), with any positions between, -> (b, steps and positions, features)."""
+    """Rearrange (t b, ..., features) to (b, steps and positions, features)."""
     rows = x.flatten(1, -2) if x.ndim > 2 else x[:, None]
     return rearrange(rows, "(t b) p i -> b (t p) i", b=examples)

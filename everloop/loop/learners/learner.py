@@ -15,7 +15,7 @@ from torch import Tensor
 from everloop.contract import Observation, World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.accompanied import Accompanied
-from everloop.loop.world import check_finite, play
+from everloop.loop.world import check_finite, reset_to_tasks
 
 
 class Learner(Accompanied):
@@ -135,7 +135,7 @@ class Learner(Accompanied):
 
     def _rollout(self, world: World, tasks: Sequence[int], steps: int, seed: int) -> Batch:
         generator = torch.Generator(self.device).manual_seed(seed)
-        obs, played = play(world, tasks, seed)
+        obs, played = reset_to_tasks(world, tasks, seed)
         state = self.initial_state(world.num_envs)
         start = np.ones(world.num_envs, dtype=np.bool_)
         seen: list[Observation] = []

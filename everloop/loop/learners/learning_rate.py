@@ -1,4 +1,4 @@
-"""Learning rates that change while a task is learned."""
+"""Schedules of the learning rate within a task."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import torch
 
 from everloop.loop.state import Stateful
 
-PATIENCE = 5  # averages of the loss without a new lowest, before the rate halves
+PATIENCE = 5  # average losses without a new minimum before the rate is halved
 
 
 class LearningRate(Stateful):
-    """Sets an optimizer's learning rates; constant unless a subclass knows better."""
+    """The learning rates of an optimizer. The base class keeps them constant.
+
+    Args:
+        optimizer: Its parameter groups hold the full learning rates.
+    """
 
     state: ClassVar[tuple[str, ...]] = ("full",)
 
@@ -21,23 +25,26 @@ class LearningRate(Stateful):
         self.full = [float(group["lr"]) for group in optimizer.param_groups]
 
     def begin(self, updates: int) -> None:
-        """A task begins, and will take `updates` updates."""
+        """Called when a task of `updates` updates begins."""
 
     def average(self, loss: float) -> None:
-        """The average loss of the latest updates."""
+        """Called now and then with the average loss of the latest updates."""
 
     def next(self) -> None:
-        """Before each update."""
+        """Called before each update."""
 
     def scale(self, factor: float) -> None:
-        """Set every group's rate to `factor` times its full one."""
+        """Set the rate of every group to `factor` times its full rate."""
         for group, full in zip(self.optimizer.param_groups, self.full, strict=True):
             group["lr"] = full * factor
 
 
 class Cosine(LearningRate):
-    """(1 + cos(pi t / n)) / 2 of the full rate at update t of a task's n (Loshchilov & Hutter 2017,
-    eq. 5).
+    """A cosine from the full rate to 0 over each task.
+
+        rate = full * (1 + cos(pi t / n)) / 2   at update t of n
+
+    Loshchilov & Hutter 2017, eq. 5.
     """
 
     state = ("t", "n")
@@ -52,8 +59,9 @@ class Cosine(LearningRate):
 
 
 class Plateau(LearningRate):
-    """Half the rate whenever PATIENCE averages of the loss brought no new lowest; the full rate
-    when a task begins.
+    """Halves the rate when the loss stops falling; a task begins with the full rate.
+
+    The loss has stopped falling after `PATIENCE` averages without a new minimum.
     """
 
     state = ("halving",)
@@ -66,6 +74,7 @@ class Plateau(LearningRate):
         self.restart()
 
     def restart(self) -> None:
+        """Return to the full rate."""
         self.scale(1.0)
         self.halving = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, factor=0.5, patience=PATIENCE
@@ -76,21 +85,23 @@ class Plateau(LearningRate):
 
 
 class DriftAdaptive(Plateau):
-    """As `Plateau`, but it is told of no task: back to the full rate when the average loss drifts
-    upwards.
+    """Halves the rate like `Plateau`, but returns to the full rate when the average loss rises.
 
-    The detector is river's Page-Hinkley test (Page 1954), of a rise of the loss. Raises
-    ImportError, naming the extra, without river.
+    It needs no task boundaries. River's Page-Hinkley test (Page 1954) detects the rise.
+
+    Raises:
+        ImportError: If river is not installed. The message names the extra.
     """
 
     state = ("heard",)
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(optimizer)
-        self.heard: list[float] = []  # averages since the last drift
+        self.heard: list[float] = []  # average losses since the last drift
         self._new_detector()
 
     def _new_detector(self) -> None:
+        """Make a detector that has seen the average losses since the last drift."""
         try:
             from river.drift import PageHinkley
         except ImportError:
@@ -106,7 +117,7 @@ class DriftAdaptive(Plateau):
         self._new_detector()
 
     def begin(self, updates: int) -> None:
-        """Nothing: it finds out by itself."""
+        """Do nothing, because this schedule ignores task boundaries."""
 
     def average(self, loss: float) -> None:
         self.heard.append(loss)
@@ -120,3 +131,4 @@ class DriftAdaptive(Plateau):
 
 
 RATES = {"constant": LearningRate, "cosine": Cosine, "plateau": Plateau, "drift": DriftAdaptive}
+"""Schedules by the name of the option `rate`."""

@@ -1,4 +1,4 @@
-"""Nested learning: parts of a network that learn at different frequencies."""
+"""Nested learning: parts of a network are updated at different frequencies."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ from torch import Tensor, nn
 
 
 class NestedOptimizer(torch.optim.Optimizer):
-    """Any torch optimizer, its parameters in levels; a level changes every C steps, by the sum of
-    the updates until then.
+    """An optimizer that changes each frequency level of the weights every C steps only.
+
+    A level changes by the sum of the updates since its last change:
 
         theta_(i+1) = theta_i - sum_(t = i - C + 1 .. i) eta_t f(theta_t; x_t)    if C divides i,
                       theta_i                                                     otherwise
 
-    f is the inner optimizer's update. Its state (momentum, moments) goes on at every step, with
-    gradients at weights that stand still in the meantime. Period 1 is the inner optimizer itself,
-    to the last bit. Behrouz et al. 2025, "Nested Learning", the continuum memory system's rule; see
-    `docs/nested.md`.
+    f is the update of the inner optimizer. Its state (momentum, moments) advances at every step,
+    with gradients at weights that do not change between the steps of their level. A level of period
+    1 is trained by the inner optimizer as such, bit for bit. This is the update rule of the
+    continuum memory system (Behrouz et al. 2025, "Nested Learning"); see `docs/nested.md`.
 
-    levels: period C -> its parameters; those in no level have period 1.
-    Memory: two more copies of the weights with periods above 1. Raises ValueError for periods below
-    1, and for parameters that are not the optimizer's or in two levels.
+    Needs RAM for two more copies of the weights with periods above 1.
+
+    Args:
+        optimizer: The inner optimizer, any of torch's.
+        levels: Period C in steps, 1 or more -> parameters of that level. Parameters of the
+            optimizer in no level have period 1.
+
+    Raises:
+        ValueError: If a period is below 1, if a parameter does not belong to the optimizer, or if
+            one occurs twice.
     """
 
     def __init__(
@@ -36,15 +44,15 @@ class NestedOptimizer(torch.optim.Optimizer):
         placed: set[Tensor] = set()
         for period, parameters in self.slow.items():
             if period < 1:
-                raise ValueError(f"a level's period is {period}, allowed: 1 or more")
+                raise ValueError(f"a level's period is {period}; it must be 1 or more")
             if stray := [p for p in parameters if p not in known]:
                 raise ValueError(
-                    f"level {period} has a parameter of shape {tuple(stray[0].shape)} that the "
-                    "optimizer has not"
+                    f"level {period} has a parameter of shape {tuple(stray[0].shape)} that does "
+                    "not belong to the optimizer; give the optimizer all parameters"
                 )
             if len(set(parameters)) < len(parameters) or placed & set(parameters):
                 raise ValueError(
-                    f"a parameter of level {period} is there twice, allowed: once, in one level"
+                    f"a parameter of level {period} occurs twice; list each parameter once"
                 )
             placed |= set(parameters)
         self.slow.pop(1, None)
@@ -62,8 +70,15 @@ class NestedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the inner optimizer; levels whose period it does not complete are put back to
-        where they were.
+        """Take a step of the inner optimizer.
+
+        Levels whose period is not complete are restored, and their update is added up.
+
+        Args:
+            closure: Recomputes the loss, as for any torch optimizer.
+
+        Returns:
+            What the inner optimizer returns.
         """
         for period, parameters in self.slow.items():
             torch._foreach_copy_(self.still[period], parameters)
@@ -80,21 +95,22 @@ class NestedOptimizer(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner optimizer's, the number of steps, and each level's sum so far."""
+        """Return the inner optimizer's state, the number of steps, and each level's sum so far."""
         sums = {period: [s.clone() for s in level] for period, level in self.sums.items()}
         return {"inner": self.inner.state_dict(), "steps": self.steps, "sums": sums}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the midst of a period as if never interrupted.
+        """Restore a state, also within a period.
 
-        Raises ValueError if the state has other levels.
+        Raises:
+            ValueError: If the state has other levels.
         """
         if {p: len(level) for p, level in state_dict["sums"].items()} != {
             p: len(level) for p, level in self.sums.items()
         }:
             raise ValueError(
-                f"the state has the periods {sorted(state_dict['sums'])}, allowed: "
-                f"{sorted(self.sums)}, of as many parameters"
+                f"the state has the periods {sorted(state_dict['sums'])}; this optimizer needs "
+                f"{sorted(self.sums)}, with the same number of parameters"
             )
         self.inner.load_state_dict(state_dict["inner"])
         self.param_groups, self.state = self.inner.param_groups, self.inner.state
@@ -104,17 +120,26 @@ class NestedOptimizer(torch.optim.Optimizer):
 
 
 def levels_by_depth(module: nn.Module, periods: Sequence[int]) -> dict[int, list[nn.Parameter]]:
-    """The module's parameters in as many parts as there are periods, about equal in numbers of
-    tensors.
+    """Divide a module's trainable parameters into frequency levels by depth.
 
-    The first period is that of the last layers; what is nearer to the input gets the later ones.
-    Raises ValueError for more periods than there are parameters, for none, and for one that is
-    there twice.
+    The first period goes to the last layers, and the last period to the layers closest to the
+    input.
+
+    Args:
+        module: The network. Its parameters are taken to be in order from input to output.
+        periods: Different periods in steps, at least one and at most as many as there are
+            parameters.
+
+    Returns:
+        Period -> parameters. The levels have about equal numbers of tensors.
+
+    Raises:
+        ValueError: If there are no periods, too many, or the same one twice.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not 1 <= len(periods) <= len(parameters) or len(set(periods)) < len(periods):
         raise ValueError(
-            f"periods are {list(periods)}, allowed: 1 to {len(parameters)} different ones"
+            f"periods are {list(periods)}; give 1 to {len(parameters)} different periods"
         )
     count, levels = len(periods), {}
     for i, period in enumerate(periods):

@@ -19,10 +19,10 @@ from everloop.loop.learners.augment import AUGMENTATIONS
 from everloop.loop.learners.learner import Learner
 from everloop.loop.learners.learning_rate import RATES
 from everloop.loop.learners.training import Training
-from everloop.loop.likelihood import Categorical, Tags, likelihood_for
+from everloop.loop.likelihood import Categorical, TokenCategorical, likelihood_for
 from everloop.loop.state import packed, restore
 from everloop.loop.strategies.base import Forward, Strategy
-from everloop.loop.world import check_finite, labels_of, play
+from everloop.loop.world import check_finite, labels_of, reset_to_tasks
 
 LOG_EVERY = 20  # updates
 POSITION = ("counts", "_obs", "_task", "_start", "_batches", "_done", "_losses")
@@ -105,7 +105,7 @@ class SupervisedLearner(Learner):
             # The same number from one kernel: a fifth of a small network's step cheaper.
             return F.cross_entropy(outputs.flatten(0, 1), target.flatten())
         terms: Tensor | int = outputs[..., 0].numel()
-        if isinstance(self.likelihood, Tags):
+        if isinstance(self.likelihood, TokenCategorical):
             terms = (target >= 0).sum().clamp(min=1)
         return -self.likelihood.log_prob(outputs, target).sum() / terms
 
@@ -147,7 +147,7 @@ class SupervisedLearner(Learner):
         return -(-batches // self.training.accumulate) * self.training.updates_per_batch
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
-        self._obs, played = play(self.world, tasks)
+        self._obs, played = reset_to_tasks(self.world, tasks)
         self._task = to_tensor(played, self.device)
         self._start = torch.ones(1, len(played), dtype=torch.bool, device=self.device)
         self._batches, self._done = -(-steps // self.world.num_envs), 0

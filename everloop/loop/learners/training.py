@@ -1,4 +1,4 @@
-"""How a supervised learner trains: rate, precision, device."""
+"""Training options of the supervised learner: rate, precision, device and others."""
 
 from __future__ import annotations
 
@@ -63,29 +63,32 @@ class Training:
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate is {self.learning_rate}, allowed: more than 0")
+            raise ValueError(
+                f"learning_rate is {self.learning_rate}; it must be finite and above 0"
+            )
         for name, allowed in CHOICES:
             if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, allowed: {', '.join(allowed)}"
-                )
+                choices = ", ".join(allowed)
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {choices}")
         for name in ("accumulate", "updates_per_batch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, allowed: 1 or more")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if self.accumulate > 1 and self.updates_per_batch > 1:
             raise ValueError(
-                f"updates_per_batch is {self.updates_per_batch}, allowed with accumulate "
-                f"{self.accumulate}: 1"
+                f"updates_per_batch is {self.updates_per_batch} and accumulate is "
+                f"{self.accumulate}; one of them must be 1"
             )
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Adam for the module's weights: what a learner uses that is given no optimizer of another
-        kind.
-        """
+        """Return Adam for the module's weights, the default optimizer of a learner."""
         return torch.optim.Adam(module.parameters(), lr=self.learning_rate, fused=True)
 
     def find_device(self) -> torch.device:
-        """The device that is asked for. Raises ValueError for one that this machine has not."""
+        """Return the device that `device` names.
+
+        Raises:
+            ValueError: If this machine does not have it.
+        """
         if self.device == "auto":
             return torch.device(
                 torch.accelerator.current_accelerator() or "cpu"
@@ -98,13 +101,17 @@ class Training:
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             first = str(error).splitlines()[0]
             raise ValueError(
-                f"device is {self.device!r}, allowed: one that torch finds on this machine "
-                f"({first})"
+                f"device is {self.device!r}, which torch can't use on this machine ({first}); "
+                "use cpu or auto"
             ) from None
         return device
 
     def prepare(self, module: nn.Module) -> list[str]:
-        """Set up `module` in place; returns the notes about what it or the device lacks."""
+        """Set up `module` in place for these options.
+
+        Returns:
+            A note for each option that the module or the device does not support.
+        """
         notes = []
         device = self.find_device()
         module.to(device)

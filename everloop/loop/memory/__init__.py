@@ -1,4 +1,4 @@
-"""Memories of past examples."""
+"""Replay memories: stores of past examples."""
 
 from everloop.loop.memory.grouped import ClassBalanced, Informative, Ring, Uncertain
 from everloop.loop.memory.herding import herding
@@ -13,7 +13,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "uncertain": Uncertain,
     "informative": Informative,
 }
-"""Names on the command line. Add your own to use it by name."""
+"""Replay memories by their name on the command line. Add your own to use it by name."""
 
 __all__ = [
     "MEMORIES",

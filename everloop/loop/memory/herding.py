@@ -1,4 +1,4 @@
-"""The examples whose mean stays nearest to their class's mean."""
+"""Herding: exemplars whose mean stays close to the mean of their class."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ from torch import Tensor
 
 
 def herding(features: Tensor, count: int) -> Tensor:
-    """The order in which iCaRL picks exemplars (Rebuffi et al. 2017, algorithm 4): int64 (count,),
-    the first the best.
+    """Return the indices of iCaRL's exemplars, best first.
+
+    Rebuffi et al. 2017, algorithm 4:
 
         p_k = argmin_x || mu - (phi(x) + sum_(j < k) phi(p_j)) / k ||,   no example twice
 
-    features: (n, size), phi of the examples of one class. Raises ValueError for a count that is not
-        in 1 to n.
+    Args:
+        features: phi of the examples of one class, (n, size).
+        count: Number of exemplars, from 1 to n.
+
+    Returns:
+        Row indices of `features`, int64 (count,), on its device.
+
+    Raises:
+        ValueError: If `count` is not in 1 to n.
     """
     if not 1 <= count <= len(features):
-        raise ValueError(f"count is {count}, allowed: 1 to {len(features)}")
+        raise ValueError(f"count is {count}; it must be from 1 to {len(features)}")
     device = features.device
-    features = (
-        features.cpu().double()
-    )  # so that the difference of large numbers below is as good as the distance itself
-    mean, total, squares = features.mean(0), torch.zeros_like(features[0]), features.square().sum(1)
+    # In double precision, the difference of large numbers below is as precise as the distance.
+    features = features.cpu().double()
+    mean, squares = features.mean(0), features.square().sum(1)
+    total = torch.zeros_like(features[0])
     left = torch.ones(len(features), dtype=torch.bool)
     order = []
     for k in range(1, count + 1):
-        distances = squares - 2 * features @ (
-            k * mean - total
-        )  # k^2 times the squared distance, but for what is the same for all
+        # k^2 times the squared distance, without the terms that are the same for every example
+        distances = squares - 2 * features @ (k * mean - total)
         order.append(int(distances.masked_fill(~left, torch.inf).argmin()))
         left[order[-1]] = False
         total = total + features[order[-1]]

@@ -1,4 +1,4 @@
-"""A memory of fixed size that is, at any time, a uniform sample of everything it was offered."""
+"""A replay memory that is always a uniform sample of everything it was offered."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from everloop.loop.memory.store import Rows
 
 
 class Reservoir(Memory):
-    """Reservoir sampling (Vitter 1985, algorithm R): offer n is kept with probability
-    capacity / n.
+    """Reservoir sampling (Vitter 1985, algorithm R).
+
+    Offer n is kept with probability min(1, capacity / n).
     """
 
     def reserve(
@@ -27,14 +28,14 @@ class Reservoir(Memory):
         index = self.offered + np.arange(offers)
         slot = np.where(index < self.capacity, index, self.rng.integers(0, index + 1))
         kept = np.flatnonzero(slot < self.capacity)
-        # a later offer overwrites an earlier one's row: keep each row's last
+        # A later offer overwrites an earlier one in the same row, so the last of each row is kept.
         rows, last = np.unique(slot[kept][::-1], return_index=True)
         self.offered += offers
         self.size = min(self.offered, self.capacity)
         return kept[::-1][last], rows
 
     def _reserve_one(self) -> Kept:
-        """The same without arrays on the way, for worlds that give one example at a time."""
+        """Do the same without intermediate arrays, for worlds that give one example at a time."""
         drawn = int(self.rng.integers(0, self.offered + 1))
         slot = self.offered if self.offered < self.capacity else drawn
         self.offered += 1

@@ -1,4 +1,4 @@
-"""Rows of arrays, allocated once."""
+"""Arrays with one row for each example, allocated once."""
 
 from __future__ import annotations
 
@@ -10,60 +10,84 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
+"""Row numbers of a store, (n,)."""
+
 Items = Mapping[str, npt.NDArray[Any]]
+"""Examples: the array of each field by name, (n, ...)."""
 
 IN_MEMORY = 4 * 2**30
-"""Bytes above which an array is a file, read and written through a memory map.
+"""Bytes above which an array is a temporary file, accessed through a memory map.
 
-It is gone when the process ends.
+The file disappears when the process ends.
 """
 
 
 class Store:
-    """`capacity` items of the same form; reading and writing cost what the rows at hand cost,
-    however many there are.
+    """Room for `capacity` examples of the same form.
 
-    Arrays are allocated at the first write, in the dtype they come in: uint8 images stay uint8. One
-    that would take more than `IN_MEMORY` bytes lies on disk. Raises ValueError for a capacity below
-    1, and for examples of another shape than the first.
+    The cost of reading and writing depends on the number of rows accessed, not on the capacity.
+    Arrays are allocated at the first write and keep the dtype of what is written: uint8 images
+    stay uint8. An array of more than `IN_MEMORY` bytes lies on disk.
+
+    Args:
+        capacity: Number of rows, 1 or more.
+
+    Attributes:
+        items: The array of each field by name, (capacity, ...). Empty before the first write.
+
+    Raises:
+        ValueError: If the capacity is below 1.
     """
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
-            raise ValueError(f"capacity is {capacity}, allowed: 1 or more")
+            raise ValueError(f"capacity is {capacity}; it must be 1 or more")
         self.capacity = capacity
         self.items: dict[str, npt.NDArray[Any]] = {}
 
     def write(self, rows: Rows, items: Items) -> None:
-        """Write one item to each row; its arrays have the example first."""
+        """Write one example to each row.
+
+        Args:
+            rows: Row numbers, (n,).
+            items: The examples' fields, each (n, ...).
+
+        Raises:
+            ValueError: If a field has another shape than in the first example stored.
+        """
         for name, value in items.items():
             if name not in self.items:
                 self.items[name] = _allocate((self.capacity, *value.shape[1:]), value.dtype)
             like = self.items[name].shape[1:]
             if value.shape[1:] != like:
                 raise ValueError(
-                    f"{name} has the shape {value.shape[1:]}, allowed: {like}, as in the first "
+                    f"{name} has the shape {value.shape[1:]}; it must be {like}, as in the first "
                     "example stored"
                 )
             self.items[name][rows] = value
 
     def read(self, rows: Rows) -> dict[str, npt.NDArray[Any]]:
-        """Copies of the items in `rows`."""
-        # take copies whole rows, several times faster than an index does
+        """Return copies of the examples in `rows`."""
+        # `take` copies whole rows, several times faster than indexing does.
         return {name: value.take(rows, axis=0) for name, value in self.items.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Contents, as copies."""
+        """Return a copy of the contents."""
         return {
             "capacity": self.capacity,
             "items": {name: np.array(value) for name, value in self.items.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError if the state is of a memory with another capacity."""
+        """Restore the contents.
+
+        Raises:
+            ValueError: If the state belongs to a store with another capacity.
+        """
         if state["capacity"] != self.capacity:
             raise ValueError(
-                f"the state's capacity is {state['capacity']}, allowed: {self.capacity}"
+                f"the state has capacity {state['capacity']}; load it into a memory of that "
+                f"capacity, not {self.capacity}"
             )
         self.items = {}
         if state["items"]:
@@ -71,7 +95,9 @@ class Store:
 
 
 def _allocate(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return a new array, on disk if it is large."""
     if np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize <= IN_MEMORY:
         return np.zeros(shape, dtype)
-    with tempfile.TemporaryFile(prefix="everloop-") as file:  # the map keeps what is in it
+    # The memory map keeps the contents after the file is closed.
+    with tempfile.TemporaryFile(prefix="everloop-") as file:
         return np.memmap(file, dtype, "w+", shape=shape)

@@ -15,7 +15,7 @@ from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.learner import Learner
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import check_range
-from everloop.loop.world import check_finite, labels_of, play
+from everloop.loop.world import check_finite, labels_of, reset_to_tasks
 
 Weights = Mapping[str, Tensor]
 Loss = Callable[[Weights], Tensor]
@@ -137,7 +137,7 @@ def _played(learner: Learner, task: int, batches: int, seed: int) -> Loss:
     The world goes on with the guesses of the network with these weights.
     """
     world = learner.world
-    obs, played = play(world, [task], seed)
+    obs, played = reset_to_tasks(world, [task], seed)
     start = torch.ones(1, len(played), dtype=torch.bool, device=learner.device)
 
     def loss(weights: Weights) -> Tensor:

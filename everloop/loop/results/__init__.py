@@ -1,1 +1,1 @@
-"""What a run gives: evaluations, metrics of the score matrix, figures."""
+"""Results of runs: evaluations, measures and figures."""

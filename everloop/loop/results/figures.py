@@ -1,7 +1,7 @@
-"""Pictures of a result: its score matrix and its learning curves, about 0.1 s each for 5 tasks.
+"""Figures of a result: its score matrix and its learning curves, about 0.1 s each for 5 tasks.
 
-They are laid out by hand, in inches: matplotlib's layout engines take as long as the drawing
-itself.
+The layout is computed here, in inches, because matplotlib's layout engines take as long as the
+drawing itself.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from everloop.loop.results.result import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_NAMES = 25  # as many task names or numbers as a picture can hold beside each other
-LONGEST_NAME = 40
-STYLES = ("-", "--", ":", "-.")  # each with ten colours
-DPI = 80  # a picture of a few tasks is about as wide as TensorBoard's cards, which scale coarsely
-NAMES, TITLE = 8, 10  # font sizes
-LINE = 0.2  # height of a line of text
-SCALE = 0.8  # width of an axis's tick labels and its own label
+MOST_NAMES = 25  # the most task names or numbers that fit side by side
+LONGEST_NAME = 40  # characters
+STYLES = ("-", "--", ":", "-.")  # line styles; each comes in ten colours
+DPI = 80  # makes a figure of few tasks as wide as a card of TensorBoard, which scales coarsely
+NAMES, TITLE = 8, 10  # font sizes in points
+LINE = 0.2  # height of a line of text in inches
+SCALE = 0.8  # width of the labels of a vertical axis in inches
 
 
 def heading(result: Result) -> str:
-    """What was run, as a title."""
+    """Return the title of a figure: the scenario and the strategies."""
     strategies = ", ".join(result.strategies)
     return ": ".join(part for part in (result.scenario, strategies) if part)
 
 
 def quantity(metric: Metric) -> str:
-    """What scores are, and their unit, as an axis label."""
+    """Return an axis label: the name of the metric and its unit or range."""
     if metric.unit:
         return f"{metric.name} ({metric.unit})"
     return "score (0 random, 1 best known)" if metric == SCORE else metric.name
 
 
 def phase_name(result: Result, phase: int) -> str:
-    """The name of the task that a phase trains, where it is one."""
+    """Return the name of the task that a phase trains, or a name for several tasks."""
     tasks = result.phases[phase]
     if len(tasks) == 1:
         return result.tasks[tasks[0]]
@@ -50,10 +50,14 @@ def phase_name(result: Result, phase: int) -> str:
 
 
 def score_matrix_figure(results: Mapping[str, Result]) -> Figure:
-    """The score matrices of `results` (title -> result) side by side.
+    """Draw score matrices side by side.
 
-    Row: after which phase; column: on which task. Colours span 0 to 100 for percentages, -1 to 1
-    for scores, and for returns what occurs in `results`. At most 25 tasks have numbers.
+    Each row is a phase, after which the scores were measured; each column is a task. Colours span 0
+    to 100 for percentages, -1 to 1 for scores, and the range of `results` for returns. A matrix of
+    more than 25 tasks or rows has no numbers, and not all of its names.
+
+    Args:
+        results: Results by title, at least one.
     """
     panels = [_Panel.of(title, result) for title, result in results.items()]
     height = max(panel.bottom + panel.height + panel.top for panel in panels)
@@ -68,7 +72,9 @@ def score_matrix_figure(results: Mapping[str, Result]) -> Figure:
         x += panel.left + panel.width + panel.right
         bar = _axes(figure, x - panel.right + 0.1, top - panel.height, 0.12, panel.height)
         metric = panel.result.metric
-        bar_label = quantity(metric) if metric.unit else metric.name  # what fits beside a few rows
+        bar_label = (
+            quantity(metric) if metric.unit else metric.name
+        )  # all that fits beside a few rows
         figure.colorbar(image, cax=bar).set_label(bar_label, fontsize=NAMES)
         bar.tick_params(labelsize=NAMES)
     return figure
@@ -76,7 +82,7 @@ def score_matrix_figure(results: Mapping[str, Result]) -> Figure:
 
 @dataclass(frozen=True)
 class _Panel:
-    """One matrix, its size and its margins in inches."""
+    """One matrix with its size and its margins, in inches."""
 
     result: Result
     title: str
@@ -89,6 +95,7 @@ class _Panel:
 
     @classmethod
     def of(cls, title: str, result: Result) -> _Panel:
+        """Return a panel large enough for the names of the result."""
         columns, rows = (min(n, MOST_NAMES) for n in (len(result.tasks), 1 + len(result.rows)))
         slant = 0.71 * max(_width(_label(name)) for name in result.tasks)
         width = max(2.4, 0.45 * columns)
@@ -99,6 +106,7 @@ class _Panel:
 
 
 def _draw_matrix(axes: Any, result: Result, span: tuple[float, float]) -> Any:
+    """Draw the scores with colours over `span`, and return the image."""
     rows, names = [result.before, *result.scores], _row_names(result)
     colors = "RdBu" if result.metric == SCORE else "viridis"
     image = axes.imshow(rows, aspect="auto", vmin=span[0], vmax=span[1], cmap=colors)
@@ -117,11 +125,13 @@ def _draw_matrix(axes: Any, result: Result, span: tuple[float, float]) -> Any:
 
 
 def _dark(image: Any, score: float) -> bool:
+    """Return True if the colour of `score` needs light text: its luma is below one half."""
     red, green, blue, _ = image.to_rgba(score)
     return bool(0.299 * red + 0.587 * green + 0.114 * blue < 0.5)
 
 
 def _color_range(metric: Metric, results: Iterable[Result]) -> tuple[float, float]:
+    """Return the lowest and the highest value of the colour scale."""
     if metric.unit == "%":
         return 0.0, 100.0
     if metric == SCORE:
@@ -132,13 +142,14 @@ def _color_range(metric: Metric, results: Iterable[Result]) -> tuple[float, floa
 
 
 def _row_names(result: Result) -> list[str]:
+    """Return the labels of the rows of the score matrix."""
     phases = range(len(result.rows))
     names = [f"after {_plain(_short(phase_name(result, i)))}" for i in phases]
     return ["before training", *names]
 
 
 def learning_curves_figure(result: Result) -> Figure:
-    """Every task's score over the steps of a run, with a mark where each phase begins."""
+    """Draw the score of every task over the steps of a run, with a line where each phase begins."""
     names = [_label(name) for name in result.tasks]
     shown, longest = len(_some(len(names))), max(map(_width, names))
     columns = math.ceil(len(names) / MOST_NAMES)
@@ -158,6 +169,7 @@ def learning_curves_figure(result: Result) -> Figure:
 
 
 def _draw_curves(axes: Any, result: Result) -> list[Any]:
+    """Draw one curve a task, and return the lines."""
     steps, lines = [now.step for now in result.evaluations], []
     for j in range(len(result.tasks)):
         scores = [now.scores[j] for now in result.evaluations]
@@ -173,6 +185,7 @@ def _draw_curves(axes: Any, result: Result) -> list[Any]:
 
 
 def _mark_phases(axes: Any, result: Result) -> None:
+    """Draw a line at the beginning of each phase, with its name if there is room."""
     begins = [0, *(row.step for row in result.rows)][: len(result.phases)]
     named = _some(len(begins))
     slanted = {"rotation": 45, "rotation_mode": "anchor", "ha": "left", "va": "bottom"}
@@ -184,45 +197,49 @@ def _mark_phases(axes: Any, result: Result) -> None:
 
 
 def _some(number: int) -> range:
-    """Indices of `number` things, evenly thinned to as many as have room."""
+    """Return the indices of `number` items, thinned evenly to at most `MOST_NAMES`."""
     return range(0, number, math.ceil(number / MOST_NAMES))
 
 
 def _short(name: str) -> str:
-    """`name` on one line of at most 40 characters."""
+    """Return `name` on one line of at most `LONGEST_NAME` characters."""
     line = " ".join(name.split())
     return line if len(line) <= LONGEST_NAME else f"{line[: LONGEST_NAME - 1]}…"
 
 
 def _plain(text: str) -> str:
-    """`text` as matplotlib shows it letter by letter: a $ begins no formula."""
+    """Return `text` with $ escaped, so that matplotlib reads no formula in it."""
     return text.replace("$", r"\$")
 
 
 def _label(name: str) -> str:
-    """A name for ticks, marks and legends; a legend leaves out what begins with an underscore."""
+    """Return a label for ticks, marks and legends.
+
+    A legend would omit a label that begins with an underscore.
+    """
     label = _plain(_short(name))
     return f" {label}" if label.startswith("_") else label
 
 
 def _wrapped(title: str, width: float) -> str:
-    """`title` in lines of at most `width` inches, as far as words allow."""
+    """Return `title` in lines of at most `width` inches, as far as its words allow."""
     return _plain(textwrap.fill(title, max(12, round(width / 0.09))))
 
 
 def _width(text: str) -> float:
-    """The width of a label in inches."""
+    """Return the width of a label in inches."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     font = get_font(findfont(FontProperties()))
     font.set_size(NAMES, 72)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks
+        warnings.filterwarnings("ignore", "Glyph")  # the font lacks some scripts
         font.set_text(text)
     return float(font.get_width_height()[0]) / 64 / 72
 
 
 def _figure(width: float, height: float) -> Figure:
+    """Return an empty figure of this size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -232,6 +249,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Any:
+    """Return new axes at this place in the figure, in inches."""
     all_width, all_height = figure.get_size_inches()
     place = (left / all_width, bottom / all_height, width / all_width, height / all_height)
     return figure.add_axes(place)

@@ -1,9 +1,9 @@
 """Measures of continual learning, each a function of the score matrix.
 
 S[i][j] is the score on task j after phase i: an accuracy in %, a score from 0 (random) to 1 (best
-known), or a return. `phases[i]` are the tasks that phase i trains. In the formulas j's own phase is
-the last one that trains it. A measure that cannot be computed, for example forgetting after a
-single phase or with a nan score, is None.
+known), or a return. `phases[i]` are the ids of the tasks that phase i trains. T is the last phase.
+In the formulas, phase j is the last phase that trains task j. A measure that cannot be computed,
+for example forgetting after a single phase or with a nan score, is None.
 """
 
 from __future__ import annotations
@@ -16,40 +16,48 @@ Phases = Sequence[Sequence[int]]
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean, or None where there is nothing to average or a value is not finite."""
+    """Return the mean, or None if there are no values or one is not finite."""
     return sum(values) / len(values) if values and all(math.isfinite(v) for v in values) else None
 
 
 def _first(phases: Phases, task: int) -> int:
+    """Return the first phase that trains `task`."""
     return next(i for i, tasks in enumerate(phases) if task in tasks)
 
 
 def _last(phases: Phases, task: int) -> int:
+    """Return the last phase that trains `task`."""
     return max(i for i, tasks in enumerate(phases) if task in tasks)
 
 
 def _trained(phases: Phases) -> list[int]:
+    """Return the ids of all trained tasks, in order."""
     return sorted({task for tasks in phases for task in tasks})
 
 
 def average_score(S: Matrix, phases: Phases) -> float | None:
-    """mean_j S[T][j] over the trained tasks, T the last phase (Lopez-Paz & Ranzato 2017, ACC)."""
+    """Return mean_j S[T][j] over the trained tasks (Lopez-Paz & Ranzato 2017, ACC)."""
     return mean([S[-1][j] for j in _trained(phases)])
 
 
 def average_incremental_score(S: Matrix, phases: Phases) -> float | None:
-    """mean_i mean_j S[i][j] over the phases i and the tasks j trained by the end of i.
+    """Return mean_i mean_j S[i][j] over the phases i and the tasks j trained by the end of i.
 
-    Of accuracies the average incremental accuracy (Rebuffi et al. 2017, "iCaRL", section 4), here
-    with a mean over tasks where the tasks' test examples differ in number.
+    For accuracies this is the average incremental accuracy (Rebuffi et al. 2017, "iCaRL", section
+    4). Here every task counts the same, even if tasks differ in their number of test examples.
     """
     averages = [average_score(S[: i + 1], phases[: i + 1]) for i in range(len(S))]
     return None if None in averages else mean([a for a in averages if a is not None])
 
 
 def task_forgetting(history: Sequence[float]) -> float | None:
-    """max of the earlier scores - the last one, of one task since it was first trained; negative
-    where it improved.
+    """Return the maximum of the earlier scores minus the last score of one task.
+
+    Args:
+        history: The task's scores since it was first trained.
+
+    Returns:
+        The forgetting, negative if the task has improved; None for fewer than two scores.
     """
     return (
         max(history[:-1]) - history[-1]
@@ -59,10 +67,10 @@ def task_forgetting(history: Sequence[float]) -> float | None:
 
 
 def forgetting(S: Matrix, phases: Phases) -> float | None:
-    """mean_j (max_{i<T} S[i][j] - S[T][j]), over tasks not trained in the last phase T, i from j's
-    first phase.
+    """Return mean_j (max_{i<T} S[i][j] - S[T][j]) over tasks not trained in the last phase.
 
-    Chaudhry et al. 2018, "Riemannian walk", section 4.
+    The maximum starts at the first phase that trains j. Chaudhry et al. 2018, "Riemannian walk",
+    section 4.
     """
     old = [j for j in _trained(phases) if _last(phases, j) < len(phases) - 1]
     values = [task_forgetting([row[j] for row in S[_first(phases, j) :]]) for j in old]
@@ -70,35 +78,50 @@ def forgetting(S: Matrix, phases: Phases) -> float | None:
 
 
 def backward_transfer(S: Matrix, phases: Phases) -> float | None:
-    """mean_j (S[T][j] - S[j][j]) over tasks not trained in the last phase T (Lopez-Paz & Ranzato
-    2017, BWT).
+    """Return mean_j (S[T][j] - S[j][j]) over tasks not trained in the last phase.
+
+    Lopez-Paz & Ranzato 2017, BWT.
     """
     old = [j for j in _trained(phases) if _last(phases, j) < len(phases) - 1]
     return mean([S[-1][j] - S[_last(phases, j)][j] for j in old])
 
 
 def forward_transfer(S: Matrix, phases: Phases, before: Sequence[float]) -> float | None:
-    """mean_j (S[j-1][j] - before[j]) over tasks not trained in the first phase (Lopez-Paz & Ranzato
-    2017, FWT).
+    """Return mean_j (S[j-1][j] - before[j]) over tasks not trained in the first phase.
+
+    Here phase j is the first phase that trains task j. Lopez-Paz & Ranzato 2017, FWT.
+
+    Args:
+        S: The score matrix.
+        phases: The tasks of each phase.
+        before: The score on each task before any training.
     """
     later = [j for j in _trained(phases) if _first(phases, j) > 0]
     return mean([S[_first(phases, j) - 1][j] - before[j] for j in later])
 
 
 def learning_accuracy(S: Matrix, phases: Phases) -> float | None:
-    """mean_j S[j][j], the score right after a task's own training (Riemer et al. 2019, LA)."""
+    """Return mean_j S[j][j], the score right after a task's own training.
+
+    Riemer et al. 2019, LA.
+    """
     return mean([S[_last(phases, j)][j] for j in _trained(phases)])
 
 
 def anytime_score(
     steps: Sequence[int], scores: Matrix, seen: Sequence[Collection[int]]
 ) -> float | None:
-    """sum_e (t_e - t_(e-1)) * mean_j scores[e][j] / t_E, over evaluations e at steps t_e and the
-    tasks seen[e] by then.
+    """Return the area under the curve of the average score, divided by the number of steps.
 
-    The area under the curve of the average score over what has been seen, for whoever may be asked
-    at any time (Koh et al. 2022, "Online continual learning on class incremental blurry task
-    configuration", A_AUC).
+        sum_e (t_e - t_(e-1)) * mean_j scores[e][j] / t_E   over j in seen[e]
+
+    It measures a learner that may be asked at any time (Koh et al. 2022, "Online continual learning
+    on class incremental blurry task configuration", A_AUC).
+
+    Args:
+        steps: t_e, the world steps at each evaluation e = 1 .. E.
+        scores: The score on every task at each evaluation.
+        seen: The ids of the tasks whose training had begun at each evaluation.
     """
     averages = [mean([row[j] for j in tasks]) for row, tasks in zip(scores, seen, strict=True)]
     if not averages or None in averages:

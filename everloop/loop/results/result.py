@@ -1,4 +1,4 @@
-"""What a run leaves behind: its evaluations, and everything that follows from them."""
+"""The result of a run: its evaluations, and all measures that follow from them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every task's score at one point of a run; nan for a task that was not measured.
+    """The score of every task at one point of a run.
 
     Args:
-        step: World steps learned from so far.
-        phase: The phase that was under way; None before any training.
+        step: World steps learned from so far, 0 or more.
+        phase: Index of the phase in progress; None before any training.
         ends_phase: True for the evaluation at the end of its phase: a row of the score matrix.
-        scores: One a task, in the result's metric.
-        returns: The mean returns that the scores come from: of a stream, shares from 0 to 1.
+        scores: Score of each task, in the result's metric; nan for a task that was not evaluated.
+        returns: Mean return of each task, from which the scores follow. On a data set it is the
+            metric's value from 0 to 1.
     """
 
     step: int
@@ -39,13 +40,15 @@ class Result:
     """The evaluations of one run. The score matrix and every measure are functions of them.
 
     Args:
-        tasks: The names of all tasks.
-        phases: The ids of the tasks that each phase trains.
-        metric: What the scores are.
-        evaluations: In the order in which they were made; the first one before any training.
+        tasks: Names of all tasks.
+        phases: Ids of the tasks that each phase trains.
+        metric: Name and unit of the scores.
+        evaluations: Evaluations in chronological order; the first one precedes any training.
         steps: World steps learned from.
-        wall_seconds: Time since the run began, measuring included.
-        scenario, strategies, seed: What was run.
+        wall_seconds: Seconds since the run began, including evaluation.
+        scenario: Name of the scenario; empty if there is none.
+        strategies: Names of the strategies.
+        seed: Seed of the run.
     """
 
     tasks: list[str]
@@ -75,12 +78,12 @@ class Result:
 
     @property
     def returns(self) -> list[list[float]]:
-        """The mean returns that `scores` come from."""
+        """The mean returns from which `scores` follow, in the same layout."""
         return [now.returns for now in self.rows]
 
     @property
     def finished(self) -> list[list[int]]:
-        """The phases that have ended."""
+        """The ids of the tasks of each phase that has ended."""
         return self.phases[: len(self.rows)]
 
     @property
@@ -129,18 +132,19 @@ class Result:
         )
 
     def seen(self, now: Evaluation) -> list[int]:
-        """The ids of the tasks whose training had begun at an evaluation, in order."""
+        """Return the ids of the tasks whose training had begun at evaluation `now`, in order."""
         begun = [] if now.phase is None else self.phases[: now.phase + 1]
         return sorted({task for tasks in begun for task in tasks})
 
     def average_now(self) -> float | None:
-        """The mean score of the tasks seen so far, at the latest evaluation."""
+        """Return the mean score of the tasks seen so far, at the latest evaluation."""
         now = self.evaluations[-1]
         return metrics.mean([now.scores[j] for j in self.seen(now)])
 
     def forgetting_now(self) -> list[float | None]:
-        """Each task's forgetting at the latest evaluation, against its best since its first
-        training ended.
+        """Return the forgetting of each task at the latest evaluation; None where unknown.
+
+        A task is compared with its best score at the end of a phase, from its first phase on.
         """
         now = self.evaluations[-1]
         current: list[float | None] = []
@@ -155,11 +159,11 @@ class Result:
         return current
 
     def measures(self) -> dict[str, float | None]:
-        """Every measure by name; None where it can't be computed."""
+        """Return every measure by name; None if it can't be computed."""
         return {name: getattr(self, name) for name in MEASURES}
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of result.json. Numbers that are not known are None."""
+        """Return the content of result.json. Unknown numbers are None."""
         return {
             "version": VERSION,
             "scenario": self.scenario,
@@ -189,11 +193,13 @@ class Result:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """The result in a run's folder, or in a result.json; of a run that stopped early, its
-        phases so far.
+        """Load a result. A run that stopped early has the phases that it ended.
+
+        Args:
+            path: The folder of a run, or a result.json.
 
         Raises:
-            ValueError: In one line, for what is not there or is not a result.
+            ValueError: If there is no result, or if it can't be read. The message is one line.
         """
         file = Path(path) / "result.json" if Path(path).is_dir() else Path(path)
         try:
@@ -219,7 +225,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
+        """Return the result that `to_dict` gave."""
         tasks = content["tasks"]
         return cls(
             tasks,
@@ -252,19 +258,30 @@ MEASURES = (
     "learning_accuracy",
     "anytime_score",
 )
-"""The measures of a result, as result.json names them."""
+"""The names of the measures, in a `Result` and in result.json."""
 
 
 def _known(values: list[float]) -> list[float | None]:
+    """Return the values with None for those that are not finite."""
     return [value if math.isfinite(value) else None for value in values]
 
 
 def _numbers(values: list[float | None]) -> list[float]:
+    """Return the values with nan for None."""
     return [math.nan if value is None else value for value in values]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` whole or not at all."""
+    """Write `content` to `path` as a whole, or not at all.
+
+    Args:
+        path: The file. A `.tmp` file beside it is used and removed.
+        content: What to write. nan and infinity are refused.
+
+    Raises:
+        OSError: If the file can't be written.
+        ValueError: If a number is not finite.
+    """
     temporary = path.with_suffix(".tmp")
     try:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

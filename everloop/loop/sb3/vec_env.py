@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from everloop.contract import Observation, World
 from everloop.loop.state import packed, restore
-from everloop.loop.world import check_finite, play
+from everloop.loop.world import check_finite, reset_to_tasks
 
 STATE = ("tasks", "played", "steps", "_obs", "_returns", "_lengths", "_seeds")
 
@@ -59,7 +59,7 @@ class WorldVecEnv(VecEnv):
         self._lengths = np.zeros(world.num_envs, dtype=np.int64)
 
     def reset(self) -> Observation:
-        obs, self.played = play(self.world, self.tasks, self._seeds[0])
+        obs, self.played = reset_to_tasks(self.world, self.tasks, self._seeds[0])
         self._reset_seeds()
         self._reset_options()
         self._returns[:] = 0.0

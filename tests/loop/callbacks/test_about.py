@@ -1,4 +1,4 @@
-"""The card that explains a run."""
+"""The text card that explains a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everloop.loop.callbacks.about import about, flattened
 from everloop.loop.results.result import MEASURES
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what it imports is deprecated
+    warnings.simplefilter("ignore")  # its imports are deprecated
     from tensorboard.plugin_util import markdown_to_safe_html
 
 
@@ -22,7 +22,7 @@ def result(metric: Metric = ACCURACY, tasks: tuple[str, ...] = ("zero", "one")) 
     return Result(list(tasks), phases, metric, scenario="digits", strategies=["ewc", "replay"])
 
 
-def test_settings_are_flattened_to_truths_numbers_and_texts() -> None:
+def test_settings_are_flattened_to_bools_numbers_and_texts() -> None:
     settings = {
         "a": True,
         "b": 3,
@@ -45,7 +45,7 @@ def test_settings_are_flattened_to_truths_numbers_and_texts() -> None:
     assert {type(value) for value in flattened(settings).values()} == {bool, float, str}
 
 
-def test_it_names_every_curve_that_a_run_writes() -> None:
+def test_the_card_names_every_curve() -> None:
     text = about(result(), {}, "")
     for name in MEASURES:
         assert f"`measures/digits/{name}`" in text
@@ -64,14 +64,14 @@ def test_it_names_every_curve_that_a_run_writes() -> None:
     assert "percentage points" in text
 
 
-def test_it_says_how_a_world_without_a_scale_gets_one() -> None:
+def test_the_card_says_how_a_world_gets_a_scale_of_scores() -> None:
     advice = "`reference(task) -> (random, best)`"
     assert advice in about(result(RETURN), {}, "")
     assert advice not in about(result(SCORE), {}, "")
 
 
 @pytest.mark.parametrize("text", ["a|b", "x`y", "<script>", "C++", "a*b*c", "run 'x  y' --out=_a_"])
-def test_names_settings_and_commands_are_shown_letter_by_letter(text: str) -> None:
+def test_names_settings_and_commands_are_shown_literally(text: str) -> None:
     page = markdown_to_safe_html(about(result(tasks=(text, "b")), {"key": text}, text))
     shown = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     assert page.count(f"<code>{shown}</code>") == 3

@@ -1,4 +1,4 @@
-"""Divergence of the network from the one at a task's end."""
+"""Divergence of the network from what it was at a task's end."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ MODULES = ["encoders", "attention", "memory", "head", "value"]
 
 @pytest.fixture(scope="module")
 def remembered() -> tuple[SB3Learner, Batch, dict[str, torch.Tensor]]:
-    """A recurrent actor-critic, a probe with several steps an example, and its weights as
-    they are.
-    """
+    """A recurrent actor-critic, a probe of several steps an example, and its initial weights."""
     learner = control_learner(recurrent=True)
     probe = learner.rollout(plant(6), [0], 8, seed=0)
     assert probe.length == 4
@@ -34,15 +32,16 @@ def remembered() -> tuple[SB3Learner, Batch, dict[str, torch.Tensor]]:
 def case(
     remembered: tuple[SB3Learner, Batch, dict[str, torch.Tensor]],
 ) -> Iterator[tuple[SB3Learner, Batch, Divergence]]:
-    """The learner and a monitor that remembers it as the task "one"."""
+    """The learner and a callback that has its present network as the anchor of task "one"."""
     learner, probe, then = remembered
-    monitor = Divergence()
-    monitor.remember("one", learner, probe)
-    yield learner, probe, monitor
+    divergence = Divergence()
+    divergence.remember("one", learner, probe)
+    yield learner, probe, divergence
     learner.module.load_state_dict(then)
 
 
 def move(module: nn.Module, by: float, seed: int = 0) -> None:
+    """Add normal noise of deviation `by` to the weights."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
@@ -52,49 +51,51 @@ def move(module: nn.Module, by: float, seed: int = 0) -> None:
 Case = tuple[SB3Learner, Batch, Divergence]
 
 
-def test_it_is_0_right_after_remembering(case: Case) -> None:
-    learner, _, monitor = case
-    assert monitor.update(learner) is monitor
-    assert set(monitor.values) == {
+def test_divergence_is_0_right_after_a_task(case: Case) -> None:
+    learner, _, divergence = case
+    assert divergence.update(learner) is divergence
+    assert set(divergence.values) == {
         f"{kind}/one/{module}" for kind in ("kl", "weights") for module in MODULES
     } | {"kl/one/network"}
-    for name, value in monitor.values.items():
+    for name, value in divergence.values.items():
         assert value == pytest.approx(0.0, abs=1e-6), name
-    assert not monitor.detected
+    assert not divergence.detected
 
 
-def test_before_any_task_there_is_nothing(case: Case) -> None:
+def test_there_is_no_divergence_before_the_first_task_has_ended(case: Case) -> None:
     learner, _, _ = case
-    monitor = Divergence().update(learner)
-    assert monitor.values == {}
-    assert not monitor.detected
+    divergence = Divergence().update(learner)
+    assert divergence.values == {}
+    assert not divergence.detected
 
 
 def test_the_distance_of_weights_is_relative_to_their_norm(case: Case) -> None:
     """|w - w*| / |w*| over all of a module's weights."""
-    learner, _, monitor = case
+    learner, _, divergence = case
     head = learner.module.get_submodule("head")
     then = torch.cat([p.detach().flatten() for p in head.parameters()])
     with torch.no_grad():
         for p in head.parameters():
             p.mul_(1.5)
-    assert monitor.update(learner).values["weights/one/head"] == pytest.approx(0.5, rel=1e-5)
+    assert divergence.update(learner).values["weights/one/head"] == pytest.approx(0.5, rel=1e-5)
     with torch.no_grad():
         next(head.parameters())[0, 0] += 3.0
     now = torch.cat([p.detach().flatten() for p in head.parameters()])
-    assert monitor.update(learner).values["weights/one/head"] == pytest.approx(
+    assert divergence.update(learner).values["weights/one/head"] == pytest.approx(
         float((now - then).norm() / then.norm()), rel=1e-5
     )
-    assert all(monitor.values[f"weights/one/{name}"] == 0.0 for name in MODULES if name != "head")
+    assert all(
+        divergence.values[f"weights/one/{name}"] == 0.0 for name in MODULES if name != "head"
+    )
 
 
 @pytest.mark.parametrize("changed", ["encoders", "attention", "memory", "head"])
-def test_where_one_module_drifted_its_divergence_is_the_networks_and_the_others_have_none(
+def test_the_drift_of_one_module_is_all_of_the_networks_divergence(
     case: Case, changed: str
 ) -> None:
-    learner, _, monitor = case
+    learner, _, divergence = case
     move(learner.module.get_submodule(changed), 0.3)
-    values = monitor.update(learner).values
+    values = divergence.update(learner).values
     assert values["kl/one/network"] > 1e-4
     assert values[f"kl/one/{changed}"] == pytest.approx(values["kl/one/network"], rel=1e-4)
     assert all(
@@ -104,16 +105,16 @@ def test_where_one_module_drifted_its_divergence_is_the_networks_and_the_others_
     )
 
 
-def test_a_value_heads_drift_changes_no_prediction(case: Case) -> None:
-    learner, _, monitor = case
+def test_the_drift_of_a_value_head_changes_no_prediction(case: Case) -> None:
+    learner, _, divergence = case
     move(learner.module.get_submodule("value"), 0.3)
-    values = monitor.update(learner).values
+    values = divergence.update(learner).values
     assert values["weights/one/value"] > 0.01
     assert values["kl/one/network"] == values["kl/one/value"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_the_divergence_is_the_mean_kl_of_then_from_now_over_the_probes_steps(case: Case) -> None:
-    learner, probe, monitor = case
+def test_divergence_is_the_mean_kl_of_then_from_now_over_all_steps(case: Case) -> None:
+    learner, probe, divergence = case
     then = learner.outputs(probe).detach()
     move(learner.module, 0.2)
     now = learner.outputs(probe).detach()
@@ -123,56 +124,56 @@ def test_the_divergence_is_the_mean_kl_of_then_from_now_over_the_probes_steps(ca
         .sum(-1)
         .mean()
     )
-    assert monitor.update(learner).values["kl/one/network"] == pytest.approx(
+    assert divergence.update(learner).values["kl/one/network"] == pytest.approx(
         float(expected), rel=1e-4
     )
 
 
-def test_every_task_has_its_own_anchor_and_can_be_remembered_anew(case: Case) -> None:
-    learner, probe, monitor = case
+def test_every_task_has_an_anchor_which_can_be_replaced(case: Case) -> None:
+    learner, probe, divergence = case
     move(learner.module, 0.2)
-    monitor.remember("two", learner, probe)
-    values = dict(monitor.update(learner).values)
+    divergence.remember("two", learner, probe)
+    values = dict(divergence.update(learner).values)
     assert values["kl/two/network"] == pytest.approx(0.0, abs=1e-6)
     assert values["kl/one/network"] > 1e-4
-    monitor.remember("one", learner, probe)
-    assert monitor.update(learner).values["kl/one/network"] == pytest.approx(0.0, abs=1e-6)
+    divergence.remember("one", learner, probe)
+    assert divergence.update(learner).values["kl/one/network"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_detected_says_whether_any_task_is_beyond_the_threshold(case: Case) -> None:
+def test_detected_is_true_if_any_task_is_above_the_threshold(case: Case) -> None:
     learner, probe, _ = case
-    monitor = Divergence()
-    monitor.remember("one", learner, probe)
+    divergence = Divergence()
+    divergence.remember("one", learner, probe)
     move(learner.module, 0.2)
-    monitor.remember("two", learner, probe)
-    distance = monitor.update(learner).values["kl/one/network"]
+    divergence.remember("two", learner, probe)
+    distance = divergence.update(learner).values["kl/one/network"]
     for threshold, expected in ((distance * 0.9, True), (distance * 1.1, False)):
-        monitor.threshold = threshold
-        assert monitor.update(learner).detected is expected
+        divergence.threshold = threshold
+        assert divergence.update(learner).detected is expected
 
 
-def test_drifting_weights_alone_are_not_detected(case: Case) -> None:
+def test_drift_of_weights_without_effect_is_not_detected(case: Case) -> None:
     learner, probe, _ = case
-    monitor = Divergence(threshold=1e-4)
-    monitor.remember("one", learner, probe)
+    divergence = Divergence(threshold=1e-4)
+    divergence.remember("one", learner, probe)
     move(learner.module.get_submodule("value"), 5.0)
-    assert not monitor.update(learner).detected
+    assert not divergence.update(learner).detected
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan")])
-def test_a_threshold_that_cannot_be_is_refused(threshold: float) -> None:
-    with pytest.raises(ValueError, match=f"threshold is {threshold}, allowed: more than 0"):
+def test_a_threshold_that_is_not_above_0_is_refused(threshold: float) -> None:
+    with pytest.raises(ValueError, match=f"threshold is {threshold}; it must be above 0"):
         Divergence(threshold)
 
 
-def test_measuring_leaves_the_network_and_all_global_generators_alone(case: Case) -> None:
-    learner, _, monitor = case
+def test_an_update_leaves_the_network_and_global_generators_alone(case: Case) -> None:
+    learner, _, divergence = case
     move(learner.module, 0.2)
     before, states, training = weights(learner.module), random_states(), learner.module.training
     grads = [p.requires_grad for p in learner.module.parameters()]
-    monitor.update(learner)
+    divergence.update(learner)
     assert same(weights(learner.module), before)
     assert random_states() == states
     assert learner.module.training is training
     assert [p.requires_grad for p in learner.module.parameters()] == grads
-    assert monitor.update(learner).values == monitor.values
+    assert divergence.update(learner).values == divergence.values

@@ -1,4 +1,4 @@
-"""Files of TensorBoard events: written where they are asked for, and clear where they can't be."""
+"""Files of TensorBoard events, and clear errors if they can't be written."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ FULL = """
 import resource, signal, sys
 from types import SimpleNamespace
 
-from everloop.loop import Board, Evaluation, Result
+from everloop.loop import TensorBoardLogger, Evaluation, Result
 from everloop.contract import ACCURACY
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-board = Board(sys.argv[1])
+logger = TensorBoardLogger(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 result = Result(["a"], [[0]], ACCURACY, [Evaluation(0, None, False, [0.0], [0.0])])
 try:
     run = SimpleNamespace(result=result)
-    board.on_run_begin(run)
+    logger.on_run_begin(run)
     for step in range(1, 1000):
         result.evaluations.append(Evaluation(step, 0, False, [1.0], [1.0]))
-        board.on_evaluation(run)
+        logger.on_evaluation(run)
 except OSError as error:
     print(error)
     written = len(result.evaluations)
-    board.close()
-    board.close()
+    logger.close()
+    logger.close()
 print(written)
 """
 
@@ -45,18 +45,18 @@ def test_a_full_disk_is_one_clear_error_and_nothing_on_stderr(tmp_path: Path) ->
     message, evaluations = done.stdout.splitlines()
     assert message.startswith(f"TensorBoard events can't be written to {tmp_path}/events.out")
     assert message.endswith(": File too large; free space, or choose another folder")
-    assert int(evaluations) == 1  # the settings alone are more than fits
+    assert int(evaluations) == 1  # the settings alone exceed the limit
     assert done.stderr == ""
 
 
-def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_folder_that_can_not_be_created_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"can't be written to .*: .*; free space") as caught:
         EventFile(tmp_path / "file" / "run")
     assert "\n" not in str(caught.value)
 
 
-def test_writing_needs_no_thread(tmp_path: Path) -> None:
+def test_writing_starts_no_thread(tmp_path: Path) -> None:
     before = threading.active_count()
     file = EventFile(tmp_path)
     file.scalars({"a": 1.0}, 0)
@@ -64,7 +64,7 @@ def test_writing_needs_no_thread(tmp_path: Path) -> None:
     file.close()
 
 
-def test_what_is_closed_stays_closed(tmp_path: Path) -> None:
+def test_a_closed_file_can_not_be_written(tmp_path: Path) -> None:
     file = EventFile(tmp_path)
     file.close()
     file.close()
@@ -72,7 +72,7 @@ def test_what_is_closed_stays_closed(tmp_path: Path) -> None:
         file.scalars({"a": 1.0}, 0)
 
 
-def test_two_files_of_the_same_second_in_the_same_folder_are_two(tmp_path: Path) -> None:
+def test_files_of_the_same_second_have_different_names(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         file = EventFile(tmp_path)
         file.scalars({f"curve/{value:.0f}": value}, 0)
@@ -80,7 +80,7 @@ def test_two_files_of_the_same_second_in_the_same_folder_are_two(tmp_path: Path)
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
 
 
-def test_training_curves_are_seen_between_evaluations(
+def test_training_curves_are_visible_between_evaluations(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

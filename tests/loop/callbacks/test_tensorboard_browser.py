@@ -1,4 +1,4 @@
-"""TensorBoard's pages of two runs, opened in a browser: `pytest -m slow` runs it.
+"""TensorBoard's pages of two runs in a browser; `pytest -m slow` runs these tests.
 
 Needs Chromium and its driver (Debian: apt-get install chromium chromium-driver).
 """
@@ -22,7 +22,6 @@ from PIL import Image
 
 from everloop.contract import ACCURACY
 from everloop.loop import (
-    Board,
     Callback,
     Divergence,
     Plan,
@@ -30,6 +29,7 @@ from everloop.loop import (
     Result,
     Run,
     SupervisedLearner,
+    TensorBoardLogger,
     Training,
 )
 from everloop.loop.callbacks.curves import titles
@@ -50,7 +50,7 @@ SWITCHES = (
     *("disable-background-networking", "disable-component-update", "window-size=1280,800"),
 )
 SCENARIO = "digits (C++)"
-PATIENCE = 60.0  # seconds until a page has to show what it holds
+PATIENCE = 60.0  # seconds until a page must show its content
 
 FIND = """
 const found = [];
@@ -90,7 +90,7 @@ def teach(folder: Path, name: str) -> Result:
     callbacks = [
         Name([name]),
         Divergence(),
-        Board(folder / name, {"epochs": 1}, f"everloop run {name}"),
+        TensorBoardLogger(folder / name, {"epochs": 1}, f"everloop run {name}"),
     ]
     return Run(learner, plan, stream(16, split="test"), stream(), strategies, callbacks).go()
 
@@ -150,7 +150,7 @@ def visit(browser: Any, address: str, page: str) -> None:
 
 
 def visible(browser: Any, name: str, inside: Any = None) -> list[Any]:
-    """The visible elements of a kind, those in shadow roots too."""
+    """The visible elements of a kind, including those in shadow roots."""
     return browser.execute_script(VISIBLE, name, inside)
 
 
@@ -164,14 +164,14 @@ def line_colors(browser: Any, card: Any) -> list[str]:
 
 
 def strong_colors(canvas: Any) -> int:
-    """How many colours as strong as those of runs a canvas shows."""
+    """The number of colours in a canvas that are as strong as those of runs."""
     picture = Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("RGB").quantize(32)
     palette, counts = picture.getpalette() or [], picture.getcolors() or []
     colors = [(n, palette[3 * i : 3 * i + 3]) for n, i in counts]
     return sum(n > 20 and max(color) - min(color) > 60 for n, color in colors)
 
 
-def test_every_custom_chart_draws_a_line_of_each_run_in_that_runs_colour(
+def test_every_custom_chart_draws_each_run_in_its_colour(
     browser: Any,
     address: str,
 ) -> None:
@@ -201,7 +201,7 @@ def test_scalars_draw_a_line_of_each_run(browser: Any, address: str) -> None:
     assert names == ["average/digits [C++]/forgetting", "average/digits [C++]/score"]
 
 
-def test_time_series_show_the_results_last_numbers(
+def test_time_series_show_the_last_numbers_of_the_result(
     browser: Any,
     address: str,
     results: tuple[Path, dict[str, Result]],
@@ -220,7 +220,7 @@ def test_time_series_show_the_results_last_numbers(
     until(lambda: strong_colors(canvas) >= 2)
 
 
-def test_images_show_both_pictures_of_each_run(browser: Any, address: str) -> None:
+def test_images_show_both_figures_of_each_run(browser: Any, address: str) -> None:
     visit(browser, address, "images")
 
     def loaded() -> list[str] | None:
@@ -238,7 +238,7 @@ def test_images_show_both_pictures_of_each_run(browser: Any, address: str) -> No
 def test_the_card_is_a_page_with_tables(browser: Any, address: str) -> None:
     visit(browser, address, "text")
     headings = {f"{SCENARIO}: none", f"{SCENARIO}: replay"}
-    until(lambda: set(texts(browser, "h1")) == headings)  # the cards of both runs have come
+    until(lambda: set(texts(browser, "h1")) == headings)  # the cards of both runs are loaded
     cells = texts(browser, "td")
     assert "score/<task>" in cells
     assert {"epochs", "1"} <= set(cells)

@@ -1,6 +1,4 @@
-"""The diagonal Fisher information against closed forms, against the loop over examples, and under
-every batching.
-"""
+"""The diagonal Fisher information: closed forms, a loop over examples, and every batching."""
 
 from __future__ import annotations
 
@@ -112,14 +110,14 @@ def test_hooks_equal_the_loop_over_examples(name: str, length: int, sampled: boo
     size, build = FLAT[name]
     torch.manual_seed(0)
     layers = build()
-    layers(torch.zeros(1, size))  # gives lazy layers their size
+    layers(torch.zeros(1, size))  # initialises lazy layers
     assert_hooks_equal_loop(
         vector_learner(layers, 3), vector_batch(35, size, 3, length), 1e-12, sampled
     )
 
 
 def agent_case(name: str) -> tuple[Agent, Batch]:
-    """Five examples of T steps, episodes starting inside them, for an agent in single precision."""
+    """A single-precision agent, and five examples of T steps with episodes that start inside."""
     torch.manual_seed(1)
     parts: dict[str, spaces.Space[object]] = {
         "a": box(3),
@@ -159,7 +157,7 @@ def test_hooks_equal_the_loop_for_agents(name: str, sampled: bool) -> None:
     assert_hooks_equal_loop(FixedLearner(built, Categorical(3)), batch, 3e-6, sampled)
 
 
-def test_a_value_head_has_no_information() -> None:
+def test_a_value_head_has_no_fisher_information() -> None:
     built, batch = agent_case("recurrent")
     fisher = diagonal_fisher(FixedLearner(built, Categorical(3)), [batch]).values()
     by_name = dict(zip([n for n, _ in built.named_parameters()], fisher, strict=True))
@@ -184,7 +182,7 @@ def test_frozen_weights_are_left_out() -> None:
 
 
 def softmax_regression() -> tuple[FixedLearner, Batch, Tensor]:
-    """A linear classifier, examples, and its class probabilities for them."""
+    """A linear classifier, examples, and the class probabilities of the examples."""
     torch.manual_seed(2)
     learner, batch = vector_learner(nn.Linear(4, 3), 3), vector_batch(50, 4, 3)
     with torch.no_grad():
@@ -201,9 +199,10 @@ def test_empirical_fisher_of_softmax_regression() -> None:
     torch.testing.assert_close(bias, error.square().mean(0))
 
 
-def test_sampled_fisher_converges_to_the_expectation_over_the_models_labels() -> None:
-    """E_y (onehot(y) - p)_i^2 = p_i (1 - p_i): within five standard errors of 6,000 draws, and not
-    the empirical one.
+def test_sampled_fisher_converges_to_the_expectation_over_model_labels() -> None:
+    """E_y (onehot(y) - p)_i^2 = p_i (1 - p_i), within five standard errors of 6,000 draws.
+
+    The empirical Fisher lies outside.
     """
     learner, batch, p = softmax_regression()
     few, p, draws = batch[:4], p[:4], 1500
@@ -232,8 +231,9 @@ def test_sampled_fisher_converges_to_the_expectation_over_the_models_labels() ->
 
 
 class OneSigma(Categorical):
-    """A normal distribution of standard deviation 0.5 whose every draw lies one standard deviation
-    above the mean.
+    """A normal distribution of standard deviation 0.5.
+
+    Every draw lies one standard deviation above the mean.
     """
 
     def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
@@ -252,9 +252,10 @@ def test_fisher_of_linear_regression() -> None:
     torch.testing.assert_close(fisher, batch.obs["x"][0].square().mean(0, keepdim=True) / 0.25)
 
 
-def test_it_is_the_mean_of_squares_and_not_the_square_of_the_mean() -> None:
-    """At the optimum of balanced labels the mean gradient vanishes; each example's is 1/2, so F =
-    1/4.
+def test_fisher_is_the_mean_of_squares_and_not_the_square_of_the_mean() -> None:
+    """At the optimum of balanced labels the mean gradient is 0, but F is 1/4.
+
+    Each example's gradient is 1/2 or -1/2.
     """
     layers = nn.Linear(1, 2)
     nn.init.zeros_(layers.weight)
@@ -268,7 +269,7 @@ def test_it_is_the_mean_of_squares_and_not_the_square_of_the_mean() -> None:
 
 
 class DrawnByInput(Categorical):
-    """The same label for the same logits, however the examples are batched."""
+    """Draws a label that depends on the logits only, not on the batching of the examples."""
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return (p.sum(-1) * 1000).long() % self.classes
@@ -277,7 +278,7 @@ class DrawnByInput(Categorical):
 @pytest.mark.parametrize("generator", [None, torch.Generator()], ids=["empirical", "sampled"])
 @settings(deadline=None, max_examples=15)
 @given(sizes=st.lists(st.integers(1, 40), max_size=8), order=st.permutations(range(64)))
-def test_it_depends_neither_on_batch_sizes_nor_on_order(
+def test_fisher_depends_neither_on_batch_sizes_nor_on_order(
     generator: torch.Generator | None, sizes: list[int], order: list[int]
 ) -> None:
     learner, batch = vector_learner(nn.Linear(4, 3), 3), vector_batch(64, 4, 3)
@@ -292,7 +293,7 @@ def test_it_depends_neither_on_batch_sizes_nor_on_order(
 
 @pytest.mark.parametrize("generator", [None, torch.Generator()], ids=["empirical", "sampled"])
 @pytest.mark.parametrize("size", [1, 32, 63])
-def test_64_examples_are_the_same_as_64_of_1_and_2_of_32(
+def test_one_batch_of_64_equals_smaller_batches(
     generator: torch.Generator | None, size: int
 ) -> None:
     learner, batch = vector_learner(nn.Linear(4, 3), 3), vector_batch(64, 4, 3)
@@ -308,13 +309,15 @@ def test_64_examples_are_the_same_as_64_of_1_and_2_of_32(
 @pytest.mark.parametrize(
     "batches", [[], [vector_batch(3, 4, 3)[:0]]], ids=["no batch", "an empty batch"]
 )
-def test_no_examples_are_refused(batches: list[Batch]) -> None:
-    with pytest.raises(ValueError, match="at least 1 of them, got 0"):
+def test_an_average_over_no_examples_is_refused(batches: list[Batch]) -> None:
+    with pytest.raises(
+        ValueError, match="there are no examples to average over; give at least one"
+    ):
         diagonal_fisher(vector_learner(nn.Linear(4, 3), 3), batches).values()
 
 
 @pytest.mark.parametrize("by_hooks", [True, False])
-def test_it_leaves_the_network_and_all_global_generators_alone(by_hooks: bool) -> None:
+def test_fisher_leaves_the_network_and_global_generators_alone(by_hooks: bool) -> None:
     built, batch = agent_case("recurrent")
     learner = FixedLearner(built, Categorical(3))
     learner.loss(batch).backward()
@@ -333,7 +336,7 @@ def test_it_leaves_the_network_and_all_global_generators_alone(by_hooks: bool) -
     assert not any(module._forward_hooks for module in built.modules())
 
 
-def test_the_generator_decides_the_draws() -> None:
+def test_the_generator_determines_the_draws() -> None:
     learner, batch = vector_learner(nn.Linear(4, 3), 3), vector_batch(20, 4, 3)
     a, b, c = (
         diagonal_fisher(learner, [batch], torch.Generator().manual_seed(seed)).values()

@@ -1,6 +1,4 @@
-"""Gradients of every example by itself, and the exact Fisher information: by loops over examples
-and classes.
-"""
+"""Per-example gradients and the exact Fisher information, against loops over examples."""
 
 from __future__ import annotations
 
@@ -44,11 +42,11 @@ from everloop.loop.importance.fisher import every_class
 from everloop.loop.importance.per_example import mean_powers
 from everloop.loop.strategies.parts.unit_masks import hidden_layers, unit_masks
 
-# gradients of every example by itself
+# per-example gradients
 
 
 def two_scores(learner: FixedLearner) -> Callable[[Batch], Tensor]:
-    """Of each example: the outputs' squares and their largest, both summed over steps."""
+    """Two scores of an example: the squares and the logsumexp of its outputs, summed over steps."""
 
     def score(batch: Batch) -> Tensor:
         outputs = learner.outputs(batch)
@@ -66,7 +64,7 @@ def two_scores(learner: FixedLearner) -> Callable[[Batch], Tensor]:
     power=st.integers(1, 3),
     cut=st.integers(1, 9),
 )
-def test_means_of_powers_are_those_of_every_example_and_score_by_itself(
+def test_means_of_powers_equal_those_of_single_examples_and_scores(
     net: str, by_hooks: bool, examples: int, length: int, power: int, cut: int
 ) -> None:
     learner, size = classifier(net)
@@ -80,9 +78,10 @@ def test_means_of_powers_are_those_of_every_example_and_score_by_itself(
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_absolute_values_are_taken_before_the_mean_and_before_the_sum_over_scores() -> None:
-    """Two examples of opposite gradients, two scores of opposite signs: each is 3 by itself, all
-    together are 0.
+def test_powers_are_taken_before_the_mean_and_before_the_sum_over_scores() -> None:
+    """Two examples have opposite gradients, and two scores have opposite signs.
+
+    Each absolute value is 3; the gradients themselves add up to 0.
     """
     learner = vector_learner(nn.Linear(1, 1, bias=False), 2)
     batch = Batch({"x": torch.tensor([[[3.0], [-3.0]]])}, torch.ones(1, 2, dtype=torch.bool))
@@ -98,7 +97,7 @@ def test_absolute_values_are_taken_before_the_mean_and_before_the_sum_over_score
 
 
 @pytest.mark.parametrize("power", [1, 2])
-def test_a_call_of_a_layer_on_which_no_score_depends_lends_no_inputs_to_the_others(
+def test_a_call_that_no_score_depends_on_adds_nothing(
     power: int,
 ) -> None:
     torch.manual_seed(0)
@@ -118,7 +117,7 @@ def test_a_call_of_a_layer_on_which_no_score_depends_lends_no_inputs_to_the_othe
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_in_mixed_precision_means_are_as_precise_as_the_weights(exact: bool) -> None:
+def test_mixed_precision_gives_means_in_the_precision_of_the_weights(exact: bool) -> None:
     learner = SupervisedLearner(
         mlp().float(), stream(), Training(precision="bfloat16", device="cpu")
     )
@@ -129,11 +128,11 @@ def test_in_mixed_precision_means_are_as_precise_as_the_weights(exact: bool) -> 
     assert {value.dtype for value in fisher.values()} == {torch.float32}
 
 
-def test_batch_norm_does_not_mix_the_examples_whose_gradients_are_taken() -> None:
+def test_batch_norm_does_not_mix_per_example_gradients() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
     learner, batch = vector_learner(layers, 3), vector_batch(40, 4, 3)
-    learner.loss(batch)  # statistics of some batch
+    learner.loss(batch)  # updates the running statistics
     before = [b.clone() for b in learner.module.buffers()]
     whole = diagonal_fisher(learner, [batch]).values()
     parts = diagonal_fisher(learner, batch.split(7)).values()
@@ -145,7 +144,7 @@ def test_batch_norm_does_not_mix_the_examples_whose_gradients_are_taken() -> Non
 
 
 class Standardised(nn.Linear):
-    """Its weights have mean 0 and deviation 1 for each unit."""
+    """A layer that standardises the weights of each unit to mean 0 and deviation 1."""
 
     def forward(self, input: Tensor) -> Tensor:
         weight = (self.weight - self.weight.mean(1, keepdim=True)) / self.weight.std(
@@ -155,14 +154,14 @@ class Standardised(nn.Linear):
 
 
 class StandardisedConvolution(nn.Conv2d):
-    """The same, by what torch's own forward pass calls."""
+    """A layer that centres its weights in `_conv_forward`, which torch's forward pass calls."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super()._conv_forward(input, weight - weight.mean((1, 2, 3), keepdim=True), bias)
 
 
 class Gain(nn.Linear):
-    """One more weight, by which the outputs are multiplied."""
+    """A layer with one more weight, which multiplies the outputs."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -173,7 +172,7 @@ class Gain(nn.Linear):
 
 
 class Renamed(nn.Linear):
-    """No more than another name for torch's own."""
+    """A subclass that changes nothing."""
 
 
 def hooked(layer: nn.Module, in_place: bool = False) -> nn.Module:
@@ -184,7 +183,7 @@ def hooked(layer: nn.Module, in_place: bool = False) -> nn.Module:
 
 
 def replaced(layer: nn.Module) -> nn.Module:
-    """Its forward pass is another one, as some libraries patch it."""
+    """`layer` with its forward method replaced, as some libraries patch it."""
     own = layer.forward
     layer.forward = lambda x: own(x) * 3.0  # type: ignore[method-assign]
     return layer
@@ -208,9 +207,7 @@ UNUSUAL: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("layer", UNUSUAL)
-def test_layers_that_compute_something_else_than_torchs_have_their_own_gradients(
-    layer: str, power: int
-) -> None:
+def test_unusual_layers_have_the_gradients_of_single_examples(layer: str, power: int) -> None:
     torch.manual_seed(0)
     learner = vector_learner(nn.Sequential(UNUSUAL[layer](), nn.Tanh(), nn.Linear(5, 3)), 3)
     learner.module.eval()
@@ -220,8 +217,8 @@ def test_layers_that_compute_something_else_than_torchs_have_their_own_gradients
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_units_that_are_masked_inform_by_what_the_mask_lets_through() -> None:
-    """HAT's masks: a factor a in the gradient, a^2 in the Fisher information."""
+def test_masked_units_scale_the_fisher_information_by_the_squared_mask() -> None:
+    """HAT's mask a multiplies the gradient, so a^2 multiplies the Fisher information."""
     learner, batch = classifier("mlp")[0], vector_batch(9, 4, 3)
     masks = unit_masks(hidden_layers(learner))
     assert len(masks) == 1
@@ -237,7 +234,7 @@ def test_units_that_are_masked_inform_by_what_the_mask_lets_through() -> None:
 
 
 def test_exact_fisher_of_logistic_regression() -> None:
-    """F of a weight w_ci = mean of p_c (1 - p_c) x_i^2; of two classes both have p (1 - p)."""
+    """F of the weight w_ci is the mean of p_c (1 - p_c) x_i^2, with p (1 - p) for both classes."""
     torch.manual_seed(0)
     learner, batch = vector_learner(nn.Linear(4, 2), 2), vector_batch(50, 4, 2)
     x, p = (
@@ -251,9 +248,7 @@ def test_exact_fisher_of_logistic_regression() -> None:
 
 
 def by_classes(learner: FixedLearner, batch: Batch) -> list[Tensor]:
-    """Mean over examples of sum_c p_c (d log p_c / d w)^2, one backward pass for each example and
-    class.
-    """
+    """Mean over examples of sum_c p_c (d log p_c / d w)^2, by one backward pass for each."""
     parameters = list(learner.weights().values())
     totals = [torch.zeros_like(p) for p in parameters]
     for example in batch.split(1):
@@ -268,7 +263,7 @@ def by_classes(learner: FixedLearner, batch: Batch) -> list[Tensor]:
 
 @pytest.mark.parametrize("by_hooks", [True, False])
 @pytest.mark.parametrize("net", NETS)
-def test_exact_fisher_is_the_sum_over_classes_of_probability_times_squared_gradient(
+def test_exact_fisher_sums_probability_times_squared_gradient_over_classes(
     net: str, by_hooks: bool
 ) -> None:
     learner, size = classifier(net)
@@ -283,7 +278,7 @@ def test_exact_fisher_is_the_sum_over_classes_of_probability_times_squared_gradi
 
 @settings(deadline=None, max_examples=10)
 @given(cut=st.integers(1, 70), order=st.permutations(range(70)))
-def test_exact_fisher_depends_on_no_batching_no_order_and_no_labels(
+def test_exact_fisher_depends_on_neither_batching_nor_order_nor_labels(
     cut: int, order: list[int]
 ) -> None:
     learner, _ = classifier("mlp")
@@ -296,7 +291,7 @@ def test_exact_fisher_depends_on_no_batching_no_order_and_no_labels(
         torch.testing.assert_close(a, b, rtol=1e-10, atol=0.0)
 
 
-def test_exact_fisher_is_finite_and_vanishes_where_the_model_is_certain() -> None:
+def test_exact_fisher_is_0_if_the_model_is_certain() -> None:
     learner = vector_learner(nn.Linear(4, 3), 3)
     with torch.no_grad():
         learner.module.layers.bias.copy_(torch.tensor([2000.0, 0.0, -2000.0]))
@@ -304,13 +299,13 @@ def test_exact_fisher_is_finite_and_vanishes_where_the_model_is_certain() -> Non
         assert torch.equal(f, torch.zeros_like(f))
 
 
-def test_every_class_has_a_score_of_its_own_whose_value_is_that_classes_share() -> None:
+def test_the_score_of_a_class_is_sqrt_p_log_p() -> None:
     learner, batch = classifier("mlp")[0], vector_batch(5, 4, 3)
     p = torch.softmax(learner.outputs(batch)[0], -1)
     torch.testing.assert_close(every_class(learner)(batch), (p.sqrt() * p.log()).T)
 
 
-def test_exact_ewc_draws_nothing() -> None:
+def test_exact_ewc_draws_no_random_numbers() -> None:
     learner, batch = classifier("mlp")[0], vector_batch(20, 4, 3)
     expected = by_classes(learner, batch)
     for seed in (0, 1):
@@ -326,7 +321,9 @@ def test_exact_ewc_draws_nothing() -> None:
     [(Gaussian(2), 1), (Categorical(4), 2)],
     ids=["no classes", "sequences"],
 )
-def test_exact_fisher_is_refused_where_it_is_not_to_be_had(likelihood: Any, steps: int) -> None:
+def test_exact_fisher_is_refused_without_classes_or_for_sequences(
+    likelihood: Any, steps: int
+) -> None:
     learner = FixedLearner(FlatNet(nn.Linear(4, 4), "x").double(), likelihood)
     learner.sequence_length = steps
     with pytest.raises(

@@ -1,6 +1,4 @@
-"""Images a little different each time: only what is learned from, and nothing that is stored, stays
-or is judged.
-"""
+"""Augmentation changes training images only, not those that are stored or evaluated."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ WAYS = 2 * (2 * PADDING + 1) ** 2
 
 
 def views(image: Tensor) -> Tensor:
-    """All that may become of an image (H, W, C): (WAYS, H, W, C)."""
+    """All possible augmentations of an image (H, W, C), as (WAYS, H, W, C)."""
     height, width, channels = image.shape
     padded = torch.zeros(height + 2 * PADDING, width + 2 * PADDING, channels, dtype=image.dtype)
     padded[PADDING : PADDING + height, PADDING : PADDING + width] = image
@@ -50,21 +48,22 @@ def views(image: Tensor) -> Tensor:
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=20)
-def test_every_image_is_moved_and_may_be_mirrored(
+def test_every_image_is_shifted_and_may_be_mirrored(
     height: int, width: int, channels: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
     images = torch.randint(1, 256, (2, 3, height, width, channels), dtype=torch.uint8)
-    shown = crop_flip(images)
-    assert shown.shape == images.shape
-    assert shown.dtype == torch.uint8
-    for image, view in zip(images.flatten(0, 1), shown.flatten(0, 1), strict=True):
+    augmented = crop_flip(images)
+    assert augmented.shape == images.shape
+    assert augmented.dtype == torch.uint8
+    for image, view in zip(images.flatten(0, 1), augmented.flatten(0, 1), strict=True):
         assert (views(image) == view).flatten(1).all(1).any()
 
 
-def test_all_moves_and_mirrors_are_as_likely() -> None:
-    """Chi-square over all of them, at a level of about 1e-4 (its mean is WAYS - 1, its variance
-    twice that).
+def test_all_shifts_and_mirrorings_are_equally_likely() -> None:
+    """A chi-square test at a level of about 1e-4.
+
+    The mean of the statistic is WAYS - 1, and its variance is twice that.
     """
     torch.manual_seed(0)
     image = torch.randint(1, 256, (9, 9, 1), dtype=torch.uint8)
@@ -78,25 +77,25 @@ def test_all_moves_and_mirrors_are_as_likely() -> None:
     assert chi_square < WAYS - 1 + 4 * (2 * (WAYS - 1)) ** 0.5
 
 
-class Shown(FlatNet):
-    """Keeps what it is shown."""
+class RecordingNet(FlatNet):
+    """A network that records the images it gets."""
 
     def __init__(self) -> None:
         super().__init__(mlp().layers)
-        self.seen: list[Tensor] = []
+        self.images: list[Tensor] = []
 
     def forward(self, obs: Any, state: Tensor, start: Tensor) -> Any:
-        self.seen.append(obs["image"])
+        self.images.append(obs["image"])
         return super().forward(obs, state, start)
 
 
-def raw(batch: Batch, images: set[bytes]) -> list[bool]:
-    """Which examples are images as they came."""
+def unchanged(batch: Batch, images: set[bytes]) -> list[bool]:
+    """True for each example of the batch that is one of `images`."""
     return [bytes(image.flatten().tolist()) in images for image in batch.obs["image"][0]]
 
 
 class Watch(Strategy):
-    """Keeps what is observed and what is learned from."""
+    """Records the batches that are observed, and those that are learned from."""
 
     def __init__(self) -> None:
         self.observed: list[Batch] = []
@@ -110,7 +109,7 @@ class Watch(Strategy):
         self.learned.append(batch)
 
 
-def test_the_network_is_shown_what_the_world_did_not_and_strategies_observe_what_it_did() -> None:
+def test_the_network_gets_augmented_images_and_strategies_observe_originals() -> None:
     learner, watch = (
         SupervisedLearner(mlp(), stream(), Training(augment="crop_flip", updates_per_batch=2)),
         Watch(),
@@ -121,8 +120,8 @@ def test_the_network_is_shown_what_the_world_did_not_and_strategies_observe_what
     witness = Watch()
     plain.attach([witness])
     plain.learn([0], 32)
-    for observed, came in zip(watch.observed, witness.observed, strict=True):
-        assert torch.equal(observed.obs["image"], came.obs["image"])
+    for observed, original in zip(watch.observed, witness.observed, strict=True):
+        assert torch.equal(observed.obs["image"], original.obs["image"])
     for i, batch in enumerate(watch.learned):
         for image, view in zip(
             watch.observed[i // 2].obs["image"][0], batch.obs["image"][0], strict=True
@@ -141,7 +140,7 @@ REHEARSING: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", REHEARSING)
-def test_memories_store_images_as_they_came_and_they_are_drawn_anew_each_time(name: str) -> None:
+def test_memories_store_originals_and_augment_them_at_each_draw(name: str) -> None:
     learner, strategy, watch = (
         SupervisedLearner(mlp(), stream(), Training(augment="crop_flip")),
         REHEARSING[name](),
@@ -149,40 +148,40 @@ def test_memories_store_images_as_they_came_and_they_are_drawn_anew_each_time(na
     )
     learner.attach([strategy, watch])
     learner.learn([0], 64)
-    came = {
+    original = {
         bytes(image.flatten().tolist())
         for batch in watch.observed
         for image in batch.obs["image"][0]
     }
     rows = torch.arange(16).numpy()
-    assert all(raw(strategy.read(rows, learner), came))
+    assert all(unchanged(strategy.read(rows, learner), original))
     drawn = [strategy.draw(learner) for _ in range(2)]
-    assert sum(raw(drawn[0], came)) < 8
+    assert sum(unchanged(drawn[0], original)) < 8
     assert not torch.equal(drawn[0].obs["image"], drawn[1].obs["image"])
 
 
-def test_distillation_asks_both_networks_about_the_same_image() -> None:
-    module = Shown()
+def test_distillation_gives_both_networks_the_same_image() -> None:
+    module = RecordingNet()
     learner, lwf = SupervisedLearner(module, stream(), Training(augment="crop_flip")), LwF()
     learner.attach([lwf])
     learner.learn([0], 8)
     lwf.end_task(learner.world.tasks[0], [learner.rollout(stream(), [0], 8, 0)], learner)
     assert lwf.teacher.module is not None
-    lwf.teacher.module.seen = module.seen = []  # type: ignore[assignment]
+    lwf.teacher.module.images = module.images = []  # type: ignore[assignment]
     learner.learn([1], 8)
-    fresh, old = module.seen
+    fresh, old = module.images
     assert torch.equal(fresh, old)
 
 
-def test_what_is_judged_is_as_it_came() -> None:
-    module = Shown()
+def test_evaluation_uses_the_original_images() -> None:
+    module = RecordingNet()
     learner = SupervisedLearner(module, stream(), Training(augment="crop_flip"))
     obs, _ = learner.world.reset(seed=0)
     learner.act(obs, torch.zeros(8, 1), torch.ones(8, dtype=torch.bool).numpy())
-    assert torch.equal(module.seen[-1][0], torch.from_numpy(obs["image"]))
+    assert torch.equal(module.images[-1][0], torch.from_numpy(obs["image"]))
 
 
-def test_a_world_without_images_is_left_alone_and_a_note_says_so() -> None:
+def test_augmentation_without_images_does_nothing_and_leaves_a_note() -> None:
     tokens = torch.arange(40, dtype=torch.int32).reshape(20, 2).numpy()
     examples = Examples(tokens, torch.arange(20).numpy() % 4, ("a", "b", "c", "d"))
     world = TextStreamVectorEnv(4, data=(examples, examples))

@@ -1,4 +1,4 @@
-"""The nested optimizer against its equation, written out step by step."""
+"""The nested optimizer, compared with its equation step by step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parameters(count: int = 3, seed: int = 0) -> list[nn.Parameter]:
 
 
 def loss(ps: list[nn.Parameter], step: int) -> Tensor:
-    """A coupled, nonlinear loss with bounded gradients that changes with every step."""
+    """A coupled, nonlinear loss with bounded gradients; it changes at every step."""
     g = torch.Generator().manual_seed(step)
     x = torch.randn(2, 3, generator=g, dtype=torch.float64)
     return torch.stack(
@@ -49,9 +49,7 @@ def run(optimizer: torch.optim.Optimizer, ps: list[nn.Parameter], steps: range) 
 
 
 def naive(make: Make, ps: list[nn.Parameter], periods: list[int], steps: int) -> None:
-    """The equation: the inner optimizer steps from theta, its change is added up, theta stays until
-    C divides the step.
-    """
+    """The equation: add up the steps of the inner optimizer, and apply the sum every C steps."""
     optimizer = make(ps)
     sums = [torch.zeros_like(p) for p in ps]
     for step in range(steps):
@@ -68,7 +66,7 @@ def naive(make: Make, ps: list[nn.Parameter], periods: list[int], steps: int) ->
 
 @given(kind=makes, periods=periods_of, steps=st.integers(1, 20))
 @settings(deadline=None, max_examples=60)
-def test_it_is_its_equation(kind: str, periods: list[int], steps: int) -> None:
+def test_the_optimizer_follows_its_equation(kind: str, periods: list[int], steps: int) -> None:
     ps, expected = parameters(len(periods)), parameters(len(periods))
     run(
         NestedOptimizer(
@@ -83,7 +81,7 @@ def test_it_is_its_equation(kind: str, periods: list[int], steps: int) -> None:
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_period_one_is_the_inner_optimizer_to_the_last_bit(kind: str) -> None:
+def test_period_1_is_the_inner_optimizer_bit_for_bit(kind: str) -> None:
     ps, plain = parameters(), parameters()
     run(NestedOptimizer(OPTIMIZERS[kind](ps), {1: ps[:2]}), ps, range(20))
     run(OPTIMIZERS[kind](plain), plain, range(20))
@@ -92,7 +90,7 @@ def test_period_one_is_the_inner_optimizer_to_the_last_bit(kind: str) -> None:
 
 @given(period=st.integers(2, 9))
 @settings(deadline=None, max_examples=8)
-def test_under_plain_sgd_a_level_moves_by_the_sum_of_gradients_at_weights_that_stand_still(
+def test_with_sgd_a_level_moves_by_the_sum_of_gradients_at_fixed_weights(
     period: int,
 ) -> None:
     ps = parameters(1)
@@ -107,7 +105,7 @@ def test_under_plain_sgd_a_level_moves_by_the_sum_of_gradients_at_weights_that_s
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_it_goes_on_in_the_midst_of_a_period_as_if_never_interrupted(kind: str) -> None:
+def test_a_restored_state_continues_within_a_period_bit_for_bit(kind: str) -> None:
     ps = parameters()
     optimizer = NestedOptimizer(OPTIMIZERS[kind](ps), {4: ps[:1], 7: ps[1:2]})
     run(optimizer, ps, range(10))
@@ -117,13 +115,15 @@ def test_it_goes_on_in_the_midst_of_a_period_as_if_never_interrupted(kind: str) 
     run(optimizer, ps, range(10, 25))
     run(resumed, other, range(10, 25))
     assert same(ps, other)
-    with pytest.raises(ValueError, match=r"^the state has the periods \[4, 7\], allowed: \[4\]"):
+    with pytest.raises(
+        ValueError, match=r"^the state has the periods \[4, 7\]; this optimizer needs \[4\]"
+    ):
         NestedOptimizer(OPTIMIZERS[kind](other), {4: other[:1]}).load_state_dict(
             optimizer.state_dict()
         )
 
 
-def test_rates_set_from_outside_reach_the_inner_optimizer() -> None:
+def test_learning_rate_schedules_reach_the_inner_optimizer() -> None:
     ps, expected = parameters(1), parameters(1)
     optimizer, plain = (
         NestedOptimizer(torch.optim.SGD(ps, lr=0.1), {3: ps}),
@@ -158,10 +158,8 @@ def test_a_closure_is_called_once_and_hooks_run_once_a_step() -> None:
     assert calls == ["before", "loss", "after"]
 
 
-def test_a_learner_and_its_strategies_take_it_as_any_optimizer() -> None:
-    """The network's own levels, with EWC's pull in the gradient: the slow blocks stand still until
-    their turn.
-    """
+def test_a_learner_and_its_strategies_accept_a_nested_optimizer() -> None:
+    """With the network's own levels and EWC, slow blocks change only at the end of their period."""
     torch.manual_seed(0)
     module = Classifier(NestedConvNet((8, 8, 1), 8, periods=(1, 5)), 10)
     backbone: Any = module.backbone
@@ -182,7 +180,9 @@ def test_a_learner_and_its_strategies_take_it_as_any_optimizer() -> None:
 
 @given(periods=st.lists(st.integers(1, 100), min_size=1, max_size=6, unique=True))
 @settings(deadline=None, max_examples=30)
-def test_levels_by_depth_part_all_parameters_the_first_period_last(periods: list[int]) -> None:
+def test_levels_by_depth_cover_all_parameters_and_the_first_period_is_last(
+    periods: list[int],
+) -> None:
     module = Classifier(MLP((8, 8, 1), (4, 5)), 3)
     levels, all_of_them = levels_by_depth(module, periods), list(module.parameters())
     assert list(levels) == periods
@@ -194,26 +194,26 @@ def test_levels_by_depth_part_all_parameters_the_first_period_last(periods: list
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda ps: {0: ps}, r"^a level's period is 0, allowed: 1 or more"),
+        (lambda ps: {0: ps}, r"^a level's period is 0; it must be 1 or more"),
         (
             lambda ps: {2: ps, 3: ps[:1]},
-            r"^a parameter of level 3 is there twice, allowed: once, in one level",
+            r"^a parameter of level 3 occurs twice; list each parameter once",
         ),
-        (lambda ps: {2: [*ps, ps[0]]}, r"^a parameter of level 2 is there twice"),
+        (lambda ps: {2: [*ps, ps[0]]}, r"^a parameter of level 2 occurs twice"),
         (
             lambda ps: {2: parameters(1, seed=5)},
-            r"^level 2 has a parameter of shape \(2, 3\) that the optimizer has not",
+            r"^level 2 has a parameter of shape \(2, 3\) that does not belong to the optimizer",
         ),
     ],
 )
-def test_levels_that_cannot_be_are_refused(make: Any, line: str) -> None:
+def test_impossible_levels_are_refused(make: Any, line: str) -> None:
     ps = parameters()
     with pytest.raises(ValueError, match=line):
         NestedOptimizer(torch.optim.SGD(ps, lr=0.1), make(ps))
 
 
 @pytest.mark.parametrize("periods", [[], [1] * 2, list(range(1, 30))])
-def test_periods_that_fit_no_network_are_refused(periods: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"^periods are .*, allowed: 1 to 4 different ones"):
+def test_impossible_periods_are_refused(periods: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"^periods are .*; give 1 to 4 different periods"):
         levels_by_depth(mlp(), periods)
     assert len(weights(mlp())) == 4

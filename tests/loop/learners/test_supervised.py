@@ -165,7 +165,7 @@ def test_an_observation_that_is_not_finite_is_named_with_its_step() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
 def test_a_learning_rate_that_cannot_be_is_refused(rate: float) -> None:
-    with pytest.raises(ValueError, match=f"learning_rate is {rate}, allowed: more than 0"):
+    with pytest.raises(ValueError, match=f"learning_rate is {rate}; it must be finite and above 0"):
         Training(learning_rate=rate)
 
 

@@ -1,6 +1,4 @@
-"""Options of the supervised learner: each against what it should equal, or a note where it can do
-nothing.
-"""
+"""Options of the supervised learner: what each equals, or the note that it does nothing."""
 
 from __future__ import annotations
 
@@ -25,6 +23,7 @@ from everloop.loop.learners.supervised import LOG_EVERY
 
 
 def optimizer(lr: float = 0.5) -> torch.optim.Optimizer:
+    """SGD with two parameter groups, the second one at twice the rate."""
     return torch.optim.SGD(
         [
             {"params": [nn.Parameter(torch.zeros(1))]},
@@ -44,7 +43,7 @@ def convnet(seed: int = 0) -> Classifier:
 
 
 class Recorder(Strategy):
-    """Keeps the rate, the weights' gradients and the number of steps."""
+    """Records the learning rate of each step, and the observed batches."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -57,7 +56,7 @@ class Recorder(Strategy):
         self.rates.append(learner.optimizer.param_groups[0]["lr"])
 
 
-def test_a_cosine_falls_over_each_task_anew() -> None:
+def test_a_cosine_restarts_with_each_task() -> None:
     o = optimizer()
     rate = Cosine(o)
     for updates in (10, 4):
@@ -77,7 +76,7 @@ def test_the_learner_follows_the_cosine() -> None:
     assert seen.rates == pytest.approx(2 * expected, abs=1e-7)
 
 
-def test_a_plateau_halves_the_rate_and_a_task_brings_it_back() -> None:
+def test_a_plateau_halves_the_rate_and_a_task_restores_it() -> None:
     o = optimizer()
     rate = Plateau(o)
     rate.begin(100)
@@ -90,7 +89,7 @@ def test_a_plateau_halves_the_rate_and_a_task_brings_it_back() -> None:
     assert rates(o) == [0.5, 1.0]
 
 
-def test_a_drift_brings_the_rate_back_and_a_task_alone_does_not() -> None:
+def test_a_drift_restores_the_rate_and_a_task_alone_does_not() -> None:
     o = optimizer()
     rate = DriftAdaptive(o)
     for _ in range(4 * PATIENCE):
@@ -103,23 +102,29 @@ def test_a_drift_brings_the_rate_back_and_a_task_alone_does_not() -> None:
     while rates(o)[0] < 0.5:
         rate.average(2.0)
         jumps += 1
-        assert jumps <= 3, "a jump of the loss is found within a few averages"
+        assert jumps <= 3, "a jump of the loss is detected within a few averages"
 
 
-def test_the_learner_tells_the_rate_its_average_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner, told, logged = SupervisedLearner(mlp(), stream(8), Training(rate="plateau")), [], []
-    monkeypatch.setattr(learner.rate, "average", told.append)
+def test_the_learner_gives_its_average_losses_to_the_schedule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner, averages, logged = (
+        SupervisedLearner(mlp(), stream(8), Training(rate="plateau")),
+        [],
+        [],
+    )
+    monkeypatch.setattr(learner.rate, "average", averages.append)
     learner.on_log = logged.append
     learner.learn([0], 2 * LOG_EVERY * 8)
-    assert len(told) == 2
-    assert [scalars["train/loss"] for scalars in logged] == told
+    assert len(averages) == 2
+    assert [scalars["train/loss"] for scalars in logged] == averages
     assert [scalars["train/learning_rate"] for scalars in logged] == [1e-3, 1e-3]
 
 
 @given(parts=st.integers(1, 5))
 @settings(deadline=None, max_examples=5)
-def test_accumulated_batches_are_one_batch_of_all_of_them(parts: int) -> None:
-    """The same chain of examples, in steps of 4 * parts: the same weights."""
+def test_accumulated_batches_equal_one_large_batch(parts: int) -> None:
+    """The same examples in steps of 4 * parts give the same weights."""
     learners = []
     for copies, accumulate in ((4, parts), (4 * parts, 1)):
         module = mlp()
@@ -137,8 +142,8 @@ def test_accumulated_batches_are_one_batch_of_all_of_them(parts: int) -> None:
 
 @given(updates=st.integers(1, 4), rate=st.sampled_from(["constant", "cosine"]))
 @settings(deadline=None, max_examples=8)
-def test_several_updates_are_as_many_steps_along_each_batch(updates: int, rate: Any) -> None:
-    """The guess, and what is observed, come before the first; the rate falls with every one."""
+def test_updates_per_batch_are_steps_on_the_same_batch(updates: int, rate: Any) -> None:
+    """The guess and the observation precede the first update; the rate falls at every update."""
     module, seen = mlp(), Recorder()
     sgd = torch.optim.SGD(module.parameters(), lr=0.5)
     learner = SupervisedLearner(
@@ -167,7 +172,7 @@ def test_several_updates_are_as_many_steps_along_each_batch(updates: int, rate: 
     assert distance(weights(module), weights(reference)) < 1e-6
 
 
-def test_every_update_of_a_batch_rehearses_other_examples() -> None:
+def test_every_update_of_a_batch_replays_other_examples() -> None:
     drawn: list[Batch] = []
 
     class Drawing(Replay):
@@ -179,14 +184,12 @@ def test_every_update_of_a_batch_rehearses_other_examples() -> None:
     learner = SupervisedLearner(mlp(), stream(4), Training(updates_per_batch=3))
     learner.attach([Drawing(capacity=40, batch_size=4, current=True)])
     learner.learn([0], 20)
-    assert len(drawn) == 3 * 5 - 1  # before the first update nothing is stored
+    assert len(drawn) == 3 * 5 - 1  # nothing is stored before the first update
     assert not any(torch.equal(a.obs["image"], b.obs["image"]) for a, b in pairwise(drawn))
 
 
-def test_a_tasks_last_step_takes_what_is_left() -> None:
-    """5 batches in threes: a step from three and one from two, and nothing left for the
-    next task.
-    """
+def test_the_last_step_of_a_task_takes_the_remaining_batches() -> None:
+    """Of 5 batches in threes, one step takes three and one takes two; none is left over."""
     module, seen = mlp(), Recorder()
     learner = SupervisedLearner(
         module, stream(4), Training(accumulate=3), torch.optim.SGD(module.parameters(), lr=0.5)
@@ -208,7 +211,7 @@ def test_a_tasks_last_step_takes_what_is_left() -> None:
     assert distance(weights(module), weights(reference)) < 1e-12
 
 
-def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_and_gradients_in_full() -> None:
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights() -> None:
     seen: list[torch.dtype] = []
     learners = [
         SupervisedLearner(convnet(), stream(8), Training(precision=precision))
@@ -233,7 +236,7 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_weights_and_gradients_in
     assert learners[1].outputs(batch).dtype == torch.float32
 
 
-def test_channels_last_is_how_convolutions_lie_and_changes_no_result() -> None:
+def test_channels_last_changes_the_layout_and_not_the_result() -> None:
     nets = [
         SupervisedLearner(convnet(), stream(8), Training(channels_last=last))
         for last in (False, True)
@@ -275,7 +278,7 @@ def test_checkpointing_is_passed_to_the_network_and_changes_no_bit() -> None:
         ),
     ],
 )
-def test_an_option_that_can_do_nothing_leaves_a_note_and_changes_no_bit(
+def test_an_option_without_effect_leaves_a_note_and_changes_no_bit(
     option: dict[str, Any], note: str
 ) -> None:
     nets = [
@@ -291,13 +294,13 @@ def test_an_option_that_can_do_nothing_leaves_a_note_and_changes_no_bit(
 
 
 def balanced_learner() -> SupervisedLearner:
-    """On 3 classes of digits, of which it sees two, in unequal numbers."""
+    """A learner of 3 classes of digits; its first task has two, in unequal numbers."""
     world = stream(8, protocol=SplitClasses(groups=[[0, 1], [2]]))
     torch.manual_seed(0)
     return SupervisedLearner(Classifier(MLP((8, 8, 1), (5,)), 3), world, Training(balanced=True))
 
 
-def test_a_balanced_softmax_has_the_frequencies_so_far_as_prior() -> None:
+def test_the_prior_of_a_balanced_softmax_is_the_frequencies_so_far() -> None:
     learner, seen = balanced_learner(), Recorder()
     learner.attach([seen])
     learner.learn([0], 40)
@@ -313,10 +316,10 @@ def test_a_balanced_softmax_has_the_frequencies_so_far_as_prior() -> None:
     expected = -p[torch.arange(8), batch.target[0]].log().mean()
     torch.testing.assert_close(learner.loss(batch), expected)
     gradient = torch.autograd.grad(learner.loss(batch), learner.outputs(batch), allow_unused=True)
-    assert gradient == (None,), "the loss makes its own forward pass"
+    assert gradient == (None,), "the loss has a forward pass of its own"
 
 
-def test_a_balanced_softmax_pushes_no_unseen_class_down() -> None:
+def test_a_balanced_softmax_leaves_unseen_classes_alone() -> None:
     learner = balanced_learner()
     head: Any = learner.module.heads.linear  # type: ignore[union-attr]
     before = head.weight.detach().clone()
@@ -342,33 +345,33 @@ def test_guesses_ignore_the_prior() -> None:
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"rate": "linear"}, r"^rate is 'linear', allowed: constant, cosine, plateau, drift"),
-        ({"precision": "int8"}, r"^precision is 'int8', allowed: float32, bfloat16"),
-        ({"accumulate": 0}, r"^accumulate is 0, allowed: 1 or more"),
-        ({"updates_per_batch": 0}, r"^updates_per_batch is 0, allowed: 1 or more"),
+        ({"rate": "linear"}, r"^rate is 'linear'; choose one of constant, cosine, plateau, drift"),
+        ({"precision": "int8"}, r"^precision is 'int8'; choose one of float32, bfloat16"),
+        ({"accumulate": 0}, r"^accumulate is 0; it must be 1 or more"),
+        ({"updates_per_batch": 0}, r"^updates_per_batch is 0; it must be 1 or more"),
         (
             {"updates_per_batch": 3, "accumulate": 2},
-            r"^updates_per_batch is 3, allowed with accumulate 2: 1",
+            r"^updates_per_batch is 3 and accumulate is 2; one of them must be 1",
         ),
-        ({"augment": "mixup"}, r"^augment is 'mixup', allowed: none, crop_flip"),
-        ({"learning_rate": math.inf}, r"^learning_rate is inf, allowed: more than 0"),
+        ({"augment": "mixup"}, r"^augment is 'mixup'; choose one of none, crop_flip"),
+        ({"learning_rate": math.inf}, r"^learning_rate is inf; it must be finite and above 0"),
     ],
 )
-def test_options_that_cannot_be_are_refused(values: dict[str, Any], line: str) -> None:
+def test_impossible_options_are_refused(values: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         Training(**values)
 
 
 @pytest.mark.parametrize("device", ["tpu9", "cuda:99", ""])
-def test_a_device_that_is_not_there_is_refused_by_name(device: str) -> None:
+def test_an_unavailable_device_is_refused_and_named(device: str) -> None:
     with pytest.raises(
-        ValueError, match=f"^device is '{device}', allowed: one that torch finds on this machine"
+        ValueError, match=f"^device is '{device}', which torch can't use on this machine"
     ) as caught:
         SupervisedLearner(mlp(), stream(8), Training(device=device))
     assert "\n" not in str(caught.value)
 
 
-def test_a_device_is_chosen_by_itself() -> None:
+def test_auto_takes_an_accelerator_if_there_is_one() -> None:
     accelerator = (
         torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     )
@@ -389,7 +392,7 @@ def test_a_gpu_learns_what_a_cpu_learns() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-def test_river_missing_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "river.drift", None)
     with pytest.raises(
         ImportError, match=r'needs the package river: pip install "everloop\[drift\]"'
@@ -397,7 +400,7 @@ def test_river_missing_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         SupervisedLearner(mlp(), stream(8), Training(rate="drift"))
 
 
-def test_plain_gradient_descent_is_the_written_step() -> None:
+def test_a_step_of_sgd_is_the_gradient_times_the_rate() -> None:
     world = stream()
     net = Classifier(MLP((8, 8, 1), (6,)), 10)
     learner = SupervisedLearner(net, world, Training(0.3), torch.optim.SGD(net.parameters(), 0.3))

@@ -1,4 +1,4 @@
-"""A reservoir is a uniform sample of all it was offered, in whatever batches that came."""
+"""A reservoir is a uniform sample of everything offered, however it was batched."""
 
 from __future__ import annotations
 
@@ -36,9 +36,11 @@ def contents(memory: Reservoir) -> npt.NDArray[Any]:
 
 
 @pytest.mark.parametrize("sizes", [[3], [3, 1], [3, 1, 9], [3, 1, 9, 7], [20], [1] * 20], ids=str)
-def test_every_offer_is_kept_with_the_same_probability_at_any_time(sizes: list[int]) -> None:
-    """Sum of (observed - expected)^2 / variance, for draws without replacement, is chi-square with
-    N - 1 degrees of freedom.
+def test_every_offer_is_kept_with_the_same_probability(sizes: list[int]) -> None:
+    """A chi-square test of how often each offer is kept.
+
+    The sum of (observed - expected)^2 / variance, for draws without replacement, follows the
+    chi-square distribution with n - 1 degrees of freedom, for n offers.
     """
     capacity, offers, runs = 2, sum(sizes), 1000
     counts = np.zeros(offers)
@@ -51,7 +53,7 @@ def test_every_offer_is_kept_with_the_same_probability_at_any_time(sizes: list[i
 
 @pytest.mark.parametrize("sizes", [[4], [1, 3], [2, 2], [3, 1], [1, 1, 1, 1]], ids=str)
 def test_batched_offers_have_the_distribution_of_algorithm_r(sizes: list[int]) -> None:
-    """All 12 ways in which algorithm R can place offers 2 and 3 in 2 rows are equally likely."""
+    """Algorithm R can place offers 2 and 3 in 2 rows in 12 ways, all equally likely."""
     exact: Counter[tuple[int, ...]] = Counter()
     for slots in product(range(3), range(4)):
         rows = [0, 1]
@@ -72,7 +74,7 @@ sizes = st.lists(st.integers(0, 12), min_size=1, max_size=8)
 
 @settings(deadline=None, max_examples=100)
 @given(capacity=st.integers(1, 10), sizes=sizes, seed=st.integers(0, 2**32))
-def test_no_row_is_reserved_twice_and_none_is_left_empty(
+def test_no_row_is_reserved_twice_and_no_row_stays_empty(
     capacity: int, sizes: list[int], seed: int
 ) -> None:
     memory, offered = Reservoir(capacity, seed), 0
@@ -94,7 +96,9 @@ def test_no_row_is_reserved_twice_and_none_is_left_empty(
 
 @settings(deadline=None, max_examples=30)
 @given(before=sizes, after=sizes, seed=st.integers(0, 1000))
-def test_a_restored_state_goes_on_the_same(before: list[int], after: list[int], seed: int) -> None:
+def test_a_restored_memory_continues_identically(
+    before: list[int], after: list[int], seed: int
+) -> None:
     memory = fill(4, before, seed)
     state = memory.state_dict()
     restored = Reservoir(4, seed + 1)
@@ -108,7 +112,7 @@ def test_a_restored_state_goes_on_the_same(before: list[int], after: list[int], 
         assert memory.draw(9).tolist() == restored.draw(9).tolist()
 
 
-def test_a_saved_state_does_not_change_afterwards() -> None:
+def test_later_writes_do_not_change_a_saved_state() -> None:
     memory = fill(2, [2], 0)
     state = memory.state_dict()
     memory.write(np.array([0, 1]), {"x": np.array([7, 8])})
@@ -120,7 +124,7 @@ def test_a_saved_state_does_not_change_afterwards() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.bool_, np.float32, np.int64])
-def test_items_keep_their_type_and_value(dtype: Any) -> None:
+def test_items_keep_their_dtype_and_values(dtype: Any) -> None:
     memory, value = Reservoir(5), np.arange(12).reshape(3, 2, 2).astype(dtype)
     kept, rows = memory.reserve(3)
     memory.write(rows, {"x": value[kept]})
@@ -130,7 +134,7 @@ def test_items_keep_their_type_and_value(dtype: Any) -> None:
     assert memory.items["x"].shape == (5, 2, 2)
 
 
-def test_memory_is_allocated_once_and_read_as_copies() -> None:
+def test_arrays_are_allocated_once_and_read_as_copies() -> None:
     memory = fill(3, [2], 0)
     array = memory.items["x"]
     offer(memory, 2, 50)
@@ -141,10 +145,8 @@ def test_memory_is_allocated_once_and_read_as_copies() -> None:
 
 @pytest.mark.parametrize("wanted", [[1, 4], [4], [0, 1, 2, 3, 4, 5]], ids=str)
 @pytest.mark.parametrize("rare", [False, True], ids=["as many", "one in a thousand"])
-def test_draws_are_uniform_over_the_rows_of_the_given_tasks_with_replacement(
-    wanted: list[int], rare: bool
-) -> None:
-    """Whether they are found by rejection or, where that finds too few, by looking at all rows."""
+def test_draws_are_uniform_over_the_rows_of_the_given_tasks(wanted: list[int], rare: bool) -> None:
+    """Both by rejection and, where that finds too few, by searching all rows."""
     memory, tasks = Reservoir(6000 if rare else 60), np.arange(6).repeat(10)
     tasks = np.append(tasks, np.full(5940, 9)) if rare else tasks
     _, rows = memory.reserve(len(tasks))
@@ -161,8 +163,8 @@ def test_draws_are_uniform_over_the_rows_of_the_given_tasks_with_replacement(
 @pytest.mark.parametrize(
     "wanted", [[0], [-1], [-3, 5], [10**15], [-(2**63), 0, 2**63 - 1], [5, 4095, 4096]], ids=str
 )
-def test_tasks_may_have_any_ids(wanted: list[int]) -> None:
-    """Below 0, and as large as numbers are, without an allocation of that size."""
+def test_task_ids_may_be_any_integers(wanted: list[int]) -> None:
+    """Negative ids and the largest ids work, and allocate no table of that size."""
     memory, tasks = (
         Reservoir(90),
         np.array([-(2**63), -3, -1, 0, 5, 4095, 4096, 10**15, 2**63 - 1]).repeat(10),
@@ -177,7 +179,7 @@ def test_tasks_may_have_any_ids(wanted: list[int]) -> None:
     assert peak < 2**20
 
 
-def test_distinct_draws_are_uniform_and_have_no_row_twice() -> None:
+def test_distinct_draws_are_uniform_and_never_repeat_a_row() -> None:
     memory = fill(8, [8], 0)
     drawn = [memory.draw_distinct(3) for _ in range(3000)]
     assert all(len(set(rows.tolist())) == 3 for rows in drawn)
@@ -186,14 +188,14 @@ def test_distinct_draws_are_uniform_and_have_no_row_twice() -> None:
     assert Reservoir(5).draw_distinct(3).size == 0
 
 
-def test_nothing_is_drawn_where_nothing_is_stored() -> None:
+def test_nothing_is_drawn_if_nothing_is_stored() -> None:
     memory = Reservoir(5)
     assert memory.draw(3).size == memory.draw(3, np.array([0])).size == 0
     memory.write(memory.reserve(2)[1], {"task": np.array([1, 1])})
     assert memory.draw(3, np.array([0])).size == memory.draw(3, np.array([], np.int64)).size == 0
 
 
-def test_the_seed_decides() -> None:
+def test_the_same_seed_gives_the_same_sample_and_another_seed_another() -> None:
     assert (
         contents(fill(3, [50], 1)).tolist()
         == contents(fill(3, [50], 1)).tolist()
@@ -202,6 +204,6 @@ def test_the_seed_decides() -> None:
 
 
 @pytest.mark.parametrize("capacity", [0, -1])
-def test_a_memory_without_room_is_refused(capacity: int) -> None:
-    with pytest.raises(ValueError, match=f"capacity is {capacity}, allowed: 1 or more"):
+def test_a_capacity_below_1_is_refused(capacity: int) -> None:
+    with pytest.raises(ValueError, match=f"capacity is {capacity}; it must be 1 or more"):
         Reservoir(capacity)

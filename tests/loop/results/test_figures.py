@@ -1,4 +1,4 @@
-"""Pictures of results: what they show, and that nothing is cut off."""
+"""Figures of results: they show every number and name, and nothing is cut off."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def made(
     phases: list[list[int]] | None = None,
     metric: Metric = SCORE,
 ) -> Result:
+    """A result with one evaluation before training and one at the end of each phase."""
     phases = phases or [[j] for j in range(len(scores))]
     result = Result(names, phases, metric, [Evaluation(0, None, False, before, before)])
     for i, row in enumerate(scores):
@@ -32,7 +33,7 @@ def made(
 
 
 def many(tasks: int, metric: Metric = ACCURACY, name: str = "task {}") -> Result:
-    """A result of so many tasks, each trained in turn."""
+    """A result of `tasks` tasks, trained one after another, with random scores."""
     rng = np.random.default_rng(0)
     names = [name.format(j) for j in range(tasks)]
     rows = (100 * rng.random((tasks + 1, tasks))).tolist()
@@ -44,7 +45,7 @@ def texts(figure: Figure, axes: int = 0) -> list[str]:
 
 
 def overhang(figure: Figure) -> float:
-    """How far, in inches, something reaches out of the picture: 0 or less if nothing is cut off."""
+    """How far, in inches, anything extends beyond the figure; 0 or less if nothing is cut off."""
     box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     return float(max(-box.x0, -box.y0, box.x1 - width, box.y1 - height))
 
@@ -62,7 +63,7 @@ def test_the_matrix_shows_every_number_and_name() -> None:
     assert positions == [(j, i) for i in range(3) for j in range(2)]
 
 
-def test_a_phase_of_several_tasks_names_its_row() -> None:
+def test_the_row_of_a_phase_of_several_tasks_has_a_name() -> None:
     scores = [[1.0] * 3] * 2
     result = made(["a", "b", "c"], [0.0] * 3, scores, [[0, 1, 2], [0, 2]])
     rows = score_matrix_figure({"": result}).axes[0].get_yticklabels()
@@ -77,7 +78,7 @@ def test_a_phase_of_several_tasks_names_its_row() -> None:
         (RETURN, (-7.0, 3.0), "return"),
     ],
 )
-def test_the_colours_span_what_the_metric_can_be(
+def test_the_colours_span_the_range_of_the_metric(
     metric: Metric,
     span: tuple[float, float],
     label: str,
@@ -90,7 +91,7 @@ def test_the_colours_span_what_the_metric_can_be(
     assert [bar.get_ylabel() for bar in figure.axes if not bar.images] == [label, label]
 
 
-def test_results_in_different_units_stand_side_by_side() -> None:
+def test_results_in_different_units_appear_side_by_side() -> None:
     a = made(["x", "y"], [0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]])
     b = made(["u", "v", "w"], [0.0] * 3, [[75.0, 50.0, 25.0]], [[0, 1, 2]], ACCURACY)
     figure = score_matrix_figure({"none": a, "joint": b})
@@ -100,7 +101,7 @@ def test_results_in_different_units_stand_side_by_side() -> None:
     assert [axes.images[0].get_clim() for axes in panels] == [(-1, 1), (0, 100)]
 
 
-def test_a_line_a_task_with_a_legend_and_a_mark_where_each_phase_begins() -> None:
+def test_learning_curves_have_a_line_a_task_a_legend_and_marks_of_phases() -> None:
     result = made(["a", "b"], [5.0, 0.0], [[90.0, NAN], [50.0, 80.0]], metric=ACCURACY)
     result.scenario, result.strategies = "digits", ["ewc", "replay"]
     figure = learning_curves_figure(result)
@@ -116,7 +117,7 @@ def test_a_line_a_task_with_a_legend_and_a_mark_where_each_phase_begins() -> Non
     assert figure.texts[0].get_text() == "digits: ewc, replay" == heading(result)
 
 
-def test_forty_tasks_look_different_from_each_other() -> None:
+def test_forty_tasks_have_different_line_styles() -> None:
     lines = learning_curves_figure(many(40)).axes[0].lines[:40]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 40
 
@@ -125,13 +126,13 @@ def test_forty_tasks_look_different_from_each_other() -> None:
 @pytest.mark.parametrize("name", ["{}", "comp.sys.{}.a long name of it"])
 def test_nothing_is_cut_off(tasks: int, name: str) -> None:
     result = many(tasks, name=name)
-    result.scenario, result.strategies = "a-scenario-of-mine", ["ewc", "replay", "derpp", "lwf"]
+    result.scenario, result.strategies = "a-long-scenario-name", ["ewc", "replay", "derpp", "lwf"]
     assert overhang(learning_curves_figure(result)) <= 0
     assert overhang(score_matrix_figure({heading(result): result, "other": result})) <= 0
 
 
 @pytest.mark.parametrize("metric", [ACCURACY, RETURN, SCORE])
-def test_any_name_is_shown_letter_by_letter(metric: Metric) -> None:
+def test_any_name_is_shown_literally(metric: Metric) -> None:
     result = many(len(NAMES), metric)
     result.tasks = NAMES
     for figure in (learning_curves_figure(result), score_matrix_figure({"$x$ \\frac": result})):
@@ -151,9 +152,9 @@ def test_numbers_are_legible_on_their_colours() -> None:
         luminance = [0.2126, 0.7152, 0.0722] @ np.array(axes.images[0].to_rgba(value)[:3]) ** 2.2
         ink = 1.0 if text.get_color() == "white" else 0.0
         dark, light = sorted((luminance, ink))
-        assert (light + 0.05) / (dark + 0.05) > 3.0  # large enough a contrast, by WCAG 2
+        assert (light + 0.05) / (dark + 0.05) > 3.0  # the contrast that WCAG 2 asks for
 
 
-def test_a_quantity_has_its_unit() -> None:
+def test_a_quantity_includes_its_unit() -> None:
     assert quantity(Metric("entity F1", "%")) == "entity F1 (%)"
     assert quantity(RETURN) == "return"

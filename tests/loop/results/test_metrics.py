@@ -1,4 +1,4 @@
-"""Measures of continual learning on matrices computed by hand."""
+"""Measures of continual learning, compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def test_forgetting_is_the_best_earlier_score_minus_the_last() -> None:
     assert forgetting(S, IN_ORDER) == pytest.approx(((0.9 - 0.5) + (0.8 - 0.9)) / 2)
 
 
-def test_backward_transfer_is_the_last_score_minus_the_one_after_its_own_training() -> None:
+def test_backward_transfer_is_the_last_score_minus_that_after_own_training() -> None:
     assert backward_transfer(S, IN_ORDER) == pytest.approx(((0.5 - 0.9) + (0.9 - 0.8)) / 2)
 
 
-def test_forward_transfer_is_the_score_before_its_own_training_minus_the_untrained_one() -> None:
+def test_forward_transfer_is_the_score_before_training_minus_the_untrained() -> None:
     assert forward_transfer(S, IN_ORDER, BEFORE) == pytest.approx(((0.1 - 0.05) + (0.3 - 0.1)) / 2)
 
 
@@ -48,8 +48,8 @@ def test_learning_accuracy_is_the_mean_of_the_diagonal() -> None:
     assert learning_accuracy(S, IN_ORDER) == pytest.approx((0.9 + 0.8 + 0.6) / 3)
 
 
-def test_forgetting_takes_the_best_of_all_phases_since_the_tasks_first() -> None:
-    """A score before the task was ever trained is no knowledge that could be forgotten."""
+def test_forgetting_takes_the_best_score_since_the_tasks_first_phase() -> None:
+    """A good score before the first training is luck, which can't be forgotten."""
     lucky = [[0.1, 1.0], [0.2, 0.5], [0.9, 0.4], [0.3, 0.4]]
     assert forgetting(lucky, [[0], [1], [0], [0]]) == pytest.approx(0.5 - 0.4)
     assert forgetting([[0.4, 0.0], [0.8, 0.3], [0.5, 0.7]], [[0], [1], [1]]) == pytest.approx(
@@ -57,14 +57,14 @@ def test_forgetting_takes_the_best_of_all_phases_since_the_tasks_first() -> None
     )
 
 
-def test_tasks_that_were_never_trained_do_not_count() -> None:
+def test_untrained_tasks_do_not_count() -> None:
     assert average_score(S, [[0], [2], [0]]) == pytest.approx((0.5 + 0.6) / 2)
     assert learning_accuracy(S, [[0], [2], [0]]) == pytest.approx((0.5 + 0.3) / 2)
     assert forward_transfer(S, [[0], [2], [0]], BEFORE) == pytest.approx(0.2 - 0.1)
 
 
-def test_a_task_trained_twice_counts_from_its_first_phase_and_transfers_from_its_last() -> None:
-    """Phases 0, 1, 0, 1 and a third task at the end; by hand."""
+def test_a_task_trained_twice_forgets_from_its_first_phase_and_transfers_from_its_last() -> None:
+    """Phases 0, 1, 0, 1 and a third task at the end."""
     cyclic = [[0.6, 0.0, 0.0], [0.2, 0.7, 0.1], [0.9, 0.3, 0.2], [0.4, 0.8, 0.1], [0.3, 0.6, 0.5]]
     phases = [[0], [1], [0], [1], [2]]
     assert forgetting(cyclic, phases) == pytest.approx(((0.9 - 0.3) + (0.8 - 0.6)) / 2)
@@ -76,7 +76,7 @@ def test_a_task_trained_twice_counts_from_its_first_phase_and_transfers_from_its
 
 
 @pytest.mark.parametrize("phases", [[[0]], [[0, 1, 2]]], ids=["single", "joint"])
-def test_after_one_phase_nothing_can_be_forgotten_or_transferred(phases: list[list[int]]) -> None:
+def test_forgetting_and_transfer_are_unknown_after_one_phase(phases: list[list[int]]) -> None:
     assert forgetting(S[:1], phases) is None
     assert backward_transfer(S[:1], phases) is None
     assert forward_transfer(S[:1], phases, BEFORE) is None
@@ -84,7 +84,7 @@ def test_after_one_phase_nothing_can_be_forgotten_or_transferred(phases: list[li
     assert learning_accuracy(S[:1], phases) is not None
 
 
-def test_scores_that_are_unknown_make_measures_unknown() -> None:
+def test_unknown_scores_make_measures_unknown() -> None:
     nan = float("nan")
     unknown = [[0.9, 0.1], [nan, 0.8]]
     assert average_score(unknown, [[0], [1]]) is None
@@ -98,7 +98,7 @@ def test_scores_that_are_unknown_make_measures_unknown() -> None:
 @pytest.mark.parametrize(
     "history", [[], [0.5], [0.5, float("nan")], [float("nan"), 0.5], [float("inf"), 0.5]], ids=str
 )
-def test_one_tasks_forgetting_is_unknown_without_two_finite_scores(history: list[float]) -> None:
+def test_forgetting_is_unknown_without_two_finite_scores(history: list[float]) -> None:
     assert task_forgetting(history) is None
 
 
@@ -130,9 +130,12 @@ def runs(draw: st.DrawFn) -> tuple[Matrix, list[list[int]]]:
 
 @settings(deadline=None, max_examples=200)
 @given(run=runs(), shift=st.floats(-1.0, 1.0), scale=st.floats(0.1, 3.0))
-def test_invariants(run: tuple[Matrix, list[list[int]]], shift: float, scale: float) -> None:
-    """Forgetting is at least the loss since a task's own training; differences ignore a shift and
-    follow a scale.
+def test_forgetting_bounds_transfer_and_measures_follow_shift_and_scale(
+    run: tuple[Matrix, list[list[int]]], shift: float, scale: float
+) -> None:
+    """Forgetting is at least the loss since a task's own training.
+
+    Differences of scores ignore a shift and follow a scale.
     """
     scores, phases = run
     moved = [[scale * s + shift for s in row] for row in scores]
@@ -156,10 +159,10 @@ def test_invariants(run: tuple[Matrix, list[list[int]]], shift: float, scale: fl
 @given(
     scores=st.lists(st.lists(st.floats(-2.0, 1.0), min_size=3, max_size=3), min_size=3, max_size=3)
 )
-def test_trained_once_each_the_average_is_what_was_learned_plus_what_came_back(
+def test_the_average_score_is_learning_accuracy_plus_scaled_backward_transfer(
     scores: Matrix,
 ) -> None:
-    """ACC = LA + (K - 1) / K * BWT."""
+    """ACC = LA + (K - 1) / K * BWT for K tasks trained once each."""
     average, learned, back = (
         average_score(scores, IN_ORDER),
         learning_accuracy(scores, IN_ORDER),
@@ -172,7 +175,7 @@ def test_trained_once_each_the_average_is_what_was_learned_plus_what_came_back(
 
 
 def ended(scores: Matrix, phases: list[list[int]], before: list[float]) -> Result:
-    """A run as the loop leaves it."""
+    """The result of a run, as the loop makes it."""
     first = Evaluation(0, None, False, list(before), list(before))
     ends = [Evaluation(i + 1, i, True, list(row), list(row)) for i, row in enumerate(scores)]
     return Result(
@@ -180,7 +183,7 @@ def ended(scores: Matrix, phases: list[list[int]], before: list[float]) -> Resul
     )
 
 
-def test_a_results_measures_are_those_of_its_matrix() -> None:
+def test_the_measures_of_a_result_are_those_of_its_matrix() -> None:
     result = ended(S, IN_ORDER, BEFORE)
     assert result.average_score == average_score(S, IN_ORDER)
     assert result.average_incremental_score == average_incremental_score(S, IN_ORDER)
@@ -201,17 +204,15 @@ MEASURES = [
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
-def test_a_run_that_is_not_over_has_the_measures_of_the_phases_behind_it(done: int) -> None:
-    """None where nothing is behind it: whoever listens to a run may ask at any time."""
+def test_an_unfinished_run_has_the_measures_of_its_ended_phases(done: int) -> None:
+    """None before the first phase has ended; callbacks may ask at any time."""
     whole, behind = ended(S[:done], IN_ORDER, BEFORE), ended(S[:done], IN_ORDER[:done], BEFORE)
     assert [getattr(whole, name) for name in MEASURES] == [
         getattr(behind, name) if done else None for name in MEASURES
     ]
 
 
-def test_forgetting_now_compares_the_latest_evaluation_with_the_best_since_the_first_training() -> (
-    None
-):
+def test_forgetting_now_compares_the_latest_score_with_the_best() -> None:
     result = ended([[0.9, 0.1, 0.2], [0.7, 0.8, 0.3]], IN_ORDER, BEFORE)
     result.evaluations.append(Evaluation(3, 2, False, [0.6, 0.85, 0.4], []))
     now = result.forgetting_now()
@@ -223,7 +224,7 @@ def test_forgetting_now_compares_the_latest_evaluation_with_the_best_since_the_f
 @given(
     scores=st.lists(st.lists(st.floats(-2.0, 1.0), min_size=3, max_size=3), min_size=3, max_size=3)
 )
-def test_the_last_forgetting_of_every_old_task_averages_to_the_runs_forgetting(
+def test_the_final_forgetting_of_old_tasks_averages_to_the_runs(
     scores: Matrix,
 ) -> None:
     result = ended(scores, IN_ORDER, BEFORE)
@@ -234,9 +235,10 @@ def test_the_last_forgetting_of_every_old_task_averages_to_the_runs_forgetting(
     assert sum(old) / 2 == pytest.approx(result.forgetting, abs=1e-9)
 
 
-def test_the_average_incremental_score_is_the_mean_of_the_averages_over_the_tasks_so_far() -> None:
-    """By hand: 0.9, then (0.5 + 0.8) / 2, then (0.3 + 0.6 + 0.9) / 3; a task that comes back counts
-    once.
+def test_the_average_incremental_score_averages_over_phases_and_tasks_so_far() -> None:
+    """The averages are 0.9, (0.5 + 0.8) / 2 and (0.3 + 0.6 + 0.9) / 3.
+
+    A task that is trained again counts once.
     """
     S = [[0.9, 0.0, 0.0], [0.5, 0.8, 0.0], [0.3, 0.6, 0.9]]
     assert average_incremental_score(S, [[0], [1], [2]]) == pytest.approx((0.9 + 0.65 + 0.6) / 3)
@@ -246,9 +248,10 @@ def test_the_average_incremental_score_is_the_mean_of_the_averages_over_the_task
     assert average_incremental_score([], []) is None
 
 
-def test_the_anytime_score_is_the_area_under_the_mean_over_the_tasks_seen_so_far() -> None:
-    """By hand: 0.4 over 10 steps, (0.8 + 0.2) / 2 over 30, (0.6 + 0.4) / 2 over 10; what is unseen
-    does not count.
+def test_the_anytime_score_is_the_area_under_the_mean_over_seen_tasks() -> None:
+    """The mean is 0.4 for 10 steps, (0.8 + 0.2) / 2 for 30 and (0.6 + 0.4) / 2 for 10.
+
+    Tasks that have not been seen do not count.
     """
     scores = [[0.4, 0.9], [0.8, 0.2], [0.6, 0.4]]
     assert anytime_score([10, 40, 50], scores, [{0}, {0, 1}, {0, 1}]) == pytest.approx(
@@ -262,7 +265,7 @@ def test_the_anytime_score_is_the_area_under_the_mean_over_the_tasks_seen_so_far
 @given(level=st.floats(-1, 1), spans=st.lists(st.integers(1, 100), min_size=1, max_size=8))
 @settings(deadline=None)
 def test_the_anytime_score_of_a_constant_is_that_constant(level: float, spans: list[int]) -> None:
-    """However often it is measured."""
+    """This holds for any number and spacing of evaluations."""
     steps = [sum(spans[: i + 1]) for i in range(len(spans))]
     assert anytime_score(steps, [[level]] * len(steps), [{0}] * len(steps)) == pytest.approx(
         level, abs=1e-12

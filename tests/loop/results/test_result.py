@@ -1,4 +1,4 @@
-"""result.json: its keys, its unknown numbers, that it is written whole and read back as it was."""
+"""result.json: its keys, its unknown numbers, and an exact round trip."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def example(unknown: float = 0.25) -> Result:
     )
 
 
-def test_the_content_has_the_documented_keys_in_order_and_the_runs_numbers() -> None:
+def test_the_content_has_the_documented_keys_in_order() -> None:
     content = example().to_dict()
     expected = {
         "version": 1,
@@ -92,7 +92,7 @@ def test_unknown_numbers_are_null_and_never_nan(tmp_path: Path, unknown: float) 
     write_json(path, example(unknown).to_dict())
 
     def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     content = json.loads(path.read_text(), parse_constant=refuse)
     assert list(content) == list(example().to_dict())
@@ -106,7 +106,7 @@ def test_unknown_numbers_are_null_and_never_nan(tmp_path: Path, unknown: float) 
 
 @st.composite
 def results(draw: st.DrawFn) -> Result:
-    """A run under way or over, of tasks with any names, some not measured."""
+    """A run in progress or finished, with any task names and some unknown scores."""
     tasks = draw(st.lists(st.text(min_size=1), min_size=1, max_size=4, unique=True))
     ids = st.integers(0, len(tasks) - 1)
     phases = draw(
@@ -134,18 +134,18 @@ def results(draw: st.DrawFn) -> Result:
 
 
 @given(result=results())
-def test_what_is_loaded_is_what_was_written_to_the_bit(
+def test_loading_gives_exactly_what_was_written(
     result: Result, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
     write_json(folder / "result.json", result.to_dict())
     for path in (folder, folder / "result.json", str(folder)):
         loaded = Result.load(path)
-        assert repr(loaded) == repr(result)  # nan equals itself there
+        assert repr(loaded) == repr(result)  # nan equals itself in text
         assert loaded.to_dict() == result.to_dict()
 
 
-def test_a_result_of_a_run_that_stopped_early_has_the_measures_of_its_phases(
+def test_a_run_that_stopped_early_has_the_measures_of_its_phases(
     tmp_path: Path,
 ) -> None:
     result = example()
@@ -175,7 +175,7 @@ def broken(**changes: Any) -> str:
         (broken(evaluations=None), "is damaged"),
     ],
 )
-def test_what_is_no_result_is_refused_in_one_line(
+def test_a_file_that_is_not_a_result_is_refused_in_one_line(
     text: str | None, said: str, tmp_path: Path
 ) -> None:
     if text is not None:
@@ -187,7 +187,7 @@ def test_what_is_no_result_is_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
-def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_a_file_is_replaced_as_a_whole_and_no_other_file_remains(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_json(path, {"long": list(range(100))})
     write_json(path, {"short": 1})
@@ -195,7 +195,7 @@ def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> No
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_content_that_is_no_json_leaves_the_old_file_as_it_was(tmp_path: Path) -> None:
+def test_content_that_is_not_json_leaves_the_old_file_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_json(path, {"old": 1})
     for bad in ({"x": float("nan")}, {"x": object()}):
@@ -217,7 +217,7 @@ def test_content_that_is_no_json_leaves_the_old_file_as_it_was(tmp_path: Path) -
         (SCORE, math.nan, "-"),
     ],
 )
-def test_a_metric_writes_its_numbers_as_people_read_them(
+def test_a_metric_rounds_its_numbers_for_reading(
     metric: Metric, value: float | None, text: str
 ) -> None:
     assert metric.text(value) == text

@@ -402,7 +402,7 @@ def test_actions_of_another_kind_are_refused() -> None:
         SACLearner(dial_plant(), actor_net, critic_net)
     world = plant()
     world.single_action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    with pytest.raises(ValueError, match="allowed: finite ranges"):
+    with pytest.raises(ValueError, match="bounds must be finite"):
         SACLearner(world, actor_net, critic_net)
 
 
@@ -417,7 +417,9 @@ def test_a_modality_with_the_name_of_the_critics_action_is_refused() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_a_temperature_that_is_not_above_0_is_refused(temperature: float) -> None:
-    with pytest.raises(ValueError, match=f"temperature is {temperature}, allowed: more than 0"):
+    with pytest.raises(
+        ValueError, match=f"temperature is {temperature}; it must be finite and above 0"
+    ):
         off_policy_learner(temperature=temperature)
 
 

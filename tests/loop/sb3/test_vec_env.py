@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from everloop.envs import PlantVectorEnv, SyncTaskVectorEnv, Task, TaskEnv
 from everloop.loop import NotFiniteError, WorldVecEnv
-from everloop.loop.world import play
+from everloop.loop.world import reset_to_tasks
 
 COPIES, HORIZON = 4, 5
 
@@ -31,7 +31,7 @@ def test_steps_are_the_worlds_own() -> None:
     env, world = WorldVecEnv(plant(COPIES, HORIZON)), plant(COPIES, HORIZON)
     env.tasks = [2, 0]
     env.seed(11)
-    ours, (theirs, _) = env.reset(), play(world, [2, 0], 11)
+    ours, (theirs, _) = env.reset(), reset_to_tasks(world, [2, 0], 11)
     assert env.played.tolist() == [2, 0, 2, 0]
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     for actions in random_actions(12):
@@ -234,7 +234,7 @@ def test_ppo_with_its_own_policy_sees_the_worlds_own_steps() -> None:
     model.learn(64, callback=seen)
     assert len(seen.rollouts) == 2
     assert not np.array_equal(before, model.policy.state_dict()["action_net.weight"])
-    obs, _ = play(world, [0], 3)
+    obs, _ = reset_to_tasks(world, [0], 3)
     start = np.ones(COPIES, np.bool_)
     for rollout in seen.rollouts:
         for t in range(8):

@@ -40,7 +40,7 @@ from everloop.loop import (
     LwF,
     Strategy,
     SupervisedLearner,
-    Tags,
+    TokenCategorical,
 )
 from everloop.loop.sb3.on_policy import SB3Learner
 
@@ -247,7 +247,7 @@ def test_of_a_gaussian_it_is_the_divergence_whatever_the_temperature() -> None:
 
 
 def test_of_tags_it_is_the_sum_over_the_tokens() -> None:
-    learner, lwf, T = learner_of(Tags(2, 3), outputs=6), LwF(0.7, temperature=3.0), 3.0
+    learner, lwf, T = learner_of(TokenCategorical(2, 3), outputs=6), LwF(0.7, temperature=3.0), 3.0
     batch = replace(labelled([0, 1]), target=torch.tensor([[[0, 1], [2, -1]]]))
     then = pass_task(learner, lwf, 0, [batch])
     perturb(learner.module, 7)

@@ -58,7 +58,7 @@ from everloop.loop import (
     Learner,
     Replay,
     Strategy,
-    Tags,
+    TokenCategorical,
 )
 
 # Replay's memories
@@ -330,7 +330,7 @@ def test_memories_that_need_classes_are_refused_where_there_are_none(
         learner.attach([kind(memory=memory)])
     if kind is CLEAR:
         return
-    tags = FixedLearner(FlatNet(nn.Linear(2, 6), "x"), Tags(2, 3))
+    tags = FixedLearner(FlatNet(nn.Linear(2, 6), "x"), TokenCategorical(2, 3))
     with pytest.raises(
         ValueError, match=f"^memory {name} needs one class for each example; use reservoir or ring$"
     ):
@@ -343,4 +343,4 @@ def test_strategies_of_single_classes_are_refused_for_tags(kind: Callable[..., S
         ValueError,
         match=r"needs one class label for each example; use (replay or derpp|memory reservoir)$",
     ):
-        FixedLearner(FlatNet(nn.Linear(2, 6), "x"), Tags(2, 3)).attach([kind()])
+        FixedLearner(FlatNet(nn.Linear(2, 6), "x"), TokenCategorical(2, 3)).attach([kind()])

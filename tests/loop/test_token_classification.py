@@ -1,4 +1,4 @@
-"""Learning a tag for every token: the loss, what is judged, and that strategies keep to it."""
+"""Token classification: its loss, its metric, and strategies that work with it."""
 
 from typing import Any
 
@@ -11,15 +11,17 @@ from torch import nn
 from everloop.agents import Classifier, EmbeddingEncoder
 from everloop.contract import Metric
 from everloop.envs import ByColumn, Examples, TaskVectorWrapper, TextStreamVectorEnv
-from everloop.loop import EWC, Batch, Replay, SupervisedLearner, Tags, Training
+from everloop.loop import EWC, Batch, Replay, SupervisedLearner, TokenCategorical, Training
 from everloop.loop.evaluate import returns, scaled
 
 WORDS, LENGTH = 12, 5
 
 
 def sentences(seed: int, domains: tuple[str, ...] = ("x", "y"), rows: int = 48) -> Examples:
-    """Words 1 to 11; word 4 is a person, 5 a person's second name, in domain y 6 and 7; everything
-    else is outside.
+    """Sentences of the words 1 to 11.
+
+    In domain x, word 4 is a person and word 5 a second name; in domain y these are 6 and 7. All
+    other words are outside an entity.
     """
     rng = np.random.default_rng(seed)
     ids = rng.integers(1, WORDS, (rows, LENGTH)).astype(np.int32)
@@ -55,52 +57,54 @@ def world(split: str = "train", num_envs: int = 8) -> Any:
 
 
 def test_the_loss_is_the_mean_over_tokens_that_have_a_tag() -> None:
-    made = FixedLearner(FlatNet(nn.Linear(4, LENGTH * 3), "x").double(), Tags(LENGTH, 3))
+    made = FixedLearner(
+        FlatNet(nn.Linear(4, LENGTH * 3), "x").double(), TokenCategorical(LENGTH, 3)
+    )
     x, tags = (
         torch.randn(1, 2, 4, dtype=torch.float64),
         torch.tensor([[[0, 2, 1, -1, -1], [-1, -1, -1, -1, 2]]]),
     )
     batch = Batch({"x": x}, torch.ones(1, 2, dtype=torch.bool), tags)
     log_p = torch.log_softmax(made.module.layers(x[0]).reshape(2, LENGTH, 3), -1)  # type: ignore[operator]
-    told = [log_p[0, 0, 0], log_p[0, 1, 2], log_p[0, 2, 1], log_p[1, 4, 2]]
-    torch.testing.assert_close(made.loss(batch), -torch.stack(told).mean())
-    torch.testing.assert_close(made.log_likelihood(batch), torch.stack([sum(told[:3]), told[3]]))  # type: ignore[list-item]
+    tagged = [log_p[0, 0, 0], log_p[0, 1, 2], log_p[0, 2, 1], log_p[1, 4, 2]]
+    torch.testing.assert_close(made.loss(batch), -torch.stack(tagged).mean())
+    torch.testing.assert_close(
+        made.log_likelihood(batch), torch.stack([sum(tagged[:3]), tagged[3]])
+    )  # type: ignore[list-item]
     nothing = Batch({"x": x}, batch.start, torch.full_like(tags, -1))
     assert made.loss(nothing).item() == 0
 
 
-def test_it_learns_to_find_entities_and_is_scored_by_them() -> None:
+def test_a_learner_finds_entities_and_is_scored_by_them() -> None:
     made, test = learner(world()), world("test", 16)
     before, after = scaled(test, returns(made, test, [], seed=0)), None
     made.learn([0], 48 * 60)
     after = scaled(test, returns(made, test, [], seed=0))
     assert before[0] < 30
     assert after[0] > 90
-    assert after[1] < after[0], "in the other domain other words are persons"
+    assert after[1] < after[0], "persons are other words in the other domain"
 
 
 @pytest.mark.parametrize("wrap", [lambda world: world, TaskVectorWrapper], ids=["plain", "wrapped"])
-def test_the_metric_is_given_every_example_of_the_pass_once(wrap: Any) -> None:
-    heard: list[Any] = []
+def test_the_metric_gets_every_example_of_the_pass_once(wrap: Any) -> None:
+    calls: list[Any] = []
     inside = world("test", 7)
     inside.metric = lambda task: Metric(
-        "half", "%", lambda labels, guesses: heard.append((task, labels, guesses)) or 0.5
+        "half", "%", lambda labels, guesses: calls.append((task, labels, guesses)) or 0.5
     )
     test = wrap(inside)
     made = learner(world())
     assert returns(made, test, [], seed=0) == [0.5, 0.5]
     assert scaled(test, [0.5, 0.5]) == [50.0, 50.0]
-    assert [task for task, _, _ in heard] == [0, 1]
-    for task, labels, guesses in heard:
+    assert [task for task, _, _ in calls] == [0, 1]
+    for task, labels, guesses in calls:
         assert labels.shape == guesses.shape == (24, LENGTH)
         rows = sentences(1).labels[sentences(1).columns["domain"] == "xy"[task]]
         assert sorted(map(tuple, labels.tolist())) == sorted(map(tuple, rows.tolist()))
 
 
-def test_strategies_of_streams_serve_tags_as_well() -> None:
-    """EWC's Fisher and replay's stored tags; both change what is learned, and replay keeps the
-    first domain.
-    """
+def test_ewc_and_replay_work_with_tags() -> None:
+    """Both change the result, and replay remembers the first domain."""
     kept = {}
     for name, strategies in (
         ("none", []),
@@ -123,7 +127,7 @@ def test_strategies_of_streams_serve_tags_as_well() -> None:
     assert kept["replay"][0] > kept["none"][0] + 0.2
 
 
-def test_a_balanced_softmax_is_for_classes_only() -> None:
+def test_a_balanced_softmax_refuses_tags() -> None:
     with pytest.raises(
         ValueError, match=r"^balanced is True; it needs one class for each example$"
     ):

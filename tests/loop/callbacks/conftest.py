@@ -1,0 +1,11 @@
+"""A run logged to TensorBoard, which several files of tests read."""
+
+from __future__ import annotations
+
+import pytest
+from tensorboard_helpers import Case, logged_run
+
+
+@pytest.fixture(scope="session")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return logged_run(tmp_path_factory.mktemp("logged"))

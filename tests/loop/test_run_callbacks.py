@@ -1,0 +1,241 @@
+"""Callbacks of a run: the order of their hooks, and what they may do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from loop_helpers import stream
+from run_helpers import FOREVER, HookRecorder, Logged, TaskRecorder, plan, setting
+from torch import Tensor
+
+from everloop.loop import (
+    Batch,
+    Callback,
+    Divergence,
+    Learner,
+    NotFiniteError,
+    Plan,
+    Run,
+    Strategy,
+)
+
+
+def test_all_hooks_are_called_in_order() -> None:
+    learner, evaluation, consolidation = setting("stream")
+    calls: list[str] = []
+    a, b = HookRecorder("a", calls), HookRecorder("b", calls)
+    Run(learner, plan(16, steps=24), evaluation, consolidation, [], [a, b]).go()
+    of_one = [word.removeprefix("a ") for word in calls if word.startswith("a")]
+    first = [
+        "phase 0",
+        "step 8",
+        "step 16",
+        "evaluation 16",
+        "step 24",
+        "evaluation 24",
+        "phase 0 over",
+    ]
+    second = [
+        "phase 1",
+        "step 32",
+        "step 40",
+        "evaluation 40",
+        "step 48",
+        "evaluation 48",
+        "phase 1 over",
+    ]
+    assert of_one == ["begin 48", *first, *second, "end 48"]
+    assert calls[0::2] == [f"a {word}" for word in of_one]
+    assert calls[1::2] == [f"b {word}" for word in of_one]
+
+
+def test_divergence_is_logged_at_each_evaluation_from_the_first_tasks_end() -> None:
+    learner, evaluation, consolidation = setting("stream")
+    logged = Logged("divergence/")
+    Run(learner, plan(16, steps=24), evaluation, consolidation, [], [logged, Divergence()]).go()
+    assert [(step, {name.split("/")[2] for name in d}) for step, d in logged.scalars] == [
+        (24, {"0-1"}),
+        (40, {"0-1"}),
+        (48, {"0-1", "2-3"}),
+    ]
+    assert logged.scalars[0][1]["divergence/kl/0-1/network"] == pytest.approx(0.0, abs=1e-9)
+    assert logged.scalars[1][1]["divergence/kl/0-1/network"] > 1e-6
+
+
+def test_a_short_task_logs_its_loss_at_its_end() -> None:
+    learner, evaluation, consolidation = setting("stream")
+    logged = Logged("train/")
+    Run(learner, plan(steps=24), evaluation, consolidation, [], [logged]).go()
+    assert [step for step, _ in logged.scalars] == [24, 48]
+
+
+def test_a_callback_may_end_a_phase() -> None:
+    class Impatient(Callback):
+        def on_step(self, run: Run) -> None:
+            if run.phase == 0 and run.steps == 16:
+                run.end_phase()
+
+    learner, evaluation, consolidation = setting("stream")
+    entries: list[str] = []
+    result = Run(
+        learner,
+        plan(steps=32),
+        evaluation,
+        consolidation,
+        [TaskRecorder("a", entries)],
+        [Impatient()],
+    ).go()
+    assert [(now.step, now.phase) for now in result.rows] == [(16, 0), (48, 1)]
+    assert result.complete
+    assert entries == [
+        "a begins 0-1 at 0",
+        "a ends 0-1 at 16",
+        "a begins 2-3 at 16",
+        "a ends 2-3 at 48",
+    ]
+
+
+def test_a_phase_ends_only_after_all_callbacks_were_called() -> None:
+    class Impatient(Callback):
+        def on_evaluation(self, run: Run) -> None:
+            if not run.result.evaluations[-1].ends_phase:
+                run.end_phase()
+
+    learner, evaluation, consolidation = setting("stream")
+    calls: list[str] = []
+    Run(
+        learner,
+        plan(16, phases=[[0]], steps=32),
+        evaluation,
+        consolidation,
+        [],
+        [Impatient(), HookRecorder("a", calls)],
+    ).go()
+    assert calls[-4:] == ["a evaluation 16", "a evaluation 16", "a phase 0 over", "a end 16"]
+
+
+def test_a_callback_may_stop_the_run() -> None:
+    class Enough(Callback):
+        def on_step(self, run: Run) -> None:
+            if run.phase == 1 and run.evaluate().scores[1] > 50:
+                run.stop()
+
+    learner, evaluation, consolidation = setting("stream")
+    calls: list[str] = []
+    result = Run(
+        learner,
+        plan(steps=400),
+        evaluation,
+        consolidation,
+        [],
+        [Enough(), HookRecorder("a", calls)],
+    ).go()
+    assert not result.complete
+    assert len(result.rows) == 1
+    assert result.evaluations[-1].scores[1] > 50 >= result.evaluations[-2].scores[1]
+    assert calls[-1] == f"a end {result.steps}"
+    assert 400 < learner.steps == result.steps < 800
+
+
+def test_a_declared_boundary_ends_and_begins_the_task_within_the_phase() -> None:
+    class Halfway(Callback):
+        def on_step(self, run: Run) -> None:
+            if run.steps == 16:
+                run.boundary()
+
+    learner, evaluation, consolidation = setting("stream")
+    entries: list[str] = []
+    result = Run(
+        learner,
+        plan(phases=[[0]], steps=32),
+        evaluation,
+        consolidation,
+        [TaskRecorder("a", entries)],
+        [Halfway()],
+    ).go()
+    assert entries == [
+        "a begins 0-1 at 0",
+        "a ends 0-1 at 16",
+        "a begins 0-1 at 16",
+        "a ends 0-1 at 32",
+    ]
+    assert len(result.rows) == 1
+
+
+@pytest.mark.parametrize("act", [Run.end_phase, Run.boundary])
+def test_end_phase_and_boundary_are_refused_between_two_phases(act: Callable[[Run], None]) -> None:
+    learner, evaluation, consolidation = setting("stream")
+    with pytest.raises(RuntimeError, match="no phase is in progress"):
+        act(Run(learner, plan(), evaluation, consolidation))
+
+
+@pytest.mark.parametrize(("copies", "steps"), [(5, 51), (8, 16), (8, 17), (8, 64), (2, 3)])
+def test_divergence_uses_at_most_128_examples_of_the_whole_sample(
+    copies: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes: list[Batch] = []
+    remember: Callable[..., None] = Divergence.remember
+
+    def noted(self: Divergence, task: str, learner: Learner, probe: Batch) -> None:
+        probes.append(probe)
+        remember(self, task, learner, probe)
+
+    monkeypatch.setattr(Divergence, "remember", noted)
+    learner, evaluation, _ = setting("stream")
+    strategy = TaskRecorder("a", [])
+    Run(
+        learner,
+        Plan([[0]], [8], FOREVER, steps),
+        evaluation,
+        stream(copies),
+        [strategy],
+        [Divergence()],
+    ).go()
+    whole = strategy.batches[0][1]
+    assert len(whole) == copies * steps
+    assert min(len(whole), 64) <= len(probes[0]) <= 128
+    rows = {image.numpy().tobytes(): i for i, image in enumerate(whole.obs["image"][0])}
+    found = [rows[image.numpy().tobytes()] for image in probes[0].obs["image"][0]]
+    assert max(found) >= len(whole) * 0.9 - 1
+
+
+def test_all_hooks_before_an_error_were_called() -> None:
+    learner, evaluation, consolidation = setting("stream")
+    calls: list[str] = []
+
+    class Breaking(Strategy):
+        def loss(self, fresh: Any, replayed: Any, learner: Learner) -> Tensor | None:
+            if learner.steps < 24:
+                return None
+            raise NotFiniteError(f"the loss is nan at step {learner.steps}")
+
+    with pytest.raises(NotFiniteError, match="at step 24"):
+        Run(
+            learner, plan(16), evaluation, consolidation, [Breaking()], [HookRecorder("a", calls)]
+        ).go()
+    assert calls == [
+        "a begin 128",
+        "a phase 0",
+        "a step 8",
+        "a step 16",
+        "a evaluation 16",
+        "a step 24",
+    ]
+
+
+def test_every_callback_gets_the_numbers_of_training() -> None:
+    learner, evaluation, consolidation = setting("stream")
+    calls: list[tuple[str, int, list[str]]] = []
+
+    class Scalars(Callback):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def on_log(self, run: Run, scalars: dict[str, float]) -> None:
+            calls.append((self.name, run.steps, sorted(scalars)))
+
+    Run(learner, plan(steps=160), evaluation, consolidation, [], [Scalars("a"), Scalars("b")]).go()
+    logged = ["train/gradient_norm", "train/learning_rate", "train/loss"]
+    assert calls == [(name, step, logged) for step in (160, 320) for name in "ab"]
