@@ -24,7 +24,7 @@ class Slow(Strategy):
 
     def __init__(self, factor: float = 0.5) -> None:
         if factor < 0:
-            raise ValueError(f"factor is {factor}, allowed: 0 or more")
+            raise ValueError(f"factor is {factor}; it must be 0 or more")
         self.factor = factor
 
     def edit_gradients(self, learner: Learner, batch: Batch | None) -> None:

@@ -168,7 +168,7 @@ def test_strategies_are_taken_as_a_string_a_list_or_by_their_paths() -> None:
     assert isinstance(slow, Slow)
     assert slow.factor == 0.25
     assert isinstance(replay, Replay)
-    with pytest.raises(ValueError, match=r"^Slow: factor is -1, allowed: 0 or more$"):
+    with pytest.raises(ValueError, match=r"^Slow: factor is -1; it must be 0 or more$"):
         Experiment(SplitDigits(), "own_parts:Slow", settings={"Slow": {"factor": -1}})
     with pytest.raises(
         ValueError,
@@ -192,16 +192,17 @@ def test_strategies_are_taken_as_a_string_a_list_or_by_their_paths() -> None:
         (
             SplitDigits(),
             [EWC(strength=3.0)],
-            "strategies hold EWC itself; name it: 'ewc', with settings={'ewc': {...}} for its "
-            "arguments",
+            "strategies contain EWC itself; write its name 'ewc' instead, and its arguments as "
+            "settings={'ewc': {...}}",
         ),
-        (SplitDigits(), EWC, "strategies hold EWC itself; name it: 'ewc'"),
+        (SplitDigits(), EWC, "strategies contain EWC itself; write its name 'ewc' instead"),
         (
             SplitDigits(),
             Slow(),
-            "strategies hold Slow itself; name it: 'own_parts:Slow', with settings={'Slow': {...}}",
+            "strategies contain Slow itself; write its name 'own_parts:Slow' instead, and its "
+            "arguments as settings={'Slow': {...}}",
         ),
-        (SplitDigits(), [7], "strategies hold 7; name them as text, such as 'ewc,replay'"),
+        (SplitDigits(), [7], "strategies contain 7; name them as text, such as 'ewc,replay'"),
     ],
 )
 def test_a_mistake_in_python_says_what_to_write(scenario: Any, strategies: Any, said: str) -> None:
@@ -296,7 +297,7 @@ def test_a_network_of_the_users_own_learns_with_a_head_for_every_task() -> None:
         (["--network", "own_parts:Color"], "network own_parts:Color can't be made"),
         (
             ["--network", "own_parts:Slow"],
-            "network own_parts:Slow makes Slow, which is no torch module",
+            "network own_parts:Slow makes Slow; it must make a torch module",
         ),
         (["--network", "own_parts:Net", "--network.depth", "3"], "unknown setting 'network.depth'"),
         (
@@ -305,11 +306,11 @@ def test_a_network_of_the_users_own_learns_with_a_head_for_every_task() -> None:
         ),
         (
             ["--strategies", "own_parts:Typo"],
-            "Typo has a method edit_gradient; did you mean edit_gradients?",
+            "Typo has a method 'edit_gradient', which is no hook. Did you mean 'edit_gradients'?",
         ),
         (
             ["--strategies", "own_parts:Idle"],
-            "Idle overrides no hook of Strategy; its hooks are check, ",
+            "Idle overrides no hook of Strategy; define one of check, ",
         ),
     ],
 )
@@ -389,9 +390,9 @@ def test_a_module_that_is_imported_first_may_register_names(
         ),
         (
             ["--iterations", "2", "--epochs", "3"],
-            "note: epochs has no effect: iterations says how much is trained",
+            "note: epochs has no effect: iterations sets the amount of training",
         ),
-        (["--data", "owner/digits"], "note: data has no effect: scikit-learn has the digits"),
+        (["--data", "owner/digits"], "note: data has no effect: the digits come with scikit-learn"),
     ],
 )
 def test_a_setting_without_effect_is_said(

@@ -86,7 +86,7 @@ def test_a_strategy_that_keeps_its_promises_passes(make: Callable[[], Strategy])
     [
         (Idle, "Idle changes nothing"),
         (Noisy, "Noisy draws from torch's global generator"),
-        (Momentum, "Momentum does not go on from a saved state as it would have without"),
+        (Momentum, "Momentum resumed from a saved state ends at other weights"),
         (Shared, "a saved state of Shared changes while training goes on"),
         (Fixed, "other weights than at first"),
     ],

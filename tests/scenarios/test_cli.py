@@ -202,13 +202,16 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
             [*DIGITS, "--strategies", "replya"],
             ["unknown strategy 'replya'. Did you mean 'replay'?"],
         ),
-        ([*DIGITS, "--strategies", "none;"], ["strategies are empty"]),
+        ([*DIGITS, "--strategies", "none;"], ["no strategy is named; choose from none, joint"]),
         ([*DIGITS, "--strategies", "no.module:Slow"], ["'no.module:Slow' can't be imported"]),
-        ([*DIGITS, "--strategies", "json:JSONDecoder"], ["no subclass of everloop.loop.Strategy"]),
+        (
+            [*DIGITS, "--strategies", "json:JSONDecoder"],
+            ["must be a subclass of everloop.loop.Strategy"],
+        ),
         ([*DIGITS, "--import", "no_such_module"], ["'no_such_module' can't be imported"]),
         ([*DIGITS, "--optimizer", "AdmW"], ["unknown optimizer 'AdmW'. Did you mean 'AdamW'?"]),
         ([*DIGITS, "--optimizer", "LBFGS"], ["LBFGS", "choose another one"]),
-        ([*DIGITS, "--optimizer", "json:JSONDecoder"], ["which is no torch optimizer"]),
+        ([*DIGITS, "--optimizer", "json:JSONDecoder"], ["it must be a torch optimizer"]),
         (
             [*DIGITS, "--optimizer", "sgd", "--optimizer.momentun", "0.9"],
             ["'optimizer.momentun'", "Did you mean 'optimizer.momentum'?"],
@@ -265,13 +268,13 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         ([*DIGITS, "--strategies"], ["strategies has no value"]),
         ([*DIGITS, "--config"], ["config has no value"]),
         (["advise", "--tasks"], ["tasks has no value"]),
-        ([*DIGITS, "--seeds", "4-2"], ["seeds is '4-2', which names none"]),
+        ([*DIGITS, "--seeds", "4-2"], ["seeds is '4-2', which names no seed"]),
         ([*DIGITS, "--seeds", "a"], ["seeds is 'a'; write them as 0-4"]),
         ([*DIGITS, "--seeds", "1,1"], ["seeds is '1,1'"]),
         ([*DIGITS, "--jobs", "0"], ["jobs is 0"]),
         ([*DIGITS, "--quiet", "maybe"], ["'maybe' is not expected"]),
         ([*DIGITS, "--quiet=maybe"], ["quiet is 'maybe'; it must be true or false"]),
-        ([*DIGITS, "--strategies", ""], ["strategies are empty"]),
+        ([*DIGITS, "--strategies", ""], ["no strategy is named; choose from none, joint"]),
         ([*DIGITS, "--strategies", "joint,ewc"], ["'joint'"]),
         ([*DIGITS, "--strategies", "ewc,ewc"], ["'ewc'", "twice"]),
         ([*DIGITS, "--tasks", "0-1,nine"], ["'nine'", "0-1"]),
@@ -303,7 +306,7 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         (["run", "switching-plant", "--n-steps", "-16"], ["n_steps is -16"]),
         (
             ["run", "switching-plant", "--algorithm", "sac", "--recurrent", "true"],
-            ["recurrent is True", "allowed for sac: False"],
+            ["recurrent is True; it must be false or null for sac"],
         ),
         (["run", "switching-plant", "--algorithm", "dqn"], ["dqn", "sac"]),
         (["run", "switching-plant", "--gradient-steps", "0"], ["gradient_steps is 0"]),
@@ -314,7 +317,7 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         ),
         (
             ["run", "switching-plant", "--num-tasks", "40", "--strategies", "joint"],
-            ["40 tasks", "at most 32"],
+            ["40 tasks can't be trained at once", "choose at most 32 tasks"],
         ),
         (["run", "everloop.scenarios:Scenario"], ["everloop.scenarios:Scenario", "name"]),
         ([*DIGITS, "--strategies", "none", "--ewc.strength", "-1"], ["-1", "0 or more"]),
@@ -355,7 +358,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
     fails(
         [*DIGITS, "--out", str(out), "--seed", "1"],
         capsys,
-        f"{out} already holds a run",
+        f"{out} already holds a complete run",
         "--overwrite",
     )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -167,11 +167,11 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "empty").mkdir()
     found = compare([tmp_path / "g", tmp_path / "empty"])
     said = sorted(note.removeprefix(f"not compared: {tmp_path}") for note in found.notes)
-    assert said[0].startswith("/empty: it holds no result.json")
+    assert said[0].startswith("/empty: it contains no result.json")
     assert said[1].startswith("/g/bad: ")
     assert said[2:] == [
-        "/g/late: 1 of 2 phases have ended",
-        "/g/twin: seed 0 of these settings is there already",
+        "/g/late: unfinished, 1 of 2 phases are done",
+        "/g/twin: another run has the same settings and seed 0",
     ]
     assert main(["compare", str(tmp_path / "g")]) == 0
     assert len(capsys.readouterr().err.splitlines()) == 3
@@ -181,16 +181,19 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     ("words", "said"),
     [
         ([], "no folder is named"),
-        (["nowhere"], "nowhere is no folder"),
+        (["nowhere"], "nowhere is not a folder; name folders that hold runs"),
         (
             ["empty"],
-            "there is no complete run to compare; not compared: empty: it holds no result.json",
+            "no complete run was found; not compared: empty: it contains no result.json",
         ),
-        (["runs", "--baseline", "best"], "baseline is 'best'; the rows are 'none', 'ewc', 'joint'"),
+        (
+            ["runs", "--baseline", "best"],
+            "baseline is 'best'; choose one of 'none', 'ewc', 'joint'",
+        ),
         (["runs", "--figure", "x.gif"], "figure is x.gif; its name must end in .pdf, .png or .svg"),
         (
             ["runs", "--csv", "no/such/x.csv"],
-            "no/such/x.csv can't be written: no/such is no folder",
+            "no/such/x.csv can't be written: the folder no/such does not exist",
         ),
         (["runs", "--cvs", "x"], "Did you mean 'csv'?"),
     ],
@@ -337,12 +340,12 @@ def test_a_measure_that_a_seed_lacks_is_noted_and_its_n_is_shown(tmp_path: Path)
         bare_run(tmp_path / str(seed), seed, last=last)
     found = compare([tmp_path])
     assert found.notes == [
-        "made-up: not known: average score of ewc (seed 2); forgetting of ewc (seed 2); average "
+        "made-up: unknown: average score of ewc (seed 2); forgetting of ewc (seed 2); average "
         "incremental score of ewc (seed 2)"
     ]
     row = next(line for line in shown(found, 120).splitlines() if line.startswith("ewc"))
     assert row.split()[1:5] == ["55.5", "±", "6.4", "(2)"]
-    assert "in brackets: how many seeds" in shown(found, 120)
+    assert "in brackets: the number of seeds where it is not n" in shown(found, 120)
 
 
 def test_a_measure_that_no_table_shows_is_noted_once_and_only_for_the_csv(tmp_path: Path) -> None:
@@ -456,8 +459,8 @@ def test_of_several_rows_without_strategies_the_baseline_is_named(tmp_path: Path
             iterations=iterations,
         )
     said = (
-        "the baseline is 'none, iterations=5', the first of 2 rows none; --baseline LABEL names "
-        "another"
+        "the baseline is 'none, iterations=5', the first of 2 rows with strategies none; "
+        "choose another with --baseline LABEL"
     )
     assert said in compare([tmp_path]).tables[0].remarks
     chosen = compare([tmp_path], "none, iterations=20").tables[0]
@@ -475,7 +478,7 @@ def test_rows_without_a_common_seed_are_named(tmp_path: Path) -> None:
     run_at(tmp_path / "a", 30, 0, "none")
     run_at(tmp_path / "b", 30, 1, "ewc")
     run_at(tmp_path / "c", 30, 0, "joint")
-    assert compare([tmp_path]).tables[0].remarks == ["no common seed with 'none': ewc"]
+    assert compare([tmp_path]).tables[0].remarks == ["no seed in common with 'none': ewc"]
 
 
 def test_where_steps_differ_the_curve_has_a_point_for_each_end_of_a_phase(tmp_path: Path) -> None:
@@ -505,14 +508,14 @@ def test_of_two_runs_of_a_seed_and_of_two_scenarios_the_first_is_the_same_in_any
     assert (
         found.notes
         == turned.notes
-        == [f"not compared: {tmp_path / 'b'}: seed 0 of these settings is there already"]
+        == [f"not compared: {tmp_path / 'b'}: another run has the same settings and seed 0"]
     )
 
 
 def test_a_table_without_the_baseline_says_which_one_it_has(tmp_path: Path) -> None:
     run_at(tmp_path / "a", 50, 0, "ewc")
     run_at(tmp_path / "b", 50, 0, "replay", scenario="other")
-    assert compare([tmp_path], "ewc").notes == ["other has no row 'ewc'; its baseline is 'replay'"]
+    assert compare([tmp_path], "ewc").notes == ["other has no row 'ewc'; 'replay' is its baseline"]
 
 
 def test_one_seed_has_no_bar_of_error(tmp_path: Path) -> None:
@@ -603,7 +606,7 @@ def test_json_is_all_there_is_on_the_standard_output(
     assert average["values"] == {"0": 50.0, "1": 53.1, "2": 48.2}
     assert average["difference"]["mean"] == pytest.approx(20.1)
     assert content["notes"] == [
-        f"not compared: {tmp_path / 'runs' / 'late'}: 1 of 2 phases have ended"
+        f"not compared: {tmp_path / 'runs' / 'late'}: unfinished, 1 of 2 phases are done"
     ]
     assert f"written: {tmp_path / 'x.tex'}" in printed.err
 
@@ -615,7 +618,7 @@ def test_a_csv_called_dash_goes_to_the_standard_output(
     assert main(["compare", str(tmp_path), "--csv", "-"]) == 0
     assert capsys.readouterr().out == to_csv(compare([tmp_path]))
     assert main(["compare", str(tmp_path), "--csv", "-", "--json"]) == 2
-    assert "json and csv both go to the standard output" in capsys.readouterr().err
+    assert "--json and --csv - both print to the standard output" in capsys.readouterr().err
 
 
 def test_a_figure_without_matplotlib_is_refused_before_anything_is_printed(

@@ -165,7 +165,11 @@ def test_values_come_in_their_types_from_flags_and_from_yaml(
         ("count", None, "count is null; it must be a whole number"),
         ("note", 3, "note is 3; it must be text or null"),
         ("size", "huge", "size is 'huge'; it must be one of small, large"),
-        ("numbers", "a,b", "numbers is ['a', 'b']; it must be a list"),
+        (
+            "numbers",
+            "a,b",
+            "numbers is ['a', 'b']; it must be a comma-separated list of whole numbers",
+        ),
         ("inner.rate", "fast", "inner.rate is 'fast'; it must be a number"),
         (
             "inner.kind",
@@ -174,7 +178,7 @@ def test_values_come_in_their_types_from_flags_and_from_yaml(
         ),
         ("on", "perhaps", "on is 'perhaps'; it must be true or false"),
         ("on", 1, "on is 1; it must be true or false"),
-        ("made", 3, "made is 3; it must be a class by name or path or null"),
+        ("made", 3, "made is 3; it must be the name or path of a class or null"),
         ("count", "x" * 500, "count is 'xxx"),
         ("count", "a\nb", "count is 'a\\nb'"),
     ],
@@ -215,7 +219,7 @@ def test_a_file_in_the_place_of_a_group_is_read_and_single_settings_win(tmp_path
         assert with_files(given_, SCHEMA) == {"inner.rate": 0.125, "inner.kind": "fast"}
     with pytest.raises(
         ValueError,
-        match=r"^inner is 5; it must be a mapping of its settings, or a YAML file that holds one$",
+        match=r"^inner is 5; it must be a mapping of settings, or a YAML file that contains one$",
     ):
         with_files({"inner": 5}, SCHEMA)
 
@@ -223,9 +227,9 @@ def test_a_file_in_the_place_of_a_group_is_read_and_single_settings_win(tmp_path
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("[1, 2]", "holds [1, 2]; it must hold settings"),
+        ("[1, 2]", "contains [1, 2]; it must contain settings"),
         ("a: [1", "is not YAML: "),
-        ("just text", "holds 'just text'"),
+        ("just text", "contains 'just text'"),
         ("a: \x00", "is not YAML"),
     ],
 )

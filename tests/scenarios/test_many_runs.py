@@ -94,9 +94,9 @@ def test_complete_runs_are_kept_and_others_begin_again(capsys: pytest.CaptureFix
     ]
     assert (
         lines[0]
-        == f"split-digits none seed 0: already complete in {first}; --overwrite runs it again"
+        == f"split-digits none seed 0: already complete in {first}; use --overwrite to run it again"
     )
-    assert lines[1] == f"split-digits none seed 1: started anew, {second}"
+    assert lines[1] == f"split-digits none seed 1: started over, writing to {second}"
     assert lines[2].startswith("split-digits none seed 1: average accuracy ")
     assert (first / "result.json").read_bytes() == before
     assert json.loads((second / "result.json").read_text())["complete"]
@@ -198,7 +198,7 @@ def test_a_signal_stops_all_runs_in_one_line(
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status
-    assert errors == f"everloop: error: {word}; the same command runs what is not complete\n"
+    assert errors == f"everloop: error: {word}; the same command runs the rest\n"
     assert released(tmp_path, seconds=0)
 
 
@@ -208,7 +208,7 @@ def test_sigterm_ends_a_run_in_one_line_and_its_result_so_far_stays(tmp_path: Pa
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
     assert errors.startswith("everloop: error: terminated at step ")
-    assert errors.endswith("; the same command begins it anew\n")
+    assert errors.endswith("; the same command starts the run over\n")
     assert errors.count("\n") == 1
     (file,) = tmp_path.glob("runs/*/*/0/result.json")
     assert len(json.loads(file.read_text())["evaluations"]) >= 1

@@ -92,8 +92,8 @@ def test_a_report_whose_section_has_no_end_is_left_as_it_is(tmp_path: Path) -> N
     with pytest.raises(
         ValueError,
         match=(
-            r"has '<!-- digits -->' without '<!-- end of digits -->' after it, allowed: both or "
-            r"neither$"
+            r"has '<!-- digits -->' without '<!-- end of digits -->' after it; restore "
+            r"that line, or remove the section$"
         ),
     ):
         write_section("digits", "new\n", report)
@@ -175,14 +175,14 @@ def test_rows_are_chosen_by_method_and_by_column(table: Path) -> None:
     [
         (
             ["nowhere"],
-            "unknown table 'nowhere'. Name one of online-cifar100, rotated-mnist, three-types",
+            "unknown table 'nowhere'. Choose one of online-cifar100, rotated-mnist, three-types",
         ),
         (["three-tpyes"], "unknown table 'three-tpyes'. Did you mean 'three-types'?"),
         (
             ["DIGITS", "--rows", "EWC"],
-            "row 'EWC' is not in table digits, allowed: ER, class, later, none, task",
+            "row 'EWC' is not in table digits; choose from ER, class, later, none, task",
         ),
-        (["DIGITS", "--jobs", "0"], "jobs is 0, allowed: 1 or more"),
+        (["DIGITS", "--jobs", "0"], "jobs is 0; it must be 1 or more"),
         (["BROKEN"], "can't be read"),
         (["FAILING"], "unknown scenario 'sea'"),
     ],
@@ -237,7 +237,7 @@ def test_held_out_examples_are_trained_on_by_nobody_and_are_the_same_for_every_s
     assert (SplitDigits(held_out=100).loaded[1].labels == test.labels).all()
     for bad in (-1, len(everything)):
         with pytest.raises(
-            ValueError, match=f"held_out is {bad}, allowed: 0 to {len(everything) - 1}"
+            ValueError, match=f"held_out is {bad}; it must be 0 to {len(everything) - 1}"
         ):
             SplitDigits(held_out=bad).build(0)
 
@@ -245,7 +245,7 @@ def test_held_out_examples_are_trained_on_by_nobody_and_are_the_same_for_every_s
 def test_iterations_are_batches_of_each_task() -> None:
     _, plan, _, _ = SplitDigits(iterations=7, batch_size=16).build(0)
     assert plan.steps == [7 * 16] * 5
-    with pytest.raises(ValueError, match="iterations is 0, allowed: 1 or more"):
+    with pytest.raises(ValueError, match="iterations is 0; it must be 1 or more"):
         SplitDigits(iterations=0).build(0)
-    with pytest.raises(ValueError, match="iterations is 5, allowed: none where gradual is above 0"):
+    with pytest.raises(ValueError, match="iterations is 5; it must be null if gradual is above 0"):
         SplitDigits(iterations=5, gradual=0.5).build(0)

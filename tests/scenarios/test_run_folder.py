@@ -46,7 +46,7 @@ def test_of_runs_that_begin_at_once_in_one_folder_one_runs_and_the_others_are_re
     assert sorted(process.returncode for process in begun) == [0, 2, 2]
     refused = [error for error in errors if error]
     assert all(
-        "another run is writing into x" in error or "x already holds" in error for error in refused
+        "another run is writing to x" in error or "x already holds" in error for error in refused
     )
     assert [error.count("\n") for error in refused] == [1, 1]
     seed = next(i for i, process in enumerate(begun) if process.returncode == 0)
@@ -65,7 +65,7 @@ def test_a_complete_run_of_the_same_settings_is_kept_and_shown(
     assert main([word for word in [*SHORT, *where] if word != "--quiet"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
-        f"split-digits none seed 0: already complete in {folder}; --overwrite runs it again"
+        f"split-digits none seed 0: already complete in {folder}; use --overwrite to run it again"
         in lines
     )
     assert any("average accuracy" in line for line in lines)
@@ -84,11 +84,14 @@ def test_an_unfinished_run_of_the_same_settings_begins_anew_and_one_of_others_is
     cut = {**whole, "evaluations": whole["evaluations"][:-1]}
     Path("x/result.json").write_text(json.dumps(cut))
     assert main([*SHORT, "--out", "x", "--iterations", "4"]) == 2
-    assert "x already holds an unfinished run; choose another --out" in capsys.readouterr().err
+    assert (
+        "x already holds an unfinished run; choose another folder (--out)"
+        in capsys.readouterr().err
+    )
     assert json.loads(Path("x/result.json").read_text()) == cut
     assert main([word for word in [*SHORT, "--out", "x"] if word != "--quiet"]) == 0
     assert (
-        "split-digits none seed 0: x holds it unfinished; it begins anew"
+        "split-digits none seed 0: writing to x; the unfinished run there starts over"
         in capsys.readouterr().out.splitlines()
     )
     anew = json.loads(Path("x/result.json").read_text())
@@ -101,13 +104,13 @@ def test_a_folder_that_can_not_be_made_is_one_line_before_anything_is_learned(
     Path("locked").mkdir()
     Path("locked/.lock").mkdir()  # as in a folder that is read-only: its lock can't be taken
     for out, said in (
-        ("/proc/x", "the folder /proc/x can't be made: "),
-        ("locked", "the folder locked can't be written into: "),
+        ("/proc/x", "the folder /proc/x can't be created: "),
+        ("locked", "the folder locked can't be written to: "),
     ):
         assert main([*SHORT, "--out", out]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
-        assert line.endswith("; choose another --out")
+        assert line.endswith("; choose another folder (--out)")
         assert "at step" not in line
 
 
@@ -259,5 +262,5 @@ def test_ctrl_c_is_one_line_and_status_130(
     assert main([*SHORT, "--seeds", "0-1"]) == 130
     assert (
         capsys.readouterr().err.strip()
-        == "everloop: error: interrupted; the same command runs what is not complete"
+        == "everloop: error: interrupted; the same command runs the rest"
     )

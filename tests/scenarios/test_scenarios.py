@@ -96,7 +96,7 @@ def test_control_runs_do_not_notice_what_else_draws_random_numbers() -> None:
 def test_an_experiment_runs_once() -> None:
     experiment = Experiment(SplitDigits(epochs=1, tasks=["0-1"]))
     experiment.run()
-    with pytest.raises(RuntimeError, match="run already"):
+    with pytest.raises(RuntimeError, match="already run"):
         experiment.run()
 
 

@@ -210,14 +210,14 @@ def test_a_stream_under_way_knows_the_order_of_the_tasks_chosen() -> None:
             ["split-mnist", "--disjoint-ratio", "0.5", "--scenario-type", "task"],
             "disjoint_ratio is 0.5",
         ),
-        (["split-mnist", "--epochs", "0"], "epochs is 0, allowed: 1 or more"),
+        (["split-mnist", "--epochs", "0"], "epochs is 0; it must be 1 or more"),
         (["split-mnist", "--width", "0"], "allowed: 1 or more"),
         (["split-mnist", "--periods", "[0]"], "a level's period is 0, allowed: 1 or more"),
         (["split-mnist", "--architecture", "transformer"], "architecture"),
         (["split-mnist", "--training.learning-rate", "-1"], "learning_rate is -1"),
         (["split-mnist", "--training.device", "cuda:99"], "device is 'cuda:99'"),
         (["split-mnist", "--pretrain", "/nowhere", "--architecture", "convnet"], "/nowhere"),
-        (["split-omniglot", "--alphabets", "9"], "alphabets is 9, allowed: 1 to 3"),
+        (["split-omniglot", "--alphabets", "9"], "alphabets is 9; it must be 1 to 3"),
         (["rotated-mnist", "--num-tasks", "0"], "num_tasks is 0, allowed: 1 or more"),
         (["domain-sentiment", "--checkpoint", "/nowhere"], "/nowhere"),
         (["domain-sentiment", "--length", "0"], "length is 0, allowed: 1 or more"),
@@ -244,15 +244,15 @@ def test_without_the_data_a_stream_says_where_it_looks(
     assert main(["run", "split-mnist", "--strategies", "none"]) == 2
     said = capsys.readouterr().err
     assert (
-        "split-mnist needs a data set: put a folder mnist into EVERLOOP_DATA, which is "
-        f"{tmp_path}, or name it with --data" in said
+        "split-mnist needs a data set: put a folder 'mnist' into EVERLOOP_DATA, which is "
+        f"{tmp_path}, or give another one with --data" in said
     )
     monkeypatch.delenv("EVERLOOP_DATA")
     assert main(["run", "domain-ner", "--strategies", "none"]) == 2
     said = capsys.readouterr().err
     assert (
-        "domain-ner needs a data set: put a folder crossner into EVERLOOP_DATA, or name it with "
-        "--data" in said
+        "domain-ner needs a data set: put a folder 'crossner' into EVERLOOP_DATA, or give another "
+        "one with --data" in said
     )
 
 
@@ -278,7 +278,7 @@ def test_the_list_says_what_each_needs(capsys: pytest.CaptureFixture[str]) -> No
     for needed in (
         'folder "cifar100" in EVERLOOP_DATA',
         "Kaggle credentials",
-        "--folders [news,social,academic]",
+        "--folders news,social,academic",
     ):
         assert needed in listed
 
@@ -342,7 +342,7 @@ def test_pretrained_convolutions_are_frozen_and_come_from_the_cache_the_second_t
     same = {name: bool((before[name] == after[name]).all()) for name in before}
     assert all(kept == name.startswith("backbone.convolutions") for name, kept in same.items())
     loaded = SplitCIFAR10(data=str(data / "cifar10")).examples()
-    with pytest.raises(ValueError, match=r"^pretrain_epochs is 0, allowed: 1 or more$"):
+    with pytest.raises(ValueError, match=r"^pretrain_epochs is 0; it must be 1 or more$"):
         pretrained_convolutions(loaded, 0)
     monkeypatch.setattr(SupervisedLearner, "learn", lambda *args: pytest.fail("trained again"))
     for name, value in pretrained_convolutions(loaded, 2).items():
