@@ -30,8 +30,8 @@ LONG_IN = {
     "loop": "run run_state tags two_learners",
     "loop/sb3": "off_policy off_policy_strategies on_policy_strategies",
     "loop/strategies": "architecture companions hat replay strategy_contract",
-    "scenarios": "advise arguments check_strategy cli compare leaks many_runs progress reproduce "
-    "run_folder scenarios streams",
+    "scenarios": "advise arguments check_strategy cli compare compare_command compare_output leaks "
+    "many_runs progress reproduce run_folder scenarios streams",
 }
 LONG = {
     HERE / folder / f"test_{name}.py" for folder, names in LONG_IN.items() for name in names.split()

@@ -282,9 +282,11 @@ def _reproduce(words: list[str]) -> Ready:
 
 def _show_reproduction(asked: Reproduce) -> int:
     console = Console()
-    text, report = reproduce(asked, lambda line: console.print(line, highlight=False, markup=False))
-    console.print(Markdown(text))
-    console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    text, report = reproduce(asked, say)
+    with stdout() as table:
+        table.print(Markdown(text))
+    say(f"report: {report}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import os
 import shlex
 import sys
 import traceback
@@ -58,6 +59,8 @@ def prepare_run(words: list[str]) -> Callable[[], int]:
         ValueError: In one line, if a setting is wrong. A scenario may raise other `BAD_INPUT`.
     """
     request = arguments.read(words)
+    if request.values["quiet"] or not sys.stderr.isatty():
+        _hide_library_bars()
     torch.set_num_threads(request.values["threads"])
     if request.values["print_config"]:
         return partial(_print_config, request)
@@ -74,6 +77,18 @@ def prepare_run(words: list[str]) -> Callable[[], int]:
         [*experiment.notes, *request.notes(experiment.scenario)],
         request.values,
     )
+
+
+def _hide_library_bars() -> None:
+    """Turn off the progress bars of the Hugging Face libraries, imported already or later."""
+    libraries = {
+        "datasets": "HF_DATASETS_DISABLE_PROGRESS_BARS",
+        "huggingface_hub.utils": "HF_HUB_DISABLE_PROGRESS_BARS",
+    }
+    for module, variable in libraries.items():
+        os.environ.setdefault(variable, "1")  # read when the library is imported
+        if module in sys.modules:
+            sys.modules[module].disable_progress_bars()
 
 
 def _console(values: dict[str, Any], notes: Sequence[str]) -> Console:

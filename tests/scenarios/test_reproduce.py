@@ -78,6 +78,23 @@ def test_the_command_runs_what_is_missing_and_writes_the_table(
     assert report.read_text() == text
 
 
+def test_a_pipe_gets_whole_lines(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, method = "a long source " * 10, "a long method " * 10
+    content = TABLE.replace("nobody, 2026.", source).replace("method: ER", f"method: {method}")
+    table.write_text(content)
+    monkeypatch.setattr(
+        "everloop.scenarios.reproduce.run_rows", lambda *args: args[-1](f"{method} is done")
+    )
+    assert main(["reproduce", str(table), "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{method} is done" in lines
+    assert any(source.strip() in line and "Machine:" in line for line in lines)
+    assert any(method.strip() in line and line.endswith("not yet run") for line in lines)
+    assert lines[-1].startswith("report: ")
+
+
 def test_after_a_failed_run_no_other_begins(table: Path, tmp_path: Path) -> None:
     loaded = load_table(str(table))
     rows = [Row("bad", "class", "split-digits --strategies nothing"), *loaded.rows]

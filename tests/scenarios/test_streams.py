@@ -1,6 +1,12 @@
 """Every stream runs by its name in every form, on small data in the layout of the real one."""
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +260,35 @@ def test_without_the_data_a_stream_says_where_it_looks(
         "domain-ner needs a data set: put a folder 'crossner' into EVERLOOP_DATA, or give another "
         "one with --data" in said
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "terminal", "shown"),
+    [([], True, True), (["--quiet"], True, False), ([], False, False)],
+    ids=["terminal", "quiet terminal", "pipe"],
+)
+def test_loading_data_shows_bars_in_a_terminal_only_and_never_with_quiet(
+    words: list[str], terminal: bool, shown: bool, tmp_path: Path
+) -> None:
+    """The run is refused after its data is loaded, so that it is short."""
+    refused = ["run", "split-mnist", "--strategies", "packnet", *words]
+    env = {**os.environ, "EVERLOOP_CACHE": str(tmp_path / "cache"), "TERM": "xterm"}
+    env.pop("HF_DATASETS_DISABLE_PROGRESS_BARS", None)
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        termios.tcsetwinsize(theirs, (24, 80))
+    command = [sys.executable, "-m", "everloop", *refused]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=env)
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # a terminal ends with an error
+        while part := os.read(ours, 4096):
+            said += part
+    os.close(ours)
+    assert process.wait() == 2
+    assert b"everloop: error: packnet" in said
+    assert (b"Generating train split" in said) == shown
+    assert shown or said.count(b"\n") == 1
 
 
 def test_a_hub_that_does_not_answer_is_one_line_that_says_what_else_to_do(
