@@ -100,7 +100,7 @@ WHERE = _settings(
         "seeds",
         str | None,
         None,
-        "Several seeds, such as 0-4 or 0,3,7; each is a run of its own. Replaces --seed.",
+        "Several seeds, such as 0-4 or 0,3,7; each is a run of its own. Not together with --seed.",
     ),
     ("jobs", int, 1, "Number of runs at the same time, 1 to 1024."),
     ("quiet", bool, False, "Print errors only, and the result if --json is given."),

@@ -27,7 +27,7 @@ def run_at(
     phases: int = 2,
     **changes: Any,
 ) -> Path:
-    """A run of two tasks that ends with this average, 10 below what it had learned of the first."""
+    """Write a run of two tasks with average `level` at the end and 10 points of forgetting."""
     ends = [
         Evaluation(100, 0, True, [level + 10, 0.0], [0.0, 0.0]),
         Evaluation(150, 1, False, [level + 5, level - 5], [0.0, 0.0]),
@@ -62,7 +62,7 @@ def run_at(
 
 
 def grid(folder: Path) -> Path:
-    """none and ewc on seeds 0 to 2, which differ by 20 and a little, and joint on one."""
+    """Write runs of none and ewc with seeds 0 to 2, about 20 points apart, and one of joint."""
     for seed, noise in enumerate([0.0, 3.0, -2.0]):
         run_at(folder / f"x{seed}", 30 + noise, seed, "none")
         run_at(folder / "deep" / f"y{seed}", 50 + noise + seed / 10, seed)
@@ -73,7 +73,7 @@ def grid(folder: Path) -> Path:
 def bare_run(
     folder: Path, seed: int, ends: tuple[int, int] = (100, 200), last: float = 60.0
 ) -> None:
-    """A run of ewc whose phases end at these steps and whose first task ends at `last`."""
+    """Write a run of ewc with phases up to steps `ends`; `last` is the first task's last score."""
     evaluations = [
         Evaluation(0, None, False, [0.0, 0.0], [0.0, 0.0]),
         Evaluation(ends[0], 0, True, [70.0, 0.0], [0.0, 0.0]),

@@ -1,4 +1,4 @@
-"""The command line: what a run leaves behind, and one clear line for every mistake."""
+"""The command line: the files of a run, and one clear line for every mistake."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from run_files import result_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from everloop.loop import STRATEGIES
@@ -21,7 +22,7 @@ PLANT = ["run", "switching-plant", "--steps", "2048", "--num-tasks", "2"]
 
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str], *said: str) -> None:
-    """The command ends with status 2 and one line on stderr that says all of `said`."""
+    """Check that the command ends with status 2 and one line on stderr with all of `said`."""
     assert main(words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
@@ -117,8 +118,7 @@ def test_the_same_seed_gives_the_same_result_to_the_bit(words: list[str], tmp_pa
             )
             == 0
         )
-        result = json.loads((tmp_path / name / "result.json").read_text())
-        results.append({key: value for key, value in result.items() if key != "wall_seconds"})
+        results.append(result_of(tmp_path / name))
     assert results[0] == results[1]
     assert (
         main([*words, "--strategies", "ewc,replay", "--out", str(tmp_path / "c"), "--seed", "6"])
@@ -152,7 +152,7 @@ def test_tasks_choose_what_is_trained_and_in_which_order(tmp_path: Path) -> None
 def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same run as with the reference, in the terminal, in result.json and on the board."""
+    """The run is the same as with the reference: in the terminal, result.json and TensorBoard."""
     monkeypatch.syspath_prepend(str(HERE))
     small = [*PLANT[2:], "--token-size", "8", "--hidden-size", "8", "--recurrent", "false"]
     assert (
@@ -359,7 +359,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
         [*DIGITS, "--out", str(out), "--seed", "1"],
         capsys,
         f"{out} already holds a complete run",
-        "--overwrite",
+        "(--overwrite, in Python overwrite=True)",
     )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert main([*DIGITS, "--out", str(out), "--seed", "1", "--overwrite"]) == 0

@@ -44,7 +44,7 @@ def test_seeds_of_the_same_settings_are_one_row_and_the_plain_one_is_the_baselin
     assert (alone.n, alone.mean, alone.half) == (1, pytest.approx(60), None)
 
 
-def test_rows_that_would_be_called_the_same_say_where_they_differ(tmp_path: Path) -> None:
+def test_labels_show_the_settings_in_which_rows_differ(tmp_path: Path) -> None:
     run_at(tmp_path / "a", 50, 0, ewc={"strength": 1.0, "decay": 1.0})
     run_at(tmp_path / "b", 60, 0, ewc={"strength": 10.0, "decay": 1.0})
     run_at(tmp_path / "c", 40, 0, "none")
@@ -63,7 +63,7 @@ def test_rows_of_a_sweep_are_sorted_by_number(tmp_path: Path) -> None:
     assert labels == ["1e-05", "2.0", "10.0", "100.0"]
 
 
-def test_a_seed_of_a_strategys_own_and_threads_make_no_other_row(tmp_path: Path) -> None:
+def test_strategy_seeds_and_threads_make_no_separate_row(tmp_path: Path) -> None:
     run_at(tmp_path / "a", 50, 0, ewc={"seed": 0, "strength": 1.0})
     run_at(tmp_path / "b", 60, 1, ewc={"seed": 1, "strength": 1.0})
     (table,) = compare([tmp_path]).tables
@@ -74,7 +74,7 @@ def test_a_seed_of_a_strategys_own_and_threads_make_no_other_row(tmp_path: Path)
     "changes",
     [{"scenario": "other"}, {"metric": SCORE}, {"tasks": ["a", "c"]}, {"scenario_type": "domain"}],
 )
-def test_what_can_not_be_averaged_stands_in_tables_of_its_own(
+def test_incomparable_runs_stand_in_separate_tables(
     changes: dict[str, Any], tmp_path: Path
 ) -> None:
     run_at(tmp_path / "a", 50, 0)
@@ -95,7 +95,7 @@ def test_a_measure_that_a_seed_lacks_is_noted_and_its_n_is_shown(tmp_path: Path)
     assert "in brackets: the number of seeds where it is not n" in shown(found, 120)
 
 
-def test_a_measure_that_no_table_shows_is_noted_once_and_only_for_the_csv(tmp_path: Path) -> None:
+def test_a_measure_outside_the_tables_is_noted_only_for_the_csv(tmp_path: Path) -> None:
     for name in ("none", "ewc"):
         run_at(tmp_path / name, 50, 0, name, before=[math.nan, math.nan])
     assert compare([tmp_path]).notes == []
@@ -143,7 +143,7 @@ def test_rows_that_differ_in_their_strategies_alone_need_no_remark(tmp_path: Pat
     assert table.remarks == []
 
 
-def test_only_what_is_not_the_default_is_named(tmp_path: Path) -> None:
+def test_labels_show_only_settings_that_are_not_the_default(tmp_path: Path) -> None:
     for i, strength in enumerate([1000.0, 10.0]):  # 1000 is split-digits' own
         run_at(tmp_path / str(i), 30, 0, "ewc", scenario="split-digits", ewc={"strength": strength})
     run_at(
@@ -164,7 +164,7 @@ def test_only_what_is_not_the_default_is_named(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_that_are_equal_in_effect_keep_labels_of_their_own(tmp_path: Path) -> None:
+def test_rows_that_are_equal_in_effect_keep_different_labels(tmp_path: Path) -> None:
     run_at(tmp_path / "a", 30, 0, "none", scenario="split-digits", gradual=0.0)
     run_at(tmp_path / "b", 30, 0, "none", scenario="split-digits")
     labels = [group.label for group in compare([tmp_path]).tables[0].groups]
@@ -204,7 +204,7 @@ def test_rows_without_a_common_seed_are_named(tmp_path: Path) -> None:
     assert compare([tmp_path]).tables[0].remarks == ["no seed in common with 'none': ewc"]
 
 
-def test_of_two_runs_of_a_seed_and_of_two_scenarios_the_first_is_the_same_in_any_order(
+def test_the_result_is_the_same_in_any_order_of_folders(
     tmp_path: Path,
 ) -> None:
     folders = [

@@ -21,7 +21,9 @@ from everloop.scenarios.compare_output import (
 )
 
 
-def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_are_left_out_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     grid(tmp_path / "g")
     run_at(tmp_path / "g" / "late", 50, 3, phases=1)
     run_at(tmp_path / "g" / "twin", 50, 0)

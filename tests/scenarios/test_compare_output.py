@@ -65,7 +65,7 @@ def test_other_metrics_have_their_own_words(
     assert "%)" not in text
 
 
-def test_the_csv_holds_every_measure_of_every_row_whole(tmp_path: Path) -> None:
+def test_the_csv_has_every_measure_of_every_row_in_full_precision(tmp_path: Path) -> None:
     found = compare([grid(tmp_path)])
     (table,) = found.tables
     rows = list(csv.DictReader(io.StringIO(to_csv(found))))
@@ -128,7 +128,7 @@ def test_the_picture_draws_each_seed_the_mean_and_the_curves(tmp_path: Path) -> 
     )
 
 
-def test_where_steps_differ_the_curve_has_a_point_for_each_end_of_a_phase(tmp_path: Path) -> None:
+def test_where_steps_differ_the_curve_has_a_point_per_phase(tmp_path: Path) -> None:
     for seed in range(3):
         bare_run(
             tmp_path / str(seed), seed, ends=(100 + 3 * seed, 200 + 6 * seed), last=60.0 + seed

@@ -1,4 +1,4 @@
-"""Flags and YAML are one thing, and every mistake in them is one line."""
+"""Flags and YAML set the same values, and every mistake in them is one line."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_values_come_in_their_types_from_flags_and_from_yaml(
         ("count", "a\nb", "count is 'a\\nb'"),
     ],
 )
-def test_a_value_of_another_type_is_one_line_with_key_value_and_what_is_possible(
+def test_the_error_of_a_wrong_type_names_key_value_and_possible_values(
     key: str, value: Any, said: str
 ) -> None:
     with pytest.raises(ValueError, match="it must be") as refused:
@@ -209,7 +209,7 @@ def test_an_unknown_key_is_one_line_with_the_nearest(key: str, said: str) -> Non
     assert str(refused.value) == said
 
 
-def test_a_file_in_the_place_of_a_group_is_read_and_single_settings_win(tmp_path: Path) -> None:
+def test_single_settings_override_the_file_of_their_group(tmp_path: Path) -> None:
     file = tmp_path / "inner.yaml"
     file.write_text("rate: 0.125\nkind: slow\n")
     for given_ in (
@@ -233,7 +233,9 @@ def test_a_file_in_the_place_of_a_group_is_read_and_single_settings_win(tmp_path
         ("a: \x00", "is not YAML"),
     ],
 )
-def test_a_file_that_holds_no_settings_is_one_line(content: str, said: str, tmp_path: Path) -> None:
+def test_a_file_without_settings_is_an_error_of_one_line(
+    content: str, said: str, tmp_path: Path
+) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(content)
     with pytest.raises(ValueError, match=r"x\.yaml") as refused:
@@ -265,8 +267,8 @@ KEYS = st.from_regex(r"[a-z_]{1,6}(\.[a-z_]{1,6}){0,2}", fullmatch=True).filter(
 
 
 @given(values=st.dictionaries(KEYS, PLAIN_VALUES, max_size=6))
-def test_what_is_written_nested_is_read_flat_again(values: dict[str, Any]) -> None:
-    """Unless a key is a prefix of another one, which no schema has but for factories."""
+def test_nested_settings_are_read_back_as_flat_ones(values: dict[str, Any]) -> None:
+    """Except if a key is a prefix of another one, which only factories have."""
     if any(other.startswith(f"{key}.") for key in values for other in values):
         return
     assert flat(yaml.safe_load(yaml.safe_dump(nested(values)))) == values
@@ -279,7 +281,7 @@ def test_a_factory_is_written_with_its_class_and_read_again() -> None:
     assert nested({"optimizer": Factory("adam")}) == {"optimizer": "adam"}
 
 
-def test_any_setting_is_written_as_yaml_can_hold_it() -> None:
+def test_every_type_of_setting_is_written_as_yaml() -> None:
     values = {
         "a": Size.large,
         "b": Path("x/y"),

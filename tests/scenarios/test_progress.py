@@ -1,6 +1,4 @@
-"""What a run looks like while it goes, in a terminal of any width and without one, and
-afterwards.
-"""
+"""The output of a run during and after it, in terminals of any width and in pipes."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ def result(
 
 
 def run_of(result: Result, step: int = 0, phase: int = 0, total: int = 100) -> Any:
-    """What callbacks read of a run, of a result that was made by hand."""
+    """Return a stand-in for a run with the attributes that the progress bar reads."""
     tasks = [SimpleNamespace(id=j, name=result.tasks[j]) for j in result.phases[phase]]
     plan = SimpleNamespace(phases=result.phases, steps=[total])
     learner = SimpleNamespace(world=SimpleNamespace(num_envs=1))
@@ -96,7 +94,7 @@ def test_the_bars_share_is_the_share_of_the_steps() -> None:
             assert f"{min(done, 1000)}/1000" in line
 
 
-def test_without_a_terminal_plain_lines_come_with_every_task_and_now_and_then(
+def test_without_a_terminal_plain_lines_come_at_each_task_and_every_30_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
@@ -202,7 +200,7 @@ SMALL = {"num_tasks": 2, "token_size": 8, "hidden_size": 8, "eval_every": 10_000
     ],
     ids=["stream", "ppo", "sac"],
 )
-def test_the_total_is_what_is_really_learned_from(scenario: Any) -> None:
+def test_the_total_is_the_number_of_steps_really_made(scenario: Any) -> None:
     out = console(terminal=False)
     with Progress(out) as lines:
         learned = Experiment(scenario, "none").run([lines])
@@ -298,7 +296,7 @@ def test_a_task_that_comes_back_has_rows_of_its_own() -> None:
     ],
     ids=["iterations", "epochs", "recurrent ppo", "ppo"],
 )
-def test_a_task_that_is_hardly_trained_is_named_with_the_updates_it_really_gets(
+def test_a_task_with_few_updates_is_named_with_their_number(
     scenario: Any, updates: int, who: str, advice: str
 ) -> None:
     experiment = Experiment(scenario, "none")

@@ -1,4 +1,4 @@
-"""A table is run as it says, and judged by its own tolerance."""
+"""Published tables: their rows are run as written and compared within their tolerance."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_another_command_is_another_run(table: Path, tmp_path: Path) -> None:
         (None, False, [90.0], "-"),
     ],
 )
-def test_the_verdict_is_points_or_two_standard_errors_or_above(
+def test_a_row_passes_within_points_or_two_standard_errors_or_above(
     published: float | None, exact: bool, values: list[float], said: str
 ) -> None:
     assert verdict(Row("m", "c", "run", published, exact=exact), values, 1.5) == said
@@ -234,7 +234,7 @@ def test_a_mistake_ends_in_one_line(
 
 
 @pytest.mark.parametrize("path", sorted(TABLES.glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_table_of_ours_says_where_its_numbers_are_from_and_how_settings_were_chosen(
+def test_every_built_in_table_states_the_source_of_its_numbers_and_settings(
     path: Path,
 ) -> None:
     table = load_table(str(path))
@@ -244,7 +244,7 @@ def test_every_table_of_ours_says_where_its_numbers_are_from_and_how_settings_we
         assert row.search or row.method in ("none", "joint")
 
 
-def test_held_out_examples_are_trained_on_by_nobody_and_are_the_same_for_every_seed() -> None:
+def test_held_out_examples_are_never_trained_on_and_the_same_for_every_seed() -> None:
     train, test = SplitDigits(held_out=100).loaded
     everything = SplitDigits().loaded[0]
     pictures = {image.tobytes() for image in everything.inputs}

@@ -1,4 +1,4 @@
-"""A run's folder: one run at a time, and what was there stays until the new run is complete."""
+"""The folder of a run: one run at a time, and old files stay until the new run is complete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_of_runs_that_begin_at_once_in_one_folder_one_runs_and_the_others_are_refused(
+def test_of_runs_started_at_once_in_one_folder_all_but_one_are_refused(
     tmp_path: Path,
 ) -> None:
     words = ["run", "split-digits", "--iterations", "60", "--quiet", "--out", "x"]
@@ -76,7 +76,7 @@ def test_a_complete_run_of_the_same_settings_is_kept_and_shown(
     assert (folder / "environment.json").stat().st_mtime_ns > written
 
 
-def test_an_unfinished_run_of_the_same_settings_begins_anew_and_one_of_others_is_refused(
+def test_an_unfinished_run_starts_over_and_one_with_other_settings_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main([*SHORT, "--out", "x"]) == 0
@@ -98,7 +98,7 @@ def test_an_unfinished_run_of_the_same_settings_begins_anew_and_one_of_others_is
     assert (anew["scores"], anew["complete"]) == (whole["scores"], True)
 
 
-def test_a_folder_that_can_not_be_made_is_one_line_before_anything_is_learned(
+def test_a_folder_that_can_not_be_created_is_refused_before_training(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("locked").mkdir()
@@ -114,7 +114,7 @@ def test_a_folder_that_can_not_be_made_is_one_line_before_anything_is_learned(
         assert "at step" not in line
 
 
-def test_what_a_new_run_replaces_is_kept_until_that_is_complete(
+def test_old_files_are_kept_until_the_new_run_is_complete(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main([*SHORT, "--out", "x"]) == 0
@@ -163,7 +163,7 @@ def test_an_error_in_a_users_world_is_one_line_and_its_traceback_is_kept(
 def test_a_full_disk_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As the operating system says it, from whichever write comes first."""
+    """The message is the operating system's, whichever write fails first."""
     written = []
 
     def full(path: Path, content: dict[str, object]) -> None:
@@ -244,7 +244,7 @@ def test_a_missing_extra_is_one_line(
     assert not Path("runs").exists()
 
 
-def test_data_that_is_not_there_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     for data in ("typo", "some/folder/that/is/not/there"):
         assert main(["run", "split-mnist", "--data", data]) == 2

@@ -1,4 +1,4 @@
-"""Every stream runs by its name in every form, on small data in the layout of the real one."""
+"""Every stream runs in every scenario type, on small data in the layout of the real data."""
 
 import contextlib
 import json
@@ -96,7 +96,7 @@ def surroundings(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def extra(name: str, data: Path) -> list[str]:
-    """What a stream needs beside its name."""
+    """Return the settings that a stream needs for the small data."""
     return {
         "split-imagenet256": ["--data", str(data / "imagenet"), "--side", "8", "--width", "4"],
         "domain-text": ["--folders", f"[{data}/own/news,{data}/own/social]"],
@@ -112,7 +112,7 @@ STREAMS = [name for name in SCENARIOS if name not in ("switching-plant", "split-
 
 @pytest.mark.parametrize("kind", ["task", "domain", "class"])
 @pytest.mark.parametrize("name", STREAMS)
-def test_every_stream_runs_in_every_form(name: str, kind: str, data: Path) -> None:
+def test_every_stream_runs_in_every_scenario_type(name: str, kind: str, data: Path) -> None:
     words = [
         "run",
         name,
@@ -149,10 +149,10 @@ def test_every_stream_runs_in_every_form(name: str, kind: str, data: Path) -> No
         ("domain-text", ["news", "social"], 2),
     ],
 )
-def test_what_is_asked_depends_on_the_form(
+def test_the_number_of_classes_depends_on_the_scenario_type(
     name: str, tasks: list[str], classes: int, data: Path
 ) -> None:
-    """Class-incremental tells apart the classes of all tasks, the other two those of one."""
+    """Class-incremental learning has the classes of all tasks, the other types those of one."""
     options = {"data": str(data / "imagenet"), "side": 8} if name == "split-imagenet256" else {}
     if name == "domain-text":
         options = {"folders": [str(data / "own" / "news"), str(data / "own" / "social")]}
@@ -189,8 +189,8 @@ def test_presets_and_single_ratios_reach_the_stream() -> None:
     )
 
 
-def test_a_stream_under_way_knows_the_order_of_the_tasks_chosen() -> None:
-    """What leaks in is of the next task in that order, not in the world's."""
+def test_a_stream_knows_the_order_of_the_chosen_tasks() -> None:
+    """Blurred examples come from the next task in that order, not in the world's order."""
     world: Any = SplitDigits(blur_ratio=0.3, tasks=["6-7", "0-1"]).world("train", 50, 0)
     world.reset(seed=0, options={"task": "6-7"})
     info = world.step(np.zeros(50, int))[4]
@@ -267,7 +267,7 @@ def test_without_the_data_a_stream_says_where_it_looks(
     [([], True, True), (["--quiet"], True, False), ([], False, False)],
     ids=["terminal", "quiet terminal", "pipe"],
 )
-def test_loading_data_shows_bars_in_a_terminal_only_and_never_with_quiet(
+def test_loading_data_shows_bars_only_in_a_terminal_and_never_with_quiet(
     words: list[str], terminal: bool, shown: bool, tmp_path: Path
 ) -> None:
     """The run is refused after its data is loaded, so that it is short."""
@@ -291,7 +291,7 @@ def test_loading_data_shows_bars_in_a_terminal_only_and_never_with_quiet(
     assert shown or said.count(b"\n") == 1
 
 
-def test_a_hub_that_does_not_answer_is_one_line_that_says_what_else_to_do(
+def test_an_unreachable_hub_is_one_line_with_the_alternatives(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("datasets")
@@ -360,7 +360,7 @@ def test_periods_make_levels_of_depth_or_of_memories() -> None:
     assert not isinstance(without.optimizer, NestedOptimizer)
 
 
-def test_pretrained_convolutions_are_frozen_and_come_from_the_cache_the_second_time(
+def test_pretrained_convolutions_are_frozen_and_cached(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: Any = {
@@ -384,7 +384,7 @@ def test_pretrained_convolutions_are_frozen_and_come_from_the_cache_the_second_t
         assert bool((value == after[f"backbone.convolutions.{name}"]).all())
 
 
-def test_a_checkpoint_of_ones_own_reads_the_texts(data: Path, tmp_path: Path) -> None:
+def test_a_users_checkpoint_reads_the_texts(data: Path, tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     pieces = [
