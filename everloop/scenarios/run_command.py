@@ -87,8 +87,8 @@ def _hide_library_bars() -> None:
     }
     for module, variable in libraries.items():
         os.environ.setdefault(variable, "1")  # read when the library is imported
-        if module in sys.modules:
-            sys.modules[module].disable_progress_bars()
+        if (library := sys.modules.get(module)) is not None:
+            library.disable_progress_bars()
 
 
 def _console(values: dict[str, Any], notes: Sequence[str]) -> Console:
