@@ -240,7 +240,7 @@ def _show_advice(situation: Situation) -> int:
         for title, chosen in (
             ("fit, best first", [a for a in advice if a.fits and not a.plasticity]),
             (
-                "fit, and preserve the ability to learn (combine them with the above)",
+                "fit, and preserve the ability to learn",
                 [a for a in advice if a.fits and a.plasticity],
             ),
         ):
