@@ -1,7 +1,7 @@
-"""Continual learning in a closed loop: worlds with tasks, agents, a loop that remembers.
+"""Continual learning in a closed loop: worlds with tasks, agents, and methods against forgetting.
 
-`import everloop` registers the worlds with Gymnasium and imports nothing heavier than it. The rest
-is in `everloop.envs`, `everloop.agents`, `everloop.loop` and `everloop.scenarios`.
+`import everloop` registers the worlds with Gymnasium and imports nothing heavier than Gymnasium.
+The parts are `everloop.envs`, `everloop.agents`, `everloop.loop` and `everloop.scenarios`.
 """
 
 from everloop import envs as envs

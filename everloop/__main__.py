@@ -1,4 +1,4 @@
-"""`everloop`, and `python -m everloop`."""
+"""Entry point of `everloop` and `python -m everloop`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from everloop.scenarios.jobs import end_on_sigterm
 
 
 def main() -> int:
-    """The command line as a process of its own; returns the exit status."""
+    """Run the command line as the main program and return its exit status."""
     end_on_sigterm()
     return cli.main()
 

@@ -1,9 +1,9 @@
-"""Tests run on one thread: so small networks gain nothing from more, and lose much beside a busy
-neighbour.
+"""Settings of all tests: threads, hypothesis profile and the marker `fast`.
 
-Property tests try the same examples each time, so that a test run has one answer; `pytest
---hypothesis-profile=default` looks for new ones. Every test is fast unless it is marked slow or
-stands in a file of long ones.
+Tests use one thread: small networks gain nothing from more, and slow down if other processes run.
+Property tests try the same examples each time, so that a test run is reproducible; `pytest
+--hypothesis-profile=default` looks for new ones. Every test is marked fast unless it is marked slow
+or its file is in `LONG_IN`.
 """
 
 from pathlib import Path
@@ -30,15 +30,13 @@ LONG_IN = {
     "loop": "run run_callbacks run_state token_classification two_learners",
     "loop/sb3": "off_policy off_policy_strategies on_policy_strategies",
     "loop/strategies": "architecture companions hat replay strategy_contract",
-    "scenarios": "advise arguments check_strategy cli compare leaks many_runs progress reproduce "
-    "run_folder scenarios streams",
+    "scenarios": "advise arguments check_strategy cli compare compare_command compare_output leaks "
+    "many_runs progress reproduce run_folder scenarios streams",
 }
 LONG = {
     HERE / folder / f"test_{name}.py" for folder, names in LONG_IN.items() for name in names.split()
 }
-"""Files whose tests train, play or start processes for long: `pytest` runs them, `pytest -m fast`
-does not.
-"""
+"""Files with long tests, which train or start processes; `pytest -m fast` leaves them out."""
 assert all(path.is_file() for path in LONG), (
     f"no such file: {[path.name for path in LONG if not path.is_file()]}"
 )

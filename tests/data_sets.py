@@ -1,4 +1,4 @@
-"""Data sets for the tests, in the layouts that users have."""
+"""Small data sets for the tests, in the layouts that users have."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def png(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
-    """(H, W) grey or (H, W, 3) coloured pixels, encoded."""
+    """Return an encoded image of (H, W) grey or (H, W, 3) colour pixels."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, kind, **options)
     return out.getvalue()
@@ -27,7 +27,7 @@ def class_label(*names: str) -> dict[str, Any]:
 
 
 def plain(kind: pa.DataType) -> dict[str, Any]:
-    """The feature of values, or lists of values, that have no more than their type."""
+    """Return the feature of values, or lists of values, that have only a type."""
     if pa.types.is_list(kind):
         return {"feature": plain(kind.value_type), "_type": "List"}
     return {"dtype": str(kind), "_type": "Value"}
@@ -36,7 +36,7 @@ def plain(kind: pa.DataType) -> dict[str, Any]:
 def write_parquet(
     file: Path, columns: Mapping[str, Sequence[Any]], features: Mapping[str, Any]
 ) -> None:
-    """Columns of values, pictures as bytes; `features` of those which have more than their type."""
+    """Write columns of values, with pictures as bytes; `features` adds to their types."""
     arrays = {}
     for name, values in columns.items():
         if features.get(name) == IMAGE:
@@ -64,7 +64,7 @@ def write_data_set(
 
 
 def write_texts(root: Path, texts: Mapping[str, str]) -> Path:
-    """path -> text, in UTF-8."""
+    """Write files, path -> text, in UTF-8."""
     for name, text in texts.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text, "utf-8")
@@ -72,7 +72,7 @@ def write_texts(root: Path, texts: Mapping[str, str]) -> Path:
 
 
 def write_folders(root: Path, pictures: Mapping[str, Any]) -> Path:
-    """path -> pixels (H, W) or (H, W, 3), in the format which the path's ending tells."""
+    """Write pictures, path -> pixels (H, W) or (H, W, 3), in the format of the path's suffix."""
     for name, pixels in pictures.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(
@@ -86,7 +86,7 @@ def noise(*shape: int, seed: int = 0) -> Any:
 
 
 def mapped(array: Any) -> bool:
-    """Whether the numbers are those of a file, rather than a copy in memory."""
+    """Return True if the array is mapped from a file rather than copied into memory."""
     while array is not None and not isinstance(array, np.memmap):
         array = getattr(array, "base", None)
     return array is not None

@@ -1,6 +1,4 @@
-"""Every example of the README and the docs runs as it stands: Python blocks, and the README's
-commands in one folder.
-"""
+"""The Python examples of the README and the docs run, and so do the README's commands."""
 
 import re
 import shlex
@@ -34,7 +32,7 @@ REDUCED = {
         "8",
     ],
 }
-"""What makes the commands on built-in data short; those on other data are parsed only."""
+"""Settings that shorten the commands on built-in data; commands on other data are only parsed."""
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
@@ -51,9 +49,7 @@ def test_an_example_of_the_docs_runs(code: str) -> None:
 
 
 def commands() -> list[list[str]]:
-    """The README's commands that begin with everloop, in their order, without variables before
-    them.
-    """
+    """Return the README's everloop commands in order, without environment variables."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
     words = [[word for i, word in enumerate(line) if "=" not in word or i > 0] for line in lines]
@@ -67,7 +63,7 @@ def test_the_readme_shows_every_command() -> None:
 def test_the_readmes_commands_run_as_printed_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one folder, so that no run meets another one's files."""
+    """All run in the same folder, so each must make a run folder of its own."""
     monkeypatch.chdir(tmp_path)
     folders = 0
     for line in commands():

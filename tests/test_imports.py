@@ -1,4 +1,4 @@
-"""Which way imports run, and what importing everloop costs."""
+"""The direction of imports between parts, and the cost of importing everloop."""
 
 import ast
 import subprocess
@@ -17,7 +17,7 @@ PARTS = {
     "loop": set(),
     "scenarios": {"envs", "agents", "loop"},
 }
-"""The parts of the package that each part may import, beside itself and the contract."""
+"""The parts of the package that each part may import, besides itself and the contract."""
 FOREIGN = {
     "contract": {"gymnasium", "torch", "einops", "stable_baselines3", "sb3_contrib"},
     "envs": {"torch", "einops", "stable_baselines3", "sb3_contrib"},
@@ -27,8 +27,9 @@ SB3 = {"stable_baselines3", "sb3_contrib"}
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names of all modules that a file imports, at whatever depth; the contract's are those
-    of the running program.
+    """Return the dotted names of all modules that a file imports, at any depth.
+
+    Imports for type checkers do not count in the contract.
     """
     found: set[str] = set()
     tree = ast.parse(path.read_text())
@@ -72,9 +73,7 @@ def test_only_one_folder_of_the_loop_knows_stable_baselines3() -> None:
 
 
 def test_imports_inside_the_loop_form_no_circle() -> None:
-    """Those that only type checkers see included: a file can be read after those that it
-    imports.
-    """
+    """Imports for type checkers count: every file can be read after those that it imports."""
     files = {
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
         for path in (PACKAGE / "loop").rglob("*.py")
@@ -90,7 +89,7 @@ def test_imports_inside_the_loop_form_no_circle() -> None:
 
 
 def imported(statement: str, packages: str) -> list[str]:
-    """Which of `packages` a fresh interpreter holds after `statement`."""
+    """Return which of `packages` a new interpreter has imported after `statement`."""
     code = (
         f"import sys\n{statement}\nprint(*[name for name in {packages.split()} if name in "
         "sys.modules])"

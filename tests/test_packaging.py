@@ -1,4 +1,4 @@
-"""What an install brings: the tables, and bounds that the two lists of versions agree with."""
+"""The installed package: its tables, and version bounds that agree with both lists of versions."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ ROOT = Path(__file__).parent.parent
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT: dict[str, Any] = PYPROJECT["project"]
 NOT_RUN_LOWEST = {"torch"}
-"""What is tested above its bound, as constraints-lowest.txt says."""
+"""Packages that are tested above their bound, as constraints-lowest.txt explains."""
 
 
 def requirements() -> list[Requirement]:
-    """What everloop and each of its extras ask for, everloop's own extras aside."""
+    """Return the requirements of everloop and of its extras, without everloop itself."""
     lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
     wanted = [Requirement(line) for lines in lists for line in lines]
     return [one for one in wanted if one.name != "everloop"]
 
 
 def bounds() -> dict[str, Version]:
-    """The lower bound of each package that is asked for."""
+    """Return the lower bound of each required package."""
     found: dict[str, Version] = {}
     for one in requirements():
         (lower,) = (Version(clause.version) for clause in one.specifier if clause.operator == ">=")
@@ -42,7 +42,7 @@ def bounds() -> dict[str, Version]:
 
 
 def pins(name: str) -> dict[str, Version]:
-    """The versions in a file of constraints."""
+    """Return the versions in a file of constraints."""
     lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
     pairs = [line.split("==") for line in lines]
     return {canonicalize_name(package): Version(version) for package, version in pairs}

@@ -38,7 +38,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
         DomainText,
     )
 }
-"""Names on the command line. Add your own to run it by name."""
+"""Scenario classes by their names on the command line. Add your own to run it by name."""
 
 __all__ = [
     "SCENARIOS",

@@ -1,4 +1,4 @@
-"""Which strategies fit: `everloop advise`."""
+"""`everloop advise`: which strategies fit a problem, and why the others do not."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ class Situation:
     """The conditions of a continual-learning problem, for which `everloop advise` ranks strategies.
 
     Args:
-        world: What is learned from: batch, stream or control. batch is a stream with several passes
-            over each task's examples, stream a single pass, and control reinforcement learning.
-        boundaries: Whether the start and the end of each task are known.
-        task_id: Whether the task ID is available at test time: told (yes) or hidden (no).
-        classes: Whether each task brings new classes (new) or all share them (same); for streams.
-        examples: Number of examples that may be stored, 0 or more.
-        weights: Number of weights of the network, 0 or more.
-        tasks: Number of tasks expected, 1 or more.
+        world: Kind of problem: batch, stream or control. batch makes several passes over each
+            task's labelled examples, stream makes one pass, and control is reinforcement learning.
+        boundaries: Whether you know when each task begins and ends (known) or not (unknown).
+        task_id: Whether the task ID is available at test time (told) or not (hidden).
+        classes: Whether each task has new classes (new) or all tasks share the same ones (same).
+            Only for batch and stream.
+        examples: Number of past examples that you may store, 0 or more.
+        weights: Number of weights in your network, 0 or more.
+        tasks: Number of tasks that you expect, 1 or more.
 
     Raises:
-        ValueError: For a value outside these ranges; it names the value.
+        ValueError: If a value is out of range; the message names it.
     """
 
     world: Literal["batch", "stream", "control"] = "batch"
@@ -43,19 +44,26 @@ class Situation:
                 check_choice(name, getattr(self, name), get_args(kind))
         for name in ("examples", "weights"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, allowed: 0 or more")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.tasks < 1:
-            raise ValueError(f"tasks is {self.tasks}, allowed: 1 or more")
+            raise ValueError(f"tasks is {self.tasks}; it must be 1 or more")
 
     @property
     def class_incremental(self) -> bool:
-        """Whether all tasks' classes are to be told apart."""
+        """True if the network must distinguish the classes of all tasks, without the task ID."""
         return self.world != "control" and self.task_id == "hidden" and self.classes == "new"
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A strategy, and why it does not fit, or what it keeps if it does."""
+    """What `advise` says about one strategy.
+
+    Args:
+        name: The strategy's name.
+        reason: What it needs if it fits; otherwise why it does not fit.
+        fits: True if it fits the situation.
+        plasticity: True if it preserves the ability to learn rather than past tasks.
+    """
 
     name: str
     reason: str
@@ -64,7 +72,7 @@ class Advice:
 
 
 def advise(now: Situation) -> list[Advice]:
-    """All strategies: those that fit, the best first, then the others."""
+    """Return advice on every strategy: those that fit come first, the best of them in front."""
     kind = "control" if now.world == "control" else "class" if now.class_incremental else "other"
     last = len(STRATEGIES)
     best_first = sorted(STRATEGIES, key=lambda name: STRATEGIES[name].traits.rank.get(kind, last))
@@ -87,7 +95,7 @@ def _advice(name: str, traits: Traits, now: Situation) -> Advice:
     reasons = _reasons_against(traits, now)
     return Advice(
         name,
-        "; ".join(reasons or _cost(traits, settings, now) or ["nothing kept"]),
+        "; ".join(reasons or _cost(traits, settings, now) or ["nothing"]),
         not reasons,
         traits.plasticity,
     )
@@ -95,40 +103,40 @@ def _advice(name: str, traits: Traits, now: Situation) -> Advice:
 
 def _reasons_against(traits: Traits, now: Situation) -> list[str]:
     why_not = [
-        (now.world == "control" and not traits.control, "learns from labels"),
-        (now.world != "control" and not traits.streams, "learns from a policy's outputs"),
-        (now.boundaries == "unknown" and traits.boundaries, "has to be told when a task ends"),
-        (now.task_id == "hidden" and traits.task_id, "has to be told the task at test time"),
+        (now.world == "control" and not traits.control, "needs labels"),
+        (now.world != "control" and not traits.streams, "needs a policy"),
+        (now.boundaries == "unknown" and traits.boundaries, "needs to know when a task ends"),
+        (now.task_id == "hidden" and traits.task_id, "needs the task ID at test time"),
         (
             now.task_id == "told" and traits.one_head,
-            "tells the classes of all tasks apart, which nobody has to where the task is told",
+            "distinguishes the classes of all tasks, which is not needed with the task ID",
         ),
-        (now.examples == 0 and traits.examples, "stores examples"),
+        (now.examples == 0 and traits.examples, "needs stored examples"),
         (
             now.world == "stream" and traits.several_passes,
-            "needs several passes over a task's examples",
+            "needs several passes over each task's examples",
         ),
     ]
     reasons = [reason for applies, reason in why_not if applies]
     helps = traits.class_incremental or traits.plasticity or not now.class_incremental
     if not reasons and not helps:
-        reasons = ["new classes' loss pushes the old ones' logits down all the same"]
+        reasons = ["does not stop the loss on new classes from lowering the logits of old ones"]
     return reasons
 
 
 def _cost(traits: Traits, settings: Mapping[str, Any], now: Situation) -> list[str]:
     """Return what a strategy keeps and needs."""
     copies = traits.copies * (now.tasks if traits.grows else 1)
-    keeps = [f"{_bytes(4 * copies * now.weights)} more memory"] if copies else []
+    keeps = [f"{_bytes(4 * copies * now.weights)} of extra memory"] if copies else []
     keeps += [f"up to {now.examples} examples"] if traits.examples else []
-    keeps += [f"with {name} {value}" for name, value in settings.items()]
+    keeps += [f"the setting {name} {value}" for name, value in settings.items()]
     if traits.network:
-        keeps.append(f"needs a network such as split-mnist's with --architecture {traits.network}")
+        keeps.append(f"a network such as split-mnist's with --architecture {traits.network}")
     return keeps
 
 
 def by_reason(advice: list[Advice]) -> dict[str, list[str]]:
-    """Reason -> the names of the strategies with that reason, in the order in which they come."""
+    """Return reason -> the names of the strategies with that reason, in the order of `advice`."""
     found: dict[str, list[str]] = {}
     for a in advice:
         found.setdefault(a.reason, []).append(a.name)
@@ -144,10 +152,12 @@ def _bytes(size: float) -> str:
 
 
 def next_command(now: Situation, advice: list[Advice]) -> str | None:
-    """What to run next: the first strategy that fits, in the built-in scenario that is most like
-    the situation.
+    """Return a command that runs the best strategy in a built-in scenario like the situation.
 
-    Strategies that need a network of their own, which that scenario has not, are passed over.
+    Strategies that need a special network are skipped, because that scenario does not have one.
+
+    Returns:
+        The command line, or None if no strategy fits.
     """
     fitting = [
         a for a in advice if a.fits and not a.plasticity and not STRATEGIES[a.name].traits.network
@@ -169,13 +179,15 @@ def next_command(now: Situation, advice: list[Advice]) -> str | None:
 
 
 def remarks(now: Situation, advice: list[Advice]) -> list[str]:
-    """What the table does not say."""
+    """Return hints that are not in the tables, one sentence each."""
     said = []
     if now.class_incremental and not any(a.fits and not a.plasticity for a in advice):
         said.append(
-            "Without stored examples nothing here tells classes of different tasks apart, unless a "
-            "pre-trained network is frozen."
+            "Without stored examples no strategy here can distinguish the classes of different "
+            "tasks, unless the network is pre-trained and frozen."
         )
     if now.task_id == "told" and now.world != "control":
-        said.append("Use scenario_type task: a head for each task does more than any strategy.")
+        said.append(
+            "Use --scenario-type task: a head for each task helps more than any strategy does."
+        )
     return said

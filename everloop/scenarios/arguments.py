@@ -1,4 +1,4 @@
-"""What `everloop run` is asked for: flags and YAML become an experiment."""
+"""From the flags and YAML files of `everloop run` to an experiment."""
 
 from __future__ import annotations
 
@@ -56,17 +56,23 @@ GENERAL = _settings(
         "strategies",
         list[str],
         [PLAIN],
-        "Comma-separated, in their order of application; none: plain fine-tuning, joint: all tasks "
-        "at once;"
-        " package.module:Class of your own. A semicolon separates sets, each of which is run.",
+        "Strategies in their order of application, separated by commas. none is plain "
+        "fine-tuning, joint trains on all tasks at once, and package.module:Class is a strategy of "
+        "your own. A semicolon separates sets; each set is a run of its own.",
     ),
-    ("seed", int, 0, "Of networks, worlds and strategies."),
-    ("threads", int, 1, "CPU threads of torch. Small networks gain nothing from more than 1."),
+    ("seed", int, 0, "Seed for networks, worlds and strategies, 0 or more."),
+    (
+        "threads",
+        int,
+        1,
+        "CPU threads for torch, 1 to 1024. More than 1 does not speed up small networks.",
+    ),
     (
         "import",
         list[str],
         [],
-        "Modules to import first: they may register environments, scenarios and strategies.",
+        "Python modules to import first, separated by commas. They may register environments, "
+        "scenarios and strategies.",
     ),
 )
 WHERE = _settings(
@@ -74,46 +80,58 @@ WHERE = _settings(
         "config",
         str | None,
         None,
-        "A YAML file of settings, such as the config.yaml of a run. Flags win over it.",
+        "YAML file with settings, such as the config.yaml of an earlier run. Flags override it.",
     ),
     (
         "out",
         str | None,
         None,
-        "The run's folder. By default runs/SCENARIO/STRATEGIES-HASH/SEED, the hash of all "
-        "settings.",
+        "Folder for the run. By default runs/SCENARIO/STRATEGIES-HASH/SEED, where HASH stands for "
+        "all settings but the seed.",
     ),
     (
         "overwrite",
         bool,
         False,
-        "Run again what is complete, and replace a run of other settings that the folder holds.",
+        "Replace any run that the folder holds. Without it, a complete run with the same settings "
+        "is kept, and a run with other settings is an error.",
     ),
-    ("seeds", str | None, None, "Several seeds, such as 0-4 or 0,3,7: one run each."),
-    ("jobs", int, 1, "Of several runs, how many go at once."),
-    ("quiet", bool, False, "Print errors only."),
+    (
+        "seeds",
+        str | None,
+        None,
+        "Several seeds, such as 0-4 or 0,3,7; each is a run of its own. Not together with --seed.",
+    ),
+    ("jobs", int, 1, "Number of runs at the same time, 1 to 1024."),
+    ("quiet", bool, False, "Print errors only, and the result if --json is given."),
     (
         "json",
         bool,
         False,
-        "Print the result as one JSON object, progress on stderr; of several runs a list.",
+        "Print the result as a JSON object, or as a list of them for several runs. Progress then "
+        "goes to the standard error output.",
     ),
-    ("print_config", bool, False, "Print all settings as a commented YAML file, and run nothing."),
+    (
+        "print_config",
+        bool,
+        False,
+        "Print all settings as a YAML file with comments, without running anything.",
+    ),
 )
 
 
 @dataclass
 class Request:
-    """What was asked for, checked.
+    """The checked content of one `everloop run` command.
 
     Args:
         scenario: The scenario's class.
-        strategies: The sets of strategies, each of which is run.
-        values: Every setting by its key, given or default.
-        given: The keys that were given.
+        strategies: The sets of strategies; each set is a run of its own.
+        values: The value of every setting by its key, given or default.
+        given: The keys of the settings that were given.
         flags: The flags of the command line by key, as text.
-        schema: The scenario's settings.
-        groups: Of each strategy, chosen or not, its settings.
+        schema: The settings of the scenario.
+        groups: Strategy -> its settings, for every strategy, chosen or not.
     """
 
     scenario: type[Scenario]
@@ -125,9 +143,15 @@ class Request:
     groups: dict[str, Schema]
 
     def experiment(self, names: Sequence[str], seed: int, out: Path | None) -> Experiment:
-        """The experiment with the strategies `names`.
+        """Return the experiment with the strategies `names`.
 
-        Raises ValueError, in one line, for settings that can't be.
+        Args:
+            names: Strategies in their order of application.
+            seed: Seed of the run, 0 or more.
+            out: Folder for the run; None writes nothing.
+
+        Raises:
+            ValueError: In one line, if a setting is out of range.
         """
         settings = {
             key: given_settings(schema, self.values, self.given)
@@ -145,7 +169,7 @@ class Request:
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds to be run."""
+        """The seeds to run, from --seeds or --seed."""
         return (
             [self.values["seed"]]
             if self.values["seeds"] is None
@@ -153,7 +177,7 @@ class Request:
         )
 
     def notes(self, scenario: Scenario) -> list[str]:
-        """One line for each given setting that has no effect."""
+        """Return one line for each given setting that has no effect."""
         chosen = {strategy_key(name) for names in self.strategies for name in names}
         said = []
         for key in sorted(self.given):
@@ -167,14 +191,15 @@ class Request:
 
 
 def read(words: Sequence[str]) -> Request:
-    """The request that follows `everloop run`.
+    """Return the request in the words that follow `everloop run`.
 
-    Raises ValueError, in one line, for what can't be.
+    Raises:
+        ValueError: In one line, for an unknown name, a value of the wrong type or out of range.
     """
     positional, flags = read_words(words, FLAGS)
     check_values(flags, GENERAL | WHERE)
     if {"seed", "seeds"} <= set(flags):
-        raise ValueError("--seed and --seeds exclude each other; give one of them")
+        raise ValueError("--seed and --seeds exclude each other; give only one of them")
     if len(positional) > 1:
         if "strategies" in flags and all(map(is_strategy, positional[1:])):
             together = ",".join([flags["strategies"], *positional[1:]])
@@ -190,7 +215,7 @@ def read(words: Sequence[str]) -> Request:
     name = positional[0] if positional else given.get("scenario")
     if not isinstance(name, str):
         raise ValueError(
-            f"no scenario is named; write everloop run SCENARIO, one of {', '.join(SCENARIOS)}"
+            f"no scenario is named; write everloop run SCENARIO with one of {', '.join(SCENARIOS)}"
         )
     given.pop("scenario", None)
     for module in convert(GENERAL["import"], given.get("import", [])):
@@ -219,7 +244,7 @@ def read(words: Sequence[str]) -> Request:
 
 
 def _strategy_sets(given: Given) -> list[list[str]]:
-    """The sets of strategies asked for; `given` keeps the first."""
+    """Remove the strategies from `given` and return them as sets."""
     value = given.get("strategies", PLAIN)
     sets = value.split(";") if isinstance(value, str) else [value]
     names = [check_strategies(convert(GENERAL["strategies"], part)) for part in sets]
@@ -230,13 +255,13 @@ def _strategy_sets(given: Given) -> list[list[str]]:
 def _check_numbers(values: Mapping[str, Any]) -> None:
     for name in ("threads", "jobs"):
         if not 1 <= values[name] <= 1024:
-            raise ValueError(f"{name} is {values[name]}, allowed: 1 to 1024")
+            raise ValueError(f"{name} is {values[name]}; it must be 1 to 1024")
 
 
 def given_settings(
     schema: Schema, values: Mapping[str, Any], given: Collection[str]
 ) -> dict[str, Any]:
-    """A strategy's settings that were given, by their own names; a seed of none is the run's."""
+    """Return the given settings of one strategy by parameter name; a seed of None is left out."""
     found = {key.partition(".")[2]: values[key] for key in schema if key in given}
     return {name: value for name, value in found.items() if name != "seed" or value is not None}
 
@@ -247,9 +272,7 @@ def _check_unused(
     values: Mapping[str, Any],
     given: Collection[str],
 ) -> None:
-    """Raise ValueError for values out of range of strategies that are not chosen: settings are
-    checked whether they are used or not.
-    """
+    """Raise ValueError for settings out of range, also of strategies that are not chosen."""
     chosen = {strategy_key(name) for names in sets for name in names}
     for key, schema in groups.items():
         if key not in chosen and any(setting in given for setting in schema):
@@ -257,9 +280,10 @@ def _check_unused(
 
 
 def read_seeds(text: str) -> list[int]:
-    """The seeds in "0-4", "3" or "0,2,5-7".
+    """Return the seeds in a text such as "0-4", "3" or "0,2,5-7".
 
-    Raises ValueError for anything else, and for one that is named twice.
+    Raises:
+        ValueError: For any other text, no seed, a seed named twice, or more than 10,000 seeds.
     """
     seeds: list[int] = []
     try:
@@ -269,17 +293,16 @@ def read_seeds(text: str) -> list[int]:
     except ValueError:
         raise ValueError(f"seeds is {text!r}; write them as 0-4 or 0,3,7") from None
     if not seeds or len(set(seeds)) < len(seeds) or len(seeds) > 10_000:
-        raise ValueError(
-            f"seeds is {text!r}, which names "
-            f"{'none' if not seeds else 'one twice, or more than 10,000'}"
-        )
+        wrong = "no seed" if not seeds else "a seed twice, or more than 10,000 seeds"
+        raise ValueError(f"seeds is {text!r}, which names {wrong}; write them as 0-4 or 0,3,7")
     return seeds
 
 
 def find_scenario(name: str) -> type[Scenario]:
-    """The scenario class called `name`, or at "package.module:Class".
+    """Return the scenario class that is registered as `name`, or at "package.module:Class".
 
-    Raises ValueError that names it.
+    Raises:
+        ValueError: If there is none, or a field of it has the name of a setting of every run.
     """
     if not is_path(name):
         registered: type[Scenario] = from_registry(
@@ -312,15 +335,19 @@ def find_scenario(name: str) -> type[Scenario]:
 
 
 def scenario_schema(scenario: type[Scenario]) -> Schema:
-    """The settings of a scenario."""
+    """Return the settings of a scenario."""
     return schema_of(scenario)
 
 
 def strategy_schemas(
     scenario: type[Scenario], sets: Sequence[Sequence[str]] = ()
 ) -> dict[str, Schema]:
-    """The settings of every registered strategy, and of one's own in `sets`, with the scenario's
-    defaults.
+    """Return strategy -> settings, with the scenario's defaults.
+
+    Args:
+        scenario: The scenario's class.
+        sets: Sets of strategy names. Their paths, "package.module:Class", are added to the
+            registered strategies.
     """
     own = {strategy_key(name): name for names in sets for name in names if is_path(name)}
     found = {}
@@ -333,18 +360,21 @@ def strategy_schemas(
                 f"{key}.seed",
                 int | None,
                 None,
-                "Of its own random draws; by default the run's seed.",
+                "Seed for the strategy's own random draws. By default the run's seed.",
             )
         found[key] = schema
     return found
 
 
 def factory_settings(scenario: type[Scenario], given: Given) -> Schema:
-    """The settings of the classes that are named in `given` or by default, such as
-    `optimizer.weight_decay`.
+    """Return the settings of the classes that a scenario makes, such as `optimizer.weight_decay`.
+
+    Args:
+        scenario: The scenario's class.
+        given: The given settings; they may name a class in place of the default.
 
     Raises:
-        ValueError: For a class that can't be found.
+        ValueError: If a class can't be found.
     """
     found: Schema = {}
     for name in factories(scenario):
@@ -375,7 +405,16 @@ def factory_settings(scenario: type[Scenario], given: Given) -> Schema:
 
 
 def build(scenario: type[Scenario], values: Mapping[str, Any], given: Collection[str]) -> Scenario:
-    """The scenario with these settings. Raises ValueError, in one line, for values out of range."""
+    """Return the scenario with these settings.
+
+    Args:
+        scenario: The scenario's class.
+        values: The value of every setting by its key.
+        given: The keys that were given; the classes that the scenario makes get only these.
+
+    Raises:
+        ValueError: In one line, if a value is out of range.
+    """
     arguments: dict[str, Any] = {}
     hints = get_type_hints(scenario)
     for field in fields(scenario):

@@ -1,4 +1,4 @@
-"""What every strategy must keep, executable for anybody's own."""
+"""The contract of a strategy as an executable check, for strategies of your own too."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ def check_strategy(
     make: Callable[[], Strategy],
     training: Training = Training(device="cpu"),  # noqa: B008
 ) -> None:
-    """Raise AssertionError, in one sentence, where a strategy breaks what it must keep.
+    """Check that a strategy keeps the contract of strategies.
 
-    It is tried on scikit-learn's digits, with a small network and a head for each task:
+    The strategy runs on scikit-learn's digits, with a small network and a head for each task.
+    These must hold:
 
-    1. It changes training, and all weights stay finite.
-    2. It draws from a generator of its own: torch's global one is where plain training leaves it.
-    3. Saved in the midst of a task and loaded into one made anew, training goes on bit for bit.
+    1. The strategy changes training, and all weights stay finite.
+    2. It draws from its own generator, so torch's global generator ends where plain training
+        leaves it.
+    3. Its state, saved in the middle of a task and loaded into a new run, continues bit for bit.
     4. A saved state does not change afterwards.
-    5. A network may get new weights while it is learned (not asked of one that adds weights
-        itself).
+    5. The network may get new weights during training (skipped if the strategy itself adds
+        weights).
     6. It works in mixed precision.
 
     Args:
-        make: Called without arguments, makes the strategy, with settings under which it does all
-            that it can within some 20 batches of 8 images.
+        make: Function without arguments that returns a new strategy. With its settings, everything
+            that the strategy does must happen within about 20 batches of 8 images.
         training: Options of training, such as the learning rate.
 
     Raises:
-        AssertionError: That names what is broken.
-        ValueError: If the strategy refuses class- or task-incremental digits.
+        AssertionError: In one sentence, if the strategy breaks the contract.
+        ValueError: If the strategy refuses task-incremental digits.
     """
     plain, with_it = _trained([], training), _trained([make()], training)
     name = type(make()).name
@@ -50,10 +52,10 @@ def check_strategy(
         ),
         strict=True,
     )
-    _require(not _same(*ends), f"{name} changes nothing: the weights are those of plain training")
+    _require(not _same(*ends), f"{name} changes nothing: plain training ends at the same weights")
     _require(
         all(bool(torch.isfinite(w).all()) for w in ends[1]),
-        f"{name} makes weights that are not finite",
+        f"{name} leads to weights that are not finite",
     )
     _require(
         torch.equal(*drawn),
@@ -75,15 +77,13 @@ def _check_state(make: Callable[[], Strategy], training: Training, name: str) ->
     first.go()
     _require(
         _same(_flat(state), _flat(saved)),
-        f"a saved state of {name} changes while training goes on; save copies",
+        f"a saved state of {name} changes while training continues; save copies",
     )
     second.load_state_dict(state)
     second.go()
     ends = [list(run.learner.module.parameters()) for run in (first, second)]
-    hint = "name every attribute that changes in `state`"
-    _require(
-        _same(*ends), f"{name} does not go on from a saved state as it would have without; {hint}"
-    )
+    hint = "list every attribute that changes in `state`"
+    _require(_same(*ends), f"{name} resumed from a saved state ends at other weights; {hint}")
 
 
 def _run(
@@ -117,14 +117,14 @@ def _run(
 def _trained(
     strategies: Sequence[Strategy], training: Training, growing: bool = False
 ) -> tuple[Run, Tensor]:
-    """A finished run, and where it leaves torch's global generator."""
+    """Return a finished run and the state of torch's global generator after it."""
     run = _run(strategies, training, growing=growing)
     run.go()
     return run, torch.get_rng_state()
 
 
 def _flat(value: Any) -> list[Any]:
-    """Every leaf of a nested state."""
+    """Return every leaf of a nested state."""
     if isinstance(value, dict):
         return [leaf for part in value.values() for leaf in _flat(part)]
     if isinstance(value, list | tuple):

@@ -17,7 +17,7 @@ class SplitCIFAR10(SplitImages):
     name: ClassVar[str] = "split-cifar10"
     summary: ClassVar[str] = "image stream: CIFAR-10, 5 tasks of 2 classes"
     needs: ClassVar[str] = (
-        'CIFAR-10: folder "cifar10" in EVERLOOP_DATA, or the Hub (uoft-cs/cifar10); extra data'
+        'CIFAR-10: folder "cifar10" in EVERLOOP_DATA, or the Hub (uoft-cs/cifar10); extra "data"'
     )
     folder: ClassVar[str] = "cifar10"
     hub: ClassVar[str | None] = "uoft-cs/cifar10"
@@ -37,7 +37,7 @@ class SplitCIFAR100(SplitImages):
     name: ClassVar[str] = "split-cifar100"
     summary: ClassVar[str] = "image stream: CIFAR-100, 10 tasks of 10 classes"
     needs: ClassVar[str] = (
-        'CIFAR-100: folder "cifar100" in EVERLOOP_DATA, or the Hub (uoft-cs/cifar100); extra data'
+        'CIFAR-100: folder "cifar100" in EVERLOOP_DATA, or the Hub (uoft-cs/cifar100); extra "data"'
     )
     folder: ClassVar[str] = "cifar100"
     hub: ClassVar[str | None] = "uoft-cs/cifar100"

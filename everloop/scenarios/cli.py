@@ -1,4 +1,4 @@
-"""The command line: `everloop list`, `run`, `compare`, `advise`, `reproduce`."""
+"""The command line: `everloop list`, `run`, `compare`, `advise` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ Ready = Callable[[], int]
 STDOUT = Path("-")
 EXIT = {
     "0": "Done.",
-    str(USAGE_ERROR): "A mistake in the words, or a run that failed.",
-    str(INTERRUPTED): "Interrupted, by Ctrl-C.",
-    str(TERMINATED): "Terminated, by SIGTERM.",
+    str(USAGE_ERROR): "A mistake in the command, or a run that failed.",
+    str(INTERRUPTED): "Interrupted by Ctrl-C.",
+    str(TERMINATED): "Terminated by SIGTERM.",
 }
-"""Exit statuses, with what each means."""
+"""Exit status -> its meaning."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What `everloop list` is asked for.
+    """The settings of `everloop list`.
 
     Args:
-        json: Print one JSON object instead of tables.
+        json: Print a JSON object instead of tables.
     """
 
     json: bool = False
@@ -75,12 +75,12 @@ class Listing:
 
 @dataclass(frozen=True)
 class Command:
-    """One word after `everloop`.
+    """A command of `everloop`, such as `run`.
 
     Args:
         about: What it does, in one line.
-        prepare: Checks the words that follow and returns what is then done.
-        help: The text of its --help, given the words.
+        prepare: Function that checks the words after the command and returns what to do.
+        help: Function that returns the text of --help, given the words after the command.
     """
 
     about: str
@@ -89,7 +89,11 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, one of `EXIT`."""
+    """Run the command line and return the exit status, one of `EXIT`.
+
+    Args:
+        argv: The words after `everloop`; by default those of this process.
+    """
     try:
         status = prepare(list(sys.argv[1:] if argv is None else argv))()
         sys.stdout.flush()
@@ -109,9 +113,10 @@ def unread() -> int:
 
 
 def prepare(words: list[str]) -> Ready:
-    """What the words ask for, checked and ready to go.
+    """Check the words after `everloop` and return what to do.
 
-    Raises an error that says what is wrong with them.
+    Raises:
+        ValueError: In one line, if the words are wrong. Commands raise other `BAD_INPUT` too.
     """
     if words == ["--version"]:
         return partial(_print, f"everloop {everloop.__version__}")
@@ -134,21 +139,22 @@ def _print(text: str) -> int:
 def _overview() -> str:
     return help_text(
         "everloop COMMAND ...\n       everloop --version",
-        "Continual learning in a closed loop.",
+        "Train and compare continual-learning methods.",
         {
             "commands": {name: command.about for name, command in COMMANDS.items()},
             "exit statuses": EXIT,
         },
-        "everloop COMMAND --help explains each.",
+        "everloop COMMAND --help explains a command.",
     )
 
 
 def _read(
     schema: Schema, words: Sequence[str], positional: int = 0
 ) -> tuple[list[str], dict[str, Any]]:
-    """(positional words, values) of a command with these settings.
+    """Return the positional words and the values of all settings of a command.
 
-    Raises ValueError for a word or a setting too many.
+    Raises:
+        ValueError: If there are more than `positional` words, or for an unknown or wrong setting.
     """
     place, given = read_words(
         words, [key for key, setting in schema.items() if setting.kind is bool]
@@ -205,7 +211,7 @@ def _compare(words: list[str]) -> Ready:
     asked = Compare(**values)
     if asked.json and asked.csv == STDOUT:
         raise ValueError(
-            "json and csv both go to the standard output; choose one, or give csv a file"
+            "--json and --csv - both print to the standard output; drop one, or give --csv a file"
         )
     if asked.figure is not None:
         check_picture(asked.figure)
@@ -244,15 +250,15 @@ def _show_advice(situation: Situation) -> int:
     advice = advise(situation)
     with stdout() as console:
         for title, chosen in (
-            ("fit, the best first", [a for a in advice if a.fits and not a.plasticity]),
+            ("fit, best first", [a for a in advice if a.fits and not a.plasticity]),
             (
-                "fit, and keep the network able to learn",
+                "fit, and preserve the ability to learn",
                 [a for a in advice if a.fits and a.plasticity],
             ),
         ):
             rows = [(a.name, first_line(STRATEGIES[a.name]), a.reason) for a in chosen]
             console.print(
-                *_advice_table(title, ("strategy", "what it does", "what it takes"), rows),
+                *_advice_table(title, ("strategy", "what it does", "what it needs"), rows),
                 highlight=False,
             )
         reasons = [
@@ -272,7 +278,7 @@ def _show_advice(situation: Situation) -> int:
 def _advice_table(
     title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> list[Table | str]:
-    """A table and an empty line after it; nothing where it has no rows."""
+    """Return a table and an empty line after it, or nothing if there are no rows."""
     table = Table(*headings, title=title, title_justify="left", box=None)
     for row in rows:
         table.add_row(*map(escape, row))
@@ -288,16 +294,18 @@ def _reproduce(words: list[str]) -> Ready:
 
 def _show_reproduction(asked: Reproduce) -> int:
     console = Console()
-    text, report = reproduce(asked, lambda line: console.print(line, highlight=False, markup=False))
-    console.print(Markdown(text))
-    console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    text, report = reproduce(asked, say)
+    with stdout() as table:
+        table.print(Markdown(text))
+    say(f"report: {report}")
     return 0
 
 
 def _explained(
     about: str, words: str, prepare: Callable[[list[str]], Ready], schema: Callable[[], Schema]
 ) -> Command:
-    """A command whose help is `about` and its settings."""
+    """Return a command whose help text is `about` and the list of its settings."""
     return Command(
         about,
         prepare,
@@ -305,7 +313,7 @@ def _explained(
     )
 
 
-REPRODUCE = "Run what a published table asks for, and write it beside the published numbers."
+REPRODUCE = "Run the experiments of a published table and report our numbers beside its own."
 
 
 def _reproduce_help(words: list[str]) -> str:
@@ -319,17 +327,17 @@ def _reproduce_help(words: list[str]) -> str:
 
 COMMANDS = {
     "list": _explained(
-        "Scenarios, strategies and worlds.", "list [--json]", _list, lambda: schema_of(Listing)
+        "List scenarios, strategies and worlds.", "list [--json]", _list, lambda: schema_of(Listing)
     ),
-    "run": Command("Run a scenario, with any strategies.", prepare_run, run_help),
+    "run": Command("Run a scenario with any strategies.", prepare_run, run_help),
     "compare": _explained(
-        "Runs beside each other: means with intervals, differences paired by seed.",
+        "Compare runs: means over seeds with confidence intervals, and paired differences.",
         "compare FOLDER... [--KEY VALUE ...]",
         _compare,
         lambda: schema_of(Compare),
     ),
     "advise": _explained(
-        "Which strategies fit what you have, and why the others do not.",
+        "Rank the strategies that fit your problem, and say why the others do not fit.",
         "advise [--KEY VALUE ...]",
         _advise,
         lambda: schema_of(Situation),

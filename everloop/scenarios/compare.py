@@ -1,4 +1,4 @@
-"""Runs beside each other: `everloop compare FOLDER...`."""
+"""`everloop compare FOLDER...`: tables of runs, with means over seeds and paired differences."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from everloop.scenarios.settings import flat, plain
 from everloop.scenarios.statistics import Estimate, estimate, paired
 
 COLUMNS = ("average_score", "forgetting", "average_incremental_score")
-"""The measures that a table shows."""
+"""The measures shown in a table."""
 
 
 @dataclass(frozen=True)
 class Compare:
-    """What `everloop compare` is asked for.
+    """The settings of `everloop compare`.
 
     Args:
-        baseline: The row that the others are compared with: its label, or its strategies.
-            By default none if there is such a row, else the first.
-        json: Print one JSON object with all measures of all rows instead of tables.
-        csv: A file for all measures of all rows; - prints them instead of tables.
-        latex: A file for the table, in LaTeX.
-        figure: A file for a picture: .pdf, .png or .svg.
+        baseline: Row with which the others are compared, given by its label or its strategies. By
+            default the row "none" (plain fine-tuning) if there is one, else the first row.
+        json: Print a JSON object with all measures of all rows instead of tables.
+        csv: File for all measures of all rows, as CSV; - prints them instead of tables.
+        latex: File for the tables, in LaTeX.
+        figure: File for a figure of the results and learning curves: .pdf, .png or .svg.
     """
 
     baseline: str | None = None
@@ -47,11 +47,14 @@ class Compare:
 
 @dataclass
 class Group:
-    """Runs of the same settings, which differ in their seeds.
+    """Runs with the same settings and different seeds: one row of a table.
 
-    Args: name: Their strategies. settings: Every setting but the seed, by dotted key. results: By
-        seed. label: What they are called in a table: the name, and in which settings they differ
-        from other rows.
+    Args:
+        name: The strategies of the runs, joined by "+".
+        settings: Every setting but seeds and threads, by dotted key.
+        results: Seed -> result.
+        label: Name of the row in a table: `name` and the settings in which it differs from other
+            rows.
     """
 
     name: str
@@ -61,24 +64,24 @@ class Group:
 
     @property
     def first(self) -> Result:
-        """One of the results, for what all have in common."""
+        """One of the results, for facts that all of them share."""
         return next(iter(self.results.values()))
 
     @property
     def strategy_settings(self) -> dict[str, Any]:
-        """The settings of the strategies, and which they are."""
+        """The names of the strategies and their settings."""
         mine = {"strategies", *self.first.strategies}
         return {key: value for key, value in self.settings.items() if key.partition(".")[0] in mine}
 
     @property
     def scenario_settings(self) -> dict[str, Any]:
-        """All other settings: what a difference between strategies should not depend on."""
+        """All other settings; runs whose strategies are compared should share them."""
         return {
             key: value for key, value in self.settings.items() if key not in self.strategy_settings
         }
 
     def values(self, measure: str) -> dict[int, float]:
-        """A measure by seed, of the seeds that have it."""
+        """Return seed -> value of a measure, without seeds where it is unknown."""
         found = {seed: getattr(result, measure) for seed, result in sorted(self.results.items())}
         return {
             seed: value
@@ -89,16 +92,15 @@ class Group:
 
 @dataclass
 class Comparison:
-    """Groups that can be compared: of one scenario and scenario type, with the same tasks and the
-    same metric.
+    """A table: groups with the same scenario, scenario type, tasks and metric.
 
     Args:
-        scenario: Its name.
-        scenario_type: class, domain or task; empty where the scenario has no types.
-        metric: What the numbers are.
+        scenario: Name of the scenario.
+        scenario_type: class, domain or task; empty if the scenario has no types.
+        metric: The metric of all numbers.
         groups: The rows.
-        baseline: The row that the others are compared with.
-        remarks: What has to be known to read the differences, one line each.
+        baseline: The row with which the others are compared.
+        remarks: Facts that a reader of the differences needs, one line each.
     """
 
     scenario: str
@@ -110,7 +112,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """The scenario and its type, for people to read."""
+        """The scenario and its type as readable text."""
         return (
             f"{self.scenario} ({self.scenario_type}-incremental)"
             if self.scenario_type
@@ -118,11 +120,11 @@ class Comparison:
         )
 
     def estimate(self, group: Group, measure: str) -> Estimate:
-        """A measure's mean over the group's seeds."""
+        """Return the mean of a measure over the group's seeds, with its interval."""
         return estimate(list(group.values(measure).values()))
 
     def difference(self, group: Group, measure: str = "average_score") -> Estimate | None:
-        """The group's measure minus the baseline's, paired by seed; None of the baseline itself."""
+        """Return the mean difference from the baseline, paired by seed; None for the baseline."""
         if group is self.baseline:
             return None
         return paired(group.values(measure), self.baseline.values(measure))
@@ -130,12 +132,12 @@ class Comparison:
 
 @dataclass
 class Comparisons:
-    """One comparison for each scenario and type, and what could not be compared.
+    """All tables of a comparison, and notes about what is missing from them.
 
     Args:
-        tables: The comparisons.
-        notes: One line for each folder that is left out, for measures that seeds lack, and for a
-            table without the baseline that was asked for.
+        tables: One comparison for each scenario and scenario type.
+        notes: One line for each folder that is left out, for measures that some seeds lack, and for
+            each table without the requested baseline.
     """
 
     tables: list[Comparison]
@@ -145,20 +147,20 @@ class Comparisons:
 def compare(
     folders: Iterable[Path | str], baseline: str | None = None, measures: Sequence[str] = COLUMNS
 ) -> Comparisons:
-    """The runs in `folders`, and in all folders below them, beside each other.
+    """Compare the runs in `folders` and in all folders below them.
 
     Args:
-        baseline: The label or the strategies of the row that the others are compared with.
-        measures: Those that will be shown; a note says which of them some seeds lack.
+        folders: Folders that are searched for runs.
+        baseline: The label or the strategies of the row with which the others are compared.
+        measures: The measures that will be shown; a note names those that some seeds lack.
 
     Raises:
-        ValueError: In one line, where nothing can be compared, and for a baseline that is no row.
+        ValueError: In one line, if a folder does not exist, no run is complete, or no row is the
+            baseline.
     """
     groups, notes = _load(folders)
     if not groups:
-        raise ValueError(
-            f"there is no complete run to compare{'; ' + '; '.join(notes) if notes else ''}"
-        )
+        raise ValueError(f"no complete run was found{'; ' + '; '.join(notes) if notes else ''}")
     together: dict[str, list[Group]] = {}
     for group in groups:
         together.setdefault(json.dumps(_kind(group)), []).append(group)
@@ -166,19 +168,19 @@ def compare(
     rows = [group for table in tables for group in table.groups]
     if baseline is not None and not any(baseline in (row.label, row.name) for row in rows):
         raise ValueError(
-            f"baseline is {baseline!r}; the rows are {_some([repr(row.label) for row in rows])}"
+            f"baseline is {baseline!r}; choose one of {_some([repr(row.label) for row in rows])}"
         )
     for table in tables:
         notes += _missing(table, measures)
         if baseline is not None and baseline not in (table.baseline.label, table.baseline.name):
             notes.append(
-                f"{table.title} has no row {baseline!r}; its baseline is {table.baseline.label!r}"
+                f"{table.title} has no row {baseline!r}; {table.baseline.label!r} is its baseline"
             )
     return Comparisons(tables, notes)
 
 
 def _kind(group: Group) -> list[Any]:
-    """What rows of one table have in common."""
+    """Return what all rows of one table share."""
     metric = group.first.metric
     return [
         group.first.scenario,
@@ -190,15 +192,13 @@ def _kind(group: Group) -> list[Any]:
 
 
 def _some(words: Sequence[str], most: int = 8) -> str:
-    """The words with commas between them; of many the first ones."""
+    """Return the first `most` words, separated by commas, and the number of the others."""
     more = [f"{len(words) - most} more"] if len(words) > most else []
     return ", ".join([*words[:most], *more])
 
 
 def _missing(table: Comparison, measures: Sequence[str]) -> list[str]:
-    """At most two lines: measures that some seeds of a row lack, which are then averaged without
-    them, and one that none has.
-    """
+    """Return at most two lines: measures that some seeds lack, and how to get forward transfer."""
     said, unknown = [], False
     for measure in measures:
         for group in table.groups:
@@ -211,7 +211,7 @@ def _missing(table: Comparison, measures: Sequence[str]) -> list[str]:
                     f"{measure.replace('_', ' ')} of {group.label} (seed "
                     f"{', '.join(map(str, lacking))})"
                 )
-    lines = [f"{table.title}: not known: {'; '.join(said)}"] if said else []
+    lines = [f"{table.title}: unknown: {'; '.join(said)}"] if said else []
     return [
         *lines,
         *([f"{table.title}: forward transfer needs --eval-tasks all"] if unknown else []),
@@ -219,7 +219,7 @@ def _missing(table: Comparison, measures: Sequence[str]) -> list[str]:
 
 
 def _load(folders: Iterable[Path | str]) -> tuple[list[Group], list[str]]:
-    """Complete runs by their settings, and why others are left out."""
+    """Return the complete runs, grouped by their settings, and why others are left out."""
     groups: dict[str, Group] = {}
     notes: list[str] = []
     for folder in _runs(folders, notes):
@@ -230,8 +230,8 @@ def _load(folders: Iterable[Path | str]) -> tuple[list[Group], list[str]]:
             continue
         if not result.complete:
             notes.append(
-                f"not compared: {folder}: {len(result.rows)} of {len(result.phases)} phases have "
-                "ended"
+                f"not compared: {folder}: unfinished, {len(result.rows)} of {len(result.phases)} "
+                "phases are done"
             )
             continue
         kind = [result.scenario, result.tasks, result.metric.name, result.metric.unit]
@@ -239,7 +239,7 @@ def _load(folders: Iterable[Path | str]) -> tuple[list[Group], list[str]]:
         group = groups.setdefault(key, Group("+".join(result.strategies), settings))
         if result.seed in group.results:
             notes.append(
-                f"not compared: {folder}: seed {result.seed} of these settings is there already"
+                f"not compared: {folder}: another run has the same settings and seed {result.seed}"
             )
             continue
         group.results[result.seed] = result
@@ -247,24 +247,23 @@ def _load(folders: Iterable[Path | str]) -> tuple[list[Group], list[str]]:
 
 
 def _runs(folders: Iterable[Path | str], notes: list[str]) -> list[Path]:
-    """The folders of runs in and below `folders`, each once, by name: of two runs of one seed the
-    first counts.
-    """
+    """Return the folders of all runs in and below `folders`, each once, sorted by name."""
     found: list[Path] = []
     for folder in sorted(map(Path, folders)):
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder")
+            raise ValueError(f"{folder} is not a folder; name folders that hold runs")
         inside = sorted(path.parent for path in folder.rglob(RESULT))
         if not inside:
-            notes.append(f"not compared: {folder}: it holds no {RESULT}")
+            notes.append(f"not compared: {folder}: it contains no {RESULT}")
         found += inside
     return sorted({path.resolve() for path in found})
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """The run's settings by dotted key, but for seeds and threads.
+    """Return the run's settings by dotted key, without seeds and threads.
 
-    Raises ValueError where they can't be read.
+    Raises:
+        ValueError: If config.yaml is missing or can't be read.
     """
     file = folder / CONFIG
     if not file.exists():
@@ -274,7 +273,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{CONFIG} can't be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{CONFIG} holds no settings")
+        raise ValueError(f"{CONFIG} contains no settings")
     return {
         key: value
         for key, value in flat(content).items()
@@ -296,19 +295,19 @@ def _comparison(groups: list[Group], baseline: str | None) -> Comparison:
     )
     if len(alike) > 1 and not asked:
         remarks.append(
-            f"the baseline is {chosen.label!r}, the first of {len(alike)} rows {chosen.name}; "
-            "--baseline LABEL names another"
+            f"the baseline is {chosen.label!r}, the first of {len(alike)} rows with strategies "
+            f"{chosen.name}; choose another with --baseline LABEL"
         )
     if apart := [
         group.label for group in groups if not group.results.keys() & chosen.results.keys()
     ]:
-        remarks.append(f"no common seed with {chosen.label!r}: {'; '.join(apart)}")
+        remarks.append(f"no seed in common with {chosen.label!r}: {'; '.join(apart)}")
     scenario, scenario_type, *_ = _kind(chosen)
     return Comparison(scenario, scenario_type, chosen.first.metric, groups, chosen, remarks)
 
 
 def _by_number(label: str) -> list[str | float]:
-    """A key that sorts strength=2.0 before strength=10.0."""
+    """Return a sort key that puts strength=2.0 before strength=10.0."""
     return [
         float(part) if i % 2 else part
         for i, part in enumerate(re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", label))
@@ -316,7 +315,7 @@ def _by_number(label: str) -> list[str | float]:
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys whose values are not the same everywhere."""
+    """Return the sorted keys whose values are not the same in all settings."""
     return sorted(
         key
         for key in set().union(*settings)
@@ -325,7 +324,7 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _differences(groups: Sequence[Group], keys: Sequence[str]) -> str:
-    """Which rows have which values: iterations 5 (none), 20 (replay)."""
+    """Return the values of each key with their rows, such as "iterations 5 (none), 20 (replay)"."""
     several = len({group.name for group in groups}) > 1
     said = []
     for key in keys:
@@ -346,9 +345,10 @@ def _differences(groups: Sequence[Group], keys: Sequence[str]) -> str:
 
 
 def _label(groups: Sequence[Group], keys: Sequence[str]) -> None:
-    """Call each row by its strategies and, of the settings `keys` and of those in which rows of the
-    same strategies differ, by what is not the default. Where two rows would still be called the
-    same, by all of them.
+    """Set the label of each group: its strategies, and settings that tell the rows apart.
+
+    These settings are `keys` and those in which groups of the same strategies differ. Values at
+    their defaults are left out, unless two labels would then be the same.
     """
     defaults = _defaults(groups[0].first.scenario)
 
@@ -364,9 +364,7 @@ def _label(groups: Sequence[Group], keys: Sequence[str]) -> None:
 
 
 def _defaults(scenario: str) -> dict[str, Any]:
-    """The defaults of a scenario and of all strategies in it, by dotted key; none for one that is
-    not registered.
-    """
+    """Return the defaults of a scenario and its strategies; empty if it is not registered."""
     if scenario not in SCENARIOS:
         return {}
     found = SCENARIOS[scenario]

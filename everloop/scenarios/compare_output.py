@@ -1,4 +1,4 @@
-"""A comparison as a table on the terminal, as CSV, as LaTeX and as a picture."""
+"""Output of a comparison: tables on the terminal, CSV, LaTeX and a figure."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ LAYOUTS = [
     (1000, " ", " "),
     *((room, "\n", gap) for gap in (" ", "\n") for room in (1000, 40, 30, 20)),
 ]
-"""From wide to narrow: how long a line of a label is, and what stands between the words of a
-heading and before a ±.
+"""Layouts of a table, from wide to narrow: (width of a label in columns, separator between the
+words of a heading, separator before a ±).
 """
 SHADES = [
     "#3f90da",
@@ -47,13 +47,11 @@ SHADES = [
     "#717581",
     "#92dadd",
 ]
-"""Ten colours that colour-blind readers can tell apart (Petroff 2021, arXiv:2107.02270)."""
+"""Ten colours that colour-blind readers can distinguish (Petroff 2021, arXiv:2107.02270)."""
 
 
 def text(value: Estimate | None, metric: Metric, n: int) -> str:
-    """`mean ± half`, and how many seeds it is over if that is not `n`; "-" where there is
-    nothing.
-    """
+    """Return "mean ± half", followed by the number of seeds if it is not `n`; "-" if unknown."""
     if value is None or value.mean is None:
         return "-"
     half = "" if value.half is None else f" ± {metric.text(value.half)}"
@@ -61,7 +59,7 @@ def text(value: Estimate | None, metric: Metric, n: int) -> str:
 
 
 def difference_text(value: Estimate | None, metric: Metric, n: int) -> str:
-    """The difference with its sign."""
+    """Return the difference as `text` does, with its sign."""
     sign = "+" if value is not None and value.mean is not None and value.mean > 0 else ""
     return sign + text(value, metric, n)
 
@@ -81,17 +79,17 @@ def _headings(metric: Metric) -> list[str]:
 
 
 def explained(table: Comparison) -> list[str]:
-    """What has to be known to read a table, one line each."""
+    """Return the facts that a reader of the table needs, one line each."""
     parts = ["mean ± half of the 95 % confidence interval over n seeds"]
     if len(table.groups) > 1:
         parts.append(f"difference from {table.baseline.label!r}, paired by seed")
     if any(cell.endswith(")") for group in table.groups for cell in _cells(table, group)):
-        parts.append("in brackets: how many seeds, where they are not n")
+        parts.append("in brackets: the number of seeds where it is not n")
     return ["; ".join(parts), *table.remarks]
 
 
 def print_comparisons(found: Comparisons, console: Console) -> None:
-    """The tables; what is left out goes to the notes, which the caller shows."""
+    """Print the tables, each in the widest layout that fits. The caller prints the notes."""
     endless = console.options.update(width=100_000)
     for i, table in enumerate(found.tables):
         layouts = [_table(table, *layout) for layout in LAYOUTS]
@@ -125,7 +123,7 @@ def _table(table: Comparison, room: int, heading_gap: str, cell_gap: str) -> Tab
 
 
 def to_csv(found: Comparisons) -> str:
-    """One line for each row and measure, with all numbers whole."""
+    """Return CSV text with one line for each row and measure, in full precision."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     names = (
@@ -167,9 +165,7 @@ def to_csv(found: Comparisons) -> str:
 
 
 def to_dict(found: Comparisons) -> dict[str, Any]:
-    """All tables with all measures of all rows, as JSON can hold them; None for what is not
-    known.
-    """
+    """Return all measures of all rows of all tables as JSON can hold them; None if unknown."""
     return {"tables": [_table_dict(table) for table in found.tables], "notes": found.notes}
 
 
@@ -208,7 +204,12 @@ def _table_dict(table: Comparison) -> dict[str, Any]:
 
 
 def to_latex(found: Comparisons, command: str) -> str:
-    """A tabular for each comparison, for the package booktabs."""
+    """Return LaTeX text with one tabular for each comparison. It needs the package booktabs.
+
+    Args:
+        found: The comparisons.
+        command: The command line that made them; it becomes a comment.
+    """
     blocks = [f"% {command}", "% \\usepackage{booktabs}"]
     for table in found.tables:
         headings = " & ".join(map(_latex, ["strategies", *_headings(table.metric)]))
@@ -243,9 +244,7 @@ def _latex_cell(cell: str) -> str:
 
 
 def draw(found: Comparisons) -> Figure:
-    """A picture: of each table the averages with their intervals, and how they come about over the
-    steps of training.
-    """
+    """Draw, for each table, the averages with their intervals and the learning curves."""
     figure = _figure(11.0, sum(max(3.2, 1.2 + 0.42 * len(table.groups)) for table in found.tables))
     places = figure.subplots(len(found.tables), 2, squeeze=False)
     for (left, right), table in zip(places, found.tables, strict=True):
@@ -281,7 +280,7 @@ def _draw_averages(axes: Axes, table: Comparison, shades: Sequence[str]) -> None
     axes.invert_yaxis()
     axes.set(xlabel=f"average {quantity(table.metric)} at the end", title=table.title)
     axes.grid(axis="x", linewidth=0.4)
-    if table.metric.unit == "%":  # an interval may reach beyond what there can be
+    if table.metric.unit == "%":  # an interval may extend beyond 0 to 100 %
         axes.set_xlim(-3, 103)
 
 
@@ -314,10 +313,13 @@ def _draw_curves(axes: Axes, table: Comparison, shades: Sequence[str]) -> None:
 
 
 def curve(group: Group) -> tuple[list[float], list[float], list[float]]:
-    """(steps, means, half intervals) of the average over the tasks seen so far.
+    """Return the average over the tasks seen so far during training, as a mean over seeds.
 
-    At the evaluations that all seeds have. Where the seeds' phases end at different steps: at the
-    ends of the phases, each drawn at its mean step.
+    The points are the evaluations that all seeds have. If the phases of the seeds end at different
+    steps, the points are the ends of the phases, each at its mean step.
+
+    Returns:
+        (world steps, means, half widths of the 95 % intervals), three lists of the same length.
     """
     results = list(group.results.values())
     if len({tuple(row.step for row in result.rows) for result in results}) == 1:
@@ -344,7 +346,7 @@ def curve(group: Group) -> tuple[list[float], list[float], list[float]]:
 
 
 def _averages(result: Result) -> list[tuple[Evaluation, float]]:
-    """The evaluations that know the scores of all tasks seen so far, each with their average."""
+    """Return the evaluations with known scores of all tasks seen so far, and their averages."""
     found = [(now, [now.scores[j] for j in result.seen(now)]) for now in result.evaluations]
     return [
         (now, math.fsum(scores) / len(scores))
@@ -354,7 +356,7 @@ def _averages(result: Result) -> list[tuple[Evaluation, float]]:
 
 
 def _phase_ends(table: Comparison) -> list[int]:
-    """Where tasks change, if all runs of several phases agree on it."""
+    """Return the steps at which tasks change, or nothing if runs disagree on them."""
     results = [result for group in table.groups for result in group.results.values()]
     ends = {
         tuple(row.step for row in result.rows[:-1]) for result in results if len(result.rows) > 1
@@ -363,9 +365,18 @@ def _phase_ends(table: Comparison) -> list[int]:
 
 
 def write(path: Path, make: Callable[[], str | bytes]) -> None:
-    """Write a file whole or not at all. Raises OSError or ValueError, in one line."""
+    """Write a file completely or not at all.
+
+    Args:
+        path: The file; its folder must exist.
+        make: Function that returns the content.
+
+    Raises:
+        ValueError: If the folder does not exist.
+        OSError: If the file can't be written.
+    """
     if not path.parent.is_dir():
-        raise ValueError(f"{path} can't be written: {path.parent} is no folder")
+        raise ValueError(f"{path} can't be written: the folder {path.parent} does not exist")
     content = make()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
@@ -377,8 +388,11 @@ def write(path: Path, make: Callable[[], str | bytes]) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Raise ValueError unless the file's ending names a format of pictures, and ImportError if
-    there is no matplotlib.
+    """Check that a figure can be written to `path`.
+
+    Raises:
+        ValueError: If the suffix is not .pdf, .png or .svg.
+        ImportError: If matplotlib is not installed.
     """
     if path.suffix.lower() not in (".pdf", ".png", ".svg"):
         raise ValueError(f"figure is {path}; its name must end in .pdf, .png or .svg")
@@ -389,7 +403,12 @@ def check_picture(path: Path) -> None:
 
 
 def picture(found: Comparisons, path: Path) -> bytes:
-    """The picture in the format of the file's ending."""
+    """Return the figure in the format that the suffix of `path` names.
+
+    Raises:
+        ValueError: If the suffix is not .pdf, .png or .svg.
+        ImportError: If matplotlib is not installed.
+    """
     check_picture(path)
     buffer = io.BytesIO()
     draw(found).savefig(buffer, format=path.suffix[1:].lower(), dpi=150)

@@ -1,4 +1,4 @@
-"""What a run was made with: command, versions, machine."""
+"""The environment of a run: command, versions and machine."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from typing import Any
 import torch
 
 import everloop
-
-PLAIN, JOINT = "none", "joint"
 
 PACKAGES = (
     *(
@@ -34,13 +32,13 @@ PACKAGES = (
 
 
 def command() -> str:
-    """The command line of this process."""
+    """Return the command line of this process."""
     program = Path(sys.argv[0]).name
     return shlex.join(["everloop" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
 def environment() -> dict[str, Any]:
-    """What a run was made with: command, time, machine, versions."""
+    """Return the command, start time, machine and versions of a run, as JSON can hold them."""
     return {
         "command": command(),
         "git_revision": _git_revision(),
@@ -55,7 +53,7 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The model of the CPU, as Linux names it; elsewhere what the platform says."""
+    """Return the model of the CPU as Linux names it, or what the platform module knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -72,9 +70,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The revision of everloop's source, "-dirty" if it was changed; None outside a
-    checkout of it.
-    """
+    """Return the Git revision of everloop's source, with "-dirty" if changed; None if unknown."""
 
     def git(*words: str) -> str:
         here = Path(everloop.__file__).parent
@@ -83,9 +79,8 @@ def _git_revision() -> str | None:
         ).stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # else the repository around is somebody else's
+        # fails if everloop is installed inside another project's repository
+        git("ls-files", "--error-unmatch", "__init__.py")
         return git("describe", "--always", "--dirty", "--abbrev=40")
     except (OSError, subprocess.CalledProcessError):
         return None

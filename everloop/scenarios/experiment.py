@@ -1,4 +1,4 @@
-"""One run of a scenario, with everything that it leaves in its folder."""
+"""One run of a scenario, with the files that it writes into its folder."""
 
 from __future__ import annotations
 
@@ -42,28 +42,33 @@ from everloop.scenarios.strategies import (
     strategy_key,
 )
 
-ENOUGH = 50  # updates a task, with which small networks learn digits (docs/results.md)
+ENOUGH = 50  # updates per task, enough for a small network to learn digits (docs/results.md)
 
 
 class Experiment:
     """A scenario with strategies and a seed, checked and ready to run.
 
+    An experiment always trains. The command `everloop run` shows a complete run with the same
+    settings instead; in Python, `Result.load(out)` does that.
+
     Args:
-        scenario: What is run.
-        strategies: Names in their order of application, as a list or comma-separated: of
-            `STRATEGIES`, or "package.module:Class" of your own. "none" is plain fine-tuning,
-            "joint" trains on all tasks at once.
-        seed: Of networks, worlds and strategies, from 0.
-        out: The run's folder; None leaves nothing behind.
-        settings: Strategy name (of your own: the class's name) -> keyword arguments, which
+        scenario: The scenario object, such as `SplitDigits()`.
+        strategies: Names in their order of application, as a list or separated by commas: keys of
+            `STRATEGIES`, or "package.module:Class" for a class of your own. "none" is plain
+            fine-tuning, "joint" trains on all tasks at once.
+        seed: Seed for networks, worlds and strategies, 0 to 2147483647.
+        out: Folder for the run; None writes nothing.
+        settings: Strategy name (the class name for one of your own) -> keyword arguments, which
             override the scenario's.
-        overwrite: Replace a run that `out` already holds.
-        imports: Modules that a repetition of the run has to import first; they are written into
-            config.yaml.
+        overwrite: Replace a run that `out` already holds, complete or not.
+        imports: Modules that must be imported before the run can be repeated; config.yaml
+            lists them.
 
     Raises:
-        ValueError, TypeError, FileExistsError, ImportError: In one line, before anything is
-            written.
+        ValueError: In one line, if a name is unknown or a value is out of range.
+        TypeError: In one line, if `scenario` or a strategy is an object of the wrong kind.
+        FileExistsError: If `out` holds a run, complete or not, and `overwrite` is False.
+        ImportError: If a package that is needed is not installed.
     """
 
     def __init__(
@@ -77,14 +82,14 @@ class Experiment:
         imports: Sequence[str] = (),
     ) -> None:
         _check_scenario(scenario)
-        self.scenario, self.seed, self.out = scenario, seed, None if out is None else Path(out)
-        self.names, self.overwrite, self.imports = (
-            check_strategies(strategies),
-            overwrite,
-            list(imports),
-        )
+        self.scenario = scenario
+        self.names = check_strategies(strategies)
+        self.seed = seed
+        self.out = None if out is None else Path(out)
+        self.overwrite = overwrite
+        self.imports = list(imports)
         if not 0 <= seed < 2**31:
-            raise ValueError(f"seed is {seed}, allowed: 0 to {2**31 - 1}")
+            raise ValueError(f"seed is {seed}; it must be 0 to {2**31 - 1}")
         self.settings = {
             key: complete_settings(
                 find_strategy(name),
@@ -114,19 +119,17 @@ class Experiment:
 
     @property
     def title(self) -> str:
-        """Scenario and strategies, for people to read."""
+        """The scenario and the strategies as readable text."""
         return f"{self.scenario.name} {'+'.join(map(strategy_key, self.names))}"
 
     @property
     def notes(self) -> list[str]:
-        """What should be known before it runs: options that do nothing here, steps rounded up, and
-        tasks that are hardly trained.
-        """
+        """Remarks before the run: options without effect, rounded steps, tasks with few updates."""
         before = [] if self.pretraining is None else [self.pretraining.note(self.learner.world)]
         return [*self.learner.notes, *before, *self._rounded(), *self._few_updates()]
 
     def _rounded(self) -> list[str]:
-        """A line where a task's steps are no whole number of rollouts."""
+        """Return a line if a task's steps are not a whole number of rollouts."""
         steps, copies = self.plan.steps[0], self.learner.world.num_envs
         whole, unit = whole_steps(self.learner, steps), whole_steps(self.learner, 1)
         if whole == steps or unit == copies:  # a stream fills its last batch
@@ -134,12 +137,12 @@ class Experiment:
         count = "one rollout" if whole == unit else f"{whole // unit} rollouts"
         together = " of all tasks together" if len(self.plan.phases[0]) > 1 else ""
         return [
-            f"steps {steps}{together} becomes {whole}, {count} of {copies} copies x "
+            f"steps {steps}{together} is rounded up to {whole}: {count} of {copies} copies x "
             f"{unit // copies} steps"
         ]
 
     def _few_updates(self) -> list[str]:
-        """A line where a task gets fewer updates than small networks need."""
+        """Return a line if a task gets fewer updates than small networks need."""
         updates = [self.learner.updates(steps) or ENOUGH for steps in self.plan.steps]
         few = min(updates)
         if few >= ENOUGH:
@@ -153,16 +156,14 @@ class Experiment:
             who = f"task {self.evaluation.tasks[tasks[0]].name} gets"
         advice = f": {self.scenario.more_training}" if self.scenario.more_training else ""
         count = f"{few} update{'' if few == 1 else 's'}"
-        return [
-            f"{who} only {count}, which may be too few to learn (about {ENOUGH} are needed){advice}"
-        ]
+        return [f"{who} only {count}, but even small networks need about {ENOUGH} to learn{advice}"]
 
     def move_to(self, out: Path) -> None:
-        """Let `out` be the run's folder.
+        """Make `out` the folder of the run.
 
         Raises:
-            FileExistsError: If it holds a run that is not to be replaced.
-            ImportError: Without matplotlib, which draws the pictures of the run.
+            FileExistsError: If it holds a run and `overwrite` is False.
+            ImportError: If matplotlib, which draws the figures of a run, is not installed.
         """
         check_pictures()
         if not self.overwrite:
@@ -170,21 +171,25 @@ class Experiment:
         self.out = out
 
     def run(self, callbacks: Sequence[Callback] = (), progress: bool = False) -> Result:
-        """Run it, and write config.yaml, environment.json, TensorBoard events and, after each
-        phase, result.json.
+        """Run the experiment and return its result.
 
-        Args: callbacks: Told of what happens, after those that write the files. They may act on the
-            run. progress: Show a bar in a terminal or a notebook, elsewhere plain lines on the
-            standard output.
+        With a folder, it writes config.yaml, environment.json, TensorBoard events and, before
+        training and after each phase, result.json.
+
+        Args:
+            callbacks: Callbacks of the run, called after those that write the files.
+            progress: Show a progress bar in a terminal or a notebook; elsewhere print plain lines
+                to the standard output.
 
         Raises:
-            NotFiniteError: Where training breaks down; what was logged until then stays.
-            RuntimeError: The second time; an experiment runs once.
+            NotFiniteError: If a loss, weight or observation becomes nan or infinite. The files
+                written until then stay.
+            RuntimeError: If the experiment has run before.
         """
         if not self._fresh:
-            raise RuntimeError("this experiment has run already; make a new one")
+            raise RuntimeError("this experiment has already run; make a new Experiment")
         self._fresh = False
-        self.learner.seed(self.seed)  # whatever else drew random numbers since this was made
+        self.learner.seed(self.seed)  # other code may have drawn random numbers since __init__
         try:
             if progress:
                 with Progress(Console()) as bar:
@@ -195,7 +200,7 @@ class Experiment:
                 world.close()
 
     def _written(self, callbacks: Sequence[Callback]) -> Result:
-        """Run it, and write what it leaves into its folder, if it has one."""
+        """Run it, and write the files if it has a folder."""
         if self.out is None:
             return self._run(callbacks)
         files = {
@@ -210,7 +215,7 @@ class Experiment:
                 logger.close()
 
     def _shown(self) -> dict[str, Any]:
-        """The settings that TensorBoard shows, under the same names for all strategies."""
+        """Return the settings that TensorBoard shows, with the same keys for all strategies."""
         strategies = flattened(self.settings).items()
         return {
             **{
@@ -235,7 +240,7 @@ class Experiment:
         return run.go()
 
     def config(self) -> dict[str, Any]:
-        """The complete settings, as `everloop run --config` reads them."""
+        """Return the complete settings as `everloop run --config` reads them."""
         strategies = {
             key: {
                 name: plain(value)
@@ -258,13 +263,14 @@ class Experiment:
         }
 
     def config_text(self) -> str:
-        """The content of config.yaml."""
+        """Return the content of config.yaml."""
         text: str = yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True)
         return text
 
     def folder(self) -> Path:
-        """Where a run goes that is not told where: runs/SCENARIO/STRATEGIES-HASH/SEED, the hash of
-        all settings but the seed.
+        """Return the command line's default folder: runs/SCENARIO/STRATEGIES-HASH/SEED.
+
+        HASH is computed from all settings but the seed.
         """
         settings = {key: value for key, value in self.config().items() if key != "seed"}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -299,12 +305,12 @@ def _only(found: list[Pretraining]) -> Pretraining | None:
 
 
 def check_pictures() -> None:
-    """Raise ImportError without matplotlib, which is needed as a run ends."""
+    """Raise ImportError if matplotlib, which is needed when a run ends, is not installed."""
     needed("matplotlib", "", "a run that draws its pictures")
 
 
 def scenario_path(scenario: type[Scenario]) -> str:
-    """The name by which `everloop run` finds the class: a registered one, or its path."""
+    """Return the name by which `everloop run` finds the class: registered, or its path."""
     from everloop.scenarios import SCENARIOS
 
     return (
@@ -315,9 +321,7 @@ def scenario_path(scenario: type[Scenario]) -> str:
 
 
 def _check_scenario(scenario: Any) -> None:
-    """Raise TypeError, which says what to write, for what is no scenario object, or has other than
-    a Factory in the place of one.
-    """
+    """Raise TypeError if `scenario` is no scenario object, or a field should be a Factory."""
     from everloop.scenarios import SCENARIOS
 
     if isinstance(scenario, str) and scenario in SCENARIOS:

@@ -1,6 +1,4 @@
-"""The folder of a run: locked while the run goes, and an earlier run's files are kept until the new
-one is complete.
-"""
+"""The folder of a run. It is locked during a run, and old files stay until that is complete."""
 
 from __future__ import annotations
 
@@ -20,23 +18,24 @@ OLD = ".old"
 
 
 class Unwritable(OSError):
-    """A run's folder can't be made, or nothing can be written into it."""
+    """The folder of a run can't be created or written to."""
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files that a run, finished or not, has left in `folder`.
+    """Return the files of a run, complete or not, in `folder`.
 
-    Raises ValueError if it, or where it lies, is a file.
+    Raises:
+        ValueError: If `folder` or one of its parents is a file.
     """
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
-            raise ValueError(f"{place} is a file; name a folder")
+            raise ValueError(f"{place} is a file; choose a folder")
     named = [folder / name for name in (CONFIG, ENVIRONMENT, RESULT, ERROR)]
     return [path for path in named if path.exists()] + sorted(folder.glob(EVENTS))
 
 
 def complete(folder: Path) -> bool:
-    """True if `folder` holds the result of a run whose every phase has ended."""
+    """Return True if `folder` holds the result of a run with all phases done."""
     try:
         return Result.load(folder).complete
     except ValueError:
@@ -46,16 +45,18 @@ def complete(folder: Path) -> bool:
 def check_free(folder: Path) -> None:
     """Raise FileExistsError if `folder` holds a run."""
     if files_of(folder):
-        what = "a run" if complete(folder) else "an unfinished run"
+        what = "a complete run" if complete(folder) else "an unfinished run"
         raise FileExistsError(
-            f"{folder} already holds {what}; choose another --out, or replace it with --overwrite"
+            f"{folder} already holds {what}; choose another folder (--out), or replace the run "
+            "(--overwrite, in Python overwrite=True)"
         )
 
 
 def holds(folder: Path, config: str) -> Literal["nothing", "an unfinished run", "a complete run"]:
-    """What `folder` holds of the run whose config.yaml is `config`.
+    """Return how much of the run whose config.yaml is `config` the folder holds.
 
-    Raises FileExistsError if it holds a run of other settings.
+    Raises:
+        FileExistsError: If the folder holds a run with other settings.
     """
     if not files_of(folder):
         return "nothing"
@@ -70,13 +71,20 @@ def holds(folder: Path, config: str) -> Literal["nothing", "an unfinished run", 
 
 @contextmanager
 def opened(folder: Path, files: Mapping[str, str], overwrite: bool) -> Iterator[None]:
-    """The folder for the time of a run, with `files` (name -> content) written into it.
+    """Create and lock the folder for the duration of a run.
 
-    Files of an earlier run are renamed to *.old, and deleted when the new run is over. If that
-    breaks down they stay.
+    Files of an earlier run are renamed to *.old. They are deleted when the new run is complete, and
+    stay if it fails.
 
-    Raises: FileExistsError: If another run is writing into it, or it holds a run and `overwrite` is
-        False. Unwritable: If it can't be made or written into.
+    Args:
+        folder: The folder; it is created if it does not exist.
+        files: Name -> content of files that are written at once.
+        overwrite: Replace an earlier run.
+
+    Raises:
+        FileExistsError: If another run is writing to the folder, or the folder holds a run and
+            `overwrite` is False.
+        Unwritable: If the folder can't be created or written to.
     """
     lock = FileLock(folder / ".lock")
     try:
@@ -84,17 +92,18 @@ def opened(folder: Path, files: Mapping[str, str], overwrite: bool) -> Iterator[
         lock.acquire(timeout=0)
     except Timeout:
         raise FileExistsError(
-            f"another run is writing into {folder}; wait for it, or choose another --out"
+            f"another run is writing to {folder}; wait for it, or choose another folder (--out)"
         ) from None
     except OSError as error:
-        what = "written into" if folder.is_dir() else "made"
+        what = "written to" if folder.is_dir() else "created"
         raise Unwritable(
-            f"the folder {folder} can't be {what}: {error.strerror or error}; choose another --out"
+            f"the folder {folder} can't be {what}: {error.strerror or error}; "
+            "choose another folder (--out)"
         ) from None
     try:
         if not overwrite:
             check_free(folder)
-        for name, content in files.items():  # all is written before anything old is touched
+        for name, content in files.items():  # write everything before touching old files
             (folder / f"{name}.new").write_text(content)
         _set_aside(folder)
         for name in files:
@@ -109,9 +118,7 @@ def opened(folder: Path, files: Mapping[str, str], overwrite: bool) -> Iterator[
 
 
 def _set_aside(folder: Path) -> None:
-    """Rename what an earlier run left; of a broken attempt to replace it, delete that attempt's
-    files instead.
-    """
+    """Rename the files of an earlier run; delete those of a failed attempt to replace it."""
     kept, found = list(folder.glob(f"*{OLD}")), files_of(folder)
     if kept and not complete(folder):
         for path in found:

@@ -1,4 +1,4 @@
-"""Settings for people to read: the text of --help, and a commented YAML file of them all."""
+"""Settings as readable text: the output of --help, and a YAML file with comments."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ WIDTH, INDENT = 80, 26
 def help_text(
     usage: str, about: str, groups: Mapping[str, Schema | Mapping[str, str]], last: str = ""
 ) -> str:
-    """The text of a --help.
+    """Return the text of a --help, at most 80 columns wide.
 
     Args:
-        groups: Title -> settings, or name -> what it is.
-        last: A paragraph at the end.
+        usage: The form of the command.
+        about: What the command does.
+        groups: Title -> settings, or title -> (name -> description).
+        last: Last paragraph; empty for none.
     """
     blocks = [f"usage: {usage}", _wrapped(about)]
     for title, group in groups.items():
@@ -36,14 +38,15 @@ def _entry(name: str, entry: Setting | str) -> list[str]:
     if isinstance(entry, str):
         return _two_columns(name, entry)
     text = entry.help or "(no description)"
-    default = "" if entry.default is MISSING else f" [{shown(entry.default)}]"
+    value = "null" if entry.default is None else shown(entry.default)
+    default = "" if entry.default is MISSING else f" [{value}]"
     return _two_columns(
         f"--{entry.key.replace('_', '-')}", f"{text.rstrip()} ({possible(entry.kind)}){default}"
     )
 
 
 def shown(value: Any) -> str:
-    """A default as people would type it."""
+    """Return a value as readable text."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -71,7 +74,12 @@ def _wrapped(text: str) -> str:
 
 
 def commented_yaml(groups: Mapping[str, Schema], values: Mapping[str, Any]) -> str:
-    """All settings of all groups with their values, each after its meaning: a file for --config."""
+    """Return a YAML file for --config: every setting with its value, after a comment about it.
+
+    Args:
+        groups: Title -> settings.
+        values: The value of every setting by its key.
+    """
     lines: list[str] = []
     for title, schema in groups.items():
         lines += ["", f"# {title}"] if lines else [f"# {title}"]
@@ -91,7 +99,7 @@ def commented_yaml(groups: Mapping[str, Schema], values: Mapping[str, Any]) -> s
 
 
 def _one_line(value: Any) -> str:
-    """A value as YAML writes it within a line."""
+    """Return a value as YAML writes it on one line."""
     text = yaml.safe_dump(
         plain(value), default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
     )
@@ -99,7 +107,11 @@ def _one_line(value: Any) -> str:
 
 
 def first_line(thing: Any) -> str:
-    """The first line of the docstring of an object's module, which says what it is."""
+    """Return the first line of the docstring of an object's module.
+
+    Args:
+        thing: An object with a module, or a path "package.module:Name".
+    """
     module = thing.partition(":")[0] if isinstance(thing, str) else thing.__module__
     lines = (import_module(module).__doc__ or "").strip().splitlines()
     return lines[0] if lines else ""

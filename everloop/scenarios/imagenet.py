@@ -15,15 +15,16 @@ class SplitImageNet256(SplitImages):
     """ImageNet in tasks of 10 classes each (Russakovsky et al. 2015), from Kaggle.
 
     Args:
-        data: Folder with one folder of pictures for each class; downloaded from Kaggle if none.
-        side: Side of the images in pixels, 1 to 256; pictures are scaled and cropped to it.
+        data: Folder with one folder of pictures for each class. By default the data is downloaded
+            from Kaggle.
+        side: Height and width in pixels, 1 to 256, to which pictures are scaled and cropped.
     """
 
     name: ClassVar[str] = "split-imagenet256"
     summary: ClassVar[str] = "image stream: ImageNet at up to 256 pixels, tasks of 10 classes"
     needs: ClassVar[str] = (
-        "ImageNet-256: --data FOLDER with a folder of pictures a class, or Kaggle credentials and "
-        "the extra kaggle"
+        "ImageNet-256: --data FOLDER with one folder of pictures for each class, or Kaggle "
+        'credentials and the extra "kaggle"'
     )
     evaluations_per_task: ClassVar[int] = 3
     architecture: Architecture = "resnet18"

@@ -1,6 +1,4 @@
-"""What all image-classification streams have in common: where the pictures are, and which network
-sees them.
-"""
+"""The base of all image-classification streams: loading of the images, and the networks."""
 
 from __future__ import annotations
 
@@ -34,29 +32,29 @@ Architecture = Literal[
 class ImageScenario(StreamScenario):
     """A data set of images with the networks of published tables.
 
-    The architecture "nested" is a network like any other until `periods` is set.
+    The architecture "nested" trains like any other network unless `periods` is set.
 
     Args:
-        architecture: Network, by name; a network of your own (setting network) replaces it. mlp:
-            fully connected. convnet: the 5 convolutions of van de Ven et al. 2022.
-            reduced-resnet18: with 20 filters. resnet18: with 64. nested: convolutions in a
-            continuum memory. progressive and growing: an mlp to which the strategies progressive
-            and growth add columns or units.
-        width: Units of a hidden layer, or filters of the first stage; the usual number if none. 1
-            or more. The usual number is 400 in mlp, progressive and growing, 2000 in convnet, 20
-            in reduced-resnet18, 64 in resnet18 and 32 in nested.
-        layers: Hidden layers of mlp, progressive and growing, 0 or more.
+        architecture: Name of a built-in network; the setting network replaces it with your own.
+            mlp is fully connected. convnet has the 5 convolutions of van de Ven et al. 2022.
+            reduced-resnet18 has 20 filters in its first stage, resnet18 has 64. nested has
+            convolutions in a continuum memory. progressive and growing are an mlp to which the
+            strategies progressive and growth add columns or units.
+        width: Units of each hidden layer, or filters of the first stage, 1 or more. By default
+            400 in mlp, progressive and growing, 2000 in convnet, 20 in reduced-resnet18, 64 in
+            resnet18 and 32 in nested.
+        layers: Number of hidden layers in mlp, progressive and growing, 0 or more.
         norm: Normalization in ResNets: batch, as published, or group. Group norm carries no
             statistics from task to task.
-        pretrain: Data for pre-training the convolutions of convnet; no pre-training if none. A
-            folder or Hub ID. The convolutions are then frozen, and kept in the cache.
+        pretrain: Data for pre-training the convolutions of convnet: a folder or a Hub ID. The
+            convolutions are then frozen, and stored in the cache. By default no pre-training.
         pretrain_epochs: Passes over the pre-training data, 1 or more.
     """
 
     folder: ClassVar[str]
     """Name of the data's folder in EVERLOOP_DATA."""
     hub: ClassVar[str | None] = None
-    """The data's id on the Hub."""
+    """The data's ID on the Hugging Face Hub, if it has one."""
 
     architecture: Architecture = "mlp"
     width: int | None = None
@@ -77,7 +75,7 @@ class ImageScenario(StreamScenario):
         """The network below the head."""
         shape = world.single_observation_space["image"].shape  # type: ignore[index]
         if self.layers < 0:
-            raise ValueError(f"layers is {self.layers}, allowed: 0 or more")
+            raise ValueError(f"layers is {self.layers}; it must be 0 or more")
         width: dict[str, Any] = {} if self.width is None else {"width": self.width}
         match self.architecture:
             case "mlp":
@@ -97,7 +95,8 @@ class ImageScenario(StreamScenario):
                     shape, **width, periods=PERIODS if self.periods is None else self.periods
                 )
         raise ValueError(
-            f"architecture is {self.architecture!r}, allowed: {', '.join(get_args(Architecture))}"
+            f"architecture is {self.architecture!r}; choose one of "
+            f"{', '.join(get_args(Architecture))}"
         )
 
     def without_effect(self) -> dict[str, str]:
@@ -108,15 +107,15 @@ class ImageScenario(StreamScenario):
                 "network replaces it",
             )
         if self.architecture not in ("mlp", "progressive", "growing"):
-            unused["layers"] = f"architecture {self.architecture} has layers of its own"
+            unused["layers"] = f"architecture {self.architecture} has a fixed number of layers"
         if "resnet18" not in self.architecture:
-            unused["norm"] = "it is for ResNets"
+            unused["norm"] = "it is only for ResNets"
         if self.architecture != "convnet":
             unused |= dict.fromkeys(
-                ["pretrain", "pretrain_epochs"], "it is for architecture convnet"
+                ["pretrain", "pretrain_epochs"], "it is only for architecture convnet"
             )
         elif self.pretrain is None:
-            unused["pretrain_epochs"] = "pretrain names no data"
+            unused["pretrain_epochs"] = "pretrain is not set"
         return unused
 
     def _convnet(self, shape: tuple[int, ...]) -> ConvNet5:
@@ -125,8 +124,8 @@ class ImageScenario(StreamScenario):
             data = load_images(self.pretrain)
             if data[0].inputs.shape[1:] != shape:
                 raise ValueError(
-                    f"images of {self.pretrain} have shape {data[0].inputs.shape[1:]}, allowed: "
-                    f"{shape}"
+                    f"images of {self.pretrain} have shape {data[0].inputs.shape[1:]}; "
+                    f"pre-training needs images of shape {shape}"
                 )
             net.freeze_convolutions(pretrained_convolutions(data, self.pretrain_epochs))
         return net
@@ -138,12 +137,12 @@ class SplitImages(ImageScenario):
 
     Args:
         classes_per_task: Classes in each task, 1 or more; it must divide the number of classes.
-        class_seed: Seed for shuffling the classes before the split; in their own order if none.
-            With i-Blurry, none is seed 0.
-        disjoint_ratio: Share of classes that belong to one task only, from 0 to 1; 1 is a plain
-            split. Below 1 the stream is i-Blurry (Koh et al. 2022), for scenario_type class.
-        blurry_ratio: Share of a blurry class's examples scattered over other tasks, from 0 to 1.
-            Blurry are, with i-Blurry, the classes that do not belong to one task only.
+        class_seed: Seed for shuffling the classes before the split. By default the classes keep
+            their order; i-Blurry shuffles with seed 0.
+        disjoint_ratio: Share of classes that belong to one task only, from 0 to 1. 1 is a plain
+            split. Below 1 the stream is i-Blurry (Koh et al. 2022); it needs scenario_type class.
+        blurry_ratio: Share of each blurry class's examples that other tasks get, from 0 to 1. In
+            i-Blurry, the blurry classes are those that belong to several tasks.
     """
 
     classes_per_task: int = 2
@@ -161,13 +160,12 @@ class SplitImages(ImageScenario):
             return SplitClasses(self.classes_per_task, self.class_seed)
         if self.scenario_type != "class":
             raise ValueError(
-                f"disjoint_ratio is {self.disjoint_ratio}, allowed for scenario_type "
-                f"{self.scenario_type}: 1"
+                f"disjoint_ratio is {self.disjoint_ratio}; it must be 1 with scenario_type "
+                f"{self.scenario_type}"
             )
         tasks, rest = divmod(len(self.loaded[0].classes), self.classes_per_task)
         if rest:
             raise ValueError(
-                f"classes_per_task is {self.classes_per_task}, allowed: a divisor of the number of "
-                "classes"
+                f"classes_per_task is {self.classes_per_task}; it must divide the number of classes"
             )
         return IBlurry(tasks, self.disjoint_ratio, self.blurry_ratio, self.class_seed or 0)

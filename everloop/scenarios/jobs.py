@@ -1,4 +1,4 @@
-"""Several runs of the command line, as many at once as are wanted."""
+"""Run several commands in parallel, each in its own process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ CHILD = "import sys; from everloop.scenarios.jobs import child; sys.exit(child()
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come: everything ends as after Ctrl-C."""
+    """Raised on SIGTERM, so that everything ends as after Ctrl-C."""
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM raise `Terminated` in this process."""
+    """Make SIGTERM raise `Terminated` in this process."""
 
     def terminated(signum: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -31,13 +31,14 @@ def end_on_sigterm() -> None:
 
 
 def child() -> int:
-    """The command line in a process of `run_all`, which ends with the one that started it; returns
-    the exit status.
+    """Run the command line in a process of `run_all` and return its exit status.
+
+    The process ends when its parent does.
     """
     from everloop.scenarios.cli import main
 
     def watch() -> None:
-        # Nothing is ever written into this pipe: it closes when the parent has ended.
+        # Nothing is ever written to this pipe, so this returns when the parent has ended.
         os.read(0, 1)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -53,13 +54,16 @@ def run_all(
     ended: Callable[[int, str | None], None],
     started: Callable[[int], None] = lambda i: None,
 ) -> None:
-    """Run `everloop WORDS` for each of `commands`, `jobs` at once, each in a process of its own.
+    """Run `everloop WORDS` for each of `commands`, each in its own process.
 
-    When this is left early, by an error in `ended`, by Ctrl-C or by SIGTERM, the processes are
-    stopped.
+    An error in a callback, Ctrl-C and SIGTERM stop all processes.
 
-    Args: ended: Called with a command's position and the last line of its error, or None, as each
-        ends. started: Called with a command's position before it begins.
+    Args:
+        commands: The words of each command after `everloop`.
+        jobs: Number of processes at the same time, 1 or more.
+        ended: Called when a command has ended, with its position in `commands` and the last line of
+            its error, or None if it succeeded.
+        started: Called before a command begins, with its position in `commands`.
     """
     waiting = deque(enumerate(commands))
     going: dict[int, tuple[subprocess.Popen[bytes], BinaryIO]] = {}
@@ -94,7 +98,7 @@ def run_all(
 
 
 def _last_line(errors: BinaryIO) -> str:
-    """The last line that was written, without the program's own name."""
+    """Return the last line that was written, without the prefix of everloop's errors."""
     errors.seek(0)
     lines = errors.read().decode(errors="replace").strip().splitlines()
     errors.close()

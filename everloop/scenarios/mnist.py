@@ -1,4 +1,4 @@
-"""MNIST in tasks: split by digits, permuted, rotated."""
+"""Tasks made from MNIST: split by digits, permuted, or rotated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 from everloop.envs import Permuted, Protocol, Rotated
 from everloop.scenarios.images import ImageScenario, SplitImages
 
-NEEDS = 'MNIST: folder "mnist" in EVERLOOP_DATA, or the Hub (ylecun/mnist); extra data'
+NEEDS = 'MNIST: folder "mnist" in EVERLOOP_DATA, or the Hub (ylecun/mnist); extra "data"'
 
 
 @dataclass
@@ -24,16 +24,16 @@ class SplitMNIST(SplitImages):
 
 @dataclass
 class PermutedMNIST(ImageScenario):
-    """MNIST, with the pixels in another order in each task (Goodfellow et al. 2013).
+    """MNIST with a different permutation of the pixels in each task (Goodfellow et al. 2013).
 
     Args:
-        num_tasks: Number of tasks, 1 or more; the first shows the digits unpermuted.
+        num_tasks: Number of tasks, 1 or more. The first task shows the digits unpermuted.
         permutation_seed: Seed for the pixel permutations, 0 or more.
     """
 
     name: ClassVar[str] = "permuted-mnist"
     summary: ClassVar[str] = (
-        "image stream: MNIST, pixels permuted in another way in each of 10 tasks"
+        "image stream: MNIST, 10 tasks, each with its own permutation of the pixels"
     )
     needs: ClassVar[str] = NEEDS
     folder: ClassVar[str] = "mnist"
@@ -47,16 +47,17 @@ class PermutedMNIST(ImageScenario):
 
 @dataclass
 class RotatedMNIST(ImageScenario):
-    """MNIST, rotated by another angle in each task (Lopez-Paz & Ranzato 2017).
+    """MNIST rotated by a different angle in each task (Lopez-Paz & Ranzato 2017).
 
     Args:
-        num_tasks: Number of tasks, 1 or more, at equal steps from 0 to below 180 degrees.
-        angle_seed: Seed for drawing the angles from 0 to 180 degrees; equal steps if none.
-        angles: Angle of each task in degrees; it replaces num_tasks and angle_seed.
+        num_tasks: Number of tasks, 1 or more.
+        angle_seed: Seed for drawing the angles from 0 to 180 degrees. By default the angles are
+            equally spaced, from 0 to below 180 degrees.
+        angles: Angle of each task in degrees, in place of num_tasks and angle_seed.
     """
 
     name: ClassVar[str] = "rotated-mnist"
-    summary: ClassVar[str] = "image stream: MNIST, turned by another angle in each of 10 tasks"
+    summary: ClassVar[str] = "image stream: MNIST, 10 tasks, each rotated by its own angle"
     needs: ClassVar[str] = NEEDS
     folder: ClassVar[str] = "mnist"
     hub: ClassVar[str | None] = "ylecun/mnist"

@@ -1,4 +1,4 @@
-"""Objects by their names: from a registry, or by the path of a class of one's own."""
+"""Objects by name: from a registry, or by the path "package.module:Name"."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ import torch
 
 @dataclass(frozen=True)
 class Factory:
-    """A class or function by its path, with keyword arguments: a setting that makes an object.
+    """A setting that makes an object: the path of a class or function, and keyword arguments.
 
     Args:
         path: "package.module:Name" or "package.module.Name".
-        settings: Its keyword arguments; what is not among them keeps its default.
+        settings: Keyword arguments; the others keep their defaults.
     """
 
     path: str
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **more: Any) -> Any:
-        """Make the object from positional arguments, the settings, and `more`, which wins."""
+        """Make the object from positional arguments and the settings; `more` overrides them."""
         return find_object(self.path)(*args, **{**self.settings, **more})
 
 
 def factories(what: type[Any]) -> list[str]:
-    """The fields of a dataclass that are classes by name."""
+    """Return the names of the fields of a dataclass whose type is `Factory`."""
     hints = get_type_hints(what)
     return [
         field.name
@@ -42,7 +42,7 @@ def factories(what: type[Any]) -> list[str]:
 
 
 def first_required(what: Callable[..., Any]) -> str | None:
-    """The name of the first positional parameter that has no default; None where there is none."""
+    """Return the name of the first positional parameter, or None if it has a default."""
     for name, parameter in inspect.signature(what).parameters.items():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             return name if parameter.default is parameter.empty else None
@@ -50,21 +50,19 @@ def first_required(what: Callable[..., Any]) -> str | None:
 
 
 def is_path(name: str) -> bool:
-    """True for the path of a class of one's own, "package.module:Name", as against a registered
-    name.
-    """
+    """Return True for a path, "package.module:Name", and False for a registered name."""
     return ":" in name
 
 
 def find_object(path: str) -> Callable[..., Any]:
-    """The class or function at `path`; the working folder is searched first.
+    """Return the class or function at `path`. The working folder is searched first.
 
     Raises:
-        ValueError: In one line, where it can't be imported or called.
+        ValueError: In one line, if it can't be imported or called.
     """
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if not module or not name:
-        raise ValueError(f"{path!r} is no path of a class; write package.module:Name")
+        raise ValueError(f"{path!r} is not the path of a class; write package.module:Name")
     if module.endswith(".py"):
         file = Path(module).with_suffix("")
         dotted = (
@@ -84,32 +82,36 @@ def find_object(path: str) -> Callable[..., Any]:
             f"{name!r}.{did_you_mean(name, dir(sys.modules[module]))}"
         )
     if not callable(found):
-        raise ValueError(f"{path!r} is {found!r}, which is neither a class nor a function")
+        raise ValueError(f"{path!r} is {found!r}; it must be a class or a function")
     return found  # type: ignore[no-any-return]
 
 
 def import_module(module: str, wanted: str = "") -> None:
-    """Import `module`, looking into the working folder first.
+    """Import `module`. The working folder is searched first.
 
-    Raises ValueError that names what was `wanted`.
+    Args:
+        module: Dotted name of the module.
+        wanted: Name to use in the error; by default the module's.
+
+    Raises:
+        ValueError: In one line, if the import fails.
     """
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         importlib.import_module(module)
-    except Exception as error:  # the module is the user's own: anything can happen in it
+    except Exception as error:  # a user's module can raise anything
         raise ValueError(
             f"{wanted or module!r} can't be imported: {type(error).__name__}: {error}"
         ) from error
 
 
 def find_optimizer(path: str) -> str:
-    """The full path of an optimizer: that of torch where `path` is a bare name such as "adamw" or
-    "SGD".
+    """Return the full path of an optimizer; a bare name such as "adamw" or "SGD" is torch's.
 
     Raises:
-        ValueError: For what is no optimizer, or one whose step needs a closure.
+        ValueError: If there is no such optimizer, or its step needs a closure.
     """
     known = {
         name.lower(): f"torch.optim.{name}"
@@ -128,12 +130,12 @@ def find_optimizer(path: str) -> str:
         raise ValueError(f"unknown optimizer {path!r}.{hint}")
     found = find_object(full)
     if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
-        raise ValueError(f"optimizer {path!r} is {found!r}, which is no torch optimizer")
+        raise ValueError(f"optimizer {path!r} is {found!r}; it must be a torch optimizer")
     closure = inspect.signature(found.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(
-            f"optimizer {path!r} evaluates the loss several times a step, which strategies can't "
-            "follow; choose another one"
+            f"optimizer {path!r} evaluates the loss several times per step, which strategies do "
+            "not support; choose another one"
         )
     return full
 
@@ -141,11 +143,15 @@ def find_optimizer(path: str) -> str:
 def make_optimizer(
     factory: Factory, parameters: Iterable[torch.nn.Parameter], lr: float
 ) -> torch.optim.Optimizer:
-    """An optimizer of `parameters`, in torch's fused form where there is one, which is faster on
-    CPUs too.
+    """Return an optimizer of `parameters`, fused if torch has that, which is faster on CPUs too.
+
+    Args:
+        factory: The optimizer's name or path, and its settings.
+        parameters: The weights to train.
+        lr: Learning rate.
 
     Raises:
-        ValueError: For settings that the optimizer does not take.
+        ValueError: If the optimizer does not accept the settings.
     """
     full = find_optimizer(factory.path)
     ways = ("fused", "foreach", "differentiable", "capturable")
@@ -162,13 +168,23 @@ def make_optimizer(
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?", or nothing where nothing known resembles `name`."""
+    """Return " Did you mean 'x'?", or "" if no known name resembles `name`."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.65)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def from_registry(kind: str, name: str, registry: Mapping[str, Any], more: str = "") -> Any:
-    """registry[name]. Raises ValueError that names the nearest one, or all."""
+    """Return registry[name].
+
+    Args:
+        kind: Kind of object, for the error.
+        name: A key of the registry.
+        registry: Name -> object.
+        more: Further choices, appended to the error's list of names.
+
+    Raises:
+        ValueError: If there is no such key; the message suggests the nearest one, or lists all.
+    """
     if name in registry:
         return registry[name]
     hint = did_you_mean(name, registry) or f" Choose one of {', '.join(registry)}{more}."

@@ -1,4 +1,4 @@
-"""Omniglot, an alphabet at a time."""
+"""Omniglot, one alphabet per task."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class SplitOmniglot(ImageScenario):
     A task has the 14 to 55 characters of its alphabet as classes.
 
     Args:
-        alphabets: Number of alphabets, in the order of their names, 1 or more; all if none.
+        alphabets: Number of alphabets, 1 or more, the first by name. By default all of them.
     """
 
     name: ClassVar[str] = "split-omniglot"
-    summary: ClassVar[str] = "image stream: Omniglot, 50 tasks, an alphabet each"
+    summary: ClassVar[str] = "image stream: Omniglot, 50 tasks of one alphabet each"
     needs: ClassVar[str] = (
         'Omniglot: folder "omniglot28" in EVERLOOP_DATA, or --data (columns image, label, '
-        "alphabet); extra data"
+        'alphabet); extra "data"'
     )
     folder: ClassVar[str] = "omniglot28"
     architecture: Architecture = "convnet"
@@ -40,5 +40,5 @@ class SplitOmniglot(ImageScenario):
             return ByColumn("alphabet")
         names = sorted(set(self.loaded[0].columns["alphabet"].tolist()))
         if not 1 <= self.alphabets <= len(names):
-            raise ValueError(f"alphabets is {self.alphabets}, allowed: 1 to {len(names)}")
+            raise ValueError(f"alphabets is {self.alphabets}; it must be 1 to {len(names)}")
         return ByColumn("alphabet", order=names[: self.alphabets])

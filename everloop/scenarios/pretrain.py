@@ -1,4 +1,4 @@
-"""Convolutions trained beforehand on another data set, then kept as they are."""
+"""Convolutions that are pre-trained on another data set and then frozen."""
 
 from __future__ import annotations
 
@@ -16,21 +16,31 @@ from everloop.envs.data import cached, fingerprint
 from everloop.loop import SupervisedLearner, Training
 
 BATCH, RECIPE = 128, "convnet5 adam cosine crop flip 2"
-"""Examples a step; what the cache knows the result by, to be changed with what is done here."""
+"""Batch size, and the recipe in the cache key. Change the recipe whenever the training changes."""
 
 
 def pretrained_convolutions(
     data: tuple[Examples, Examples], epochs: int, seed: int = 0
 ) -> dict[str, Tensor]:
-    """State of `ConvNet5.convolutions` after `epochs` passes over all classes of `data` at once, by
-    Adam at 1e-3, falling by a cosine.
+    """Train `ConvNet5.convolutions` on all classes of `data` at once.
 
-    Every image is flipped and cropped at random. As van de Ven et al. 2022 pre-train theirs on
-    CIFAR-10 ("Methods"), but for fewer epochs, with a smaller batch and at a higher rate. Kept in
-    the cache, keyed by the images. Raises ValueError for less than 1 epoch.
+    Training uses Adam with learning rate 1e-3 and cosine decay, and flips and crops images at
+    random. It follows van de Ven et al. 2022 ("Methods"), who pre-train on CIFAR-10, but with fewer
+    epochs, a smaller batch and a higher learning rate. The cache stores the result by the images.
+
+    Args:
+        data: (train, test) images, (N, H, W, C). Only the training images are used.
+        epochs: Passes over the training images, 1 or more.
+        seed: Seed for the weights and the order of the images, 0 or more.
+
+    Returns:
+        The state dict of the convolutions.
+
+    Raises:
+        ValueError: If `epochs` is below 1.
     """
     if epochs < 1:
-        raise ValueError(f"pretrain_epochs is {epochs}, allowed: 1 or more")
+        raise ValueError(f"pretrain_epochs is {epochs}; it must be 1 or more")
     shape, classes = data[0].inputs.shape[1:], len(data[0].classes)
     contents = hashlib.blake2b(np.ascontiguousarray(data[0].inputs).data).hexdigest()
     key = f"pretrained-{fingerprint(RECIPE, contents, str((epochs, seed, shape)))}"

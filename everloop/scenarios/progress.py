@@ -12,15 +12,13 @@ from rich.text import Text
 
 from everloop.loop import Callback, Learner, Run
 
-REDRAW = 0.1  # seconds: a bar moved at every step would cost a small network a tenth of its time
+REDRAW = 0.1  # seconds; redrawing at every step would take a tenth of a small network's time
 SPEAK = 30.0  # seconds between two plain lines within a task
-BAR = range(8, 25)  # columns of the bar, where there is room for it
+BAR = range(8, 25)  # possible widths of the bar in columns
 
 
 def whole_steps(learner: Learner, steps: int) -> int:
-    """The world steps that a phase of `steps` really takes: whole batches of a stream, whole
-    rollouts of an algorithm.
-    """
+    """Return `steps` rounded up to whole batches of a stream or whole rollouts of an algorithm."""
     model: Any = getattr(learner, "model", None)
     rollout = (
         model.n_steps
@@ -32,12 +30,14 @@ def whole_steps(learner: Learner, steps: int) -> int:
 
 
 class Progress(Callback):
-    """Shows the task, the step, the time left and the average over the tasks seen so far. Use it in
-    a `with`.
+    """Callback that shows the task, step, time left and average over the tasks seen so far.
 
-    Args: console: Where it is shown. Without a terminal or a notebook behind it, plain lines are
-        written. title: What is run; by default the scenario, the strategies and the seed of the
-        result.
+    Use it as a context manager.
+
+    Args:
+        console: Console to print to. If it is neither a terminal nor a notebook, plain lines are
+            printed instead of a bar.
+        title: Name of the run; by default the scenario, the strategies and the seed of the result.
     """
 
     def __init__(self, console: Console, title: str = "") -> None:
@@ -100,13 +100,13 @@ class Progress(Callback):
         self.draw()
 
     def draw(self) -> None:
-        """Show in the bar what has come in since the last time."""
+        """Redraw the bar."""
         self.drawn = time.monotonic()
         if self.live:
             self.bar.refresh()
 
     def speak(self) -> None:
-        """Write a plain line, where there is no bar."""
+        """Print a plain line, unless there is a bar."""
         self.spoke = time.monotonic()
         if not self.live:
             facts = [
@@ -126,14 +126,15 @@ class Progress(Callback):
 
     @property
     def left(self) -> str:
-        """The time left, if what remains takes as long a step as what is done."""
+        """The time left, h:mm:ss, if the remaining steps are as fast as those so far."""
         return (
             _clock(self.elapsed * (self.total - self.done) / self.done) if self.done else "-:--:--"
         )
 
     def line(self, width: int) -> str:
-        """The bar's line: step, time and average whole, the bar and the task's name in what room is
-        left.
+        """Return the bar's line, at most `width` columns.
+
+        Step, time and average are always complete; the bar and the task's name get the rest.
         """
         facts = f"{self.done}/{self.total}  {self.left} left" + (
             f"  {self.average}" if self.average else ""
@@ -147,7 +148,7 @@ class Progress(Callback):
 
 
 class _Line(progress.ProgressColumn):
-    """The whole of a bar's line, made to fit the terminal."""
+    """A column of rich that is the whole line, cut to the width of the terminal."""
 
     def __init__(self, shown: Progress) -> None:
         super().__init__()
@@ -158,7 +159,7 @@ class _Line(progress.ProgressColumn):
 
 
 def _shortened(name: str, width: int) -> str:
-    """`name`, its phase's number included, in at most `width` columns."""
+    """Return `name` in at most `width` columns, with the number of its phase at the end."""
     if len(name) <= width:
         return name
     place = name[name.rfind(" (") :]
@@ -166,6 +167,6 @@ def _shortened(name: str, width: int) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """h:mm:ss"""
+    """Return a duration as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

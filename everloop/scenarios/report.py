@@ -1,4 +1,4 @@
-"""A result on the terminal: the score matrix, and what it comes down to."""
+"""A result on the terminal: the score matrix and its summary."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from everloop.loop import Result
 
 GAP = 4  # columns between two matrices
 UNSCALED = (
-    "Returns are shown, since the world gives no reference. For scores from 0 (random) to 1 "
-    "(best), let its "
-    "reference(task) return (random, best)."
+    "The numbers are returns, because the world has no reference. For scores from 0 (random) to 1 "
+    "(best), make its method reference(task) return (random, best)."
 )
-SEEN = "only tasks seen so far are evaluated; --eval-tasks all measures the rest"
+SEEN = "Only tasks seen so far are evaluated; --eval-tasks all evaluates the others too."
 
 
 def print_scores(results: Mapping[str, Result], console: Console) -> None:
-    """Score matrices side by side, as far as the terminal is wide: row = after which phase, column
-    = on which task.
+    """Print score matrices, side by side if the terminal is wide enough.
+
+    A row holds the scores after a phase, a column those of a task.
+
+    Args:
+        results: Title -> result.
+        console: Console to print to.
     """
     tables = [score_table(title, result, console.width) for title, result in results.items()]
     if len(tables) == 1:  # its title and caption may be wider than the matrix
@@ -40,14 +44,15 @@ def print_scores(results: Mapping[str, Result], console: Console) -> None:
 
 
 def summary(result: Result) -> str:
-    """Average and forgetting, and of accuracies the average incremental accuracy, in one line; of
-    one phase its average alone.
+    """Return the average and the forgetting in one line; for percentages also the incremental one.
+
+    A result of one phase has no forgetting.
     """
     name, unit = result.metric.name, f" {result.metric.unit}" if result.metric.unit else ""
     points = " points" if unit == " %" else ""
     said = [f"average {name} {result.metric.text(result.average_score, 'unknown')}{unit}"]
     if len(result.phases) == 1:
-        return f"{said[0]}, no forgetting: one phase"
+        return f"{said[0]}, no forgetting with one phase"
     lost = "drop of return" if name == "return" else "forgetting"
     said.append(f"{lost} {result.metric.text(result.forgetting, 'unknown')}{points}")
     if unit:
@@ -59,7 +64,7 @@ def summary(result: Result) -> str:
 
 
 def phase_names(result: Result) -> list[str]:
-    """What each phase trained; numbered where a task comes back."""
+    """Return the name of each finished phase; tasks that return are numbered."""
     names = [
         result.tasks[phase[0]] if len(phase) == 1 else "all tasks" for phase in result.finished
     ]
@@ -71,9 +76,7 @@ def phase_names(result: Result) -> list[str]:
 
 
 def score_table(title: str, result: Result, width: int) -> Table:
-    """The score matrix with its summary below; where that is wider than `width`, a row for each
-    task instead.
-    """
+    """Return the score matrix with its summary, or one row per task if it exceeds `width`."""
     text = result.metric.text
     rows = {"before": result.before, **dict(zip(phase_names(result), result.scores, strict=True))}
     sizes = [
@@ -102,10 +105,8 @@ def score_table(title: str, result: Result, width: int) -> Table:
 
 
 def _by_task(title: str, result: Result, caption: str) -> Table:
-    """Of each task the score before training, after its own, and at the end; the matrix is in
-    result.json.
-    """
-    note = f"{caption}\n(the whole matrix is in result.json)"
+    """Return a table of each task's score before training, after its own phase, and at the end."""
+    note = f"{caption}\n(the complete matrix is in result.json)"
     table = Table(
         title=escape(title), caption=escape(note), box=None, padding=(0, 0, 0, 2), pad_edge=False
     )

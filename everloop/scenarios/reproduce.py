@@ -1,6 +1,4 @@
-"""Tables of published numbers beside ours: `everloop reproduce NAME` runs every row and writes the
-table.
-"""
+"""`everloop reproduce TABLE`: run the rows of a published table and report both numbers."""
 
 from __future__ import annotations
 
@@ -27,14 +25,14 @@ REPORT = "report.md"
 
 @dataclass(frozen=True)
 class Reproduce:
-    """What `everloop reproduce` is asked for.
+    """The settings of `everloop reproduce`.
 
     Args:
-        table: The name of a table, or the path of one in YAML.
-        rows: Comma-separated methods or columns that are run; all if none are named.
-        jobs: How many runs go at once, one thread each.
-        out: The folder of the runs.
-        report: The Markdown file that the table is written into; by default OUT/TABLE/report.md.
+        table: Name of a table, or the path of one in YAML.
+        rows: Methods or columns to run, separated by commas. By default all of them.
+        jobs: Number of runs at the same time, 1 or more; each uses one thread.
+        out: Folder for the runs.
+        report: Markdown file for the table. By default OUT/TABLE/report.md.
     """
 
     table: str
@@ -46,14 +44,18 @@ class Reproduce:
 
 @dataclass(frozen=True)
 class Row:
-    """One published number.
+    """One published number and how to reproduce it.
 
-    run: what is run, as words after `everloop run`; {seed} in it is the run's seed. published: the
-        number, in %; None where
-    nothing is published. standing: how the number was come by. search: how settings were chosen.
-        machine: where it was run,
-    if not here. exact: a number above the published one is as wrong as one below it, as for a lower
-        bound.
+    Args:
+        method: Name of the method.
+        column: Column of the published table, such as class.
+        run: Words after `everloop run`; {seed} in them stands for the run's seed.
+        published: The published number in %; None if there is none.
+        standing: Where the published number comes from.
+        search: How the settings were chosen.
+        machine: Where it was run, if not on the table's machine.
+        exact: If True, a number above the published one is as wrong as one below it, as for a lower
+            bound.
     """
 
     method: str
@@ -68,8 +70,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A published table. common: words that all runs share; points: the tolerance in points; seeds:
-    of the runs.
+    """A published table.
+
+    Args:
+        name: Name of the table's file, without its suffix.
+        title: Title of the table.
+        source: The publication.
+        common: Words after `everloop run` that all rows share.
+        seeds: Seeds to run for each row.
+        rows: The rows.
+        points: Tolerance in percentage points.
+        notes: Remarks for the report.
+        machine: Where the rows are run.
     """
 
     name: str
@@ -86,41 +98,43 @@ class Table:
 
 
 def tables() -> dict[str, str]:
-    """The titles of the tables that come with everloop, by name."""
+    """Return name -> title of the tables that come with everloop."""
     return {path.stem: load_table(path.stem).title for path in sorted(TABLES.glob("*.yaml"))}
 
 
 def load_table(name: str) -> Table:
-    """The table called `name`, or at a path.
+    """Return the built-in table called `name`, or the one at a path that ends in .yaml or .yml.
 
-    Raises ValueError, in one line, for what is not one.
+    Raises:
+        ValueError: In one line, if there is no such table or the file is not a table.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in TABLES.glob("*.yaml"))) or f"none in {TABLES}"
         hint = did_you_mean(name, known.split(", "))
         raise ValueError(
-            f"unknown table {name!r}.{hint or f' Name one of {known}, or the path of a YAML file.'}"
+            f"unknown table {name!r}."
+            f"{hint or f' Choose one of {known}, or the path of a YAML file.'}"
         )
     try:
         data = yaml.safe_load(path.read_text())
         rows = [Row(**row) for row in data.pop("rows")]
         return Table(name=path.stem, rows=rows, **data)
     except (TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        allowed = ", ".join(f.name for f in fields(Row))
+        known = ", ".join(f.name for f in fields(Row))
         raise ValueError(
-            f"table {path} can't be read ({error}), allowed: a table with rows of {allowed}"
+            f"table {path} can't be read: {' '.join(str(error).split())}; its rows may have {known}"
         ) from None
 
 
 def words_of(table: Table, row: Row) -> list[str]:
-    """What is run for `row`, but for the seed."""
+    """Return the words after `everloop run` for `row`, without the seed."""
     scenario, *own = shlex.split(row.run)
     return [scenario, *shlex.split(table.common), *own]
 
 
 def folder_of(table: Table, row: Row, out: Path) -> Path:
-    """Where the row's runs are; another command gets another folder."""
+    """Return the folder of the row's runs. It depends on the row's command."""
     words = words_of(table, row)
     key = hashlib.sha256(shlex.join(words).encode()).hexdigest()[:8]
     return (
@@ -136,10 +150,17 @@ def folder_of(table: Table, row: Row, out: Path) -> Path:
 def run_rows(
     table: Table, rows: Sequence[Row], out: Path, jobs: int, tell: Callable[[str], None]
 ) -> None:
-    """Run what `out` does not hold yet, `jobs` at once, one thread each.
+    """Run every row and seed that is not complete in `out`.
+
+    Args:
+        table: The table.
+        rows: The rows to run.
+        out: Folder for the runs.
+        jobs: Number of runs at the same time, 1 or more; each uses one thread.
+        tell: Called with a line of text after each run.
 
     Raises:
-        ValueError: With a run's own error; what has not begun by then never does.
+        ValueError: If a run fails, with its command and its error. The other runs are stopped.
     """
     cells = [
         (row, seed)
@@ -175,19 +196,25 @@ def run_rows(
 
 
 def accuracy(folder: Path) -> float:
-    """Mean over the tasks of the accuracy after the last phase, in %."""
+    """Return the mean accuracy over the tasks after the last phase, in %."""
     return statistics.mean(Result.load(folder).scores[-1])
 
 
 def numbers(table: Table, row: Row, out: Path) -> list[float]:
-    """The accuracies of the seeds that have been run."""
+    """Return the accuracies in % of the seeds with a complete run."""
     folders = [folder_of(table, row, out) / str(seed) for seed in table.seeds]
     return [accuracy(folder) for folder in folders if complete(folder)]
 
 
 def verdict(row: Row, values: Sequence[float], points: float) -> str:
-    """Pass if the mean is within max(points, 2 standard errors) of the published number, or above
-    it.
+    """Return whether our mean agrees with the published number.
+
+    It passes if it is within max(points, 2 standard errors), or above and the row is not exact.
+
+    Args:
+        row: The published number.
+        values: Our numbers by seed, in %.
+        points: Tolerance in percentage points.
     """
     if row.published is None:
         return "-"
@@ -200,7 +227,7 @@ def verdict(row: Row, values: Sequence[float], points: float) -> str:
 
 
 def comparison(table: Table, out: Path) -> str:
-    """What was published beside what was found, in Markdown."""
+    """Return the published and our numbers as a table in Markdown."""
     lines = [
         f"## {table.title}",
         "",
@@ -232,9 +259,7 @@ def comparison(table: Table, out: Path) -> str:
 
 
 def commands(table: Table) -> str:
-    """What is run for each row, and where its published number and its settings come from, in
-    Markdown.
-    """
+    """Return the command of each row and where its numbers come from, as a table in Markdown."""
     lines = [
         "| method | column | command | the published number | settings |",
         "|---|---|---|---|---|",
@@ -252,7 +277,11 @@ def commands(table: Table) -> str:
 
 
 def write_section(name: str, text: str, report: Path) -> None:
-    """Put `text` in the place of the section `name` of the report, or at its end."""
+    """Replace the section `name` of the report with `text`, or append it.
+
+    Raises:
+        ValueError: If the section begins but has no end.
+    """
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     before = (
         report.read_text()
@@ -264,8 +293,8 @@ def write_section(name: str, text: str, report: Path) -> None:
         head, rest = before.split(begin, 1)
         if end not in rest:
             raise ValueError(
-                f"report {report} has {begin.strip()!r} without {end.strip()!r} after it, allowed: "
-                "both or neither"
+                f"report {report} has {begin.strip()!r} without {end.strip()!r} after it; "
+                "restore that line, or remove the section"
             )
         now = head + section + rest.split(end, 1)[1]
     else:
@@ -275,15 +304,16 @@ def write_section(name: str, text: str, report: Path) -> None:
 
 
 def choose_rows(table: Table, wanted: Sequence[str]) -> list[Row]:
-    """The rows whose method or column is among `wanted`; all if none are named.
+    """Return the rows whose method or column is among `wanted`; all of them if it is empty.
 
-    Raises ValueError for an unknown one.
+    Raises:
+        ValueError: If a word is neither a method nor a column of the table.
     """
     known = sorted({row.method for row in table.rows} | {row.column for row in table.rows})
     for word in wanted:
         if word not in known:
             raise ValueError(
-                f"row {word!r} is not in table {table.name}, allowed: {', '.join(known)}"
+                f"row {word!r} is not in table {table.name}; choose from {', '.join(known)}"
             )
     methods = {word for word in wanted if any(word == row.method for row in table.rows)}
     columns = set(wanted) - methods
@@ -295,13 +325,22 @@ def choose_rows(table: Table, wanted: Sequence[str]) -> list[Row]:
 
 
 def reproduce(asked: Reproduce, tell: Callable[[str], None]) -> tuple[str, Path]:
-    """Run the table's rows and write its section of the report; returns the comparison in it, and
-    the report.
+    """Run the table's rows and write its section of the report.
 
-    A run that fails leaves the report as it is.
+    If a run fails, the report is not changed.
+
+    Args:
+        asked: The settings of the command.
+        tell: Called with a line of text after each run.
+
+    Returns:
+        (the comparison in Markdown, the path of the report).
+
+    Raises:
+        ValueError: If a setting is wrong, or a run fails.
     """
     if asked.jobs < 1:
-        raise ValueError(f"jobs is {asked.jobs}, allowed: 1 or more")
+        raise ValueError(f"jobs is {asked.jobs}; it must be 1 or more")
     table = load_table(asked.table)
     chosen = choose_rows(table, asked.rows)
     report = asked.out / table.name / REPORT if asked.report is None else asked.report

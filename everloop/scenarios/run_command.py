@@ -1,10 +1,11 @@
-"""`everloop run`: one run in this process, or several in processes of their own."""
+"""`everloop run`: one run in this process, or several runs in processes of their own."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import json
+import os
 import shlex
 import sys
 import traceback
@@ -34,17 +35,17 @@ from everloop.scenarios.strategies import JOINT, PLAIN, find_strategy, known_met
 
 USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 BAD_INPUT = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
-"""What wrong settings, missing packages and a full disk end in: one line, and exit status 2."""
+"""Errors that end the command in one line and exit status 2."""
 
 
 def fail(message: str, status: int = USAGE_ERROR) -> int:
-    """Say what is wrong in one line; returns the exit status."""
+    """Print an error in one line and return the exit status."""
     print(f"everloop: error: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
 def stopped(stop: KeyboardInterrupt, more: str = "") -> int:
-    """Say that the command was stopped, and `more`; returns the exit status."""
+    """Print in one line that the command was stopped, and `more`; return the exit status."""
     word, status = (
         ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
     )
@@ -52,8 +53,14 @@ def stopped(stop: KeyboardInterrupt, more: str = "") -> int:
 
 
 def prepare_run(words: list[str]) -> Callable[[], int]:
-    """What the words after `everloop run` ask for, checked and ready to go."""
+    """Check the words after `everloop run` and return what to do.
+
+    Raises:
+        ValueError: In one line, if a setting is wrong. A scenario may raise other `BAD_INPUT`.
+    """
     request = arguments.read(words)
+    if request.values["quiet"] or not sys.stderr.isatty():
+        _hide_library_bars()
     torch.set_num_threads(request.values["threads"])
     if request.values["print_config"]:
         return partial(_print_config, request)
@@ -72,8 +79,20 @@ def prepare_run(words: list[str]) -> Callable[[], int]:
     )
 
 
+def _hide_library_bars() -> None:
+    """Turn off the progress bars of the Hugging Face libraries, imported already or later."""
+    libraries = {
+        "datasets": "HF_DATASETS_DISABLE_PROGRESS_BARS",
+        "huggingface_hub.utils": "HF_HUB_DISABLE_PROGRESS_BARS",
+    }
+    for module, variable in libraries.items():
+        os.environ.setdefault(variable, "1")  # read when the library is imported
+        if (library := sys.modules.get(module)) is not None:
+            library.disable_progress_bars()
+
+
 def _console(values: dict[str, Any], notes: Sequence[str]) -> Console:
-    """Where people read what happens; with --json that is stderr."""
+    """Return the console for progress, the standard error output with --json; print the notes."""
     console = Console(stderr=values["json"], quiet=values["quiet"])
     for note in notes:
         _say(console, f"note: {note}")
@@ -81,75 +100,74 @@ def _console(values: dict[str, Any], notes: Sequence[str]) -> Console:
 
 
 def _say(console: Console, line: str) -> None:
-    """Print a line as it is: a terminal wraps it, a pipe does not."""
+    """Print a line without wrapping it."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _go(experiment: Experiment, out: Path, notes: Sequence[str], values: dict[str, Any]) -> int:
-    """Run it in the folder `out`; a complete run of the same settings that lies there is shown
-    instead.
-    """
+    """Run it in the folder `out`, or show a complete run with the same settings from there."""
     console, title = _console(values, notes), f"{experiment.title} seed {experiment.seed}"
     held = "nothing" if experiment.overwrite else holds(out, experiment.config_text())
     if held == "a complete run":
-        _say(console, f"{title}: already complete in {out}; --overwrite runs it again")
+        _say(console, f"{title}: already complete in {out}; use --overwrite to run it again")
         return _show(Result.load(out), title, out, console, values["json"])
     experiment.overwrite |= held == "an unfinished run"
     experiment.move_to(out)
-    _say(
-        console,
-        f"{title}: {out}"
-        + (" holds it unfinished; it begins anew" if held == "an unfinished run" else ""),
-    )
+    again = "; the unfinished run there starts over" if held == "an unfinished run" else ""
+    _say(console, f"{title}: writing to {out}{again}")
     try:
         with Progress(console, title) as progress, warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _say(console, f"note: {message}")
             result = experiment.run([progress])
     except NotFiniteError as error:
-        return fail(f"{error}; the run stopped, what it has logged is in {out}")
+        return fail(f"{error}; the run stopped, and its log is in {out}")
     except (FileExistsError, Unwritable) as error:
         return fail(str(error))
     except KeyboardInterrupt as stop:
         return stopped(
             stop,
-            f" at step {experiment.learner.steps}; what it has logged is in {out}; the same "
-            "command begins it anew",
+            f" at step {experiment.learner.steps}; its log is in {out}; the same command starts "
+            "the run over",
         )
-    except (
-        Exception
-    ) as error:  # anything can happen in a world, a network or a strategy of the user's own
+    except Exception as error:  # a user's world, network or strategy can raise anything
         return fail(_traced(error, out, experiment.learner.steps))
     return _show(result, title, out, console, values["json"])
 
 
 def _show(result: Result, title: str, out: Path, console: Console, as_json: bool) -> int:
-    """Print a complete run's result; returns the exit status."""
+    """Print the result of a complete run and return the exit status."""
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
     print_scores({title: result}, console)
     console.print(
-        f"{out / RESULT}    watch: tensorboard --logdir {out}", highlight=False, soft_wrap=True
+        f"result: {out / RESULT}    curves: tensorboard --logdir {out}",
+        highlight=False,
+        soft_wrap=True,
     )
     return 0
 
 
 def _traced(error: Exception, out: Path, step: int) -> str:
-    """What went wrong, in one line; the traceback is left in the run's folder, if that can be
-    written.
-    """
+    """Return the error in one line, and write its traceback into the folder if possible."""
     line = f"{type(error).__name__} at step {step}: {error}"
     try:
         (out / ERROR).write_text("".join(traceback.format_exception(error)))
     except OSError:
         with contextlib.suppress(OSError):
-            (out / ERROR).unlink(missing_ok=True)  # on a full disk it is empty
+            (out / ERROR).unlink(missing_ok=True)  # on a full disk the file would be empty
         return line
     return f"{line}; the traceback is in {out / ERROR}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One of several runs: its title, its folder, and its command's words."""
+    """One of several runs.
+
+    Args:
+        title: Scenario, strategies and seed.
+        folder: Folder of the run.
+        words: The words after `everloop`.
+    """
 
     title: str
     folder: Path
@@ -192,18 +210,18 @@ def _cell(request: Request, names: Sequence[str], experiment: Experiment, seed: 
 
 
 def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]) -> int:
-    """Run what is not complete yet; a run that fails is named at the end, and the others go on."""
+    """Run what is not complete. If a run fails, the others go on, and the last line names it."""
     console = _console(values, notes)
     say = partial(_say, console)
     todo = [cell for cell in cells if values["overwrite"] or not complete(cell.folder)]
     for cell in cells:
         if cell not in todo:
-            say(f"{cell.title}: already complete in {cell.folder}; --overwrite runs it again")
+            say(f"{cell.title}: already complete in {cell.folder}; use --overwrite to run it again")
     failed: list[str] = []
 
     def started(i: int) -> None:
-        anew = " anew" if files_of(todo[i].folder) else ""
-        say(f"{todo[i].title}: started{anew}, {todo[i].folder}")
+        again = " over" if files_of(todo[i].folder) else ""
+        say(f"{todo[i].title}: started{again}, writing to {todo[i].folder}")
 
     def ended(i: int, error: str | None) -> None:
         if error is not None:
@@ -218,7 +236,7 @@ def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]
     try:
         run_all([cell.words for cell in todo], values["jobs"], ended, started)
     except KeyboardInterrupt as stop:
-        return stopped(stop, "; the same command runs what is not complete")
+        return stopped(stop, "; the same command runs the rest")
     folders = [cell.folder for cell in cells if complete(cell.folder)]
     if values["json"]:
         print(json.dumps([Result.load(folder).to_dict() for folder in folders], indent=2))
@@ -232,7 +250,7 @@ def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]
 
 def _print_config(request: Request) -> int:
     names, scenario = request.strategies[0], request.scenario
-    general = {"scenario": Setting("scenario", str, None, "What is run."), **GENERAL}
+    general = {"scenario": Setting("scenario", str, None, "Scenario to run."), **GENERAL}
     made = factories(scenario)
     own = {
         key: setting
@@ -249,7 +267,7 @@ def _print_config(request: Request) -> int:
         name: getattr(arguments.build(scenario, request.values, request.given), name)
         for name in made
     }
-    for title, schema in chosen.items():  # a seed that is not given is the run's
+    for title, schema in chosen.items():  # without a seed, a strategy uses the run's
         chosen[title] = {
             key: setting
             for key, setting in schema.items()
@@ -263,7 +281,7 @@ def _print_config(request: Request) -> int:
 
 
 def run_help(words: list[str]) -> str:
-    """The help of `run`, of a scenario, or, after `--help STRATEGY`, of a strategy."""
+    """Return the help of `run`, of a scenario, or, after `--help STRATEGY`, of a strategy."""
     names = [word for word in words if not word.startswith("-")]
     scenarios = [
         name
@@ -295,12 +313,13 @@ def _general_help() -> str:
     return help_text(
         "everloop run SCENARIO [--KEY VALUE ...]\n       everloop run --config FILE [--KEY VALUE "
         "...]",
-        "Run a scenario: one of these, or package.module:Class of your own.",
+        "Run a scenario: one of those below, or package.module:Class for your own.",
         {
             "scenarios": {name: scenario.summary for name, scenario in SCENARIOS.items()},
             "settings of every run": {**GENERAL, **WHERE},
         },
-        "everloop run SCENARIO --help lists the settings of a scenario too.",
+        "Values in brackets are the defaults. everloop run SCENARIO --help lists the settings of a "
+        "scenario too.",
     )
 
 
@@ -320,7 +339,12 @@ def _scenario_help(scenario: type[Scenario]) -> str:
 
 
 def strategy_help(name: str, scenario: type[Scenario]) -> str:
-    """The settings of one strategy, with the scenario's defaults."""
+    """Return the help of one strategy, with the scenario's defaults.
+
+    Args:
+        name: Registered name or path of the strategy.
+        scenario: The scenario's class.
+    """
     strategy, key = find_strategy(name), strategy_key(name)
     about = (
         (inspect.getdoc(strategy) or "").partition("\n")[0]
@@ -336,9 +360,9 @@ def strategy_help(name: str, scenario: type[Scenario]) -> str:
 
 
 def strategy_lines() -> dict[str, str]:
-    """Every strategy by name, with what it is."""
+    """Return name -> description of every strategy, "none" and "joint" included."""
     special = {
-        PLAIN: "Plain fine-tuning, the lower bound.",
-        JOINT: "All tasks at once, the upper bound.",
+        PLAIN: "Plain fine-tuning, the usual lower bound.",
+        JOINT: "Training on all tasks at once, the usual upper bound.",
     }
     return special | {name: first_line(strategy) for name, strategy in known_methods().items()}

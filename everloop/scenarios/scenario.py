@@ -1,4 +1,4 @@
-"""A scenario: a world, its tasks in an order, a budget, and whether the task ID is available."""
+"""Base class of scenarios: a world, an order of tasks, a training budget and a learner."""
 
 from __future__ import annotations
 
@@ -19,76 +19,87 @@ Split = Literal["train", "test"]
 class Scenario(ABC):
     """A world, the order of its tasks, a training budget and how the tasks are evaluated.
 
-    Subclass it, as a dataclass, to make an experiment of your own; its fields are its settings.
+    To define your own scenario, subclass this as a dataclass. Its fields become settings.
 
     Args:
-        tasks: Names or IDs of the tasks in training order; all, in the world's order, if none. Such
-            as plant-1,plant-0.
-        eval_every: World steps between two evaluations, 1 or more; a few evaluations a task if
-            none. Steps are counted over all copies; in a stream a step is one example. Each task's
-            end is evaluated too.
-        eval_tasks: Tasks that an evaluation measures: all, or those seen so far. Forward transfer
-            needs all.
-        consolidation_steps: World steps per copy sampled at a task's end, for strategies and
-            monitors, 1 or more. A stream has batch_size copies, so this is a number of batches. For
-            a recurrent agent, a multiple of its sequence length.
+        tasks: Names or IDs of the tasks in training order, such as plant-1,plant-0. By default all
+            tasks, in the world's order.
+        eval_every: World steps between two evaluations, 1 or more. Steps are counted over all
+            copies of the world; in a stream a step is one example. By default there are a few
+            evaluations per task. The end of each task is always evaluated.
+        eval_tasks: Tasks to evaluate: all of them, or only those seen so far (seen). The measure
+            forward transfer needs all.
+        consolidation_steps: World steps sampled from each copy at a task's end, 1 or more. The
+            sample is for strategies and monitors. A stream has batch_size copies, so this is a
+            number of batches. A recurrent agent needs a multiple of its sequence length.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     needs: ClassVar[str] = ""
-    """What a run needs beside the core of everloop, such as data; for `everloop list`."""
+    """What a run needs besides everloop itself, such as data; `everloop list` shows it."""
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Settings of strategies that suit this scenario better than their own defaults."""
+    """Strategy -> settings that suit this scenario better than the strategy's own defaults."""
 
     evaluations_per_task: ClassVar[int] = 10
-    """How many evaluations a task gets on average, if `eval_every` does not say when they are made.
-    """
+    """Mean number of evaluations per task if `eval_every` is None."""
 
     tasks: list[str] | None = None
 
     @abstractmethod
     def world(self, split: Split, num_envs: int, seed: int) -> World:
-        """`num_envs` copies of the world, showing what is learned from ("train") or measured on
-        ("test").
+        """Return `num_envs` copies of the world.
+
+        Args:
+            split: "train" for the world that is learned from, "test" for evaluation.
+            num_envs: Number of copies, 1 or more.
+            seed: Seed of the run, 0 or more.
         """
 
     @abstractmethod
     def learner(self, world: World, seed: int) -> Learner:
-        """A fresh learner for `world`."""
+        """Return a new learner for `world`."""
 
     @abstractmethod
     def task_steps(self, world: World, task: int) -> int:
-        """World steps of training that `task` gets."""
+        """Return the world steps of training for `task`, counted over all copies."""
 
     eval_every: int | None = None
     eval_tasks: Literal["all", "seen"] = "all"
     consolidation_steps: int = 32
 
     def without_effect(self) -> dict[str, str]:
-        """Settings that do nothing beside the others, each with the reason."""
+        """Return setting -> reason, for settings that the other settings make useless."""
         return {}
 
     @property
     def more_training(self) -> str:
-        """How a task gets more updates, for people to read."""
+        """How to give a task more updates, as readable text; empty if unknown."""
         return ""
 
     @property
     def num_envs(self) -> int:
-        """Copies of the world that are learned from."""
+        """Number of copies of the world for training."""
         return 32
 
     @property
     def eval_envs(self) -> int:
-        """Copies of the world that are measured in."""
+        """Number of copies of the world for evaluation."""
         return 32
 
     def build(self, seed: int, joint: bool = False) -> tuple[Learner, Plan, World, World]:
-        """(learner, plan, world to evaluate in, world to consolidate in), all from one seed.
+        """Build everything that a run needs, from one seed.
 
-        joint: one phase that trains all tasks at once for as many steps, instead of one phase a
-        task. Raises ValueError for settings that cannot be.
+        Args:
+            seed: Seed for the worlds and the learner, 0 or more.
+            joint: Train all tasks at once, in one phase with as many steps as all tasks have,
+                instead of one phase per task.
+
+        Returns:
+            (learner, plan, world for evaluation, world for consolidation samples).
+
+        Raises:
+            ValueError: In one line, if a setting is out of range.
         """
         torch.manual_seed(seed)
         world = self.world("train", self.num_envs, seed)
@@ -102,8 +113,8 @@ class Scenario(ABC):
         steps = [sum(self.task_steps(world, task) for task in phase) for phase in phases]
         if max(map(len, phases), default=0) > self.num_envs:
             raise ValueError(
-                f"{len(ids)} tasks are to be trained at once, allowed: at most {self.num_envs}, "
-                "one for each copy of the world"
+                f"{len(ids)} tasks can't be trained at once, because the world has only "
+                f"{self.num_envs} copies; choose at most {self.num_envs} tasks"
             )
         every = self.eval_every
         if every is None:
@@ -112,7 +123,7 @@ class Scenario(ABC):
         learner = self.learner(world, seed)
         if self.consolidation_steps % learner.sequence_length:
             raise ValueError(
-                f"consolidation_steps is {self.consolidation_steps}, allowed: a multiple of "
+                f"consolidation_steps is {self.consolidation_steps}; it must be a multiple of "
                 f"{learner.sequence_length}"
             )
         return (
@@ -124,6 +135,6 @@ class Scenario(ABC):
 
     @staticmethod
     def _find(tasks: Any, key: str) -> int:
-        """A task's id by its name or, where no task has that name, its number."""
+        """Return a task's ID, given its name or its number; names come first."""
         named = any(task.name == key for task in tasks)
         return find_task(tasks, int(key) if key.isdigit() and not named else key).id

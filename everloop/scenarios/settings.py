@@ -1,8 +1,8 @@
-"""Settings: what a class can be given, read from flags and YAML, checked, and written again.
+"""Settings: read from flags and YAML, checked against the parameters of a class, and written.
 
-A setting has a dotted key, such as `training.learning_rate` or `ewc.strength`: the flag is `--KEY
-VALUE`, and in YAML the parts before the last dot are mappings. Everything on the command line goes
-through here.
+A setting has a dotted key, such as `training.learning_rate` or `ewc.strength`. Its flag is `--KEY
+VALUE`; in YAML the parts before the last dot are mappings. Everything on the command line goes
+through this module.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from jsonargparse import ArgumentError, ArgumentParser
 from everloop.scenarios.names import Factory, did_you_mean
 
 CLASS = "class"
-"""In YAML, the entry of a factory's mapping that holds its path."""
+"""The key that holds a factory's path in its YAML mapping."""
 MEANT = {"lr": "learning_rate", "epochs": "steps", "steps": "iterations"}
-"""Names from elsewhere, with what may be meant."""
+"""Names that users know from elsewhere -> the name that they may mean."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One thing that can be set.
+    """A setting.
 
     Args:
-        key: Its dotted name.
-        kind: The type of its value.
-        default: Its value if nothing is given.
-        help: What it means.
+        key: Dotted name.
+        kind: Type of the value.
+        default: Value if none is given; MISSING if it is required.
+        help: Meaning of the setting.
     """
 
     key: str
@@ -57,13 +57,15 @@ def schema_of(
     skip: Collection[str] = (),
     defaults: Mapping[str, Any] | None = None,
 ) -> Schema:
-    """The settings of a class or function, from its signature; those of a dataclass inside it come
-    with dotted keys.
+    """Return the settings of a class or function by key, from its signature.
+
+    A parameter that is a dataclass becomes several settings with dotted keys.
 
     Args:
-        prefix: What its keys begin with, dot included.
-        skip: Parameters that are left out.
-        defaults: Values in place of the signature's own defaults.
+        what: The class or function.
+        prefix: Prefix of all keys, dot included.
+        skip: Parameters to leave out.
+        defaults: Parameter -> default that replaces the one in the signature.
     """
     hints, docs, found = _hints(what), docs_of(what), Schema()
     for name, parameter in inspect.signature(what).parameters.items():
@@ -84,7 +86,7 @@ def schema_of(
 
 
 def _hints(what: Callable[..., Any]) -> dict[str, Any]:
-    """Types by parameter; none where they can't be resolved."""
+    """Return parameter -> type; empty if the types can't be resolved."""
     try:
         return get_type_hints(
             what if not inspect.isclass(what) or is_dataclass(what) else what.__init__
@@ -105,14 +107,15 @@ def _default(what: Callable[..., Any], name: str, parameter: inspect.Parameter) 
 
 @lru_cache(maxsize=256)
 def docs_of(what: Callable[..., Any]) -> Mapping[str, str]:
-    """What the docstrings of a class and its parents say about each parameter; the nearest class
-    wins.
+    """Return parameter -> description from the docstrings of a class and its parents.
+
+    If several classes describe a parameter, the nearest one counts.
     """
     found: dict[str, str] = {}
     for cls in reversed(inspect.getmro(what) if inspect.isclass(what) else (what,)):
         try:
             parsed = parse_docstring(cls.__dict__.get("__doc__") or "").params
-        except ParseError:  # of somebody else's class
+        except ParseError:  # a user's class may have any docstring
             continue
         found |= {
             parameter.arg_name: " ".join((parameter.description or "").split())
@@ -122,10 +125,12 @@ def docs_of(what: Callable[..., Any]) -> Mapping[str, str]:
 
 
 def read_words(words: Sequence[str], flags: Collection[str] = ()) -> tuple[list[str], Given]:
-    """(positional words, given settings) of a command line: `--key value`, `--key=value`, and
-    `--flag` alone, which is True.
+    """Return the positional words and the given settings of a command line.
+
+    Settings are `--key value`, `--key=value`, or `--flag` alone, which means True.
 
     Args:
+        words: The words of the command line.
         flags: Keys that never take the next word as their value.
     """
     positional: list[str] = []
@@ -147,7 +152,7 @@ def read_words(words: Sequence[str], flags: Collection[str] = ()) -> tuple[list[
 
 
 def check_values(flags: Given, schema: Schema) -> None:
-    """Raise ValueError for a flag that stands alone where a value is needed."""
+    """Raise ValueError if a flag has no value but needs one."""
     for key, value in flags.items():
         if (
             value is True
@@ -158,7 +163,11 @@ def check_values(flags: Given, schema: Schema) -> None:
 
 
 def read_yaml(file: str) -> Given:
-    """The settings in a YAML file, flat. Raises ValueError, in one line, for what can't be read."""
+    """Return the settings in a YAML file by dotted key.
+
+    Raises:
+        ValueError: In one line, if the file can't be read or contains something else.
+    """
     try:
         content = yaml.safe_load(Path(file).read_text())
     except FileNotFoundError:
@@ -171,13 +180,13 @@ def read_yaml(file: str) -> Given:
         return Given()
     if not isinstance(content, dict):
         raise ValueError(
-            f"{file} holds {_brief(content)}; it must hold settings, one `key: value` a line"
+            f"{file} contains {_brief(content)}; it must contain settings, one `key: value` a line"
         )
     return flat(content)
 
 
 def flat(content: Mapping[Any, Any], prefix: str = "") -> Given:
-    """Nested mappings as dotted keys; the class of a factory stands under the factory's own key."""
+    """Return nested mappings as dotted keys; the path of a factory gets the factory's own key."""
     found = Given()
     for name, value in content.items():
         key = f"{prefix}{name}".replace("-", "_")
@@ -189,15 +198,13 @@ def flat(content: Mapping[Any, Any], prefix: str = "") -> Given:
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested mappings, values as YAML can hold them."""
+    """Return dotted keys as nested mappings, with values that YAML can hold."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         *path, last = key.split(".")
         place = found
         for part in path:
-            if not isinstance(
-                place.get(part, {}), dict
-            ):  # the settings of a factory, whose path came first
+            if not isinstance(place.get(part, {}), dict):  # a factory whose path came first
                 place[part] = {CLASS: place[part]}
             place = place.setdefault(part, {})
         place[last] = plain(value)
@@ -205,8 +212,9 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """`value` as YAML and JSON can hold it: paths as text, numpy's numbers as Python's, members of
-    enums by name.
+    """Return `value` as YAML and JSON can hold it.
+
+    Paths become text, NumPy numbers become Python numbers, and members of enums their names.
     """
     if isinstance(value, enum.Enum):
         return value.name
@@ -232,8 +240,12 @@ def plain(value: Any) -> Any:
 
 
 def with_files(given: Given, schema: Schema) -> Given:
-    """`given`, where a file in the place of a group, such as `--training train.yaml`, is read;
-    single settings win over it.
+    """Return `given` with the content of files that stand for a group of settings.
+
+    An example is `--training train.yaml`. Single settings override those of the file.
+
+    Raises:
+        ValueError: If the value of a group is not the path of a YAML file, or can't be read.
     """
     found = Given()
     for key, value in given.items():
@@ -241,8 +253,8 @@ def with_files(given: Given, schema: Schema) -> Given:
             continue
         if not isinstance(value, str) or not value.endswith((".yaml", ".yml")):
             raise ValueError(
-                f"{key} is {_brief(value)}; it must be a mapping of its settings, or a YAML file "
-                "that holds one"
+                f"{key} is {_brief(value)}; it must be a mapping of settings, or a YAML file that "
+                "contains one"
             )
         found |= {f"{key}.{name}": inner for name, inner in read_yaml(value).items()}
         given = {name: inner for name, inner in given.items() if name != key}
@@ -250,11 +262,15 @@ def with_files(given: Given, schema: Schema) -> Given:
 
 
 def check(given: Given, schema: Schema, used: Collection[str] | None = None) -> dict[str, Any]:
-    """The given values in their types. Raises ValueError, in one line, for an unknown key and a
-    value of another type.
+    """Return the given values in the types of their settings.
 
-    used: Keys that have an effect, the likeliest first: what is suggested for an unknown one; all
-        if None.
+    Args:
+        given: Key -> value, as text or as YAML has it.
+        schema: The known settings.
+        used: Keys to suggest in place of an unknown one, the likeliest first; None for all.
+
+    Raises:
+        ValueError: In one line, for an unknown key or a value of another type.
     """
     values = {}
     for key, value in given.items():
@@ -267,8 +283,9 @@ def check(given: Given, schema: Schema, used: Collection[str] | None = None) -> 
 
 
 def _near(key: str, schema: Schema, used: Collection[str]) -> str:
-    """What may be meant by `key`: a setting of its group, one of the same or a like name in use, or
-    any other.
+    """Return a hint at the setting that the unknown `key` may mean.
+
+    It is a setting of the same group, else one with the same name, else one with a similar name.
     """
     group, dot, name = key.rpartition(".")
     inside = [known.rpartition(".")[2] for known in schema if known.rpartition(".")[0] == group]
@@ -284,11 +301,12 @@ def _near(key: str, schema: Schema, used: Collection[str]) -> str:
 
 
 def convert(setting: Setting, value: Any) -> Any:
-    """`value` in the setting's type; text is read as YAML, a comma-separated one as a list where a
-    list is wanted.
+    """Return `value` in the setting's type.
+
+    Text is read as YAML, or as a comma-separated list if the setting is a list.
 
     Raises:
-        ValueError: That names the key, the value and what is possible.
+        ValueError: If the value has another type. The message says which values are possible.
     """
     kinds = _alternatives(setting.kind)
     listed = next((kind for kind in kinds if get_origin(kind) is list or kind is list), None)
@@ -326,7 +344,7 @@ def convert(setting: Setting, value: Any) -> Any:
 
 @lru_cache(maxsize=256)
 def _typed(kind: Any) -> ArgumentParser:
-    """What checks one value of the type `kind`."""
+    """Return a parser that checks a value of the type `kind`."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
     return parser
@@ -339,7 +357,7 @@ def _alternatives(kind: Any) -> list[Any]:
 
 
 def possible(kind: Any) -> str:
-    """What a value of the type `kind` can be, in words."""
+    """Return in words what a value of the type `kind` can be."""
     names = {
         int: "a whole number",
         float: "a number",
@@ -348,8 +366,9 @@ def possible(kind: Any) -> str:
         NoneType: "null",
         Path: "a path",
         Any: "anything",
-        Factory: "a class by name or path",
+        Factory: "the name or path of a class",
     }
+    several = {int: "whole numbers", float: "numbers", str: "names"}
     words = []
     for part in _alternatives(kind):
         if part in names:
@@ -357,8 +376,8 @@ def possible(kind: Any) -> str:
         elif get_origin(part) is Literal:
             words.append("one of " + ", ".join(map(str, get_args(part))))
         elif get_origin(part) in (list, tuple, Sequence):
-            inside = possible(get_args(part)[0]) if get_args(part) else "values"
-            words.append(f"a list, such as a,b,c, each {inside}")
+            inside = several.get(get_args(part)[0], "values") if get_args(part) else "values"
+            words.append(f"a comma-separated list of {inside}")
         elif inspect.isclass(part) and issubclass(part, enum.Enum):
             words.append("one of " + ", ".join(part.__members__))
         else:
@@ -377,6 +396,6 @@ def _near_choice(value: Any, kind: Any) -> str:
 
 
 def _brief(value: Any) -> str:
-    """The value in one line of at most 60 characters."""
+    """Return the value in one line of at most 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,6 +1,4 @@
-"""Handwritten digits, two classes at a time: an image-classification stream with revealed
-labels.
-"""
+"""Split digits: scikit-learn's handwritten digits, two classes per task."""
 
 from __future__ import annotations
 
@@ -22,13 +20,12 @@ class SplitDigits(StreamScenario):
     """The digits of scikit-learn in 5 tasks of 2 classes, learned by the agent.
 
     Args:
-        data: Without effect: scikit-learn has the digits.
+        data: No effect here, because the digits come with scikit-learn.
     """
 
     name: ClassVar[str] = "split-digits"
     summary: ClassVar[str] = (
-        "image stream: scikit-learn's digits, 5 tasks of 2 classes (class-, domain-, "
-        "task-incremental)"
+        "image stream: scikit-learn's digits, 5 tasks of 2 classes; needs no download"
     )
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "l2": {"strength": 1.0},
@@ -51,7 +48,7 @@ class SplitDigits(StreamScenario):
         return 72
 
     def without_effect(self) -> dict[str, str]:
-        return super().without_effect() | {"data": "scikit-learn has the digits"}
+        return super().without_effect() | {"data": "the digits come with scikit-learn"}
 
     def examples(self) -> tuple[Examples, Examples]:
         return digits()

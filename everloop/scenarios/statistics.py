@@ -1,4 +1,4 @@
-"""Means over seeds with their confidence intervals."""
+"""Means over seeds with confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Estimate:
     """A mean with its 95 % confidence interval (Student's t, n - 1 degrees of freedom).
 
     Args:
-        n: How many values the mean is over.
-        mean: None where there are none.
-        half: Half the width of the interval; None for fewer than two values.
+        n: Number of values.
+        mean: Their mean; None without values.
+        half: Half the width of the interval; None with fewer than two values.
     """
 
     n: int
@@ -35,7 +35,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """mean +- t_(0.975, n - 1) s / sqrt(n), s the sample's standard deviation."""
+    """Return mean ± t_(0.975, n - 1) s / sqrt(n), where s is the sample's standard deviation."""
     from scipy.stats import t
 
     n = len(values)
@@ -49,8 +49,13 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate:
-    """The mean of values - baseline over the seeds that both have: what the seeds have in common
-    cancels.
+    """Return the mean of values - baseline over the seeds in both, as in a paired t-test.
+
+    Pairing cancels what a seed adds to both values.
+
+    Args:
+        values: Seed -> value.
+        baseline: Seed -> value.
     """
     return estimate(
         [values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())]

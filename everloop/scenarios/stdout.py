@@ -1,4 +1,4 @@
-"""Tables on the standard output, whether a terminal, a pipe or an ASCII stream is behind it."""
+"""Tables on the standard output, which may be a terminal, a pipe or an ASCII stream."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-ENDLESS = 10_000  # columns of what is no terminal: nothing is wrapped there
+ENDLESS = 10_000  # columns of a pipe or a file, so that nothing is wrapped there
 
 
 @contextmanager
 def stdout() -> Iterator[Console]:
-    """A console whose content is written to the standard output when the block ends, without spaces
-    at the ends of lines.
+    """Provide a console whose content goes to the standard output when the block ends.
+
+    A terminal wraps long lines; a pipe or a file gets whole lines. Trailing spaces are removed.
     """
     console = Console(width=None if sys.stdout.isatty() else ENDLESS)
     with console.capture() as capture:
@@ -24,9 +25,7 @@ def stdout() -> Iterator[Console]:
 
 
 def encodable(text: str, encoding: str) -> str:
-    """`text` as the encoding can write it: "+-" for "±" if it lacks that, and "?" for any other
-    letter that it lacks.
-    """
+    """Return `text` in characters that the encoding has: "+-" for "±", and "?" for other ones."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Strategies by their names: found, checked and made with complete settings."""
+"""Strategies by name: find them, check them, and make them with complete settings."""
 
 from __future__ import annotations
 
@@ -22,23 +22,20 @@ def known_methods() -> dict[str, type[Method]]:
 
 
 def strategy_key(name: str) -> str:
-    """What a strategy is called in settings, titles and folders: its name; of one's own the name of
-    the class.
-    """
+    """Return the name used in settings, titles and folders: a path is reduced to its class."""
     return name.rpartition(":")[2] if is_path(name) else name
 
 
 def is_strategy(name: str) -> bool:
-    """True for what can stand in a list of strategies: a registered name, "none", "joint", or a
-    path.
-    """
+    """Return True for a registered name, "none", "joint", or any path "package.module:Class"."""
     return name in (PLAIN, JOINT) or name in known_methods() or is_path(name)
 
 
 def find_strategy(name: str) -> type[Method]:
-    """The strategy class called `name`, or at "package.module:Class".
+    """Return the strategy class that is registered as `name`, or at "package.module:Class".
 
-    Raises ValueError that names it.
+    Raises:
+        ValueError: If there is none, or the class has no hook or a misspelled one.
     """
     if not is_path(name):
         found: type[Method] = from_registry(
@@ -51,14 +48,14 @@ def find_strategy(name: str) -> type[Method]:
     cls = find_object(name)
     if not (inspect.isclass(cls) and issubclass(cls, Strategy)):
         raise ValueError(
-            f"strategy {name!r} is {cls!r}, which is no subclass of everloop.loop.Strategy"
+            f"strategy {name!r} is {cls!r}; it must be a subclass of everloop.loop.Strategy"
         )
     _check_hooks(cls)
     return cls
 
 
 def _check_hooks(cls: type[Strategy]) -> None:
-    """Raise ValueError for a class of the user's own with a misspelled hook, or without any."""
+    """Raise ValueError if a user's class overrides no hook, or seems to misspell one."""
     hooks = [
         name
         for name, value in vars(Strategy).items()
@@ -78,15 +75,22 @@ def _check_hooks(cls: type[Strategy]) -> None:
                 and name not in hooks
                 and near
             ):
-                raise ValueError(f"{base.__name__} has a method {name}; did you mean {near[0]}?")
+                raise ValueError(
+                    f"{base.__name__} has a method {name!r}, which is no hook. "
+                    f"Did you mean {near[0]!r}?"
+                )
     if all(getattr(cls, name) is getattr(Strategy, name) for name in hooks):
         raise ValueError(
-            f"{cls.__name__} overrides no hook of Strategy; its hooks are {', '.join(hooks)}"
+            f"{cls.__name__} overrides no hook of Strategy; define one of {', '.join(hooks)}"
         )
 
 
 def make_strategy(name: str, settings: Mapping[str, Any]) -> Method:
-    """The strategy called `name`. Raises ValueError that names it beside the setting."""
+    """Return a new strategy called `name` with these settings.
+
+    Raises:
+        ValueError: If a setting is out of range; the message names the strategy.
+    """
     try:
         return find_strategy(name)(**settings)
     except (ValueError, OverflowError, MemoryError) as error:
@@ -96,8 +100,15 @@ def make_strategy(name: str, settings: Mapping[str, Any]) -> Method:
 def complete_settings(
     strategy: type[Method], given: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """All constructor arguments of `strategy`: those given, the run's seed if it takes one, and its
-    defaults.
+    """Return all constructor arguments of `strategy`: the given ones and defaults.
+
+    Args:
+        strategy: The class.
+        given: Arguments by name; they override the defaults.
+        seed: The run's seed, the default of a parameter called `seed`.
+
+    Raises:
+        ValueError: If the class has no such parameter.
     """
     parameters = signature(strategy).parameters
     for name in given:
@@ -113,10 +124,11 @@ def complete_settings(
 
 
 def check_strategies(given: str | Sequence[str]) -> list[str]:
-    """The names in `given` if each is known, once, and "none" and "joint" stand alone.
+    """Return the names in `given`, a list or comma-separated text, after checking them.
 
     Raises:
-        ValueError, TypeError: That names the culprit.
+        ValueError: If a name is unknown or repeated, or "none" or "joint" has company.
+        TypeError: If a strategy is given as an object or a class.
     """
     if isinstance(given, Method) or inspect.isclass(given):
         raise TypeError(_by_name(given))
@@ -133,15 +145,15 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
             raise ValueError(f"unknown strategy {name!r}. Did you mean {','.join(parts)!r}?")
     if not names:
         raise ValueError(
-            f"strategies are empty; choose from {', '.join([PLAIN, JOINT, *known_methods()])}"
+            f"no strategy is named; choose from {', '.join([PLAIN, JOINT, *known_methods()])}"
         )
     keys = [strategy_key(name) for name in names]
     for name, key in zip(names, keys, strict=True):
         if name in (PLAIN, JOINT):
             if len(names) > 1:
                 raise ValueError(
-                    f"strategy {name!r} can't be combined with others; strategies are "
-                    f"{','.join(names)}"
+                    f"strategy {name!r} can't be combined with others; "
+                    f"name it alone instead of {','.join(names)}"
                 )
             continue
         find_strategy(name)
@@ -149,21 +161,21 @@ def check_strategies(given: str | Sequence[str]) -> list[str]:
             raise ValueError(f"strategy {key!r} is named twice; name it once")
         if is_path(name) and key in known_methods():
             raise ValueError(
-                f"strategy {name!r} has the name of another one, {key!r}; rename the class"
+                f"strategy {name!r} has the name of a built-in one, {key!r}; rename the class"
             )
     return names
 
 
 def _by_name(strategy: Any) -> str:
-    """What to write in the place of a strategy that is given as an object or a class."""
+    """Return what to write instead of a strategy that is given as an object or a class."""
     cls = strategy if inspect.isclass(strategy) else type(strategy)
     if not issubclass(cls, Method):
-        return f"strategies hold {strategy!r}; name them as text, such as 'ewc,replay'"
+        return f"strategies contain {strategy!r}; name them as text, such as 'ewc,replay'"
     name = next(
         (name for name, known in known_methods().items() if known is cls),
         f"{cls.__module__}:{cls.__qualname__}",
     )
     return (
-        f"strategies hold {cls.__name__} itself; name it: {name!r}, with "
-        f"settings={{{strategy_key(name)!r}: {{...}}}} for its arguments"
+        f"strategies contain {cls.__name__} itself; write its name {name!r} instead, and its "
+        f"arguments as settings={{{strategy_key(name)!r}: {{...}}}}"
     )

@@ -1,4 +1,4 @@
-"""What all streams of labelled data have in common: type, schedule, network, training."""
+"""The base of all streams of labelled data: scenario type, schedule, network and training."""
 
 from __future__ import annotations
 
@@ -35,13 +35,18 @@ ADAM = Factory("adam")
 
 
 def own_network(factory: Factory, world: World, heads: int) -> nn.Module:
-    """The user's network, with a linear head for each of `heads` tasks.
+    """Return the user's network with a linear head for each of `heads` tasks.
+
+    Args:
+        factory: The network's class and settings.
+        world: A stream with images (H, W, C) or tokens (L,).
+        heads: Number of heads, 1 or more.
 
     Raises:
-        ValueError: In one line, where it can't be made or can't read what the world shows.
+        ValueError: In one line, if the network can't be made or can't process the examples.
     """
     shown = world.single_observation_space
-    assert isinstance(shown, spaces.Dict), "a stream shows modalities by name"
+    assert isinstance(shown, spaces.Dict), "a stream has named modalities"
     modality, space = next((n, s) for n, s in shown.items() if n in ("image", "tokens"))
     actions = world.single_action_space
     tags = isinstance(actions, spaces.MultiDiscrete)
@@ -53,13 +58,13 @@ def own_network(factory: Factory, world: World, heads: int) -> nn.Module:
     )
     try:
         net = factory(*arguments)
-    except Exception as error:  # the network is the user's own: anything can happen in it
+    except Exception as error:  # a user's network can raise anything
         raise ValueError(
             f"network {factory.path} can't be made: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(net, nn.Module):
         raise ValueError(
-            f"network {factory.path} makes {type(net).__name__}, which is no torch module"
+            f"network {factory.path} makes {type(net).__name__}; it must make a torch module"
         )
     outputs = likelihood_for(actions).size() // (shape[0] if tags else 1)
     return Classifier(OwnBackbone(net, shape, per_token=tags), outputs, modality, heads)
@@ -72,38 +77,39 @@ class StreamScenario(Scenario):
     The three scenario types are those of van de Ven, Tuytelaars & Tolias 2022.
 
     Args:
-        scenario_type: Class-, domain- or task-incremental learning. class: predict among the
-            classes of all tasks, without the task ID. domain: predict among the classes of a task,
-            without the task ID. task: the same with the task ID, and with a head for each task.
-        preset: How much other data is mixed into a task's examples: easy (none), moderate or hard.
-            moderate: 10 % from the next task, 5 % from past tasks, 5 % out of distribution. hard:
-            twice as much.
-        blur_ratio: Share of examples from the next task, from 0 to 1; the preset's if none. The
+        scenario_type: Class-, domain- or task-incremental learning. class predicts among the
+            classes of all tasks, without the task ID. domain predicts among the classes of one
+            task, without the task ID. task does so with the task ID, and has a head for each task.
+        preset: Amount of other data mixed into each task's examples: easy, moderate or hard. easy
+            mixes in none. moderate mixes in 10 % from the next task, 5 % from past tasks and 5 %
+            out of distribution. hard mixes in twice as much.
+        blur_ratio: Share of examples from the next task, from 0 to 1. By default the preset's. The
             three ratios must sum to less than 1.
-        other_task_ratio: Share of examples from past tasks, from 0 to 1; the preset's if none.
-        ood_ratio: Share of examples altered out of distribution, from 0 to 1; the preset's if none.
-        gradual: Share of a visit to a task that blends into its neighbours, from 0 to 1; 0 is
-            abrupt. At the boundary every second example is the neighbour's.
-        epochs: Passes over each task's examples, 1 or more; 1 is single-pass. The last batch is
-            filled up from the next pass.
-        iterations: Training batches for each task, 1 or more; if none, epochs decide. It needs
-            gradual 0.
+        other_task_ratio: Share of examples from past tasks, from 0 to 1. By default the preset's.
+        ood_ratio: Share of examples altered out of distribution, from 0 to 1. By default the
+            preset's.
+        gradual: Share of each task's training that blends into its neighbours, from 0 to 1. 0 makes
+            abrupt boundaries. At a blended boundary, every second example is the neighbour's.
+        epochs: Passes over each task's examples, 1 or more; 1 is single-pass training. The last
+            batch is filled up from the next pass.
+        iterations: Training batches for each task, 1 or more, in place of epochs. Needs gradual 0.
         batch_size: Examples in each training batch, 1 or more.
         training: Learning rate, precision, device and other options of training.
-        optimizer: Optimizer, by its name in torch (adamw, sgd) or path; its settings are
-            optimizer.KEY. Its learning rate is training.learning_rate.
-        network: Torch module of your own, as package.module:Class; its settings are network.KEY. It
-            turns images (N, C, H, W), floats from 0 to 1, or token IDs (N, L) into features; the
-            heads are added. If its class has a required argument, it gets the shape of one input,
-            of images (C, H, W).
-        periods: Nested learning: steps between updates of each level of layers; every step if none.
-            Each is 1 or more. Levels are the network's continuum memories if it has any, else its
-            layers from the last to the first (NestedOptimizer).
+        optimizer: Name of a torch optimizer, such as adamw or sgd, or the path of your own. Set its
+            arguments with optimizer.KEY, and the learning rate with training.learning_rate.
+        network: Your own torch module, as package.module:Class; set its arguments with network.KEY.
+            It maps images (N, C, H, W), floats from 0 to 1, or token IDs (N, L) to features. Heads
+            are added. If the class has a required argument, it gets the shape of one input, such
+            as (C, H, W).
+        periods: Training steps between updates of each level of layers, 1 or more per level. This
+            is nested learning. Levels are the network's continuum memories if it has any, else its
+            layers from the last to the first. By default every step updates all layers.
         workers: Threads that prepare upcoming examples while the network learns, 0 or more.
-        held_out: Training examples held out to replace the test examples; 0 uses the test examples.
-            For choosing settings. The same examples for every seed.
-        data: Data set: a folder, or owner/name on the Hugging Face Hub. If none, the scenario's
-            folder in EVERLOOP_DATA if that is set, else its data set on the Hub if it has one.
+        held_out: Number of training examples that replace the test examples, 0 or more. They are
+            not trained on, so use them to choose settings. They are the same for every seed. 0
+            evaluates on the test examples.
+        data: Data set, as a folder or as owner/name on the Hugging Face Hub. By default the
+            scenario's folder in EVERLOOP_DATA if that is set, else its data set on the Hub.
     """
 
     env_id: ClassVar[str] = "everloop/ImageStream-v0"
@@ -149,13 +155,11 @@ class StreamScenario(Scenario):
 
     @abstractmethod
     def examples(self) -> tuple[Examples, Examples]:
-        """The data set, (train, test)."""
+        """Return the data set, (train, test)."""
 
     @cached_property
     def loaded(self) -> tuple[Examples, Examples]:
-        """`examples()`, once for all worlds of this scenario; the test's are replaced if some are
-        held out.
-        """
+        """The data set, (train, test), loaded once. Held-out examples replace the test examples."""
         try:
             train, test = self.examples()
         except Unreachable as error:
@@ -167,30 +171,27 @@ class StreamScenario(Scenario):
         if not self.held_out:
             return train, test
         if not 0 < self.held_out < len(train):
-            raise ValueError(f"held_out is {self.held_out}, allowed: 0 to {len(train) - 1}")
+            raise ValueError(f"held_out is {self.held_out}; it must be 0 to {len(train) - 1}")
         rows = np.random.default_rng(7).permutation(len(train))
         return train[rows[self.held_out :]], train[rows[: self.held_out]]
 
     @abstractmethod
     def protocol(self) -> Protocol:
-        """How it becomes tasks."""
+        """Return how the data set is divided into tasks."""
 
     @abstractmethod
     def module(self, world: World, heads: int) -> nn.Module:
-        """A fresh network with a head, or with a head for each of `heads` tasks."""
+        """Return a new network for `world` with `heads` heads, 1 or one per task."""
 
     def world(self, split: Split, num_envs: int, seed: int) -> World:
         if self.scenario_type not in ("class", "domain", "task"):
             raise ValueError(
-                f"scenario_type is {self.scenario_type!r}, allowed: class, domain, task"
+                f"scenario_type is {self.scenario_type!r}; choose one of class, domain, task"
             )
         world = self._world(split, num_envs, None)
-        if (
-            self.tasks is not None
-        ):  # now that tasks have numbers, the schedule can be told their order
-            world = self._world(
-                split, num_envs, [self._find(world.tasks, key) for key in self.tasks]
-            )
+        if self.tasks is not None:  # the schedule needs task IDs, which only a world knows
+            order = [self._find(world.tasks, key) for key in self.tasks]
+            world = self._world(split, num_envs, order)
         return world
 
     def _world(self, split: Split, num_envs: int, order: list[int] | None) -> World:
@@ -202,9 +203,8 @@ class StreamScenario(Scenario):
             split=split,
             label_space="global" if self.scenario_type == "class" else "within_task",
             task_cue=self.scenario_type == "task",
-            episode_length=256
-            if split == "train"
-            else 1,  # a test is over after one pass, not after an episode
+            # one pass over the examples ends a test, whatever the length of its episodes
+            episode_length=256 if split == "train" else 1,
             schedule=self.schedule(order),
             workers=self.workers if split == "train" else 0,
         )
@@ -212,18 +212,25 @@ class StreamScenario(Scenario):
         return checked
 
     def schedule(self, order: list[int] | None) -> Schedule:
-        """What gets among a task's examples."""
+        """Return how other data is mixed into each task's examples.
+
+        Args:
+            order: Task IDs in training order; None for the world's order.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
         if self.preset not in PRESETS:
-            raise ValueError(f"preset is {self.preset!r}, allowed: {', '.join(PRESETS)}")
+            raise ValueError(f"preset is {self.preset!r}; choose one of {', '.join(PRESETS)}")
         if self.epochs < 1:
-            raise ValueError(f"epochs is {self.epochs}, allowed: 1 or more")
-        if self.iterations is not None and (self.iterations < 1 or self.gradual):
-            allowed = (
-                "1 or more"
-                if self.iterations < 1
-                else "none where gradual is above 0, which is a share of whole passes"
+            raise ValueError(f"epochs is {self.epochs}; it must be 1 or more")
+        if self.iterations is not None and self.iterations < 1:
+            raise ValueError(f"iterations is {self.iterations}; it must be 1 or more")
+        if self.iterations is not None and self.gradual:
+            raise ValueError(
+                f"iterations is {self.iterations}; it must be null if gradual is above 0, which "
+                "needs whole passes over the examples"
             )
-            raise ValueError(f"iterations is {self.iterations}, allowed: {allowed}")
         own = {name: getattr(self, name) for name in PRESETS[self.preset]}
         ratios: dict[str, Any] = {
             **PRESETS[self.preset],
@@ -242,7 +249,7 @@ class StreamScenario(Scenario):
         return SupervisedLearner(module, world, self.training, self.make_optimizer(module))
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """What trains the module's weights."""
+        """Return the optimizer of the module's weights."""
         optimizer = make_optimizer(self.optimizer, module.parameters(), self.training.learning_rate)
         if self.periods is None:
             return optimizer
@@ -253,7 +260,7 @@ class StreamScenario(Scenario):
     def without_effect(self) -> dict[str, str]:
         unused = super().without_effect()
         if self.iterations is not None:
-            unused["epochs"] = "iterations says how much is trained"
+            unused["epochs"] = "iterations sets the amount of training"
         return unused
 
     def task_steps(self, world: World, task: int) -> int:
@@ -264,10 +271,16 @@ class StreamScenario(Scenario):
         return self.epochs * examples
 
     def given(self, name: str, hub: str | None = None) -> str:
-        """Where the data is: `data` if given, else the folder `name` in EVERLOOP_DATA if that is
-        set, else the Hub.
+        """Return the source of the data.
 
-        Raises ValueError where nothing says where.
+        It is `data` if given, else the folder in EVERLOOP_DATA if that is set, else the Hub.
+
+        Args:
+            name: Name of the folder in EVERLOOP_DATA.
+            hub: ID on the Hub; None if the data is not there.
+
+        Raises:
+            ValueError: If there is no such folder and no Hub ID.
         """
         if self.data is not None:
             return self.data
@@ -277,7 +290,7 @@ class StreamScenario(Scenario):
         if DATA not in os.environ or not folder.is_dir():
             place = f"{DATA}, which is {os.environ[DATA]}" if DATA in os.environ else DATA
             raise ValueError(
-                f"{self.name} needs a data set: put a folder {name} into {place}, or name it with "
-                "--data"
+                f"{self.name} needs a data set: put a folder {name!r} into {place}, or give "
+                "another one with --data"
             )
         return str(folder)

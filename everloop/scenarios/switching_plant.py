@@ -1,4 +1,4 @@
-"""A plant whose dynamics and target switch: closed-loop control through Stable-Baselines3."""
+"""Control of a plant whose dynamics and target switch, with Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -15,43 +15,42 @@ from everloop.loop import Learner, World, likelihood_for
 from everloop.scenarios.names import Factory, make_optimizer
 from everloop.scenarios.scenario import Scenario, Split
 
-SEQUENCE = 16  # steps of a stored example of a recurrent policy
+SEQUENCE = 16  # length in steps of a recurrent policy's stored examples
 SAC = {"buffer_size": 100_000, "learning_starts": 1000, "batch_size": 128, "tau": 0.02}
 
 
 @dataclass
 class SwitchingPlant(Scenario):
-    """Control of the simulated plant `everloop/Plant-v0`, one task after the other.
+    """Control of the simulated plant `everloop/Plant-v0`, one task after another.
 
     Args:
         num_tasks: Number of tasks, 1 or more, each with its own dynamics and target.
         steps: World steps of training for each task, counted over all copies, 1 or more.
         task_cue: Show the task ID as a modality of the observation. Otherwise the agent must infer
             the task from the plant's response.
-        algorithm: Learning algorithm: ppo or sac. The replay buffer of sac is emptied when a task
-            begins.
-        recurrent: Give the agent a recurrent memory; if none, ppo has one and sac has not. With it,
-            ppo is RecurrentPPO; sac allows none or false.
+        algorithm: Learning algorithm: ppo or sac. sac empties its replay buffer when a task begins.
+        recurrent: Give the agent a recurrent memory; with one, ppo is RecurrentPPO. By default ppo
+            has one and sac has none. sac does not support true.
         learning_rate: Learning rate of the algorithm, above 0.
-        n_epochs: PPO: passes over each rollout, 1 or more.
-        batch_size: PPO: steps in a minibatch, 2 or more.
-        n_steps: PPO: steps of each copy in a rollout, 16 or more. A multiple of 16 for a recurrent
-            agent.
-        ent_coef: PPO: weight of the entropy bonus.
+        n_epochs: Passes over each rollout, 1 or more (ppo only).
+        batch_size: Steps in a minibatch, 2 or more (ppo only).
+        n_steps: Steps of each copy in a rollout, 16 or more (ppo only). A recurrent agent needs a
+            multiple of 16.
+        ent_coef: Weight of the entropy bonus (ppo only).
         gamma: Discount factor, from 0 to 1.
-        gae_lambda: PPO: lambda of generalized advantage estimation, from 0 to 1.
-        gradient_steps: SAC: updates after each step of all copies, 1 or more.
-        optimizer: Optimizer, by its name in torch (adamw, sgd) or path; Adam if none. Its settings
-            are optimizer.KEY.
+        gae_lambda: Lambda of generalized advantage estimation, from 0 to 1 (ppo only).
+        gradient_steps: Updates after each step of all copies, 1 or more (sac only).
+        optimizer: Name of a torch optimizer, such as adamw or sgd, or the path of your own. By
+            default Adam. Set its arguments with optimizer.KEY.
         token_size: Features of each token in the agent, a multiple of 4.
         hidden_size: Features of the agent's recurrent memory, 1 or more.
-        world_seed: Seed for the plants, 0 or more; the run's seed if none.
+        world_seed: Seed for the plants, 0 or more. By default the run's seed.
     """
 
     name: ClassVar[str] = "switching-plant"
     summary: ClassVar[str] = (
-        "control: a simulated plant switches dynamics and target (PPO or SAC, policy distillation "
-        "as replay)"
+        "control: a simulated plant with other dynamics and another target in each of 3 tasks; PPO "
+        "or SAC"
     )
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "ewc": {"strength": 1.0},
@@ -83,7 +82,7 @@ class SwitchingPlant(Scenario):
     def world(self, split: Split, num_envs: int, seed: int) -> World:
         world_seed = seed if self.world_seed is None else self.world_seed
         if world_seed < 0:
-            raise ValueError(f"world_seed is {world_seed}, allowed: 0 or more")
+            raise ValueError(f"world_seed is {world_seed}; it must be 0 or more")
         world: Any = make_vec(
             "everloop/Plant-v0",
             num_envs,
@@ -97,7 +96,7 @@ class SwitchingPlant(Scenario):
 
     def learner(self, world: World, seed: int) -> Learner:
         if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}, allowed: more than 0")
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
         for name, least in (
             ("n_steps", SEQUENCE),
             ("n_epochs", 1),
@@ -105,10 +104,10 @@ class SwitchingPlant(Scenario):
             ("gradient_steps", 1),
         ):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, allowed: {least} or more")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
         if self.algorithm == "sac":
             if self.recurrent:
-                raise ValueError("recurrent is True, allowed for sac: False")
+                raise ValueError("recurrent is True; it must be false or null for sac")
             return self._sac(world, seed)
         return self._ppo(world, seed, recurrent=self.recurrent is not False)
 
@@ -183,9 +182,9 @@ class SwitchingPlant(Scenario):
         if self.algorithm == "sac":
             return dict.fromkeys(
                 ["n_epochs", "batch_size", "n_steps", "ent_coef", "gae_lambda"],
-                "it is for algorithm ppo",
+                "it is only for algorithm ppo",
             )
-        return {"gradient_steps": "it is for algorithm sac"}
+        return {"gradient_steps": "it is only for algorithm sac"}
 
     def _optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:
         return None if self.optimizer is None else partial(make_optimizer, self.optimizer)

@@ -1,6 +1,4 @@
-"""Text streams, a domain after the other: reviews by product, newsgroups by hierarchy, entities by
-field, folders of your own.
-"""
+"""Text streams with one task per domain: reviews, newsgroups, named entities and your own texts."""
 
 from __future__ import annotations
 
@@ -31,11 +29,11 @@ class TextScenario(StreamScenario):
     """Texts in which each domain is a task, read by an embedding or by a transformer.
 
     Args:
-        length: Tokens read from each text, 1 or more; the rest is cut off.
-        checkpoint: Hugging Face transformer, as a folder or Hub ID such as bert-base-uncased. It
-            comes with its tokenizer (extra text). If none, words are hashed and an embedding is
-            trained.
-        size: Features of the embedding that is trained without a checkpoint, 1 or more.
+        length: Maximum number of tokens per text, 1 or more; longer texts are cut off.
+        checkpoint: Hugging Face transformer, as a folder or a Hub ID such as bert-base-uncased. It
+            brings its own tokenizer, and needs the extra "text". By default words are hashed and an
+            embedding is trained.
+        size: Features of the embedding, 1 or more (without a checkpoint only).
     """
 
     folder: ClassVar[str]
@@ -57,11 +55,11 @@ class TextScenario(StreamScenario):
         if self.network is not None:
             unused["size"] = "network replaces it"
         elif self.checkpoint is not None:
-            unused["size"] = "checkpoint has a size of its own"
+            unused["size"] = "the checkpoint has a fixed size"
         return unused
 
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
-        """The texts, (train, test), as tokens."""
+        """Return the texts as tokens, (train, test)."""
         return load_text(
             self.given(self.folder), tokenizer=tokenizer, length=self.length, columns=("domain",)
         )
@@ -89,15 +87,15 @@ class TextScenario(StreamScenario):
 
 @dataclass
 class DomainSentiment(TextScenario):
-    """Is a review good or bad: books, dvd, electronics, kitchen (Blitzer et al. 2007)."""
+    """Sentiment of reviews of books, DVDs, electronics and kitchen goods (Blitzer et al. 2007)."""
 
     name: ClassVar[str] = "domain-sentiment"
     summary: ClassVar[str] = (
-        "text stream: sentiment of product reviews, 4 tasks, a kind of product each"
+        "text stream: sentiment of product reviews, 4 tasks of one product category each"
     )
     needs: ClassVar[str] = (
         'reviews: folder "mdsd_sentiment" in EVERLOOP_DATA, or --data (columns text, label, '
-        "domain); extra data"
+        'domain); extra "data"'
     )
     folder: ClassVar[str] = "mdsd_sentiment"
 
@@ -107,28 +105,28 @@ class DomainNewsgroups(TextScenario):
     """Newsgroup of a post (Lang 1995): 7 hierarchies, one a task, with 1 to 5 groups each."""
 
     name: ClassVar[str] = "domain-newsgroups"
-    summary: ClassVar[str] = "text stream: 20 newsgroups, 7 tasks, a hierarchy each"
+    summary: ClassVar[str] = "text stream: 20 newsgroups, 7 tasks of one hierarchy each"
     needs: ClassVar[str] = (
         'posts: folder "newsgroups20" in EVERLOOP_DATA, or --data (columns text, label, '
-        "domain); extra data"
+        'domain); extra "data"'
     )
     folder: ClassVar[str] = "newsgroups20"
 
 
 @dataclass
 class DomainNER(TextScenario):
-    """Tag the entities: politics, science, music, literature, ai (CrossNER, Liu et al. 2021).
+    """Named entities in politics, science, music, literature and AI (CrossNER, Liu et al. 2021).
 
-    The score is entity-level F1.
+    The metric is entity-level F1.
     """
 
     name: ClassVar[str] = "domain-ner"
     summary: ClassVar[str] = (
-        "text stream: named entities in 5 fields, a tag for every token, scored by entity F1"
+        "text stream: named entities in 5 fields, one per task; the metric is entity F1"
     )
     needs: ClassVar[str] = (
         'CrossNER: folder "crossner" in EVERLOOP_DATA, or --data (columns tokens, ner_tags, '
-        "domain); extras data, text"
+        'domain); extras "data" and "text"'
     )
     folder: ClassVar[str] = "crossner"
     epochs: int = 30
@@ -142,17 +140,17 @@ class DomainNER(TextScenario):
 
 @dataclass
 class DomainText(TextScenario):
-    """Labelled text folders of your own, say news, then social media, then academic writing.
+    """Your own labelled texts, such as news, then social media, then academic writing.
 
     Args:
-        folders: Folders, one for each domain, each with CLASS/*.txt. They have the same classes and
-            different names.
-        data: Without effect: the texts are in folders.
+        folders: Folders of texts, one for each domain, each with files CLASS/*.txt. All have the
+            same classes, and different names.
+        data: No effect here, because the texts are in folders.
     """
 
     name: ClassVar[str] = "domain-text"
-    summary: ClassVar[str] = "text stream: folders of labelled texts, a task each"
-    needs: ClassVar[str] = "--folders [news,social,academic], each with <class>/*.txt"
+    summary: ClassVar[str] = "text stream: your own folders of labelled texts, one per task"
+    needs: ClassVar[str] = "--folders news,social,academic, each with files CLASS/*.txt"
     folders: list[str] = field(default_factory=list)
 
     def without_effect(self) -> dict[str, str]:

@@ -1,6 +1,4 @@
-"""Parts of a user's own, found by their paths: a strategy, networks, an optimizer, a scenario,
-settings of many types.
-"""
+"""A user's own parts, found by path: strategies, networks, and scenarios with all settings."""
 
 import enum
 from dataclasses import dataclass, field
@@ -19,12 +17,12 @@ class Slow(Strategy):
     """Scales every gradient.
 
     Args:
-        factor: What gradients are multiplied with.
+        factor: Factor for the gradients, 0 or more.
     """
 
     def __init__(self, factor: float = 0.5) -> None:
         if factor < 0:
-            raise ValueError(f"factor is {factor}, allowed: 0 or more")
+            raise ValueError(f"factor is {factor}; it must be 0 or more")
         self.factor = factor
 
     def edit_gradients(self, batch: Batch, learner: Learner) -> None:
@@ -44,7 +42,7 @@ class Idle(Strategy):
 
 
 class Net(nn.Module):
-    """A plain torch network that knows nothing of everloop."""
+    """A plain torch network, independent of everloop."""
 
     def __init__(self, shape: tuple[int, int, int], width: int = 16) -> None:
         super().__init__()
@@ -61,7 +59,7 @@ class Net(nn.Module):
 
 
 class NoShape(nn.Module):
-    """Needs to know nothing of its input, and gives feature maps."""
+    """A network without required arguments, whose output is feature maps."""
 
     def __init__(self, width: int = 4) -> None:
         super().__init__()
@@ -73,7 +71,7 @@ class NoShape(nn.Module):
 
 
 class Wrong(nn.Module):
-    """Gives what are no features."""
+    """A network whose output has the wrong shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sum()
@@ -91,11 +89,12 @@ class Painted(SplitDigits):
     Args:
         color: A member of an enum.
         place: A path.
-        share: A number of numpy's.
+        share: A NumPy number.
         names: A list.
     """
 
-    name: ClassVar[str] = "split-digits"  # as the stock scenario: their runs must not meet
+    # the built-in scenario has the same name; their runs must get different folders
+    name: ClassVar[str] = "split-digits"
     color: Color = Color.red
     place: Path = Path("here/there")
     share: Any = field(default_factory=lambda: np.float32(0.5))
@@ -103,7 +102,7 @@ class Painted(SplitDigits):
 
 
 class Failing(SplitDigits):
-    """Its world breaks down after some steps."""
+    """A scenario whose world raises an error after some steps."""
 
     name = "failing"
     summary = "a world that raises"
@@ -125,7 +124,7 @@ class Failing(SplitDigits):
 
 @dataclass
 class Unscaled(SwitchingPlant):
-    """A plant of which nobody knows how well it can be steered."""
+    """A plant without reference returns."""
 
     name: ClassVar[str] = "unscaled-plant"
 

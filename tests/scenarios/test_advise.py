@@ -1,4 +1,4 @@
-"""What is advised can be run, and what is advised against is refused or known not to help."""
+"""Advised strategies can be run; the others are refused, or known not to help."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_best_comes_first(facts: dict[str, Any], first: str) -> None:
     assert fitting(**facts)[0] == first
 
 
-def test_every_strategy_is_judged_once_whatever_the_situation() -> None:
+def test_every_strategy_is_listed_once_in_every_situation() -> None:
     for facts in (
         {},
         {"world": "control"},
@@ -60,7 +60,7 @@ def test_each_fact_rules_out_what_its_trait_says() -> None:
     assert {"clear"} & set(fitting(world="control")) == {"clear"}
 
 
-def test_what_needs_no_boundary_is_not_said_to_need_one() -> None:
+def test_strategies_without_need_of_boundaries_are_not_said_to_need_them() -> None:
     reasons = {
         a.name: a.reason
         for a in advise(Situation(boundaries="unknown", classes="same"))
@@ -69,14 +69,14 @@ def test_what_needs_no_boundary_is_not_said_to_need_one() -> None:
     assert not {"reptile", "maml", "growth"} & set(reasons)
 
 
-def test_online_adapters_are_offered_where_the_task_is_hidden() -> None:
+def test_online_adapters_are_offered_without_the_task_id() -> None:
     assert "lora" in fitting(classes="same")
     hidden, told = (
         {a.name: a.reason for a in advise(Situation(task_id=t, classes="same", tasks=9))}["lora"]
         for t in ("hidden", "told")
     )
-    assert hidden == "400 kB more memory; with adapters online"
-    assert told == "4 MB more memory"
+    assert hidden == "400 kB of extra memory; the setting adapters online"
+    assert told == "4 MB of extra memory"
     Experiment(SplitDigits(epochs=1), ["none"]).learner.attach(
         [STRATEGIES["lora"](adapters="online")]
     )
@@ -85,7 +85,7 @@ def test_online_adapters_are_offered_where_the_task_is_hidden() -> None:
 @pytest.mark.parametrize(
     "name", sorted(name for name, kind in STRATEGIES.items() if not kind.traits.network)
 )
-def test_what_is_said_to_fit_where_the_task_is_told_is_not_refused_there(name: str) -> None:
+def test_strategies_that_fit_with_the_task_id_are_not_refused_there(name: str) -> None:
     learner = Experiment(SplitDigits(scenario_type="task", epochs=1), ["none"]).learner
     if {a.name: a.fits for a in advise(Situation(task_id="told"))}[name]:
         learner.attach([STRATEGIES[name]()])
@@ -95,18 +95,18 @@ def test_what_is_said_to_fit_where_the_task_is_told_is_not_refused_there(name: s
 
 
 @pytest.mark.parametrize("fact", ["world", "boundaries", "task_id", "classes"])
-def test_a_word_that_is_not_known_is_refused(fact: str) -> None:
+def test_an_unknown_word_is_refused(fact: str) -> None:
     with pytest.raises(ValueError, match=rf"^{fact} is 'foo'; choose one of "):
         Situation(**{fact: "foo"})
 
 
-def test_without_examples_the_class_incremental_case_is_said_to_be_hopeless() -> None:
+def test_without_examples_class_incremental_learning_is_said_to_be_hopeless() -> None:
     now = Situation(examples=0)
     assert any("Without stored examples" in line for line in remarks(now, advise(now)))
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
-def test_what_is_said_to_fit_a_kind_of_world_is_not_refused_there(name: str) -> None:
+def test_strategies_that_fit_a_kind_of_world_are_not_refused_there(name: str) -> None:
     traits = STRATEGIES[name].traits
     for works, scenario in (
         # the agent has hidden units between two linear layers where it has a head for each task
@@ -137,12 +137,12 @@ def test_memory_is_counted_in_bytes_of_single_precision() -> None:
         a.name: a.reason
         for a in advise(Situation(task_id="told", weights=1_000_000, tasks=3, examples=7))
     }
-    assert reasons["ewc"] == "12 MB more memory"
-    assert reasons["ewc_kfac"] == "36 MB more memory"
+    assert reasons["ewc"] == "12 MB of extra memory"
+    assert reasons["ewc_kfac"] == "36 MB of extra memory"
     assert reasons["replay"] == "up to 7 examples"
 
 
-def test_a_strategy_of_your_own_is_judged_by_its_traits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_your_own_strategy_is_ranked_by_its_traits(monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(Strategy):
         """Mine."""
 
@@ -153,11 +153,11 @@ def test_a_strategy_of_your_own_is_judged_by_its_traits(monkeypatch: pytest.Monk
     assert "own" not in fitting(examples=0)
 
 
-def test_the_command_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_fitting_strategies_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", "--task-id", "told", "--examples", "0"]) == 0
     printed = capsys.readouterr().out
     assert (
-        printed.index("fit, the best first")
+        printed.index("fit, best first")
         < printed.index("packnet")
         < printed.index("do not fit")
         < printed.index("replay")
@@ -167,8 +167,8 @@ def test_the_command_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--examples", "-1"], "examples is -1, allowed: 0 or more"),
-        (["--tasks", "0"], "tasks is 0, allowed: 1 or more"),
+        (["--examples", "-1"], "examples is -1; it must be 0 or more"),
+        (["--tasks", "0"], "tasks is 0; it must be 1 or more"),
         (["--world", "sea"], "batch, stream, control"),
         (["--nothing", "3"], "nothing"),
     ],
@@ -199,9 +199,7 @@ FACTS = {
 def test_the_command_to_run_next_can_be_run(
     facts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the strategy that is advised first, in a scenario of that kind; none where
-    nothing fits.
-    """
+    """It has the best strategy and a scenario of that kind; there is none if nothing fits."""
     monkeypatch.chdir(tmp_path)
     situation = Situation(**facts)
     command = next_command(situation, advise(situation))
@@ -218,7 +216,7 @@ def test_the_command_to_run_next_can_be_run(
         assert callable(prepare(words[1:]))
 
 
-def test_a_strategy_whose_network_the_scenario_lacks_is_not_the_command_to_run_next() -> None:
+def test_the_next_command_never_names_a_strategy_that_needs_another_network() -> None:
     now, first = Situation(task_id="told"), Advice("progressive", "", True, False)
     assert next_command(now, [first]) is None
     assert "--strategies replay " in (
@@ -226,23 +224,21 @@ def test_a_strategy_whose_network_the_scenario_lacks_is_not_the_command_to_run_n
     )
 
 
-def test_columns_have_headings_and_each_reason_against_is_given_once(
+def test_columns_have_headings_and_each_reason_stands_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["advise", "--boundaries", "unknown"]) == 0
     printed = capsys.readouterr().out
-    assert ["strategy", "what", "it", "does", "what", "it", "takes"] in [
+    assert ["strategy", "what", "it", "does", "what", "it", "needs"] in [
         line.split() for line in printed.splitlines()
     ]
     (line,) = [
-        line
-        for line in printed.splitlines()
-        if line.startswith(" has to be told when a task ends ")
+        line for line in printed.splitlines() if line.startswith(" needs to know when a task ends ")
     ]
     against = [
         a.name
         for a in advise(Situation(boundaries="unknown"))
-        if a.reason == "has to be told when a task ends"
+        if a.reason == "needs to know when a task ends"
     ]
     assert len(against) > 5
     assert line.endswith(", ".join(against))

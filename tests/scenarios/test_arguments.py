@@ -1,10 +1,7 @@
-"""What flags and YAML ask for: the same settings make the same run, and no content of a file ends
-in a traceback.
-"""
+"""From flags and YAML to experiments: equal settings make equal runs, and errors are one line."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from own_parts import Color, Net, Painted, Slow
+from run_files import result_of
 
 from everloop.envs.data import digits
 from everloop.loop import EWC, STRATEGIES, Replay
@@ -29,13 +27,6 @@ SHORT = ["--iterations", "3", "--consolidation-steps", "1"]
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(HERE))
-
-
-def result(folder: str) -> dict[str, Any]:
-    """What result.json says, but for the time that it took."""
-    content: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
-    del content["wall_seconds"]
-    return content
 
 
 def asked(*words: str) -> Experiment:
@@ -105,7 +96,7 @@ def asked(*words: str) -> Experiment:
 def test_the_config_of_a_run_repeats_it_to_the_bit(words: list[str]) -> None:
     assert main(["run", *words, *SHORT, "--quiet", "--out", "a"]) == 0
     assert main(["run", "--config", "a/config.yaml", "--quiet", "--out", "b"]) == 0
-    assert result("a") == result("b")
+    assert result_of("a") == result_of("b")
     assert Path("a/config.yaml").read_text() == Path("b/config.yaml").read_text()
 
 
@@ -168,7 +159,7 @@ def test_strategies_are_taken_as_a_string_a_list_or_by_their_paths() -> None:
     assert isinstance(slow, Slow)
     assert slow.factor == 0.25
     assert isinstance(replay, Replay)
-    with pytest.raises(ValueError, match=r"^Slow: factor is -1, allowed: 0 or more$"):
+    with pytest.raises(ValueError, match=r"^Slow: factor is -1; it must be 0 or more$"):
         Experiment(SplitDigits(), "own_parts:Slow", settings={"Slow": {"factor": -1}})
     with pytest.raises(
         ValueError,
@@ -192,16 +183,17 @@ def test_strategies_are_taken_as_a_string_a_list_or_by_their_paths() -> None:
         (
             SplitDigits(),
             [EWC(strength=3.0)],
-            "strategies hold EWC itself; name it: 'ewc', with settings={'ewc': {...}} for its "
-            "arguments",
+            "strategies contain EWC itself; write its name 'ewc' instead, and its arguments as "
+            "settings={'ewc': {...}}",
         ),
-        (SplitDigits(), EWC, "strategies hold EWC itself; name it: 'ewc'"),
+        (SplitDigits(), EWC, "strategies contain EWC itself; write its name 'ewc' instead"),
         (
             SplitDigits(),
             Slow(),
-            "strategies hold Slow itself; name it: 'own_parts:Slow', with settings={'Slow': {...}}",
+            "strategies contain Slow itself; write its name 'own_parts:Slow' instead, and its "
+            "arguments as settings={'Slow': {...}}",
         ),
-        (SplitDigits(), [7], "strategies hold 7; name them as text, such as 'ewc,replay'"),
+        (SplitDigits(), [7], "strategies contain 7; name them as text, such as 'ewc,replay'"),
     ],
 )
 def test_a_mistake_in_python_says_what_to_write(scenario: Any, strategies: Any, said: str) -> None:
@@ -211,10 +203,10 @@ def test_a_mistake_in_python_says_what_to_write(scenario: Any, strategies: Any, 
     assert "\n" not in str(refused.value)
 
 
-def test_notes_come_in_one_line_each_also_before_a_run_is_refused(
+def test_each_note_is_one_line_even_before_a_run_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A pipe is as wide as a note is long."""
+    """A pipe does not wrap long notes."""
     for seed, status in (("0", 0), ("1", 2)):
         assert (
             main(
@@ -239,10 +231,8 @@ def test_notes_come_in_one_line_each_also_before_a_run_is_refused(
         )
 
 
-def test_a_gradient_that_is_scaled_learns_as_plain_descent_at_that_rate() -> None:
-    """The user's strategy is in the loop: factor 1/4 under gradient descent is a quarter of the
-    learning rate, to the bit.
-    """
+def test_scaling_gradients_equals_scaling_the_learning_rate() -> None:
+    """Under plain descent, gradients times 1/4 equal a quarter of the learning rate, to the bit."""
     plain = ["split-digits", *SHORT, "--optimizer", "sgd", "--quiet"]
     assert (
         main(
@@ -262,10 +252,10 @@ def test_a_gradient_that_is_scaled_learns_as_plain_descent_at_that_rate() -> Non
         == 0
     )
     assert main(["run", *plain, "--training.learning-rate", "0.125", "--out", "b"]) == 0
-    assert result("a")["scores"] == result("b")["scores"]
+    assert result_of("a")["scores"] == result_of("b")["scores"]
 
 
-def test_a_network_of_the_users_own_learns_with_a_head_for_every_task() -> None:
+def test_a_users_network_learns_with_a_head_for_every_task() -> None:
     for kind, outputs in (("class", 10), ("task", 10)):
         experiment = asked(
             "split-digits",
@@ -296,7 +286,7 @@ def test_a_network_of_the_users_own_learns_with_a_head_for_every_task() -> None:
         (["--network", "own_parts:Color"], "network own_parts:Color can't be made"),
         (
             ["--network", "own_parts:Slow"],
-            "network own_parts:Slow makes Slow, which is no torch module",
+            "network own_parts:Slow makes Slow; it must make a torch module",
         ),
         (["--network", "own_parts:Net", "--network.depth", "3"], "unknown setting 'network.depth'"),
         (
@@ -305,15 +295,15 @@ def test_a_network_of_the_users_own_learns_with_a_head_for_every_task() -> None:
         ),
         (
             ["--strategies", "own_parts:Typo"],
-            "Typo has a method edit_gradient; did you mean edit_gradients?",
+            "Typo has a method 'edit_gradient', which is no hook. Did you mean 'edit_gradients'?",
         ),
         (
             ["--strategies", "own_parts:Idle"],
-            "Idle overrides no hook of Strategy; its hooks are check, ",
+            "Idle overrides no hook of Strategy; define one of check, ",
         ),
     ],
 )
-def test_a_part_of_the_users_own_that_does_not_fit_is_one_line(
+def test_a_users_part_that_does_not_fit_is_one_line(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "split-digits", *words]) == 2
@@ -373,7 +363,7 @@ def test_a_module_that_is_imported_first_may_register_names(
         )
         assert yaml.safe_load(Path("a/config.yaml").read_text())["import"] == ["my_names"]
         assert main(["run", "--config", "a/config.yaml", "--quiet", "--out", "b"]) == 0
-        assert result("a") == result("b")
+        assert result_of("a") == result_of("b")
     finally:
         for registry, before in ((STRATEGIES, strategies), (SCENARIOS, scenarios)):
             registry.clear()  # type: ignore[attr-defined]
@@ -389,12 +379,12 @@ def test_a_module_that_is_imported_first_may_register_names(
         ),
         (
             ["--iterations", "2", "--epochs", "3"],
-            "note: epochs has no effect: iterations says how much is trained",
+            "note: epochs has no effect: iterations sets the amount of training",
         ),
-        (["--data", "owner/digits"], "note: data has no effect: scikit-learn has the digits"),
+        (["--data", "owner/digits"], "note: data has no effect: the digits come with scikit-learn"),
     ],
 )
-def test_a_setting_without_effect_is_said(
+def test_a_setting_without_effect_is_noted(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "split-digits", *SHORT, *words, "--out", "x"]) == 0
@@ -415,7 +405,7 @@ def test_a_setting_without_effect_is_said(
         ("domain-text", "data", "owner/texts"),
     ],
 )
-def test_every_scenario_knows_which_of_its_settings_do_nothing(
+def test_every_scenario_knows_its_settings_without_effect(
     scenario: str, setting: str, value: str
 ) -> None:
     request = arguments.read([*scenario.split(), f"--{setting}", value])
@@ -423,7 +413,7 @@ def test_every_scenario_knows_which_of_its_settings_do_nothing(
     assert [line.split()[0] for line in request.notes(scenario_)] == [setting]
 
 
-def test_a_seed_of_null_is_the_runs_own() -> None:
+def test_a_null_seed_is_the_runs_seed() -> None:
     for strategies in ("replay", "none"):
         Path("mine.yaml").write_text(
             f"strategies: [{strategies}]\nseed: 4\nreplay: {{seed: null}}\nlora: {{seed: null}}\n"
@@ -432,7 +422,7 @@ def test_a_seed_of_null_is_the_runs_own() -> None:
         assert experiment.settings.get("replay", {"seed": 4})["seed"] == 4
 
 
-def test_different_settings_never_meet_in_one_folder() -> None:
+def test_different_settings_never_share_a_folder() -> None:
     variants = [
         asked("split-digits"),
         asked("split-digits", "--epochs", "9"),
@@ -473,7 +463,7 @@ def test_seeds_are_written_as_ranges_and_lists(text: str, seeds: list[int]) -> N
     assert arguments.read_seeds(text) == seeds
 
 
-# --- whatever a file holds
+# --- files with any content
 
 SCHEMA = arguments.GENERAL | arguments.scenario_schema(SplitDigits)
 SCHEMA |= {
@@ -511,9 +501,7 @@ FILES = st.dictionaries(
 
 
 def check_file(content: dict[str, Any], strategies: str, folder: Path) -> None:
-    """Either it is an experiment, or it is refused in a line; nothing is written, and nothing else
-    is raised.
-    """
+    """Check that it makes an experiment or a `BAD_INPUT` with a message, and writes nothing."""
     file = folder / "any.yaml"
     file.write_text(yaml.safe_dump(content, allow_unicode=True))
     try:

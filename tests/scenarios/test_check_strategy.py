@@ -1,4 +1,4 @@
-"""The public check of a strategy: ours pass, and each promise that is broken is named."""
+"""The public check of strategies: built-in ones pass, and each broken promise is named."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Noisy(Strategy):
 
 
 class Momentum(Strategy):
-    """A second momentum, whose state is declared or not."""
+    """Adds momentum to the gradients without declaring its state."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Any] = {}
@@ -40,7 +40,7 @@ class Declared(Momentum):
 
 
 class Shared(Momentum):
-    """Hands out its tensors themselves, and goes on to change them."""
+    """Saves its tensors without copying them, and changes them later."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums}
@@ -50,7 +50,7 @@ class Shared(Momentum):
 
 
 class Fixed(Strategy):
-    """Expects the weights that it saw first."""
+    """Fails if the network gets new weights."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -86,8 +86,8 @@ def test_a_strategy_that_keeps_its_promises_passes(make: Callable[[], Strategy])
     [
         (Idle, "Idle changes nothing"),
         (Noisy, "Noisy draws from torch's global generator"),
-        (Momentum, "Momentum does not go on from a saved state as it would have without"),
-        (Shared, "a saved state of Shared changes while training goes on"),
+        (Momentum, "Momentum resumed from a saved state ends at other weights"),
+        (Shared, "a saved state of Shared changes while training continues; save copies"),
         (Fixed, "other weights than at first"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command line: what a run leaves behind, and one clear line for every mistake."""
+"""The command line: the files of a run, and one clear line for every mistake."""
 
 import json
 import signal
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from run_files import result_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from everloop.loop import PRETRAINING, STRATEGIES
@@ -22,7 +23,7 @@ PLANT = ["run", "switching-plant", "--steps", "2048", "--num-tasks", "2"]
 
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str], *said: str) -> None:
-    """The command ends with status 2 and one line on stderr that says all of `said`."""
+    """Check that the command ends with status 2 and one line on stderr with all of `said`."""
     assert main(words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
@@ -118,8 +119,7 @@ def test_the_same_seed_gives_the_same_result_to_the_bit(words: list[str], tmp_pa
             )
             == 0
         )
-        result = json.loads((tmp_path / name / "result.json").read_text())
-        results.append({key: value for key, value in result.items() if key != "wall_seconds"})
+        results.append(result_of(tmp_path / name))
     assert results[0] == results[1]
     assert (
         main([*words, "--strategies", "ewc,replay", "--out", str(tmp_path / "c"), "--seed", "6"])
@@ -153,7 +153,7 @@ def test_tasks_choose_what_is_trained_and_in_which_order(tmp_path: Path) -> None
 def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same run as with the reference, in the terminal, in result.json and on the board."""
+    """The run is the same as with the reference: in the terminal, result.json and TensorBoard."""
     monkeypatch.syspath_prepend(str(HERE))
     small = [*PLANT[2:], "--token-size", "8", "--hidden-size", "8", "--recurrent", "false"]
     assert (
@@ -203,13 +203,16 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
             [*DIGITS, "--strategies", "replya"],
             ["unknown strategy 'replya'. Did you mean 'replay'?"],
         ),
-        ([*DIGITS, "--strategies", "none;"], ["strategies are empty"]),
+        ([*DIGITS, "--strategies", "none;"], ["no strategy is named; choose from none, joint"]),
         ([*DIGITS, "--strategies", "no.module:Slow"], ["'no.module:Slow' can't be imported"]),
-        ([*DIGITS, "--strategies", "json:JSONDecoder"], ["no subclass of everloop.loop.Strategy"]),
+        (
+            [*DIGITS, "--strategies", "json:JSONDecoder"],
+            ["must be a subclass of everloop.loop.Strategy"],
+        ),
         ([*DIGITS, "--import", "no_such_module"], ["'no_such_module' can't be imported"]),
         ([*DIGITS, "--optimizer", "AdmW"], ["unknown optimizer 'AdmW'. Did you mean 'AdamW'?"]),
         ([*DIGITS, "--optimizer", "LBFGS"], ["LBFGS", "choose another one"]),
-        ([*DIGITS, "--optimizer", "json:JSONDecoder"], ["which is no torch optimizer"]),
+        ([*DIGITS, "--optimizer", "json:JSONDecoder"], ["it must be a torch optimizer"]),
         (
             [*DIGITS, "--optimizer", "sgd", "--optimizer.momentun", "0.9"],
             ["'optimizer.momentun'", "Did you mean 'optimizer.momentum'?"],
@@ -266,13 +269,13 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         ([*DIGITS, "--strategies"], ["strategies has no value"]),
         ([*DIGITS, "--config"], ["config has no value"]),
         (["advise", "--tasks"], ["tasks has no value"]),
-        ([*DIGITS, "--seeds", "4-2"], ["seeds is '4-2', which names none"]),
+        ([*DIGITS, "--seeds", "4-2"], ["seeds is '4-2', which names no seed"]),
         ([*DIGITS, "--seeds", "a"], ["seeds is 'a'; write them as 0-4"]),
         ([*DIGITS, "--seeds", "1,1"], ["seeds is '1,1'"]),
         ([*DIGITS, "--jobs", "0"], ["jobs is 0"]),
         ([*DIGITS, "--quiet", "maybe"], ["'maybe' is not expected"]),
         ([*DIGITS, "--quiet=maybe"], ["quiet is 'maybe'; it must be true or false"]),
-        ([*DIGITS, "--strategies", ""], ["strategies are empty"]),
+        ([*DIGITS, "--strategies", ""], ["no strategy is named; choose from none, joint"]),
         ([*DIGITS, "--strategies", "joint,ewc"], ["'joint'"]),
         ([*DIGITS, "--strategies", "ewc,ewc"], ["'ewc'", "twice"]),
         ([*DIGITS, "--tasks", "0-1,nine"], ["'nine'", "0-1"]),
@@ -304,7 +307,7 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         (["run", "switching-plant", "--n-steps", "-16"], ["n_steps is -16"]),
         (
             ["run", "switching-plant", "--algorithm", "sac", "--recurrent", "true"],
-            ["recurrent is True", "allowed for sac: False"],
+            ["recurrent is True; it must be false or null for sac"],
         ),
         (["run", "switching-plant", "--algorithm", "dqn"], ["dqn", "sac"]),
         (["run", "switching-plant", "--gradient-steps", "0"], ["gradient_steps is 0"]),
@@ -315,7 +318,7 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         ),
         (
             ["run", "switching-plant", "--num-tasks", "40", "--strategies", "joint"],
-            ["40 tasks", "at most 32"],
+            ["40 tasks can't be trained at once", "choose at most 32 tasks"],
         ),
         (["run", "everloop.scenarios:Scenario"], ["everloop.scenarios:Scenario", "name"]),
         ([*DIGITS, "--strategies", "none", "--ewc.strength", "-1"], ["-1", "0 or more"]),
@@ -356,8 +359,8 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
     fails(
         [*DIGITS, "--out", str(out), "--seed", "1"],
         capsys,
-        f"{out} already holds a run",
-        "--overwrite",
+        f"{out} already holds a complete run",
+        "(--overwrite, in Python overwrite=True)",
     )
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert main([*DIGITS, "--out", str(out), "--seed", "1", "--overwrite"]) == 0

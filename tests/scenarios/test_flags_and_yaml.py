@@ -1,4 +1,4 @@
-"""Flags and YAML are one thing, and every mistake in them is one line."""
+"""Flags and YAML set the same values, and every mistake in them is one line."""
 
 from __future__ import annotations
 
@@ -165,7 +165,11 @@ def test_values_come_in_their_types_from_flags_and_from_yaml(
         ("count", None, "count is null; it must be a whole number"),
         ("note", 3, "note is 3; it must be text or null"),
         ("size", "huge", "size is 'huge'; it must be one of small, large"),
-        ("numbers", "a,b", "numbers is ['a', 'b']; it must be a list"),
+        (
+            "numbers",
+            "a,b",
+            "numbers is ['a', 'b']; it must be a comma-separated list of whole numbers",
+        ),
         ("inner.rate", "fast", "inner.rate is 'fast'; it must be a number"),
         (
             "inner.kind",
@@ -174,12 +178,12 @@ def test_values_come_in_their_types_from_flags_and_from_yaml(
         ),
         ("on", "perhaps", "on is 'perhaps'; it must be true or false"),
         ("on", 1, "on is 1; it must be true or false"),
-        ("made", 3, "made is 3; it must be a class by name or path or null"),
+        ("made", 3, "made is 3; it must be the name or path of a class or null"),
         ("count", "x" * 500, "count is 'xxx"),
         ("count", "a\nb", "count is 'a\\nb'"),
     ],
 )
-def test_a_value_of_another_type_is_one_line_with_key_value_and_what_is_possible(
+def test_the_error_of_a_wrong_type_names_key_value_and_possible_values(
     key: str, value: Any, said: str
 ) -> None:
     with pytest.raises(ValueError, match="it must be") as refused:
@@ -205,7 +209,7 @@ def test_an_unknown_key_is_one_line_with_the_nearest(key: str, said: str) -> Non
     assert str(refused.value) == said
 
 
-def test_a_file_in_the_place_of_a_group_is_read_and_single_settings_win(tmp_path: Path) -> None:
+def test_single_settings_override_the_file_of_their_group(tmp_path: Path) -> None:
     file = tmp_path / "inner.yaml"
     file.write_text("rate: 0.125\nkind: slow\n")
     for given_ in (
@@ -215,7 +219,7 @@ def test_a_file_in_the_place_of_a_group_is_read_and_single_settings_win(tmp_path
         assert with_files(given_, SCHEMA) == {"inner.rate": 0.125, "inner.kind": "fast"}
     with pytest.raises(
         ValueError,
-        match=r"^inner is 5; it must be a mapping of its settings, or a YAML file that holds one$",
+        match=r"^inner is 5; it must be a mapping of settings, or a YAML file that contains one$",
     ):
         with_files({"inner": 5}, SCHEMA)
 
@@ -223,13 +227,15 @@ def test_a_file_in_the_place_of_a_group_is_read_and_single_settings_win(tmp_path
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("[1, 2]", "holds [1, 2]; it must hold settings"),
+        ("[1, 2]", "contains [1, 2]; it must contain settings"),
         ("a: [1", "is not YAML: "),
-        ("just text", "holds 'just text'"),
+        ("just text", "contains 'just text'"),
         ("a: \x00", "is not YAML"),
     ],
 )
-def test_a_file_that_holds_no_settings_is_one_line(content: str, said: str, tmp_path: Path) -> None:
+def test_a_file_without_settings_is_an_error_of_one_line(
+    content: str, said: str, tmp_path: Path
+) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(content)
     with pytest.raises(ValueError, match=r"x\.yaml") as refused:
@@ -261,8 +267,8 @@ KEYS = st.from_regex(r"[a-z_]{1,6}(\.[a-z_]{1,6}){0,2}", fullmatch=True).filter(
 
 
 @given(values=st.dictionaries(KEYS, PLAIN_VALUES, max_size=6))
-def test_what_is_written_nested_is_read_flat_again(values: dict[str, Any]) -> None:
-    """Unless a key is a prefix of another one, which no schema has but for factories."""
+def test_nested_settings_are_read_back_as_flat_ones(values: dict[str, Any]) -> None:
+    """Except if a key is a prefix of another one, which only factories have."""
     if any(other.startswith(f"{key}.") for key in values for other in values):
         return
     assert flat(yaml.safe_load(yaml.safe_dump(nested(values)))) == values
@@ -275,7 +281,7 @@ def test_a_factory_is_written_with_its_class_and_read_again() -> None:
     assert nested({"optimizer": Factory("adam")}) == {"optimizer": "adam"}
 
 
-def test_any_setting_is_written_as_yaml_can_hold_it() -> None:
+def test_every_type_of_setting_is_written_as_yaml() -> None:
     values = {
         "a": Size.large,
         "b": Path("x/y"),

@@ -1,6 +1,4 @@
-"""Nothing that a learner must not know gets to it: not the test split, not later tasks, not labels
-or tasks beside the example.
-"""
+"""A learner never sees the test split, later tasks, or labels and task IDs in an observation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ def with_inputs(examples: Examples, rows: Any, inputs: Any) -> Examples:
 
 @dataclass
 class Given(ImageScenario):
-    """Images that the test gives."""
+    """A scenario with the images of the test."""
 
     name = "given"
     summary = "images of a test"
@@ -47,7 +45,7 @@ class Given(ImageScenario):
 
 
 def trained(scenario: Any, tasks: list[int], evaluated: bool = False) -> dict[str, torch.Tensor]:
-    """The network, batch norm's statistics and all, after learning `tasks` one after the other."""
+    """Return the network's state, buffers included, after learning `tasks` one after another."""
     learner, _, test, _ = scenario.build(seed=0)
     for task in tasks:
         learner.learn([task], 24)
@@ -63,7 +61,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("architecture", ["mlp", "convnet", "reduced-resnet18", "nested"])
 def test_test_images_change_no_bit_of_what_is_learned(architecture: Any) -> None:
-    """Neither by a statistic, nor by evaluations in between."""
+    """Neither through statistics nor through evaluations during training."""
     train, one, other = drawn(40, 0), drawn(16, 1), with_inputs(drawn(16, 2), slice(0, 8), 255)
     plain = trained(Given(source=(train, one), architecture=architecture), [0, 1])
     assert equal(
@@ -76,7 +74,7 @@ def test_test_images_change_no_bit_of_what_is_learned(architecture: Any) -> None
 
 
 @pytest.mark.parametrize("architecture", ["mlp", "convnet", "reduced-resnet18", "nested"])
-def test_later_tasks_change_no_bit_of_what_is_learned_before_them(architecture: Any) -> None:
+def test_later_tasks_change_no_bit_of_earlier_learning(architecture: Any) -> None:
     train, test = drawn(40, 0), drawn(16, 1)
     later = with_inputs(train, train.labels >= 2, 255)
     first, changed = (
@@ -88,7 +86,7 @@ def test_later_tasks_change_no_bit_of_what_is_learned_before_them(architecture: 
 
 @dataclass
 class GivenTexts(TextScenario):
-    """Texts of a folder that the test gives."""
+    """A scenario with the texts of the test."""
 
     name = "given-texts"
     summary = "texts of a test"
@@ -103,10 +101,10 @@ class GivenTexts(TextScenario):
         return ByColumn("domain")
 
 
-def test_the_words_of_later_and_of_test_texts_change_no_bit_of_what_is_learned_before(
+def test_later_texts_and_test_texts_change_no_bit_of_earlier_learning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a vocabulary fitted to all texts would."""
+    """A vocabulary fitted to all texts would fail here."""
     monkeypatch.setenv("EVERLOOP_CACHE", str(tmp_path / "cache"))
     domains = [["news", "social"][i // 12] for i in range(24)]
     for name, later in (("one", "word"), ("other", "altogether different aardvark")):
@@ -129,9 +127,7 @@ def test_the_words_of_later_and_of_test_texts_change_no_bit_of_what_is_learned_b
 
 @pytest.mark.parametrize("label_space", ["global", "within_task"])
 def test_an_observation_is_the_example_and_knows_no_label(label_space: Any) -> None:
-    """Other labels within each task: the same images come in the same order, to the last bit, with
-    nothing beside them.
-    """
+    """With other labels in each task, the same images come in the same order, and nothing else."""
     train, test = drawn(40, 0), drawn(16, 1)
     swapped = [Examples(part.inputs, part.labels ^ 1, part.classes) for part in (train, test)]
     for split in ("train", "test"):

@@ -1,6 +1,4 @@
-"""Several runs from one command: the same as one by one, kept when complete, named when
-they fail.
-"""
+"""Several runs from one command: equal to single runs, kept if complete, named if they fail."""
 
 from __future__ import annotations
 
@@ -11,10 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
+from run_files import result_of
 
 from everloop.scenarios.cli import main
 from everloop.scenarios.jobs import run_all
@@ -26,12 +24,6 @@ SHORT = ["run", "split-digits", "--iterations", "3", "--consolidation-steps", "1
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def result(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    del content["wall_seconds"]
-    return content
 
 
 def test_sets_of_strategies_and_seeds_are_the_runs_one_by_one(
@@ -76,7 +68,7 @@ def test_sets_of_strategies_and_seeds_are_the_runs_one_by_one(
                 == 0
             )
             (folder,) = Path("runs/split-digits").glob(f"{strategies.replace(',', '+')}-*/{seed}")
-            assert result(folder) == result(Path(f"alone-{strategies}-{seed}"))
+            assert result_of(folder) == result_of(Path(f"alone-{strategies}-{seed}"))
 
 
 def test_complete_runs_are_kept_and_others_begin_again(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,9 +86,9 @@ def test_complete_runs_are_kept_and_others_begin_again(capsys: pytest.CaptureFix
     ]
     assert (
         lines[0]
-        == f"split-digits none seed 0: already complete in {first}; --overwrite runs it again"
+        == f"split-digits none seed 0: already complete in {first}; use --overwrite to run it again"
     )
-    assert lines[1] == f"split-digits none seed 1: started anew, {second}"
+    assert lines[1] == f"split-digits none seed 1: started over, writing to {second}"
     assert lines[2].startswith("split-digits none seed 1: average accuracy ")
     assert (first / "result.json").read_bytes() == before
     assert json.loads((second / "result.json").read_text())["complete"]
@@ -147,7 +139,7 @@ def test_a_mistake_is_found_before_the_first_run_begins(capsys: pytest.CaptureFi
 
 
 def test_processes_do_not_outlive_the_one_that_started_them() -> None:
-    """When the caller breaks off, what still goes is stopped."""
+    """An error in the caller stops the processes that are still running."""
     long = [*SHORT, "--iterations", "100000", "--quiet", "--out"]
 
     def broken(i: int, error: str | None) -> None:
@@ -163,9 +155,7 @@ def test_processes_do_not_outlive_the_one_that_started_them() -> None:
 
 
 def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """A command that goes on for long, as soon as its runs, two seeds or one, have begun to
-    learn.
-    """
+    """Start a long command and return its process when all of its runs have begun to learn."""
     long = [sys.executable, "-m", "everloop", *SHORT, "--iterations", "100000", "--quiet", *words]
     process = subprocess.Popen(
         long, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -177,7 +167,7 @@ def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def released(folder: Path, seconds: float = 60) -> bool:
-    """Whether no process writes into the runs' folders any more."""
+    """Return True if no process writes to the runs' folders any more."""
     locks = list(folder.glob("runs/*/*/*/.lock"))
     assert locks
     for lock in locks:
@@ -198,7 +188,7 @@ def test_a_signal_stops_all_runs_in_one_line(
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status
-    assert errors == f"everloop: error: {word}; the same command runs what is not complete\n"
+    assert errors == f"everloop: error: {word}; the same command runs the rest\n"
     assert released(tmp_path, seconds=0)
 
 
@@ -208,7 +198,7 @@ def test_sigterm_ends_a_run_in_one_line_and_its_result_so_far_stays(tmp_path: Pa
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
     assert errors.startswith("everloop: error: terminated at step ")
-    assert errors.endswith("; the same command begins it anew\n")
+    assert errors.endswith("; the same command starts the run over\n")
     assert errors.count("\n") == 1
     (file,) = tmp_path.glob("runs/*/*/0/result.json")
     assert len(json.loads(file.read_text())["evaluations"]) >= 1

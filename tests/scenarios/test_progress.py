@@ -1,6 +1,4 @@
-"""What a run looks like while it goes, in a terminal of any width and without one, and
-afterwards.
-"""
+"""The output of a run during and after it, in terminals of any width and in pipes."""
 
 from __future__ import annotations
 
@@ -52,7 +50,7 @@ def result(
 
 
 def run_of(result: Result, step: int = 0, phase: int = 0, total: int = 100) -> Any:
-    """What callbacks read of a run, of a result that was made by hand."""
+    """Return a stand-in for a run with the attributes that the progress bar reads."""
     tasks = [SimpleNamespace(id=j, name=result.tasks[j]) for j in result.phases[phase]]
     plan = SimpleNamespace(phases=result.phases, steps=[total])
     learner = SimpleNamespace(world=SimpleNamespace(num_envs=1))
@@ -96,7 +94,7 @@ def test_the_bars_share_is_the_share_of_the_steps() -> None:
             assert f"{min(done, 1000)}/1000" in line
 
 
-def test_without_a_terminal_plain_lines_come_with_every_task_and_now_and_then(
+def test_without_a_terminal_plain_lines_come_at_each_task_and_every_30_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
@@ -176,12 +174,12 @@ def test_the_summary_speaks_in_the_metrics_own_words(metric: Metric, said: str) 
 def test_one_phase_forgets_nothing_and_has_no_incremental_average() -> None:
     assert (
         summary(result(3, phases=[[0, 1, 2]]))
-        == "average accuracy 50.0 %, no forgetting: one phase"
+        == "average accuracy 50.0 %, no forgetting with one phase"
     )
 
 
 def test_scores_that_were_not_measured_are_explained() -> None:
-    hint = "only tasks seen so far are evaluated; --eval-tasks all measures the rest"
+    hint = "Only tasks seen so far are evaluated; --eval-tasks all evaluates the others too."
     whole, seen = result(2), result(2)
     seen.evaluations[0].scores[:] = [float("nan")] * 2
     for shown, hinted in ((whole, False), (seen, True)):
@@ -202,7 +200,7 @@ SMALL = {"num_tasks": 2, "token_size": 8, "hidden_size": 8, "eval_every": 10_000
     ],
     ids=["stream", "ppo", "sac"],
 )
-def test_the_total_is_what_is_really_learned_from(scenario: Any) -> None:
+def test_the_total_is_the_number_of_steps_really_made(scenario: Any) -> None:
     out = console(terminal=False)
     with Progress(out) as lines:
         learned = Experiment(scenario, "none").run([lines])
@@ -213,16 +211,18 @@ def test_the_total_is_what_is_really_learned_from(scenario: Any) -> None:
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        (100, ["steps 100 becomes 2048, one rollout of 32 copies x 64 steps"]),
-        (2049, ["steps 2049 becomes 4096, 2 rollouts of 32 copies x 64 steps"]),
+        (100, ["steps 100 is rounded up to 2048: one rollout of 32 copies x 64 steps"]),
+        (2049, ["steps 2049 is rounded up to 4096: 2 rollouts of 32 copies x 64 steps"]),
         (4096, []),
     ],
 )
 def test_steps_that_are_rounded_up_are_noted(steps: int, said: list[str]) -> None:
     assert [
-        note for note in Experiment(SwitchingPlant(steps=steps, **SMALL)).notes if "becomes" in note
+        note
+        for note in Experiment(SwitchingPlant(steps=steps, **SMALL)).notes
+        if "rounded up" in note
     ] == said
-    assert not any("becomes" in note for note in Experiment(SplitDigits(epochs=1)).notes)
+    assert not any("rounded up" in note for note in Experiment(SplitDigits(epochs=1)).notes)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_every_number_is_readable_at_80_columns(tasks: int, name: str) -> None:
     assert max(map(len, lines)) <= 80
     assert "a [title]" in text(out)
     whole = tasks <= 5
-    assert ("the whole matrix is in result.json" in text(out)) != whole
+    assert ("the complete matrix is in result.json" in text(out)) != whole
     last = f"{10.0 + tasks - 1:.1f}"
     assert text(out).count(last) == (tasks if whole else tasks + 1) + (
         text(out).count(f"accuracy {last}") + text(out).count(f"incremental {last}")
@@ -296,13 +296,13 @@ def test_a_task_that_comes_back_has_rows_of_its_own() -> None:
     ],
     ids=["iterations", "epochs", "recurrent ppo", "ppo"],
 )
-def test_a_task_that_is_hardly_trained_is_named_with_the_updates_it_really_gets(
+def test_a_task_with_few_updates_is_named_with_their_number(
     scenario: Any, updates: int, who: str, advice: str
 ) -> None:
     experiment = Experiment(scenario, "none")
     note = experiment.notes[-1]
     assert note.startswith(
-        f"{who} only {updates} update{'' if updates == 1 else 's'}, which may be too few"
+        f"{who} only {updates} update{'' if updates == 1 else 's'}, but even small networks need"
     )
     assert note.endswith(advice)
     counted = [0]

@@ -1,4 +1,4 @@
-"""A table is run as it says, and judged by its own tolerance."""
+"""Published tables: their rows are run as written and compared within their tolerance."""
 
 from __future__ import annotations
 
@@ -78,6 +78,23 @@ def test_the_command_runs_what_is_missing_and_writes_the_table(
     assert report.read_text() == text
 
 
+def test_a_pipe_gets_whole_lines(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, method = "a long source " * 10, "a long method " * 10
+    content = TABLE.replace("nobody, 2026.", source).replace("method: ER", f"method: {method}")
+    table.write_text(content)
+    monkeypatch.setattr(
+        "everloop.scenarios.reproduce.run_rows", lambda *args: args[-1](f"{method} is done")
+    )
+    assert main(["reproduce", str(table), "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{method} is done" in lines
+    assert any(source.strip() in line and "Machine:" in line for line in lines)
+    assert any(method.strip() in line and line.endswith("not yet run") for line in lines)
+    assert lines[-1].startswith("report: ")
+
+
 def test_after_a_failed_run_no_other_begins(table: Path, tmp_path: Path) -> None:
     loaded = load_table(str(table))
     rows = [Row("bad", "class", "split-digits --strategies nothing"), *loaded.rows]
@@ -92,8 +109,8 @@ def test_a_report_whose_section_has_no_end_is_left_as_it_is(tmp_path: Path) -> N
     with pytest.raises(
         ValueError,
         match=(
-            r"has '<!-- digits -->' without '<!-- end of digits -->' after it, allowed: both or "
-            r"neither$"
+            r"has '<!-- digits -->' without '<!-- end of digits -->' after it; restore "
+            r"that line, or remove the section$"
         ),
     ):
         write_section("digits", "new\n", report)
@@ -137,7 +154,7 @@ def test_another_command_is_another_run(table: Path, tmp_path: Path) -> None:
         (None, False, [90.0], "-"),
     ],
 )
-def test_the_verdict_is_points_or_two_standard_errors_or_above(
+def test_a_row_passes_within_points_or_two_standard_errors_or_above(
     published: float | None, exact: bool, values: list[float], said: str
 ) -> None:
     assert verdict(Row("m", "c", "run", published, exact=exact), values, 1.5) == said
@@ -175,14 +192,14 @@ def test_rows_are_chosen_by_method_and_by_column(table: Path) -> None:
     [
         (
             ["nowhere"],
-            "unknown table 'nowhere'. Name one of online-cifar100, rotated-mnist, three-types",
+            "unknown table 'nowhere'. Choose one of online-cifar100, rotated-mnist, three-types",
         ),
         (["three-tpyes"], "unknown table 'three-tpyes'. Did you mean 'three-types'?"),
         (
             ["DIGITS", "--rows", "EWC"],
-            "row 'EWC' is not in table digits, allowed: ER, class, later, none, task",
+            "row 'EWC' is not in table digits; choose from ER, class, later, none, task",
         ),
-        (["DIGITS", "--jobs", "0"], "jobs is 0, allowed: 1 or more"),
+        (["DIGITS", "--jobs", "0"], "jobs is 0; it must be 1 or more"),
         (["BROKEN"], "can't be read"),
         (["FAILING"], "unknown scenario 'sea'"),
     ],
@@ -217,7 +234,7 @@ def test_a_mistake_ends_in_one_line(
 
 
 @pytest.mark.parametrize("path", sorted(TABLES.glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_table_of_ours_says_where_its_numbers_are_from_and_how_settings_were_chosen(
+def test_every_built_in_table_states_the_source_of_its_numbers_and_settings(
     path: Path,
 ) -> None:
     table = load_table(str(path))
@@ -227,7 +244,7 @@ def test_every_table_of_ours_says_where_its_numbers_are_from_and_how_settings_we
         assert row.search or row.method in ("none", "joint")
 
 
-def test_held_out_examples_are_trained_on_by_nobody_and_are_the_same_for_every_seed() -> None:
+def test_held_out_examples_are_never_trained_on_and_the_same_for_every_seed() -> None:
     train, test = SplitDigits(held_out=100).loaded
     everything = SplitDigits().loaded[0]
     pictures = {image.tobytes() for image in everything.inputs}
@@ -237,7 +254,7 @@ def test_held_out_examples_are_trained_on_by_nobody_and_are_the_same_for_every_s
     assert (SplitDigits(held_out=100).loaded[1].labels == test.labels).all()
     for bad in (-1, len(everything)):
         with pytest.raises(
-            ValueError, match=f"held_out is {bad}, allowed: 0 to {len(everything) - 1}"
+            ValueError, match=f"held_out is {bad}; it must be 0 to {len(everything) - 1}"
         ):
             SplitDigits(held_out=bad).build(0)
 
@@ -245,7 +262,7 @@ def test_held_out_examples_are_trained_on_by_nobody_and_are_the_same_for_every_s
 def test_iterations_are_batches_of_each_task() -> None:
     _, plan, _, _ = SplitDigits(iterations=7, batch_size=16).build(0)
     assert plan.steps == [7 * 16] * 5
-    with pytest.raises(ValueError, match="iterations is 0, allowed: 1 or more"):
+    with pytest.raises(ValueError, match="iterations is 0; it must be 1 or more"):
         SplitDigits(iterations=0).build(0)
-    with pytest.raises(ValueError, match="iterations is 5, allowed: none where gradual is above 0"):
+    with pytest.raises(ValueError, match="iterations is 5; it must be null if gradual is above 0"):
         SplitDigits(iterations=5, gradual=0.5).build(0)

@@ -1,4 +1,4 @@
-"""A run's folder: one run at a time, and what was there stays until the new run is complete."""
+"""The folder of a run: one run at a time, and old files stay until the new run is complete."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_of_runs_that_begin_at_once_in_one_folder_one_runs_and_the_others_are_refused(
+def test_of_runs_started_at_once_in_one_folder_all_but_one_are_refused(
     tmp_path: Path,
 ) -> None:
     words = ["run", "split-digits", "--iterations", "60", "--quiet", "--out", "x"]
@@ -46,7 +46,7 @@ def test_of_runs_that_begin_at_once_in_one_folder_one_runs_and_the_others_are_re
     assert sorted(process.returncode for process in begun) == [0, 2, 2]
     refused = [error for error in errors if error]
     assert all(
-        "another run is writing into x" in error or "x already holds" in error for error in refused
+        "another run is writing to x" in error or "x already holds" in error for error in refused
     )
     assert [error.count("\n") for error in refused] == [1, 1]
     seed = next(i for i, process in enumerate(begun) if process.returncode == 0)
@@ -65,7 +65,7 @@ def test_a_complete_run_of_the_same_settings_is_kept_and_shown(
     assert main([word for word in [*SHORT, *where] if word != "--quiet"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
-        f"split-digits none seed 0: already complete in {folder}; --overwrite runs it again"
+        f"split-digits none seed 0: already complete in {folder}; use --overwrite to run it again"
         in lines
     )
     assert any("average accuracy" in line for line in lines)
@@ -76,7 +76,7 @@ def test_a_complete_run_of_the_same_settings_is_kept_and_shown(
     assert (folder / "environment.json").stat().st_mtime_ns > written
 
 
-def test_an_unfinished_run_of_the_same_settings_begins_anew_and_one_of_others_is_refused(
+def test_an_unfinished_run_starts_over_and_one_with_other_settings_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main([*SHORT, "--out", "x"]) == 0
@@ -84,34 +84,37 @@ def test_an_unfinished_run_of_the_same_settings_begins_anew_and_one_of_others_is
     cut = {**whole, "evaluations": whole["evaluations"][:-1]}
     Path("x/result.json").write_text(json.dumps(cut))
     assert main([*SHORT, "--out", "x", "--iterations", "4"]) == 2
-    assert "x already holds an unfinished run; choose another --out" in capsys.readouterr().err
+    assert (
+        "x already holds an unfinished run; choose another folder (--out)"
+        in capsys.readouterr().err
+    )
     assert json.loads(Path("x/result.json").read_text()) == cut
     assert main([word for word in [*SHORT, "--out", "x"] if word != "--quiet"]) == 0
     assert (
-        "split-digits none seed 0: x holds it unfinished; it begins anew"
+        "split-digits none seed 0: writing to x; the unfinished run there starts over"
         in capsys.readouterr().out.splitlines()
     )
     anew = json.loads(Path("x/result.json").read_text())
     assert (anew["scores"], anew["complete"]) == (whole["scores"], True)
 
 
-def test_a_folder_that_can_not_be_made_is_one_line_before_anything_is_learned(
+def test_a_folder_that_can_not_be_created_is_refused_before_training(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("locked").mkdir()
     Path("locked/.lock").mkdir()  # as in a folder that is read-only: its lock can't be taken
     for out, said in (
-        ("/proc/x", "the folder /proc/x can't be made: "),
-        ("locked", "the folder locked can't be written into: "),
+        ("/proc/x", "the folder /proc/x can't be created: "),
+        ("locked", "the folder locked can't be written to: "),
     ):
         assert main([*SHORT, "--out", out]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
-        assert line.endswith("; choose another --out")
+        assert line.endswith("; choose another folder (--out)")
         assert "at step" not in line
 
 
-def test_what_a_new_run_replaces_is_kept_until_that_is_complete(
+def test_old_files_are_kept_until_the_new_run_is_complete(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main([*SHORT, "--out", "x"]) == 0
@@ -160,7 +163,7 @@ def test_an_error_in_a_users_world_is_one_line_and_its_traceback_is_kept(
 def test_a_full_disk_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As the operating system says it, from whichever write comes first."""
+    """The message is the operating system's, whichever write fails first."""
     written = []
 
     def full(path: Path, content: dict[str, object]) -> None:
@@ -241,7 +244,7 @@ def test_a_missing_extra_is_one_line(
     assert not Path("runs").exists()
 
 
-def test_data_that_is_not_there_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     for data in ("typo", "some/folder/that/is/not/there"):
         assert main(["run", "split-mnist", "--data", data]) == 2
@@ -259,5 +262,5 @@ def test_ctrl_c_is_one_line_and_status_130(
     assert main([*SHORT, "--seeds", "0-1"]) == 130
     assert (
         capsys.readouterr().err.strip()
-        == "everloop: error: interrupted; the same command runs what is not complete"
+        == "everloop: error: interrupted; the same command runs the rest"
     )

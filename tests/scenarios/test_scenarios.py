@@ -1,4 +1,4 @@
-"""What the ready-made scenarios promise about their worlds."""
+"""The ready-made scenarios: their worlds, seeds and settings."""
 
 import json
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ from everloop.scenarios.cli import main
     ("kind", "actions", "cue", "heads"),
     [("class", 10, False, 1), ("domain", 2, False, 1), ("task", 2, True, 5)],
 )
-def test_the_three_types_of_incremental_learning_differ_in_what_is_told_and_asked(
+def test_scenario_types_differ_in_actions_task_cue_and_heads(
     kind: str, actions: int, cue: bool, heads: int
 ) -> None:
     learner, plan, evaluation, _ = SplitDigits(scenario_type=kind).build(seed=0)  # type: ignore[arg-type]
@@ -35,7 +35,7 @@ def test_an_epoch_is_one_pass_over_a_tasks_examples() -> None:
     assert list(plan.steps) == [3 * consolidation.examples(task) for task in range(5)]  # type: ignore[attr-defined]
 
 
-def test_the_plants_of_a_run_come_from_its_seed_and_are_the_same_in_all_its_worlds() -> None:
+def test_a_runs_seed_sets_its_plants_and_all_its_worlds_share_them() -> None:
     first, other = SwitchingPlant().build(seed=1), SwitchingPlant().build(seed=2)
     A = [build[i].unwrapped.A for build in (first, other) for i in (2, 3)]  # type: ignore[union-attr]
     np.testing.assert_array_equal(A[0], A[1])
@@ -44,13 +44,13 @@ def test_the_plants_of_a_run_come_from_its_seed_and_are_the_same_in_all_its_worl
     np.testing.assert_array_equal(fixed[0], fixed[1])
 
 
-def test_without_a_cue_the_task_is_not_shown() -> None:
+def test_without_a_cue_the_observation_has_no_task_id() -> None:
     world = SwitchingPlant(task_cue=False).world("train", 2, 0)
     assert isinstance(world.single_observation_space, spaces.Dict)
     assert set(world.single_observation_space.spaces) == {"feedback", "sensor_0", "sensor_1"}
 
 
-def test_an_experiment_without_a_folder_leaves_torchs_weights_to_the_seed_alone() -> None:
+def test_initial_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(99)
     first = Experiment(SplitDigits(), seed=4).learner.module.state_dict()
     torch.manual_seed(11)
@@ -84,7 +84,7 @@ def test_python_and_the_command_line_give_the_same_result(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "x" / "result.json").read_text())["scores"] == result.scores
 
 
-def test_control_runs_do_not_notice_what_else_draws_random_numbers() -> None:
+def test_control_runs_do_not_depend_on_other_random_draws() -> None:
     scenario = SwitchingPlant(steps=2048, num_tasks=1, recurrent=False)
     first = Experiment(scenario, seed=2).run()
     second = Experiment(scenario, seed=2)
@@ -96,7 +96,7 @@ def test_control_runs_do_not_notice_what_else_draws_random_numbers() -> None:
 def test_an_experiment_runs_once() -> None:
     experiment = Experiment(SplitDigits(epochs=1, tasks=["0-1"]))
     experiment.run()
-    with pytest.raises(RuntimeError, match="run already"):
+    with pytest.raises(RuntimeError, match="already run"):
         experiment.run()
 
 

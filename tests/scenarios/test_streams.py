@@ -1,6 +1,12 @@
-"""Every stream runs by its name in every form, on small data in the layout of the real one."""
+"""Every stream runs in every scenario type, on small data in the layout of the real data."""
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +96,7 @@ def surroundings(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def extra(name: str, data: Path) -> list[str]:
-    """What a stream needs beside its name."""
+    """Return the settings that a stream needs for the small data."""
     return {
         "split-imagenet256": ["--data", str(data / "imagenet"), "--side", "8", "--width", "4"],
         "domain-text": ["--folders", f"[{data}/own/news,{data}/own/social]"],
@@ -106,7 +112,7 @@ STREAMS = [name for name in SCENARIOS if name not in ("switching-plant", "split-
 
 @pytest.mark.parametrize("kind", ["task", "domain", "class"])
 @pytest.mark.parametrize("name", STREAMS)
-def test_every_stream_runs_in_every_form(name: str, kind: str, data: Path) -> None:
+def test_every_stream_runs_in_every_scenario_type(name: str, kind: str, data: Path) -> None:
     words = [
         "run",
         name,
@@ -143,10 +149,10 @@ def test_every_stream_runs_in_every_form(name: str, kind: str, data: Path) -> No
         ("domain-text", ["news", "social"], 2),
     ],
 )
-def test_what_is_asked_depends_on_the_form(
+def test_the_number_of_classes_depends_on_the_scenario_type(
     name: str, tasks: list[str], classes: int, data: Path
 ) -> None:
-    """Class-incremental tells apart the classes of all tasks, the other two those of one."""
+    """Class-incremental learning has the classes of all tasks, the other types those of one."""
     options = {"data": str(data / "imagenet"), "side": 8} if name == "split-imagenet256" else {}
     if name == "domain-text":
         options = {"folders": [str(data / "own" / "news"), str(data / "own" / "social")]}
@@ -183,8 +189,8 @@ def test_presets_and_single_ratios_reach_the_stream() -> None:
     )
 
 
-def test_a_stream_under_way_knows_the_order_of_the_tasks_chosen() -> None:
-    """What leaks in is of the next task in that order, not in the world's."""
+def test_a_stream_knows_the_order_of_the_chosen_tasks() -> None:
+    """Blurred examples come from the next task in that order, not in the world's order."""
     world: Any = SplitDigits(blur_ratio=0.3, tasks=["6-7", "0-1"]).world("train", 50, 0)
     world.reset(seed=0, options={"task": "6-7"})
     info = world.step(np.zeros(50, int))[4]
@@ -210,14 +216,14 @@ def test_a_stream_under_way_knows_the_order_of_the_tasks_chosen() -> None:
             ["split-mnist", "--disjoint-ratio", "0.5", "--scenario-type", "task"],
             "disjoint_ratio is 0.5",
         ),
-        (["split-mnist", "--epochs", "0"], "epochs is 0, allowed: 1 or more"),
+        (["split-mnist", "--epochs", "0"], "epochs is 0; it must be 1 or more"),
         (["split-mnist", "--width", "0"], "allowed: 1 or more"),
         (["split-mnist", "--periods", "[0]"], "a level's period is 0; it must be 1 or more"),
         (["split-mnist", "--architecture", "transformer"], "architecture"),
         (["split-mnist", "--training.learning-rate", "-1"], "learning_rate is -1"),
         (["split-mnist", "--training.device", "cuda:99"], "device is 'cuda:99'"),
         (["split-mnist", "--pretrain", "/nowhere", "--architecture", "convnet"], "/nowhere"),
-        (["split-omniglot", "--alphabets", "9"], "alphabets is 9, allowed: 1 to 3"),
+        (["split-omniglot", "--alphabets", "9"], "alphabets is 9; it must be 1 to 3"),
         (["rotated-mnist", "--num-tasks", "0"], "num_tasks is 0, allowed: 1 or more"),
         (["domain-sentiment", "--checkpoint", "/nowhere"], "/nowhere"),
         (["domain-sentiment", "--length", "0"], "length is 0, allowed: 1 or more"),
@@ -244,19 +250,48 @@ def test_without_the_data_a_stream_says_where_it_looks(
     assert main(["run", "split-mnist", "--strategies", "none"]) == 2
     said = capsys.readouterr().err
     assert (
-        "split-mnist needs a data set: put a folder mnist into EVERLOOP_DATA, which is "
-        f"{tmp_path}, or name it with --data" in said
+        "split-mnist needs a data set: put a folder 'mnist' into EVERLOOP_DATA, which is "
+        f"{tmp_path}, or give another one with --data" in said
     )
     monkeypatch.delenv("EVERLOOP_DATA")
     assert main(["run", "domain-ner", "--strategies", "none"]) == 2
     said = capsys.readouterr().err
     assert (
-        "domain-ner needs a data set: put a folder crossner into EVERLOOP_DATA, or name it with "
-        "--data" in said
+        "domain-ner needs a data set: put a folder 'crossner' into EVERLOOP_DATA, or give another "
+        "one with --data" in said
     )
 
 
-def test_a_hub_that_does_not_answer_is_one_line_that_says_what_else_to_do(
+@pytest.mark.parametrize(
+    ("words", "terminal", "shown"),
+    [([], True, True), (["--quiet"], True, False), ([], False, False)],
+    ids=["terminal", "quiet terminal", "pipe"],
+)
+def test_loading_data_shows_bars_only_in_a_terminal_and_never_with_quiet(
+    words: list[str], terminal: bool, shown: bool, tmp_path: Path
+) -> None:
+    """The run is refused after its data is loaded, so that it is short."""
+    refused = ["run", "split-mnist", "--strategies", "packnet", *words]
+    env = {**os.environ, "EVERLOOP_CACHE": str(tmp_path / "cache"), "TERM": "xterm"}
+    env.pop("HF_DATASETS_DISABLE_PROGRESS_BARS", None)
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        termios.tcsetwinsize(theirs, (24, 80))
+    command = [sys.executable, "-m", "everloop", *refused]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=env)
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # a terminal ends with an error
+        while part := os.read(ours, 4096):
+            said += part
+    os.close(ours)
+    assert process.wait() == 2
+    assert b"everloop: error: packnet" in said
+    assert (b"Generating train split" in said) == shown
+    assert shown or said.count(b"\n") == 1
+
+
+def test_an_unreachable_hub_is_one_line_with_the_alternatives(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("datasets")
@@ -278,7 +313,7 @@ def test_the_list_says_what_each_needs(capsys: pytest.CaptureFixture[str]) -> No
     for needed in (
         'folder "cifar100" in EVERLOOP_DATA',
         "Kaggle credentials",
-        "--folders [news,social,academic]",
+        "--folders news,social,academic",
     ):
         assert needed in listed
 
@@ -325,7 +360,7 @@ def test_periods_make_levels_of_depth_or_of_memories() -> None:
     assert not isinstance(without.optimizer, NestedOptimizer)
 
 
-def test_pretrained_convolutions_are_frozen_and_come_from_the_cache_the_second_time(
+def test_pretrained_convolutions_are_frozen_and_cached(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: Any = {
@@ -342,14 +377,14 @@ def test_pretrained_convolutions_are_frozen_and_come_from_the_cache_the_second_t
     same = {name: bool((before[name] == after[name]).all()) for name in before}
     assert all(kept == name.startswith("backbone.convolutions") for name, kept in same.items())
     loaded = SplitCIFAR10(data=str(data / "cifar10")).examples()
-    with pytest.raises(ValueError, match=r"^pretrain_epochs is 0, allowed: 1 or more$"):
+    with pytest.raises(ValueError, match=r"^pretrain_epochs is 0; it must be 1 or more$"):
         pretrained_convolutions(loaded, 0)
     monkeypatch.setattr(SupervisedLearner, "learn", lambda *args: pytest.fail("trained again"))
     for name, value in pretrained_convolutions(loaded, 2).items():
         assert bool((value == after[f"backbone.convolutions.{name}"]).all())
 
 
-def test_a_checkpoint_of_ones_own_reads_the_texts(data: Path, tmp_path: Path) -> None:
+def test_a_users_checkpoint_reads_the_texts(data: Path, tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     pieces = [
