@@ -171,7 +171,7 @@ def test_a_state_of_another_network_or_of_other_strategies_is_refused_and_change
     third.begin()
     before = flat(other.snapshot())
     with pytest.raises(
-        ValueError, match="the state is of the strategies ewc, replay; here are ewc"
+        ValueError, match="the state is of the strategies ewc, replay; attach these instead of ewc"
     ):
         other.load_state_dict(run.state_dict())
     state = third.state_dict()

@@ -103,7 +103,7 @@ class EWC(Strategy):
             self.penalty.proximal_step(model, self.strength)
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        self.warning.look(model, batches)
+        self.warning.check(model, batches)
         taken = subsample(batches, self.examples)
         fisher = diagonal_fisher(model, taken, self._draws(model), exact=self.fisher == "exact")
         if self.anchors == "online":

@@ -69,7 +69,7 @@ class KroneckerEWC(Strategy):
                 layer.bias.grad += pull[:, -1]
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        self.warning.look(model, batches)
+        self.warning.check(model, batches)
         taken = subsample(batches, self.examples)
         factors = self._factors(model, taken)
         names = {layer: name for name, layer in model.module.named_modules()}

@@ -41,6 +41,6 @@ class L2(Strategy):
         self.penalty.add_gradient(model, self.strength)
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        self.warning.look(model, batches)
+        self.warning.check(model, batches)
         now = snapshot(model)
         self.penalty.move({name: torch.ones_like(w) for name, w in now.items()}, now, decay=0.0)

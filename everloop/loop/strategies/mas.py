@@ -49,6 +49,6 @@ class MAS(Strategy):
         def squared_norm(batch: Batch) -> Tensor:
             return (model.outputs(batch) ** 2).sum((0, 2))[None]
 
-        self.warning.look(model, batches)
+        self.warning.check(model, batches)
         importance = mean_powers(model, subsample(batches, self.examples), squared_norm, 1)
         self.penalty.move(importance, snapshot(model))

@@ -81,7 +81,7 @@ class RWalk(Strategy):
         self.path.after_step()
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        self.warning.look(model, batches)
+        self.warning.check(model, batches)
         if not self.steps:
             return  # learned together with a task that has ended already
         self._close_interval(model)

@@ -62,7 +62,7 @@ class SI(Strategy):
         self.path.after_step()
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        self.warning.look(model, batches)
+        self.warning.check(model, batches)
         now = snapshot(model)
         importance = {
             name: omega.clamp(min=0)

@@ -375,7 +375,7 @@ def test_it_learns(sac: bool) -> None:
 @KINDS
 def test_parameters_that_the_learner_sets_are_refused(sac: bool, name: str) -> None:
     with pytest.raises(
-        ValueError, match=f"parameters hold '{name}', which the learner sets itself"
+        ValueError, match=f"parameters contain '{name}', which the learner sets itself"
     ):
         off_policy_learner(sac, parameters={name: 1})
 
@@ -393,7 +393,7 @@ def test_a_network_with_a_memory_is_refused(sac: bool) -> None:
 
 def test_actions_of_another_kind_are_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"action space is Box.*, allowed for DQN: Discrete from 0"
+        ValueError, match=r"action space is Box.*; DQN needs Discrete actions that start at 0"
     ):
         DQNLearner(plant(), actor_net)
     with pytest.raises(
