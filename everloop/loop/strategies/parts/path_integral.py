@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from everloop.loop.model import Model
 from everloop.loop.state import Stateful
 
-
 Row = tuple[nn.Parameter, Tensor, Tensor, Tensor]
 """A weight, its omega, its gradient and its value before the step."""
 
@@ -30,7 +29,7 @@ class PathIntegral(Stateful):
         self._names: tuple[str, ...] = ()
 
     def before_step(self, model: Model) -> None:
-        """Record the weights and the gradient. Call this before adding a penalty to the gradient."""
+        """Record the weights and the gradient, before a penalty is added to the gradient."""
         live = [(name, p) for name, p in model.weights().items() if p.grad is not None]
         names = tuple(name for name, _ in live)
         if names != self._names or any(

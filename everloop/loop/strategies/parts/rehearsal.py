@@ -29,12 +29,11 @@ class Rehearsal(Strategy):
     """Base class of strategies that store observed examples in a memory.
 
     A subclass defines what is stored with each example, how the examples are used, and what
-    `strength` means. With strength 0 the strategy is inactive: nothing is stored, and training is
-    bit for bit plain training. In control with a recurrent policy, an example is a sequence of
-    steps.
+    `strength` (0 or more) means. With strength 0 the strategy is inactive: nothing is stored, and
+    the results are bit for bit those of plain training. In control with a recurrent policy, an
+    example is a sequence of steps.
 
     Args:
-        strength: Weight of the strategy's effect, 0 or more; 0 is plain training.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
