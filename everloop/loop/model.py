@@ -38,7 +38,7 @@ class Model(ABC):
         sequence_length: Number of steps of an example.
         labelled: True if the targets are labels that the world reveals.
         accumulate: Number of batches whose gradients are averaged for one optimizer step.
-        may_grow: True if the network may get new weights during training.
+        supports_new_weights: True if strategies may add weights to the network during training.
         on_log: Called from time to time with scalars about training, {name: value}.
     """
 
@@ -51,7 +51,7 @@ class Model(ABC):
     sequence_length: int = 1
     labelled: bool = False
     accumulate: int = 1
-    may_grow: bool = True
+    supports_new_weights: bool = True
     on_log: Callable[[dict[str, float]], None] = staticmethod(lambda scalars: None)
 
     @property

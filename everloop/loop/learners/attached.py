@@ -104,7 +104,8 @@ class Attached(Accompanied):
         if accumulate < 1:
             raise ValueError(f"accumulate is {accumulate}; it must be 1 or more")
         self.accumulate, self.scaler = accumulate, scaler
-        self.module, self.optimizer, self.max_grad_norm = module, optimizer, max_grad_norm
+        self.module, self.optimizer = module, optimizer
+        self.max_grad_norm = max_grad_norm
         self.predict, self.label_name = predict or _call, label_name
         self.likelihood = Categorical(
             self.last_layer().out_features if classes is None else classes
@@ -206,10 +207,10 @@ class Attached(Accompanied):
         """Return inputs (B, ...) and labels (B,) as a batch of single steps."""
         obs = inputs if isinstance(inputs, Mapping) else {ALONE: inputs}
         rows = len(labels)
-        here = {name: x.detach().to(self.device)[None] for name, x in obs.items()}
+        on_device = {name: x.detach().to(self.device)[None] for name, x in obs.items()}
         start = torch.ones(1, rows, dtype=torch.bool, device=self.device)
         task = torch.full((rows,), self.current.id if self.current else -1, device=self.device)
-        return Batch(here, start, target=labels.detach().to(self.device)[None], task=task)
+        return Batch(on_device, start, target=labels.detach().to(self.device)[None], task=task)
 
     def apply(
         self, module: nn.Module, obs: Mapping[str, Tensor], state: Tensor, start: Tensor

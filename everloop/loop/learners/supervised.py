@@ -69,7 +69,8 @@ class SupervisedLearner(Learner):
         optimizer: torch.optim.Optimizer | None = None,
         max_grad_norm: float | None = None,
     ) -> None:
-        self.module, self.world, self.training = module, world, training
+        self.module, self.world = module, world
+        self.training = training
         self.likelihood = likelihood_for(world.single_action_space)
         self.notes = training.prepare(module)
         self.optimizer = optimizer or training.make_optimizer(module)
@@ -179,13 +180,13 @@ class SupervisedLearner(Learner):
     def advance(self) -> int:
         if self._done == self._batches:
             return 0
-        shown = self._shown()
-        seen = self.augmented(shown)
+        unlabelled = self._current_batch()
+        seen = self.augmented(unlabelled)
         output, replayed = self._look(seen)
         label = self._guess(output)
         target = label[None]
         if self.strategies:
-            fresh = replace(shown, target=target, output=output.prediction.detach())
+            fresh = replace(unlabelled, target=target, output=output.prediction.detach())
             for strategy in self.strategies:
                 strategy.observe(fresh, self)
         # The last step of a phase may average fewer batches.
@@ -193,7 +194,7 @@ class SupervisedLearner(Learner):
         together = min(parts, self._batches - self._done // parts * parts)
         self._losses.append(self._update(seen, target, output, replayed, together))
         for _ in range(self.training.updates_per_batch - 1):
-            seen = self.augmented(shown)
+            seen = self.augmented(unlabelled)
             self._losses.append(self._update(seen, target, *self._look(seen), together))
         self.steps += len(label)
         self._done += 1
@@ -202,7 +203,7 @@ class SupervisedLearner(Learner):
             self._losses.clear()
         return len(label)
 
-    def _shown(self) -> Batch:
+    def _current_batch(self) -> Batch:
         """Return the world's current observations as a batch without labels."""
         check_finite(self._obs, self.steps)
         obs = {name: to_tensor(value[None], self.device) for name, value in self._obs.items()}

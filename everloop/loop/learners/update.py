@@ -40,7 +40,8 @@ class Updater:
     def __init__(
         self, model: Model, strategies: Sequence[Strategy], max_grad_norm: float | None = None
     ) -> None:
-        self.model, self.strategies, self.max_grad_norm = model, strategies, max_grad_norm
+        self.model, self.strategies = model, strategies
+        self.max_grad_norm = max_grad_norm
         self.parts = 0  # parts of a batch that the gradient holds so far
         self._batch: Batch | None = None  # the batch of the next step
         self._replayed = False  # True if the loss already holds the replayed examples

@@ -60,8 +60,9 @@ class Pretraining(ABC):
         check_range("adaptation_steps", adaptation_steps, 1)
         check_range("iterations", iterations, 0)
         check_range("batches", batches, 1)
-        self.inner_lr, self.outer_lr, self.adaptation_steps = inner_lr, outer_lr, adaptation_steps
-        self.iterations, self.batches, self.tasks = iterations, batches, tasks
+        self.inner_lr, self.outer_lr = inner_lr, outer_lr
+        self.adaptation_steps, self.iterations = adaptation_steps, iterations
+        self.batches, self.tasks = batches, tasks
         self.rng = np.random.default_rng(seed)
 
     def check(self, learner: Learner) -> None:

@@ -345,7 +345,9 @@ class DQNLearner(OffPolicyLearner):
             is out of its range.
     """
 
-    may_grow = False  # SB3 pairs the weights of the network with those of the target network
+    supports_new_weights = (
+        False  # SB3 pairs the weights of the network with those of the target network
+    )
 
     def __init__(
         self,

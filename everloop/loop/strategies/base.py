@@ -6,7 +6,7 @@ One update on a stream, with every hook at the point where it is called:
     output, replayed = network(fresh batch, stored)     one forward pass for all of them
     strategy.observe(fresh batch)                       memories store the fresh batch
     loss      = task_loss(output)
-    loss     += strategy.loss(fresh, replayed)          loss = ... with Effect.REPLACES_LOSS
+    loss     += strategy.loss(fresh, replayed)          or loss = ..., with REPLACES_LOSS
     loss.backward()
     strategy.edit_gradients(batch)                      penalties, projections
     clip the gradient
@@ -289,9 +289,9 @@ def check_strength(strength: float, name: str = "strength") -> float:
     return strength
 
 
-def check_may_grow(model: Model, strategy: str) -> None:
+def check_new_weights(model: Model, strategy: str) -> None:
     """Raise ValueError if no weights can be added to the network."""
-    if not model.may_grow:
+    if not model.supports_new_weights:
         raise ValueError(
             f"{strategy} adds weights, which the algorithm's target network would not get; use "
             "replay or ewc"

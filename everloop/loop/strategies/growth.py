@@ -52,7 +52,8 @@ class Growth(Strategy):
         check_range("threshold", threshold, 0)
         check_range("patience", patience, 1)
         check_range("limit", limit, 0)
-        self.units, self.threshold, self.patience, self.limit = units, threshold, patience, limit
+        self.units, self.threshold = units, threshold
+        self.patience, self.limit = patience, limit
         self.generator = torch.Generator().manual_seed(seed)
         self.losses: list[float] = []
         self.grown = 0

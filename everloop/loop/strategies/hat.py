@@ -55,8 +55,7 @@ class HAT(Strategy):
     first task. The last layer is stored at each task's end. In evaluation, `view` applies the
     task's mask and last layer. A task that returns starts with its own mask.
 
-    Deviations:
-    At a task's end its mask becomes 1 where e > 0, and 0 elsewhere. Eq. 2 is applied to the step
+    Deviations: a task's mask becomes binary at its end, 1 where e > 0. Eq. 2 is applied to the step
     too, since Adam's moments move weights without a gradient. So past tasks stay exactly the same
     under any optimizer. e is updated without the optimizer and without clipping. A layer is masked
     before its activation, which is equivalent for ReLU. An input counts as used if it is not 0
@@ -69,7 +68,7 @@ class HAT(Strategy):
     Args:
         masks: Mask the units; false is plain training.
         s_max: Largest slope of the mask's sigmoid, 1 or more.
-        sparsity: Weight of the penalty on used units, 0 or more. c in the paper.
+        sparsity: Weight of the penalty on used units, 0 or more. The paper calls it c.
         rate: Learning rate of the mask embeddings e, above 0. The paper uses that of the weights.
         period: Number of updates in which the masks become binary, 1 or more. The paper uses an
             epoch. A task should end with the last update of a period, when its masks are binary.
@@ -130,7 +129,7 @@ class HAT(Strategy):
                 "hat needs the task ID to choose a mask; use a world that shows it (scenario_type "
                 "task, task_cue)"
             )
-        if not model.may_grow:
+        if not model.supports_new_weights:
             raise ValueError(
                 "hat masks units, but the algorithm's target network would have no masks; use "
                 "replay or ewc"
@@ -237,7 +236,7 @@ class HAT(Strategy):
         now = {name: a.detach().clone() for name, a in self._masks().items()}
         self._show(_hard(self.tasks.keys.get(task.id, self.e)))
         try:
-            with self.tasks.shown(task, model):
+            with self.tasks.applied(task, model):
                 yield
         finally:
             self._show(now)

@@ -65,7 +65,8 @@ class ICaRL(Strategy):
     ) -> None:
         check_range("strength", strength, 0, 1)
         check_range("batch_size", batch_size, 1)
-        self.strength, self.capacity, self.batch_size = strength, capacity, batch_size
+        self.strength = strength
+        self.capacity, self.batch_size = capacity, batch_size
         self.store = Store(capacity)
         self.rows = dict[int, Rows]()  # rows of the store by class, the best exemplar first
         self.rng = np.random.default_rng(seed)

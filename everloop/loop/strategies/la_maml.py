@@ -68,7 +68,8 @@ class LaMAML(Rehearsal):
         check_range("alpha", alpha, 0)
         check_range("alpha_lr", alpha_lr, 0)
         check_range("parts", parts, 1)
-        self.alpha, self.alpha_lr, self.parts = alpha, alpha_lr, parts
+        self.alpha, self.alpha_lr = alpha, alpha_lr
+        self.parts = parts
         self.rates: dict[str, Tensor] = {}  # a by the weight's name
 
     def check(self, model: Model) -> None:

@@ -20,7 +20,7 @@ from everloop.loop.strategies.base import (
     Strategy,
     Traits,
     check_choice,
-    check_may_grow,
+    check_new_weights,
     check_range,
 )
 from everloop.loop.strategies.parts.per_task import PerTask, freeze_below, head, head_weights
@@ -78,7 +78,8 @@ class LoRA(Strategy):
         check_range("rank", rank, 0)
         check_range("alpha", alpha, 1e-6)
         check_choice("adapters", adapters, ("task", "online"))
-        self.rank, self.alpha, self.adapters, self.train_base = rank, alpha, adapters, train_base
+        self.rank, self.alpha = rank, alpha
+        self.adapters, self.train_base = adapters, train_base
         self.comes_first = adapters == ONLINE
         self.generator = torch.Generator().manual_seed(seed)
         self.tasks = PerTask()  # keys: adapter's name, None without one; tensors: the last layer
@@ -92,7 +93,7 @@ class LoRA(Strategy):
 
     def check(self, model: Model) -> None:
         _peft()
-        check_may_grow(model, "lora")
+        check_new_weights(model, "lora")
         if self.adapters == "task" and not model.task_aware:
             raise ValueError(
                 "lora needs the task ID to choose an adapter; without it use adapters online"
@@ -198,7 +199,7 @@ class LoRA(Strategy):
         trained = {p: p.requires_grad for p in model.module.parameters()}
         self._use(self.tasks.keys[task.id], model.module)
         try:
-            with self.tasks.shown(task, model):
+            with self.tasks.applied(task, model):
                 yield
         finally:
             self._use(self.adapter, model.module)

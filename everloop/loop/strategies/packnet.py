@@ -14,7 +14,7 @@ from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Effect, Strategy, Traits, check_range
-from everloop.loop.strategies.parts.per_task import PerTask, showing
+from everloop.loop.strategies.parts.per_task import PerTask, substituted
 from everloop.loop.strategies.parts.quadratic import restore_weights, snapshot
 
 
@@ -59,7 +59,8 @@ class PackNet(Strategy):
         check_range("share", share, 0, 1)
         check_range("retrain_steps", retrain_steps, 0)
         check_range("batch_size", batch_size, 1)
-        self.share, self.retrain_steps, self.batch_size = share, retrain_steps, batch_size
+        self.share = share
+        self.retrain_steps, self.batch_size = retrain_steps, batch_size
         self.generator = torch.Generator().manual_seed(seed)
         self.owner: dict[str, Tensor] = {}  # int16: k if the k-th task owns the weight, 0 if free
         self.rank = 0  # k of the latest ended task
@@ -179,7 +180,7 @@ class PackNet(Strategy):
             for name, owner in self.owner.items()
             if name in weights
         }
-        with showing(model.module, shares), self.tasks.shown(task, model):
+        with substituted(model.module, shares), self.tasks.applied(task, model):
             yield
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Effect, Strategy, Traits, check_may_grow
+from everloop.loop.strategies.base import Effect, Strategy, Traits, check_new_weights
 from everloop.loop.strategies.parts.per_task import PerTask, freeze_below, head
 from everloop.loop.strategies.parts.rng import isolated_rng
 
@@ -56,7 +56,7 @@ class Progressive(Strategy):
 
     def check(self, model: Model) -> None:
         _columned(model.module)
-        check_may_grow(model, "progressive")
+        check_new_weights(model, "progressive")
         if not model.task_aware:
             raise ValueError(
                 "progressive needs the task ID to choose a column; use a world that shows it "
@@ -95,7 +95,7 @@ class Progressive(Strategy):
         network = _columned(model.module)
         now, network.column = network.column, self.tasks.keys[task.id]
         try:
-            with self.tasks.shown(task, model):
+            with self.tasks.applied(task, model):
                 yield
         finally:
             network.column = now

@@ -1,4 +1,4 @@
-"""A store of keys and tensors per task, which are shown again in the task's evaluation."""
+"""A store of keys and tensors per task, for the task's evaluation."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class PerTask(Stateful):
         self.tensors[task.id] = {name: value.detach().clone() for name, value in tensors.items()}
 
     @contextmanager
-    def shown(self, task: Task, model: Model) -> Iterator[None]:
-        """Show the tensors stored for `task` in the network, if the task has ended."""
-        with showing(model.module, self.tensors.get(task.id, {})):
+    def applied(self, task: Task, model: Model) -> Iterator[None]:
+        """Put the tensors stored for `task` into the network while the context lasts."""
+        with substituted(model.module, self.tensors.get(task.id, {})):
             yield
 
 
 @contextmanager
-def showing(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+def substituted(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Replace parameters and buffers by `values`, by name, while the context lasts."""
     own = _named(module)
     before = {name: own[name].detach().clone() for name in values}

@@ -69,7 +69,8 @@ def inputs_used(
     Args:
         model: The model, whose layers have masks.
         examples: Examples for the forward passes.
-        layers: What `hidden_layers` returned. Layers that are not called get no entry.
+        layers: The hidden layers by name, as `hidden_layers` returns them. Layers that are
+            not called get no entry.
         generator: Generator of the noise, on the model's device.
     """
     names = {layer: name for name, layer in layers.items()}
@@ -80,9 +81,8 @@ def inputs_used(
         alive[-1][names[layer]] = (x != 0).any(1) | alive[-1].get(names[layer], False)
 
     def disturb(layer: Layer, inputs: Any, output: Tensor) -> Tensor:
-        noise = torch.randn(
-            output.shape, generator=generator, device=output.device, dtype=output.dtype
-        )
+        device, dtype = output.device, output.dtype
+        noise = torch.randn(output.shape, generator=generator, device=device, dtype=dtype)
         return noise if len(alive) == 2 else _mask(layer, inputs, noise)
 
     handles = [layer.register_forward_pre_hook(look) for layer in names]
@@ -113,7 +113,7 @@ def weights_used(
     Args:
         model: The model.
         examples: Examples that show on which weights the outputs depend.
-        layers: What `hidden_layers` returned.
+        layers: The hidden layers by name, as `hidden_layers` returns them.
         units: Use of each layer's units in [0, 1], (units,), by the layer's name.
         inputs: Use of each layer's inputs in [0, 1], (inputs,), by the layer's name. The weights of
             layers without an entry are used fully.
