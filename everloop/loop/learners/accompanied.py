@@ -21,7 +21,9 @@ from everloop.loop.strategies.base import (
 
 
 class Accompanied(Model):
-    """A model with strategies. They run whatever code steps the optimizer.
+    """A model with strategies, which run at each step of its optimizer.
+
+    It does not matter where `optimizer.step()` is called.
 
     Attributes:
         strategies: The active strategies, in their order of application.

@@ -113,7 +113,7 @@ class Updater:
         return losses, replaced
 
     def expect(self, batch: Batch | None) -> None:
-        """Set the batch that steps called by other code learn from; None if it is unknown."""
+        """Set the batch of the next steps that other code calls; None if it is unknown."""
         self._batch = batch
 
     def drop_parts(self) -> None:

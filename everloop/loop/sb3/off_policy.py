@@ -345,9 +345,8 @@ class DQNLearner(OffPolicyLearner):
             is out of its range.
     """
 
-    supports_new_weights = (
-        False  # SB3 pairs the weights of the network with those of the target network
-    )
+    # SB3 pairs the weights of the network with those of the target network.
+    supports_new_weights = False
 
     def __init__(
         self,

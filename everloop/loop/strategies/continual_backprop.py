@@ -215,11 +215,9 @@ def hidden_layers(model: Model, batch: Batch) -> list[_Layer]:
 
     def follows(first: nn.Linear, second: nn.Linear) -> bool:
         out, x = seen[first][1], seen[second][0]
-        return (
-            first is not second
-            and out.shape == x.shape
-            and any(torch.equal(f(out), x) for f in ACTIVATIONS)
-        )
+        if first is second or out.shape != x.shape:
+            return False
+        return any(torch.equal(f(out), x) for f in ACTIVATIONS)
 
     pairs = [(first, second) for first in seen for second in seen if follows(first, second)]
     return [
