@@ -1,4 +1,4 @@
-"""What flows from worlds to learners and strategies."""
+"""Batches of examples, which flow from worlds to learners and strategies."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-BFLOAT16 = np.dtype("V2")  # numpy has none: two bytes that it does not calculate with
-GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread evenly, however many
+BFLOAT16 = np.dtype("V2")  # numpy has no bfloat16, so arrays hold its two bytes as they are
+GOLDEN = (5**0.5 - 1) / 2  # the first n multiples modulo 1 are evenly spread for every n
 STEPWISE = ("target", "action", "output", "value")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B examples of T steps; an image is an example of one step, T = 1.
+    """B examples of T steps. An image is an example of one step, T = 1.
 
-    obs: modality -> (T, B, ...), as the world showed it.
-    start: bool (T, B), True where an episode begins (or the memory is to be empty).
-    target: what should come out. Streams: labels int64 (T, B). Control: the outputs to imitate (T,
-        B, P).
-    action: what was done, (T, B, ...).
-    task: int64 (B,), the task each example comes from.
-    output, value: what the network put out for it when it was observed, prediction (T, B, P) and
-        value (T, B).
+    Attributes:
+        obs: Observations as the world showed them, by modality, (T, B, ...).
+        start: bool (T, B), True where an episode begins and the network's memory is reset.
+        target: The training target. In streams labels, int64 (T, B); in control the outputs to
+            imitate, (T, B, P).
+        action: The actions taken, (T, B, ...).
+        task: The ID of each example's task, int64 (B,).
+        output: The network's prediction when the example was observed, (T, B, P).
+        value: The network's value when the example was observed, (T, B).
     """
 
     obs: Mapping[str, Tensor]
@@ -41,7 +42,7 @@ class Batch:
     value: Tensor | None = None
 
     def __len__(self) -> int:
-        """Number of examples, B."""
+        """Return the number of examples, B."""
         return self.start.shape[1]
 
     @property
@@ -50,13 +51,16 @@ class Batch:
         return self.start.shape[0]
 
     def __getitem__(self, examples: Any) -> Batch:
-        """The examples that a slice, index tensor or mask selects."""
+        """Return the examples that a slice, an index tensor or a mask selects."""
         return self._map(lambda x: x[:, examples], lambda task: task[examples])
 
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
-        """The examples of all `batches`, of as many steps each; of targets only if all have them,
-        and nothing else.
+        """Return one batch with the examples of all `batches`: observations, starts and targets.
+
+        Args:
+            batches: Batches of the same number of steps T. The targets are joined only if every
+                batch has them.
         """
         targets = [batch.target for batch in batches if batch.target is not None]
         return cls(
@@ -66,19 +70,20 @@ class Batch:
         )
 
     def split(self, size: int) -> Iterator[Batch]:
-        """Batches of at most `size` examples, in order."""
+        """Yield batches of at most `size` examples, in order."""
         for begin in range(0, len(self), size):
             yield self[begin : begin + size]
 
     def sequences(self, length: int) -> Batch:
-        """The same steps as examples of `length` steps each: (T, B) -> (length, T / length * B).
+        """Cut the examples into examples of `length` steps: (T, B) -> (length, T / length * B).
 
-        Each new example begins with an empty memory. Raises ValueError unless `length` divides T.
+        Each new example begins with an empty memory.
+
+        Raises:
+            ValueError: Unless `length` divides T.
         """
         if length < 1 or self.length % length:
-            raise ValueError(
-                f"sequence length is {length}, allowed: a divisor of the {self.length} steps"
-            )
+            raise ValueError(f"sequence length is {length}; it must divide the {self.length} steps")
         parts = self.length // length
         cut = self._map(
             lambda x: rearrange(x, "(s t) b ... -> t (s b) ...", t=length),
@@ -98,7 +103,7 @@ class Batch:
         )
 
     def to_items(self) -> dict[str, npt.NDArray[Any]]:
-        """Arrays with the example first, one row each: the form in which memories store it."""
+        """Return arrays with one row for each example, as memories store them."""
         flat = {f"obs.{name}": value for name, value in self.obs.items()}
         flat |= {f.name: getattr(self, f.name) for f in fields(self) if f.name != "obs"}
         return {
@@ -109,7 +114,7 @@ class Batch:
 
     @classmethod
     def from_items(cls, items: Mapping[str, npt.NDArray[Any]], device: torch.device) -> Batch:
-        """The inverse of `to_items`."""
+        """Return the batch on `device` that `to_items` was called on."""
 
         def tensor(name: str) -> Tensor | None:
             if name not in items:
@@ -120,21 +125,27 @@ class Batch:
         obs = {name.removeprefix("obs."): tensor(name) for name in items if name.startswith("obs.")}
         start = tensor("start")
         assert start is not None
-        return cls(obs, start, **{name: tensor(name) for name in STEPWISE}, task=tensor("task"))  # type: ignore[arg-type]
+        stepwise = {name: tensor(name) for name in STEPWISE}
+        return cls(obs, start, **stepwise, task=tensor("task"))  # type: ignore[arg-type]
 
 
 def subsample(batches: Sequence[Batch], examples: int) -> list[Batch]:
-    """`examples` of the examples in `batches`, or all if there are fewer, evenly spread: one from
-    each of as many parts.
+    """Return an evenly spread subsample of the examples in `batches`.
 
-    Which one of its part changes from part to part, since examples lie step by step: every k-th
-    might always be of one copy.
+    The examples are divided into as many parts as are wanted, and one is taken from each part. Its
+    position within the part varies: vectorized worlds interleave their copies, so every k-th
+    example might come from the same copy.
+
+    Args:
+        batches: Batches, in the order in which their examples came.
+        examples: Number of examples to return; all are returned if there are fewer.
     """
     total = sum(len(batch) for batch in batches)
     if total <= examples:
         return list(batches)
     begins = np.arange(examples + 1) * total // examples
-    rows = begins[:-1] + (np.arange(examples) * GOLDEN % 1 * np.diff(begins)).astype(np.int64)
+    offsets = np.arange(examples) * GOLDEN % 1 * np.diff(begins)
+    rows = begins[:-1] + offsets.astype(np.int64)
     ends = np.cumsum([0, *(len(batch) for batch in batches)])
     parts = [rows[(rows >= a) & (rows < b)] - a for a, b in pairwise(ends)]
     return [
@@ -157,14 +168,14 @@ def _from_array(value: npt.NDArray[Any]) -> Tensor:
 
 
 def to_tensor(value: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """A tensor of the array's own memory; on a GPU a copy of it, sent from pinned memory without
-    waiting.
+    """Return the array as a tensor on `device`.
+
+    On a CPU the tensor shares the memory of a contiguous array. To a CUDA device it is copied from
+    pinned memory, without waiting.
     """
     tensor = torch.from_numpy(value if value.flags.c_contiguous else np.ascontiguousarray(value))
     if device.type == "cpu":
         return tensor
-    return (
-        tensor.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda"
-        else tensor.to(device)
-    )
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -21,10 +21,10 @@ Weights = Mapping[str, Tensor]
 
 
 class Model(ABC):
-    """A network, its loss and the distribution that its outputs stand for.
+    """A network, its loss and the distribution that its outputs parametrize.
 
-    Strategies and monitors work with it. It does not know how training is driven. A `Learner` is a
-    `Model` with a world; an `Attached` is one in a training loop of the user's own.
+    Strategies and monitors work with a model. It does not know how training is driven. A `Learner`
+    is a model with a world. An `Attached` is a model in a user's own training loop.
 
     Attributes:
         module: The network, called as `module(obs, state, start) -> (output, state)` with obs[m]
@@ -32,14 +32,14 @@ class Model(ABC):
             empty state. Layers inside see time and batch as one leading axis (t b).
         optimizer: The optimizer of the network's weights.
         likelihood: The distribution that the network's outputs parametrize.
-        world: The world in which it is trained; None in an attached loop.
-        strategies: The strategies attached to it, for those that ask about the others.
+        world: The world in which the network is trained; None in an attached loop.
+        strategies: The attached strategies, so that each can look up the others.
         steps: World steps learned from so far.
         sequence_length: Number of steps of an example.
-        labelled: True if targets are labels, which the world reveals.
-        accumulate: Number of batches whose mean gradient makes one step.
-        may_grow: True if the network may get new weights during training.
-        on_log: Called with {name: value} now and then, with numbers about training.
+        labelled: True if the targets are labels that the world reveals.
+        accumulate: Number of batches whose gradients are averaged for one optimizer step.
+        supports_new_weights: True if strategies may add weights to the network during training.
+        on_log: Called from time to time with scalars about training, {name: value}.
     """
 
     module: nn.Module
@@ -51,7 +51,7 @@ class Model(ABC):
     sequence_length: int = 1
     labelled: bool = False
     accumulate: int = 1
-    may_grow: bool = True
+    supports_new_weights: bool = True
     on_log: Callable[[dict[str, float]], None] = staticmethod(lambda scalars: None)
 
     @property
@@ -62,7 +62,7 @@ class Model(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network's weights."""
         return next(self.module.parameters()).device
 
     @property
@@ -88,7 +88,7 @@ class Model(ABC):
 
         Args:
             batch: Examples of the same length.
-            module: The network to ask; None is the model's own.
+            module: The network to use; None means the model's own.
         """
         state = self.initial_state(len(batch))
         return self.apply(module or self.module, batch.obs, state, batch.start)[0]
@@ -115,7 +115,7 @@ class Model(ABC):
     def outputs_with(self, batch: Batch, weights: Weights | None) -> Tensor:
         """Return `outputs` with other weights and buffers, by name, in place of the network's own.
 
-        Names that are not in `weights` keep their own values. None is `outputs` itself.
+        Names that are not in `weights` keep their own values. With None this is `outputs`.
         """
         if weights is None:
             return self.outputs(batch)
@@ -123,15 +123,15 @@ class Model(ABC):
         def module(*args: Any, **kwargs: Any) -> Any:
             return functional_call(self.module, dict(weights), args, kwargs)
 
-        given: Any = module
+        substituted: Any = module
         with self._keeping_activations():
-            return self.forward(batch, given).prediction
+            return self.forward(batch, substituted).prediction
 
     @contextmanager
     def _keeping_activations(self) -> Iterator[None]:
-        """Switch checkpointing off.
+        """Switch activation checkpointing off.
 
-        It would compute activations again when the given weights are no longer in place.
+        It would recompute activations after the given weights have been taken out again.
         """
         parts = [part for part in self.module.modules() if getattr(part, "checkpointing", False)]
         for part in parts:
@@ -145,12 +145,12 @@ class Model(ABC):
     def copied_buffers(self) -> dict[str, Tensor]:
         """Return copies of the network's buffers.
 
-        Given to `outputs_with` or `loss`, they keep the network's own statistics unchanged.
+        Pass them to `outputs_with` or `loss` to leave the network's own statistics unchanged.
         """
         return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
     def last_layer(self) -> nn.Linear:
-        """Return the linear layer that the prediction comes from.
+        """Return the linear layer whose output is the prediction.
 
         Raises:
             ValueError: If the network has no linear layer.
@@ -180,9 +180,9 @@ class Model(ABC):
 
         Args:
             batch: Examples with targets.
-            weights: Weights and buffers, by name, in place of the network's own.
+            weights: Weights and buffers, by name, that replace the network's own.
         """
-        assert batch.target is not None, "a batch that is learned from has targets"
+        assert batch.target is not None, "a batch to learn from has targets"
         return self.loss_of(self.outputs_with(batch, weights), batch.target)
 
     @abstractmethod
@@ -198,7 +198,8 @@ class Model(ABC):
 
         Args:
             batch: Examples.
-            generator: Draws x from the model itself. None takes the label or action in the batch.
+            generator: Generator to draw x from the model's distribution. With None, x is the label
+                or action in the batch.
 
         Raises:
             ValueError: Without a generator, for a batch that has neither labels nor actions.
@@ -217,7 +218,7 @@ class Model(ABC):
 
     @abstractmethod
     def targets(self, batch: Batch) -> Tensor:
-        """Return what a memory stores as `target` if it stores `batch` now."""
+        """Return the target that a memory would store with `batch` now: labels or outputs."""
 
     @abstractmethod
     def observed(self, batch: Batch) -> Tensor | None:
@@ -228,8 +229,8 @@ class Model(ABC):
         return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def add_weights(self, weights: Sequence[nn.Parameter]) -> None:
-        """Let the optimizer train these weights too. Its state for all others stays."""
-        # A parameter group of their own would be unknown to learning-rate schedules.
+        """Let the optimizer train these weights too; its state for the others is unchanged."""
+        # Learning-rate schedules would not know a new parameter group.
         self.optimizer.param_groups[0]["params"].extend(weights)
 
     def frozen_copy(self) -> nn.Module:
@@ -238,8 +239,10 @@ class Model(ABC):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Put the network in evaluation mode, without dropout and the like."""
-        # cuDNN goes back through a recurrent layer only in training mode.
+        """Put the network in evaluation mode, for example without dropout.
+
+        Recurrent layers stay in training mode, since cuDNN computes their gradients only there.
+        """
         parts = [
             part
             for part in self.module.modules()
@@ -254,5 +257,5 @@ class Model(ABC):
                 part.training = True
 
     def augmented(self, batch: Batch) -> Batch:
-        """Return `batch` as it is learned from: augmented, if the learner augments images."""
+        """Return `batch` with its images augmented, if the learner augments images."""
         return batch

@@ -96,7 +96,7 @@ def test_sequences_leave_the_batch_itself_alone() -> None:
 @pytest.mark.parametrize("length", [3, 5, 8, 0])
 def test_a_length_that_does_not_divide_the_steps_is_refused(length: int) -> None:
     with pytest.raises(
-        ValueError, match=f"sequence length is {length}, allowed: a divisor of the 4 steps"
+        ValueError, match=f"sequence length is {length}; it must divide the 4 steps"
     ):
         numbered(4, 2).sequences(length)
 

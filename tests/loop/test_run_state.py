@@ -246,7 +246,7 @@ def test_the_state_of_another_network_or_strategy_is_refused() -> None:
     third.begin()
     before = flat(other.snapshot())
     with pytest.raises(
-        ValueError, match="the state is of the strategies ewc, replay; here are ewc"
+        ValueError, match="the state is of the strategies ewc, replay; attach these instead of ewc"
     ):
         other.load_state_dict(run.state_dict())
     state = third.state_dict()

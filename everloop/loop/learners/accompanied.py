@@ -1,4 +1,4 @@
-"""A model whose every optimizer step is accompanied by strategies."""
+"""A model with strategies around each step of its optimizer."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ from everloop.loop.strategies.base import (
 
 
 class Accompanied(Model):
-    """A model to which strategies are attached, whoever steps its optimizer.
+    """A model with strategies, which run at each step of its optimizer.
+
+    It does not matter where `optimizer.step()` is called.
 
     Attributes:
-        strategies: The active ones, in their order of application.
-        updater: Runs them around every step of the optimizer.
-        max_grad_norm: The gradient is clipped to this norm, after the strategies; None leaves it.
+        strategies: The active strategies, in their order of application.
+        updater: Runs the strategies around every step of the optimizer.
+        max_grad_norm: Norm to which the gradient is clipped after the strategies, above 0; None for
+            no clipping.
     """
 
     strategies: Sequence[Strategy] = ()
@@ -34,10 +37,10 @@ class Accompanied(Model):
     max_grad_norm: float | None = None
 
     def check(self, strategies: Sequence[Strategy]) -> None:
-        """Check that the active ones of `strategies` can work here, and together.
+        """Check that the active strategies work with this model and with each other.
 
         Raises:
-            ValueError: If one cannot; the message says why and what to do.
+            ValueError: If one does not. The message says why and what to do.
         """
         active = [strategy for strategy in strategies if strategy.active]
         for strategy in active:
@@ -45,13 +48,14 @@ class Accompanied(Model):
         check_combination(active)
 
     def attach(self, strategies: Sequence[Strategy]) -> None:
-        """Let `strategies` accompany every update from now on, in place of earlier ones.
+        """Run `strategies` around every update from now on, in place of earlier strategies.
 
         Args:
-            strategies: In their order of application. Inactive ones are left out.
+            strategies: Strategies in their order of application. Inactive ones are left out.
 
         Raises:
-            ValueError: If one cannot work here, or not with the others. Nothing has changed then.
+            ValueError: If one does not work with this model or with another one. Nothing has
+                changed then.
         """
         self.check(strategies)
         self.strategies = [strategy for strategy in strategies if strategy.active]
@@ -60,17 +64,17 @@ class Accompanied(Model):
         self.updater = Updater(self, self.strategies, self.max_grad_norm)
 
     def gradient_norm(self) -> float | None:
-        """Return the norm of the latest gradient, as the optimizer used it; None without one."""
+        """Return the norm of the gradient in the last optimizer step; None before the first one."""
         gradients = [p.grad for p in self.updater.parameters if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
 
     @property
     def networks(self) -> nn.Module:
-        """Every module whose weights training changes."""
+        """Module that holds all networks whose weights training changes."""
         return self.module
 
     def learned(self) -> dict[str, Any]:
-        """Return what learning changes: network, optimizer, and strategies with their stores."""
+        """Return the state of the network, the optimizer and the strategies with their memories."""
         return {
             "strategies": states_of(self.strategies),
             "module": pack(dict(self.networks.state_dict())),
@@ -78,31 +82,29 @@ class Accompanied(Model):
         }
 
     def load_learned(self, state: Mapping[str, Any]) -> None:
-        """Restore what `learned` returned. The world and the count of steps stay as they are.
+        """Restore what `learned` returned. The world and the number of steps are unchanged.
 
         Raises:
-            ValueError: For the state of another network or of other strategies.
+            ValueError: If the state belongs to another network or to other strategies.
         """
-        # First, since the network gets back the weights that strategies had added.
+        # Strategies come first: they add weights again, which the other two states have values for.
         load_states(self.strategies, state["strategies"], self)
         load_weights(self.networks, state["module"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give `module` these weights and buffers.
+    """Load weights and buffers, by name, into `module`.
 
     Raises:
         ValueError: If names or shapes differ. Nothing has changed then.
     """
-    shapes = {name: value.shape for name, value in module.state_dict().items()}
+    own = {name: value.shape for name, value in module.state_dict().items()}
     given = {name: value.shape for name, value in weights.items()}
-    wrong = sorted(
-        name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name)
-    )
+    wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
     if wrong:
         raise ValueError(
             f"the state is of another network: {', '.join(wrong[:3])} "
-            f"differ{'s' if len(wrong) == 1 else ''}"
+            f"differ{'s' if len(wrong) == 1 else ''}; build the network with the same settings"
         )
     module.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""Strategies in your own training loop, around any torch optimizer."""
+"""Strategies in a user's own training loop, around any torch optimizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from everloop.loop.strategies.base import Forward, Strategy, load_states, states
 Inputs = Tensor | Mapping[str, Tensor]
 Examples = tuple[Inputs, Tensor]
 ALONE = "input"
-"""The name of inputs that are a single tensor."""
+"""Modality name of inputs that are a single tensor."""
 
 
 def attach(
@@ -35,9 +35,10 @@ def attach(
     accumulate: int = 1,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Attached:
-    """Run `strategies` around every step of `optimizer`, whoever calls it, until `.detach()`.
+    """Run `strategies` around every step of `optimizer`, until `.detach()` is called.
 
-    The loop stays as it is. It says when a task begins and ends, and what is learned from:
+    The training loop keeps its own loss and steps. It adds calls that say when a task begins and
+    ends, and which batch comes next:
 
         loop = attach([EWC(100.0)], module, optimizer)
         loop.begin_task(0)
@@ -45,26 +46,27 @@ def attach(
         loop.end_task([(x, y), ...])
         with loop.view(0): ... evaluate ...
 
-    A strategy that replaces the task loss (ER-ACE, iCaRL, La-MAML, GDumb) replaces the gradient
-    that the loop's own loss sends back to the logits.
+    Some strategies replace the task loss: ER-ACE, iCaRL, La-MAML and GDumb. They replace the
+    gradient of the loop's own loss at the logits.
 
     Args:
-        strategies: In their order of application. Inactive ones are left out.
-        module: A classifier. Called with the inputs, a tensor (B, ...) or keyword arguments, it
-            returns logits (B, classes), or an object with `logits`.
+        strategies: Strategies in their order of application. Inactive ones are left out.
+        module: A classifier. It takes a tensor (B, ...) or keyword arguments, and returns logits
+            (B, classes) or an object with the attribute `logits`.
         optimizer: The optimizer of the module's weights.
-        classes: Number of classes; by default the size of the last linear layer.
-        predict: (module, inputs) -> logits (B, classes), for a module that is called otherwise.
-        label_name: Keyword argument by which the module itself gets its labels, as in Hugging
-            Face's models. Batches are then observed without a call of `observe`.
-        max_grad_norm: Clips the gradient after the strategies. Switch off the loop's own clipping,
-            which would come before them.
-        accumulate: Number of batches whose gradients the loop adds up to one step, each loss
-            divided by this number.
-        scaler: The loop's GradScaler, if it has one. The optimizer must not be fused then.
+        classes: Number of classes, 1 or more; by default the size of the last linear layer.
+        predict: Function (module, inputs) -> logits (B, classes), for a module that is called in
+            another way.
+        label_name: Keyword argument through which the module receives labels, as in Hugging Face's
+            models. Then the loop need not call `observe`.
+        max_grad_norm: Norm to which the gradient is clipped after the strategies, above 0; None for
+            no clipping. Switch off the loop's own clipping, which would come before them.
+        accumulate: Number of batches, 1 or more, whose gradients the loop adds up for one step. The
+            loop divides each loss by this number.
+        scaler: The loop's GradScaler, if it has one. The optimizer must then have fused=False.
 
     Raises:
-        ValueError: If a strategy cannot work here. Nothing has changed then.
+        ValueError: If a strategy does not work with this model. Nothing has changed then.
     """
     return Attached(
         strategies,
@@ -80,9 +82,9 @@ def attach(
 
 
 class Attached(Accompanied):
-    """What `attach` returns: strategies around a training loop that is not ours.
+    """Strategies in a user's own training loop; `attach` returns it.
 
-    One row of the inputs is one example.
+    Each row of the inputs is one example.
     """
 
     labelled = True
@@ -102,14 +104,15 @@ class Attached(Accompanied):
         if accumulate < 1:
             raise ValueError(f"accumulate is {accumulate}; it must be 1 or more")
         self.accumulate, self.scaler = accumulate, scaler
-        self.module, self.optimizer, self.max_grad_norm = module, optimizer, max_grad_norm
+        self.module, self.optimizer = module, optimizer
+        self.max_grad_norm = max_grad_norm
         self.predict, self.label_name = predict or _call, label_name
         self.likelihood = Categorical(
             self.last_layer().out_features if classes is None else classes
         )
         self.current: Task | None = None
-        self._observed: Batch | None = None  # what the forward pass to come is of
-        self._asking = False  # True in a forward pass of a strategy, not of the loop
+        self._observed: Batch | None = None  # the batch of the next forward pass
+        self._asking = False  # True during a forward pass that is not the loop's own
         self.attach(strategies)
         self._watch()
 
@@ -127,7 +130,7 @@ class Attached(Accompanied):
             hook.remove()
 
     def move_to(self, optimizer: torch.optim.Optimizer) -> None:
-        """Follow another optimizer of the same module, in place of the present one."""
+        """Run the strategies around another optimizer of the same module."""
         self.optimizer = optimizer
         self.attach(self.strategies)
         self.updater.expect(self._observed)
@@ -136,7 +139,7 @@ class Attached(Accompanied):
         """Begin a task.
 
         Args:
-            task: The task's ID.
+            task: The task's ID, 0 or more.
             name: The task's name; by default "task-<ID>".
         """
         self.current = Task(task, name or f"task-{task}")
@@ -144,14 +147,14 @@ class Attached(Accompanied):
             strategy.begin_task(self.current, self)
 
     def observe(self, inputs: Inputs, labels: Tensor) -> None:
-        """Say what the next forward pass is of, and what the next steps learn from.
+        """Announce the batch of the next forward pass and optimizer steps.
 
         Args:
             inputs: A tensor (B, ...), or tensors by keyword argument.
-            labels: int64 (B,).
+            labels: Labels, int64 (B,).
 
         Raises:
-            RuntimeError: Outside of a task.
+            RuntimeError: If no task has begun.
         """
         if self.current is None:
             raise RuntimeError("a batch was observed outside of a task; call begin_task first")
@@ -169,11 +172,12 @@ class Attached(Accompanied):
         """End the task.
 
         Args:
-            examples: Batches of the task, inputs and labels, on which strategies consolidate.
+            examples: Batches (inputs, labels) of the task. Strategies use them to protect it, for
+                example to estimate which weights matter.
 
         Raises:
-            RuntimeError: Outside of a task.
-            ValueError: Without examples.
+            RuntimeError: If no task has begun.
+            ValueError: If there are no examples.
         """
         if self.current is None:
             raise RuntimeError("end_task was called before begin_task")
@@ -187,7 +191,7 @@ class Attached(Accompanied):
 
     @contextmanager
     def view(self, task: int) -> Iterator[None]:
-        """Show the network as it should be for evaluating `task`, in evaluation mode."""
+        """Prepare the network for evaluating `task`, and put it in evaluation mode."""
         with ExitStack() as views:
             for strategy in self.strategies:
                 views.enter_context(strategy.view(Task(task, f"task-{task}"), self))
@@ -203,10 +207,10 @@ class Attached(Accompanied):
         """Return inputs (B, ...) and labels (B,) as a batch of single steps."""
         obs = inputs if isinstance(inputs, Mapping) else {ALONE: inputs}
         rows = len(labels)
-        here = {name: x.detach().to(self.device)[None] for name, x in obs.items()}
+        on_device = {name: x.detach().to(self.device)[None] for name, x in obs.items()}
         start = torch.ones(1, rows, dtype=torch.bool, device=self.device)
         task = torch.full((rows,), self.current.id if self.current else -1, device=self.device)
-        return Batch(here, start, target=labels.detach().to(self.device)[None], task=task)
+        return Batch(on_device, start, target=labels.detach().to(self.device)[None], task=task)
 
     def apply(
         self, module: nn.Module, obs: Mapping[str, Tensor], state: Tensor, start: Tensor
@@ -239,7 +243,7 @@ class Attached(Accompanied):
 
     def frozen_copy(self) -> nn.Module:
         for hook in self._hooks:
-            hook.remove()  # a copied hook would hold a copy of this object, and call it
+            hook.remove()  # a copied module's hooks would call a copy of this object
         frozen = copy.deepcopy(self.module).eval().requires_grad_(False)
         self._watch()
         return frozen
@@ -247,7 +251,7 @@ class Attached(Accompanied):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all strategies and the current task.
 
-        Saving the module and the optimizer is left to the loop.
+        The loop must save the module and the optimizer itself.
         """
         task = None if self.current is None else (self.current.id, self.current.name)
         return {"steps": self.steps, "task": task, "strategies": states_of(self.strategies)}
@@ -255,18 +259,18 @@ class Attached(Accompanied):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
 
-        Load the module's and the optimizer's states after this: they may hold weights that
-        strategies add again here.
+        Load the module's and the optimizer's states after this. They may contain weights that
+        strategies add to the network here.
 
         Raises:
-            ValueError: For the state of other strategies.
+            ValueError: If the state belongs to other strategies.
         """
         load_states(self.strategies, state["strategies"], self)
         self.steps = state["steps"]
         self.current = None if state["task"] is None else Task(*state["task"])
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Observe the batch, if the module is given the labels itself."""
+        """Observe the batch if the module receives the labels."""
         labels = None if self.label_name is None else kwargs.get(self.label_name)
         training = module.training and torch.is_grad_enabled() and not self._asking
         if labels is None or not training:
@@ -279,7 +283,7 @@ class Attached(Accompanied):
         self.observe(inputs, labels)
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Let the strategies' losses join where the loop's own gradient reaches the logits."""
+        """Add the gradient of the strategies' losses to the loop's own gradient at the logits."""
         batch, logits = self._observed, _logits(output)
         if self._asking or batch is None or not torch.is_grad_enabled():
             return
@@ -291,7 +295,7 @@ class Attached(Accompanied):
             return
         total = torch.stack(losses).sum()
         (gradient,) = torch.autograd.grad(total, leaf) if total.requires_grad else (0 * leaf,)
-        # As the loop scales its own loss.
+        # The loop scales its own loss by the same factor.
         scale = (1.0 if self.scaler is None else self.scaler.get_scale()) / self.accumulate
 
         def joined(own: Tensor) -> Tensor:

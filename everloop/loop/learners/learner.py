@@ -1,4 +1,4 @@
-"""A learner: a model that learns from a world. What all kinds share is here."""
+"""The base class of learners: models that learn from a world."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from everloop.loop.world import check_finite, reset_to_tasks
 
 
 class Learner(Accompanied):
-    """A model that learns from a world: `begin(tasks, steps)`, then `advance()` until it returns 0.
+    """A model that learns from a world.
+
+    Call `begin(tasks, steps)`, then `advance()` until it returns 0.
 
     Attributes:
-        world: What it learns from.
-        notes: Options that have no effect here, each with the reason.
+        world: The world it learns from.
+        notes: One line for each option that has no effect here, with the reason.
     """
 
     world: World
@@ -31,71 +33,77 @@ class Learner(Accompanied):
 
     @abstractmethod
     def begin(self, tasks: Sequence[int], steps: int) -> None:
-        """Begin a phase of `steps` world steps, or a few more to fill the last unit, divided among
-        `tasks`.
+        """Begin a phase of training.
+
+        Args:
+            tasks: IDs of the tasks. The world's copies are divided among them.
+            steps: World steps of the phase, 1 or more. A few more are taken if the last unit would
+                be incomplete.
         """
 
     @abstractmethod
     def advance(self) -> int:
         """Learn from one unit: a batch of a stream, or a rollout with its updates.
 
-        Between two calls the learner is at rest: it may be evaluated, saved or changed.
+        Between two calls the learner may be evaluated, saved or changed.
 
         Returns:
-            The world steps learned from; 0, and nothing is done, once the phase's steps are over.
+            Number of world steps learned from. At the end of the phase nothing is done, and the
+            number is 0.
         """
 
     def learn(self, tasks: Sequence[int], steps: int) -> None:
-        """A whole phase: `begin`, and `advance` to its end."""
+        """Train for a whole phase: call `begin`, then `advance` until it returns 0."""
         self.begin(tasks, steps)
         while self.advance():
             pass
 
     def updates(self, steps: int) -> int | None:
-        """How many optimizer steps a phase of `steps` world steps takes; None if that is not known
-        in advance.
+        """Return the number of optimizer steps in a phase of `steps` world steps.
+
+        None if it is not known in advance.
         """
         return None
 
     def seed(self, seed: int) -> None:
-        """Seed what training draws from. A run begins with it."""
+        """Seed the random generators of training. A run calls this first."""
         torch.manual_seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `advance` depends on between two calls, but for the global generators of random
-        numbers.
+        """Return everything that `advance` depends on, except for the global random generators.
 
         Raises:
-            ValueError: For a world that can't give its state.
+            ValueError: If the world can't give its state.
         """
         return {"learned": self.learned(), "position": self.position()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave: this learner, made alike and with the same strategies
-        attached, goes on as that one.
+        """Restore what `state_dict` returned, and continue training from there.
+
+        This learner must be built in the same way and have the same strategies attached.
 
         Raises:
-            ValueError: For the state of another network or of other strategies.
+            ValueError: If the state belongs to another network or to other strategies.
         """
         self.load_learned(state["learned"])
         self.load_position(state["position"])
 
     def position(self) -> dict[str, Any]:
-        """Where the learner is in its phase and its world.
+        """Return the learner's position in its phase and its world.
 
         Raises:
-            ValueError: For a world that can't give its state.
+            ValueError: If the world can't give its state.
         """
         world = self.world.state_dict()
         if world is None:
             raise ValueError(
                 f"{type(self.world).__name__} can't give its state (state_dict is None), so the "
-                "learner can't be saved here"
+                "learner can't be saved during a phase; use a world that can"
             )
         return {"steps": self.steps, "world": world}
 
     def load_position(self, state: Mapping[str, Any]) -> None:
-        """Take over what `position` gave."""
+        """Restore what `position` returned."""
         self.steps = state["steps"]
         self.world.load_state_dict(state["world"])
 
@@ -107,28 +115,39 @@ class Learner(Accompanied):
         start: npt.NDArray[np.bool_],
         generator: torch.Generator | None = None,
     ) -> tuple[npt.NDArray[Any], Tensor]:
-        """Actions (B, ...) for one step and the state after it: the mode, or a draw if there is a
-        generator.
+        """Return actions (B, ...) for one step, and the network's next state (B, H).
+
+        Args:
+            obs: Observations of all copies of the world, by modality, (B, ...).
+            state: The network's memory, (B, H).
+            start: bool (B,), True where an episode begins.
+            generator: Generator to sample the actions with. None takes the most likely ones.
         """
         tensors = {name: to_tensor(value, self.device)[None] for name, value in obs.items()}
         output, state = self.apply(self.module, tensors, state, to_tensor(start, self.device)[None])
         p = output.prediction[0]
-        action = (
-            self.likelihood.mode(p) if generator is None else self.likelihood.sample(p, generator)
-        )
+        if generator is None:
+            action = self.likelihood.mode(p)
+        else:
+            action = self.likelihood.sample(p, generator)
         return self.clip(action.cpu().numpy()), state
 
     def clip(self, action: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """`action` within the world's limits."""
+        """Return `action` (B, ...) clipped to the bounds of the action space."""
         space = self.world.single_action_space
         return np.clip(action, space.low, space.high) if isinstance(space, spaces.Box) else action
 
     def rollout(self, world: World, tasks: Sequence[int], steps: int, seed: int) -> Batch:
-        """Act for `steps` steps (a multiple of the sequence length) in `world`: examples of the
-        agent's own experience.
+        """Act in `world` and return the experience as examples of `sequence_length` steps.
 
-        Actions are drawn from the policy with a generator of its own, so that nothing else that is
-        random notices.
+        Actions are sampled from the policy with a separate generator, so no other random number
+        changes.
+
+        Args:
+            world: The world to act in.
+            tasks: IDs of the tasks, divided among the world's copies.
+            steps: Steps of each copy, a multiple of the sequence length.
+            seed: Seed of the world and of the actions, 0 or more.
         """
         with self.evaluating():
             return self._rollout(world, tasks, steps, seed)
@@ -148,12 +167,14 @@ class Learner(Accompanied):
             rows.append((start, action, info.get("label")))
             start = terminated | truncated
         starts, actions, labels = zip(*rows, strict=True)
-        return Batch(
+        target = None
+        if labels[0] is not None:
+            target = to_tensor(np.stack(labels).astype(np.int64), self.device)
+        experience = Batch(
             {name: to_tensor(np.stack([o[name] for o in seen]), self.device) for name in obs},
             to_tensor(np.stack(starts), self.device),
-            None
-            if labels[0] is None
-            else to_tensor(np.stack(labels).astype(np.int64), self.device),
-            to_tensor(np.stack(actions), self.device),
-            to_tensor(played, self.device),
-        ).sequences(self.sequence_length)
+            target=target,
+            action=to_tensor(np.stack(actions), self.device),
+            task=to_tensor(played, self.device),
+        )
+        return experience.sequences(self.sequence_length)

@@ -1,4 +1,4 @@
-"""The learner of streams: labels are revealed after every guess."""
+"""The learner of labelled streams, where the world reveals a label after every guess."""
 
 from __future__ import annotations
 
@@ -24,34 +24,41 @@ from everloop.loop.state import packed, restore
 from everloop.loop.strategies.base import Forward, Strategy
 from everloop.loop.world import check_finite, labels_of, reset_to_tasks
 
-LOG_EVERY = 20  # updates
+LOG_EVERY = 20
+"""Updates averaged in each log entry."""
 POSITION = ("counts", "_obs", "_task", "_start", "_batches", "_done", "_losses")
-"""Attributes that say where a learner is in its phase."""
+"""Attributes that hold the learner's position in a phase."""
 
 Replayed = list[tuple[Strategy, Forward]]
 
 
 class SupervisedLearner(Learner):
-    """Learns labels from a stream: cross-entropy on each `info["label"]` that the world reveals.
+    """Learns labels from a stream by minimizing the cross-entropy of `info["label"]`.
 
-    The guess that the world is given comes from the same forward pass that is then learned from.
-    Every example is a sequence of its own (T = 1, empty memory). Of tags, the loss is the mean
-    over all tokens that have one.
+    The guess that goes to the world and the loss come from one forward pass. Every example is a
+    sequence of one step with an empty memory. For tags, the loss is the mean over all tokens that
+    have a tag.
 
     Args:
         module: The network.
-        world: A stream.
+        world: A labelled stream.
         training: Learning rate, precision, device and other options of training.
-        optimizer: Of the module's weights; None is Adam at `training.learning_rate`.
-        max_grad_norm: The gradient is scaled down to this norm; None leaves it.
+        optimizer: Optimizer of the module's weights; None for Adam at `training.learning_rate`.
+        max_grad_norm: Norm to which the gradient is clipped, above 0; None for no clipping.
 
     Raises:
-        ValueError: For options that do not fit the world.
+        ValueError: If an option of `training` does not fit the world.
     """
 
-    mixed: bool = False  # forward passes in bfloat16
-    counts: Tensor | None = None  # of each label so far, for a balanced softmax
-    images: Sequence[str] = ()  # modalities to augment
+    mixed: bool = False
+    """True if forward passes use bfloat16."""
+
+    counts: Tensor | None = None
+    """How often each label has been seen, (P,), for a balanced softmax; None without one."""
+
+    images: Sequence[str] = ()
+    """Modalities to augment."""
+
     labelled = True
 
     def __init__(
@@ -62,7 +69,8 @@ class SupervisedLearner(Learner):
         optimizer: torch.optim.Optimizer | None = None,
         max_grad_norm: float | None = None,
     ) -> None:
-        self.module, self.world, self.training = module, world, training
+        self.module, self.world = module, world
+        self.training = training
         self.likelihood = likelihood_for(world.single_action_space)
         self.notes = training.prepare(module)
         self.optimizer = optimizer or training.make_optimizer(module)
@@ -99,10 +107,10 @@ class SupervisedLearner(Learner):
 
     def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the labels."""
-        if self.counts is not None and self.counts.any():  # no counts before the first batch
+        if self.counts is not None and self.counts.any():  # all 0 before the first batch
             outputs = outputs + self.counts.log()
         if isinstance(self.likelihood, Categorical):
-            # The same number from one kernel: a fifth of a small network's step cheaper.
+            # One kernel computes the same number, which saves a fifth of a small network's step.
             return F.cross_entropy(outputs.flatten(0, 1), target.flatten())
         terms: Tensor | int = outputs[..., 0].numel()
         if isinstance(self.likelihood, TokenCategorical):
@@ -127,20 +135,15 @@ class SupervisedLearner(Learner):
         start: npt.NDArray[np.bool_],
         generator: torch.Generator | None = None,
     ) -> tuple[npt.NDArray[Any], Tensor]:
-        """As every learner, but with an empty memory at each step, as in training."""
+        """Act as every learner does, but with an empty memory at each step, as in training."""
         return super().act(obs, state, np.ones_like(start), generator)
 
     def augmented(self, batch: Batch) -> Batch:
         if not self.images:
             return batch
         view = AUGMENTATIONS[self.training.augment]
-        return replace(
-            batch,
-            obs={
-                name: view(value) if name in self.images else value
-                for name, value in batch.obs.items()
-            },
-        )
+        changed = {name: view(batch.obs[name]) for name in batch.obs if name in self.images}
+        return replace(batch, obs={**batch.obs, **changed})
 
     def updates(self, steps: int) -> int:
         batches = -(-steps // self.world.num_envs)
@@ -177,21 +180,21 @@ class SupervisedLearner(Learner):
     def advance(self) -> int:
         if self._done == self._batches:
             return 0
-        shown = self._shown()
-        seen = self.augmented(shown)
+        unlabelled = self._current_batch()
+        seen = self.augmented(unlabelled)
         output, replayed = self._look(seen)
         label = self._guess(output)
         target = label[None]
         if self.strategies:
-            fresh = replace(shown, target=target, output=output.prediction.detach())
+            fresh = replace(unlabelled, target=target, output=output.prediction.detach())
             for strategy in self.strategies:
                 strategy.observe(fresh, self)
-        # The last step of a phase may have fewer parts.
+        # The last step of a phase may average fewer batches.
         parts = self.training.accumulate
         together = min(parts, self._batches - self._done // parts * parts)
         self._losses.append(self._update(seen, target, output, replayed, together))
         for _ in range(self.training.updates_per_batch - 1):
-            seen = self.augmented(shown)
+            seen = self.augmented(unlabelled)
             self._losses.append(self._update(seen, target, *self._look(seen), together))
         self.steps += len(label)
         self._done += 1
@@ -200,14 +203,14 @@ class SupervisedLearner(Learner):
             self._losses.clear()
         return len(label)
 
-    def _shown(self) -> Batch:
-        """Return what the world shows now, without labels."""
+    def _current_batch(self) -> Batch:
+        """Return the world's current observations as a batch without labels."""
         check_finite(self._obs, self.steps)
         obs = {name: to_tensor(value[None], self.device) for name, value in self._obs.items()}
         return Batch(obs, self._start, task=self._task)
 
     def _guess(self, output: NetworkOutput) -> Tensor:
-        """Step the world with the most likely labels; return the labels it reveals, (B, ...)."""
+        """Step the world with the most likely labels. Return the true labels, (B, ...)."""
         guess = self.likelihood.mode(output.prediction[0].detach()).cpu().numpy()
         self._obs, _, _, _, info = self.world.step(guess)
         label = to_tensor(labels_of(info), self.device)
@@ -216,15 +219,12 @@ class SupervisedLearner(Learner):
         return label
 
     def _look(self, seen: Batch) -> tuple[NetworkOutput, Replayed]:
-        """Return the outputs for the fresh batch and for what strategies replay.
-
-        All of them come from one forward pass.
-        """
-        recalled = self.updater.recall()
-        if not recalled:
+        """Return the outputs for the fresh batch and for replayed examples, from one pass."""
+        drawn = self.updater.recall()
+        if not drawn:
             return self.forward(seen), []
-        output, *others = self.forward_joined([seen, *(stored for _, stored in recalled)])
-        pairs = zip(recalled, others, strict=True)
+        output, *others = self.forward_joined([seen, *(stored for _, stored in drawn)])
+        pairs = zip(drawn, others, strict=True)
         return output, [(strategy, Forward(stored, out)) for (strategy, stored), out in pairs]
 
     def _update(
@@ -246,7 +246,7 @@ class SupervisedLearner(Learner):
 
 
 def _images(world: World) -> list[str]:
-    """Return the modalities that are images, uint8 (H, W, C)."""
+    """Return the names of the modalities that are images, uint8 (H, W, C)."""
     space = world.single_observation_space
     modalities = space.spaces if isinstance(space, spaces.Dict) else {}
     return [

@@ -1,4 +1,4 @@
-"""Strategies around every step of an optimizer."""
+"""Run strategies around every step of an optimizer."""
 
 from __future__ import annotations
 
@@ -22,29 +22,31 @@ class Updater:
 
         zero_grad, loss, backward | edit_gradients, clip | step | after_step
 
-    What follows the first bar runs from the optimizer's own step hooks. So it makes no difference
-    who calls `optimizer.step()`: `step` below, an algorithm of Stable-Baselines3 in the depth of
-    its training, or a loop of the user's own. Whoever calls must not clip before, since a penalty
-    is to be clipped as if it stood in the loss.
+    Everything after the first bar runs from the optimizer's step hooks. So `optimizer.step()` may
+    be called from anywhere: from `step` below, from inside an algorithm of Stable-Baselines3, or
+    from a user's own loop. The caller must not clip the gradient before the step. Clipping comes
+    after the strategies, so that a penalty is clipped as if it were part of the loss.
 
-    Somebody else's step needs two things from before it: `expect` says which batch it learns from,
-    and the strategies' losses of replayed examples are computed just before `edit_gradients`.
+    When other code calls `optimizer.step()`, two things differ. `expect` must say before the step
+    which batch it learns from. And the losses of replayed examples are computed just before
+    `edit_gradients`.
 
     Args:
-        model: Owner of the optimizer.
-        strategies: In their order of application.
-        max_grad_norm: The gradient is scaled down to this norm; None leaves it.
+        model: The model whose optimizer is hooked.
+        strategies: Strategies in their order of application.
+        max_grad_norm: Norm to which the gradient is clipped, above 0; None for no clipping.
     """
 
     def __init__(
         self, model: Model, strategies: Sequence[Strategy], max_grad_norm: float | None = None
     ) -> None:
-        self.model, self.strategies, self.max_grad_norm = model, strategies, max_grad_norm
-        self.parts = 0  # of the batch at hand, in the gradient so far
-        self._batch: Batch | None = None  # what the step to come learns from
+        self.model, self.strategies = model, strategies
+        self.max_grad_norm = max_grad_norm
+        self.parts = 0  # parts of a batch that the gradient holds so far
+        self._batch: Batch | None = None  # the batch of the next step
         self._replayed = False  # True if the loss already holds the replayed examples
         self._hooks = []
-        # With neither there is nothing to do, and even that would cost time.
+        # Without strategies and clipping the hooks would do nothing, but cost time.
         if strategies or max_grad_norm is not None:
             self._hooks = [
                 model.optimizer.register_step_pre_hook(self._before),
@@ -53,16 +55,16 @@ class Updater:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """All that the optimizer trains, parameter groups added later included."""
+        """Every weight that the optimizer trains now."""
         return [p for group in self.model.optimizer.param_groups for p in group["params"]]
 
     def detach(self) -> None:
-        """Take the hooks off the optimizer."""
+        """Remove the hooks from the optimizer."""
         while self._hooks:
             self._hooks.pop().remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many parts of a batch have come, and the gradient so far."""
+        """Return the number of parts in an unfinished gradient, and that gradient."""
         gradients = [p.grad for p in self.parameters] if self.parts else []
         return {"parts": self.parts, "gradients": pack(gradients)}
 
@@ -81,11 +83,11 @@ class Updater:
     def total_loss(
         self, task_loss: Tensor, fresh: Forward, replayed: Sequence[tuple[Strategy, Forward]]
     ) -> Tensor:
-        """Return the loss of one update: the task loss and what the strategies make of it."""
-        of = {id(strategy): stored for strategy, stored in replayed}
+        """Return the loss of one update: the task loss with the strategies' losses."""
+        replayed_by = {id(strategy): stored for strategy, stored in replayed}
         total, added = task_loss, []
         for strategy in self.strategies:
-            loss = strategy.loss(fresh, of.get(id(strategy)), self.model)
+            loss = strategy.loss(fresh, replayed_by.get(id(strategy)), self.model)
             if loss is None:
                 continue
             if Effect.REPLACES_LOSS in strategy.effects:
@@ -97,10 +99,10 @@ class Updater:
         return total
 
     def fresh_losses(self, fresh: Forward) -> tuple[list[Tensor], bool]:
-        """Return the strategies' losses of the fresh batch, for somebody else's task loss.
+        """Return the strategies' losses of the fresh batch, where other code has the task loss.
 
         Returns:
-            The losses, and whether they take the place of the task loss.
+            The losses, and True if they replace the task loss.
         """
         losses, replaced = [], False
         for strategy in self.strategies:
@@ -111,27 +113,27 @@ class Updater:
         return losses, replaced
 
     def expect(self, batch: Batch | None) -> None:
-        """Somebody else's next steps learn from `batch`; None if from nothing that is known."""
+        """Set the batch of the next steps that other code calls; None if it is unknown."""
         self._batch = batch
 
     def drop_parts(self) -> None:
-        """Forget a batch of which only some parts have come: a new phase begins."""
+        """Discard an unfinished gradient, because a new phase begins."""
         self.parts = 0
 
     def step(self, loss: Tensor, batch: Batch, parts: int = 1) -> float:
-        """Take one step along `loss`, the total loss of `batch`.
+        """Take one optimizer step on `loss`.
 
         Args:
-            loss: A scalar. One without a graph has the gradient 0, without a backward pass.
+            loss: The total loss of `batch`, a scalar. If it has no graph, its gradient is 0.
             batch: The fresh batch.
-            parts: Above 1 the loss is one part of a larger batch's: the gradient is the mean over
-                the parts, and every `parts`-th call takes the step.
+            parts: Number of calls that share one step, 1 or more. The gradient is the mean over
+                these calls, and the last one takes the step.
 
         Returns:
             The value of the loss.
 
         Raises:
-            NotFiniteError: If the loss is not finite. Nothing has changed then.
+            NotFiniteError: If the loss or the gradient is not finite. No weight has changed then.
         """
         value = loss.item()
         if not math.isfinite(value):
@@ -139,7 +141,8 @@ class Updater:
                 f"the loss is {value} at step {self.model.steps}; try a lower learning rate"
             )
         if self.parts == 0:
-            # As optimizer.zero_grad(), without its profiler: a tenth of a small network's step.
+            # optimizer.zero_grad() does the same, but its profiler record takes a tenth of a small
+            # network's step.
             for p in self.parameters:
                 p.grad = None
         if loss.requires_grad:
@@ -155,16 +158,15 @@ class Updater:
         return value
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Call optimizer.step(), if nobody else has hooked it without torch's record around it.
+        """Call `optimizer.step()`, without torch's profiler record where no other hook needs it.
 
-        That record is a tenth of a small network's update.
+        That record takes a tenth of a small network's update.
         """
         step = type(optimizer).step
         hooks = len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
-        anyones = (
-            _global_optimizer_pre_hooks or _global_optimizer_post_hooks or "step" in vars(optimizer)
-        )
-        if anyones or hooks > len(self._hooks) or not hasattr(step, "hooked"):
+        global_hooks = _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+        wrapped = "step" in vars(optimizer) or not hasattr(step, "hooked")
+        if global_hooks or wrapped or hooks > len(self._hooks):
             optimizer.step()
             return
         if self._hooks:
@@ -176,7 +178,7 @@ class Updater:
     def _before(
         self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
     ) -> tuple[Any, Any] | None:
-        """Edit the gradient; if a closure is to compute it, once that has returned."""
+        """Edit the gradient now, or after the closure that computes it."""
         if getattr(optimizer, "grad_scale", None) is not None:
             raise ValueError(
                 "the optimizer is fused and its gradients are scaled; with a GradScaler use "
@@ -205,7 +207,7 @@ class Updater:
                 strategy.edit_gradients(batch, self.model)
         if self.max_grad_norm is not None:
             size = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
-        else:  # a sum is as finite as its terms, and cheaper than a norm
+        else:  # a sum shows nan and infinity too, and is cheaper than a norm
             size = sum(float(p.grad.sum()) for p in self.parameters if p.grad is not None)
         if not math.isfinite(size):
             raise NotFiniteError(
@@ -222,7 +224,7 @@ class Updater:
         return self._batch
 
     def _replay(self) -> None:
-        """Add the gradient of the strategies' losses of replayed examples."""
+        """Add the gradients of the strategies' losses on replayed examples to `.grad`."""
         losses = []
         for strategy, stored in self.recall():
             replayed = Forward(stored, self.model.forward(stored))

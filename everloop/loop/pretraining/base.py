@@ -1,4 +1,4 @@
-"""Meta-training of the initial weights, before a run's first task."""
+"""The base class of meta-training, which sets the initial weights of a run."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ Loss = Callable[[Weights], Tensor]
 class Pretraining(ABC):
     """Meta-training of the initial weights on tasks of the learner's world.
 
-    A run does it once, before its first task. It is given to the run beside the strategies.
+    A run performs it once, before its first task. It is given to the run besides the strategies.
 
     Args:
         inner_lr: Learning rate of the adaptation steps within a task, 0 or more.
-        outer_lr: Step size of the initial weights in each iteration, 0 or more.
+        outer_lr: Step size of the update of the initial weights in each iteration, 0 or more.
         adaptation_steps: Adaptation steps on a task in each iteration, 1 or more.
         iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain
             training.
         batches: Batches of the world averaged in each loss of an iteration, 1 or more.
-        tasks: IDs of the tasks for meta-training; all tasks of the world if none. All tasks is fair
-            only as an upper bound; else give tasks that are not learned afterwards.
+        tasks: IDs of the tasks for meta-training; all tasks of the world if none. Meta-training on
+            all tasks gives only an upper bound. For a fair result choose tasks that are not learned
+            afterwards.
         seed: Seed for the tasks and examples drawn in meta-training, 0 or more.
 
     Raises:
@@ -42,7 +43,7 @@ class Pretraining(ABC):
     """
 
     name: ClassVar[str]
-    """Its name on the command line and in messages."""
+    """Name on the command line and in messages."""
 
     def __init__(
         self,
@@ -59,15 +60,16 @@ class Pretraining(ABC):
         check_range("adaptation_steps", adaptation_steps, 1)
         check_range("iterations", iterations, 0)
         check_range("batches", batches, 1)
-        self.inner_lr, self.outer_lr, self.adaptation_steps = inner_lr, outer_lr, adaptation_steps
-        self.iterations, self.batches, self.tasks = iterations, batches, tasks
+        self.inner_lr, self.outer_lr = inner_lr, outer_lr
+        self.adaptation_steps, self.iterations = adaptation_steps, iterations
+        self.batches, self.tasks = batches, tasks
         self.rng = np.random.default_rng(seed)
 
     def check(self, learner: Learner) -> None:
-        """Check, before training, that it can work with `learner`.
+        """Check, before training, that it works with `learner`.
 
         Raises:
-            ValueError: For a task that does not exist, or a world without labels.
+            ValueError: If the world reveals no labels, or a task does not exist.
         """
         if not learner.labelled:
             raise ValueError(f"{self.name} needs labelled examples; use it with a stream")
@@ -75,11 +77,11 @@ class Pretraining(ABC):
         for task in self.tasks or []:
             if task not in known:
                 raise ValueError(
-                    f"{self.name}.tasks hold {task}; choose from {', '.join(map(str, known))}"
+                    f"{self.name}.tasks contains {task}; choose from {', '.join(map(str, known))}"
                 )
 
     def note(self, world: World) -> str:
-        """Return a line that says how many world steps it takes, which no run counts."""
+        """Return a note on its number of world steps, which the run does not count."""
         ids = self.tasks or [task.id for task in world.tasks]
         steps = self.iterations * (self.adaptation_steps + 1) * self.batches * world.num_envs
         return (
@@ -92,22 +94,30 @@ class Pretraining(ABC):
         ids = self.tasks or [task.id for task in learner.world.tasks]
         for _ in range(self.iterations):
             task = int(self.rng.choice(ids))
-            loss = _played(learner, task, self.batches, int(self.rng.integers(2**31)))
+            loss = _loss_of_task(learner, task, self.batches, int(self.rng.integers(2**31)))
             self.improve(learner, [loss] * (self.adaptation_steps + 1))
 
     @abstractmethod
     def improve(self, model: Model, losses: Sequence[Loss]) -> None:
-        """Take one iteration.
+        """Perform one iteration of meta-training.
 
         Args:
             model: The model whose weights are meta-trained.
-            losses: `adaptation_steps` losses of a task to adapt to, and one more.
+            losses: One loss for each of the `adaptation_steps`, and one more. All are losses of the
+                same task.
         """
 
     def adapted(
         self, model: Model, losses: Sequence[Loss], create_graph: bool
     ) -> dict[str, Tensor]:
-        """Return the weights after a step of plain gradient descent on each loss."""
+        """Return the weights after one step of plain gradient descent on each loss.
+
+        Args:
+            model: The model whose weights are adapted. They are unchanged.
+            losses: The losses of the steps, in order.
+            create_graph: Keep the graph of the steps, for gradients with respect to the initial
+                weights.
+        """
         own = model.weights().items()
         weights: dict[str, Tensor] = {
             name: w if create_graph else w.detach().clone().requires_grad_() for name, w in own
@@ -124,17 +134,16 @@ class Pretraining(ABC):
             if create_graph:
                 weights |= {name: w - self.inner_lr * g for name, w, g in steps}
             elif steps:
+                adapted = [w for _, w, _ in steps]
                 with torch.no_grad():
-                    torch._foreach_add_(
-                        [w for _, w, _ in steps], [g for *_, g in steps], alpha=-self.inner_lr
-                    )
+                    torch._foreach_add_(adapted, [g for *_, g in steps], alpha=-self.inner_lr)
         return weights
 
 
-def _played(learner: Learner, task: int, batches: int, seed: int) -> Loss:
-    """Return a loss of given weights: the mean over the next `batches` batches of `task`.
+def _loss_of_task(learner: Learner, task: int, batches: int, seed: int) -> Loss:
+    """Return a function from weights to the mean loss over the next `batches` batches of `task`.
 
-    The world goes on with the guesses of the network with these weights.
+    Each call steps the world with the guesses of the network with the given weights.
     """
     world = learner.world
     obs, played = reset_to_tasks(world, [task], seed)
@@ -145,16 +154,12 @@ def _played(learner: Learner, task: int, batches: int, seed: int) -> Loss:
         losses: list[Tensor] = []
         for _ in range(batches):
             check_finite(obs, learner.steps)
-            shown = Batch(
-                {name: to_tensor(value[None], learner.device) for name, value in obs.items()}, start
-            )
-            outputs = learner.outputs_with(shown, weights)
-            obs, _, _, _, info = world.step(
-                learner.likelihood.mode(outputs[0].detach()).cpu().numpy()
-            )
-            losses.append(
-                learner.loss_of(outputs, to_tensor(labels_of(info), learner.device)[None])
-            )
+            tensors = {name: to_tensor(value[None], learner.device) for name, value in obs.items()}
+            outputs = learner.outputs_with(Batch(tensors, start), weights)
+            guess = learner.likelihood.mode(outputs[0].detach()).cpu().numpy()
+            obs, _, _, _, info = world.step(guess)
+            labels = to_tensor(labels_of(info), learner.device)
+            losses.append(learner.loss_of(outputs, labels[None]))
         return torch.stack(losses).mean()
 
     return loss

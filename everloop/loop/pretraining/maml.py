@@ -16,11 +16,11 @@ from everloop.loop.pretraining.base import Loss, Pretraining
 class MAML(Pretraining):
     """Meta-training that minimizes the loss after adaptation to a task.
 
-        w descends along d L(w') / d w                            (Finn et al. 2017, algorithm 2)
+        w <- Adam step on w with the gradient d L(w') / d w       (Finn et al. 2017, algorithm 2)
 
     w' are the weights after `adaptation_steps` steps of plain gradient descent on a task, and L is
-    the loss on other examples of it. One task an iteration. The derivative goes through the steps,
-    second order included. The outer step is Adam's, as in the paper's experiments (section 5.1).
+    the loss on other examples of that task. Each iteration uses one task. The gradient includes the
+    second-order terms of the adaptation steps. The paper's experiments use Adam too (section 5.1).
 
     Args:
         inner_lr: Learning rate of the adaptation steps within a task, 0 or more.
@@ -29,8 +29,9 @@ class MAML(Pretraining):
         iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain
             training.
         batches: Batches of the world averaged in each loss of an iteration, 1 or more.
-        tasks: IDs of the tasks for meta-training; all tasks of the world if none. All tasks is fair
-            only as an upper bound; else give tasks that are not learned afterwards.
+        tasks: IDs of the tasks for meta-training; all tasks of the world if none. Meta-training on
+            all tasks gives only an upper bound. For a fair result choose tasks that are not learned
+            afterwards.
         seed: Seed for the tasks and examples drawn in meta-training, 0 or more.
     """
 
@@ -59,10 +60,9 @@ class MAML(Pretraining):
         self.adam.zero_grad()
 
     def gradient(self, model: Model, losses: Sequence[Loss]) -> Sequence[Tensor | None]:
-        """d L(w') / d w for every weight; None for those on which nothing depends."""
-        # Attention's faster kernels have no second derivative.
+        """Return d L(w') / d w for every weight; None for weights that L does not depend on."""
+        # The faster attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
             adapted = self.adapted(model, losses[: self.adaptation_steps], create_graph=True)
-            return torch.autograd.grad(
-                losses[-1](adapted), list(model.weights().values()), allow_unused=True
-            )
+            weights = list(model.weights().values())
+            return torch.autograd.grad(losses[-1](adapted), weights, allow_unused=True)

@@ -24,8 +24,9 @@ class Reptile(Pretraining):
         iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain
             training.
         batches: Batches of the world averaged in each loss of an iteration, 1 or more.
-        tasks: IDs of the tasks for meta-training; all tasks of the world if none. All tasks is fair
-            only as an upper bound; else give tasks that are not learned afterwards.
+        tasks: IDs of the tasks for meta-training; all tasks of the world if none. Meta-training on
+            all tasks gives only an upper bound. For a fair result choose tasks that are not learned
+            afterwards.
         seed: Seed for the tasks and examples drawn in meta-training, 0 or more.
     """
 

@@ -1,1 +1,1 @@
-"""Everything that knows Stable-Baselines3."""
+"""Learners around the algorithms of Stable-Baselines3. Only this folder imports it."""

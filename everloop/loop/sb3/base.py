@@ -1,4 +1,4 @@
-"""What the learners around Stable-Baselines3's algorithms share."""
+"""The base class of learners around the algorithms of Stable-Baselines3 (SB3)."""
 
 from __future__ import annotations
 
@@ -28,40 +28,53 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 Observations = Mapping[str, Tensor]
 
 COUNTERS = (
-    *(
-        "num_timesteps",
-        "_total_timesteps",
-        "_num_timesteps_at_start",
-        "_episode_num",
-        "_n_updates",
-        "_current_progress_remaining",
-    ),
-    *("_last_obs", "_last_episode_starts", "exploration_rate", "_n_calls"),
+    "num_timesteps",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+    "_episode_num",
+    "_n_updates",
+    "_current_progress_remaining",
+    "_last_obs",
+    "_last_episode_starts",
+    "exploration_rate",
+    "_n_calls",
 )
+"""Attributes that hold the position of SB3's algorithms between two rollouts."""
+
 EPISODES = ("ep_info_buffer", "ep_success_buffer")
-"""Attributes of SB3's algorithms that say where they are between two rollouts."""
+"""Attributes of SB3's algorithms that hold statistics of the latest episodes."""
 
 RESERVED = {"max_grad_norm", "policy_kwargs", "use_sde", "seed", "device"}
-"""Arguments of SB3's algorithms that a learner sets itself."""
+"""Arguments of SB3's algorithms that the learner sets."""
 
 
 def optimizer_arguments(optimizer: OptimizerFactory | None, **adam: Any) -> dict[str, Any]:
-    """The policy's arguments that make its optimizer: `optimizer`, or torch's Adam with `adam`."""
+    """Return the policy's arguments for its optimizer.
+
+    Args:
+        optimizer: Function from the parameters and `lr` to the optimizer; None for torch's Adam.
+        adam: More arguments of Adam, used only if `optimizer` is None.
+    """
     if optimizer is None:
         return {"optimizer_kwargs": {"fused": True, **adam}}
     return {"optimizer_class": optimizer}
 
 
 def as_world(obs: Observations, space: spaces.Space[Any]) -> dict[str, Tensor]:
-    """SB3's observations as the world with observation `space` shows them: pictures without
-    `WorldVecEnv`'s leading axis.
+    """Return SB3's observations in the world's format.
+
+    `WorldVecEnv` gives images one more axis, which is removed here.
+
+    Args:
+        obs: Observations from SB3, by modality.
+        space: The world's observation space.
     """
     names = pictures(space)
     return {name: x.squeeze(-4) if name in names else x for name, x in obs.items()}
 
 
 class Scalars(KVWriter):
-    """Passes what SB3 logs about its training to `learner.on_log`."""
+    """Passes SB3's training log to `learner.on_log`, with the gradient norm."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -79,8 +92,9 @@ class Scalars(KVWriter):
 
 
 class _Join(torch.autograd.Function):
-    """x, and on the way back given gradients for some tensors beside its own: pairs of a tensor and
-    its gradient.
+    """The identity of x, whose backward pass also sends given gradients to other tensors.
+
+    The arguments after x are pairs of a tensor and the gradient to add to it.
     """
 
     @staticmethod
@@ -94,9 +108,20 @@ class _Join(torch.autograd.Function):
 
 
 class SB3Base(Learner):
-    """A network of ours inside an algorithm of SB3, which owns the loop over steps and updates.
+    """A network that an algorithm of SB3 trains. The algorithm owns the loop over updates.
 
-    env: the world as SB3 has it. model: the algorithm. policy: what SB3 calls its networks through.
+    Attributes:
+        env: The world as a `VecEnv` of SB3.
+        model: The algorithm.
+        policy: The algorithm's policy, which contains its networks.
+
+    Args:
+        world: A world for reinforcement learning.
+        parameters: Keyword arguments of the algorithm.
+        max_grad_norm: Norm to which the gradient is clipped after the strategies, above 0.
+
+    Raises:
+        ValueError: If `parameters` contains an argument that the learner sets.
     """
 
     model: Any
@@ -106,18 +131,16 @@ class SB3Base(Learner):
         self, world: World, parameters: Mapping[str, Any] | None, max_grad_norm: float
     ) -> None:
         for name in sorted(RESERVED & set(parameters or {})):
-            raise ValueError(f"parameters hold {name!r}, which the learner sets itself")
+            raise ValueError(
+                f"parameters contain {name!r}, which the learner sets itself; leave it out"
+            )
         self.world, self.max_grad_norm = world, max_grad_norm
         self.env = WorldVecEnv(world)
 
     def _adopt(self, model: Any, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take over `model`, of which strategies see `module` and its `optimizer`."""
-        self.model, self.policy, self.module, self.optimizer = (
-            model,
-            model.policy,
-            module,
-            optimizer,
-        )
+        """Use the algorithm `model`, of which strategies see `module` and its `optimizer`."""
+        self.model, self.policy = model, model.policy
+        self.module, self.optimizer = module, optimizer
         model.set_logger(Logger(None, [Scalars(self)]))
         self._total, self._callback = 0, model._init_callback(None)
         self.attach([])
@@ -125,16 +148,16 @@ class SB3Base(Learner):
     def _join_losses(
         self, batch: Batch, prediction: Tensor, heads: Tensor | None, expected: Batch
     ) -> Tensor:
-        """Let the gradients of the strategies' losses of `batch` join the algorithm's own.
+        """Add the gradients of the strategies' losses of `batch` to the algorithm's own.
 
         Args:
-            batch: The examples that the algorithm's loss is about.
-            prediction: The network's output for them, (b, P).
-            heads: The outputs of all tasks' heads (b, K, P), where there are several.
-            expected: What strategies are given as the batch of the step to come.
+            batch: The examples of the algorithm's loss.
+            prediction: The network's prediction for them, (b, P).
+            heads: The outputs of all tasks' heads, (b, K, P); None without heads per task.
+            expected: The batch that strategies receive in the hooks of the next optimizer step.
 
         Returns:
-            `prediction`, to be used in its place.
+            A tensor equal to `prediction`, which the algorithm must use instead.
         """
         self.updater.expect(expected)
         outputs = [prediction] if heads is None else [prediction, heads]
@@ -154,18 +177,18 @@ class SB3Base(Learner):
         for strategy in strategies:
             if strategy.active and Effect.REPLACES_LOSS in strategy.effects:
                 raise ValueError(
-                    f"{strategy.name} replaces the task loss, which here is that of the "
-                    "algorithm; in control use replay"
+                    f"{strategy.name} replaces the task loss, but the algorithm needs its own; in "
+                    "control use replay"
                 )
 
     def seed(self, seed: int) -> None:
-        """Seed torch, numpy, the draws of random actions and the world's next reset."""
+        """Seed torch, numpy, random actions and the world's next reset."""
         self.model.set_random_seed(seed)
 
     def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean of KL(target || outputs) over steps: policy distillation.
 
-        The algorithm's own loss stays in SB3.
+        This is the loss of stored examples. SB3 computes the algorithm's own loss.
         """
         return self.likelihood.kl(target, outputs).mean()
 
@@ -174,7 +197,7 @@ class SB3Base(Learner):
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Tensor:
-        """The network's outputs now, as it is judged."""
+        """Return the network's current outputs in evaluation mode, (T, B, P)."""
         with self.evaluating():
             return self.outputs(batch)
 
@@ -183,9 +206,8 @@ class SB3Base(Learner):
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
         self.env.tasks, self.env.steps = tasks, self.steps
-        self._total, _ = self.model._setup_learn(
-            steps, self._callback
-        )  # resets the world and SB3's schedules
+        # SB3 resets the world and its schedules here.
+        self._total, _ = self.model._setup_learn(steps, self._callback)
 
     def advance(self) -> int:
         before = self.model.num_timesteps
@@ -201,12 +223,12 @@ class SB3Base(Learner):
         return steps
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Those of SB3 beside the one that strategies accompany."""
+        """Return SB3's optimizers by name, except the one that strategies are attached to."""
         return {}
 
     @property
     def networks(self) -> nn.Module:
-        """SB3's policy: critics and targets beside the network that strategies see."""
+        """SB3's policy: the network that strategies see, and critics and target networks."""
         policy: nn.Module = self.policy
         return policy
 
@@ -247,12 +269,12 @@ class SB3Base(Learner):
 
     @abstractmethod
     def _collect(self) -> Batch:
-        """Act for one rollout; returns its experience, each example once."""
+        """Act for one rollout. Return its experience, each example once."""
 
     @abstractmethod
     def _train(self, steps: int) -> None:
-        """SB3's updates after a rollout of so many world steps."""
+        """Perform SB3's updates after a rollout of `steps` world steps."""
 
     @abstractmethod
     def _report(self) -> None:
-        """Let SB3 log, where it is time to."""
+        """Let SB3 log if it is time to."""

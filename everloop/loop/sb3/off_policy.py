@@ -1,4 +1,4 @@
-"""The off-policy learners of control worlds: Stable-Baselines3's DQN and SAC, unforked."""
+"""Off-policy learners for reinforcement learning: DQN and SAC of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from everloop.loop.sb3.base import (
 from everloop.loop.state import pack, packed, restore
 
 ACTION = "action"
+"""Modality through which SAC's critics see the action."""
+
 BUFFER = (
     "observations",
     "next_observations",
@@ -41,27 +43,37 @@ BUFFER = (
     "pos",
     "full",
 )
+"""Attributes of SB3's replay buffer that hold its contents."""
+
 CriticFactory = Callable[[spaces.Dict], nn.Module]
 
 
-def _ignore(obs: Observations, prediction: Tensor, heads: Tensor | None) -> Tensor:
-    """Nobody wants to know."""
+def _unchanged(obs: Observations, prediction: Tensor, heads: Tensor | None) -> Tensor:
+    """Return the prediction as it is."""
     return prediction
 
 
-class _Rows(nn.Module):
-    """A network of ours as SB3 calls it: observations (b, ...) -> predictions (b, P), every row an
-    example of its own.
+class _Adapter(nn.Module):
+    """A network in the form in which SB3 calls it.
+
+    Called with observations (b, ...), it returns predictions (b, P). Each row is an example of one
+    step.
+
+    Args:
+        network: A network without memory.
+        space: The world's observation space.
+
+    Raises:
+        ValueError: If the network has a memory.
     """
 
     def __init__(self, network: nn.Module, space: spaces.Space[Any]) -> None:
         super().__init__()
         if getattr(network, "memory", None) is not None:
-            raise ValueError("the network has a memory; DQN and SAC need one without")
+            raise ValueError("the network has a memory; DQN and SAC need a network without one")
         self.network, self.space = network, space
-        self.on_prediction: Callable[[Observations, Tensor, Tensor | None], Tensor] = (
-            _ignore  # the learner's
-        )
+        # The learner sets a function that adds the strategies' gradients.
+        self.on_prediction: Callable[[Observations, Tensor, Tensor | None], Tensor] = _unchanged
 
     def forward(self, obs: Observations) -> Tensor:
         rows = {name: x[None] for name, x in as_world(obs, self.space).items()}
@@ -76,7 +88,13 @@ class _Rows(nn.Module):
 
 
 class QPolicy(DQNPolicy):
-    """For DQN: `network` makes the Q-network and its target, with a prediction for each action."""
+    """SB3's policy for DQN, with networks from a factory.
+
+    Args:
+        network: Function from the observation space and the action space to a Q-network, whose
+            prediction has one value for each action. It is called again for the target network.
+        space: The world's observation space; None for SB3's, which is the same without images.
+    """
 
     def __init__(
         self,
@@ -88,13 +106,14 @@ class QPolicy(DQNPolicy):
         space: spaces.Dict | None = None,
         **kwargs: Any,
     ) -> None:
-        shown: Any = space or observation_space
-        self.make: Callable[[], _Rows] = lambda: _Rows(network(shown, action_space), shown)
+        self.space: Any = space or observation_space
+        self.make_network = network
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def make_q_net(self) -> Any:
-        """What SB3 calls twice when it builds the policy."""
-        return self.make().to(self.device)
+        """Return a new Q-network. SB3 calls this for the network and for its target."""
+        network = self.make_network(self.space, self.action_space)
+        return _Adapter(network, self.space).to(self.device)
 
     def _predict(self, obs: Any, deterministic: bool = True) -> Tensor:
         q: Tensor = self.q_net(obs)
@@ -102,32 +121,29 @@ class QPolicy(DQNPolicy):
 
 
 class _Actor(Actor):
-    """SB3's actor, but that mean and log standard deviation (b, dims) come from a network
-    of ours.
-    """
+    """SB3's actor with the mean and log standard deviation (b, dims) of a given network."""
 
     def __init__(
         self,
-        rows: _Rows,
+        adapter: _Adapter,
         likelihood: SquashedGaussian,
         observation_space: spaces.Space[Any],
         action_space: spaces.Box,
     ) -> None:
-        BasePolicy.__init__(
-            self, observation_space, action_space, squash_output=True
-        )  # SB3's own would build networks of theirs
+        # Actor.__init__ would build SB3's own networks.
+        BasePolicy.__init__(self, observation_space, action_space, squash_output=True)
         self.use_sde = False
         self.action_dist: Any = SquashedDiagGaussianDistribution(likelihood.dims)
-        self.rows, self.likelihood = rows, likelihood
+        self.adapter, self.likelihood = adapter, likelihood
 
     def get_action_dist_params(self, obs: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        return *self.likelihood.split(self.rows(obs)), {}
+        return *self.likelihood.split(self.adapter(obs)), {}
 
 
 class _Critic(nn.Module):
-    """Two Q-networks of ours; the action (b, dims), in [-1, 1], is one more modality."""
+    """Two Q-networks that see the action (b, dims), in [-1, 1], as one more modality."""
 
-    def __init__(self, networks: Sequence[_Rows]) -> None:
+    def __init__(self, networks: Sequence[_Adapter]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
 
@@ -139,8 +155,14 @@ class _Critic(nn.Module):
 
 
 class SquashedPolicy(SACPolicy):
-    """For SAC: `network` makes the actor, with mean and log standard deviation, and `critic` each
-    of two critics and their targets.
+    """SB3's policy for SAC, with networks from factories.
+
+    Args:
+        network: Function from the observation space and the action space to the actor, whose
+            prediction is the mean and log standard deviation of `SquashedGaussian`.
+        critic: Function from an observation space that contains the action to a critic. It is
+            called four times: for two critics and their targets.
+        space: The world's observation space; None for SB3's, which is the same without images.
     """
 
     def __init__(
@@ -155,38 +177,41 @@ class SquashedPolicy(SACPolicy):
         use_sde: bool = False,
         **kwargs: Any,
     ) -> None:
-        box = spaces.Box(-1.0, 1.0, action_space.shape, np.float32)
-        likelihood = SquashedGaussian(action_space.low, action_space.high)
-        shown: Any = space or observation_space
-        self.new_actor: Callable[[], _Actor] = lambda: _Actor(
-            _Rows(network(shown, action_space), shown), likelihood, observation_space, action_space
-        )
-        self.new_critic: Callable[[], _Rows] = lambda: _Rows(
-            critic(spaces.Dict({**shown.spaces, ACTION: box})), shown
-        )
+        self.space: Any = space or observation_space
+        self.make_network, self.make_q_network = network, critic
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def make_actor(self, features_extractor: Any = None) -> Any:
-        """What SB3 calls once when it builds the policy."""
-        return self.new_actor().to(self.device)
+        """Return a new actor. SB3 calls this once."""
+        actions: Any = self.action_space
+        likelihood = SquashedGaussian(actions.low, actions.high)
+        adapter = _Adapter(self.make_network(self.space, actions), self.space)
+        return _Actor(adapter, likelihood, self.observation_space, actions).to(self.device)
 
     def make_critic(self, features_extractor: Any = None) -> Any:
-        """What SB3 calls twice when it builds the policy."""
-        return _Critic([self.new_critic(), self.new_critic()]).to(self.device)
+        """Return two new critics. SB3 calls this for the critics and for their targets."""
+        action = spaces.Box(-1.0, 1.0, self.action_space.shape, np.float32)
+        space = spaces.Dict({**self.space.spaces, ACTION: action})
+        pair = [_Adapter(self.make_q_network(space), self.space) for _ in range(2)]
+        return _Critic(pair).to(self.device)
 
 
 class OffPolicyLearner(SB3Base):
-    """What DQN and SAC share: a replay buffer. Construct `DQNLearner` or `SACLearner`.
+    """Base class of `DQNLearner` and `SACLearner`, which learn from a replay buffer.
 
-    Strategies observe each `train_freq` steps of experience once, as examples of one step, before
-    the updates that follow. The batch of an update is drawn from the replay buffer, from tasks that
-    nobody knows. Every phase begins with `learning_starts` random steps, and runs through SB3's
-    schedules (learning rate, exploration) from their beginning.
+    Strategies observe the `train_freq` steps of each rollout once, as examples of one step, before
+    the updates that follow. The batch of an update is a sample from the replay buffer, which does
+    not store the tasks. Every phase begins with `learning_starts` random steps, and starts SB3's
+    schedules of learning rate and exploration again.
 
-    reset_buffer: empty the replay buffer when other tasks are learned than before, so that old
-        tasks are remembered by strategies alone, as in Continual World (Wolczyk et al. 2021).
-        Otherwise updates draw from all tasks that `buffer_size` still holds: perfect memory, as
-        long as it lasts, without any strategy.
+    Args:
+        world: A world for reinforcement learning.
+        parameters: Keyword arguments of SB3's algorithm.
+        max_grad_norm: Norm to which the gradient is clipped after the strategies, above 0.
+        reset_buffer: Empty the replay buffer when the tasks change, so that only strategies
+            preserve past tasks, as in Continual World (Wolczyk et al. 2021). Otherwise updates use
+            all tasks that are still in the buffer, which prevents forgetting by itself while they
+            last.
     """
 
     def __init__(
@@ -198,23 +223,23 @@ class OffPolicyLearner(SB3Base):
     ) -> None:
         super().__init__(world, parameters, max_grad_norm)
         self.reset_buffer = reset_buffer
-        self._sampled: tuple[Observations, Batch] | None = (
-            None  # the minibatch, as SB3 has it and as ours
-        )
-        self._tasks: list[int] | None = None  # of which the replay buffer is full
+        # The minibatch of the update, as SB3's observations and as a batch.
+        self._sampled: tuple[Observations, Batch] | None = None
+        self._tasks: list[int] | None = None  # IDs of the tasks of the current phase
 
-    def _follow(self, rows: _Rows) -> None:
-        """Keep each minibatch, which SB3 does not hand on to the policy, and let output losses join
-        where `rows` judges it.
+    def _follow(self, adapter: _Adapter) -> None:
+        """Add the strategies' gradients to the predictions of `adapter` for each minibatch.
+
+        SB3 does not pass the minibatch to the policy, so it is recorded when it is sampled.
         """
         sample = self.model.replay_buffer.sample
 
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def recorded(*args: Any, **kwargs: Any) -> Any:
             data = sample(*args, **kwargs)
-            seen = as_world(data.observations, self.world.single_observation_space)
-            shown = {name: x[None] for name, x in seen.items()}
+            rows = as_world(data.observations, self.world.single_observation_space)
+            obs = {name: x[None] for name, x in rows.items()}
             start = torch.ones(1, len(data.actions), dtype=torch.bool, device=data.actions.device)
-            batch = Batch(shown, start, action=self._as_taken(data.actions)[None])
+            batch = Batch(obs, start, action=self._in_world_units(data.actions)[None])
             self._sampled = data.observations, batch
             return data
 
@@ -224,11 +249,11 @@ class OffPolicyLearner(SB3Base):
                 return prediction
             return self._join_losses(batch, prediction, heads, expected=batch)
 
-        self.model.replay_buffer.sample = noted
-        rows.on_prediction = joined
+        self.model.replay_buffer.sample = recorded
+        adapter.on_prediction = joined
 
-    def _as_taken(self, actions: Tensor) -> Tensor:
-        """Actions in the world's units, of those in the replay buffer."""
+    def _in_world_units(self, actions: Tensor) -> Tensor:
+        """Convert actions of the replay buffer to actions of the world."""
         raise NotImplementedError
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
@@ -252,7 +277,7 @@ class OffPolicyLearner(SB3Base):
     def _collect(self) -> Batch:
         model = self.model
         self._episodes = model._episode_num
-        self.env.taken = []  # SB3's replay buffer mixes what is new with what is older
+        self.env.taken = []  # the replay buffer does not say which experience is new
         model.collect_rollouts(
             model.env,
             callback=self._callback,
@@ -263,12 +288,13 @@ class OffPolicyLearner(SB3Base):
         )
         obs, actions = zip(*self.env.taken, strict=True)
         self.env.taken = None
-        return Batch(
+        experience = Batch(
             {name: to_tensor(np.stack([o[name] for o in obs]), self.device) for name in obs[0]},
             torch.ones(len(obs), len(actions[0]), dtype=torch.bool, device=self.device),
             action=to_tensor(np.stack(actions), self.device),
             task=torch.from_numpy(self.env.played).to(self.device),
-        ).sequences(1)
+        )
+        return experience.sequences(1)
 
     def _train(self, steps: int) -> None:
         model = self.model
@@ -277,40 +303,50 @@ class OffPolicyLearner(SB3Base):
             model.train(batch_size=model.batch_size, gradient_steps=updates)
 
     def _report(self) -> None:
-        every = self.world.num_envs  # episodes
+        every = self.world.num_envs  # number of episodes between two log entries
         if self.model._episode_num // every > self._episodes // every:
             self.model.dump_logs()
 
 
 class DQNLearner(OffPolicyLearner):
-    """DQN (Mnih et al. 2015) of Stable-Baselines3 around a network of ours.
+    """DQN (Mnih et al. 2015) of Stable-Baselines3.
 
-    Strategies accompany the Q-network's updates; its target network follows as ever. To them the
-    Q-values are the Boltzmann policy softmax(Q / temperature), so that a loss against stored
-    Q-values is, of policy distillation's (Rusu et al. 2016, eq. 3),
+    Strategies run around the updates of the Q-network. Its target network follows as usual. For
+    strategies the Q-values are the Boltzmann policy softmax(Q / temperature). So a loss against
+    stored Q-values has the form of policy distillation (Rusu et al. 2016, eq. 3):
 
         KL(softmax(Q_stored / temperature) || softmax(Q / temperature))
 
-    There only the teacher is sharpened, by 0.01, since the student is a policy. Here the student
-    goes on as a Q-network, and must not be pulled towards Q-values a hundred times as far apart: so
-    both are, and the loss is 0 where nothing has changed. `rollout` draws from that policy; `act`
-    without a generator is greedy; training explores as DQN does.
+    The paper divides only the teacher's Q-values by a temperature of 0.01, since its student is a
+    policy. Here the student must remain a Q-network, so both are divided. Otherwise the loss would
+    drive its Q-values a hundred times as far apart. The loss is 0 if no Q-value has changed.
 
-    network: called with (observation space, action space) of the world, makes a module without
-        memory whose prediction is (T, B, actions); called a second time for the target network.
-    parameters: keyword arguments of SB3's DQN (learning_rate, buffer_size, train_freq, ...).
-    temperature: above 0, in the unit of returns. Where it is small against the gaps between
-        Q-values, what matters is which action is best, and the Fisher information of all that is
-        certain vanishes.
-    max_grad_norm: clips the gradient after the strategies have edited it; SB3's own clipping is
-        off.
-    reset_buffer: as in `OffPolicyLearner`.
-    optimizer: called with the parameters and `lr`, makes the optimizer of each network; torch's
-    Adam if None. Raises ValueError for a world whose actions are not discrete, a network with a
-    memory and values outside these ranges.
+    `rollout` samples from the Boltzmann policy. `act` without a generator is greedy. Exploration in
+    training is DQN's own.
+
+    Args:
+        world: A world with discrete actions that start at 0.
+        network: Function from the world's observation space and action space to a module without
+            memory, whose prediction is (T, B, actions). It is called again for the target network.
+        parameters: Keyword arguments of SB3's DQN, such as learning_rate, buffer_size, train_freq.
+        temperature: Temperature of the Boltzmann policy in units of the return, above 0. If it is
+            small compared with the gaps between Q-values, only the best action matters, and the
+            Fisher information of states with a certain action vanishes.
+        max_grad_norm: Norm to which the gradient is clipped after the strategies, above 0. SB3's
+            own clipping is off.
+        reset_buffer: Empty the replay buffer when the tasks change; see `OffPolicyLearner`.
+        seed: Seed of SB3's algorithm, 0 or more.
+        device: Device of the networks, such as "cpu"; "auto" for a GPU if there is one.
+        optimizer: Function from the parameters and `lr` to the optimizer of each network; None for
+            torch's Adam.
+
+    Raises:
+        ValueError: If the world's actions are not discrete, the network has a memory, or a value
+            is out of its range.
     """
 
-    may_grow = False  # SB3 goes through its weights and the target network's side by side
+    # SB3 pairs the weights of the network with those of the target network.
+    supports_new_weights = False
 
     def __init__(
         self,
@@ -327,7 +363,7 @@ class DQNLearner(OffPolicyLearner):
         super().__init__(world, parameters, max_grad_norm, reset_buffer)
         space = world.single_action_space
         if not (isinstance(space, spaces.Discrete) and space.start == 0):
-            raise ValueError(f"action space is {space}, allowed for DQN: Discrete from 0")
+            raise ValueError(f"action space is {space}; DQN needs Discrete actions that start at 0")
         self.likelihood = Categorical(int(space.n), temperature)
         model = DQN(
             QPolicy,
@@ -342,33 +378,40 @@ class DQNLearner(OffPolicyLearner):
             seed=seed,
             device=device,
         )
-        rows: Any = model.policy.q_net
-        self._adopt(model, rows.network, model.policy.optimizer)
-        self._follow(rows)
+        adapter: Any = model.policy.q_net
+        self._adopt(model, adapter.network, model.policy.optimizer)
+        self._follow(adapter)
 
-    def _as_taken(self, actions: Tensor) -> Tensor:
+    def _in_world_units(self, actions: Tensor) -> Tensor:
         return rearrange(actions, "b 1 -> b").long()
 
 
 class SACLearner(OffPolicyLearner):
-    """SAC (Haarnoja et al. 2018) of Stable-Baselines3 around networks of ours.
+    """SAC (Haarnoja et al. 2018) of Stable-Baselines3.
 
-    Strategies accompany the updates of the actor alone: it is what acts, and to hold the critics as
-    well did not help in Continual World (Wolczyk et al. 2021, section 4). They are free to become
-    those of the task at hand.
+    Strategies run only around the updates of the actor, since the actor chooses the actions. The
+    critics adapt freely to the current task. To regularize them too did not help in Continual World
+    (Wolczyk et al. 2021, section 4).
 
-    network: called with (observation space, action space) of the world, makes the actor: a module
-        without memory whose prediction (T, B, 2 * dims) is as in `SquashedGaussian`.
-    critic: called with the observation space and, as one more modality "action", the action in [-1,
-        1]; makes a module whose prediction is (T, B, 1). Called four times: two critics and their
-        targets.
-    parameters: keyword arguments of SB3's SAC (learning_rate, buffer_size, ent_coef, ...).
-    max_grad_norm: clips the actor's gradient after the strategies have edited it; infinity, as in
-        SB3, leaves it.
-    reset_buffer: as in `OffPolicyLearner`.
-    optimizer: called with the parameters and `lr`, makes the optimizer of each network; torch's
-    Adam if None. Raises ValueError for a world whose actions are no flat Box with finite bounds or
-    which shows a modality "action", and for a network with a memory.
+    Args:
+        world: A world whose actions are a flat Box with finite bounds.
+        network: Function from the world's observation space and action space to the actor, a module
+            without memory. Its prediction (T, B, 2 * dims) is as in `SquashedGaussian`.
+        critic: Function from an observation space to a critic, a module without memory whose
+            prediction is (T, B, 1). The space has one more modality "action", the action in
+            [-1, 1]. The function is called four times: for two critics and their targets.
+        parameters: Keyword arguments of SB3's SAC, such as learning_rate, buffer_size, ent_coef.
+        max_grad_norm: Norm to which the actor's gradient is clipped after the strategies, above 0;
+            infinity for no clipping, as in SB3.
+        reset_buffer: Empty the replay buffer when the tasks change; see `OffPolicyLearner`.
+        seed: Seed of SB3's algorithm, 0 or more.
+        device: Device of the networks, such as "cpu"; "auto" for a GPU if there is one.
+        optimizer: Function from the parameters and `lr` to the optimizer of each network; None for
+            torch's Adam.
+
+    Raises:
+        ValueError: If the world's actions are not a flat Box with finite bounds, the world has a
+            modality "action", or a network has a memory.
     """
 
     def __init__(
@@ -384,12 +427,12 @@ class SACLearner(OffPolicyLearner):
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(world, parameters, max_grad_norm, reset_buffer)
-        space, shown = world.single_action_space, world.single_observation_space
+        space, observations = world.single_action_space, world.single_observation_space
         if not (isinstance(space, spaces.Box) and len(space.shape) == 1):
-            raise ValueError(f"action space is {space}, allowed for SAC: a flat Box")
-        if isinstance(shown, spaces.Dict) and ACTION in shown.spaces:
+            raise ValueError(f"action space is {space}; SAC needs a flat Box")
+        if isinstance(observations, spaces.Dict) and ACTION in observations.spaces:
             raise ValueError(
-                f"the world has a modality {ACTION!r}, a name that SAC's critics use; rename it"
+                f"the world has a modality {ACTION!r}, but SAC's critics use this name; rename it"
             )
         self.likelihood: SquashedGaussian = SquashedGaussian(space.low, space.high)
         model = SAC(
@@ -406,14 +449,14 @@ class SACLearner(OffPolicyLearner):
             device=device,
         )
         actor: Any = model.actor
-        self._adopt(model, actor.rows.network, actor.optimizer)
-        self._follow(actor.rows)
+        self._adopt(model, actor.adapter.network, actor.optimizer)
+        self._follow(actor.adapter)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        entropy = self.model.ent_coef_optimizer
-        return {"critic": self.model.critic.optimizer} | (
-            {} if entropy is None else {"entropy": entropy}
-        )
+        optimizers = {"critic": self.model.critic.optimizer}
+        if self.model.ent_coef_optimizer is not None:
+            optimizers["entropy"] = self.model.ent_coef_optimizer
+        return optimizers
 
     def learned(self) -> dict[str, Any]:
         return {**super().learned(), "log_ent_coef": pack(self.model.log_ent_coef)}
@@ -424,5 +467,5 @@ class SACLearner(OffPolicyLearner):
             with torch.no_grad():
                 self.model.log_ent_coef.copy_(state["log_ent_coef"])
 
-    def _as_taken(self, actions: Tensor) -> Tensor:
+    def _in_world_units(self, actions: Tensor) -> Tensor:
         return self.likelihood.stretch(actions)

@@ -1,4 +1,4 @@
-"""The on-policy learner of control worlds: Stable-Baselines3's PPO and RecurrentPPO, unforked."""
+"""On-policy learner for reinforcement learning: PPO and RecurrentPPO of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -31,9 +31,14 @@ from everloop.loop.state import pack
 
 
 class _NetworkPolicy(BasePolicy):
-    """A network of ours behind the methods that SB3's on-policy algorithms call.
+    """A given network behind the methods that SB3's on-policy algorithms call.
 
-    SB3 flattens sequences with the batch first, (n l); the network has time first.
+    SB3 flattens n sequences of l steps with the batch first, (n l). The network has time first.
+
+    Args:
+        network: Function from the observation space and the action space to a module with a value
+            head.
+        space: The world's observation space; None for SB3's, which is the same without images.
     """
 
     def __init__(
@@ -47,12 +52,8 @@ class _NetworkPolicy(BasePolicy):
         space: spaces.Dict | None = None,
         **kwargs: Any,
     ) -> None:
-        """space: the world's observation space, for which the network is made; SB3's own if there
-        are no pictures.
-        """
-        BasePolicy.__init__(
-            self, observation_space, action_space, **kwargs
-        )  # SB3's own would build networks of theirs
+        # The constructors of SB3's other policies would build SB3's own networks.
+        BasePolicy.__init__(self, observation_space, action_space, **kwargs)
         shown: Any = space or observation_space
         self.space: spaces.Dict = shown
         self.network = network(self.space, action_space)
@@ -65,9 +66,9 @@ class _NetworkPolicy(BasePolicy):
         """Return prediction (n l, P), value (n l, 1) and the next state (n, H).
 
         Args:
-            obs: Rows (n l, ...).
-            state: (n, H).
-            start: bool (n l).
+            obs: Observations by modality, (n l, ...).
+            state: The network's memory before the sequences, (n, H).
+            start: bool (n l), True where an episode begins.
         """
         output, state = self._output(obs, state, start)
         return *_rows_of(output), state
@@ -86,7 +87,7 @@ class _NetworkPolicy(BasePolicy):
         return result
 
     def on_evaluated(self, batch: Batch, prediction: Tensor, heads: Tensor | None) -> Tensor:
-        """Called in training with a minibatch and its outputs; the learner sets its own."""
+        """Called in training with a minibatch and its outputs. The learner replaces it."""
         return prediction
 
     def choose(self, p: Tensor, deterministic: bool) -> Tensor:
@@ -95,7 +96,7 @@ class _NetworkPolicy(BasePolicy):
     def evaluate(
         self, obs: Observations, state: Tensor, start: Tensor, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return values, log-likelihoods and entropies of a minibatch in training."""
+        """Return values (n l, 1), log-likelihoods (n l,) and entropies (n l,) in training."""
         output, _ = self._output(obs, state, start)
         p, values = _rows_of(output)
         rows = {name: x[None] for name, x in as_world(obs, self.space).items()}
@@ -106,14 +107,14 @@ class _NetworkPolicy(BasePolicy):
 
 
 def _rows_of(output: NetworkOutput) -> tuple[Tensor, Tensor]:
-    """Return prediction (n l, P) and value (n l, 1) of an output with time first."""
+    """Return prediction (n l, P) and value (n l, 1) of an output (l, n, ...)."""
     assert output.value is not None, "on-policy algorithms need a network with a value head"
     prediction = rearrange(output.prediction, "l n p -> (n l) p")
     return prediction, rearrange(output.value, "l n -> (n l) 1")
 
 
 class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
-    """For PPO: every step is an example of its own."""
+    """SB3's policy for PPO. Every step is a separate example."""
 
     def _run_steps(self, obs: Observations) -> tuple[Tensor, Tensor]:
         rows = len(next(iter(obs.values())))
@@ -140,23 +141,27 @@ class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
 
 
 class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
-    """For RecurrentPPO: one memory serves actor and critic; its state fills SB3's four slots for
-    LSTM states.
+    """SB3's policy for RecurrentPPO. Actor and critic share one memory.
 
-    SB3 pads a minibatch's sequences so that an episode starts only at their beginning, where the
-    network zeroes the state it is given. So there is no loop over time, which SB3's own policy
-    falls into.
+    The memory's state fills all four slots that SB3 has for LSTM states. SB3 pads a minibatch's
+    sequences so that an episode starts only at the beginning of a sequence, where the network
+    resets its state. So no loop over time is needed, unlike in SB3's own policy.
+
+    Raises:
+        ValueError: If the network has no memory.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if getattr(self.network, "memory", None) is None:
-            raise ValueError("the network has no memory; RecurrentPPO needs one with a `memory`")
+            raise ValueError(
+                "the network has no memory; RecurrentPPO needs a network with a `memory`"
+            )
         self.lstm_hidden_state_shape = (1, 1, self.lstm_actor.hidden_size)
 
     @property
     def lstm_actor(self) -> Any:  # type: ignore[override]
-        """What RecurrentPPO reads `num_layers` and `hidden_size` from."""
+        """The recurrent layer. RecurrentPPO reads its `num_layers` and `hidden_size`."""
         return self.network.memory.gru  # type: ignore[union-attr]
 
     @staticmethod
@@ -200,16 +205,25 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
 
 
 class SB3Learner(SB3Base):
-    """PPO (Schulman et al. 2017) or RecurrentPPO of Stable-Baselines3 around a network of ours.
+    """PPO (Schulman et al. 2017) or RecurrentPPO of Stable-Baselines3.
 
-    network: called with (observation space, action space) of the world, makes a module with a value
-        head.
-    algorithm: `PPO`, or `RecurrentPPO` for a network with a memory.
-    parameters: keyword arguments of that algorithm (n_steps, batch_size, learning_rate, ...).
-    max_grad_norm: clips the gradient after the strategies have edited it; SB3's own clipping is
-        off.
-    sequence_length: how many steps a stored example of a recurrent policy has; divides n_steps.
-    optimizer: called with the parameters and `lr`, makes the optimizer; torch's Adam if None.
+    Args:
+        world: A world for reinforcement learning.
+        network: Function from the world's observation space and action space to a module with a
+            value head.
+        algorithm: `PPO`, or `RecurrentPPO` for a network with a memory.
+        parameters: Keyword arguments of the algorithm, such as n_steps, batch_size, learning_rate.
+        max_grad_norm: Norm to which the gradient is clipped after the strategies, above 0. SB3's
+            own clipping is off.
+        sequence_length: Number of steps of a stored example of a recurrent policy, 1 or more. It
+            must divide n_steps.
+        seed: Seed of SB3's algorithm, 0 or more.
+        device: Device of the network, such as "cpu"; "auto" for a GPU if there is one.
+        optimizer: Function from the parameters and `lr` to the optimizer; None for torch's Adam.
+
+    Raises:
+        ValueError: If `parameters` contains an argument that the learner sets, `sequence_length`
+            does not divide n_steps, or RecurrentPPO is given a network without a memory.
     """
 
     def __init__(
@@ -241,33 +255,30 @@ class SB3Learner(SB3Base):
         )
         if sequence_length < 1 or model.n_steps % sequence_length:
             raise ValueError(
-                f"sequence_length is {sequence_length}, allowed: a divisor of n_steps = "
-                f"{model.n_steps}"
+                f"sequence_length is {sequence_length}; it must divide n_steps = {model.n_steps}"
             )
         self.sequence_length = sequence_length
         self.likelihood = likelihood_for(world.single_action_space)
-        self._real: Tensor | None = None
+        self._unpadded: Tensor | None = None  # bool, True for real steps of a padded minibatch
         policy: Any = model.policy
         self._adopt(model, policy.network, policy.optimizer)
         policy.on_evaluated = self._evaluated
         if recurrent:
-            self._note_padding()
+            self._record_padding()
 
-    def _note_padding(self) -> None:
-        """Keep each recurrent minibatch's mask, which SB3 does not hand on to the policy: True for
-        real steps.
-        """
+    def _record_padding(self) -> None:
+        """Record the padding mask of each minibatch, which SB3 does not pass to the policy."""
         get = self.model.rollout_buffer.get
 
-        def noted(batch_size: int | None = None) -> Iterator[Any]:
+        def recorded(batch_size: int | None = None) -> Iterator[Any]:
             for data in get(batch_size):
-                self._real = data.mask > 0.5
+                self._unpadded = data.mask > 0.5
                 yield data
 
-        self.model.rollout_buffer.get = noted
+        self.model.rollout_buffer.get = recorded
 
     def _evaluated(self, batch: Batch, prediction: Tensor, heads: Tensor | None) -> Tensor:
-        real = batch if self._real is None else batch[self._real]
+        real = batch if self._unpadded is None else batch[self._unpadded]
         return self._join_losses(batch, prediction, heads, expected=real)
 
     def position(self) -> dict[str, Any]:
@@ -295,22 +306,21 @@ class SB3Learner(SB3Base):
 
     def updates(self, steps: int) -> int:
         rollout = int(self.model.n_steps) * self.world.num_envs
-        return (
-            -(-steps // rollout)
-            * int(self.model.n_epochs)
-            * -(-rollout // int(self.model.batch_size))
-        )
+        rollouts = -(-steps // rollout)
+        minibatches = -(-rollout // int(self.model.batch_size))
+        return rollouts * int(self.model.n_epochs) * minibatches
 
     def rollout_batch(self) -> Batch:
-        """The rollout just collected, cut into examples of `sequence_length` steps."""
+        """Return the latest rollout as examples of `sequence_length` steps."""
         buffer = self.model.rollout_buffer
         obs = {name: torch.from_numpy(x).to(self.device) for name, x in buffer.observations.items()}
         actions = torch.from_numpy(buffer.actions)
         if isinstance(self.world.single_action_space, spaces.Discrete):
             actions = rearrange(actions, "t b 1 -> t b").long()
-        return Batch(
+        rollout = Batch(
             as_world(obs, self.world.single_observation_space),
             torch.from_numpy(buffer.episode_starts > 0).to(self.device),
             action=actions.to(self.device),
             task=torch.from_numpy(self.env.played).to(self.device),
-        ).sequences(self.sequence_length)
+        )
+        return rollout.sequences(self.sequence_length)

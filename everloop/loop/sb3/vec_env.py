@@ -1,4 +1,4 @@
-"""A thin adapter from Gymnasium's vector environments to Stable-Baselines3's."""
+"""A thin adapter from Gymnasium's vector environments to those of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -16,34 +16,42 @@ from everloop.loop.state import packed, restore
 from everloop.loop.world import check_finite, reset_to_tasks
 
 STATE = ("tasks", "played", "steps", "_obs", "_returns", "_lengths", "_seeds")
+"""Attributes to save."""
 
 
 def pictures(space: spaces.Space[Any]) -> frozenset[str]:
-    """The modalities with three axes, (H, W, C)."""
-    return (
-        frozenset(name for name, part in space.items() if len(part.shape or ()) == 3)
-        if isinstance(space, spaces.Dict)
-        else frozenset()
-    )
+    """Return the names of the modalities with three axes, (H, W, C)."""
+    if not isinstance(space, spaces.Dict):
+        return frozenset()
+    return frozenset(name for name, part in space.items() if len(part.shape or ()) == 3)
 
 
 class WorldVecEnv(VecEnv):
-    """A world as Stable-Baselines3's `VecEnv`: batched arrays pass through as they are, pictures
-    with a leading axis.
+    """A world as a `VecEnv` of Stable-Baselines3.
 
-    SB3 turns pictures channels-first, which it knows by their three axes. With a fourth, (1, H, W,
-    C), it leaves them.
+    Arrays pass through unchanged, except that images get one more axis, (1, H, W, C). SB3 would
+    otherwise recognize them by their three axes, and transpose them. The return and the length of
+    each ended episode are in `infos[i]["episode"]`, as with SB3's Monitor.
 
-    `tasks`: what the copies play, in turn, from the next reset on. Episodes' returns and lengths
-    are in `infos[i]["episode"]`, as SB3's Monitor has them. `taken`: if it is a list, each step
-    appends what was shown and the actions. Raises NotFiniteError when an observation is not finite.
+    Attributes:
+        tasks: IDs of the tasks. From the next reset on the world's copies are divided among them.
+        played: The ID of each copy's task, int64 (B,).
+        steps: World steps so far.
+        taken: If it is a list, each step appends the observations and the actions to it.
+
+    Args:
+        world: A world with the autoreset mode SAME_STEP.
+
+    Raises:
+        ValueError: If the world has another autoreset mode.
+        NotFiniteError: At a reset or step, if an observation or a reward is not finite.
     """
 
     def __init__(self, world: World) -> None:
         mode = getattr(world, "metadata", {}).get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"the world's autoreset mode is {mode}, allowed: {AutoresetMode.SAME_STEP}"
+                f"the world's autoreset mode is {mode}; make it with {AutoresetMode.SAME_STEP}"
             )
         self.world = world
         self.tasks: Sequence[int] = [0]
@@ -52,9 +60,8 @@ class WorldVecEnv(VecEnv):
         self._obs: Observation = {}
         self.taken: list[tuple[Observation, npt.NDArray[Any]]] | None = None
         self._pictures = pictures(world.single_observation_space)
-        super().__init__(
-            world.num_envs, self._shown(world.single_observation_space), world.single_action_space
-        )
+        space = self._space_with_axis(world.single_observation_space)
+        super().__init__(world.num_envs, space, world.single_action_space)
         self._returns = np.zeros(world.num_envs)
         self._lengths = np.zeros(world.num_envs, dtype=np.int64)
 
@@ -93,17 +100,15 @@ class WorldVecEnv(VecEnv):
         return self._with_axis(obs, 1), rewards.astype(np.float32), done, infos
 
     def _with_axis(self, obs: Observation, axis: int) -> Observation:
-        return (
-            {
-                name: np.expand_dims(x, axis) if name in self._pictures else x
-                for name, x in obs.items()
-            }
-            if self._pictures
-            else obs
-        )
+        if not self._pictures:
+            return obs
+        return {
+            name: np.expand_dims(x, axis) if name in self._pictures else x
+            for name, x in obs.items()
+        }
 
-    def _shown(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
-        """The space as SB3 sees it."""
+    def _space_with_axis(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
+        """Return the observation space with one more axis for images."""
         if not isinstance(space, spaces.Dict) or not self._pictures:
             return space
         parts: dict[str, Any] = dict(space.spaces)
@@ -116,21 +121,17 @@ class WorldVecEnv(VecEnv):
         self.world.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What lies between the world and SB3: who plays what, what is shown, returns and lengths
-        so far.
-        """
+        """Return the tasks, the current observations, and the returns and lengths so far."""
         return packed(self, STATE)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         restore(self, state)
 
     def _indices(self, indices: int | Iterable[int] | None) -> list[int]:
-        return (
-            list(range(self.num_envs))
-            if indices is None
-            else list(np.atleast_1d(np.asarray(indices)))
-        )
+        if indices is None:
+            return list(range(self.num_envs))
+        return list(np.atleast_1d(np.asarray(indices)))
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
         return [getattr(self.world, attr_name) for _ in self._indices(indices)]

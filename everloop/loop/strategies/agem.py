@@ -21,8 +21,8 @@ class AGEM(Rehearsal):
                                                        (Chaudhry et al. 2019, eq. 11)
 
     g_ref is the gradient of the mean loss on a sample of stored examples of ended tasks. The
-    guarantee holds for plain gradient descent. An optimizer that rescales each weight (Adam) may
-    still raise the loss on the memory.
+    guarantee holds for plain gradient descent. An optimizer that rescales each weight, such as
+    Adam, may still raise the loss on the memory.
 
     Args:
         strength: Share of the projection that is applied, 0 or more; 0 is plain training. 1 is the
@@ -60,6 +60,5 @@ class AGEM(Rehearsal):
         reference = gradient(model.loss(stored), live)
         dot = inner(grads, reference)
         if dot < 0:
-            torch._foreach_add_(
-                grads, reference, alpha=-self.strength * float(dot / inner(reference, reference))
-            )
+            ratio = float(dot / inner(reference, reference))
+            torch._foreach_add_(grads, reference, alpha=-self.strength * ratio)

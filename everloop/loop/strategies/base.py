@@ -1,24 +1,24 @@
-"""The contract of a strategy: which hooks it has, and when each is called.
+"""The contract of a strategy: its hooks, and when each is called.
 
-One update of a stream, with every hook where it fires:
+One update on a stream, with every hook at the point where it is called:
 
     stored    = strategy.recall(model)                  stored examples to replay
     output, replayed = network(fresh batch, stored)     one forward pass for all of them
     strategy.observe(fresh batch)                       memories store the fresh batch
     loss      = task_loss(output)
-    loss     += strategy.loss(fresh, replayed)          or instead of it, if it replaces_loss
+    loss     += strategy.loss(fresh, replayed)          or loss = ..., with REPLACES_LOSS
     loss.backward()
     strategy.edit_gradients(batch)                      penalties, projections
     clip the gradient
     optimizer.step()
-    strategy.after_step(batch)                          the last strategy of the list first
+    strategy.after_step(batch)                          strategies in reverse order
 
-`begin_task` comes before a task's first update and `end_task` after its last. `view` surrounds
-each evaluation. `check` comes before training.
+`check` is called before training, `begin_task` before a task's first update, and `end_task` after
+its last one. `view` gives the context of each evaluation.
 
-In control, and in a training loop of your own, somebody else computes the task loss and steps the
-optimizer. There `loss` is called twice in an update: with the fresh batch when the network has
-put out its outputs, and with the replayed examples just before `edit_gradients`.
+In control, and in a user's own training loop, other code computes the task loss and steps the
+optimizer. There `loss` is called twice per update: with the fresh batch after the forward pass, and
+with the replayed examples just before `edit_gradients`.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from everloop.loop.state import declared, packed, unpack_into
 
 
 class Forward(NamedTuple):
-    """A batch, and the network's output for it."""
+    """A batch and the network's output for it."""
 
     batch: Batch
     output: NetworkOutput
 
 
 class Effect(StrEnum):
-    """What a strategy does to the loss or the weights that others must know of."""
+    """What a strategy does to the loss or the weights, as far as it concerns other strategies."""
 
     REPLACES_LOSS = "replaces the task loss"
     ADDS_WEIGHTS = "adds weights to the network"
@@ -62,33 +62,33 @@ CONFLICTS = {
     (Effect.RESETS_WEIGHTS, Effect.DIVIDES_WEIGHTS),
     (Effect.RESETS_WEIGHTS, Effect.FREEZES_WEIGHTS),
 }
-"""Effects of two strategies that can't be combined."""
+"""Pairs of effects that two strategies can't have together."""
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a strategy requires, and what it is good for. `everloop advise` goes by it.
+    """What a strategy requires and where it helps. `everloop advise` uses it.
 
     Args:
-        boundaries: True if it must be told where tasks begin and end.
+        boundaries: True if it needs to know where tasks begin and end.
         examples: True if it stores examples.
-        copies: Numbers that it keeps for each weight of the network.
-        grows: True if it keeps that many for each task.
+        copies: Numbers that it stores for each weight of the network, 0 or more.
+        grows: True if it stores that many for every task.
         task_id: True if it needs the task ID in evaluation.
-        one_head: True if it works only where the task ID is not given in evaluation.
+        one_head: True if it works only where the task ID is unavailable in evaluation.
         class_incremental: True if it helps where every task brings new classes and the task ID is
-            not given.
-        streams: True if it works in labelled streams.
+            unavailable.
+        streams: True if it works on labelled streams.
         control: True if it works in reinforcement learning.
         several_passes: True if it is meant for tasks whose examples are seen more than once.
-        network: The architecture that it requires; empty for any.
-        plasticity: True if it keeps the network able to learn, rather than from forgetting.
-        without_task_id: Settings with which it needs no task ID and keeps nothing for each task.
-        without_boundaries: Settings with which it need not be told where tasks begin and end.
-        rank: Its place, from 1, among the strategies that published comparisons put first: in
-            "control" (Wolczyk et al. 2021, 2022; Rolnick et al. 2019), in "class"-incremental
-            streams (van de Ven et al. 2022, table 2; Buzzega et al. 2020; Caccia et al. 2022) and
-            in "other" streams (van de Ven et al. 2022; Serra et al. 2018, table 1).
+        network: The architecture that it requires; empty for any architecture.
+        plasticity: True if it preserves the network's ability to learn, rather than past tasks.
+        without_task_id: Settings with which it needs no task ID and stores nothing per task.
+        without_boundaries: Settings with which it does not need to know where tasks begin and end.
+        rank: Its rank, from 1 for the best, in published comparisons: in "control" (Wolczyk et al.
+            2021, 2022; Rolnick et al. 2019), in "class"-incremental streams (van de Ven et al.
+            2022, table 2; Buzzega et al. 2020; Caccia et al. 2022) and in "other" streams (van de
+            Ven et al. 2022; Serra et al. 2018, table 1).
     """
 
     boundaries: bool = True
@@ -112,29 +112,26 @@ class Strategy:
     """Base class of all strategies. Every hook does nothing by default.
 
     A strategy does not know how the model is trained, and can be combined with others. Strategies
-    run in the order of their list, and in reverse order after a step. What a strategy keeps for
-    each weight, it keeps by the weight's name, because other strategies may add weights during a
-    task. Random numbers come from a generator of its own.
+    run in the order of their list, and in reverse order after a step. Whatever a strategy stores
+    for each weight is stored under the weight's name, because other strategies may add weights
+    during a task. Each strategy draws random numbers from its own generator.
     """
 
     name: ClassVar[str] = "strategy"
-    """Its name on the command line, in saved states and in messages; by default that of the
-    class.
-    """
+    """Name on the command line, in saved states and in messages; by default the class's name."""
 
     traits: ClassVar[Traits] = Traits()
 
     effects: ClassVar[frozenset[Effect]] = frozenset()
-    """What it does to the loss or the weights that other strategies must know of."""
+    """What it does to the loss or the weights, as far as it concerns other strategies."""
 
     state: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes to save, in addition to those of its base classes
-    (`everloop.loop.state`).
-    """
+    """Names of the attributes to save, besides those of its base classes; see `loop.state`."""
 
     comes_first: bool = False
-    """True if it must be first in the list of strategies, since later ones build on the weights
-    that it changes at a task's end.
+    """True if it must come first in a list of strategies.
+
+    It changes weights at a task's end, and later strategies must see the changed weights.
     """
 
     strength: float = 1.0
@@ -142,9 +139,7 @@ class Strategy:
 
     @property
     def active(self) -> bool:
-        """False if the strategy would change nothing. Inactive strategies are left out when
-        strategies are attached.
-        """
+        """False if the strategy would change nothing. Then it is left out when attached."""
         return self.strength > 0
 
     def __init_subclass__(cls) -> None:
@@ -153,10 +148,10 @@ class Strategy:
             cls.name = cls.__name__
 
     def check(self, model: Model) -> None:
-        """Check, before training, that this strategy can work in `model`.
+        """Check, before training, that this strategy works with `model`.
 
         Raises:
-            ValueError: If it cannot; the message says why and what to do.
+            ValueError: If it does not. The message says why and what to do.
         """
 
     def begin_task(self, task: Task, model: Model) -> None:
@@ -165,22 +160,23 @@ class Strategy:
     def recall(self, model: Model) -> Batch | None:
         """Return stored examples to replay in the next update, or None.
 
-        In streams they share one forward pass with the fresh batch, and are drawn before that is
-        stored.
+        In streams they share one forward pass with the fresh batch. They are drawn before the fresh
+        batch is stored.
         """
         return None
 
     def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
         """Return a scalar to add to the task loss, or None.
 
-        With `Effect.REPLACES_LOSS`, what is returned for the fresh batch takes the place of the
-        task loss; None leaves that. A tensor without a graph only counts in the reported loss.
+        With `Effect.REPLACES_LOSS`, the loss of the fresh batch replaces the task loss, unless it
+        is None. A loss without a graph has no gradient, and only changes the reported loss.
 
         Args:
-            fresh: The fresh batch, or None. Where the task loss belongs to another library, its
-                output holds leaf tensors, and the gradient that reaches them joins its own.
-            replayed: What `recall` returned, or None. In streams both arguments come together.
-                Elsewhere each comes in a call of its own.
+            fresh: The fresh batch with its output, or None. If another library computes the task
+                loss, the output consists of leaf tensors. Their gradient is added to the gradient
+                of that library's loss.
+            replayed: The examples that `recall` returned with their output, or None. In streams
+                both arguments are given in one call, elsewhere in separate calls.
             model: The model that is updated.
         """
         return None
@@ -188,44 +184,48 @@ class Strategy:
     def edit_gradients(self, batch: Batch, model: Model) -> None:
         """Change the parameters' `.grad` in place.
 
-        Called after the backward pass and before clipping, with the fresh batch of the update.
+        Called after the backward pass and before clipping.
+
+        Args:
+            batch: The fresh batch of the update.
+            model: The model that is updated.
         """
 
     def after_step(self, batch: Batch, model: Model) -> None:
-        """Called after the optimizer's step, for the last strategy of the list first."""
+        """Called after the optimizer's step, in reverse order of the strategies."""
 
     def observe(self, batch: Batch, model: Model) -> None:
         """Called once for each fresh batch. Memories store examples here."""
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        """Called after the last update of `task`, with examples of it in `batches`."""
+        """Called after the last update of `task`, with batches of its examples."""
 
     def view(self, task: Task, model: Model) -> AbstractContextManager[None]:
-        """Return a context in which the network is as it should be for evaluating `task`."""
+        """Return a context in which the network is prepared for evaluating `task`."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the attributes named in `state`.
 
-        They are what a resumed run needs besides the network and the optimizer.
+        A resumed run needs them besides the network and the optimizer.
         """
         return packed(self, declared(type(self)))
 
     def load_state_dict(self, state: Mapping[str, Any], model: Model) -> None:
         """Restore a saved state. The strategy must be attached to `model` first.
 
-        Weights that the strategy had added are added again. Load the states of the network and the
-        optimizer after this: they hold the values.
+        If the strategy had added weights to the network, they are added again. Load the states of
+        the network and the optimizer afterwards, since they contain the values.
         """
         unpack_into(self, state)
         self._restored(model)
 
     def _restored(self, model: Model) -> None:
-        """Called after loading, to recompute what follows from the state."""
+        """Recompute attributes that depend on the state. Called after loading."""
 
 
 def check_combination(strategies: Sequence[Strategy]) -> None:
-    """Raise ValueError if two of `strategies` can't be combined, or not in this order."""
+    """Raise ValueError if two of `strategies` can't be combined or their order is wrong."""
     for i, strategy in enumerate(strategies):
         if strategy.comes_first and i > 0:
             raise ValueError(
@@ -246,30 +246,35 @@ def _check_pair(first: Strategy, second: Strategy) -> None:
 
 
 def states_of(strategies: Sequence[Strategy]) -> dict[str, dict[str, Any]]:
-    """Return the state of each strategy by its name."""
+    """Return the state of each strategy, by the strategy's name."""
     return {key: strategy.state_dict() for key, strategy in _keyed(strategies).items()}
 
 
 def load_states(
     strategies: Sequence[Strategy], states: Mapping[str, Mapping[str, Any]], model: Model
 ) -> None:
-    """Restore the state of each strategy by its name.
+    """Restore the state of each strategy.
+
+    Args:
+        strategies: Strategies that are attached to `model`.
+        states: What `states_of` returned.
+        model: The model of the strategies.
 
     Raises:
-        ValueError: If the states belong to other strategies. Nothing is changed then.
+        ValueError: If the states belong to other strategies. Nothing has changed then.
     """
     keyed = _keyed(strategies)
     if set(keyed) != set(states):
         raise ValueError(
-            f"the state is of the strategies {', '.join(states) or 'none'}; here are "
-            f"{', '.join(keyed) or 'none'}"
+            f"the state is of the strategies {', '.join(states) or 'none'}; attach these "
+            f"instead of {', '.join(keyed) or 'none'}"
         )
     for key, strategy in keyed.items():
         strategy.load_state_dict(states[key], model)
 
 
 def _keyed(strategies: Sequence[Strategy]) -> dict[str, Strategy]:
-    """Return the strategies by name. Later ones of the same name get a number."""
+    """Return the strategies by name. Repeated names get a number, as in "ewc-2"."""
     names = [type(strategy).name for strategy in strategies]
     numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]
     return {
@@ -284,25 +289,23 @@ def check_strength(strength: float, name: str = "strength") -> float:
     return strength
 
 
-def check_may_grow(model: Model, strategy: str) -> None:
-    """Raise ValueError if the network must keep the weights it has."""
-    if not model.may_grow:
+def check_new_weights(model: Model, strategy: str) -> None:
+    """Raise ValueError if no weights can be added to the network."""
+    if not model.supports_new_weights:
         raise ValueError(
-            f"{strategy} adds weights, which the algorithm's target network would lack; use replay "
-            "or ewc"
+            f"{strategy} adds weights, which the algorithm's target network would not get; use "
+            "replay or ewc"
         )
 
 
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
     """Raise ValueError unless `value` is in [low, high]."""
     if not low <= value <= high or value == float("inf"):
-        raise ValueError(
-            f"{name} is {value}; it must be "
-            f"{f'{low} or more' if high == float('inf') else f'from {low} to {high}'}"
-        )
+        allowed = f"{low} or more" if high == float("inf") else f"from {low} to {high}"
+        raise ValueError(f"{name} is {value}; it must be {allowed}")
 
 
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
-    """Raise ValueError unless `value` is among those allowed."""
+    """Raise ValueError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")

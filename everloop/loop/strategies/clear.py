@@ -22,14 +22,14 @@ class CLEAR(Rehearsal):
         loss += strength * mean KL(pi_stored || pi) + value_strength * mean (V - V_stored)^2
                                                        (Rolnick et al. 2019, section 3.1)
 
-    Examples are replayed from all tasks, the current one included, so task boundaries need not be
-    known. This is the cloning half of CLEAR only. Its off-policy half, V-trace on stored rewards,
-    would need another algorithm than PPO.
+    Examples are replayed from all tasks, including the current one, so task boundaries need not be
+    known. This is only the cloning half of CLEAR. The other half, V-trace on stored rewards, would
+    need an off-policy algorithm instead of PPO.
 
     Args:
         strength: Weight of the policy cloning loss, 0 or more; 0 is plain training. The paper uses
-            0.01, together with V-trace.
-        value_strength: Weight of the value cloning loss, 0 or more. The paper uses 0.005, together
+            0.01 together with V-trace.
+        value_strength: Weight of the value cloning loss, 0 or more. The paper uses 0.005 together
             with V-trace.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
@@ -67,8 +67,9 @@ class CLEAR(Rehearsal):
     def store(self, rows: npt.NDArray[np.int64], batch: Batch, model: Model) -> None:
         with torch.no_grad(), model.evaluating():
             output = model.forward(batch)
-        now = replace(batch, target=output.prediction, value=output.value, action=None, output=None)
-        self.memory.write(rows, now.to_items())
+        target, value = output.prediction, output.value
+        stored = replace(batch, target=target, value=value, action=None, output=None)
+        self.memory.write(rows, stored.to_items())
 
     def recall(self, model: Model) -> Batch | None:
         return self.draw(model)

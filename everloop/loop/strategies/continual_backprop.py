@@ -25,37 +25,46 @@ ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     torch.sigmoid,
     lambda x: x,
 )
+"""Activations that may stand between two linear layers."""
 
 
 @dataclass
 class _Layer:
-    """Hidden units between two linear layers."""
+    """Hidden units between two linear layers.
 
-    reads: nn.Linear  # its rows are the units' incoming weights
-    feeds: nn.Linear  # its columns are their outgoing ones
+    Attributes:
+        reads: The layer before the units. Its rows are their incoming weights.
+        feeds: The layer after the units. Its columns are their outgoing weights.
+        utility: Utility of each unit, (units,).
+        age: Updates since each unit was last replaced, (units,).
+        due: Number of units to replace. It grows by a fraction of a unit at a time.
+    """
+
+    reads: nn.Linear
+    feeds: nn.Linear
     utility: Tensor
     age: Tensor
-    due: float = 0.0  # units to be replaced, a fraction at a time
+    due: float = 0.0
 
     @property
-    def learns(self) -> bool:
-        """Whether nothing of it is frozen."""
+    def trained(self) -> bool:
+        """True if none of its weights is frozen."""
         return all(p.requires_grad for p in (*self.reads.parameters(), self.feeds.weight))
 
 
 class ContinualBackprop(Strategy):
-    """Preserves plasticity: keeps re-initializing the least useful hidden units during training.
+    """Preserves plasticity by re-initializing the least useful hidden units during training.
 
         u <- decay * u + (1 - decay) * mean |h| * sum |outgoing w|     (Dohare et al. 2024, eq. 1)
-        at each step, a share replacement_rate of the units older than `maturity`, those with the
-        smallest utility u: draw new incoming weights, set outgoing weights to 0
+        at each update, for the share replacement_rate of the units older than `maturity` with the
+        smallest u: draw new incoming weights, set outgoing weights to 0
 
-    A replaced unit changes the network's outputs by no more than the old unit contributed. Units
-    are those between two linear layers with only an activation between them, and read by nothing
-    else. A layer that is frozen, or was not called, is skipped. u is measured every `interval`
-    steps. Adam's moments of the replaced weights are set to 0.
+    Replacing a unit changes the network's outputs by at most the unit's contribution. A unit must
+    lie between two linear layers with only an activation between them, and nothing else may read
+    it. Layers that are frozen or were not called are skipped. u is measured every `interval`
+    updates. Adam's moments of the replaced weights are set to 0.
 
-    Memory: two numbers a unit.
+    Memory: two numbers per unit.
 
     Args:
         replacement_rate: Share of the mature units replaced per update, in [0, 1]; 0 is plain
@@ -66,7 +75,8 @@ class ContinualBackprop(Strategy):
         seed: Seed for the new weights of replaced units.
 
     Raises:
-        ValueError: For a network without such units; in a foreign loop, at the first batch.
+        ValueError: If the network has no such units. In a user's own training loop this is found at
+            the first batch.
     """
 
     name = "continual_backprop"
@@ -85,16 +95,12 @@ class ContinualBackprop(Strategy):
         check_range("maturity", maturity, 0)
         check_range("decay", decay, 0, 1)
         check_range("interval", interval, 1)
-        self.replacement_rate, self.maturity, self.decay, self.interval = (
-            replacement_rate,
-            maturity,
-            decay,
-            interval,
-        )
+        self.replacement_rate, self.maturity = replacement_rate, maturity
+        self.decay, self.interval = decay, interval
         self.generator = torch.Generator().manual_seed(seed)
         self.layers: list[_Layer] = []
         self.steps = 0
-        self.units: list[dict[str, Any]] = []  # what a loaded state says of the layers
+        self.units: list[dict[str, Any]] = []  # utility, age and due of each layer, to be saved
 
     @property
     def active(self) -> bool:
@@ -102,17 +108,14 @@ class ContinualBackprop(Strategy):
 
     def check(self, model: Model) -> None:
         if model.world is not None:
-            self._find(model, _any_two(model.world, model.device))
+            self._find(model, _sample(model.world, model.device))
 
     def observe(self, batch: Batch, model: Model) -> None:
         if not self.layers:
             self.layers = self._find(model, batch[:2])
             for layer, state in zip(self.layers, self.units, strict=False):
-                layer.utility, layer.age, layer.due = (
-                    state["utility"].clone(),
-                    state["age"].clone(),
-                    state["due"],
-                )
+                layer.utility, layer.age = state["utility"].clone(), state["age"].clone()
+                layer.due = state["due"]
 
     def _find(self, model: Model, batch: Batch) -> list[_Layer]:
         layers = hidden_layers(model, batch)
@@ -132,7 +135,9 @@ class ContinualBackprop(Strategy):
             return
         activity = _activity(model, batch, self.layers)
         decay = self.decay**self.interval
-        for layer in (layer for layer in self.layers if layer.feeds in activity and layer.learns):
+        for layer in self.layers:
+            if layer.feeds not in activity or not layer.trained:
+                continue
             h = activity[layer.feeds]
             layer.age += self.interval
             layer.utility.mul_(decay).add_((1 - decay) * h * layer.feeds.weight.abs().sum(0))
@@ -141,19 +146,14 @@ class ContinualBackprop(Strategy):
             count = min(int(layer.due), int(mature.sum()))
             if count:
                 layer.due -= count
-                least = (
-                    layer.utility.masked_fill(~mature, torch.inf).topk(count, largest=False).indices
-                )
-                self._replace(layer, least, model)
+                utility = layer.utility.masked_fill(~mature, torch.inf)
+                self._replace(layer, utility.topk(count, largest=False).indices, model)
 
     def _replace(self, layer: _Layer, units: Tensor, model: Model) -> None:
-        bound = layer.reads.in_features**-0.5  # as nn.Linear draws its own
-        drawn = (
-            torch.rand(len(units), layer.reads.in_features, generator=self.generator)
-            .mul_(2 * bound)
-            .sub_(bound)
-        )
-        layer.reads.weight[units] = drawn.to(layer.reads.weight)
+        inputs = layer.reads.in_features
+        bound = inputs**-0.5  # the bound of nn.Linear's own initial weights
+        drawn = torch.rand(len(units), inputs, generator=self.generator)
+        layer.reads.weight[units] = drawn.mul_(2 * bound).sub_(bound).to(layer.reads.weight)
         layer.feeds.weight[:, units] = 0.0
         parts: list[tuple[Tensor, Any]] = [
             (layer.reads.weight, units),
@@ -177,24 +177,28 @@ class ContinualBackprop(Strategy):
         return super().state_dict()
 
     def _restored(self, model: Model) -> None:
-        self.layers = []  # found again at the next batch
+        self.layers = []  # the next batch finds them again
 
 
-def _any_two(world: World, device: torch.device) -> Batch:
-    """Two observations such as `world` might show."""
+def _sample(world: World, device: torch.device) -> Batch:
+    """Return two random observations from the world's observation space."""
     space = copy.deepcopy(world.single_observation_space)
     space.seed(0)
-    shown = [space.sample() for _ in range(2)]
-    obs = {
-        name: to_tensor(np.stack([one[name] for one in shown])[None], device) for name in shown[0]
-    }
+    drawn = [space.sample() for _ in range(2)]
+    obs = {name: to_tensor(np.stack([x[name] for x in drawn])[None], device) for name in drawn[0]}
     return Batch(obs, torch.ones(1, 2, dtype=torch.bool, device=device))
 
 
 @torch.no_grad()
 def hidden_layers(model: Model, batch: Batch) -> list[_Layer]:
-    """Pairs of linear layers of which the second sees just the first one's outputs after an
-    activation, and nothing else sees them.
+    """Find the hidden units between two linear layers.
+
+    The second layer must read exactly the first one's outputs after an activation, and nothing else
+    may read them.
+
+    Args:
+        model: The model to search.
+        batch: Examples for the forward passes that find the pairs of layers.
     """
     seen: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
     linear = [layer for layer in model.module.modules() if isinstance(layer, nn.Linear)]
@@ -211,28 +215,26 @@ def hidden_layers(model: Model, batch: Batch) -> list[_Layer]:
 
     def follows(first: nn.Linear, second: nn.Linear) -> bool:
         out, x = seen[first][1], seen[second][0]
-        return (
-            first is not second
-            and out.shape == x.shape
-            and any(torch.equal(f(out), x) for f in ACTIVATIONS)
-        )
+        if first is second or out.shape != x.shape:
+            return False
+        return any(torch.equal(f(out), x) for f in ACTIVATIONS)
 
     pairs = [(first, second) for first in seen for second in seen if follows(first, second)]
     return [
-        _Layer(
-            a,
-            b,
-            torch.zeros(a.out_features, device=a.weight.device),
-            torch.zeros(a.out_features, device=a.weight.device),
-        )
-        for a, b in pairs
-        if _alone(a, b, model, batch)
+        _Layer(first, second, _zeros(first), _zeros(first))
+        for first, second in pairs
+        if _is_only_reader(second, first, model, batch)
     ]
 
 
-def _alone(reads: nn.Linear, feeds: nn.Linear, model: Model, batch: Batch) -> bool:
-    """Whether, behind a second layer that gives nothing, the network puts out the same whatever the
-    units do.
+def _zeros(layer: nn.Linear) -> Tensor:
+    return torch.zeros(layer.out_features, device=layer.weight.device)
+
+
+def _is_only_reader(feeds: nn.Linear, reads: nn.Linear, model: Model, batch: Batch) -> bool:
+    """True if only `feeds` reads the outputs of `reads`.
+
+    With the outputs of `feeds` set to 0, a change of the units must not change the network's.
     """
     handles = [feeds.register_forward_hook(lambda layer, x, y: torch.zeros_like(y))]
     with model.evaluating():
@@ -250,8 +252,9 @@ def _alone(reads: nn.Linear, feeds: nn.Linear, model: Model, batch: Batch) -> bo
 
 
 def _activity(model: Model, batch: Batch, layers: list[_Layer]) -> dict[nn.Linear, Tensor]:
-    """Mean |h| over the batch of the units of every layer that was called, by the layer that they
-    feed.
+    """Return the mean |h| of the units over the batch, (units,), by the layer that reads them.
+
+    Layers that were not called get no entry.
     """
     seen: dict[nn.Linear, Tensor] = {}
     feeds = [layer.feeds for layer in layers]

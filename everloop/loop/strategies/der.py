@@ -19,9 +19,9 @@ class DER(Rehearsal):
 
         loss += strength * mean (z - h(x))^2 over stored (x, z)     (Buzzega et al. 2020, eq. 6)
 
-    z are the outputs when x was observed; strength is alpha in the paper. The mean is over examples
-    and outputs, as in the authors' code, where the paper writes a sum over outputs. Examples are
-    replayed from all tasks, the current one included, so task boundaries need not be known.
+    z are the outputs when x was observed. The paper calls strength alpha. The mean is over examples
+    and outputs, as in the authors' code; the paper has a sum over outputs. Examples are replayed
+    from all tasks, including the current one, so task boundaries need not be known.
 
     Args:
         strength: Alpha, the weight of the loss against stored outputs, 0 or more; 0 is plain
@@ -63,12 +63,13 @@ class DERPlusPlus(DER):
 
         loss += label_strength * mean loss against labels            (Buzzega et al. 2020, eq. 7)
 
-    label_strength is beta in the paper. In control the "labels" are the policy's outputs when the
-    example was observed, compared by their KL divergence. Everything else is as in DER.
+    The paper calls label_strength beta. In control the labels are the policy's outputs when the
+    example was observed, and the loss is their KL divergence from the current outputs. Everything
+    else is as in DER.
 
     Args:
         strength: Alpha, the weight of the loss against stored outputs, 0 or more; 0 is plain
-            training. Then the loss against labels is off too.
+            training. With 0 the loss against labels is off too.
         label_strength: Beta, the weight of the loss against stored labels, 0 or more.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
@@ -93,7 +94,7 @@ class DERPlusPlus(DER):
         self.label_strength = check_strength(label_strength, "label_strength")
 
     def recall(self, model: Model) -> Batch | None:
-        # with replacement, so that one draw of twice as many is two independent ones
+        # Examples are drawn with replacement, so the two halves of one draw are independent.
         return self.draw(model, count=2 * self.batch_size)
 
     def replay_loss(self, replayed: Forward, model: Model) -> Tensor:

@@ -16,15 +16,16 @@ from everloop.loop.strategies.parts.rehearsal import Rehearsal, check_labels
 class ERACE(Rehearsal):
     """Replay in which the loss of new examples does not push down the logits of past classes.
 
-        loss of the fresh batch: cross-entropy over its own classes and those never seen
-        loss of stored examples: cross-entropy over all classes, times strength
+        loss of the fresh batch: cross-entropy over its own classes and classes never seen
+        loss of stored examples: strength * cross-entropy over all classes
+                                                              (Caccia et al. 2022, eq. 4)
 
-    Only replay thus separates new classes from past ones (Caccia et al. 2022, eq. 4; unseen classes
-    stay in the fresh batch's loss, as in the authors' code). Examples are replayed from all tasks,
-    the current one included.
+    So only replay separates new classes from past ones. Classes never seen stay in the fresh
+    batch's loss, as in the authors' code. Examples are replayed from all tasks, including the
+    current one.
 
-    Deviation: task boundaries are not used. Masking and replay start with the second batch, where
-    the authors' code starts with the second task.
+    Deviation: task boundaries are not used. Masking and replay start with the second batch; in the
+    authors' code they start with the second task.
 
     Args:
         strength: Weight of the replay loss, 0 or more; 0 is plain training.
@@ -72,12 +73,16 @@ class ERACE(Rehearsal):
         return own if stored is None else own + stored
 
     def _fresh_loss(self, fresh: Forward, model: Model) -> Tensor:
-        """Cross-entropy over the batch's own classes and those never seen."""
+        """Return the cross-entropy over the batch's own classes and classes never seen."""
         logits, labels = fresh.output.prediction, fresh.batch.target
         assert labels is not None
         present = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
         present[labels] = True
-        absent = present.logical_not() if self.seen is None else self.seen & ~present
-        first, self.seen = self.seen is None, present if self.seen is None else self.seen | present
-        masked = not first and bool(absent.any())
-        return model.loss_of(logits.masked_fill(absent, -torch.inf) if masked else logits, labels)
+        if self.seen is None:  # the first batch has no past classes to mask
+            self.seen = present
+            return model.loss_of(logits, labels)
+        past = self.seen & ~present
+        self.seen = self.seen | present
+        if bool(past.any()):
+            logits = logits.masked_fill(past, -torch.inf)
+        return model.loss_of(logits, labels)

@@ -29,9 +29,9 @@ class EWC(Strategy):
         penalty = strength / 2 * sum_k sum_i F_ki (w_i - w*_ki)^2
                                                       (Kirkpatrick et al. 2017, eq. 3)
 
-    F_k is the diagonal Fisher information at the end of task k, w*_k the weights there. The
-    gradient is added in closed form. A sum of quadratics is one quadratic, so two numbers a weight
-    hold all anchors:
+    F_k is the diagonal Fisher information at the end of task k, and w*_k are the weights there. The
+    gradient is added in closed form. A sum of quadratics is one quadratic up to a constant, so two
+    numbers per weight are enough for all tasks:
 
         grad += strength * P * (w - c)
         separate:  c <- (P c + F w*) / (P + F),  P <- P + F    exactly the sum above
@@ -39,23 +39,23 @@ class EWC(Strategy):
         proximal:  w <- (w + lr strength P c) / (1 + lr strength P)
                    after the optimizer's step, in place of the gradient
 
-    Weights that the likelihood does not depend on, such as a value head's, stay free.
+    Weights that the likelihood does not depend on, such as a value head's, are not anchored.
 
-    Memory: three numbers a weight, whatever the number of tasks.
+    Memory: three numbers per weight, for any number of tasks.
 
     Args:
         strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
         anchors: Anchors of past tasks: separate (one for each task) or online (the latest one).
             separate is the sum over all tasks. online keeps the latest weights and a decaying sum
             of the Fisher information.
-        decay: Factor on earlier Fisher information at each task's end, in [0, 1]. Only for
-            online anchors. Gamma in the paper.
+        decay: Factor on earlier Fisher information at each task's end, in [0, 1]. It is used only
+            with online anchors. The paper calls it gamma.
         fisher: Labels or actions for the Fisher information: sampled, empirical or exact. sampled
-            draws them from the model, empirical takes those of the data, and exact averages over
+            draws them from the model, empirical takes them from the data, and exact averages over
             all classes with the model's probabilities.
-        proximal: Apply the penalty as a proximal step after the optimizer's step. It ends between w
-            and c for any strength, where a gradient step diverges once lr * strength * P > 2; and
-            Adam does not rescale it.
+        proximal: Apply the penalty as a proximal step after the optimizer's step. For any strength
+            it ends between w and c, and Adam does not rescale it. A gradient step diverges if
+            lr * strength * P > 2.
         examples: Examples per finished task for estimating the Fisher information, 1 or more.
         seed: Seed for labels or actions sampled from the model.
     """
@@ -79,13 +79,9 @@ class EWC(Strategy):
         check_range("decay", decay, 0, 1)
         check_range("examples", examples, 1)
         self.strength = check_strength(strength)
-        self.anchors, self.decay, self.fisher, self.proximal, self.examples = (
-            anchors,
-            decay,
-            fisher,
-            proximal,
-            examples,
-        )
+        self.anchors, self.decay = anchors, decay
+        self.fisher, self.examples = fisher, examples
+        self.proximal = proximal
         self.generator = torch.Generator().manual_seed(seed)
         self.penalty = Quadratic()  # P and c
         self.warning = ClassIncrementalWarning("ewc")
@@ -103,7 +99,7 @@ class EWC(Strategy):
             self.penalty.proximal_step(model, self.strength)
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        self.warning.look(model, batches)
+        self.warning.check(model, batches)
         taken = subsample(batches, self.examples)
         fisher = diagonal_fisher(model, taken, self._draws(model), exact=self.fisher == "exact")
         if self.anchors == "online":
@@ -112,7 +108,7 @@ class EWC(Strategy):
             self.penalty.add(fisher, snapshot(model))
 
     def _draws(self, model: Model) -> torch.Generator | None:
-        """A generator where the model is, if labels are drawn."""
+        """Return a generator on the model's device; None unless labels are sampled."""
         if self.fisher != "sampled":
             return None
         return generator_for(model, self.generator)

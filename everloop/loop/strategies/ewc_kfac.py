@@ -19,23 +19,24 @@ from everloop.loop.strategies.parts.quadratic import Quadratic, snapshot
 from everloop.loop.strategies.parts.rng import generator_for
 from everloop.loop.strategies.parts.warning import ClassIncrementalWarning
 
-Factors = tuple[Tensor, Tensor, Tensor]  # A (i, i), G (o, o), W* (o, i), where i counts the bias
+Factors = tuple[Tensor, Tensor, Tensor]
+"""A (i, i), G (o, o) and W* (o, i) of a layer; i includes the bias."""
 
 
 class KroneckerEWC(Strategy):
-    """EWC with Fisher information that includes how the weights of a linear layer interact.
+    """EWC with Fisher information that includes interactions between the weights of a layer.
 
         penalty = strength / 2 * sum_k vec(W - W_k)' (A_k x G_k) vec(W - W_k)
                                                       (Ritter et al. 2018, section 3)
         grad W += strength * sum_k G_k (W - W_k) A_k
 
-    A_k is the mean over steps of a a', where a are the layer's inputs, with a 1 for the bias. G_k
-    is the mean over examples of g g', where g are the gradients of log p(x) at the layer's outputs
-    and x is sampled from the model. Weights outside torch's linear layers are anchored with their
-    diagonal Fisher information.
+    W_k are the layer's weights (o, i) at the end of task k. A_k is the mean over steps of a a',
+    where a are the layer's inputs, with a 1 for the bias. G_k is the mean over examples of g g',
+    where g is the gradient of log p(x) at the layer's outputs and x is sampled from the model.
+    Weights outside torch's linear layers are anchored with their diagonal Fisher information.
 
-    Memory: for each task and layer its weights and i^2 + o^2 numbers, so it grows with the tasks.
-    Where that is too much, use EWC.
+    Memory: for each task and layer its weights and i^2 + o^2 numbers, so it grows with the number
+    of tasks. If that is too much, use EWC.
 
     Args:
         strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
@@ -59,35 +60,34 @@ class KroneckerEWC(Strategy):
         for name, tasks in self.layers.items():
             layer = model.module.get_submodule(name)
             if not isinstance(layer, nn.Linear) or layer.weight.grad is None:
-                continue  # frozen, or wrapped by an adapter, which freezes it
+                continue  # the layer is frozen, or an adapter wraps and freezes it
             now = _weights(layer)
-            pull = torch.zeros_like(now)
-            for A, G, then in tasks:
-                pull.addmm_(G @ (now - then), A, alpha=self.strength)
-            layer.weight.grad += pull[:, : layer.in_features]
+            gradient = torch.zeros_like(now)
+            for A, G, anchor in tasks:
+                gradient.addmm_(G @ (now - anchor), A, alpha=self.strength)
+            layer.weight.grad += gradient[:, : layer.in_features]
             if layer.bias is not None and layer.bias.grad is not None:
-                layer.bias.grad += pull[:, -1]
+                layer.bias.grad += gradient[:, -1]
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        self.warning.look(model, batches)
+        self.warning.check(model, batches)
         taken = subsample(batches, self.examples)
         factors = self._factors(model, taken)
         names = {layer: name for name, layer in model.module.named_modules()}
-        held = {
+        covered = {
             f"{names[layer]}.{part}" for layer in factors for part, _ in layer.named_parameters()
         }
         for layer, (A, G) in factors.items():
             self.layers.setdefault(names[layer], []).append((A, G, _weights(layer).clone()))
-        if model.weights().keys() - held:
+        if model.weights().keys() - covered:
             diagonal = diagonal_fisher(model, taken, generator_for(model, self.generator))
-            self.rest.add(
-                {name: d for name, d in diagonal.items() if name not in held}, snapshot(model)
-            )
+            rest = {name: F for name, F in diagonal.items() if name not in covered}
+            self.rest.add(rest, snapshot(model))
 
     def _factors(
         self, model: Model, batches: Sequence[Batch]
     ) -> dict[nn.Linear, tuple[Tensor, Tensor]]:
-        """A and G of every linear layer that is called once, with a row for each step."""
+        """Return A and G of every linear layer that is called once, with one row per step."""
         sums: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
         steps = examples = 0
         for batch in batches:
@@ -116,6 +116,6 @@ def _is_trained_linear(layer: nn.Module) -> bool:
 
 
 def _weights(layer: nn.Linear) -> Tensor:
-    """(o, i), the bias as the last column."""
+    """Return the layer's weights (o, i), with the bias as the last column."""
     weight = layer.weight.detach()
     return weight if layer.bias is None else torch.cat([weight, layer.bias.detach()[:, None]], 1)

@@ -17,22 +17,23 @@ from everloop.loop.strategies.parts.rehearsal import Rehearsal, check_labels
 
 
 class GDumb(Rehearsal):
-    """Only stores examples from the stream; at each task's end trains from scratch on the memory.
+    """Stores examples, and trains from scratch on the memory at each task's end.
 
-    Prabhu et al. 2020. Its score shows how much of a method's accuracy is due to its memory. The
-    network starts from the weights it had before the first task. It is trained by stochastic
-    gradient descent, with a learning rate that falls from `learning_rate` by a cosine (section 3,
-    "Implementation details": 0.05 to 0.0005, batches of 16). The statistics of norms come from the
-    memory alone.
+    Prabhu et al. 2020. Its score shows how much of a method's accuracy is due to its memory. During
+    a task the network is not trained. At the task's end it starts from the weights that it had
+    before the first task. It is trained by stochastic gradient descent with a cosine schedule of
+    the learning rate (section 3, "Implementation details": 0.05 to 0.0005, batches of 16). The
+    statistics of norms come only from the memory.
 
-    Deviations: a class keeps a uniform sample of its examples, not its first ones; no cutmix.
+    Deviations: the memory keeps a uniform sample of each class instead of its first examples, and
+    cutmix is not used.
 
     Args:
         epochs: Passes over the memory at each task's end, 0 or more; 0 is plain training.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples in each update at a task's end, 1 or more.
-        learning_rate: Initial learning rate at each task's end, above 0. It falls by a cosine to
-            1 % of this.
+        learning_rate: Initial learning rate at each task's end, above 0. It falls along a cosine to
+            1 % of this value.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
         seed: Seed for choosing which examples are stored, and for their order, 0 or more.
@@ -59,9 +60,7 @@ class GDumb(Rehearsal):
         super().__init__(1.0 if epochs else 0.0, capacity, batch_size, memory, seed)
         self.epochs, self.learning_rate = epochs, learning_rate
         self.initial: dict[str, Tensor] = {}
-        self.buffers: dict[
-            str, Tensor
-        ] = {}  # statistics of norms, which the stream passing by would move
+        self.buffers: dict[str, Tensor] = {}  # statistics of norms before the task
 
     def check(self, model: Model) -> None:
         if not model.labelled:
@@ -79,17 +78,18 @@ class GDumb(Rehearsal):
         self.buffers = {name: value.clone() for name, value in model.module.named_buffers()}
 
     def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
-        """Return the task loss without a graph: the stream is not learned from."""
+        """Return the task loss without a graph, so that the stream trains nothing."""
         if fresh is None or fresh.batch.target is None:
             return None
         return model.loss_of(fresh.output.prediction.detach(), fresh.batch.target)
 
     def edit_gradients(self, batch: Batch, model: Model) -> None:
         for p in model.weights().values():
-            p.grad = None  # a weight without a gradient is left alone by every optimizer
+            p.grad = None  # an optimizer does not change weights without a gradient
 
     @torch.no_grad()
     def after_step(self, batch: Batch, model: Model) -> None:
+        # The forward passes on the stream have changed the statistics of norms.
         for name, value in model.module.named_buffers() if self.buffers else ():
             if name in self.buffers:
                 value.copy_(self.buffers[name])
@@ -113,7 +113,8 @@ class GDumb(Rehearsal):
             order = self.memory.rng.permutation(len(self.memory))
             for rows in np.array_split(order, -(-len(order) // self.batch_size)):
                 optimizer.zero_grad()
-                model.loss(model.augmented(self.read(rows, model))).backward()  # type: ignore[no-untyped-call]
+                loss = model.loss(model.augmented(self.read(rows, model)))
+                loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(weights, 10.0)
                 optimizer.step()
                 rate.step()

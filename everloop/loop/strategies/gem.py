@@ -1,4 +1,4 @@
-"""Gradient episodic memory (GEM): no update may raise a past task's loss."""
+"""GEM: projects gradients that would raise the loss of any past task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from everloop.loop.strategies.base import Traits, check_range
 from everloop.loop.strategies.parts.gradients import gradient
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
 
-BLOCK = 32_768  # weights at once, whose copies in double precision fit into a cache
+BLOCK = 32_768
+"""Number of weights whose copies in double precision fit into a processor's cache."""
 
 
 class GEM(Rehearsal):
@@ -27,20 +28,21 @@ class GEM(Rehearsal):
         g~ = G' v + g,  v = argmin_(v >= margin) v' G G' v / 2 + g' G' v
                                                       (eq. 11; G has the rows g_k)
 
-    The guarantee holds for plain gradient descent. An optimizer that rescales each weight (Adam)
-    may still raise a past task's loss. Each update takes one more backward pass per ended task.
+    The guarantee holds for plain gradient descent. An optimizer that rescales each weight, such as
+    Adam, may still raise a past task's loss. Each update takes one more backward pass per ended
+    task.
 
-    Memory: a gradient for each ended task, beside the examples.
+    Memory: a gradient for each ended task, besides the examples.
 
     Args:
         strength: Share of the projection that is applied, 0 or more; 0 is plain training. 1 is the
             method as published.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples of each ended task per update, 1 or more.
-        margin: Least weight of each past task's gradient in a projection, 0 or more. A larger one
-            favours past tasks. The paper uses 0.5.
+        margin: Minimum weight of each past task's gradient in a projection, 0 or more. A larger
+            margin favours past tasks. The paper uses 0.5.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
-            informative. The paper uses ring, equal parts for all tasks.
+            informative. The paper uses ring, with equal parts for all tasks.
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 
@@ -61,7 +63,7 @@ class GEM(Rehearsal):
         super().__init__(strength, capacity, batch_size, memory, seed)
         check_range("margin", margin, 0)
         self.margin = margin
-        self._gradients = torch.empty(0, 0)  # G, and g as its last row
+        self._gradients = torch.empty(0, 0)  # G, with g as one more row at the end
 
     def edit_gradients(self, batch: Batch, model: Model) -> None:
         if not len(self.past):
@@ -78,14 +80,10 @@ class GEM(Rehearsal):
             return
         own = [p.grad for p in live if p.grad is not None]
         shape = (len(drawn) + 1, sum(g.numel() for g in own))
-        if (
-            self._gradients.shape != shape
-            or self._gradients.device != own[0].device
-            or self._gradients.dtype != own[0].dtype
-        ):
-            self._gradients = own[0].new_empty(
-                shape
-            )  # kept: to allocate it anew would cost as much as to fill it
+        old = self._gradients
+        if old.shape != shape or old.device != own[0].device or old.dtype != own[0].dtype:
+            # Kept between updates, since allocating it costs as much as filling it.
+            self._gradients = own[0].new_empty(shape)
         G, g = self._gradients[:-1], self._gradients[-1]
         _fill(g, own)
         for row, stored in zip(G, drawn, strict=True):
@@ -94,8 +92,8 @@ class GEM(Rehearsal):
             return
         products = _gram(self._gradients)
         v = solve_dual(products[:-1, :-1], products[:-1, -1], self.margin)
-        pull = self.strength * (torch.from_numpy(v).to(G) @ G)
-        for p, part in zip(live, torch.split(pull, [p.numel() for p in live]), strict=True):
+        change = self.strength * (torch.from_numpy(v).to(G) @ G)
+        for p, part in zip(live, torch.split(change, [p.numel() for p in live]), strict=True):
             assert p.grad is not None
             p.grad += part.view_as(p)
 
@@ -107,14 +105,21 @@ def _fill(row: Tensor, gradients: Sequence[Tensor]) -> None:
 def solve_dual(
     P: npt.NDArray[np.float64], q: npt.NDArray[np.float64], margin: float = 0.0
 ) -> npt.NDArray[np.float64]:
-    """argmin_(v >= margin) v' P v / 2 + q' v for a positive semi-definite P, by non-negative least
-    squares.
+    """Return argmin_(v >= margin) v' P v / 2 + q' v, by non-negative least squares.
 
-    With P = U diag(s) U', A = diag(s)^(1/2) U' and u = v - margin it is min |A u + diag(s)^(-1/2)
-    U' (q + P margin)|^2 over u >= 0 (Lawson & Hanson 1974). s is kept above rounding, as tasks'
-    gradients may depend on each other.
+    Let P = U diag(s) U', A = diag(s)^(1/2) U' and u = v - margin. Then the problem is
+
+        min over u >= 0 of |A u + diag(s)^(-1/2) U' (q + P margin)|^2      (Lawson & Hanson 1974)
+
+    s has a lower bound above the rounding error, since the gradients of tasks may be linearly
+    dependent.
+
+    Args:
+        P: A positive semi-definite matrix (k, k).
+        q: A vector (k,).
+        margin: Lower bound of each component of v, 0 or more.
     """
-    from scipy.optimize import nnls  # takes a tenth of a second to load, which only GEM needs
+    from scipy.optimize import nnls  # loading it takes a tenth of a second, and only GEM needs it
 
     s, U = np.linalg.eigh(P)
     root = np.sqrt(np.maximum(s, 1e-13 * s.max() + 1e-30))
@@ -124,8 +129,9 @@ def solve_dual(
 
 
 def _gram(G: Tensor) -> npt.NDArray[np.float64]:
-    """G G' in double precision, block by block: in single precision the Gram matrix of tasks that
-    agree is indefinite.
+    """Return the Gram matrix G G', computed block by block in double precision.
+
+    In single precision it would be indefinite where the gradients of tasks are nearly equal.
     """
     gram = torch.zeros(len(G), len(G), dtype=torch.float64, device=G.device)
     for rows in torch.split(G, BLOCK, 1):

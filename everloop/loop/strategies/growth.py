@@ -18,17 +18,18 @@ from everloop.loop.strategies.parts.rng import isolated_rng
 class Growth(Strategy):
     """Adds `units` hidden units whenever the mean loss of `patience` batches exceeds `threshold`.
 
-    The idea of dynamically expandable networks (Yoon et al. 2018, section 3.2: expand if the loss
-    stays above a threshold), without their sparsity and splitting. It needs a network that can
-    grow: a part with `branches` and `add_capacity(units)`, which returns a new branch and leaves
-    the outputs unchanged, such as `everloop.agents.GrowingMLP`. It does not prevent forgetting, so
-    combine it with a strategy that does.
+    This is the idea of dynamically expandable networks (Yoon et al. 2018, section 3.2), which
+    expand if the loss stays above a threshold. Their sparsity and splitting are not included.
+
+    The network must have a part with `branches` and `add_capacity(units)`, such as
+    `everloop.agents.GrowingMLP`. `add_capacity` returns a new branch and leaves the outputs
+    unchanged. Growth does not prevent forgetting, so combine it with a strategy that does.
 
     Args:
-        units: Hidden units added by each growth, 0 or more; 0 is plain training.
+        units: Hidden units added at a time, 0 or more; 0 is plain training.
         threshold: Mean loss above which the network grows, in nats, 0 or more.
         patience: Batches over which the loss is averaged before each decision, 1 or more.
-        limit: Maximum number of growths in a run, 0 or more.
+        limit: Maximum number of times that units are added in a run, 0 or more.
         seed: Seed for the weights of new units.
     """
 
@@ -51,7 +52,8 @@ class Growth(Strategy):
         check_range("threshold", threshold, 0)
         check_range("patience", patience, 1)
         check_range("limit", limit, 0)
-        self.units, self.threshold, self.patience, self.limit = units, threshold, patience, limit
+        self.units, self.threshold = units, threshold
+        self.patience, self.limit = patience, limit
         self.generator = torch.Generator().manual_seed(seed)
         self.losses: list[float] = []
         self.grown = 0
@@ -75,9 +77,8 @@ class Growth(Strategy):
     def observe(self, batch: Batch, model: Model) -> None:
         if self.grown == self.limit or batch.target is None:
             return
-        self.losses.append(
-            -float(model.likelihood.log_prob(observed_output(batch, model), batch.target).mean())
-        )
+        output = observed_output(batch, model)
+        self.losses.append(-float(model.likelihood.log_prob(output, batch.target).mean()))
         if len(self.losses) < self.patience:
             return
         if sum(self.losses) / len(self.losses) > self.threshold:
@@ -92,8 +93,8 @@ class Growth(Strategy):
 
 
 def _growing(module: nn.Module) -> Any:
-    """The part of the network that can grow."""
+    """Return the part of the network that can grow."""
     for part in module.modules():
         if hasattr(part, "add_capacity"):
             return part
-    raise ValueError("the network can't grow, which growth needs; use architecture growing")
+    raise ValueError("growth needs a network that can grow; use architecture growing")

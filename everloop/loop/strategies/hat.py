@@ -24,49 +24,54 @@ from everloop.loop.strategies.parts.unit_masks import (
     weights_used,
 )
 
-LIMIT, FLAT = (
-    6.0,
-    50.0,
-)  # of |e|, and of |s e|, beyond which a mask counts as constant (section 2.5)
-LEAST = 16.0  # sigmoid(-16) = 1e-7
-ROWS = 64  # examples on which `inputs_used` looks
+LIMIT = 6.0
+"""Upper bound of |e| (section 2.5)."""
+
+FLAT = 50.0
+"""A mask counts as constant where |s e| is larger (section 2.5)."""
+
+LEAST = 16.0
+"""Upper bound of -s e in a soft mask; sigmoid(-16) = 1e-7."""
+
+EXAMPLES = 64
+"""Number of examples for finding used inputs and weights."""
 
 
 class HAT(Strategy):
-    """Learns a mask over the hidden units of each task, and protects the units that past tasks use.
+    """Learns a mask over hidden units for each task, and protects the units of past tasks.
 
         h <- a h,   a = sigmoid(s e)                              (Serra et al. 2018, eq. 1)
         s = 1 / s_max + (s_max - 1 / s_max) (b - 1) / (B - 1)     (eq. 3)
             at update b of every B = period
         loss + sparsity sum a (1 - a^<t) / sum (1 - a^<t)         (eq. 4, 5)
-            a^<t the maximum over past tasks
+            a^<t is the maximum over past tasks
         e <- e - rate s_max sigmoid(e) sigmoid(-e) dL/da          (section 2.5)
-            where |s e| <= 50; |e| stays below 6
+            where |s e| <= 50; |e| is at most 6
         g_ij <- (1 - min(a_i^<t, a_j^<t)) g_ij                    (eq. 2)
-            of the weight from unit j to unit i
+            for the weight from unit j to unit i
 
     Units are the outputs of linear layers and the channels of convolutions. A bias is protected as
-    much as its unit. All other weights below the last layer (norms) belong to the first task. The
-    last layer is stored at each task's end. Where the task ID is available, `view` applies the
-    task's mask and last layer. A task that returns starts with its mask.
+    much as its unit. All other weights below the last layer, such as those of norms, belong to the
+    first task. The last layer is stored at each task's end. In evaluation, `view` applies the
+    task's mask and last layer. A task that returns starts with its own mask.
 
-    Deviations: at a task's end its mask becomes 1 where e > 0, else 0. eq. 2 is applied to the step
-    as well, since Adam's moments move weights that have no gradient. Past tasks therefore stay
-    exactly as they were, under any optimizer. e descends without the optimizer and without
-    clipping. A layer is masked before its activation (equivalent for ReLU), and an input that is
-    not 0 where units are off (after a sigmoid, a norm) counts as used.
+    Deviations: a task's mask becomes binary at its end, 1 where e > 0. Eq. 2 is applied to the step
+    too, since Adam's moments move weights without a gradient. So past tasks stay exactly the same
+    under any optimizer. e is updated without the optimizer and without clipping. A layer is masked
+    before its activation, which is equivalent for ReLU. An input counts as used if it is not 0
+    where units are off, for example after a sigmoid or a norm.
 
-    It must come first in a list of strategies, since the others build on its masks.
+    HAT must come first in a list of strategies, since the others must see its masks.
 
-    Memory: two copies of the weights; for each task a number a unit, and a last layer.
+    Memory: two copies of the weights; for each task one number per unit and a last layer.
 
     Args:
         masks: Mask the units; false is plain training.
         s_max: Largest slope of the mask's sigmoid, 1 or more.
-        sparsity: Weight of the penalty on used units, 0 or more. c in the paper.
-        rate: Learning rate of the mask embeddings e, above 0. In the paper that of the weights.
-        period: Updates over which the masks harden, 1 or more. An epoch in the paper. A task should
-            end with the last update of a period, when its masks are hard.
+        sparsity: Weight of the penalty on used units, 0 or more. The paper calls it c.
+        rate: Learning rate of the mask embeddings e, above 0. The paper uses that of the weights.
+        period: Number of updates in which the masks become binary, 1 or more. The paper uses an
+            epoch. A task should end with the last update of a period, when its masks are binary.
         seed: Seed for initial mask embeddings, and for the noise that finds unused inputs.
     """
 
@@ -81,7 +86,7 @@ class HAT(Strategy):
         "units",
         "inputs",
         "used",
-        "kept",
+        "values",
         "updates",
         "learning",
         "tasks",
@@ -101,21 +106,17 @@ class HAT(Strategy):
         check_range("sparsity", sparsity, 0)
         check_range("rate", rate, 1e-12)
         check_range("period", period, 1)
-        self.masks, self.s_max, self.sparsity, self.rate, self.period = (
-            masks,
-            s_max,
-            sparsity,
-            rate,
-            period,
-        )
+        self.masks, self.s_max = masks, s_max
+        self.sparsity, self.rate = sparsity, rate
+        self.period = period
         self.generator = torch.Generator().manual_seed(seed)
-        self.tasks = PerTask()  # with e as the key, and the last layer
-        self.e: dict[str, Tensor] = {}  # by layer
-        self.units: dict[str, Tensor] = {}  # a^<t of a layer's outputs
-        self.inputs: dict[str, Tensor] = {}  # and of its inputs
-        self.used: dict[str, Tensor] = {}  # by weight: min(a_i^<t, a_j^<t)
-        self.kept: dict[str, Tensor] = {}  # the weight as it is to be, where that is 1
-        self.updates, self.learning = 0, False  # of the task at hand
+        self.tasks = PerTask()  # keys: e of the task; tensors: its last layer
+        self.e: dict[str, Tensor] = {}  # mask embeddings, by layer
+        self.units: dict[str, Tensor] = {}  # a^<t of each layer's outputs, by layer
+        self.inputs: dict[str, Tensor] = {}  # a^<t of each layer's inputs, by layer
+        self.used: dict[str, Tensor] = {}  # min(a_i^<t, a_j^<t), by weight
+        self.values: dict[str, Tensor] = {}  # weights at the last task's end
+        self.updates, self.learning = 0, False  # updates in the current task; False between tasks
         self._layers: dict[str, Layer] = {}
 
     @property
@@ -128,10 +129,10 @@ class HAT(Strategy):
                 "hat needs the task ID to choose a mask; use a world that shows it (scenario_type "
                 "task, task_cue)"
             )
-        if not model.may_grow:
+        if not model.supports_new_weights:
             raise ValueError(
-                "hat masks units, which the algorithm's target network would not do; use replay or "
-                "ewc"
+                "hat masks units, but the algorithm's target network would have no masks; use "
+                "replay or ewc"
             )
         for part in model.module.modules():
             if isinstance(part, (nn.RNNBase, nn.RNNCellBase)):
@@ -142,7 +143,7 @@ class HAT(Strategy):
             if isinstance(part, nn.modules.batchnorm._BatchNorm) and (
                 part.training or any(p.requires_grad for p in part.parameters())
             ):
-                raise ValueError("hat scales units down, which a batch norm undoes; use norm group")
+                raise ValueError("batch norm undoes the masks of hat; use norm group")
         self._layers = hidden_layers(model)
         if not self._layers:
             raise ValueError(
@@ -175,15 +176,14 @@ class HAT(Strategy):
         if self.learning:
             masks = self._masks()
             free = {name: 1 - self.units[name] for name in masks}
-            price = self.sparsity / torch.cat(list(free.values())).sum().clamp(
-                min=1
-            )  # R is linear in a: no need to go back through it
+            # The penalty is linear in a, so its gradient is known without a backward pass.
+            scale = self.sparsity / torch.cat(list(free.values())).sum().clamp(min=1)
             for name, a in masks.items():
-                a.grad = price * free[name] if a.grad is None else a.grad + price * free[name]
+                a.grad = scale * free[name] if a.grad is None else a.grad + scale * free[name]
 
     @torch.no_grad()
     def after_step(self, batch: Batch, model: Model) -> None:
-        restore_weights(model, self.kept, self.used)
+        restore_weights(model, self.values, self.used)
         if not self.learning:
             return
         s = self._s()
@@ -200,26 +200,25 @@ class HAT(Strategy):
         self.learning = False
         self._show(self._now())
         self.units = {name: torch.maximum(self.units[name], a) for name, a in self._now().items()}
-        examples = batches[0][torch.arange(ROWS, device=model.device) % len(batches[0])]
-        for name, now in inputs_used(
-            model, examples, self._layers, generator_for(model, self.generator)
-        ).items():
+        examples = batches[0][torch.arange(EXAMPLES, device=model.device) % len(batches[0])]
+        noise = generator_for(model, self.generator)
+        for name, now in inputs_used(model, examples, self._layers, noise).items():
             self.inputs[name] = torch.maximum(now, self.inputs.get(name, now))
         self.used = weights_used(model, examples, self._layers, self.units, self.inputs)
-        self.kept = {name: w for name, w in snapshot(model).items() if name in self.used}
+        self.values = {name: w for name, w in snapshot(model).items() if name in self.used}
         self.tasks.end(task, dict(self.e), head(model))
 
     def _s(self) -> float:
-        """At the update to come."""
-        way = (self.updates % self.period) / (self.period - 1) if self.period > 1 else 1.0
-        return 1 / self.s_max + (self.s_max - 1 / self.s_max) * way
+        """Return the slope s of the next update."""
+        progress = (self.updates % self.period) / (self.period - 1) if self.period > 1 else 1.0
+        return 1 / self.s_max + (self.s_max - 1 / self.s_max) * progress
 
     def _now(self) -> dict[str, Tensor]:
-        """The masks at the update to come; between tasks those of the last one."""
+        """Return the masks of the next update; between tasks the last task's binary masks."""
         return _soft(self._s(), self.e) if self.learning else _hard(self.e)
 
     def _masks(self) -> dict[str, Tensor]:
-        """The masks in use, by layer."""
+        """Return the masks that the layers use now, by layer."""
         return unit_masks(self._layers)
 
     @torch.no_grad()
@@ -230,25 +229,21 @@ class HAT(Strategy):
 
     @contextmanager
     def view(self, task: Task, model: Model) -> Iterator[None]:
-        """The task's own mask and head; of a task that has not ended the mask at hand, as hard as
-        it will be.
-        """
+        """Apply the task's binary mask and last layer; before its end, the current mask."""
         if not self.e:
             yield
             return
         now = {name: a.detach().clone() for name, a in self._masks().items()}
         self._show(_hard(self.tasks.keys.get(task.id, self.e)))
         try:
-            with self.tasks.shown(task, model):
+            with self.tasks.applied(task, model):
                 yield
         finally:
             self._show(now)
 
 
 def _soft(s: float, e: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """sigmoid(s e), but from 1e-7 up: gradients through less would be numbers that a CPU is slow to
-    calculate with.
-    """
+    """Return sigmoid(s e), at least 1e-7. Smaller values give denormal gradients, slow on CPUs."""
     return {name: torch.sigmoid((s * x).clamp(min=-LEAST)) for name, x in e.items()}
 
 

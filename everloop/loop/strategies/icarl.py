@@ -23,24 +23,25 @@ from everloop.loop.strategies.parts.teacher import Teacher
 
 
 class ICaRL(Strategy):
-    """Classifies by the nearest class mean of stored exemplars; distils past classes' outputs.
+    """Classifies by the nearest class mean of exemplars, and distils outputs for past classes.
 
         loss = sum over classes of BCE(sigmoid(z), t)
-            t = sigmoid(z*) for classes of ended tasks only, else 1[y = class]
+            t = sigmoid(z*) for past classes that the current task lacks, else 1[y = class]
         guess = argmin_y || phi(x) / |phi(x)| - mu_y ||
-            mu_y the mean of class y's exemplars' phi / |phi|, scaled to length 1
+            mu_y is the mean of phi / |phi| over the exemplars of class y, scaled to length 1
+                                                  (Rebuffi et al. 2017, eq. 1, algorithms 1 to 5)
 
-    Rebuffi et al. 2017, eq. 1, algorithms 1 to 5. phi(x) is the input of the network's last linear
-    layer. `batch_size` exemplars of the classes of ended tasks are added to each fresh batch. At a
-    task's end exemplars are chosen by herding among the examples collected there, capacity /
-    classes of each class. A class that returns is learned from labels again, from its first example
-    on. Its exemplars are then chosen among the old ones and the new examples.
+    z are the logits, and z* those of the network at the last task's end. phi(x) is the input of the
+    network's last linear layer. `batch_size` exemplars of past classes are added to each fresh
+    batch. At a task's end herding chooses capacity / classes exemplars of each class, from the
+    examples of the task that are given there. A class that returns is learned from labels again,
+    from its first example on. Its exemplars are then chosen from the old ones and the new examples.
 
-    Deviation: the loss is a mean over the batch, and exemplars count as much as fresh examples.
+    Deviation: the loss is the sum of the mean over the fresh batch and the mean over the exemplars.
 
     Args:
-        strength: Share of the method's loss, in [0, 1]; 1 is the method, 0 is plain training. In
-            between, the method's loss and the plain loss are mixed.
+        strength: Share of the method's loss, in [0, 1]; 1 is the method, 0 is plain training.
+            Values in between mix the method's loss and the plain loss.
         capacity: Number of exemplars stored in total, at least one for each class.
         batch_size: Number of exemplars added to each batch, 1 or more.
         seed: Seed for choosing which exemplars are replayed, 0 or more.
@@ -57,18 +58,20 @@ class ICaRL(Strategy):
         several_passes=True,
         rank={"class": 6},
     )
-    state = ("store", "rows", "brought", "teacher", "rng")
+    state = ("store", "rows", "current", "teacher", "rng")
 
     def __init__(
         self, strength: float = 1.0, capacity: int = 1000, batch_size: int = 64, seed: int = 0
     ) -> None:
         check_range("strength", strength, 0, 1)
         check_range("batch_size", batch_size, 1)
-        self.strength, self.capacity, self.batch_size = strength, capacity, batch_size
-        self.store, self.rows = Store(capacity), dict[int, Rows]()  # of each class, the best first
+        self.strength = strength
+        self.capacity, self.batch_size = capacity, batch_size
+        self.store = Store(capacity)
+        self.rows = dict[int, Rows]()  # rows of the store by class, the best exemplar first
         self.rng = np.random.default_rng(seed)
         self.teacher = Teacher()
-        self.brought = set[int]()  # classes seen in the task at hand
+        self.current = set[int]()  # classes seen in the current task
 
     def check(self, model: Model) -> None:
         check_labels(model, "icarl", "replay or derpp")
@@ -80,19 +83,18 @@ class ICaRL(Strategy):
         check_range("capacity", self.capacity, model.likelihood.size())
 
     def begin_task(self, task: Task, model: Model) -> None:
-        self.brought = set()
+        self.current = set()
 
     def observe(self, batch: Batch, model: Model) -> None:
         if batch.target is not None:
-            self.brought |= set(batch.target.flatten().tolist())
+            self.current |= set(batch.target.flatten().tolist())
 
     def recall(self, model: Model) -> Batch | None:
         if not self.rows:
             return None
-        known = np.concatenate(list(self.rows.values()))
-        return model.augmented(
-            self._read(known[self.rng.integers(0, len(known), self.batch_size)], model)
-        )
+        rows = np.concatenate(list(self.rows.values()))
+        drawn = rows[self.rng.integers(0, len(rows), self.batch_size)]
+        return model.augmented(self._read(drawn, model))
 
     def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
         given = [part for part in (fresh, replayed) if part is not None]
@@ -104,18 +106,16 @@ class ICaRL(Strategy):
         return loss
 
     def _loss(self, part: Forward, model: Model) -> Tensor:
-        """Binary cross-entropy of labels, and of the old network's outputs for past classes."""
+        """Return the binary cross-entropy with labels and the old network's outputs."""
         batch, logits = part.batch, part.output.prediction
         assert batch.target is not None
         target = F.one_hot(batch.target, logits.shape[-1]).to(logits.dtype)
         if self.teacher.module is not None:
-            old = torch.tensor(
-                sorted(set(self.rows) - self.brought), dtype=torch.long, device=logits.device
-            )
+            past = sorted(set(self.rows) - self.current)
+            old = torch.tensor(past, dtype=torch.long, device=logits.device)
             with torch.no_grad():
-                target[..., old] = torch.sigmoid(model.outputs(batch, self.teacher.module))[
-                    ..., old
-                ]
+                distilled = torch.sigmoid(model.outputs(batch, self.teacher.module))
+            target[..., old] = distilled[..., old]
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1).mean()
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
@@ -123,54 +123,45 @@ class ICaRL(Strategy):
         self.teacher.copy(model)
 
     def _means(self, model: Model) -> Tensor:
-        """mu (classes known, features) as the network sees the exemplars now, far away for classes
-        without any.
+        """Return mu (classes, features) with the current network.
+
+        The means of classes without exemplars are far away from all features.
         """
         with model.evaluating():
-            known = {
+            by_class = {
                 label: self._features(model, self._read(rows, model))
                 for label, rows in self.rows.items()
             }
-        means = next(iter(known.values())).new_full(
-            (max(known) + 1, model.last_layer().in_features), 1e4
-        )
-        for label, features in known.items():
+        shape = (max(by_class) + 1, model.last_layer().in_features)
+        means = next(iter(by_class.values())).new_full(shape, 1e4)
+        for label, features in by_class.items():
             means[label] = F.normalize(features.mean(0), dim=0)
         return means
 
     def _choose(self, model: Model, batches: Sequence[Batch]) -> None:
-        """Make room, then herd the exemplars of the classes that came into it (algorithms 4
-        and 5).
-        """
-        came = {
-            label
-            for batch in batches
-            if batch.target is not None
-            for label in batch.target[0].tolist()
-        }
-        back = [row for label in sorted(came & set(self.rows)) for row in self.rows[label]]
-        batches = [*batches, self._read(np.array(back, np.int64), model)] if back else batches
+        """Reduce old exemplars, then choose those of the task's classes (algorithms 4 and 5)."""
+        targets = [batch.target[0] for batch in batches if batch.target is not None]
+        new = {label for target in targets for label in target.tolist()}
+        again = [row for label in sorted(new & set(self.rows)) for row in self.rows[label]]
+        batches = [*batches, self._read(np.array(again, np.int64), model)] if again else batches
         labels = torch.cat([batch.target[0] for batch in batches if batch.target is not None])
-        share = self.capacity // len(came | set(self.rows))
-        self.rows = {label: rows[:share] for label, rows in self.rows.items() if label not in came}
-        free = sorted(
-            set(range(self.capacity)) - {row for rows in self.rows.values() for row in rows}
-        )
+        share = self.capacity // len(new | set(self.rows))
+        self.rows = {label: rows[:share] for label, rows in self.rows.items() if label not in new}
+        taken = {row for rows in self.rows.values() for row in rows}
+        free = sorted(set(range(self.capacity)) - taken)
         with model.evaluating():
             features = torch.cat([self._features(model, batch) for batch in batches])
         items = [
             replace(batch, action=None, output=None, value=None).to_items() for batch in batches
         ]
         together = {name: np.concatenate([item[name] for item in items]) for name in items[0]}
-        for label in sorted(came):
+        for label in sorted(new):
             candidates = torch.nonzero(labels == label)[:, 0]
-            best = (
-                candidates[herding(features[candidates], min(share, len(candidates)))].cpu().numpy()
-            )
-            self.rows[label], free = np.array(free[: len(best)], np.int64), free[len(best) :]
-            self.store.write(
-                self.rows[label], {name: value[best] for name, value in together.items()}
-            )
+            order = herding(features[candidates], min(share, len(candidates)))
+            best = candidates[order].cpu().numpy()
+            rows, free = np.array(free[: len(best)], np.int64), free[len(best) :]
+            self.rows[label] = rows
+            self.store.write(rows, {name: value[best] for name, value in together.items()})
 
     def _restored(self, model: Model) -> None:
         self.teacher.restore(model)
@@ -184,7 +175,7 @@ class ICaRL(Strategy):
 
     @contextmanager
     def view(self, task: Task, model: Model) -> Iterator[None]:
-        """The nearest mean of exemplars answers in place of the last layer, once there are any."""
+        """Classify by the nearest mean of exemplars, once there are exemplars."""
         if not self.rows:
             yield
             return
@@ -204,5 +195,5 @@ class ICaRL(Strategy):
 
 
 def _normalized(features: Tensor) -> Tensor:
-    """phi / |phi|, in single precision or better: in half of it near means are the same."""
+    """Return phi / |phi| in single precision or better, since half would merge close means."""
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)

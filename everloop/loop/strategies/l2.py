@@ -16,14 +16,14 @@ from everloop.loop.strategies.parts.warning import ClassIncrementalWarning
 
 
 class L2(Strategy):
-    """Anchors all weights equally where the last task ended.
+    """Anchors all weights equally at their values at the last task's end.
 
         penalty = strength / 2 * sum_i (w_i - w*_i)^2
 
-    The baseline that EWC was compared with (Kirkpatrick et al. 2017, figure 2; Continual World,
-    section 4).
+    w* are the weights at the last task's end. EWC is compared with this baseline by Kirkpatrick et
+    al. 2017 (figure 2) and in Continual World (Wolczyk et al. 2021, section 4).
 
-    Memory: three numbers a weight.
+    Memory: three numbers per weight.
 
     Args:
         strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
@@ -41,6 +41,6 @@ class L2(Strategy):
         self.penalty.add_gradient(model, self.strength)
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        self.warning.look(model, batches)
+        self.warning.check(model, batches)
         now = snapshot(model)
         self.penalty.move({name: torch.ones_like(w) for name, w in now.items()}, now, decay=0.0)

@@ -19,8 +19,8 @@ class L2Init(Strategy):
         penalty = strength * sum_i (w_i - w0_i)^2
                                       (Kumar et al. 2023, "regenerative regularization", eq. 1)
 
-    Units that are no longer useful return to their initial weights, from which they can learn
-    again.
+    w0 are the initial weights. Units that are no longer useful return to their initial weights,
+    from which they can learn again.
 
     Memory: two copies of the weights.
 
@@ -39,7 +39,7 @@ class L2Init(Strategy):
         self._anchor_new(model)
 
     def edit_gradients(self, batch: Batch, model: Model) -> None:
-        self._anchor_new(model)  # weights may come at any time: this is before their first step
+        self._anchor_new(model)  # weights can be added at any time, here before their first step
         self.penalty.add_gradient(model, 2 * self.strength)
 
     def _anchor_new(self, model: Model) -> None:

@@ -16,29 +16,30 @@ from everloop.loop.strategies.parts.rehearsal import Rehearsal, check_labels
 
 
 class LaMAML(Rehearsal):
-    """Trains on the gradients after look-ahead steps, with a learned step size for every weight.
+    """Trains on gradients after look-ahead steps, with a learned step size for every weight.
 
-        w_(k+1) = w_k - max(0, a) g_k,  g_k the gradient on part k,  w_0 = w
+        w_(k+1) = w_k - max(0, a) g_k,  w_0 = w
+            g_k is the gradient on part k of the fresh batch
         alpha:  a <- a - alpha_lr * d/da mean_k L(w_(k+1))
                   =  a + alpha_lr * mean_k (grad L(w_(k+1)) * sum_(j <= k) g_j)
         weights:  w <- w - max(0, a) * mean_k grad L(w_(k+1))
                                       (Gupta et al. 2020, algorithm 1 and eq. 6-8)
 
     The fresh batch is divided into parts, one for each look-ahead step. L is the loss on the fresh
-    batch and a sample of stored examples. First order, as in the authors' code. With plain gradient
-    descent as the optimizer, the step is the one above, whatever its learning rate; any other
-    optimizer rescales it.
+    batch and a sample of stored examples. The gradients are first order, as in the authors' code.
+    With plain gradient descent as the optimizer, the step is the one above for any learning rate.
+    Other optimizers rescale it.
 
-    Memory: a number for each weight, beside the examples.
+    Memory: one number per weight, besides the examples.
 
     Args:
         strength: Share of the method's gradient, in [0, 1]; 1 is the method, 0 is plain training.
-            In between, the method's gradient and the plain gradient are mixed.
+            Values in between mix the method's gradient and the plain gradient.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
         alpha: Initial step size a of every weight, 0 or more.
         alpha_lr: Learning rate of the step sizes a, 0 or more.
-        parts: Parts of each new batch, one look-ahead step each, 1 or more.
+        parts: Number of parts of each fresh batch, with one look-ahead step each, 1 or more.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
@@ -67,16 +68,17 @@ class LaMAML(Rehearsal):
         check_range("alpha", alpha, 0)
         check_range("alpha_lr", alpha_lr, 0)
         check_range("parts", parts, 1)
-        self.alpha, self.alpha_lr, self.parts = alpha, alpha_lr, parts
-        self.rates: dict[str, Tensor] = {}  # a
+        self.alpha, self.alpha_lr = alpha, alpha_lr
+        self.parts = parts
+        self.rates: dict[str, Tensor] = {}  # a by the weight's name
 
     def check(self, model: Model) -> None:
         if not model.labelled:
             check_labels(model, "la_maml", "replay or clear")
         if model.accumulate > 1:
             raise ValueError(
-                f"accumulate is {model.accumulate}; la_maml looks ahead on one batch, so it must "
-                "be 1"
+                f"accumulate is {model.accumulate}; it must be 1 for la_maml, which looks ahead on "
+                "one batch"
             )
         super().check(model)
 
@@ -93,12 +95,12 @@ class LaMAML(Rehearsal):
         weights = model.weights()
         for name, w in weights.items():
             self.rates.setdefault(name, torch.full_like(w, self.alpha))
-        meta, drift = self._look_ahead(model, batch, self.draw(model))
+        meta, descent = self._look_ahead(model, batch, self.draw(model))
         lr = {
             p: float(group["lr"]) for group in model.optimizer.param_groups for p in group["params"]
         }
         with torch.no_grad():
-            for (name, w), g, d in zip(weights.items(), meta, drift, strict=True):
+            for (name, w), g, d in zip(weights.items(), meta, descent, strict=True):
                 self.rates[name] = self.rates[name] + self.alpha_lr * d
                 step = self.rates[name].clamp(min=0) * g / lr[w]
                 if w.grad is not None:
@@ -107,26 +109,28 @@ class LaMAML(Rehearsal):
     def _look_ahead(
         self, model: Model, batch: Batch, stored: Batch | None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """mean_k of grad L(w_(k+1)), and of its product with the gradients that led there."""
+        """Return the means over k of grad L(w_(k+1)), and of its product with sum_(j <= k) g_j."""
         names, fast = list(model.weights()), [w.detach() for w in model.weights().values()]
         a = [self.rates[name].clamp(min=0) for name in names]
-        led, meta, drift = ([torch.zeros_like(w) for w in fast] for _ in range(3))
+        path = [torch.zeros_like(w) for w in fast]  # sum_(j <= k) g_j
+        meta = [torch.zeros_like(w) for w in fast]
+        descent = [torch.zeros_like(w) for w in fast]
         both = batch if stored is None else Batch.join([batch, stored])
         parts = list(batch.split(-(-len(batch) // self.parts)))
-        aside = model.copied_buffers()  # statistics of fast weights are not the network's
+        buffers = model.copied_buffers()  # the look-ahead must not change the network's statistics
         for part in parts:
-            g = _gradient(model, part, dict(zip(names, fast, strict=True)), aside)
-            torch._foreach_add_(led, g)
+            g = _gradient(model, part, dict(zip(names, fast, strict=True)), buffers)
+            torch._foreach_add_(path, g)
             fast = list(torch._foreach_addcmul(fast, a, g, value=-1))
-            ahead = _gradient(model, both, dict(zip(names, fast, strict=True)), aside)
+            ahead = _gradient(model, both, dict(zip(names, fast, strict=True)), buffers)
             torch._foreach_add_(meta, ahead, alpha=1 / len(parts))
-            torch._foreach_addcmul_(drift, ahead, led, value=1 / len(parts))
-        return meta, drift
+            torch._foreach_addcmul_(descent, ahead, path, value=1 / len(parts))
+        return meta, descent
 
 
 def _gradient(
     model: Model, batch: Batch, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
 ) -> list[Tensor]:
-    """Of the loss of `batch`, with these weights and buffers in place of the network's own."""
+    """Return the gradient of the loss of `batch` at these weights and with these buffers."""
     leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
     return gradient(model.loss(batch, leaves | dict(buffers)), list(leaves.values()))

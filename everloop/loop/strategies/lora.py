@@ -20,37 +20,39 @@ from everloop.loop.strategies.base import (
     Strategy,
     Traits,
     check_choice,
-    check_may_grow,
+    check_new_weights,
     check_range,
 )
 from everloop.loop.strategies.parts.per_task import PerTask, freeze_below, head, head_weights
 from everloop.loop.strategies.parts.rng import isolated_rng
 
 ONLINE = "online"
+"""Name of the adapter that is merged at each task's end."""
 
 
 class LoRA(Strategy):
-    """Trains low-rank adapters in every linear layer below the last; the network itself is frozen.
+    """Freezes the network, and trains low-rank adapters in the linear layers below the last.
 
         W x + (alpha / rank) B A x,   A (rank, i), B (o, rank)       (Hu et al. 2022, section 4.1)
 
-    By the library `peft` (extra `lora`). B starts as 0, so a new adapter does not change the
-    outputs. The last layer and a value head are always trained. With one adapter per task, the last
-    layer is stored at each task's end. Everything else is frozen. A task that returns continues
-    with its own adapter and last layer. Tasks of one phase share an adapter; one of them that
-    returns alone gets a copy.
+    W (o, i) is the weight of a linear layer. The library `peft` adds the adapters (extra `lora`). B
+    starts as 0, so a new adapter does not change the outputs. The last layer and a value head are
+    always trained, and everything else is frozen. With one adapter per task, the last layer is
+    stored at each task's end, and a task that returns continues with its own adapter and last
+    layer. Tasks of one phase share an adapter. If one of them returns alone, it continues with a
+    copy.
 
-    Memory: rank * (i + o) numbers a layer, for each task.
+    Memory: rank * (i + o) numbers per layer for each task.
 
     Args:
         rank: Rank of the adapters, 0 or more; 0 is plain training.
-        alpha: Scale of the adapters, above 0; each is multiplied by alpha / rank.
+        alpha: Scale of the adapters, above 0. Each adapter is multiplied by alpha / rank.
         adapters: One adapter per task (task), or one merged at each task's end (online). task needs
-            the task ID. online adds (alpha / rank) B A to W and restarts the adapter. It must then
-            come first in a list of strategies, so that those that store weights at a task's end
-            store the new adapter's.
-        train_base: Train the whole network in the first task, before any adapter. False trains
-            adapters from the start, for a pre-trained network.
+            the task ID. online adds (alpha / rank) B A to W and starts the adapter again. Then LoRA
+            must come first in a list of strategies, since strategies that store weights at a task's
+            end must see the new adapter.
+        train_base: Train the whole network in the first task, without adapters. False trains
+            adapters from the start, which suits a pre-trained network.
         seed: Seed for the initial weights of new adapters.
     """
 
@@ -76,14 +78,14 @@ class LoRA(Strategy):
         check_range("rank", rank, 0)
         check_range("alpha", alpha, 1e-6)
         check_choice("adapters", adapters, ("task", "online"))
-        self.rank, self.alpha, self.adapters, self.train_base = rank, alpha, adapters, train_base
+        self.rank, self.alpha = rank, alpha
+        self.adapters, self.train_base = adapters, train_base
         self.comes_first = adapters == ONLINE
         self.generator = torch.Generator().manual_seed(seed)
-        # The key is the adapter's name, or None for the bare network; with it the last layer.
-        self.tasks = PerTask()
-        self.made: list[str] = []  # the adapters, in the order in which they came
-        self.adapter: str | None = None
-        self.frozen = False
+        self.tasks = PerTask()  # keys: adapter's name, None without one; tensors: the last layer
+        self.made: list[str] = []  # names of all adapters, in order of creation
+        self.adapter: str | None = None  # name of the adapter in use; None for the bare network
+        self.frozen = False  # True once the network below the last layer is frozen
 
     @property
     def active(self) -> bool:
@@ -91,7 +93,7 @@ class LoRA(Strategy):
 
     def check(self, model: Model) -> None:
         _peft()
-        check_may_grow(model, "lora")
+        check_new_weights(model, "lora")
         if self.adapters == "task" and not model.task_aware:
             raise ValueError(
                 "lora needs the task ID to choose an adapter; without it use adapters online"
@@ -130,16 +132,14 @@ class LoRA(Strategy):
         self._use(name, model.module)
 
     def _adapter_for(self, task: Task, before: str | None) -> str:
-        """The one that the task had `before`, unless other tasks keep it."""
+        """Return the name of the task's adapter: its earlier one, unless other tasks use it too."""
         if self.adapters == ONLINE:
             return ONLINE
-        kept = set(self.tasks.keys.values())
-        own = (
-            f"task_{task.id}"
-            if f"task_{task.id}" not in kept
-            else f"task_{task.id}_{len(self.made)}"
-        )
-        return own if before is None or before in kept else before
+        taken = set(self.tasks.keys.values())
+        if before is not None and before not in taken:
+            return before
+        name = f"task_{task.id}"
+        return name if name not in taken else f"{name}_{len(self.made)}"
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self.tasks.end(task, self.adapter, head(model) if self.adapters == "task" else {})
@@ -154,23 +154,21 @@ class LoRA(Strategy):
             self.frozen = True
 
     def _settle(self, model: Model) -> None:
-        """An adapter whose task has ended stays as it is."""
+        """Freeze the current adapter if its task has ended."""
         if self.adapters == "task" and self.adapter in self.tasks.keys.values():
             _set_trained(dict.fromkeys(_adapter_weights(self.adapter, model.module), False))
 
     def _inject(self, name: str, model: Model, generator: torch.Generator) -> None:
-        """New adapters in all linear layers, and into the optimizer."""
-        exactly = "|".join(
-            map(re.escape, _targets(model))
-        )  # a list would be one of endings: "0" of "2.0"
-        config = _peft().LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=exactly)
+        """Add a new adapter to all linear layers below the last, and to the optimizer."""
+        # peft would match a list by the end of names: "0" would match "2.0".
+        pattern = "|".join(map(re.escape, _targets(model)))
+        config = _peft().LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=pattern)
         with isolated_rng(model, generator), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Already found a `peft_config`"
-            )  # of the tasks before
+            # Earlier adapters have left a `peft_config`, which is intended.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             _peft().inject_adapter_in_model(config, model.module, name)
         for p in head_weights(model):
-            p.requires_grad_(True)  # injecting freezes all that is no adapter
+            p.requires_grad_(True)  # peft has frozen everything except adapters
         model.add_weights(_adapter_weights(name, model.module))
 
     def _use(self, name: str | None, module: nn.Module) -> None:
@@ -181,8 +179,9 @@ class LoRA(Strategy):
 
     @torch.no_grad()
     def _merge(self, name: str, model: Model) -> None:
-        """The adapter becomes part of the network, and begins anew: A drawn, B 0, the optimizer's
-        state for them gone.
+        """Add the adapter to the network's weights, and start it again.
+
+        A is drawn again, B becomes 0, and the optimizer's state for both is removed.
         """
         with isolated_rng(model, self.generator):
             for layer in _lora_layers(model.module):
@@ -193,18 +192,18 @@ class LoRA(Strategy):
 
     @contextmanager
     def view(self, task: Task, model: Model) -> Iterator[None]:
-        """The task's own adapter and head."""
+        """Use the task's own adapter and last layer."""
         if task not in self.tasks or self.adapters == ONLINE:
             yield
             return
         trained = {p: p.requires_grad for p in model.module.parameters()}
         self._use(self.tasks.keys[task.id], model.module)
         try:
-            with self.tasks.shown(task, model):
+            with self.tasks.applied(task, model):
                 yield
         finally:
             self._use(self.adapter, model.module)
-            _set_trained(trained)  # choosing an adapter freezes the others
+            _set_trained(trained)  # peft has frozen the adapters that were not in use
 
 
 def _peft() -> Any:
@@ -215,7 +214,7 @@ def _peft() -> Any:
 
 
 def _targets(model: Model) -> list[str]:
-    """Names of the linear layers below the last one. Raises ValueError without any."""
+    """Return the names of the linear layers below the last one; ValueError if there are none."""
     layers, heads = set(_lora_layers(model.module)), set(head_weights(model))
     linear = {
         layer

@@ -22,29 +22,31 @@ from everloop.loop.strategies.base import (
 from everloop.loop.strategies.parts.teacher import Teacher
 
 NEVER = -1e4
-"""A logit that no probability is left of; finite, so that 0 * NEVER is 0."""
+"""A logit whose probability is 0. It is finite, so that 0 * NEVER is 0."""
 
 
 class LwF(Strategy):
-    """Keeps the outputs for past tasks close to those of the network at the last task's end.
+    """Keeps outputs for past tasks close to the network's outputs at the last task's end.
 
         loss += strength * sum over ended tasks k of T^2 KL(softmax(z_k* / T) || softmax(z_k / T))
 
-    z_k are the outputs of task k's head, if there is one for each task. Otherwise they are the
-    outputs for all classes seen in ended tasks, and each ended task weighs as much as the current
-    one (Li & Hoiem 2017, eq. 2-4; the weight of each task as in van de Ven et al. 2022). In control
-    the loss is the KL divergence of the policies. No examples are stored, and the only extra
-    forward pass is the old network's. Combined with replay (`lwf,replay`) it is LwF with replay.
+    Li & Hoiem 2017, eq. 2-4. If each task has its own head, z_k are the outputs of task k's head.
+    Otherwise z_k are the outputs for all classes seen in ended tasks, and each ended task has the
+    same weight as the current one, as in van de Ven et al. 2022. z_k* are the outputs of the
+    network at the last task's end. In control the loss is the KL divergence between the policies.
+
+    No examples are stored, and the only extra forward pass is the old network's. Use it together
+    with replay (`lwf,replay`) for LwF with replay.
 
     Memory: a copy of the network.
 
     Args:
         strength: Weight of the distillation loss, 0 or more; 0 is plain training.
-        temperature: Temperature T of the softmax, 0.001 or more. For classes, tags and discrete
-            actions.
+        temperature: Temperature T of the softmax, 0.001 or more. Used for classes, tags and
+            discrete actions.
         outputs: Outputs distilled by a single head: past (classes of ended tasks) or all. With all,
-            the old network's low probabilities for the new task's classes are distilled too, as in
-            the code of van de Ven et al. 2022.
+            the old network's low probabilities for the new classes are distilled too, as in the
+            code of van de Ven et al. 2022.
     """
 
     name = "lwf"
@@ -62,9 +64,9 @@ class LwF(Strategy):
         self.strength = check_strength(strength)
         self.temperature, self.outputs = temperature, outputs
         self.teacher = Teacher()
-        self.past: list[int] = []  # ids of ended tasks
+        self.past: list[int] = []  # IDs of ended tasks
         self.seen: Tensor | None = None  # bool (P,), classes observed so far
-        self.old: Tensor | None = None  # those of ended tasks
+        self.old: Tensor | None = None  # bool (P,), classes observed in ended tasks
 
     def check(self, model: Model) -> None:
         if model.sequence_length > 1:
@@ -91,12 +93,12 @@ class LwF(Strategy):
         return self.strength * len(self.past) * self._distance(model, p, q).mean()
 
     def _distance(self, model: Model, p: Tensor, q: Tensor) -> Tensor:
-        """Return T^2 KL(p / T || q / T), without the last axis."""
+        """Return T^2 KL(softmax(p / T) || softmax(q / T)); the last axis is summed over."""
         T = self.temperature if model.likelihood.discrete else 1.0
         return T**2 * model.likelihood.kl(p / T, q / T)
 
     def _see(self, model: Model, batch: Batch) -> None:
-        """Note the classes in `batch`."""
+        """Record the classes in `batch`."""
         if model.classes is None or batch.target is None:
             return
         if self.seen is None:

@@ -22,10 +22,10 @@ class MAS(Strategy):
         penalty = strength * sum_i Omega_i (w_i - w*_i)^2          (Aljundi et al. 2018, eq. 4)
         Omega_i = sum over tasks of the mean over examples of | d |f(x)|^2 / d w_i |      (eq. 3)
 
-    Labels are not needed. Omega is a mean of absolute per-example gradients, so it does not depend
-    on the batch size.
+    w* are the weights at the last task's end. Labels are not needed. Omega is a mean of absolute
+    per-example gradients, so it does not depend on the batch size.
 
-    Memory: three numbers a weight, whatever the number of tasks.
+    Memory: three numbers per weight, for any number of tasks.
 
     Args:
         strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
@@ -45,10 +45,9 @@ class MAS(Strategy):
         self.penalty.add_gradient(model, 2 * self.strength)
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-
         def squared_norm(batch: Batch) -> Tensor:
             return (model.outputs(batch) ** 2).sum((0, 2))[None]
 
-        self.warning.look(model, batches)
+        self.warning.check(model, batches)
         importance = mean_powers(model, subsample(batches, self.examples), squared_norm, 1)
         self.penalty.move(importance, snapshot(model))

@@ -14,24 +14,24 @@ from everloop.loop.strategies.parts.rehearsal import Rehearsal
 
 
 class MIR(Rehearsal):
-    """Replays the stored examples whose loss the coming update would raise most.
+    """Replays the stored examples whose loss the next update would increase most.
 
         w' = w - lr * gradient of the fresh batch
-        of `candidates` stored examples, sampled without replacement, take the `batch_size` with
-        the largest l(f(x; w'), y) - l(f(x; w), y)
+        sample `candidates` stored examples without replacement
+        choose the `batch_size` of them with the largest l(f(x; w'), y) - l(f(x; w), y)
         loss += strength * their mean loss            (Aljundi et al. 2019, section 3.1, eq. 1)
 
-    w' is a plain gradient step with the optimizer's learning rate times `lookahead`, whatever the
-    optimizer. Both losses l are computed in evaluation mode, without dropout.
+    w' is a step of plain gradient descent for any optimizer, with the optimizer's learning rate
+    times `lookahead`. Both losses l are computed in evaluation mode, for example without dropout.
 
-    Cost: two more forward passes over the candidates with every update.
+    Cost: two more forward passes over the candidates in every update.
 
     Args:
         strength: Weight of the replay loss, 0 or more; 0 is plain training.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
         candidates: Number of stored examples compared with each update, at least batch_size.
-        lookahead: Length of the look-ahead step in learning rates, 0 or more.
+        lookahead: Length of the look-ahead step in units of the learning rate, 0 or more.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
@@ -62,21 +62,21 @@ class MIR(Rehearsal):
             return
         rows = self.memory.draw_distinct(self.candidates)
         stored = model.augmented(self.read(rows, model))
-        hurt = self.interference(stored, model)
-        worst = stored[hurt.topk(min(self.batch_size, len(stored))).indices]
-        (self.strength * model.loss(worst)).backward()  # type: ignore[no-untyped-call]
+        increase = self.interference(stored, model)
+        worst = stored[increase.topk(min(self.batch_size, len(stored))).indices]
+        loss = self.strength * model.loss(worst)
+        loss.backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def interference(self, stored: Batch, model: Model) -> Tensor:
-        """Return how much each example's loss would grow, (B,)."""
+        """Return how much the next update would increase each example's loss, (B,)."""
         assert stored.target is not None
         moved: dict[nn.Parameter, Tensor] = {}
         for group in model.optimizer.param_groups:
             live = [p for p in group["params"] if p.grad is not None]
             if live:
-                ahead = torch._foreach_add(
-                    live, [p.grad for p in live], alpha=-float(group["lr"]) * self.lookahead
-                )
+                step = -float(group["lr"]) * self.lookahead
+                ahead = torch._foreach_add(live, [p.grad for p in live], alpha=step)
                 moved |= zip(live, ahead, strict=True)
         weights = {name: moved.get(p, p) for name, p in model.weights().items()}
         with model.evaluating():

@@ -14,7 +14,7 @@ from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Effect, Strategy, Traits, check_range
-from everloop.loop.strategies.parts.per_task import PerTask, showing
+from everloop.loop.strategies.parts.per_task import PerTask, substituted
 from everloop.loop.strategies.parts.quadratic import restore_weights, snapshot
 
 
@@ -22,24 +22,25 @@ class PackNet(Strategy):
     """Gives each task its own share of the weights by pruning, retraining and freezing.
 
     Mallya & Lazebnik 2018, section 3. At a task's end, in every weight matrix, the task keeps the
-    `share` of the free weights with the largest |w|. The other free weights become 0 and serve
-    later tasks. The kept weights are retrained without them and then frozen. Where the task ID is
-    available, `view` sets later tasks' weights to 0, so the network is as it was.
+    `share` of the free weights with the largest |w|. The other free weights become 0 and are left
+    for later tasks. The kept weights are retrained without them and then frozen. In evaluation,
+    `view` sets the weights of later tasks to 0, so a past task sees the network that it ended with.
 
-    All other weights on which the outputs depend (biases, norms) belong to the first task, as in
-    section 3.2. If the task has its own head, it keeps all of it. Running statistics of norms are
-    stored for each task. Past tasks stay exact under any optimizer: frozen weights have no
-    gradient and are restored after the step, since Adam's moments move weights without one.
+    All other weights on which the outputs depend, such as biases and norms, belong to the first
+    task, as in section 3.2. If a task has its own head, it keeps the whole head. Running statistics
+    of norms are stored for each task. Past tasks stay exactly the same under any optimizer: frozen
+    weights get the gradient 0 and are restored after the step, since Adam's moments would move
+    them.
 
-    It must come first in a list of strategies, since the others build on what it has pruned.
+    PackNet must come first in a list of strategies, since the others must see the pruned weights.
 
     Memory: three and a half copies of the weights.
 
     Args:
         share: Share of the free weights that each task keeps, in [0, 1]; 0 is plain training.
         retrain_steps: Updates after pruning at each task's end, 0 or more. They use Adam at the
-            full learning rate, on the examples collected at the task's end (see
-            consolidation_steps). Targets are the labels; in control, the policy before pruning.
+            full learning rate, on the examples given at the task's end (see consolidation_steps).
+            The targets are the labels; in control, the policy's outputs before pruning.
         batch_size: Number of examples in each retraining update, 1 or more.
         seed: Seed for sampling the retraining examples.
     """
@@ -50,7 +51,7 @@ class PackNet(Strategy):
     )
     effects = frozenset({Effect.DIVIDES_WEIGHTS})
     comes_first = True
-    state = ("owner", "tasks", "rank", "kept", "generator")
+    state = ("owner", "tasks", "rank", "values", "generator")
 
     def __init__(
         self, share: float = 0.5, retrain_steps: int = 200, batch_size: int = 128, seed: int = 0
@@ -58,12 +59,13 @@ class PackNet(Strategy):
         check_range("share", share, 0, 1)
         check_range("retrain_steps", retrain_steps, 0)
         check_range("batch_size", batch_size, 1)
-        self.share, self.retrain_steps, self.batch_size = share, retrain_steps, batch_size
+        self.share = share
+        self.retrain_steps, self.batch_size = retrain_steps, batch_size
         self.generator = torch.Generator().manual_seed(seed)
-        self.owner: dict[str, Tensor] = {}  # int16, 0: free, k: of the k-th task
+        self.owner: dict[str, Tensor] = {}  # int16: k if the k-th task owns the weight, 0 if free
         self.rank = 0  # k of the latest ended task
-        self.tasks = PerTask()  # with k as the key, and statistics of norms
-        self.kept: dict[str, Tensor] = {}  # owned weights, as they are to be
+        self.tasks = PerTask()  # keys: k of the task; tensors: its statistics of norms
+        self.values: dict[str, Tensor] = {}  # weights at the last task's end
         self._mask()
 
     @property
@@ -78,7 +80,7 @@ class PackNet(Strategy):
             )
 
     def begin_task(self, task: Task, model: Model) -> None:
-        self.tasks.begin(task, model)  # a task that returns gets another share as well
+        self.tasks.begin(task, model)  # a task that returns will get one more share
 
     def edit_gradients(self, batch: Batch, model: Model) -> None:
         rows = [
@@ -90,13 +92,12 @@ class PackNet(Strategy):
             torch._foreach_mul_([g for g, _ in rows], [free for _, free in rows])
 
     def after_step(self, batch: Batch, model: Model) -> None:
-        restore_weights(model, self.kept, self._owned)
+        restore_weights(model, self.values, self._owned)
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self.rank += 1
-        examples = [
-            replace(batch, target=model.targets(batch)) for batch in batches
-        ]  # in control: before pruning
+        # In control the targets are the policy's outputs, so they are computed before pruning.
+        examples = [replace(batch, target=model.targets(batch)) for batch in batches]
         self._claim(task, model, examples[0])
         self._retrain(model, examples)
         self.tasks.end(task, self.rank, dict(model.module.named_buffers()))
@@ -104,7 +105,7 @@ class PackNet(Strategy):
 
     @torch.no_grad()
     def _claim(self, task: Task, model: Model, batch: Batch) -> None:
-        """The task's share of every matrix; the rest of what is free becomes 0."""
+        """Give the task its share of every weight matrix, and set the other free weights to 0."""
         with model.evaluating():
             used, heads = _weights_used(model, batch), _head_rows(task, model, batch)
         for name, p in model.weights().items():
@@ -119,35 +120,31 @@ class PackNet(Strategy):
             elif p.ndim < 2:
                 owner[free] = 1
             else:
-                order = (
-                    p.abs().masked_fill(~free, -1.0).flatten().argsort(descending=True, stable=True)
-                )
+                size = p.abs().masked_fill(~free, -1.0).flatten()
+                order = size.argsort(descending=True, stable=True)
                 mine = torch.zeros(p.numel(), dtype=torch.bool, device=p.device)
                 mine[order[: round(self.share * int(free.sum()))]] = True
                 owner[mine.view(p.shape)] = self.rank
                 p[owner == 0] = 0.0
 
     def _retrain(self, model: Model, batches: Sequence[Batch]) -> None:
-        """What the task owns learns to do without what was pruned."""
+        """Retrain the weights that the task owns, without the pruned ones."""
         own = {
             name: (self.owner[name] == self.rank).to(p.dtype)
             for name, p in model.weights().items()
             if name in self.owner
         }
         live = {name: p for name, p in model.weights().items() if name in own}
-        rate = model.optimizer.defaults[
-            "lr"
-        ]  # the full one: a schedule may have brought it to 0 by now
-        optimizer = torch.optim.Adam(live.values(), lr=float(rate), fused=True)
+        # The initial learning rate, since a schedule may have lowered the current one to 0.
+        rate = float(model.optimizer.defaults["lr"])
+        optimizer = torch.optim.Adam(live.values(), lr=rate, fused=True)
         before = {name: p.detach().clone() for name, p in live.items()}
         for _ in range(self.retrain_steps):
             batch = batches[int(torch.randint(len(batches), (), generator=self.generator))]
-            rows = torch.randint(
-                len(batch), (min(self.batch_size, len(batch)),), generator=self.generator
-            )
-            gradients = torch.autograd.grad(
-                model.loss(batch[rows.to(model.device)]), list(live.values()), allow_unused=True
-            )
+            count = min(self.batch_size, len(batch))
+            rows = torch.randint(len(batch), (count,), generator=self.generator)
+            loss = model.loss(batch[rows.to(model.device)])
+            gradients = torch.autograd.grad(loss, list(live.values()), allow_unused=True)
             for (name, p), g in zip(live.items(), gradients, strict=True):
                 p.grad = None if g is None else g * own[name]
             optimizer.step()
@@ -161,19 +158,19 @@ class PackNet(Strategy):
         self._mask()
 
     def _freeze(self, model: Model) -> None:
-        self.kept = {name: w for name, w in snapshot(model).items() if name in self.owner}
+        self.values = {name: w for name, w in snapshot(model).items() if name in self.owner}
         self._mask()
 
     def _mask(self) -> None:
-        """The owners as factors, for the hooks of every step."""
+        """Compute the masks of owned and of free weights, which every step uses."""
         self._owned = {
-            name: (owner > 0).to(self.kept[name].dtype) for name, owner in self.owner.items()
+            name: (owner > 0).to(self.values[name].dtype) for name, owner in self.owner.items()
         }
         self._free = {name: 1 - owned for name, owned in self._owned.items()}
 
     @contextmanager
     def view(self, task: Task, model: Model) -> Iterator[None]:
-        """Show the weights of an ended task and of those before it."""
+        """Set free weights and weights of later tasks to 0, for a task that has ended."""
         if task not in self.tasks:
             yield
             return
@@ -183,12 +180,12 @@ class PackNet(Strategy):
             for name, owner in self.owner.items()
             if name in weights
         }
-        with showing(model.module, shares), self.tasks.shown(task, model):
+        with substituted(model.module, shares), self.tasks.applied(task, model):
             yield
 
 
 def _weights_used(model: Model, batch: Batch) -> set[str]:
-    """Names of the weights on which the outputs depend: not those of a value head."""
+    """Return the names of the weights on which the outputs depend, so not of a value head."""
     weights = model.weights()
     with torch.enable_grad():
         found = torch.autograd.grad(
@@ -199,12 +196,12 @@ def _weights_used(model: Model, batch: Batch) -> set[str]:
 
 @torch.no_grad()
 def _head_rows(task: Task, model: Model, batch: Batch) -> dict[str, slice]:
-    """Of a last layer with a head for each task: its weights' names, and the task's rows."""
+    """Return the task's rows of the last layer by weight name; empty without heads per task."""
     heads = model.forward(batch[:1]).heads  # (T, B, tasks, P)
     if heads is None:
         return {}
     layer = model.last_layer()
-    size = layer.out_features // heads.shape[2]  # of tags P is as much for every token
+    size = layer.out_features // heads.shape[2]  # not P, which for tags covers all tokens
     names = {id(p): name for name, p in model.weights().items()}
     return {
         names[id(p)]: slice(task.id * size, (task.id + 1) * size)

@@ -12,7 +12,7 @@ from torch import nn
 from everloop.contract import Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.strategies.base import Effect, Strategy, Traits, check_may_grow
+from everloop.loop.strategies.base import Effect, Strategy, Traits, check_new_weights
 from everloop.loop.strategies.parts.per_task import PerTask, freeze_below, head
 from everloop.loop.strategies.parts.rng import isolated_rng
 
@@ -20,16 +20,18 @@ from everloop.loop.strategies.parts.rng import isolated_rng
 class Progressive(Strategy):
     """Adds a column of layers for each task, which reads the frozen columns of earlier tasks.
 
-    Rusu et al. 2016. Nothing learned is changed, so forgetting is impossible, and the network grows
-    with every task. It needs a network with `columns`: a part that has `add_column()`, which
-    returns the new column, and the number `column` of the active one, such as
-    `everloop.agents.ProgressiveMLP`. Weights outside the columns, except the last layer and a value
-    head, are frozen after the first task. Tasks of one phase share a column. A task that returns
-    gets a new column, which reads its old one. The task ID chooses the column.
+    Rusu et al. 2016. Earlier columns never change, so nothing is forgotten, but the network grows
+    with every task. Weights outside the columns are frozen after the first task, except the last
+    layer and a value head. Tasks of one phase share a column. A task that returns gets a new
+    column, which reads its old one. In evaluation the task ID chooses the column.
 
-    Deviation: laterals are linear, without the adapters of eq. 2.
+    The network must have a part with `columns`, the index `column` of the active one, and
+    `add_column()`, which returns the new column, such as `everloop.agents.ProgressiveMLP`.
 
-    Memory: a column for each phase; its laterals grow with the number of earlier ones.
+    Deviation: lateral connections are linear, without the adapters of eq. 2.
+
+    Memory: a column for each phase. The number of its lateral connections grows with the number of
+    earlier columns.
 
     Args:
         columns: Add a column for each task; false is plain training.
@@ -44,8 +46,8 @@ class Progressive(Strategy):
     def __init__(self, columns: bool = True, seed: int = 0) -> None:
         self.columns = columns
         self.generator = torch.Generator().manual_seed(seed)
-        self.tasks = PerTask()  # with the column's index as the key, and the last layer
-        self.added = 0  # columns beside the first one
+        self.tasks = PerTask()  # keys: index of the column; tensors: the last layer
+        self.added = 0  # number of columns besides the first one
         self.ended = False  # True if the newest column's phase has ended
 
     @property
@@ -54,7 +56,7 @@ class Progressive(Strategy):
 
     def check(self, model: Model) -> None:
         _columned(model.module)
-        check_may_grow(model, "progressive")
+        check_new_weights(model, "progressive")
         if not model.task_aware:
             raise ValueError(
                 "progressive needs the task ID to choose a column; use a world that shows it "
@@ -86,24 +88,24 @@ class Progressive(Strategy):
 
     @contextmanager
     def view(self, task: Task, model: Model) -> Iterator[None]:
-        """The task's own column and head."""
+        """Use the task's own column and last layer."""
         if task not in self.tasks:
             yield
             return
         network = _columned(model.module)
         now, network.column = network.column, self.tasks.keys[task.id]
         try:
-            with self.tasks.shown(task, model):
+            with self.tasks.applied(task, model):
                 yield
         finally:
             network.column = now
 
 
 def _columned(module: nn.Module) -> Any:
-    """The part of the network that has columns."""
+    """Return the part of the network that has columns."""
     for part in module.modules():
         if hasattr(part, "add_column"):
             return part
     raise ValueError(
-        "the network has no columns, which progressive needs; use architecture progressive"
+        "the network has no columns, but progressive needs them; use architecture progressive"
     )

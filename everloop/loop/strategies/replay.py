@@ -15,13 +15,13 @@ class Replay(Rehearsal):
 
         loss += strength * mean loss over stored examples
 
-    In streams the stored target is the label: experience replay (Chaudhry et al. 2019, "On tiny
-    episodic memories"). In control it is the policy's output at the end of its task, and the loss
-    is KL(stored || now): policy distillation on stored sequences (Rusu et al. 2016, eq. 3;
-    "behavioural cloning" in Continual World, Wolczyk et al. 2021). The model's `targets` and
-    `loss` decide which.
+    In streams the stored target is the label: this is experience replay (Chaudhry et al. 2019, "On
+    tiny episodic memories"). In control the target is the policy's output at the end of its task,
+    and the loss is KL(stored || current). This is policy distillation on stored sequences (Rusu et
+    al. 2016, eq. 3), called "behavioural cloning" in Continual World (Wolczyk et al. 2021). The
+    model's `targets` and `loss` decide between the two.
 
-    Memory: capacity examples, images as uint8.
+    Memory: `capacity` examples, with images as uint8.
 
     Args:
         strength: Weight of the replay loss, 0 or more; 0 is plain training.
@@ -29,7 +29,7 @@ class Replay(Rehearsal):
         batch_size: Number of stored examples replayed with each update, 1 or more.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
-        current: Replay examples of the current task too, not only of ended ones. Needed where task
+        current: Replay examples of the current task too, not only of ended ones. Use it where task
             boundaries are unknown.
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """

@@ -20,27 +20,28 @@ from everloop.loop.strategies.parts.warning import ClassIncrementalWarning
 
 
 class RWalk(Strategy):
-    """Combines online Fisher information (EWC) with path importance per distance (SI).
+    """Combines online Fisher information, as in EWC, with path importance, as in SI.
 
         penalty = strength * sum_i (F_i + s_i) (w_i - w*_i)^2      (Chaudhry et al. 2018, eq. 8)
-        F <- alpha * F of the current batch + (1 - alpha) * F, every `interval` steps
+        F <- alpha * F of the current batch + (1 - alpha) * F, every `interval` updates
                                                                    (section 4.1)
         s_i = sum over intervals of max(0, omega_i) / (F_i Delta_i^2 / 2 + epsilon)      (eq. 6)
 
-    omega_i is the share of weight i in the decrease of the loss over an interval, Delta_i its
-    change. F_i Delta_i^2 / 2 is the distance in the space of the model's distributions. At a task's
-    end F and s are scaled to at most 1, and s is averaged with the last task's (section 4.3).
+    omega_i is the share of weight i in the decrease of the loss over an interval, and Delta_i is
+    the change of the weight. F_i Delta_i^2 / 2 is the distance in the space of the model's
+    distributions. At a task's end F and s are scaled to at most 1, and s is averaged with the s of
+    earlier tasks (section 4.3).
 
-    Deviations: F uses labels sampled from the model, where the paper uses those of the data; and
-    it uses the one batch at the start of an interval, where the authors' code averages over all.
+    Deviations: F uses labels sampled from the model; the paper uses those of the data. F uses the
+    first batch of an interval; the authors' code averages over all of its batches.
 
-    Memory: ten numbers a weight, whatever the number of tasks.
+    Memory: ten numbers per weight, for any number of tasks.
 
     Args:
         strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
         interval: Updates between two estimates of the Fisher information, 1 or more.
-        alpha: Weight of the new estimate in the moving average of F, in [0, 1]. 0.9 in the authors'
-            code.
+        alpha: Weight of the new estimate in the moving average of F, in [0, 1]. The authors' code
+            uses 0.9.
         seed: Seed for labels or actions sampled from the model.
     """
 
@@ -55,17 +56,15 @@ class RWalk(Strategy):
     ) -> None:
         check_range("interval", interval, 1)
         check_range("alpha", alpha, 0, 1)
-        self.strength, self.interval, self.alpha = check_strength(strength), interval, alpha
+        self.strength = check_strength(strength)
+        self.interval, self.alpha = interval, alpha
         self.generator = torch.Generator().manual_seed(seed)
-        self.path, self.penalty, self.warning = (
-            PathIntegral(),
-            Quadratic(),
-            ClassIncrementalWarning("rwalk"),
-        )
+        self.path, self.penalty = PathIntegral(), Quadratic()
+        self.warning = ClassIncrementalWarning("rwalk")
         self.fisher: dict[str, Tensor] = {}
-        self.score: dict[str, Tensor] = {}  # s of the task at hand
-        self.past: dict[str, Tensor] = {}  # s of the tasks before
-        self.start: dict[str, Tensor] = {}  # weights at the interval's beginning
+        self.score: dict[str, Tensor] = {}  # s of the current task
+        self.past: dict[str, Tensor] = {}  # s of earlier tasks
+        self.start: dict[str, Tensor] = {}  # weights at the start of the interval
         self.steps = 0
 
     def edit_gradients(self, batch: Batch, model: Model) -> None:
@@ -81,40 +80,33 @@ class RWalk(Strategy):
         self.path.after_step()
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        self.warning.look(model, batches)
+        self.warning.check(model, batches)
         if not self.steps:
-            return  # learned together with a task that has ended already
+            return  # the task was learned together with one that has ended already
         self._close_interval(model)
-        now = snapshot(model)  # without what is frozen meanwhile
-        score, fisher = (
-            _scaled({name: v for name, v in values.items() if name in now})
-            for values in (self.score, self.fisher)
-        )
-        self.past |= {
-            name: (self.past[name] + s) / 2 if name in self.past else s for name, s in score.items()
-        }
-        self.penalty.move(
-            {name: F + self.past[name] for name, F in fisher.items() if name in self.past},
-            now,
-            decay=0.0,
-        )
+        now = snapshot(model)  # only trained weights
+        score = _scaled({name: s for name, s in self.score.items() if name in now})
+        fisher = _scaled({name: F for name, F in self.fisher.items() if name in now})
+        for name, s in score.items():
+            self.past[name] = (self.past[name] + s) / 2 if name in self.past else s
+        importance = {name: F + self.past[name] for name, F in fisher.items() if name in self.past}
+        self.penalty.move(importance, now, decay=0.0)
         self.score, self.steps = {}, 0
 
     def _average(self, model: Model, batch: Batch) -> None:
-        """F's moving average takes in the batch at hand."""
-        for name, F in diagonal_fisher(
-            model, [batch], generator_for(model, self.generator)
-        ).items():
-            self.fisher[name] = (
-                self.alpha * F + (1 - self.alpha) * self.fisher[name] if name in self.fisher else F
-            )
+        """Update the moving average of F with the current batch."""
+        estimate = diagonal_fisher(model, [batch], generator_for(model, self.generator))
+        for name, F in estimate.items():
+            if name in self.fisher:
+                F = self.alpha * F + (1 - self.alpha) * self.fisher[name]
+            self.fisher[name] = F
 
     def _close_interval(self, model: Model) -> None:
-        """Scores of the steps since the last one."""
+        """Add the path importance of the current interval to s, and start a new interval."""
         now = snapshot(model)
         for name, omega in self.path.omega.items():
             if name not in now or name not in self.start or name not in self.fisher:
-                continue  # frozen meanwhile, or new
+                continue  # the weight is frozen by now, or new
             distance = self.fisher[name] * (now[name] - self.start[name]) ** 2 / 2
             score = omega.clamp(min=0) / (distance + self.EPSILON)
             self.score[name] = self.score[name] + score if name in self.score else score
@@ -123,6 +115,6 @@ class RWalk(Strategy):
 
 
 def _scaled(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All values divided by the largest."""
+    """Return all values divided by the largest."""
     largest = max((float(v.max()) for v in values.values()), default=0.0)
     return {name: v / largest if largest > 0 else v for name, v in values.items()}

@@ -14,13 +14,13 @@ from everloop.loop.strategies.parts.rng import isolated_rng
 
 
 class ShrinkAndPerturb(Strategy):
-    """Preserves plasticity: before each new task, shrinks weights and adds fresh ones.
+    """Preserves plasticity by shrinking weights and adding noise before each new task.
 
         w <- shrink * w + noise * w_fresh                      (Ash & Adams 2020, section 4)
 
-    w_fresh is drawn as the layers draw their own initial weights (`reset_parameters`). A layer
-    without that method is only shrunk. The optimizer's state stays. Tasks that are learned together
-    count as one.
+    w_fresh are new initial weights, drawn by each layer's method `reset_parameters`. A layer
+    without that method is only shrunk. The optimizer's state is unchanged. Tasks that are learned
+    together count as one task.
 
     Args:
         shrink: Factor on the weights before each new task, in [0, 1]; 1 leaves them unchanged.
@@ -37,7 +37,7 @@ class ShrinkAndPerturb(Strategy):
         check_range("noise", noise, 0, 1e6)
         self.shrink, self.noise = shrink, noise
         self.generator = torch.Generator().manual_seed(seed)
-        self.learned = False  # since the weights last shrank
+        self.learned = False  # True if there was an update since the weights last shrank
 
     @property
     def active(self) -> bool:

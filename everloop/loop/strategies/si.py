@@ -23,17 +23,17 @@ class SI(Strategy):
         Omega_i = sum_k max(0, omega_ki) / (Delta_ki^2 + damping)    (eq. 5)
         omega_ki = - sum over the steps of task k of g_i * (w_i after - w_i before)      (eq. 3)
 
-    g is the gradient without this penalty, before clipping; Delta_k the change of the weight in
-    task k; w* the weights at the last task's end. A negative omega, of a weight that raised the
-    loss, counts as 0, so that the penalty never repels.
+    g is the gradient without this penalty and before clipping, Delta_k the change of the weights in
+    task k, and w* the weights at the last task's end. A negative omega means that the weight raised
+    the loss. It counts as 0, so the penalty never pushes weights away from w*.
 
-    Memory: seven numbers a weight, whatever the number of tasks; no examples, and no computation at
-    a task's end.
+    Memory: seven numbers per weight, for any number of tasks. No examples are needed, and there are
+    no forward passes at a task's end.
 
     Args:
-        strength: Weight of the penalty, 0 or more; 0 is plain training. c in the paper.
-        damping: Term that keeps the importance of nearly unmoved weights finite, above 0. xi in the
-            paper.
+        strength: Weight of the penalty, 0 or more; 0 is plain training. The paper calls it c.
+        damping: Term that keeps the importance of nearly unmoved weights finite, above 0. The paper
+            calls it xi.
     """
 
     name = "si"
@@ -44,7 +44,7 @@ class SI(Strategy):
         check_range("damping", damping, 1e-12)
         self.strength, self.damping = check_strength(strength), damping
         self.path, self.penalty = PathIntegral(), Quadratic()
-        self.start: dict[str, Tensor] = {}  # weights at the task's beginning
+        self.start: dict[str, Tensor] = {}  # weights at the start of the task
         self.warning = ClassIncrementalWarning("si")
 
     def begin_task(self, task: Task, model: Model) -> None:
@@ -53,7 +53,7 @@ class SI(Strategy):
 
     def edit_gradients(self, batch: Batch, model: Model) -> None:
         for name, p in model.weights().items():
-            if name not in self.start:  # a weight that has come while the task is learned
+            if name not in self.start:  # another strategy has added it during the task
                 self.start[name] = p.detach().clone()
         self.path.before_step(model)
         self.penalty.add_gradient(model, 2 * self.strength)
@@ -62,14 +62,13 @@ class SI(Strategy):
         self.path.after_step()
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        self.warning.look(model, batches)
+        self.warning.check(model, batches)
         now = snapshot(model)
-        importance = {
-            name: omega.clamp(min=0)
-            / ((now[name] - self.start.get(name, now[name])) ** 2 + self.damping)
-            for name, omega in self.path.omega.items()
-            if name in now  # not frozen meanwhile
-        }
+        importance = {}
+        for name, omega in self.path.omega.items():
+            if name in now:  # otherwise the weight is frozen by now
+                change = now[name] - self.start.get(name, now[name])
+                importance[name] = omega.clamp(min=0) / (change**2 + self.damping)
         self.penalty.move(importance, now)
         self.path.clear()
         self.start = now

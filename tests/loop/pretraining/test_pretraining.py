@@ -108,7 +108,7 @@ def test_pretrained_weights_adapt_faster_than_random_ones(
 
 
 def test_a_task_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^reptile.tasks hold 7; choose from 0, 1, 2, 3, 4$"):
+    with pytest.raises(ValueError, match=r"^reptile.tasks contains 7; choose from 0, 1, 2, 3, 4$"):
         run_with(Reptile(tasks=[1, 7]))
 
 

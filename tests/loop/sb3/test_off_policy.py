@@ -164,7 +164,7 @@ def test_sacs_draws_and_their_probabilities_are_its_likelihoods() -> None:
     learner = off_policy_learner(sac=True)
     obs = {name: torch.from_numpy(value) for name, value in plant(4).reset(seed=0)[0].items()}
     with torch.no_grad():
-        p = learner.model.actor.rows(obs)
+        p = learner.model.actor.adapter(obs)
         torch.manual_seed(0)
         actions, log_prob = learner.model.actor.action_log_prob(obs)
         torch.manual_seed(0)
@@ -327,7 +327,7 @@ def test_only_sacs_actor_is_accompanied() -> None:
     learner.attach([copies])
     learner.learn([0], 64)
     assert len(copies.minibatches) == learner.model._n_updates
-    assert learner.module is learner.model.actor.rows.network
+    assert learner.module is learner.model.actor.adapter.network
     assert not learner.model.critic.optimizer._optimizer_step_pre_hooks
 
 
@@ -375,7 +375,7 @@ def test_it_learns(sac: bool) -> None:
 @KINDS
 def test_parameters_that_the_learner_sets_are_refused(sac: bool, name: str) -> None:
     with pytest.raises(
-        ValueError, match=f"parameters hold '{name}', which the learner sets itself"
+        ValueError, match=f"parameters contain '{name}', which the learner sets itself"
     ):
         off_policy_learner(sac, parameters={name: 1})
 
@@ -387,18 +387,16 @@ def test_a_network_with_a_memory_is_refused(sac: bool) -> None:
         if sac
         else (lambda: DQNLearner(dial_plant(), recurrent_agent))
     )
-    with pytest.raises(ValueError, match="the network has a memory; DQN and SAC need one without"):
+    with pytest.raises(ValueError, match="DQN and SAC need a network without one"):
         make()
 
 
 def test_actions_of_another_kind_are_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"action space is Box.*, allowed for DQN: Discrete from 0"
+        ValueError, match=r"action space is Box.*; DQN needs Discrete actions that start at 0"
     ):
         DQNLearner(plant(), actor_net)
-    with pytest.raises(
-        ValueError, match=r"action space is Discrete.*, allowed for SAC: a flat Box"
-    ):
+    with pytest.raises(ValueError, match=r"action space is Discrete.*; SAC needs a flat Box"):
         SACLearner(dial_plant(), actor_net, critic_net)
     world = plant()
     world.single_action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)

@@ -58,7 +58,7 @@ def penalty(policy: Any) -> Tensor:
 
 
 def network_of(policy: Any) -> Any:
-    return policy.q_net.network if hasattr(policy, "q_net") else policy.actor.rows.network
+    return policy.q_net.network if hasattr(policy, "q_net") else policy.actor.adapter.network
 
 
 def unmodified(sac: bool, parameters: dict[str, Any]) -> Any:

@@ -290,7 +290,7 @@ def test_experience_is_drawn_from_the_policy_and_clipped(recurrent: bool) -> Non
         assert (
             batch.start[1:].sum() == 6
         )  # the episodes of five steps that end inside the second sequences
-    with pytest.raises(ValueError, match="a divisor of the 6 steps"):
+    with pytest.raises(ValueError, match="it must divide the 6 steps"):
         control_learner(True).rollout(plant(), [0], 6, seed=0)
 
 
@@ -313,7 +313,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
 @pytest.mark.parametrize("length", [0, 3, 16])
 def test_a_sequence_length_that_does_not_divide_the_rollout_is_refused(length: int) -> None:
     with pytest.raises(
-        ValueError, match=f"sequence_length is {length}, allowed: a divisor of n_steps = 8"
+        ValueError, match=f"sequence_length is {length}; it must divide n_steps = 8"
     ):
         control_learner(sequence_length=length)
 

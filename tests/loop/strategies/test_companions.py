@@ -302,7 +302,8 @@ def test_la_maml_keeps_what_other_strategies_add() -> None:
 
 def test_la_maml_looks_ahead_on_one_batch() -> None:
     with pytest.raises(
-        ValueError, match=r"^accumulate is 3; la_maml looks ahead on one batch, so it must be 1$"
+        ValueError,
+        match=r"^accumulate is 3; it must be 1 for la_maml, which looks ahead",
     ):
         SupervisedLearner(mlp(), stream(), Training(accumulate=3)).attach([LaMAML()])
 

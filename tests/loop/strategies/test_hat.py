@@ -228,7 +228,7 @@ REFUSED: dict[str, tuple[Callable[[], Learner], str]] = {
     ),
     "batch norm": (
         lambda: told(ConvNet5((8, 8, 1), (12, 12))),
-        r"a batch norm undoes; use norm group",
+        r"batch norm undoes the masks of hat; use norm group",
     ),
     "dqn": (
         lambda: off_policy_learner(world=off_policy_world(sac=False, task_cue=True)),

@@ -147,7 +147,7 @@ def test_with_plain_gradient_descent_weights_move_by_the_papers_gradient(
     free = {"0.weight": 1 - a[:, None].expand(6, 4), "0.bias": 1 - a}
     free |= {"2.weight": 1 - torch.minimum(b[:, None], a[None]), "2.bias": 1 - b}
     if alone == "gradient":
-        monkeypatch.setattr(hat, "kept", dict(learner.module.named_parameters()))
+        monkeypatch.setattr(hat, "values", dict(learner.module.named_parameters()))
     if alone == "step":
         monkeypatch.setattr(hat, "edit_gradients", lambda learner, batch: None)
     hat.begin_task(Named(2), learner)
@@ -175,7 +175,7 @@ def test_only_putting_weights_back_holds_them_under_adam(
         {name.removeprefix("layers."): u > 0 for name, u in hat.used.items()},
     )
     if not restore:
-        monkeypatch.setattr(hat, "kept", dict(learner.module.named_parameters()))
+        monkeypatch.setattr(hat, "values", dict(learner.module.named_parameters()))
     hat.begin_task(Named(1), learner)
     for batch in batches(10, 1):
         update(learner, batch)

@@ -52,10 +52,9 @@ def test_new_classes_without_a_cue_are_warned_of_once_with_the_reason(name: str)
     assert first == []
     assert len(second) == 1
     assert second[0].startswith(
-        f"{name} holds weights, which does not help where each task brings new classes and the "
-        "task is not told"
+        f"{name} does not help where each task brings new classes and the task ID is unavailable"
     )
-    assert "pushes the old ones' logits down" in second[0]
+    assert "pushes down the logits of past ones" in second[0]
     assert later == [[], []]
 
 
@@ -65,7 +64,8 @@ def test_it_is_a_warning_to_whoever_calls(name: str) -> None:
     batches = [learner.rollout(stream(), [task], 3, seed=0) for task in (0, 1)]
     strategy.end_task(learner.world.tasks[0], batches[:1], learner)
     with pytest.warns(
-        UserWarning, match=f"^{name} holds weights.*such as er_ace or derpp, or a head per task"
+        UserWarning,
+        match=f"^{name} does not help.*er_ace or derpp, or use one head per task",
     ):
         strategy.end_task(learner.world.tasks[1], batches[1:], learner)
 

@@ -1,4 +1,4 @@
-"""Gradients beside the one in `.grad`."""
+"""Gradients of losses other than the training loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def gradient(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """Return d loss / d weights, 0 for weights without influence. No `.grad` is touched."""
+    """Return d loss / d weights, 0 for weights without influence. `.grad` is unchanged."""
     found = torch.autograd.grad(loss, weights, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(weights, found, strict=True)]
 

@@ -1,4 +1,4 @@
-"""What a strategy keeps for each task, and shows again when the task is evaluated."""
+"""A store of keys and tensors per task, for the task's evaluation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from everloop.loop.state import Stateful
 
 
 class PerTask(Stateful):
-    """For each ended task a key, such as the name of its adapter, and tensors of the network.
+    """A key and tensors of the network for each ended task.
 
-    A task that returns is learned again, so its entry is removed until it has ended again.
+    A key is, for example, the name of the task's adapter. When a task returns, it is learned again,
+    so its entry is removed until the task ends again.
     """
 
     state = ("keys", "tensors")
@@ -35,7 +36,7 @@ class PerTask(Stateful):
         Args:
             task: The task that begins.
             model: The model that learns it.
-            resume: Give the network the tensors that were kept for the task.
+            resume: Load the task's stored tensors into the network.
         """
         tensors = self.tensors.pop(task.id, {})
         if resume:
@@ -43,20 +44,20 @@ class PerTask(Stateful):
         return self.keys.pop(task.id, None)
 
     def end(self, task: Task, key: Any, tensors: Mapping[str, Tensor]) -> None:
-        """Keep the key and copies of the tensors for a task that has ended."""
+        """Store the key and copies of the tensors for a task that has ended."""
         self.keys[task.id] = key
         self.tensors[task.id] = {name: value.detach().clone() for name, value in tensors.items()}
 
     @contextmanager
-    def shown(self, task: Task, model: Model) -> Iterator[None]:
-        """Show the tensors kept for `task`, if it has ended."""
-        with showing(model.module, self.tensors.get(task.id, {})):
+    def applied(self, task: Task, model: Model) -> Iterator[None]:
+        """Put the tensors stored for `task` into the network while the context lasts."""
+        with substituted(model.module, self.tensors.get(task.id, {})):
             yield
 
 
 @contextmanager
-def showing(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Show `values`, by name, in place of the module's own parameters and buffers."""
+def substituted(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Replace parameters and buffers by `values`, by name, while the context lasts."""
     own = _named(module)
     before = {name: own[name].detach().clone() for name in values}
     _load(own, values)
@@ -69,15 +70,15 @@ def showing(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
 def head(model: Model) -> dict[str, Tensor]:
     """Return the last layer's weights by name.
 
-    Where all tasks share one linear layer for their heads, an optimizer's moments keep moving a
-    head after its task has ended. So the layer is kept for each task.
+    If the heads of all tasks are rows of one linear layer, the optimizer's moments keep moving a
+    head after its task has ended. So strategies store the layer for each task.
     """
     weights = set(model.last_layer().parameters())
     return {name: p for name, p in model.module.named_parameters() if p in weights}
 
 
 def freeze_below(model: Model) -> None:
-    """Train only the last layer, a value head and what is added later."""
+    """Freeze all weights except the last layer and a value head. Later weights are trained."""
     heads = set(head_weights(model))
     for p in model.module.parameters():
         if p not in heads:

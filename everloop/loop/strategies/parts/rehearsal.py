@@ -1,4 +1,4 @@
-"""What all strategies that store examples share."""
+"""The base class of all strategies that store examples."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from everloop.loop.strategies.parts.rng import preserve_rng_state
 
 
 class Rehearsal(Strategy):
-    """Base of the strategies that store observed examples in a memory.
+    """Base class of strategies that store observed examples in a memory.
 
-    A subclass defines what is stored with an example, how it is used, and what its `strength` (0 or
-    more) weights. With strength 0 nothing is stored, and training is plain to the last bit. In
-    control with a recurrent policy, an example is a sequence of steps.
+    A subclass defines what is stored with each example, how the examples are used, and what
+    `strength` (0 or more) means. With strength 0 the strategy is inactive: nothing is stored, and
+    the results are bit for bit those of plain training. In control with a recurrent policy, an
+    example is a sequence of steps.
 
     Args:
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
-            informative. reservoir is a uniform sample of all examples. class-balanced is a uniform
-            sample of each class, and ring the latest examples of each task. uncertain and
-            informative keep, for each class, the examples with the highest entropy or loss when
-            observed. All but reservoir and ring need one class label per example.
+            informative. reservoir keeps a uniform sample of all examples, class-balanced a uniform
+            sample of each class, and ring the latest examples of each task. For each class,
+            uncertain keeps the examples with the highest entropy when observed, and informative
+            those with the highest loss. All rules except reservoir and ring need one class label
+            per example.
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
 
     Raises:
-        ValueError: If a number is out of its range or `memory` is unknown; on attaching, if the
+        ValueError: If a number is out of its range or `memory` is unknown. When attached, if the
             memory needs labels that the model does not have.
     """
 
     state: ClassVar[tuple[str, ...]] = ("memory", "past")
     stores_output: ClassVar[bool] = False
-    """Whether what the network puts out for an example when it is observed is stored with it, and
-    stays.
+    """True if the network's output when an example is observed is stored with it.
 
-    Otherwise the target in control, which is the network's own output, becomes that of the policy
-    that has finished the task.
+    If False, the targets in control are recomputed at the task's end, from the final policy.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Rehearsal(Strategy):
         check_choice("memory", memory, MEMORIES)
         self.strength, self.batch_size = check_strength(strength), batch_size
         self.memory: Memory = MEMORIES[memory](capacity, seed)
-        self.past: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # ids of ended tasks
+        self.past: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # IDs of ended tasks
 
     def check(self, model: Model) -> None:
         labels = self.memory.group_by == "target" or self.memory.score_by is not None
@@ -79,31 +79,26 @@ class Rehearsal(Strategy):
             )
 
     def begin_task(self, task: Task, model: Model) -> None:
-        self.past = self.past[self.past != task.id]  # a task that comes back is fresh again
+        self.past = self.past[self.past != task.id]  # a task that returns is no longer past
 
     def observe(self, batch: Batch, model: Model) -> None:
-        kept, rows = self.memory.reserve(
-            len(batch), self._groups(batch), self._scores(batch, model)
-        )
-        if len(kept):
-            self.store(
-                rows,
-                batch
-                if len(kept) == len(batch) and (np.diff(kept) > 0).all()
-                else batch[torch.from_numpy(kept)],
-                model,
-            )
+        groups, scores = self._groups(batch), self._scores(batch, model)
+        chosen, rows = self.memory.reserve(len(batch), groups, scores)
+        if not len(chosen):
+            return
+        whole = len(chosen) == len(batch) and (np.diff(chosen) > 0).all()
+        self.store(rows, batch if whole else batch[torch.from_numpy(chosen)], model)
 
     def _groups(self, batch: Batch) -> npt.NDArray[np.int64] | None:
-        """What the memory balances: labels or tasks."""
+        """Return the groups that the memory balances, labels or tasks (B,); None without groups."""
         if self.memory.group_by is None:
             return None
         field = batch.task if self.memory.group_by == "task" else batch.target
-        assert field is not None, "a batch of a world has tasks, and one of a stream labels"
+        assert field is not None, "a batch has tasks, and in streams labels"
         return (field if self.memory.group_by == "task" else field[0]).cpu().numpy()
 
     def _scores(self, batch: Batch, model: Model) -> npt.NDArray[np.floating[Any]] | None:
-        """What the memory ranks examples by."""
+        """Return the scores by which the memory ranks examples, (B,); None without a ranking."""
         if self.memory.score_by is None:
             return None
         output = observed_output(batch, model)
@@ -113,24 +108,25 @@ class Rehearsal(Strategy):
         return -model.likelihood.log_prob(output, batch.target).sum(0).cpu().numpy()
 
     def store(self, rows: npt.NDArray[np.int64], batch: Batch, model: Model) -> None:
-        """Write `batch` with the target it would have now."""
+        """Write the examples of `batch`, with their current targets, to `rows` of the memory."""
         output = observed_output(batch, model) if self.stores_output else None
-        self.memory.write(
-            rows,
-            replace(
-                batch, target=model.targets(batch), output=output, action=None, value=None
-            ).to_items(),
-        )
+        target = model.targets(batch)
+        stored = replace(batch, target=target, output=output, action=None, value=None)
+        self.memory.write(rows, stored.to_items())
 
     def read(self, rows: npt.NDArray[np.int64], model: Model) -> Batch:
-        """The examples in `rows`."""
+        """Return the examples in `rows` of the memory."""
         return Batch.from_items(self.memory.read(rows), model.device)
 
     def draw(
         self, model: Model, tasks: npt.NDArray[np.int64] | None = None, count: int | None = None
     ) -> Batch | None:
-        """Stored examples to learn from, `batch_size` unless `count` says otherwise, of all tasks
-        or of these; None without any.
+        """Return a sample of stored examples, or None if there are none.
+
+        Args:
+            model: The model, which augments the examples if it augments images.
+            tasks: IDs of the tasks to sample from; None for all tasks.
+            count: Number of examples, 1 or more; None for `batch_size`.
         """
         rows = self.memory.draw(self.batch_size if count is None else count, tasks)
         return model.augmented(self.read(rows, model)) if len(rows) else None
@@ -147,24 +143,22 @@ class Rehearsal(Strategy):
         if not model.labelled and not self.stores_output:
             self._store_again(self.memory.rows_of(np.array([task.id])), model)
         self.past = np.append(self.past, task.id)
+        tag = f"memory/{type(self).__name__}/class"
         shares = self.memory.balance()
-        model.on_log(
-            {
-                f"memory/{type(self).__name__}/class_{label}": share
-                for label, share in shares.items()
-            }
-        )
+        model.on_log({f"{tag}_{label}": share for label, share in shares.items()})
 
     def _store_again(self, rows: npt.NDArray[np.int64], model: Model) -> None:
-        """With the target that the examples in `rows` would have now."""
+        """Store the examples in `rows` again, with their current targets."""
         for begin in range(0, len(rows), 256):
             chunk = rows[begin : begin + 256]
             self.store(chunk, self.read(chunk, model), model)
 
 
 def observed_output(batch: Batch, model: Model) -> Tensor:
-    """What the network put out for `batch`; where the algorithm did not say it is asked as in
-    training, without a trace.
+    """Return the network's prediction when `batch` was observed, (T, B, P).
+
+    If the batch has none, it is computed in the network's current mode. The network's statistics
+    and torch's global generators are unchanged.
     """
     if batch.output is not None:
         return batch.output
@@ -173,6 +167,12 @@ def observed_output(batch: Batch, model: Model) -> Tensor:
 
 
 def check_labels(model: Model, strategy: str, instead: str) -> None:
-    """Raise ValueError unless examples are of one class each, with a label."""
+    """Raise ValueError unless every example has one class label.
+
+    Args:
+        model: The model.
+        strategy: Name of the strategy, for the message.
+        instead: Strategies that can be used instead, for the message.
+    """
     if model.classes is None:
         raise ValueError(f"{strategy} needs one class label for each example; use {instead}")

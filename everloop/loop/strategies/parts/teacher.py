@@ -1,4 +1,4 @@
-"""The network as it was, to be asked later."""
+"""A frozen copy of the network, for distillation."""
 
 from __future__ import annotations
 
@@ -14,32 +14,30 @@ from everloop.loop.strategies.base import Effect
 class Teacher:
     """A frozen copy of a model's network.
 
-    Its state holds the weights; `restore` makes the network again.
+    A saved state contains only the weights; `restore` builds the network from them.
     """
 
     def __init__(self) -> None:
         self.module: nn.Module | None = None
-        self._weights: Mapping[str, Tensor] | None = None  # of a loaded state
+        self._weights: Mapping[str, Tensor] | None = None  # from a loaded state
 
     def copy(self, model: Model) -> None:
-        """The network as it is now."""
+        """Copy the network as it is now."""
         self.module = model.frozen_copy()
 
     def state_dict(self) -> dict[str, Any]:
-        return (
-            {}
-            if self.module is None
-            else {name: value.clone() for name, value in self.module.state_dict().items()}
-        )
+        if self.module is None:
+            return {}
+        return {name: value.clone() for name, value in self.module.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.module, self._weights = None, state or None
 
     def restore(self, model: Model) -> None:
-        """The network of a loaded state, made from the model's.
+        """Build the network of a loaded state from a copy of the model's network.
 
         Raises:
-            ValueError: Beside a strategy that adds weights: the copy may have had fewer of them.
+            ValueError: If another strategy adds weights, since the saved copy may have had fewer.
         """
         if self._weights is None:
             return
@@ -47,7 +45,7 @@ class Teacher:
             if Effect.ADDS_WEIGHTS in other.effects:
                 raise ValueError(
                     f"a network copied before {type(other).__name__} added weights can't be "
-                    "restored; begin the run anew"
+                    "restored; start the run again"
                 )
         self.module = model.frozen_copy()
         self.module.load_state_dict(self._weights)

@@ -1,4 +1,4 @@
-"""Masks over the units of hidden layers, and what they make of weights."""
+"""Masks over the units of hidden layers, and the weights that masked units use."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from everloop.loop.model import Model
 
 Layer = nn.Linear | nn.Conv2d
 MASK = "unit_mask"
+"""Name of the buffer that holds a layer's mask."""
 
 
 def hidden_layers(model: Model) -> dict[str, Layer]:
-    """The layers whose outputs (features, channels) are units: trained, below the last one, with
-    weights of their own.
+    """Return the hidden layers, by name, whose outputs (features or channels) are units.
+
+    These are the trained linear and convolutional layers below the last layer. Layers that share a
+    weight with another module are left out.
     """
     last, parts = model.last_layer(), dict(model.module.named_modules())
     owners = Counter(p for part in parts.values() for p in part._parameters.values())
@@ -28,16 +31,17 @@ def hidden_layers(model: Model) -> dict[str, Layer]:
         if isinstance(layer, (nn.Linear, nn.Conv2d))
         and layer is not last
         and not name.startswith("value")
-        if layer.weight.requires_grad and all(owners[p] == 1 for p in layer.parameters())
+        and layer.weight.requires_grad
+        and all(owners[p] == 1 for p in layer.parameters())
     }
 
 
 def unit_masks(layers: Mapping[str, Layer]) -> dict[str, Tensor]:
-    """Of each layer the mask by which its outputs are multiplied: a leaf, which gets its gradient
-    when the weights do.
+    """Return each layer's mask, by the layer's name. The layer's outputs are multiplied by it.
 
-    A layer that has none yet is given one of ones. Masks belong to the layer, so that a copy of the
-    network has its own.
+    A mask (units,) is a leaf tensor, whose gradient is computed together with the weights'. A layer
+    without a mask gets a new one of ones. Masks are buffers of the layer, so a copy of the network
+    has its own masks.
     """
     for layer in layers.values():
         if MASK not in layer._buffers:
@@ -57,10 +61,17 @@ def _mask(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 def inputs_used(
     model: Model, examples: Batch, layers: Mapping[str, Layer], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Of each layer that is called: 0 for the inputs that are 0 only because masks are, 1 for the
-    others.
+    """Return which inputs of each layer are used, by the layer's name, (inputs,).
 
-    Noise takes the place of all units' outputs, first with the masks and then without.
+    An input is 0 if it is zero only because of the masks, and 1 otherwise. To find out, two forward
+    passes replace the outputs of all units by noise: the first with the masks, the second without.
+
+    Args:
+        model: The model, whose layers have masks.
+        examples: Examples for the forward passes.
+        layers: The hidden layers by name, as `hidden_layers` returns them. Layers that are
+            not called get no entry.
+        generator: Generator of the noise, on the model's device.
     """
     names = {layer: name for name, layer in layers.items()}
     alive: list[dict[str, Tensor]] = []
@@ -70,14 +81,12 @@ def inputs_used(
         alive[-1][names[layer]] = (x != 0).any(1) | alive[-1].get(names[layer], False)
 
     def disturb(layer: Layer, inputs: Any, output: Tensor) -> Tensor:
-        noise = torch.randn(
-            output.shape, generator=generator, device=output.device, dtype=output.dtype
-        )
+        device, dtype = output.device, output.dtype
+        noise = torch.randn(output.shape, generator=generator, device=device, dtype=dtype)
         return noise if len(alive) == 2 else _mask(layer, inputs, noise)
 
-    handles = [layer.register_forward_pre_hook(look) for layer in names] + [
-        layer.register_forward_hook(disturb) for layer in names
-    ]
+    handles = [layer.register_forward_pre_hook(look) for layer in names]
+    handles += [layer.register_forward_hook(disturb) for layer in names]
     with model.evaluating():
         for _ in range(2):
             alive.append({})
@@ -96,10 +105,18 @@ def weights_used(
     units: Mapping[str, Tensor],
     inputs: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """By name, of each weight on which the outputs depend, but for the last layer's: min(unit,
-    input), of a bias the unit.
+    """Return how much each weight below the last layer is used, by the weight's name.
 
-    1 where it leads to no unit: of a norm, of a layer that is not among `inputs`.
+    A weight from input j to unit i is used as much as min(i, j), and a bias as much as its unit.
+    All other weights on which the outputs depend, such as those of norms, are used fully (1).
+
+    Args:
+        model: The model.
+        examples: Examples that show on which weights the outputs depend.
+        layers: The hidden layers by name, as `hidden_layers` returns them.
+        units: Use of each layer's units in [0, 1], (units,), by the layer's name.
+        inputs: Use of each layer's inputs in [0, 1], (inputs,), by the layer's name. The weights of
+            layers without an entry are used fully.
     """
     weights, last = model.weights(), set(model.last_layer().parameters())
     with torch.enable_grad(), model.evaluating():
@@ -115,12 +132,10 @@ def weights_used(
         if name not in inputs or layer.weight not in used:
             continue
         i, groups = units[name], getattr(layer, "groups", 1)
-        j = (
-            inputs[name].view(groups, -1).repeat_interleave(len(i) // groups, 0)
-        )  # a channel of a grouped convolution sees its group's
-        used[layer.weight] *= torch.minimum(i[:, None], j).view(
-            *j.shape, *[1] * (layer.weight.ndim - 2)
-        )
+        # A channel of a grouped convolution sees only the inputs of its group.
+        j = inputs[name].view(groups, -1).repeat_interleave(len(i) // groups, 0)
+        kernel_axes = [1] * (layer.weight.ndim - 2)
+        used[layer.weight] *= torch.minimum(i[:, None], j).view(*j.shape, *kernel_axes)
         if layer.bias is not None:
             used[layer.bias] *= i
     return {name: used[p] for name, p in weights.items() if p in used}

@@ -1,4 +1,4 @@
-"""A warning, once, that a method can't help where it is used."""
+"""A warning that a penalty on weights can't help in class-incremental learning."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from everloop.loop.state import Stateful
 
 
 class ClassIncrementalWarning(Stateful):
-    """Warns when a second task has none of the first one's labels, and nothing tells the task.
+    """Warns once if a task has no label of earlier tasks and the task ID is unavailable.
 
-    Then every task's own loss pushes the logits of all other tasks' classes down, through a head
-    that they share, and a penalty on weights does not know of it: van de Ven et al. 2022, table 2,
-    where EWC and SI are as good as nothing.
+    Then all tasks share one head, and every task's loss pushes down the logits of the other tasks'
+    classes. A penalty on weights does not prevent this: EWC and SI are no better than plain
+    training in table 2 of van de Ven et al. 2022.
+
+    Args:
+        strategy: Name of the strategy that warns.
     """
 
-    state = ("labels", "said")
+    state = ("labels", "warned")
 
     def __init__(self, strategy: str) -> None:
-        self.strategy, self.labels = strategy, set[int]()
-        self.said = False
+        self.strategy = strategy
+        self.labels = set[int]()
+        self.warned = False
 
-    def look(self, model: Model, batches: Sequence[Batch]) -> None:
-        """At a task's end, with examples of it."""
+    def check(self, model: Model, batches: Sequence[Batch]) -> None:
+        """Warn if needed. Call this at a task's end, with batches of its examples."""
         if any(strategy.traits.examples for strategy in model.strategies):
-            return  # stored examples do what the penalty cannot
-        if self.said or model.classes is None or model.task_aware:
+            return  # replayed examples keep up the logits of past classes
+        if self.warned or model.classes is None or model.task_aware:
             return
         labels = {
             int(label)
@@ -37,12 +41,12 @@ class ClassIncrementalWarning(Stateful):
             for label in batch.target.flatten().tolist()
         }
         if self.labels and labels and not labels & self.labels:
-            self.said = True
+            self.warned = True
             warnings.warn(
-                f"{self.strategy} holds weights, which does not help where each task brings new "
-                "classes and the task is not told: "
-                "the new classes' loss pushes the old ones' logits down (van de Ven et al. 2022). "
-                "Add a strategy that stores examples, such as er_ace or derpp, or a head per task",
+                f"{self.strategy} does not help where each task brings new classes and the task ID "
+                "is unavailable: the loss of new classes pushes down the logits of past ones "
+                "(van de Ven et al. 2022); add a strategy that stores examples, such as er_ace or "
+                "derpp, or use one head per task",
                 stacklevel=2,
             )
         self.labels |= labels
