@@ -94,12 +94,12 @@ def stream(data: Examples, cue: bool) -> Any:
     """Classes 0 and 1, 2 and 3, ..., told apart by one head; some have to be told the task, though
     the network does not look at it.
     """
-    protocol = {"kind": "classes", "classes_per_task": CLASSES // TASKS}
+    task_split = {"kind": "classes", "classes_per_task": CLASSES // TASKS}
     world = make_vec(
         "everloop:everloop/ImageStream-v0",
         BATCH,
         data=(data, data),
-        protocol=protocol,
+        task_split=task_split,
         task_cue=cue,
     )
     world.reset(seed=SEED)

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from torch import nn
 
 from everloop.agents import Classifier, OwnBackbone, levels_of
-from everloop.envs import PRESETS, Examples, Protocol, Schedule, make_vec
+from everloop.envs import PRESETS, Examples, Mixture, TaskSplit, make_vec
 from everloop.envs.data.hub import Unreachable
 from everloop.loop import (
     Learner,
@@ -172,7 +172,7 @@ class StreamScenario(Scenario):
         return train[rows[self.held_out :]], train[rows[: self.held_out]]
 
     @abstractmethod
-    def protocol(self) -> Protocol:
+    def task_split(self) -> TaskSplit:
         """How it becomes tasks."""
 
     @abstractmethod
@@ -187,7 +187,7 @@ class StreamScenario(Scenario):
         world = self._world(split, num_envs, None)
         if (
             self.tasks is not None
-        ):  # now that tasks have numbers, the schedule can be told their order
+        ):  # now that tasks have numbers, the mixture can be given their order
             world = self._world(
                 split, num_envs, [self._find(world.tasks, key) for key in self.tasks]
             )
@@ -198,20 +198,20 @@ class StreamScenario(Scenario):
             self.env_id,
             num_envs,
             data=self.loaded,
-            protocol=self.protocol(),
+            task_split=self.task_split(),
             split=split,
             label_space="global" if self.scenario_type == "class" else "within_task",
             task_cue=self.scenario_type == "task",
             episode_length=256
             if split == "train"
             else 1,  # a test is over after one pass, not after an episode
-            schedule=self.schedule(order),
+            mixture=self.mixture(order),
             workers=self.workers if split == "train" else 0,
         )
         checked: World = world
         return checked
 
-    def schedule(self, order: list[int] | None) -> Schedule:
+    def mixture(self, order: list[int] | None) -> Mixture:
         """What gets among a task's examples."""
         if self.preset not in PRESETS:
             raise ValueError(f"preset is {self.preset!r}, allowed: {', '.join(PRESETS)}")
@@ -229,7 +229,7 @@ class StreamScenario(Scenario):
             **PRESETS[self.preset],
             **{name: value for name, value in own.items() if value is not None},
         }
-        return Schedule(**ratios, gradual=self.gradual, passes=self.epochs, order=order)
+        return Mixture(**ratios, gradual=self.gradual, passes=self.epochs, order=order)
 
     def learner(self, world: World, seed: int) -> Learner:
         heads = len(world.tasks) if self.scenario_type == "task" else 1

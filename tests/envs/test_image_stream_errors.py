@@ -12,7 +12,7 @@ from everloop.envs import (
     ImageStreamVectorEnv,
     Permuted,
     Rotated,
-    Schedule,
+    Mixture,
     SplitClasses,
     TextStreamVectorEnv,
 )
@@ -36,56 +36,56 @@ TEXTS = examples(np.zeros((12, 5), np.int32))
     ("parameters", "line"),
     [
         (
-            {"protocol": SplitClasses(3)},
+            {"task_split": SplitClasses(3)},
             r"^classes_per_task is 3, allowed: a divisor of the 4 classes",
         ),
-        ({"protocol": SplitClasses(0)}, r"^classes_per_task is 0"),
-        ({"protocol": SplitClasses(-2)}, r"^classes_per_task is -2"),
+        ({"task_split": SplitClasses(0)}, r"^classes_per_task is 0"),
+        ({"task_split": SplitClasses(-2)}, r"^classes_per_task is -2"),
         (
-            {"protocol": SplitClasses(groups=[["a"], ["e"]])},
+            {"task_split": SplitClasses(groups=[["a"], ["e"]])},
             r"^unknown class 'e': choose a number from 0 to 3 or one of a, b, c, d",
         ),
         (
-            {"protocol": SplitClasses(groups=[["a", "b"], []])},
+            {"task_split": SplitClasses(groups=[["a", "b"], []])},
             r"^task 1 \(no-classes\) has no example in the train split",
         ),
         (
-            {"protocol": {"kind": "classes", "size": 2}},
+            {"task_split": {"kind": "classes", "size": 2}},
             r"^the protocol 'classes' does not take .*size",
         ),
         (
-            {"protocol": {"kind": "magic"}},
+            {"task_split": {"kind": "magic"}},
             r"^the protocol's kind is 'magic', allowed: classes, i-blurry, column, permuted, "
             r"rotated",
         ),
-        ({"protocol": Permuted(0)}, r"^num_tasks is 0, allowed: 1 or more"),
-        ({"protocol": Rotated(angles=[])}, r"^num_tasks is 0, allowed: 1 or more"),
+        ({"task_split": Permuted(0)}, r"^num_tasks is 0, allowed: 1 or more"),
+        ({"task_split": Rotated(angles=[])}, r"^num_tasks is 0, allowed: 1 or more"),
         (
-            {"protocol": ByColumn("domain")},
+            {"task_split": ByColumn("domain")},
             r"^column is 'domain', allowed: none, the data has no columns",
         ),
         (
-            {"protocol": IBlurry(1)},
+            {"task_split": IBlurry(1)},
             r"^num_tasks is 1, allowed: a divisor, from 2 up, of the 4 classes",
         ),
-        ({"protocol": IBlurry(3)}, r"^num_tasks is 3, allowed: a divisor"),
-        ({"protocol": IBlurry(2, disjoint_ratio=1.5)}, r"^disjoint_ratio is 1.5, allowed: 0 to 1"),
-        ({"protocol": IBlurry(2, blur_ratio=-0.5)}, r"^blur_ratio is -0.5, allowed: 0 to 1"),
-        ({"schedule": {"blur_ratio": 0.1, "speed": 3}}, r"^the schedule does not take .*speed"),
+        ({"task_split": IBlurry(3)}, r"^num_tasks is 3, allowed: a divisor"),
+        ({"task_split": IBlurry(2, disjoint_ratio=1.5)}, r"^disjoint_ratio is 1.5, allowed: 0 to 1"),
+        ({"task_split": IBlurry(2, blur_ratio=-0.5)}, r"^blur_ratio is -0.5, allowed: 0 to 1"),
+        ({"mixture": {"blur_ratio": 0.1, "speed": 3}}, r"^the schedule does not take .*speed"),
         (
-            {"schedule": Schedule(order=[0, 2])},
+            {"mixture": Mixture(order=[0, 2])},
             r"^the schedule's order is \[0, 2\], allowed: ids from 0 to 1, each once",
         ),
         (
-            {"schedule": Schedule(order=[0, 0])},
+            {"mixture": Mixture(order=[0, 0])},
             r"^the schedule's order is \[0, 0\], allowed: ids from 0 to 1, each once",
         ),
         (
-            {"schedule": Schedule(ood_ratio=0.1, ood=["fog"])},
+            {"mixture": Mixture(ood_ratio=0.1, ood=["fog"])},
             r"^ood is 'fog', allowed: noise, gaussian-noise, ",
         ),
-        ({"schedule": Schedule(ood=["other"])}, r"^ood is 'other', allowed: noise, "),
-        ({"schedule": Schedule(ood=[])}, r"^ood is empty, allowed: at least one of noise, "),
+        ({"mixture": Mixture(ood=["other"])}, r"^ood is 'other', allowed: noise, "),
+        ({"mixture": Mixture(ood=[])}, r"^ood is empty, allowed: at least one of noise, "),
         (
             {"ood_data": np.zeros((3, 9, 9, 1), np.uint8)},
             r"^ood_data is uint8 of shape \(3, 9, 9, 1\), allowed: uint8 \(N, 8, 8, 1\)",
@@ -135,7 +135,7 @@ def test_what_is_wrong_is_named(parameters: dict[str, Any], line: str) -> None:
             r"^train texts are uint8 of shape \(12, 8, 8, 1\), allowed: int32 token ids \(N, L\)",
         ),
         (
-            {"data": (TEXTS, TEXTS), "protocol": Permuted(2)},
+            {"data": (TEXTS, TEXTS), "task_split": Permuted(2)},
             r"^inputs have shape \(12, 5\), allowed for permuted and rotated pixels: images",
         ),
         (
@@ -144,7 +144,7 @@ def test_what_is_wrong_is_named(parameters: dict[str, Any], line: str) -> None:
             r"an example",
         ),
         (
-            {"data": (TEXTS, TEXTS), "schedule": Schedule(ood=["blur"])},
+            {"data": (TEXTS, TEXTS), "mixture": Mixture(ood=["blur"])},
             r"^ood is 'blur', allowed: noise, shuffled, dropped",
         ),
     ],
@@ -171,7 +171,7 @@ def test_what_is_wrong_with_texts_is_named(parameters: dict[str, Any], line: str
 )
 def test_a_schedule_that_cannot_be_is_refused(values: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
-        Schedule(**values)
+        Mixture(**values)
 
 
 @pytest.mark.parametrize(

@@ -69,5 +69,9 @@ def _together(parts: Mapping[str, Examples], classes: Sequence[str]) -> Examples
     }
     columns[TASK] = np.repeat(list(parts), [len(part) for part in parts.values()])
     return Examples(
-        inputs, labels, tuple(classes), columns, max(part.levels for part in parts.values())
+        inputs,
+        labels,
+        tuple(classes),
+        columns,
+        max(part.vocabulary_size for part in parts.values()),
     )

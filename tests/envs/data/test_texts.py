@@ -47,7 +47,7 @@ def test_each_text_is_encoded_with_its_label_and_column(
             assert [part.classes[i] for i in part.labels] == names
             assert part.classes == tuple(sorted(set(names)))
             assert part.columns["from"].tolist() == columns["from"]
-            assert part.levels == 500
+            assert part.vocabulary_size == 500
 
 
 def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
@@ -56,7 +56,7 @@ def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
     root = small(tmp_path / "set")
     first, _ = load_text(root)
     assert first.classes == ("no", "yes")
-    assert first.levels == 2**15
+    assert first.vocabulary_size == 2**15
     assert mapped(first.inputs)
     monkeypatch.setitem(sys.modules, "datasets", None)
     np.testing.assert_array_equal(load_text(root)[0].inputs, first.inputs)
@@ -147,7 +147,7 @@ def test_a_split_of_ones_own_is_kept_and_becomes_tasks_in_the_order_given(tmp_pa
             TOKENS.encode([f"{d} {split} {c}" for d in ("science", "news") for c in "ab"], 3),
         )
         assert part.labels.tolist() == [0, 1, 0, 1]
-    world = TextStreamVectorEnv(2, data, protocol=ByColumn("domain", order=["science", "news"]))
+    world = TextStreamVectorEnv(2, data, task_split=ByColumn("domain", order=["science", "news"]))
     assert [task.name for task in world.tasks] == ["science", "news"]
     obs, _ = world.reset(seed=0, options={"task": "news"})
     assert {row.tobytes() for row in obs["tokens"]} == {row.tobytes() for row in data[0].inputs[2:]}
@@ -185,7 +185,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_a_world_of_texts_takes_a_folder_and_shows_ids_within_its_space(tmp_path: Path) -> None:
     world = TextStreamVectorEnv(
-        4, small(tmp_path / "set"), protocol={"kind": "classes", "classes_per_task": 1}
+        4, small(tmp_path / "set"), task_split={"kind": "classes", "classes_per_task": 1}
     )
     obs, _ = world.reset(seed=0)
     assert world.observation_space.contains(obs)
@@ -196,4 +196,4 @@ def test_a_world_of_texts_takes_a_folder_and_shows_ids_within_its_space(tmp_path
 @pytest.mark.parametrize("bad", [9, -1])
 def test_levels_bound_the_inputs(bad: int) -> None:
     with pytest.raises(ValueError, match=rf"^an input is {bad}, allowed: 0 to 8$"):
-        Examples(np.array([[1, bad]], np.int32), np.array([0]), ("a",), levels=9)
+        Examples(np.array([[1, bad]], np.int32), np.array([0]), ("a",), vocabulary_size=9)

@@ -292,7 +292,7 @@ def test_an_option_that_can_do_nothing_leaves_a_note_and_changes_no_bit(
 
 def balanced_learner() -> SupervisedLearner:
     """On 3 classes of digits, of which it sees two, in unequal numbers."""
-    world = stream(8, protocol=SplitClasses(groups=[[0, 1], [2]]))
+    world = stream(8, task_split=SplitClasses(groups=[[0, 1], [2]]))
     torch.manual_seed(0)
     return SupervisedLearner(Classifier(MLP((8, 8, 1), (5,)), 3), world, Training(balanced=True))
 
