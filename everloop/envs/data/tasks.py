@@ -73,10 +73,5 @@ def _together(parts: Mapping[str, Examples], classes: Sequence[str]) -> Examples
         for name in sorted(common)
     }
     columns[TASK] = np.repeat(list(parts), [len(part) for part in parts.values()])
-    return Examples(
-        inputs,
-        labels,
-        tuple(classes),
-        columns,
-        max(part.vocabulary_size for part in parts.values()),
-    )
+    vocabulary_size = max(part.vocabulary_size for part in parts.values())
+    return Examples(inputs, labels, tuple(classes), columns, vocabulary_size)
