@@ -78,7 +78,7 @@ class Loop:
 
     def __init__(self, hidden: tuple[int, ...], examples: Examples, batch: int) -> None:
         world: Any = make_vec(
-            "everloop/ImageStream-v0", batch, data=(examples, examples), protocol=SplitClasses(10)
+            "everloop/ImageStream-v0", batch, data=(examples, examples), task_split=SplitClasses(10)
         )
         world.reset(seed=0)
         self.learner = SupervisedLearner(network(hidden), world)

@@ -93,12 +93,12 @@ def stream(data: Examples, cue: bool) -> Any:
 
     `cue` shows the task, which task-aware strategies require though the network does not use it.
     """
-    protocol = {"kind": "classes", "classes_per_task": CLASSES // TASKS}
+    task_split = {"kind": "classes", "classes_per_task": CLASSES // TASKS}
     world = make_vec(
         "everloop:everloop/ImageStream-v0",
         BATCH,
         data=(data, data),
-        protocol=protocol,
+        task_split=task_split,
         task_cue=cue,
     )
     world.reset(seed=SEED)

@@ -1,4 +1,4 @@
-"""What worlds, agents and the loop agree on. It imports none of them, and needs numpy only."""
+"""The contract that worlds, agents and the loop share. It needs numpy only and imports none."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Observation = dict[str, npt.NDArray[Any]]
-"""One array a modality, by its name."""
+"""Modality name -> its array."""
 
 CUE = "cue"
-"""The modality that shows the task: one-hot, (K,) for K tasks."""
+"""Name of the modality that shows the task: one-hot, (K,) for K tasks."""
 PRESENCE = "presence"
-"""The modality that says which others are present: one number for each, in the order of their
-names.
-"""
+"""Name of the modality that says which others are present: 1 or 0 for each, sorted by name."""
 FEEDBACK = "feedback"
-"""The modality that holds the previous action and reward."""
+"""Name of the modality that holds the previous action and reward."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +29,9 @@ class Task:
     """One task of a world. A task is a value: the world knows how to play it.
 
     Args:
-        id: Its position in the world's `tasks`.
-        name: What people call it, unique in its world.
-        params: What distinguishes it from the others, for people to read.
+        id: Position in the world's `tasks`, from 0.
+        name: Name for people to read, unique in its world.
+        params: What distinguishes the task from the others, for people to read.
     """
 
     id: int
@@ -43,13 +41,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Metric:
-    """What the numbers of a result are.
+    """What the numbers of a result measure.
 
     Args:
         name: "accuracy", "entity F1", "score" (0 random, 1 best known) or "return".
-        unit: "%" for a share, which is shown times 100; else empty.
-        evaluate: `evaluate(labels, guesses)`, a share from 0 to 1 computed from a whole pass over a
-            task's test examples, labels and guesses (N, ...). None: the mean reward.
+        unit: "%" for a share, whose values must already be in percent for `text`; else empty.
+        evaluate: `evaluate(labels, guesses)` returns a share from 0 to 1, computed from one whole
+            pass over a task's test examples, labels and guesses (N, ...). None means the mean
+            reward.
     """
 
     name: str
@@ -59,8 +58,13 @@ class Metric:
     )
 
     def text(self, value: float | None, missing: str = "-") -> str:
-        """`value` as people read it: one decimal of a percentage, two of a score, four digits of a
-        return.
+        """Format `value` for people to read.
+
+        Percentages get one decimal, scores two, and returns four significant digits.
+
+        Args:
+            value: The value in the metric's unit.
+            missing: The text for None, nan and infinity.
         """
         if value is None or not math.isfinite(value):
             return missing
@@ -75,13 +79,13 @@ SCORE = Metric("score")
 
 
 class World(Protocol):
-    """What the loop asks of a world: a `gymnasium.vector.VectorEnv` under SAME_STEP autoreset, with
-    tasks.
+    """A world as the loop sees it: a Gymnasium vector environment with tasks.
 
-    `reset(options=...)` takes "task", an id or a name, and "reset_mask", bool (num_envs,), which
-    restricts the reset to some copies. A reset without a task keeps it. `info["task"]` holds each
-    copy's task. A world of labelled examples reveals them in `info["label"]` after every step, and
-    says in `info["epoch"]` in which pass over the task's examples the step was.
+    It is a `gymnasium.vector.VectorEnv` under SAME_STEP autoreset. `reset(options=...)` takes
+    "task", an id or a name, and "reset_mask", bool (num_envs,), which restricts the reset to some
+    copies. A reset without a task keeps the current one. `info["task"]` holds each copy's task,
+    (num_envs,). After every step a world of labelled examples returns their labels in
+    `info["label"]`, and in `info["epoch"]` the pass over the task's examples.
     """
 
     num_envs: int
@@ -106,51 +110,50 @@ class World(Protocol):
     ]: ...
 
     def close(self) -> None:
-        """Let go of what the world holds. Whoever made it closes it."""
+        """Release the world's resources. Whoever made the world closes it."""
 
     def reference(self, task: int) -> tuple[float, float]:
-        """(return of a random agent, return of the best known one) in an episode; nan where
-        unknown.
-        """
+        """Return the episode returns of a random and of the best known agent; nan if unknown."""
 
     def metric(self, task: int) -> Metric:
-        """What an evaluation of `task` measures."""
+        """Return what an evaluation of `task` measures."""
 
     def examples(self, task: int) -> int | None:
-        """The number of examples in one pass over the task's data; None for a world that is no data
-        set.
-        """
+        """Return the number of examples in one pass over the task; None if it is no data set."""
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Where the world stands: loaded into one made alike, that goes on as this one would.
+        """Return the complete state: a world made alike continues from it as this one would.
 
-        None if it can't say.
+        None means that the world cannot return its state.
         """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 WORLD = ("tasks", "reference", "metric", "examples", "state_dict", "load_state_dict")
-"""What a world has beside a Gymnasium environment."""
+"""The names that make a Gymnasium environment a world."""
 
 
 def check_world(world: Any) -> None:
-    """Raise ValueError, in one line, for an environment without what makes it a world."""
+    """Raise ValueError, in one line, if the environment lacks one of the names in `WORLD`."""
     missing = [name for name in WORLD if not hasattr(world, name)]
     if missing:
         raise ValueError(
-            f"{type(world).__name__} is no world: it has no {', '.join(missing)}; "
-            "derive it from everloop.envs.TaskVectorEnv, or a wrapper from "
-            "everloop.envs.TaskVectorWrapper"
+            f"{type(world).__name__} is no world: it has no {', '.join(missing)}; derive it from "
+            "everloop.envs.TaskVectorEnv, or from everloop.envs.TaskVectorWrapper if it is a "
+            "wrapper"
         )
 
 
 class NetworkOutput(Protocol):
-    """What a network returns beside its state.
+    """What a network returns besides its state.
 
-    `prediction` (T, B, P); of actor-critics also `value` (T, B); with a head for each of K tasks
-    also `heads` (T, B, K, P), the outputs of all of them, of which the prediction is one.
+    Attributes:
+        prediction: (T, B, P).
+        value: The state's value, (T, B), of an actor-critic; else None.
+        heads: The outputs of the heads of all K tasks, (T, B, K, P), of which the prediction is
+            one; None for a network with a single head.
     """
 
     @property
@@ -164,7 +167,7 @@ class NetworkOutput(Protocol):
 
 
 class Output(NamedTuple):
-    """A `NetworkOutput`, for networks and for whoever makes one up."""
+    """A `NetworkOutput` as a plain tuple."""
 
     prediction: Tensor
     value: Tensor | None = None

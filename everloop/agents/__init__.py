@@ -1,4 +1,4 @@
-"""Networks: torch and einops, never an environment."""
+"""Networks. They need torch and einops, and know no environment."""
 
 from everloop.agents.agent import Agent
 from everloop.agents.attention import CrossAttention

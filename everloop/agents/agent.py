@@ -1,7 +1,4 @@
-"""The agent: encoders per modality, cross-attention, a memory, heads.
-
-One class for control and for streams.
-"""
+"""The agent for control and for streams: encoders, cross-attention, a memory and heads."""
 
 from __future__ import annotations
 
@@ -23,21 +20,28 @@ from everloop.contract import CUE, PRESENCE, Output
 class Agent(nn.Module):
     """Modality encoders -> cross-attention -> GRU -> heads.
 
-    observation_space: Dict of Box. Images are uint8 (H, W, C), token ids int32 (L,) from 0
-        (padding), everything else is flattened. A modality `"presence"` (one float per other
-        modality, in the order of the names) masks those that are absent (0) instead of being a
-        token.
-    prediction_size: P. For actions in a Box it is twice their number (mean and log standard
-        deviation of a Gaussian), for discrete actions and classes their number (logits).
-    value_head: whether to predict the state's value, for actor-critic learners.
-    recurrent: with False the memory is left out and `state` passes through untouched.
-    head_per_task: one prediction (and value) head for each entry of the one-hot modality `"cue"`,
-        which selects it; for scenarios that tell the task.
-    prediction_scale: factor on the prediction head's initial weights; 0.01 makes a first policy
-        that ignores what it sees (Andrychowicz et al. 2021, "What matters in on-policy RL", section
-        3.2).
-    encoders: modality -> backbone, a network with `size` features, in place of the built-in
-    encoder. Raises ValueError for spaces it cannot encode and for a head per task without a cue.
+    Args:
+        observation_space: A Dict of Box. Images are uint8 (H, W, C) and token ids int32 (L,) from
+            0, the padding; everything else is flattened. The modality "presence" is no token: it
+            holds one float per other modality, sorted by name, and 0 masks an absent one.
+        prediction_size: P. For actions in a Box it is twice their number (mean and log standard
+            deviation of a Gaussian); for discrete actions and classes it is their number (logits).
+        value_head: Whether to predict the state's value, for actor-critic learners.
+        recurrent: Whether to have a memory. Without one `state` is returned unchanged.
+        head_per_task: Whether to have one prediction head (and value head) per entry of the
+            one-hot modality "cue", which selects it; for task-aware scenarios.
+        token_size: Size of each modality's token; `attention_heads` must divide it.
+        attention_heads: Number of attention heads.
+        hidden_size: Size of the memory's state.
+        prediction_scale: Factor on the prediction head's initial weights and biases. With 0.01
+            the first policy hardly depends on the observation (Andrychowicz et al. 2021, "What
+            matters in on-policy RL", section 3.2).
+        encoders: Modality name -> backbone, a network with `size` features, in place of the
+            built-in encoder.
+
+    Raises:
+        ValueError: If a space cannot be encoded, if an encoder has no modality, or if there is a
+            head per task but no cue.
     """
 
     def __init__(
@@ -57,29 +61,29 @@ class Agent(nn.Module):
         super().__init__()
         if not isinstance(observation_space, spaces.Dict):
             raise ValueError(
-                f"observation space is {observation_space}, allowed: a Dict with one Box per "
+                f"the observation space is {observation_space}; it must be a Dict with one Box per "
                 "modality"
             )
         parts = observation_space.spaces
         if head_per_task and CUE not in parts:
             raise ValueError(
-                f"head_per_task needs the modality {CUE!r}, the world shows: {', '.join(parts)}"
+                f"head_per_task needs the modality {CUE!r}; this world has {', '.join(parts)}"
             )
         self.names = sorted(name for name in parts if name != PRESENCE)
         if not self.names:
             raise ValueError(
-                f"observation space is {observation_space}, allowed: at least one modality beside "
+                f"the observation space is {observation_space}; it needs a modality besides "
                 f"{PRESENCE!r}"
             )
         if PRESENCE in parts and parts[PRESENCE].shape != (len(self.names),):
             raise ValueError(
-                f"modality {PRESENCE!r} has shape {parts[PRESENCE].shape}, allowed: "
-                f"({len(self.names)},)"
+                f"modality {PRESENCE!r} has shape {parts[PRESENCE].shape}; it must be "
+                f"({len(self.names)},), one entry per other modality"
             )
         own = dict(encoders or {})
         if stray := sorted(set(own) - set(self.names)):
             raise ValueError(
-                f"encoders are given for {stray[0]!r}, allowed: {', '.join(self.names)}"
+                f"encoders has {stray[0]!r}; choose from the modalities {', '.join(self.names)}"
             )
         self.encoders = nn.ModuleDict(
             {
@@ -90,7 +94,8 @@ class Agent(nn.Module):
             }
         )
         self.attention = CrossAttention(token_size, attention_heads)
-        self.recurrent, self.hidden_size = recurrent, hidden_size
+        self.recurrent = recurrent
+        self.hidden_size = hidden_size
         self.memory = ResettableGRU(token_size, hidden_size) if recurrent else None
         features = hidden_size if recurrent else token_size
         tasks = _size(parts[CUE]) if head_per_task else 1
@@ -101,17 +106,25 @@ class Agent(nn.Module):
             self.head.linear.bias.mul_(prediction_scale)
 
     def initial_state(self, batch: int) -> Tensor:
-        """Zeros (batch, hidden_size) on the agent's device."""
+        """Return zeros (batch, hidden_size) on the agent's device."""
         return self.head.linear.weight.new_zeros(batch, self.hidden_size)
 
     def forward(
         self, obs: Mapping[str, Tensor], state: Tensor, start: Tensor
     ) -> tuple[Output, Tensor]:
-        """obs[m] (T, B, ...), state (B, hidden_size), start bool (T, B) -> Output, state after the
-        last step.
+        """Run the agent over a sequence.
 
-        A `start` resets the state before its step. Modalities missing from `obs` count as absent.
-        Raises ValueError if none is there.
+        Args:
+            obs: Modality name -> (T, B, ...). Missing modalities count as absent.
+            state: State before the first step, (B, hidden_size).
+            start: True where an episode begins, bool (T, B). It resets the state before that step.
+
+        Returns:
+            The output of all steps, and the state after the last one, (B, hidden_size).
+
+        Raises:
+            ValueError: If `obs` has none of the agent's modalities, or lacks the cue that several
+                heads need.
         """
         T = start.shape[0]
         rows = {name: rearrange(value, "t b ... -> (t b) ...") for name, value in obs.items()}
@@ -120,26 +133,24 @@ class Agent(nn.Module):
             hidden, state = self.memory(rearrange(features, "(t b) d -> t b d", t=T), state, start)
             features = rearrange(hidden, "t b d -> (t b) d")
         prediction, heads = self.head(features, rows)
-        value = (
-            None
-            if self.value is None
-            else rearrange(self.value(features, rows)[0], "(t b) 1 -> t b", t=T)
-        )
-        every = None if heads is None else rearrange(heads, "(t b) k p -> t b k p", t=T)
-        return Output(rearrange(prediction, "(t b) p -> t b p", t=T), value, every), state
+        prediction = rearrange(prediction, "(t b) p -> t b p", t=T)
+        if heads is not None:
+            heads = rearrange(heads, "(t b) k p -> t b k p", t=T)
+        value = None
+        if self.value is not None:
+            value = rearrange(self.value(features, rows)[0], "(t b) 1 -> t b", t=T)
+        return Output(prediction, value, heads), state
 
     def _tokens(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Tokens (R, N, token_size) of the modalities at hand, and which are present (R, N), None
-        for all.
-        """
+        """Return the tokens (R, N, token_size), and which are present, (R, N), or None for all."""
         names = [name for name in self.names if name in rows]
         if not names:
             raise ValueError(
-                f"the observation has none of the agent's modalities: {', '.join(self.names)}"
+                f"the observation has {', '.join(rows) or 'nothing'}; it needs at least one of "
+                f"{', '.join(self.names)}"
             )
-        tokens = torch.cat(
-            [self.encoders[_key(name)](_flatten(rows[name])) for name in names], dim=1
-        )
+        encoded = [self.encoders[_key(name)](_flatten(rows[name])) for name in names]
+        tokens = torch.cat(encoded, dim=1)
         if PRESENCE not in rows:
             return tokens, None
         columns = [self.names.index(name) for name in names]
@@ -147,17 +158,15 @@ class Agent(nn.Module):
 
 
 def _key(name: str) -> str:
-    """A modality's name as a module's: torch reserves some names, and dots."""
+    """Return a modality's name as a module's name: torch reserves dots and some names."""
     return "of_" + name.replace("_", "__").replace(".", "_d")
 
 
 def _flatten(x: Tensor) -> Tensor:
-    """Everything but images and token ids becomes one vector per row."""
-    return (
-        x
-        if (x.dtype == torch.uint8 and x.ndim == 4) or x.ndim == 2
-        else rearrange(x, "r ... -> r (...)")
-    )
+    """Flatten each row (R, ...) of a modality, except for images and token ids."""
+    if (x.dtype == torch.uint8 and x.ndim == 4) or x.ndim == 2:
+        return x
+    return rearrange(x, "r ... -> r (...)")
 
 
 def _size(space: spaces.Space[object]) -> int:
@@ -169,7 +178,7 @@ def _size(space: spaces.Space[object]) -> int:
 
 def _encoder(name: str, space: spaces.Space[object], token_size: int) -> nn.Module:
     if not isinstance(space, spaces.Box):
-        raise ValueError(f"modality {name!r} is {space}, allowed: a Box")
+        raise ValueError(f"modality {name!r} is {space}; it must be a Box")
     if space.dtype == "uint8" and len(space.shape) == 3:
         return ImageEncoder(space.shape, token_size)
     if space.dtype == "int32" and len(space.shape) == 1 and (space.low == 0).all():

@@ -9,19 +9,26 @@ from torch import Tensor, nn
 
 
 class CrossAttention(nn.Module):
-    """Every modality's token asks all present ones; the answers are added to it and averaged.
+    """Every modality's token attends to all present ones; the results are averaged.
 
         z' = z + W_o softmax(q k^T / sqrt(d)) v,    q, k, v = W LayerNorm(z)
         features = mean over present tokens of LayerNorm(z')
 
-    Vaswani et al. 2017, section 3.2, with pre-normalisation. A token that is absent is neither
-    asked nor averaged. Raises ValueError unless `heads` divides `token_size`.
+    Source: Vaswani et al. 2017, section 3.2, with pre-normalisation. An absent token is neither
+    attended to nor averaged.
+
+    Args:
+        token_size: Size of a token, D.
+        heads: Number of attention heads, a divisor of `token_size`.
+
+    Raises:
+        ValueError: Unless `heads` divides `token_size`.
     """
 
     def __init__(self, token_size: int, heads: int) -> None:
         super().__init__()
         if heads < 1 or token_size % heads:
-            raise ValueError(f"heads is {heads}, allowed: a divisor of token_size = {token_size}")
+            raise ValueError(f"heads is {heads}; it must divide token_size, {token_size}")
         self.heads = heads
         self.norm = nn.LayerNorm(token_size)
         self.query_key_value = nn.Linear(token_size, 3 * token_size)
@@ -29,19 +36,24 @@ class CrossAttention(nn.Module):
         self.final_norm = nn.LayerNorm(token_size)
 
     def forward(self, tokens: Tensor, present: Tensor | None = None) -> Tensor:
-        """tokens (R, N, D), present bool (R, N) or None for all -> features (R, D).
+        """Return the features of each row.
 
-        A row without any present token gives zeros.
+        Args:
+            tokens: (R, N, D).
+            present: Which tokens are present, bool (R, N); None means all.
+
+        Returns:
+            Features (R, D), 0 in a row without any present token.
         """
         qkv = self.query_key_value(self.norm(tokens))
         q, k, v = rearrange(qkv, "r n (three h d) -> three r h n d", three=3, h=self.heads)
-        mask = None if present is None else rearrange(present, "r n -> r 1 1 n")
-        if (
-            mask is not None
-        ):  # a softmax over nothing is nan: let such rows attend, their average drops them
+        mask = None
+        if present is not None:
+            mask = rearrange(present, "r n -> r 1 1 n")
+            # a softmax over nothing is nan; the average below drops rows without any token
             mask = mask | ~mask.any(-1, keepdim=True)
-        answer = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        tokens = self.final_norm(tokens + self.out(rearrange(answer, "r h n d -> r n (h d)")))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        tokens = self.final_norm(tokens + self.out(rearrange(attended, "r h n d -> r n (h d)")))
         if present is None:
             return tokens.mean(1)
         weight = rearrange(present, "r n -> r n 1").to(tokens.dtype)

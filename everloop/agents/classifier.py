@@ -1,4 +1,4 @@
-"""A published network with a head, in the form in which learners call networks."""
+"""A backbone with a linear head, in the form that learners call."""
 
 from __future__ import annotations
 
@@ -11,42 +11,51 @@ from everloop.contract import Output
 
 
 class Classifier(nn.Module):
-    """backbone -> linear head. One modality, no memory.
+    """A backbone and a linear head, for one modality and without memory.
 
-    backbone: called with the rows of `modality` as the world shows them, (R, ...) -> features (R,
-        size), or (R, L, size) to answer for every token; `backbone.size` is the number of features.
-    prediction_size: P, logits for each row or token.
-    tasks: heads; with several, the modality "cue" (one-hot) chooses.
+    Args:
+        backbone: Takes the modality's rows as the world shows them, (R, ...), and returns features
+            (R, size), or (R, L, size) for a prediction per token. `backbone.size` is their number.
+        prediction_size: P, the number of logits per row or token.
+        modality: Name of the modality.
+        tasks: Number of heads. With several, the one-hot modality "cue" selects one.
     """
 
     def __init__(
         self, backbone: nn.Module, prediction_size: int, modality: str = "image", tasks: int = 1
     ) -> None:
         super().__init__()
-        self.backbone, self.modality = backbone, modality
+        self.backbone = backbone
+        self.modality = modality
         self.heads = Heads(int(backbone.size), prediction_size, tasks)  # type: ignore[arg-type]
 
     def initial_state(self, batch: int) -> Tensor:
-        """Nothing to remember: (batch, 0)."""
+        """Return an empty state, (batch, 0)."""
         return self.heads.linear.weight.new_zeros(batch, 0)
 
     def forward(
         self, obs: Mapping[str, Tensor], state: Tensor, start: Tensor
     ) -> tuple[Output, Tensor]:
-        """obs[m] (T, B, ...) -> prediction (T, B, P), of tokens (T, B, L * P); the state passes
-        through.
+        """Classify every step of a sequence.
+
+        Args:
+            obs: Modality name -> (T, B, ...).
+            state: Returned unchanged.
+            start: bool (T, B), of which only the shape is used.
+
+        Returns:
+            The output, with a prediction (T, B, P), or (T, B, L * P) for tokens; and the state.
+
+        Raises:
+            ValueError: If there are several heads and `obs` has no cue.
         """
-        # views instead of einops: in a small network's step its parsing of patterns would count
+        # views instead of einops: parsing its patterns is slow compared to a small network's step
         T, B = start.shape
-        rows = (
-            {name: value.flatten(0, 1) for name, value in obs.items()}
-            if self.heads.tasks > 1
-            else {}
-        )
-        x = obs[self.modality]
-        outputs, heads = self.heads(self.backbone(x.flatten(0, 1)), rows)
-        return Output(
-            outputs.view(T, B, -1),
-            None,
-            None if heads is None else heads.reshape(T, B, self.heads.tasks, -1),
-        ), state
+        rows: dict[str, Tensor] = {}
+        if self.heads.tasks > 1:
+            rows = {name: value.flatten(0, 1) for name, value in obs.items()}
+        features = self.backbone(obs[self.modality].flatten(0, 1))
+        prediction, heads = self.heads(features, rows)
+        if heads is not None:
+            heads = heads.reshape(T, B, self.heads.tasks, -1)
+        return Output(prediction.view(T, B, -1), None, heads), state

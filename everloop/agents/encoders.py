@@ -1,4 +1,4 @@
-"""Encoders: one modality's observation becomes one token."""
+"""Encoders, which turn one modality's observation into one token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from everloop.agents.networks import precision
 
 
 class VectorEncoder(nn.Module):
-    """A flat float modality (R, D) -> tokens (R, 1, token_size), by one hidden layer."""
+    """Encoder of a vector: a perceptron with one hidden layer.
+
+    Args:
+        size: Size of the vector, D.
+        token_size: Size of the token.
+    """
 
     def __init__(self, size: int, token_size: int) -> None:
         super().__init__()
@@ -19,14 +24,17 @@ class VectorEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (R, D), any number type -> (R, 1, token_size)."""
+        """Return tokens (R, 1, token_size) of vectors x, (R, D), of any dtype."""
         token: Tensor = self.layers(x.to(precision(self)))
         return rearrange(token, "r d -> r 1 d")
 
 
 class BackboneEncoder(nn.Module):
-    """Any backbone, rows (R, ...) -> features (R, size), and a linear map to tokens (R, 1,
-    token_size).
+    """Encoder made of a backbone and a linear map to the token.
+
+    Args:
+        backbone: Turns rows (R, ...) into features (R, size); `backbone.size` is their number.
+        token_size: Size of the token.
     """
 
     def __init__(self, backbone: nn.Module, token_size: int) -> None:
@@ -35,24 +43,32 @@ class BackboneEncoder(nn.Module):
         self.project = nn.Linear(int(backbone.size), token_size)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (R, ...), as the backbone takes it -> (R, 1, token_size)."""
+        """Return tokens (R, 1, token_size) of x, (R, ...), as the backbone takes it."""
         return rearrange(torch.tanh(self.project(self.backbone(x))), "r d -> r 1 d")
 
 
 class ImageEncoder(nn.Module):
-    """A uint8 image (R, H, W, C), H and W from 8 up -> tokens (R, 1, token_size).
+    """Convolutional encoder of images.
 
-    Convolutions 3x3 halve the image until its sides are at most 4, the first one at full
-    resolution.
-    No batch statistics: normalisation never carries anything from one task, or one example, to
-    another. Raises ValueError for smaller images.
+    A first 3x3 convolution keeps the resolution; further ones halve it until both sides are at
+    most 4. There are no batch statistics, which would carry information from one task or example
+    to another.
+
+    Args:
+        shape: (H, W, C) of an image, H and W 8 or more.
+        token_size: Size of the token.
+        channels: Channels of the first convolution; each later one has twice as many.
+
+    Raises:
+        ValueError: If an image is smaller.
     """
 
     def __init__(self, shape: tuple[int, ...], token_size: int, channels: int = 16) -> None:
         super().__init__()
         if len(shape) != 3 or min(shape[:2]) < 8:
             raise ValueError(
-                f"image shape is {shape}, allowed: (height, width, channels) with sides from 8 up"
+                f"the image shape is {shape}; it must be (height, width, channels), with sides of "
+                "8 or more"
             )
         height, width, depth = shape
         layers: list[nn.Module] = [nn.Conv2d(depth, channels, 3, padding=1), nn.ReLU()]
@@ -63,7 +79,7 @@ class ImageEncoder(nn.Module):
         self.project = nn.Linear(height * width * channels, token_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x uint8 (R, H, W, C) -> (R, 1, token_size)."""
+        """Return tokens (R, 1, token_size) of images x, uint8 (R, H, W, C)."""
         x = rearrange(x, "r h w c -> r c h w").to(precision(self)) / 255.0 - 0.5
         x = self.convolutions(x)
         x = self.project(rearrange(x, "r c h w -> r (c h w)"))

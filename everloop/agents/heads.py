@@ -1,6 +1,4 @@
-"""Linear heads on features: one for all tasks, or one for each, chosen by the cue that tells the
-task.
-"""
+"""Linear heads: one for all tasks, or one per task, selected by the cue."""
 
 from __future__ import annotations
 
@@ -13,8 +11,12 @@ from everloop.contract import CUE
 
 
 class Heads(nn.Module):
-    """`tasks` linear heads with `outputs` each; a row's one-hot modality "cue" (R, tasks) chooses
-    among several.
+    """Linear heads on the same features.
+
+    Args:
+        features: Number of features.
+        outputs: Number of outputs of each head, P.
+        tasks: Number of heads, K. With several, the one-hot modality "cue" selects one.
     """
 
     def __init__(self, features: int, outputs: int, tasks: int = 1) -> None:
@@ -23,16 +25,27 @@ class Heads(nn.Module):
         self.linear = nn.Linear(features, tasks * outputs)
 
     def forward(self, features: Tensor, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """features (R, ..., features), rows: the observation's modalities, (R, ...) each.
+        """Return the outputs of the selected heads, and those of all heads.
 
-        Returns (R, ..., outputs) and, of several heads, all of them (R, tasks, ..., outputs).
-        Raises ValueError without a cue where there are several heads.
+        Args:
+            features: (R, ..., features).
+            rows: The observation, modality name -> (R, ...). Only "cue", (R, K), is used.
+
+        Returns:
+            The selected outputs (R, ..., P); and all outputs (R, K, ..., P), or None for a single
+            head.
+
+        Raises:
+            ValueError: If there are several heads and no cue.
         """
         outputs: Tensor = self.linear(features)
         if self.tasks == 1:
             return outputs, None
         if CUE not in rows:
-            raise ValueError(f"the observation has no modality {CUE!r}, which selects the head")
+            raise ValueError(
+                f"the observation has no modality {CUE!r}, which selects the head; make the world "
+                "with a task cue"
+            )
         heads = rearrange(outputs, "r ... (k p) -> r k ... p", k=self.tasks)
-        chosen: Tensor = einsum(heads, rows[CUE].to(heads.dtype), "r k ... p, r k -> r ... p")
-        return chosen, heads
+        selected: Tensor = einsum(heads, rows[CUE].to(heads.dtype), "r k ... p, r k -> r ... p")
+        return selected, heads

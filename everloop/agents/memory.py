@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 
 class ResettableGRU(nn.Module):
-    """One-layer GRU (Cho et al. 2014) over (T, B, D) with a reset before every step where `start`
-    is True.
+    """One-layer GRU (Cho et al. 2014) whose state is reset before the steps marked by `start`.
 
-    The sequences are cut into segments at the resets; the segments run as one padded batch, so that
-    the time loop stays inside torch's kernel and is only as long as the longest segment.
+    The sequences are cut into segments at the resets. The segments run as one padded batch, so
+    the loop over time stays inside torch's kernel and is only as long as the longest segment.
+
+    Args:
+        input_size: Size of the input, D.
+        hidden_size: Size of the state.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -21,8 +24,15 @@ class ResettableGRU(nn.Module):
         self.gru = nn.GRU(input_size, hidden_size)
 
     def forward(self, x: Tensor, state: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """x (T, B, D), state (B, hidden_size), start bool (T, B) -> output (T, B, hidden_size),
-        state (B, hidden_size).
+        """Run the GRU over a sequence.
+
+        Args:
+            x: Inputs (T, B, D).
+            state: State before the first step, (B, hidden_size).
+            start: True where the state is reset before the step, bool (T, B).
+
+        Returns:
+            Outputs (T, B, hidden_size), and the state after the last step, (B, hidden_size).
         """
         state = state.masked_fill(rearrange(start[0], "b -> b 1"), 0.0)
         if len(x) == 1 or not bool(start[1:].any()):

@@ -1,4 +1,4 @@
-"""Continuum memory: blocks in a chain, each meant to learn at a frequency of its own."""
+"""Continuum memory: a chain of blocks, each of which learns at its own frequency."""
 
 from __future__ import annotations
 
@@ -13,16 +13,24 @@ PERIODS = (1, 10, 100)
 
 
 class ContinuumMemory(nn.Module):
-    """y = B_k(... B_2(B_1(x))), one residual block for each period (Behrouz et al. 2025, "Nested
-    Learning", section on CMS).
+    """A chain of residual blocks, one per frequency level.
 
+        y = B_k(... B_2(B_1(x)))
         B(x) = x + W_2 gelu(W_1 norm(x))          vectors (..., size), W_1 to expansion * size units
         B(x) = x + conv3x3(gelu(norm(x)))         images (R, size, H, W), if `convolutional`
 
-    Here are only the blocks: at which frequency they learn is the optimizer's business,
-    `everloop.loop.NestedOptimizer(optimizer, memory.levels())`.
-    periods: steps between changes of each block, in the chain's order. expansion: of the vectors'
-    hidden layer. Raises ValueError for periods below 1 or none.
+    Source: Behrouz et al. 2025, "Nested Learning", section on CMS. The module holds the blocks
+    only; `everloop.loop.NestedOptimizer(optimizer, memory.levels())` makes them learn at different
+    frequencies.
+
+    Args:
+        size: Size of the vectors, or number of channels of the images.
+        periods: Steps between two updates of each block, 1 or more, in the order of the chain.
+        expansion: Width of a vector block's hidden layer, as a multiple of `size`.
+        convolutional: Whether the blocks are for images.
+
+    Raises:
+        ValueError: If there are no periods or one is below 1.
     """
 
     def __init__(
@@ -34,25 +42,28 @@ class ContinuumMemory(nn.Module):
     ) -> None:
         super().__init__()
         if not periods or min(periods) < 1:
-            raise ValueError(f"periods are {list(periods)}, allowed: one or more, each 1 or more")
-        self.periods, self.checkpointing = tuple(periods), False
+            raise ValueError(
+                f"periods is {list(periods)}; it must hold at least one, each 1 or more"
+            )
+        self.periods = tuple(periods)
+        self.checkpointing = False
         self.blocks = nn.ModuleList(
             _convolution(size) if convolutional else _perceptron(size, expansion) for _ in periods
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x -> y of the same shape."""
+        """Return y of the same shape as x."""
         for block in self.blocks:
             x = x + through(block, x, self.checkpointing and self.training)
         return x
 
     def levels(self) -> dict[int, list[nn.Parameter]]:
-        """Period -> the parameters of its blocks."""
+        """Return period -> the parameters of its blocks."""
         return levels_of(self)
 
 
 def levels_of(module: nn.Module) -> dict[int, list[nn.Parameter]]:
-    """Period -> parameters, over all continuum memories inside `module`."""
+    """Return period -> parameters, over all continuum memories inside `module`."""
     levels: dict[int, list[nn.Parameter]] = defaultdict(list)
     for memory in module.modules():
         if isinstance(memory, ContinuumMemory):
@@ -62,15 +73,22 @@ def levels_of(module: nn.Module) -> dict[int, list[nn.Parameter]]:
 
 
 class NestedConvNet(nn.Module):
-    """A convolutional network made of continuum memories, as a backbone: uint8 (R, H, W, C) -> (R,
-    8 * width).
+    """A convolutional backbone made of continuum memories.
 
-    A 3x3 stem, four stages of `width`, 2, 4, 8 times as many channels that halve the image and then
-    pass it through a memory of 3x3 convolutions, the mean over the image, and a memory of
-    perceptrons. About 5, 20 and 80 million weights at width 32, 64 and 128. Group norm: nothing is
-    carried from image to image.
-    periods: of every memory. The stem and the halvings are in no memory, and learn at every step.
-    The convolutional form is ours: the paper has perceptrons only.
+    It has a 3x3 stem; four stages with 1, 2, 4 and 8 times `width` channels, each of which halves
+    the image and then passes it through a memory of 3x3 convolutions; the mean over the image; and
+    a memory of perceptrons. The stem and the halving convolutions are in no memory and learn at
+    every step. Group norm carries nothing from image to image. There are about 5, 20 and 80
+    million weights at widths 32, 64 and 128. The convolutional form is not from the paper, which
+    has perceptrons only.
+
+    Args:
+        input_shape: (H, W, C) of an image.
+        width: Channels of the first stage, 1 or more.
+        periods: Periods of every memory, see `ContinuumMemory`.
+
+    Raises:
+        ValueError: If the width or a period is below 1, or there are no periods.
     """
 
     def __init__(
@@ -78,7 +96,7 @@ class NestedConvNet(nn.Module):
     ) -> None:
         super().__init__()
         if width < 1:
-            raise ValueError(f"width is {width}, allowed: 1 or more")
+            raise ValueError(f"width is {width}; it must be 1 or more")
         layers: list[nn.Module] = [nn.Conv2d(input_shape[2], width, 3, padding=1)]
         channels = width
         for stage in range(4):
@@ -90,14 +108,13 @@ class NestedConvNet(nn.Module):
         self.size = channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """x uint8 (R, H, W, C) -> (R, size)."""
-        features: Tensor = self.memory(
-            self.stages(standard_pixels(x, precision(self))).mean((2, 3))
-        )
+        """Return features (R, 8 * width) of images x, uint8 (R, H, W, C)."""
+        maps = self.stages(standard_pixels(x, precision(self)))
+        features: Tensor = self.memory(maps.mean((2, 3)))
         return features
 
     def levels(self) -> dict[int, list[nn.Parameter]]:
-        """Period -> the parameters of its blocks, in all memories."""
+        """Return period -> the parameters of its blocks, over all memories."""
         return levels_of(self)
 
 

@@ -1,8 +1,7 @@
-"""Image networks that published tables use, as backbones: uint8 rows (R, H, W, C) -> features (R,
-size).
+"""Image networks of published tables, as backbones from uint8 (R, H, W, C) to features (R, size).
 
-What they do with pixel values is fixed, never fitted to a data set: its statistics would carry
-something of other tasks, or of test images, into each one.
+The scaling of pixel values is fixed, never fitted to a data set. Fitted statistics would carry
+information from other tasks or from test images into each task.
 """
 
 from __future__ import annotations
@@ -22,67 +21,88 @@ Norm = Literal["batch", "group"]
 
 
 def precision(module: nn.Module) -> torch.dtype:
-    """That of the weights; single where there are none."""
+    """Return the dtype of the weights, or float32 if there are none."""
     return next((p.dtype for p in module.parameters()), torch.float32)
 
 
 def standard_pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 (R, H, W, C) -> float (R, C, H, W), (x / 255 - 0.5) / 0.25: about standardised for
-    natural images.
+    """Scale pixels to (x / 255 - 0.5) / 0.25, roughly standardised for natural images.
+
+    Args:
+        x: Images, uint8 (R, H, W, C).
+        dtype: The dtype of the result.
+
+    Returns:
+        Float (R, C, H, W).
     """
     return rearrange(x, "r h w c -> r c h w").to(dtype, copy=True).sub_(127.5).div_(63.75)
 
 
 def pixels_to_1(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 (R, ...) -> float (R, size), x / 255."""
-    return x.flatten(1).to(dtype, copy=True).div_(255.0)  # a copy: floats would be the caller's own
+    """Scale uint8 pixels x, (R, ...), to x / 255 and flatten them, (R, size)."""
+    return x.flatten(1).to(dtype, copy=True).div_(255.0)  # floats are the caller's own: copy them
 
 
 def normalisation(channels: int, norm: Norm) -> nn.Module:
-    """Batch norm; or group norm (Wu & He 2018), by groups of 8 channels or as near as
-    divides them.
+    """Return a normalisation layer for images with `channels` channels.
+
+    Args:
+        channels: Number of channels.
+        norm: "batch"; or "group" (Wu & He 2018), with groups of 8 channels, or of the next larger
+            number that divides them.
+
+    Raises:
+        ValueError: If `norm` is another one.
     """
     if norm == "batch":
         return nn.BatchNorm2d(channels)
     if norm != "group":
-        raise ValueError(f"norm is {norm!r}, allowed: batch, group")
-    return nn.GroupNorm(
-        max(g for g in range(1, max(1, channels // 8) + 1) if channels % g == 0), channels
-    )
+        raise ValueError(f"norm is {norm!r}; choose batch or group")
+    groups = max(g for g in range(1, max(1, channels // 8) + 1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
 
 
 def through(block: nn.Module, x: Tensor, recompute: bool) -> Tensor:
-    """block(x); with `recompute` it keeps no activations and computes them again on the way
-    back.
-    """
+    """Return block(x); with `recompute` the backward pass recomputes the activations."""
     result: Tensor = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
     return result
 
 
 class MLP(nn.Module):
-    """Fully connected ReLU layers on the flattened image, pixels from 0 to 1.
+    """Fully connected ReLU layers on the flattened image, with pixels from 0 to 1.
 
-    2 x 400: van de Ven et al. 2022, section "Methods" (MNIST). 2 x 1000: permuted MNIST there. 2 x
-    100: Lopez-Paz & Ranzato 2017. Without hidden layers the features are the pixels, and a head
-    makes a linear classifier. Raises ValueError for layers without units.
+    Published sizes: 2 x 400 (van de Ven et al. 2022, section "Methods", MNIST), 2 x 1000 (there,
+    permuted MNIST), 2 x 100 (Lopez-Paz & Ranzato 2017). Without hidden layers the features are the
+    pixels, and a head makes a linear classifier.
+
+    Args:
+        input_shape: Shape of one example.
+        hidden: Units of each layer, 1 or more.
+
+    Raises:
+        ValueError: If a layer has no units.
     """
 
     def __init__(self, input_shape: ImageShape, hidden: Sequence[int] = (400, 400)) -> None:
         super().__init__()
         if any(units < 1 for units in hidden):
-            raise ValueError(f"hidden is {list(hidden)}, allowed: 1 or more units in each layer")
+            raise ValueError(f"hidden is {list(hidden)}; each layer needs 1 or more units")
         sizes = [flat_size(input_shape), *hidden]
-        self.layers, self.size = _fully_connected(sizes), sizes[-1]
+        self.layers = _fully_connected(sizes)
+        self.size = sizes[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x uint8 (R, ...) -> (R, size)."""
+        """Return features (R, size) of examples x, uint8 (R, ...)."""
         features: Tensor = self.layers(pixels_to_1(x, precision(self)))
         return features
 
 
 class _BasicBlock(nn.Module):
-    """relu(x' + norm(conv(relu(norm(conv(x)))))), x' the input, by a 1x1 convolution where its
-    shape changes (He et al. 2016).
+    """The basic residual block (He et al. 2016).
+
+        y = relu(x' + norm(conv(relu(norm(conv(x))))))
+
+    x' is the input, after a 1x1 convolution and a norm if the shape changes.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm) -> None:
@@ -102,46 +122,58 @@ class _BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        # Subsampling before the 1x1 convolution is the same as giving it the stride. Its strided
-        # backward pass
-        # of fewer than 7 channels writes outside its memory in torch 2.13, on CPUs that have no
-        # AVX-512.
+        # Subsampling before the 1x1 convolution is the same as a strided one. With fewer than 7
+        # channels, the strided backward pass of torch 2.13 writes outside its memory on CPUs
+        # without AVX-512.
         skipped = x[:, :, :: self.stride, :: self.stride]
         return F.relu(self.shortcut(skipped) + self.body(x))
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 for small images: a 3x3 convolution, 4 stages of 2 blocks, mean over the image (He
-    et al. 2016).
+    """ResNet-18 for small images (He et al. 2016).
 
-    width: filters of the first stage, doubled in each later one. 64 is the full network; 20 the
-        reduced one of Lopez-Paz & Ranzato 2017, used by most tables of online continual learning.
-    norm: "batch", as published: its running statistics follow the stream, and so forget earlier
-        tasks as weights do; in training each image is normalised by those that happen to be in its
-        batch. "group" has neither.
-    checkpointing: recompute each block's activations on the way back.
+    It has a 3x3 convolution, 4 stages of 2 blocks, and the mean over the image.
+
+    Args:
+        input_shape: (H, W, C) of an image.
+        width: Filters of the first stage, 1 or more, doubled in each later one. 64 is the full
+            network. 20 is the reduced one of Lopez-Paz & Ranzato 2017, which most tables of online
+            continual learning use.
+        norm: "batch", as published. Its running statistics follow the stream and thus forget
+            earlier tasks as weights do; in training they depend on the other images of the batch.
+            "group" has neither property.
+
+    Attributes:
+        checkpointing: Whether the backward pass recomputes the activations of each block.
+        size: Number of features, 8 * width.
+
+    Raises:
+        ValueError: If the width is below 1 or the norm is unknown.
     """
 
     def __init__(self, input_shape: ImageShape, width: int = 64, norm: Norm = "batch") -> None:
         super().__init__()
         if width < 1:
-            raise ValueError(f"width is {width}, allowed: 1 or more")
+            raise ValueError(f"width is {width}; it must be 1 or more")
         self.checkpointing = False
         self.stem = nn.Sequential(
             nn.Conv2d(input_shape[2], width, 3, 1, 1, bias=False),
             normalisation(width, norm),
             nn.ReLU(),
         )
-        blocks, last = [], width
+        blocks = []
+        inputs = width
         for stage in range(4):
+            outputs = width * 2**stage
             for block in range(2):
-                outputs, stride = width * 2**stage, 2 if stage and not block else 1
-                blocks.append(_BasicBlock(last, outputs, stride, norm))
-                last = outputs
-        self.blocks, self.size = nn.ModuleList(blocks), last
+                stride = 2 if stage and not block else 1
+                blocks.append(_BasicBlock(inputs, outputs, stride, norm))
+                inputs = outputs
+        self.blocks = nn.ModuleList(blocks)
+        self.size = inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """x uint8 (R, H, W, C) -> (R, 8 * width)."""
+        """Return features (R, 8 * width) of images x, uint8 (R, H, W, C)."""
         x = self.stem(standard_pixels(x, precision(self)))
         for block in self.blocks:
             x = through(block, x, self.checkpointing and self.training)
@@ -149,17 +181,26 @@ class ResNet18(nn.Module):
 
 
 class ConvNet5(nn.Module):
-    """Five convolutions, then two fully connected layers of 2000 (van de Ven et al. 2022,
-    "Methods", CIFAR-100).
+    """Five convolutions, then fully connected layers (van de Ven et al. 2022, "Methods").
 
-    3x3 kernels, 16, 32, 64, 128, 256 channels, batch norm and ReLU; the first keeps the size, the
-    others halve it. Their protocol trains the convolutions on CIFAR-10 beforehand and then keeps
-    them as they are: `freeze_convolutions(trained.convolutions.state_dict())`.
+    The convolutions have 3x3 kernels, 16, 32, 64, 128 and 256 channels, batch norm and ReLU. The
+    first keeps the size; the others halve it. The paper's protocol trains the convolutions on
+    CIFAR-10 first and then freezes them: `freeze_convolutions(trained.convolutions.state_dict())`.
+
+    Args:
+        input_shape: (H, W, C) of an image.
+        hidden: Units of each fully connected layer.
+
+    Attributes:
+        checkpointing: Whether the backward pass recomputes the activations of each convolution.
+        frozen: True after `freeze_convolutions`.
+        size: Number of features.
     """
 
     def __init__(self, input_shape: ImageShape, hidden: Sequence[int] = (2000, 2000)) -> None:
         super().__init__()
-        self.checkpointing, self.frozen = False, False
+        self.checkpointing = False
+        self.frozen = False
         height, width, depth = input_shape
         layers = []
         for i, channels in enumerate((16, 32, 64, 128, 256)):
@@ -171,14 +212,19 @@ class ConvNet5(nn.Module):
                     nn.ReLU(),
                 )
             )
-            height, width, depth = -(-height // stride), -(-width // stride), channels
+            height = -(-height // stride)
+            width = -(-width // stride)
+            depth = channels
         self.convolutions = nn.ModuleList(layers)
         sizes = [height * width * depth, *hidden]
-        self.layers, self.size = _fully_connected(sizes), sizes[-1]
+        self.layers = _fully_connected(sizes)
+        self.size = sizes[-1]
 
     def freeze_convolutions(self, state: dict[str, Tensor] | None = None) -> None:
-        """Keep the convolutions, and their batch norms' statistics, as they are from now on; load
-        `state` first if given.
+        """Freeze the convolutions and the statistics of their batch norms.
+
+        Args:
+            state: State of trained convolutions to load first.
         """
         if state is not None:
             self.convolutions.load_state_dict(state)
@@ -187,14 +233,14 @@ class ConvNet5(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> ConvNet5:
-        """As every module, but for frozen batch norms, which stay in evaluation."""
+        """Set the mode as in every module; frozen batch norms stay in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.convolutions.eval()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """x uint8 (R, H, W, C) -> (R, size)."""
+        """Return features (R, size) of images x, uint8 (R, H, W, C)."""
         x = standard_pixels(x, precision(self))
         for block in self.convolutions:
             x = through(block, x, self.checkpointing and self.training and not self.frozen)
@@ -203,13 +249,13 @@ class ConvNet5(nn.Module):
 
 
 def _fully_connected(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers, a ReLU after each."""
-    return nn.Sequential(
-        *[layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
-    )
+    """Return linear layers with a ReLU after each."""
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers)
 
 
 def flat_size(shape: ImageShape) -> int:
+    """Return the number of values in an array of this shape."""
     size = 1
     for side in shape:
         size *= side

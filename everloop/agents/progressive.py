@@ -1,4 +1,4 @@
-"""Fully connected networks that can become larger while they learn."""
+"""Fully connected networks that can grow while they learn."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from everloop.agents.networks import flat_size, pixels_to_1, precision
 
 
 def _sizes(input_shape: Sequence[int], hidden: Sequence[int]) -> tuple[int, ...]:
-    """Of the input and of every layer."""
+    """Return the sizes of the input and of every layer."""
     if not hidden or any(units < 1 for units in hidden):
         raise ValueError(
-            f"hidden is {list(hidden)}, allowed: 1 or more units in each of 1 or more layers"
+            f"hidden is {list(hidden)}; it needs at least one layer, each with 1 or more units"
         )
     return flat_size(input_shape), *hidden
 
 
 class _Column(nn.Module):
-    """Layers of one task, each reading its own last layer and, through laterals, those of all
-    earlier columns.
+    """The layers of one task.
+
+    Each reads the layer before it and, through lateral weights, that of all earlier columns.
     """
 
     def __init__(self, sizes: Sequence[int], earlier: int) -> None:
@@ -37,8 +38,12 @@ class _Column(nn.Module):
         )
 
     def forward(self, x: Tensor, others: Sequence[Sequence[Tensor]], count: int) -> list[Tensor]:
-        """x (R, inputs); hidden layers (R, h_i) of each earlier column -> the first `count` of this
-        one.
+        """Return the activations of the first `count` layers, (R, h_i) each.
+
+        Args:
+            x: Inputs (R, inputs).
+            others: Activations of the layers of each earlier column.
+            count: Number of layers to compute.
         """
         hidden: list[Tensor] = []
         for i, layer in enumerate(self.own[:count]):
@@ -50,12 +55,23 @@ class _Column(nn.Module):
 
 
 class ProgressiveMLP(nn.Module):
-    """Columns of fully connected ReLU layers on the flattened image; a new one for each task.
+    """Columns of fully connected ReLU layers on the flattened image, one column per task.
 
         h_i^k = relu(W_i^k h_(i-1)^k + sum_(j < k) U_i^(k:j) h_(i-1)^j)    (Rusu et al. 2016, eq. 1)
 
     With one column it is the MLP of the same sizes. The strategy `progressive` adds columns and
-    chooses among them. Raises ValueError for layers without units.
+    selects one of them.
+
+    Args:
+        input_shape: Shape of one example.
+        hidden: Units of each layer, at least one layer.
+
+    Attributes:
+        column: Index of the column in use.
+        size: Number of features.
+
+    Raises:
+        ValueError: If there are no layers, or one has no units.
     """
 
     def __init__(self, input_shape: Sequence[int], hidden: Sequence[int] = (400, 400)) -> None:
@@ -66,34 +82,40 @@ class ProgressiveMLP(nn.Module):
         self.column = 0
 
     def add_column(self) -> nn.Module:
-        """A new column that reads all earlier ones, and is used from now on."""
+        """Add a column that reads all earlier ones, use it from now on, and return it."""
         like = next(self.parameters())
         self.columns.append(_Column(self.sizes, len(self.columns)).to(like.device, like.dtype))
         self.column = len(self.columns) - 1
         return self.columns[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x uint8 (R, ...) -> features of the column in use (R, size)."""
+        """Return features (R, size) of x, uint8 (R, ...), from the column in use."""
         x = pixels_to_1(x, precision(self))
         layers: list[list[Tensor]] = []
         depth = len(self.sizes) - 1
         for column in self.columns[: self.column]:
-            layers.append(
-                column(x, layers, depth - 1)
-            )  # nobody reads an earlier column's last layer
+            layers.append(column(x, layers, depth - 1))  # no column reads another's last layer
         features: Tensor = self.columns[self.column](x, layers, depth)[-1]
         return features
 
 
 class GrowingMLP(nn.Module):
-    """Fully connected ReLU layers on the flattened image, and beside them branches that are added
-    where they are needed.
+    """Fully connected ReLU layers on the flattened image, with branches that are added later.
 
-        features = relu(z(x) + sum over branches of V relu(U x + u)),
-        z the last layer before its activation
+        features = relu(z(x) + sum over branches of V relu(U x + u))
 
-    V begins as 0, so that a new branch changes nothing until it has learned. The strategy `growth`
-    adds them. Raises ValueError for layers without units.
+    z is the last layer before its activation. V is initially 0, so a new branch changes nothing
+    until it has learned. The strategy `growth` adds branches.
+
+    Args:
+        input_shape: Shape of one example.
+        hidden: Units of each layer, at least one layer.
+
+    Attributes:
+        size: Number of features.
+
+    Raises:
+        ValueError: If there are no layers, or one has no units.
     """
 
     def __init__(self, input_shape: Sequence[int], hidden: Sequence[int] = (400, 400)) -> None:
@@ -101,12 +123,17 @@ class GrowingMLP(nn.Module):
         sizes = _sizes(input_shape, hidden)
         self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(sizes)])
         self.branches = nn.ModuleList()
-        self.inputs, self.size = sizes[0], sizes[-1]
+        self.inputs = sizes[0]
+        self.size = sizes[-1]
 
     def add_capacity(self, units: int) -> nn.Module:
-        """A branch of so many hidden units. Raises ValueError for fewer than 1."""
+        """Add a branch with `units` hidden units, 1 or more, and return it.
+
+        Raises:
+            ValueError: If `units` is below 1.
+        """
         if units < 1:
-            raise ValueError(f"units are {units}, allowed: 1 or more")
+            raise ValueError(f"units is {units}; it must be 1 or more")
         like = self.layers[0].weight
         assert isinstance(like, Tensor)
         branch = nn.Sequential(
@@ -118,7 +145,7 @@ class GrowingMLP(nn.Module):
         return branch
 
     def forward(self, x: Tensor) -> Tensor:
-        """x uint8 (R, ...) -> (R, size)."""
+        """Return features (R, size) of x, uint8 (R, ...)."""
         x = pixels_to_1(x, precision(self))
         h = x
         for layer in self.layers[:-1]:

@@ -1,6 +1,4 @@
-"""Networks that read token ids, 0 where a text is over: an embedding, and any Hugging Face
-transformer.
-"""
+"""Networks that read token ids, padded with 0: an embedding, and any Hugging Face transformer."""
 
 from __future__ import annotations
 
@@ -14,12 +12,16 @@ from torch import Tensor, nn
 
 
 class EmbeddingEncoder(nn.Module):
-    """Token ids (R, L) -> features (R, size): the mean of the tokens' embeddings, and a hidden
-    layer; padding counts nothing.
+    """The mean of a text's token embeddings, without padding, and a hidden layer.
 
-    per_token: (R, L, size) instead, where each token's feature comes from its embedding and those
-        of the two tokens on either side.
-    Raises ValueError for a vocabulary below 2 and a size below 1.
+    Args:
+        vocabulary: Token ids are from 0, the padding, to vocabulary - 1; 2 or more.
+        size: Number of features, 1 or more.
+        per_token: Whether to return features of every token instead, computed from its embedding
+            and those of the two tokens on either side.
+
+    Raises:
+        ValueError: If the vocabulary is below 2 or the size below 1.
     """
 
     NEIGHBOURS = 2
@@ -28,31 +30,39 @@ class EmbeddingEncoder(nn.Module):
         super().__init__()
         for name, value, least in (("vocabulary", vocabulary, 2), ("size", size, 1)):
             if value < least:
-                raise ValueError(f"{name} is {value}, allowed: {least} or more")
-        self.size, self.per_token = size, per_token
+                raise ValueError(f"{name} is {value}; it must be {least} or more")
+        self.size = size
+        self.per_token = per_token
         self.embedding = nn.Embedding(vocabulary, size, padding_idx=0)
         inputs = size * (2 * self.NEIGHBOURS + 1) if per_token else size
         self.hidden = nn.Sequential(nn.Linear(inputs, size), nn.ReLU())
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (R, L), integers -> (R, size) or (R, L, size)."""
+        """Return features (R, size), or (R, L, size) per token, of integer token ids (R, L)."""
         embedded = self.embedding(tokens.long())
-        features: Tensor = self.hidden(
+        inputs = (
             _windows(embedded, self.NEIGHBOURS) if self.per_token else _mean(embedded, tokens > 0)
         )
+        features: Tensor = self.hidden(inputs)
         return features
 
 
 class TransformerEncoder(nn.Module):
-    """Token ids (R, L) of a `PretrainedTokenizer` -> features (R, size): the mean of the last
-    hidden states, padding left out.
+    """The mean of a transformer's last hidden states, without padding (extra `text`).
 
-    checkpoint: a local folder or a Hub id such as bert-base-uncased, whose weights are loaded; or a
-        configuration (`transformers.PretrainedConfig`), whose weights are drawn. Needs the extra
-        `text`.
-    per_token: the hidden states themselves, (R, L, size).
-    checkpointing: recompute activations on the way back, where the transformer can.
-    Raises ValueError for a checkpoint that can't be loaded.
+    It reads the token ids of a `PretrainedTokenizer`.
+
+    Args:
+        checkpoint: A local folder or a Hub id such as bert-base-uncased, whose weights are loaded;
+            or a configuration (`transformers.PretrainedConfig`), whose weights are drawn.
+        per_token: Whether to return the hidden state of every token instead of the mean.
+
+    Attributes:
+        size: Number of features.
+
+    Raises:
+        ValueError: If the checkpoint cannot be loaded.
+        ImportError: If the extra `text` is not installed.
     """
 
     def __init__(self, checkpoint: Any, per_token: bool = False) -> None:
@@ -70,18 +80,19 @@ class TransformerEncoder(nn.Module):
                 )
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"transformer {checkpoint} can't be loaded, allowed: a folder or an id of the "
-                    "Hub that has one"
+                    f"transformer {checkpoint} can't be loaded; give a folder or a Hub id that has "
+                    "one"
                 ) from error
         else:
             self.transformer = AutoModel.from_config(copy.deepcopy(checkpoint))  # type: ignore[no-untyped-call]
         self.transformer.train()
-        self.size, self.per_token = int(self.transformer.config.hidden_size), per_token
+        self.size = int(self.transformer.config.hidden_size)
+        self.per_token = per_token
         self.padding = int(getattr(self.transformer.config, "pad_token_id", None) or 0)
 
     @property
     def checkpointing(self) -> bool:
-        """Whether activations are recomputed."""
+        """Whether the backward pass recomputes activations; no effect if it is not supported."""
         return any(
             getattr(layer, "gradient_checkpointing", False) for layer in self.transformer.modules()
         )
@@ -94,24 +105,25 @@ class TransformerEncoder(nn.Module):
             self.transformer.activation_checkpointing_disable()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (R, L), integers -> (R, size) or (R, L, size)."""
-        there = tokens > 0
-        own = torch.where(there, tokens.long() - 1, self.padding)  # its ids begin at 0, ours at 1
-        hidden: Tensor = self.transformer(
-            input_ids=own, attention_mask=there.long()
-        ).last_hidden_state
-        return hidden if self.per_token else _mean(hidden, there)
+        """Return features (R, size), or (R, L, size) per token, of integer token ids (R, L)."""
+        present = tokens > 0
+        ids = torch.where(present, tokens.long() - 1, self.padding)  # the checkpoint counts from 0
+        output = self.transformer(input_ids=ids, attention_mask=present.long())
+        hidden: Tensor = output.last_hidden_state
+        return hidden if self.per_token else _mean(hidden, present)
 
 
-def _mean(x: Tensor, there: Tensor) -> Tensor:
-    """Mean of x (R, L, D) over the positions that are there (R, L); 0 where none is."""
-    total = einsum(x, there.to(x.dtype), "r l d, r l -> r d")
-    return total / there.sum(1, keepdim=True).clamp(min=1)
+def _mean(x: Tensor, present: Tensor) -> Tensor:
+    """Return the mean (R, D) of x (R, L, D) over the positions present (R, L); 0 if none is."""
+    total = einsum(x, present.to(x.dtype), "r l d, r l -> r d")
+    return total / present.sum(1, keepdim=True).clamp(min=1)
 
 
 def _windows(x: Tensor, neighbours: int) -> Tensor:
-    """x (R, L, D) -> (R, L, (2 * neighbours + 1) * D): each position beside its neighbours, zeros
-    beyond the ends.
+    """Join each position of x (R, L, D) with its neighbours, 0 beyond the ends.
+
+    Returns:
+        (R, L, (2 * neighbours + 1) * D).
     """
     length = x.shape[1]
     padded = nn.functional.pad(x, (0, 0, neighbours, neighbours))

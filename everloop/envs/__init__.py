@@ -1,4 +1,4 @@
-"""Worlds with tasks. numpy and gymnasium only; importing this registers them with Gymnasium."""
+"""Worlds with tasks, registered with Gymnasium on import. They need numpy and gymnasium only."""
 
 from gymnasium.envs.registration import register, registry
 
@@ -7,19 +7,19 @@ from everloop.envs.check import check_task_env
 from everloop.envs.data import Examples
 from everloop.envs.feedback import Feedback, VectorFeedback
 from everloop.envs.image_stream import ImageStreamEnv, ImageStreamVectorEnv
+from everloop.envs.mixture import PRESETS, Mixture
 from everloop.envs.plant import PlantEnv, PlantVectorEnv
-from everloop.envs.protocols import (
-    PROTOCOLS,
+from everloop.envs.riccati import LinearQuadratic
+from everloop.envs.splits import (
+    TASK_SPLITS,
     Assignment,
     ByColumn,
     IBlurry,
     Permuted,
-    Protocol,
     Rotated,
     SplitClasses,
+    TaskSplit,
 )
-from everloop.envs.riccati import LinearQuadratic
-from everloop.envs.schedule import PRESETS, Schedule
 from everloop.envs.stream import StreamEnv, StreamVectorEnv
 from everloop.envs.task import TaskEnv, TaskVectorEnv, find_task
 from everloop.envs.text_stream import TextStreamEnv, TextStreamVectorEnv
@@ -40,7 +40,7 @@ for _id, _module, _name in (
 
 __all__ = [
     "PRESETS",
-    "PROTOCOLS",
+    "TASK_SPLITS",
     "Assignment",
     "ByColumn",
     "Examples",
@@ -49,18 +49,18 @@ __all__ = [
     "ImageStreamEnv",
     "ImageStreamVectorEnv",
     "LinearQuadratic",
+    "Mixture",
     "Permuted",
     "PlantEnv",
     "PlantVectorEnv",
-    "Protocol",
     "Rotated",
-    "Schedule",
     "SplitClasses",
     "StreamEnv",
     "StreamVectorEnv",
     "SyncTaskVectorEnv",
     "Task",
     "TaskEnv",
+    "TaskSplit",
     "TaskVectorEnv",
     "TaskVectorWrapper",
     "TextStreamEnv",

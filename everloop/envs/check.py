@@ -1,4 +1,4 @@
-"""The contract of a world, executable for anybody's environment."""
+"""The contract of a world as an executable test, for any environment."""
 
 from __future__ import annotations
 
@@ -17,13 +17,28 @@ def _require(condition: bool, message: str) -> None:
 
 
 def check_task_env(env: gym.Env[Any, Any], steps: int = 20, seed: int = 0) -> None:
-    """Raise AssertionError, in one sentence, where `env` breaks the contract of a world.
+    """Check that `env` keeps the contract of a world.
 
-    Checked: `tasks` (ids 0..K-1, unique names), observations in a Dict of Boxes, task switches by
-    id and by name, that a plain reset keeps the task, that an unknown task is refused without
-    changing it, `info["task"]` everywhere, the same trajectory from the same seed, task and
-    actions, arrays not shared between calls, and `reference`. Use it beside Gymnasium's
-    `check_env`, which covers the rest.
+    The checks are:
+
+    - `tasks` has the ids 0..K-1 and unique names;
+    - observations are in a Dict of Boxes;
+    - a reset switches the task by id and by name, and without a task keeps it;
+    - an unknown task is refused, and the task does not change;
+    - `info["task"]` is right at every reset and step;
+    - the same seed, task and actions give the same trajectory;
+    - no two calls return arrays that share memory;
+    - `reference` is consistent.
+
+    Gymnasium's `check_env` covers the rest.
+
+    Args:
+        env: A single world, wrapped or not.
+        steps: Steps to play in each check.
+        seed: Seed of the environment and of the actions.
+
+    Raises:
+        AssertionError: If `env` breaks the contract. The message is one sentence.
     """
     tasks = _check_tasks(env)
     _check_spaces(env)
@@ -35,23 +50,26 @@ def check_task_env(env: gym.Env[Any, Any], steps: int = 20, seed: int = 0) -> No
 
 
 def _check_tasks(env: gym.Env[Any, Any]) -> tuple[Task, ...]:
-    _require(env.has_wrapper_attr("tasks"), "the world has no attribute `tasks`")
+    _require(
+        env.has_wrapper_attr("tasks"),
+        "the world has no attribute `tasks`; it needs a tuple of Task",
+    )
     tasks = env.get_wrapper_attr("tasks")
     _require(
         isinstance(tasks, tuple) and len(tasks) > 0,
-        f"`tasks` is {tasks!r}, expected a tuple of at least one Task",
+        f"`tasks` is {tasks!r}; it must be a tuple of at least one Task",
     )
     _require(
         all(isinstance(task, Task) for task in tasks),
-        f"`tasks` holds {tasks!r}, expected Task objects",
+        f"`tasks` is {tasks!r}; it must hold Task objects only",
     )
     ids = [task.id for task in tasks]
     _require(
         ids == list(range(len(tasks))),
-        f"the tasks' ids are {ids}, expected 0 to {len(tasks) - 1} in order",
+        f"the tasks' ids are {ids}; they must be 0 to {len(tasks) - 1} in order",
     )
     names = [task.name for task in tasks]
-    _require(len(set(names)) == len(names), f"the tasks' names {names} are not unique")
+    _require(len(set(names)) == len(names), f"the tasks' names are {names}; they must be unique")
     checked: tuple[Task, ...] = tasks
     return checked
 
@@ -60,15 +78,15 @@ def _check_spaces(env: gym.Env[Any, Any]) -> None:
     space = env.observation_space
     _require(
         isinstance(space, spaces.Dict),
-        f"the observation space is {space}, expected a Dict with one Box a modality",
+        f"the observation space is {space}; it must be a Dict with one Box per modality",
     )
     assert isinstance(space, spaces.Dict)
     for name, part in space.spaces.items():
-        _require(isinstance(part, spaces.Box), f"modality {name!r} is {part}, expected a Box")
+        _require(isinstance(part, spaces.Box), f"modality {name!r} is {part}; it must be a Box")
         if len(part.shape or ()) == 3:
             _require(
                 part.dtype == np.uint8,
-                f"image modality {name!r} has dtype {part.dtype}, expected uint8 (H, W, C)",
+                f"image modality {name!r} has dtype {part.dtype}; it must be uint8 (H, W, C)",
             )
 
 
@@ -77,7 +95,8 @@ def _check_switch(env: gym.Env[Any, Any], task: Task, steps: int, seed: int) -> 
         observation, info = env.reset(seed=seed, options={"task": key})
         _require(
             info.get("task") == task.id,
-            f'info["task"] is {info.get("task")!r} after reset to task {key!r}, expected {task.id}',
+            f'info["task"] is {info.get("task")!r} after a reset to task {key!r}; '
+            f"it must be {task.id}",
         )
         _require(
             observation in env.observation_space,
@@ -88,7 +107,7 @@ def _check_switch(env: gym.Env[Any, Any], task: Task, steps: int, seed: int) -> 
         observation, _, terminated, truncated, info = env.step(env.action_space.sample())
         _require(
             info.get("task") == task.id,
-            f'info["task"] is {info.get("task")!r} in a step of task {task.id}',
+            f'info["task"] is {info.get("task")!r} after a step; it must be {task.id}',
         )
         _require(
             observation in env.observation_space,
@@ -127,7 +146,7 @@ def _check_reproducible(env: gym.Env[Any, Any], task: Task, steps: int, seed: in
             shared = next((k for k in a if np.shares_memory(a[k], b[k])), None)
             _require(
                 shared is None,
-                f"modality {shared!r} shares memory between two calls, return a fresh array",
+                f"modality {shared!r} shares memory between two calls; return a new array",
             )
 
 
@@ -137,7 +156,8 @@ def _check_reference(env: gym.Env[Any, Any], task: Task) -> None:
     known = not (np.isnan(random) or np.isnan(best))
     _require(
         not known or best > random,
-        f"reference({task.name!r}) is ({random}, {best}), expected random < best, or nan",
+        f"reference({task.name!r}) is ({random}, {best}); the random agent's return must be below "
+        "the best one's, or one of them nan",
     )
 
 
@@ -149,9 +169,11 @@ def _check_unknown(env: gym.Env[Any, Any], tasks: tuple[Task, ...]) -> None:
         except ValueError as error:
             _require(
                 str(key) in str(error),
-                f"the error for the unknown task {key!r} does not name it: {error}",
+                f"the error for the unknown task {key!r} is {str(error)!r}; it must name the task",
             )
         else:
-            raise AssertionError(f"reset to the unknown task {key!r} raised no ValueError")
+            raise AssertionError(
+                f"a reset to the unknown task {key!r} succeeded; it must raise ValueError"
+            )
     _, info = env.reset()
-    _require(info["task"] == tasks[0].id, "a refused task switch changed the task")
+    _require(info["task"] == tasks[0].id, "a refused task switch changed the task; it must keep it")

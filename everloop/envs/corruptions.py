@@ -1,6 +1,7 @@
-"""What is out of a task's distribution: noise, corruptions, other data.
+"""Alterations that make an example out of distribution: noise, corruptions and other data.
 
-Each takes one example and a generator, and returns an example of the same shape and dtype.
+Each takes one example and a generator, and returns a new example of the same shape and dtype.
+Images are uint8 (H, W, C); texts are int32 token ids (L,), padded with 0.
 """
 
 from __future__ import annotations
@@ -16,25 +17,24 @@ Alteration = Callable[[Example, np.random.Generator], Example]
 
 
 def uniform_noise(image: Example, rng: np.random.Generator) -> Example:
-    """Nothing but noise: every value uniform from 0 to 255."""
+    """Replace the image with noise, uniform from 0 to 255."""
     return rng.integers(0, 256, image.shape, dtype=np.uint8)
 
 
 def gaussian_noise(image: Example, rng: np.random.Generator) -> Example:
-    """Normal noise of standard deviation 50 added."""
+    """Add normal noise of standard deviation 50."""
     return _pixels(image + rng.normal(0.0, 50.0, image.shape))
 
 
 def impulse_noise(image: Example, rng: np.random.Generator) -> Example:
-    """A fifth of the pixels black or white."""
+    """Make a fifth of the pixels black or white, with equal probability."""
     hit = rng.random(image.shape[:2]) < 0.2
-    return np.where(
-        hit[..., None], np.where(rng.random(image.shape[:2]) < 0.5, 0, 255)[..., None], image
-    ).astype(np.uint8)
+    extreme = np.where(rng.random(image.shape[:2]) < 0.5, 0, 255)
+    return np.where(hit[..., None], extreme[..., None], image).astype(np.uint8)
 
 
 def blur(image: Example, rng: np.random.Generator) -> Example:
-    """A Gaussian blur as wide as a twelfth of the shorter side, at least one pixel."""
+    """Apply a Gaussian blur; sigma is a twelfth of the shorter side, at least one pixel."""
     from scipy.ndimage import gaussian_filter
 
     sigma = max(1.0, min(image.shape[:2]) / 12)
@@ -42,33 +42,30 @@ def blur(image: Example, rng: np.random.Generator) -> Example:
 
 
 def low_contrast(image: Example, rng: np.random.Generator) -> Example:
-    """A quarter of the contrast about the mean."""
+    """Reduce the contrast about the mean to a quarter."""
     return _pixels(image.mean() + 0.25 * (image - image.mean()))
 
 
 def inverted(image: Example, rng: np.random.Generator) -> Example:
-    """The negative."""
+    """Return the negative."""
     return 255 - image
 
 
 def noise_tokens(tokens: Example, rng: np.random.Generator) -> Example:
-    """Other tokens in place of all, drawn uniformly from those the text could hold up to its own
-    largest.
-    """
-    return np.where(
-        tokens > 0, rng.integers(1, max(2, int(tokens.max()) + 1), tokens.shape), 0
-    ).astype(tokens.dtype)
+    """Replace every token with one drawn uniformly from 1 to the largest id in the text."""
+    drawn = rng.integers(1, max(2, int(tokens.max()) + 1), tokens.shape)
+    return np.where(tokens > 0, drawn, 0).astype(tokens.dtype)
 
 
 def shuffled_tokens(tokens: Example, rng: np.random.Generator) -> Example:
-    """The same tokens in random order."""
+    """Put the tokens in random order; the padding stays."""
     shuffled = tokens.copy()
     shuffled[tokens > 0] = rng.permutation(tokens[tokens > 0])
     return shuffled
 
 
 def dropped_tokens(tokens: Example, rng: np.random.Generator) -> Example:
-    """Three of ten tokens left out, their places empty."""
+    """Replace three of ten tokens with padding."""
     return np.where(rng.random(tokens.shape) < 0.3, 0, tokens)
 
 
@@ -88,8 +85,9 @@ TEXT_ALTERATIONS: Mapping[str, Alteration] = {
 
 
 def other_data(inputs: Example) -> Alteration:
-    """An example of another data set, `inputs` (N, ...), in place of the task's own; its label
-    means nothing then.
+    """Return an alteration that replaces an example with one of `inputs`, (N, ...).
+
+    The label keeps its value and then means nothing.
     """
 
     def replace(example: Example, rng: np.random.Generator) -> Example:
@@ -100,15 +98,16 @@ def other_data(inputs: Example) -> Alteration:
 
 
 def find_alterations(names: Sequence[str], known: Mapping[str, Alteration]) -> list[Alteration]:
-    """The alterations called `names`.
+    """Return the alterations called `names`.
 
-    Raises ValueError that names one which is unknown, or for none at all.
+    Raises:
+        ValueError: If a name is unknown, or if there are none.
     """
     for name in names:
         if name not in known:
-            raise ValueError(f"ood is {name!r}, allowed: {', '.join(known)}")
+            raise ValueError(f"ood holds {name!r}; choose from {', '.join(known)}")
     if not names:
-        raise ValueError(f"ood is empty, allowed: at least one of {', '.join(known)}")
+        raise ValueError(f"ood is empty; choose at least one of {', '.join(known)}")
     return [known[name] for name in names]
 
 

@@ -1,6 +1,4 @@
-"""Previous action and reward as a modality: how an agent's actions feed back into what it sees
-next.
-"""
+"""The previous action and reward as a modality: what an agent does feeds back into what it sees."""
 
 from __future__ import annotations
 
@@ -21,15 +19,24 @@ from everloop.envs.wrapper import TaskVectorWrapper
 def feedback_space(
     action_space: spaces.Space[Any], reward_range: tuple[float, float]
 ) -> spaces.Box:
-    """Box (action size + 1,): the action (one-hot if discrete), then the reward; all 0 at an
-    episode's start.
+    """Return the space of the feedback, a Box (action size + 1,).
+
+    It holds the previous action, one-hot if discrete, then the reward. At an episode's start all
+    entries are 0.
+
+    Args:
+        action_space: Box or Discrete.
+        reward_range: Lowest and highest reward of a step.
+
+    Raises:
+        ValueError: If the action space is of another kind.
     """
     if isinstance(action_space, spaces.Discrete):
         low, high = np.zeros(int(action_space.n)), np.ones(int(action_space.n))
     elif isinstance(action_space, spaces.Box):
         low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
     else:
-        raise ValueError(f"action space is {action_space}, allowed for feedback: Box, Discrete")
+        raise ValueError(f"the action space is {action_space}; feedback needs a Box or Discrete")
     low = np.minimum(np.append(low, reward_range[0]), 0.0)
     high = np.maximum(np.append(high, reward_range[1]), 0.0)
     return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
@@ -41,7 +48,7 @@ def _encode(
     action_space: spaces.Space[Any],
     box: spaces.Box,
 ) -> npt.NDArray[np.float32]:
-    """(B, action size + 1), inside `box`: actions are clipped as the world clips them."""
+    """Return the feedback, (B, action size + 1), clipped to `box` as worlds clip actions."""
     if isinstance(action_space, spaces.Discrete):
         actions = np.eye(int(action_space.n), dtype=np.float32)[
             np.asarray(actions).reshape(-1) - int(action_space.start)
@@ -57,16 +64,23 @@ def _encode(
 def _extended(space: spaces.Space[Any], box: spaces.Box) -> spaces.Dict:
     if not isinstance(space, spaces.Dict) or FEEDBACK in space.spaces:
         raise ValueError(
-            f"observation space is {space}, allowed for feedback: a Dict without {FEEDBACK!r}"
+            f"the observation space is {space}; feedback needs a Dict without {FEEDBACK!r}"
         )
     return spaces.Dict({**space.spaces, FEEDBACK: box})
 
 
 class Feedback(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.RecordConstructorArgs):
-    """Add the modality `"feedback"` to a single world."""
+    """A wrapper that adds the modality `"feedback"` to a single world.
+
+    Args:
+        env: The world, with a Dict of observations and actions in a Box or Discrete.
+
+    Raises:
+        ValueError: If its spaces are of another kind.
+    """
 
     def __init__(self, env: gym.Env[Observation, Any]) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self)  # so that its spec can make it again
+        gym.utils.RecordConstructorArgs.__init__(self)  # for the spec to re-create it
         gym.Wrapper.__init__(self, env)
         self.tasks: tuple[Task, ...] = env.get_wrapper_attr("tasks")
         self.reward_range: tuple[float, float] = env.get_wrapper_attr("reward_range")
@@ -81,10 +95,9 @@ class Feedback(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.Record
 
     def step(self, action: Any) -> tuple[Observation, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        felt = _encode(
-            np.asarray(action)[None], np.asarray([reward]), self.action_space, self._box
-        )[0]
-        return {**observation, FEEDBACK: felt}, reward, terminated, truncated, info
+        actions = np.asarray(action)[None]
+        feedback = _encode(actions, np.asarray([reward]), self.action_space, self._box)[0]
+        return {**observation, FEEDBACK: feedback}, reward, terminated, truncated, info
 
     def reference(self, task: int | str) -> tuple[float, float]:
         known: tuple[float, float] = self.env.get_wrapper_attr("reference")(task)
@@ -99,7 +112,7 @@ class Feedback(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.Record
         return count
 
     def state_dict(self) -> dict[str, Any] | None:
-        """That of the world: after a step, the observation depends on nothing else."""
+        """Return the world's state: the next observation depends on nothing else."""
         state: dict[str, Any] | None = self.env.get_wrapper_attr("state_dict")()
         return state
 
@@ -108,47 +121,50 @@ class Feedback(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.Record
 
 
 class VectorFeedback(TaskVectorWrapper):
-    """Add the modality `"feedback"` to a vector of worlds with SAME_STEP or DISABLED autoreset."""
+    """A wrapper that adds the modality `"feedback"` to a vector of worlds.
+
+    Args:
+        env: The worlds, under SAME_STEP or DISABLED autoreset, with a Dict of observations and
+            actions in a Box or Discrete.
+
+    Raises:
+        ValueError: If the autoreset mode or a space is of another kind.
+    """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
-        if env.metadata.get("autoreset_mode") not in (
-            AutoresetMode.SAME_STEP,
-            AutoresetMode.DISABLED,
-        ):
-            raise ValueError(
-                f"autoreset mode is {env.metadata.get('autoreset_mode')}, allowed for feedback: "
-                "SameStep, Disabled"
-            )
+        mode = env.metadata.get("autoreset_mode")
+        if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
+            raise ValueError(f"autoreset_mode is {mode}; feedback needs SameStep or Disabled")
         super().__init__(env)
         self._box = feedback_space(env.single_action_space, self.reward_range)
         self.single_observation_space = _extended(env.single_observation_space, self._box)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
-        self._felt = np.zeros((env.num_envs, *self._box.shape), np.float32)
+        self._feedback = np.zeros((env.num_envs, *self._box.shape), np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         mask = (options or {}).get("reset_mask")
         observation, info = self.env.reset(seed=seed, options=options)
-        self._felt[slice(None) if mask is None else mask] = 0.0
-        return {**observation, FEEDBACK: self._felt.copy()}, info
+        self._feedback[slice(None) if mask is None else mask] = 0.0
+        return {**observation, FEEDBACK: self._feedback.copy()}, info
 
     def step(
         self, actions: Any
     ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
         observation, rewards, terminated, truncated, info = self.env.step(actions)
-        felt = _encode(actions, rewards, self.single_action_space, self._box)
+        feedback = _encode(actions, rewards, self.single_action_space, self._box)
         if "final_obs" in info:
             for i in np.flatnonzero(info["_final_obs"]):
-                info["final_obs"][i] = {**info["final_obs"][i], FEEDBACK: felt[i].copy()}
-                felt[i] = 0.0
-        self._felt = felt
-        return {**observation, FEEDBACK: felt.copy()}, rewards, terminated, truncated, info
+                info["final_obs"][i] = {**info["final_obs"][i], FEEDBACK: feedback[i].copy()}
+                feedback[i] = 0.0
+        self._feedback = feedback
+        return {**observation, FEEDBACK: feedback.copy()}, rewards, terminated, truncated, info
 
     def state_dict(self) -> dict[str, Any] | None:
         state = super().state_dict()
-        return None if state is None else {"world": state, "felt": self._felt.copy()}
+        return None if state is None else {"world": state, "felt": self._feedback.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state["world"])
-        self._felt = state["felt"].copy()
+        self._feedback = state["felt"].copy()

@@ -1,6 +1,4 @@
-"""An image-classification data set as episodic tasks: a step shows an image, the action is the
-guess.
-"""
+"""An image-classification data set as episodic tasks."""
 
 from __future__ import annotations
 
@@ -12,14 +10,15 @@ from gymnasium import spaces
 
 from everloop.envs.corruptions import IMAGE_ALTERATIONS
 from everloop.envs.data import Examples, digits, load_images
-from everloop.envs.stream import StreamEnv, StreamVectorEnv, check_kind
+from everloop.envs.data.examples import check_kind
+from everloop.envs.stream import StreamEnv, StreamVectorEnv
 
 
 class ImageStreamVectorEnv(StreamVectorEnv):
     """`everloop/ImageStream-v0`: images in the modality "image", uint8 (height, width, channels).
 
-    data: (train, test) `Examples`; or a Hub id or a local folder, as `load_images` takes them;
-    scikit-learn's digits if none. All else as `StreamVectorEnv`.
+    `data` is (train, test) `Examples`; or a Hub id or a local folder, which `load_images` reads;
+    or None for scikit-learn's digits. For everything else see `StreamVectorEnv`.
     """
 
     modality = "image"
@@ -38,6 +37,6 @@ class ImageStreamVectorEnv(StreamVectorEnv):
 
 
 class ImageStreamEnv(StreamEnv):
-    """`everloop/ImageStream-v0`, one copy; parameters as `ImageStreamVectorEnv`."""
+    """`everloop/ImageStream-v0`, one copy; parameters as for `ImageStreamVectorEnv`."""
 
     stream = ImageStreamVectorEnv

@@ -1,6 +1,4 @@
-"""A simulated plant: linear dynamics seen through nonlinear sensors, one dynamics and target per
-task.
-"""
+"""A simulated plant: linear dynamics behind nonlinear sensors, with a target for each task."""
 
 from __future__ import annotations
 
@@ -20,29 +18,45 @@ from everloop.envs.task import Mask, OneCopyEnv, TaskVectorEnv, find_task
 class PlantVectorEnv(TaskVectorEnv):
     """`everloop/Plant-v0`, natively batched.
 
-    State and dynamics, for task k (x in R^latent_dim, a in [-1, 1]^action_dim):
+    State and dynamics of task k, for x in R^latent_dim and a in [-1, 1]^action_dim:
 
         x' = A_k x + B_k a + noise * e,   e ~ N(0, I),   x_0 ~ N(0, initial_std^2 I)
         reward = -(state_cost * |x' - x*_k|^2 + action_cost * |a|^2)
 
-    A_k is a rotation by a small angle times a radius in [0.6, 0.8], so the plant is stable whatever
-    the actions. B_k = (I - A_k) U_k / amplitude with orthonormal columns U_k, so a constant action
-    a settles at x = U_k a / amplitude, and the target x*_k = U_k d_k is a point at distance 1 which
-    the action amplitude * d_k holds. The directions d_k of the first `action_dim` tasks are
-    orthogonal
-    to each other: doing another task's job costs about twice |x*_k|^2, so its score is about -0.4.
+    A_k is a rotation by a small angle times a radius in [0.6, 0.8], so the plant is stable under
+    any actions. B_k = (I - A_k) U_k / amplitude with orthonormal columns U_k, so a constant action
+    a settles at x = U_k a / amplitude. The target x*_k = U_k d_k is at distance 1; the action
+    amplitude * d_k holds it. The directions d_k of the first `action_dim` tasks are orthogonal to
+    each other. A policy that solves another task therefore costs about twice |x*_k|^2 and scores
+    about -0.4.
 
     Observation (Dict of float32 Box):
-        sensor_0 .. sensor_{num_modalities-1}: tanh(C_m x), shape (observation_dim,), in [-1, 1].
-            Sensor m is blind to every latent coordinate i with i % num_modalities != m, so that
-            only all sensors together show the state.
-        cue (if task_cue): one-hot of the task, shape (num_tasks,). Without it the task must be
-            inferred from how the plant answers (see `Feedback`).
-    Action: Box [-1, 1], shape (action_dim,); values outside are clipped.
+        sensor_0 .. sensor_{num_modalities-1}: tanh(C_m x), (observation_dim,), in [-1, 1].
+            Sensor m sees only the latent coordinates i with i % num_modalities == m, so the state
+            is visible only to all sensors together.
+        cue (if task_cue): One-hot of the task, (num_tasks,). Without it the task must be inferred
+            from how the plant responds (see `Feedback`).
+    Action: Box [-1, 1], (action_dim,); values outside are clipped.
     Episode: `horizon` steps, then truncated.
 
-    All matrices are drawn from `world_seed`; `reset(seed=...)` seeds the noise and initial states.
-    Raises ValueError for sizes, noises and costs outside their ranges.
+    Args:
+        num_envs: Number of copies, 1 or more.
+        num_tasks: Number of tasks, 1 or more.
+        num_modalities: Number of sensors, 1 or more.
+        observation_dim: Size of each sensor's observation, 1 or more.
+        latent_dim: Size of the state, `action_dim` or more.
+        action_dim: Size of the action, 1 or more.
+        horizon: Steps per episode, 1 or more.
+        noise: Standard deviation of the noise in each step, 0 or more.
+        initial_std: Standard deviation of the initial state, 0 or more.
+        state_cost: Cost of the squared distance to the target, more than 0.
+        action_cost: Cost of the squared action, more than 0.
+        task_cue: Whether the observation shows the task.
+        world_seed: Seed of all matrices. `reset(seed=...)` seeds the noise and initial states.
+        autoreset_mode: SAME_STEP or DISABLED.
+
+    Raises:
+        ValueError: If a size, noise or cost is outside its range.
     """
 
     def __init__(
@@ -70,22 +84,23 @@ class PlantVectorEnv(TaskVectorEnv):
         }
         for name, size in sizes.items():
             if size < 1:
-                raise ValueError(f"{name} is {size}, allowed: 1 or more")
-        if not (np.isfinite([noise, initial_std]).all() and min(noise, initial_std) >= 0):
-            raise ValueError(f"noise is {noise} and initial_std {initial_std}, allowed: 0 or more")
-        if not (np.isfinite([state_cost, action_cost]).all() and min(state_cost, action_cost) > 0):
-            raise ValueError(
-                f"state_cost is {state_cost} and action_cost {action_cost}, allowed: more than 0"
-            )
+                raise ValueError(f"{name} is {size}; it must be 1 or more")
+        for name, std in {"noise": noise, "initial_std": initial_std}.items():
+            if not (np.isfinite(std) and std >= 0):
+                raise ValueError(f"{name} is {std}; it must be finite and 0 or more")
+        for name, cost in {"state_cost": state_cost, "action_cost": action_cost}.items():
+            if not (np.isfinite(cost) and cost > 0):
+                raise ValueError(f"{name} is {cost}; it must be finite and more than 0")
         if not 1 <= action_dim <= latent_dim:
-            raise ValueError(f"action_dim is {action_dim}, allowed: 1 to latent_dim = {latent_dim}")
-        self.horizon, self.noise, self.initial_std, self.task_cue = (
-            horizon,
-            noise,
-            initial_std,
-            task_cue,
-        )
-        self.state_cost, self.action_cost = state_cost, action_cost
+            raise ValueError(
+                f"action_dim is {action_dim}; it must be from 1 to latent_dim, {latent_dim}"
+            )
+        self.horizon = horizon
+        self.task_cue = task_cue
+        self.noise = noise
+        self.initial_std = initial_std
+        self.state_cost = state_cost
+        self.action_cost = action_cost
         self._generate(
             np.random.default_rng(world_seed),
             num_tasks,
@@ -117,14 +132,16 @@ class PlantVectorEnv(TaskVectorEnv):
     def _generate(
         self, rng: np.random.Generator, tasks: int, modalities: int, sensors: int, n: int, m: int
     ) -> None:
-        """Draw A (tasks, n, n), B (tasks, n, m), targets (tasks, n) and C (n, modalities *
-        sensors).
-        """
-        angle, twist, amplitude = 0.3, 0.5, 0.8
+        """Draw A (tasks, n, n), B (tasks, n, m), targets (tasks, n) and C (n, all sensors)."""
+        angle = 0.3
+        twist = 0.5
+        amplitude = 0.8
         identity = np.eye(n)
         frame = np.linalg.qr(rng.standard_normal((n, m)))[0]
         directions = self._directions(rng, tasks, m)
-        A, B, targets = [], [], []
+        A: list[npt.NDArray[np.float64]] = []
+        B: list[npt.NDArray[np.float64]] = []
+        targets: list[npt.NDArray[np.float64]] = []
         for k in range(tasks):
             A_k = _rotation(rng, n, angle) * rng.uniform(0.6, 0.8)
             U_k = _rotation(rng, n, twist) @ frame
@@ -132,18 +149,19 @@ class PlantVectorEnv(TaskVectorEnv):
             B.append((identity - A_k) @ U_k / amplitude)
             targets.append(U_k @ directions[k])
         self.A, self.B, self.targets = (np.stack(v).astype(np.float32) for v in (A, B, targets))
-        # A constant action a settles at U_k a / amplitude; amplitude * d_k therefore holds U_k d_k.
+        # a constant action a settles at U_k a / amplitude, so amplitude * d_k holds U_k d_k
         C = rng.standard_normal((n, modalities, sensors))
         sees = np.arange(n)[:, None] % modalities == np.arange(modalities)[None, :]
-        self._C = (
-            np.where(sees[:, :, None], C, 0.0).reshape(n, modalities * sensors).astype(np.float32)
-        )
+        C = np.where(sees[:, :, None], C, 0.0).reshape(n, modalities * sensors)
+        self._C = C.astype(np.float32)
         self._sensors = (modalities, sensors)
 
     @staticmethod
     def _directions(rng: np.random.Generator, tasks: int, m: int) -> npt.NDArray[np.float64]:
-        """Unit vectors (tasks, m): the first m orthogonal, each later one the most different that
-        is not opposed to any.
+        """Draw unit vectors (tasks, m), as different as possible without being opposed.
+
+        The first m are orthogonal. Each later one has the smallest largest cosine with those
+        before it, with a penalty for pointing against any of them.
         """
         directions = list(np.linalg.qr(rng.standard_normal((m, m)))[0].T[:tasks])
         for _ in range(m, tasks):
@@ -155,27 +173,22 @@ class PlantVectorEnv(TaskVectorEnv):
         return np.stack(directions)
 
     def _worst_cost(self) -> float:
-        """An upper bound on one step's cost that noise exceeds about never (10 standard
-        deviations).
-        """
+        """Return an upper bound on one step's cost, for noise within 10 standard deviations."""
         radius = np.linalg.norm(self.A, ord=2, axis=(1, 2)).max()
         push = np.linalg.norm(self.B, ord=2, axis=(1, 2)).max() * np.sqrt(self.B.shape[2])
         jolt = self.noise * 10 * np.sqrt(self.A.shape[1])
-        farthest = max(
-            (push + jolt) / (1 - radius), 10 * self.initial_std * np.sqrt(self.A.shape[1])
-        )
+        initial = 10 * self.initial_std * np.sqrt(self.A.shape[1])
+        farthest = max((push + jolt) / (1 - radius), initial)
         return float(self.state_cost * (farthest + 1) ** 2 + self.action_cost * self.B.shape[2])
 
     def _gather(self) -> None:
-        """Who plays which task: [(task, rows)], where one task for all takes a slice, which copies
-        nothing.
-        """
+        """Group the copies by task; a single task gets a slice, which avoids copying arrays."""
         played = np.unique(self.task)
-        self._players: list[tuple[int, Any]] = [
+        self._groups: list[tuple[int, Any]] = [
             (int(k), np.flatnonzero(self.task == k)) for k in played
         ]
         if len(played) == 1:
-            self._players = [(int(played[0]), slice(None))]
+            self._groups = [(int(played[0]), slice(None))]
         self._target = self.targets[self.task]
         self._cue = np.eye(len(self.tasks), dtype=np.float32)[self.task]
 
@@ -188,21 +201,23 @@ class PlantVectorEnv(TaskVectorEnv):
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         a = np.clip(np.asarray(actions, dtype=np.float32), -1.0, 1.0)
         if a.shape != self.action_space.shape:
-            raise ValueError(f"actions have shape {a.shape}, allowed: {self.action_space.shape}")
+            raise ValueError(
+                f"actions have shape {a.shape}; they must have shape {self.action_space.shape}"
+            )
         self.np_random.standard_normal(out=self._noise, dtype=np.float32)
         self._noise *= np.float32(self.noise)
-        for k, rows in self._players:
-            self._noise[rows] += self._x[rows] @ self.A[k].T + a[rows] @ self.B[k].T
-        self._x, self._noise = self._noise, self._x  # the old state is the next step's scratch
+        for k, copies in self._groups:
+            self._noise[copies] += self._x[copies] @ self.A[k].T + a[copies] @ self.B[k].T
+        self._x, self._noise = self._noise, self._x  # the next step overwrites the old state
         error = self._x - self._target
         return error**2 @ self._minus_q + a**2 @ self._minus_r, {}
 
     def _observe(self) -> Observation:
         modalities, size = self._sensors
-        seen = self._x @ self._C
-        np.tanh(seen, out=seen)
+        readings = self._x @ self._C
+        np.tanh(readings, out=readings)
         observation: Observation = {
-            f"sensor_{m}": seen[:, m * size : (m + 1) * size] for m in range(modalities)
+            f"sensor_{m}": readings[:, m * size : (m + 1) * size] for m in range(modalities)
         }
         if self.task_cue:
             observation[CUE] = self._cue.copy()
@@ -216,7 +231,11 @@ class PlantVectorEnv(TaskVectorEnv):
         self._gather()
 
     def linear_quadratic(self, task: int | str) -> LinearQuadratic:
-        """The task as a finite-horizon linear-quadratic control problem on the true state."""
+        """Return the task as a finite-horizon linear-quadratic problem on the true state.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
         k = find_task(self.tasks, task).id
         return LinearQuadratic(
             self.A[k],
@@ -230,9 +249,13 @@ class PlantVectorEnv(TaskVectorEnv):
         )
 
     def reference(self, task: int | str) -> tuple[float, float]:
-        """Random: mean return of 2,000 episodes of uniform actions.
+        """Return the mean returns of uniform random actions and of the best policy.
 
-        Best: the Riccati solution, in closed form.
+        The first is estimated from 2,000 episodes; the second is the Riccati solution in closed
+        form.
+
+        Raises:
+            ValueError: If there is no such task.
         """
         k = find_task(self.tasks, task).id
         if k not in self._reference:
@@ -247,15 +270,16 @@ class PlantVectorEnv(TaskVectorEnv):
 
 
 class PlantEnv(OneCopyEnv):
-    """`everloop/Plant-v0`, one copy; parameters as `PlantVectorEnv`."""
+    """`everloop/Plant-v0`, one copy; parameters as for `PlantVectorEnv`."""
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__(PlantVectorEnv(1, autoreset_mode=AutoresetMode.DISABLED, **parameters))
 
 
 def _rotation(rng: np.random.Generator, n: int, angle: float) -> npt.NDArray[np.float64]:
-    """A random rotation (n, n) whose largest plane angle is `angle` radians: the Cayley transform
-    of a skew matrix.
+    """Draw a rotation (n, n) whose largest plane angle is `angle` radians.
+
+    It is the Cayley transform of a random skew-symmetric matrix.
     """
     if n == 1:
         return np.eye(1)

@@ -1,6 +1,4 @@
-"""Finite-horizon linear-quadratic control: the best that any policy can do on the plant's true
-state.
-"""
+"""Finite-horizon linear-quadratic control: the best possible policy on the plant's true state."""
 
 from __future__ import annotations
 
@@ -16,15 +14,25 @@ Array = npt.NDArray[np.float64]
 class LinearQuadratic:
     """Minimise E sum_{t<H} (q |x_{t+1} - x*|^2 + r |a_t|^2) under x' = A x + B a + noise * e.
 
-    With the constant appended to the state, z = (x, 1), the affine problem is a linear one, and the
-    value of the rest of an episode is -(z' P_t z + c_t). Backwards from P_H = 0, c_H = 0, with S =
-    P_{t+1} + Q the cost of arriving (Bertsekas, Dynamic Programming and Optimal Control, vol. 1,
-    section 4.1):
+    Appending the constant 1 to the state, z = (x, 1), turns the affine problem into a linear one.
+    The value of the rest of an episode is -(z' P_t z + c_t). The recursion runs backwards from
+    P_H = 0, c_H = 0, with the cost of arriving S = P_{t+1} + Q (Bertsekas, Dynamic Programming and
+    Optimal Control, vol. 1, section 4.1):
 
         K_t = (R + B' S B)^{-1} B' S A          a_t = -K_t z_t
         P_t = A' S (A - B K_t)                   c_t = c_{t+1} + noise^2 tr(S_xx)
 
-    Limits on the actions are not part of it: where they bind, `best_return` is an upper bound.
+    The problem ignores limits on the actions. Where they bind, `best_return` is an upper bound.
+
+    Args:
+        A: Dynamics, (n, n).
+        B: Effect of the actions, (n, m).
+        target: The target state x*, (n,).
+        state_cost: q, more than 0.
+        action_cost: r, more than 0.
+        noise: Standard deviation of the noise, 0 or more.
+        initial_std: Standard deviation of the initial state, 0 or more.
+        horizon: Steps per episode, H.
     """
 
     def __init__(
@@ -44,7 +52,7 @@ class LinearQuadratic:
 
     @cached_property
     def _solution(self) -> tuple[list[Array], Array, float]:
-        """(gains K_0..K_{H-1}, each (m, n+1); P_0 (n+1, n+1); c_0)."""
+        """Gains K_0..K_{H-1}, (m, n+1) each; P_0, (n+1, n+1); and c_0."""
         from scipy.linalg import block_diag, cho_factor, cho_solve
 
         n, m = self.B.shape
@@ -68,22 +76,28 @@ class LinearQuadratic:
         return -float(P[-1, -1] + self.initial_std**2 * np.trace(P[:-1, :-1]) + c)
 
     def act(self, t: int, x: Array) -> Array:
-        """The optimal action (episodes, m) at step `t` in the states x (episodes, n)."""
+        """Return the optimal actions, (episodes, m), at step `t` in the states x, (episodes, n)."""
         K = self._solution[0][t]
         return -(x @ K[:, :-1].T + K[:, -1])
 
     def simulate(
         self, policy: Callable[[int, Array], Array], episodes: int, rng: np.random.Generator
     ) -> Array:
-        """Returns (episodes,) of `policy(t, x) -> a`, with actions clipped to [-1, 1] as the plant
-        does.
+        """Simulate episodes, with actions clipped to [-1, 1] as in the plant.
+
+        Args:
+            policy: `policy(t, x)` returns actions, (episodes, m), for states x, (episodes, n).
+            episodes: Number of episodes.
+            rng: Generator of the initial states and the noise.
+
+        Returns:
+            The return of each episode, (episodes,).
         """
         x = self.initial_std * rng.standard_normal((episodes, self.A.shape[0]))
         total = np.zeros(episodes)
         for t in range(self.horizon):
             a = np.clip(policy(t, x), -1.0, 1.0)
             x = x @ self.A.T + a @ self.B.T + self.noise * rng.standard_normal(x.shape)
-            total -= self.state_cost * ((x - self.target) ** 2).sum(1) + self.action_cost * (
-                a**2
-            ).sum(1)
+            error = ((x - self.target) ** 2).sum(1)
+            total -= self.state_cost * error + self.action_cost * (a**2).sum(1)
         return total

@@ -17,9 +17,10 @@ Mask = npt.NDArray[np.bool_]
 
 
 def find_task(tasks: Sequence[Task], key: Any) -> Task:
-    """The task with the id or the name `key`.
+    """Return the task with the id or the name `key`.
 
-    Raises ValueError that names `key` and what is allowed.
+    Raises:
+        ValueError: If there is none. The message names `key` and the choices.
     """
     is_id = isinstance(key, (int, np.integer)) and not isinstance(key, bool)
     for task in tasks:
@@ -32,25 +33,37 @@ def find_task(tasks: Sequence[Task], key: Any) -> Task:
 
 
 class _Described:
-    """What a world says of its tasks, unless a subclass knows better."""
+    """Defaults of the methods that describe a world's tasks."""
 
     tasks: tuple[Task, ...]
 
     def reference(self, task: int | str) -> tuple[float, float]:
-        """(return of a random agent, return of the best known agent) in one episode of `task`.
+        """Return the mean episode returns of a random agent and of the best known agent.
 
-        Both are nan unless a subclass knows them: a score that nobody can scale is not zero.
+        Both are nan unless a subclass knows them, because a return that cannot be scaled has no
+        score.
+
+        Raises:
+            ValueError: If there is no such task.
         """
         find_task(self.tasks, task)
         return float("nan"), float("nan")
 
     def metric(self, task: int | str) -> Metric:
-        """What an evaluation of `task` measures: the return, unless a subclass says otherwise."""
+        """Return what an evaluation of `task` measures; the return unless overridden.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
         find_task(self.tasks, task)
         return RETURN
 
     def examples(self, task: int | str) -> int | None:
-        """The number of examples in one pass over the task's data; None: this is no data set."""
+        """Return the number of examples in one pass over `task`; None if it is no data set.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
         find_task(self.tasks, task)
         return None
 
@@ -58,11 +71,11 @@ class _Described:
 class TaskEnv(_Described, gym.Env[Observation, Any]):
     """A single-copy world. Subclass it to write your own.
 
-    A subclass sets `tasks`, the two spaces and `reward_range`, and in its `reset` calls
-    `super().reset(seed=seed, options=options)` first: that seeds `np_random` and switches
-    `task` when `options={"task": id_or_name}` asks for it. A reset without the option keeps
-    the task, because autoreset passes no options. It puts `self.task.id` in `info["task"]` of
-    every reset and step. `check_task_env` tests all of this.
+    A subclass sets `tasks`, the two spaces and `reward_range`. Its `reset` first calls
+    `super().reset(seed=seed, options=options)`, which seeds `np_random` and sets `task` if
+    `options={"task": id_or_name}` asks for it. A reset without the option keeps the task, because
+    autoreset passes no options. The subclass puts `self.task.id` in `info["task"]` at every reset
+    and step. `check_task_env` tests all of this.
     """
 
     tasks: tuple[Task, ...]
@@ -72,7 +85,18 @@ class TaskEnv(_Described, gym.Env[Observation, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Seed the generator and switch the task. Subclasses return the observation and info."""
+        """Seed the generator and switch the task.
+
+        Args:
+            seed: Seed of `np_random`; None keeps its state.
+            options: `{"task": id_or_name}` to switch the task.
+
+        Returns:
+            An empty observation and the info, which a subclass completes.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
         if options and "task" in options:
             self.task = find_task(self.tasks, options["task"])
         elif not hasattr(self, "task"):
@@ -81,30 +105,40 @@ class TaskEnv(_Described, gym.Env[Observation, Any]):
         return {}, {"task": self.task.id}
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Where the world stands, for `load_state_dict`; None: it can't say."""
+        """Return the complete state for `load_state_dict`; None if the world cannot."""
         return None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
-        Raises NotImplementedError for a world that gives no state.
+        Raises:
+            NotImplementedError: If the world does not return its state.
         """
-        raise NotImplementedError(f"{type(self).__name__} gives no state, so it takes none")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not return its state, so it cannot restore one"
+        )
 
 
 class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]]):
     """A natively batched world: `num_envs` copies advanced by one array operation.
 
-    A subclass sets `tasks`, `single_observation_space`, `single_action_space`, `horizon` and
-    calls `super().__init__(num_envs, autoreset_mode)`; it implements `_begin`, `_advance` and
-    `_observe`. This class keeps the contract: seeding, task switches, episode ends, autoreset.
+    A subclass sets `tasks`, `single_observation_space`, `single_action_space` and `horizon`, then
+    calls `super().__init__(num_envs, autoreset_mode)`. It implements `_begin`, `_advance` and
+    `_observe`. This class keeps the contract: seeding, task switches, episode ends and autoreset.
 
-    `reset(options=...)` takes `"task"` (id or name) and `"reset_mask"` (bool, shape (num_envs,)),
-    which restricts the reset, and the switch, to those copies: copies may play different tasks.
+    `reset(options=...)` takes `"task"` (id or name) and `"reset_mask"`, bool (num_envs,), which
+    restricts the reset and the switch to those copies. Copies may therefore play different tasks.
 
-    Autoreset is SAME_STEP, as Stable-Baselines3 has it: the step which ends an episode already
-    returns the first observation of the next, and the last one is `info["final_obs"]`. DISABLED
-    leaves the reset to the caller.
+    Autoreset is SAME_STEP, as in Stable-Baselines3: the step that ends an episode already returns
+    the first observation of the next one, and `info["final_obs"]` holds the last observation.
+    DISABLED leaves the reset to the caller.
+
+    Args:
+        num_envs: Number of copies, 1 or more.
+        autoreset_mode: SAME_STEP or DISABLED.
+
+    Raises:
+        ValueError: If `num_envs` is below 1 or the autoreset mode is NEXT_STEP.
     """
 
     tasks: tuple[Task, ...]
@@ -115,12 +149,10 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         self, num_envs: int, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP
     ) -> None:
         if num_envs < 1:
-            raise ValueError(f"num_envs is {num_envs}, allowed: 1 or more")
+            raise ValueError(f"num_envs is {num_envs}; it must be 1 or more")
         mode = AutoresetMode(autoreset_mode)
         if mode is AutoresetMode.NEXT_STEP:
-            raise ValueError(
-                "autoreset_mode NextStep is not supported, allowed: SameStep, Disabled"
-            )
+            raise ValueError("autoreset_mode is NextStep; choose SameStep or Disabled")
         self.num_envs = num_envs
         self.metadata = {"render_modes": [], "autoreset_mode": mode}
         self._autoreset = mode is AutoresetMode.SAME_STEP
@@ -134,8 +166,17 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
     ) -> tuple[Observation, dict[str, Any]]:
         """Start new episodes, in another task if `options` names one.
 
-        Raises ValueError for an unknown task or a mask of the wrong shape; nothing has changed
-        then.
+        Args:
+            seed: Seed of `np_random`; None keeps its state.
+            options: "task", an id or a name, and "reset_mask", bool (num_envs,), the copies to
+                reset. By default the task stays and all copies are reset.
+
+        Returns:
+            The observation of all copies, and the info.
+
+        Raises:
+            ValueError: If the task is unknown or the mask has the wrong shape. Nothing has changed
+                then.
         """
         options = options or {}
         mask = self._mask(options.get("reset_mask"))
@@ -153,15 +194,15 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         mask: Mask = np.asarray(given)
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
             raise ValueError(
-                f"reset_mask has shape {mask.shape} and dtype {mask.dtype}, allowed: shape "
-                f"({self.num_envs},), bool, at least one True"
+                f"reset_mask has shape {mask.shape} and dtype {mask.dtype}; it must have "
+                f"shape ({self.num_envs},), dtype bool and at least one True"
             )
         return mask
 
     def step(
         self, actions: npt.NDArray[Any]
     ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
-        """Advance every copy by one step; shapes as `gymnasium.vector.VectorEnv.step` has them."""
+        """Advance every copy by one step; shapes as in `gymnasium.vector.VectorEnv.step`."""
         rewards, info = self._advance(actions)
         self._elapsed += 1
         truncated = self._elapsed >= self.horizon
@@ -169,9 +210,9 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         observation = self._observe()
         if self._autoreset and truncated.any():
             final = np.full(self.num_envs, None, dtype=object)
-            rows = zip(*(value[truncated] for value in observation.values()), strict=True)
-            for i, row in zip(np.flatnonzero(truncated), rows, strict=True):
-                final[i] = dict(zip(observation, row, strict=True))
+            last = zip(*(value[truncated] for value in observation.values()), strict=True)
+            for i, values in zip(np.flatnonzero(truncated), last, strict=True):
+                final[i] = dict(zip(observation, values, strict=True))
             self._elapsed[truncated] = 0
             self._begin(truncated, seeded=False)
             observation = self._observe()
@@ -181,24 +222,23 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         return observation, rewards, np.zeros(self.num_envs, dtype=np.bool_), truncated, info
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Where every copy stands, for `load_state_dict` of a world made alike; None if a subclass
-        can't say.
-        """
+        """Return the complete state for a world made alike; None if the subclass cannot."""
         own = self._world_state()
         if own is None:
             return None
-        generator = self.np_random.bit_generator.state
         return {
             "task": self.task.copy(),
             "elapsed": self._elapsed.copy(),
-            "np_random": generator,
+            "np_random": self.np_random.bit_generator.state,
             "own": own,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
-        Raises ValueError if it is of another number of copies.
+        Raises:
+            ValueError: If it has another number of copies.
+            NotImplementedError: If the world does not return its state.
         """
         if len(state["task"]) != self.num_envs:
             raise ValueError(
@@ -209,18 +249,17 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         self._load_world_state(state["own"])
 
     def _world_state(self) -> dict[str, Any] | None:
-        """What a subclass adds to `state_dict`: all that its next step depends on.
-
-        None if it can't say.
-        """
+        """Return everything else that the next step depends on; None if the subclass cannot."""
         return None
 
     def _load_world_state(self, own: Mapping[str, Any]) -> None:
-        """Take over what `_world_state` gave."""
-        raise NotImplementedError(f"{type(self).__name__} gives no state, so it takes none")
+        """Restore what `_world_state` returned."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not return its state, so it cannot restore one"
+        )
 
     def _begin(self, mask: Mask, seeded: bool) -> None:
-        """Start new episodes in the copies of `mask`; `seeded` when `np_random` was just seeded."""
+        """Start new episodes in the copies of `mask`; `seeded` if `np_random` was just seeded."""
         raise NotImplementedError
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
@@ -228,12 +267,12 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         raise NotImplementedError
 
     def _observe(self) -> Observation:
-        """Fresh arrays, one per modality, (num_envs, ...)."""
+        """Return new arrays, one per modality, (num_envs, ...)."""
         raise NotImplementedError
 
 
 class OneCopyEnv(TaskEnv):
-    """A batched world's single environment: one copy of it, so that the physics is written once."""
+    """The single environment of a batched world: one copy, so that the physics is written once."""
 
     def __init__(self, world: TaskVectorEnv) -> None:
         self.metadata = {"render_modes": []}

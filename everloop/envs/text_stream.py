@@ -1,6 +1,4 @@
-"""A labelled text data set as episodic tasks: a step shows a text's tokens, the action is its
-class, or each token's tag.
-"""
+"""A labelled text data set as episodic tasks: a guess is a text's class or each token's tag."""
 
 from __future__ import annotations
 
@@ -14,38 +12,36 @@ from gymnasium import spaces
 from everloop.contract import Metric
 from everloop.envs.corruptions import TEXT_ALTERATIONS
 from everloop.envs.data import Examples, entity_f1, load_text
-from everloop.envs.protocols import Protocol
-from everloop.envs.stream import Ints, StreamEnv, StreamVectorEnv, check_kind
+from everloop.envs.data.examples import check_kind
+from everloop.envs.splits import TaskSplit
+from everloop.envs.stream import Ints, StreamEnv, StreamVectorEnv
 
 
 class TextStreamVectorEnv(StreamVectorEnv):
-    """`everloop/TextStream-v0`: token ids in the modality "tokens", int32 (L,), 0 where a text is
-    over.
+    """`everloop/TextStream-v0`: token ids in the modality "tokens", int32 (L,), padded with 0.
 
-    data: (train, test) `Examples`; or a Hub id or a local folder, as `load_text` takes them. All
-    else as `StreamVectorEnv`.
+    `data` is (train, test) `Examples`; or a Hub id or a local folder, which `load_text` reads. For
+    everything else see `StreamVectorEnv`.
 
-    With tags (labels (N, L)) the action is a tag for every token, the reward the share that is
-    right, and a pass over the test split is scored by the F1 of whole entities (`metric`). Told
-    apart by task, an entity counts as found only with its own task's tag.
+    If the labels are tags (N, L), the action is a tag for every token and the reward is the share
+    of correct tags. A pass over the test split is scored by the F1 of whole entities (`metric`).
+    With `label_space="global"` an entity counts as found only if its tag is of its own task.
     """
 
     modality = "tokens"
     alterations: ClassVar = TEXT_ALTERATIONS
 
     def _assign(
-        self, protocol: Protocol, train: Examples, test: Examples, split: str, label_space: str
+        self, task_split: TaskSplit, train: Examples, test: Examples, split: str, label_space: str
     ) -> None:
-        super()._assign(protocol, train, test, split, label_space)
+        super()._assign(task_split, train, test, split, label_space)
         self._tags: list[str] = []
         if train.labels.ndim == 2:
             self._tags = self._tag_names(train.classes, by_task=label_space == "global")
 
     def _tag_names(self, classes: Sequence[str], by_task: bool) -> list[str]:
-        """Each action's tag; "B-person" of the task politics is "B-politics/person" where tasks are
-        told apart.
-        """
-        names = [""] * (int(self._table.max()) + 1)
+        """Return each action's tag; by task, "B-person" of politics is "B-politics/person"."""
+        names = [""] * self._actions
         for task in self.tasks:
             for tag, number in zip(classes, self._table[task.id], strict=False):
                 if number >= 0:
@@ -54,28 +50,28 @@ class TextStreamVectorEnv(StreamVectorEnv):
         return names
 
     def metric(self, task: int | str) -> Metric:
-        """The accuracy; of tags the F1 of whole entities."""
+        """Return the accuracy; for tags the F1 of whole entities."""
         return Metric("entity F1", "%", self._entity_f1) if self._tags else super().metric(task)
 
     def _entity_f1(self, labels: Ints, guesses: Ints) -> float:
-        """Entity-level F1 of a pass: labels and guesses (N, L)."""
+        """Return the entity-level F1 of a pass; labels and guesses (N, L)."""
         return entity_f1(labels, guesses, self._tags)
 
     @staticmethod
     def _load(data: Any) -> tuple[Examples, Examples]:
         if data is None:
             raise ValueError(
-                "data is None, allowed: (train, test) examples, a Hub id or a local folder"
+                "data is None; give (train, test) examples, a Hub id or a local folder"
             )
         pair = load_text(data) if isinstance(data, str | Path) else data
         return check_kind(pair, "texts", np.int32, 2, "int32 token ids (N, L)")
 
     @staticmethod
     def _input_space(data: Examples) -> spaces.Box:
-        return spaces.Box(0, data.levels - 1, data.inputs.shape[1:], np.int32)
+        return spaces.Box(0, data.vocabulary_size - 1, data.inputs.shape[1:], np.int32)
 
 
 class TextStreamEnv(StreamEnv):
-    """`everloop/TextStream-v0`, one copy; parameters as `TextStreamVectorEnv`."""
+    """`everloop/TextStream-v0`, one copy; parameters as for `TextStreamVectorEnv`."""
 
     stream = TextStreamVectorEnv

@@ -1,4 +1,4 @@
-"""Vectors of anybody's world, with the interface of the natively batched ones."""
+"""Vectors of single worlds, with the interface of the natively batched ones."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ STATELESS = OrderEnforcing | PassiveEnvChecker | Feedback
 
 
 class SyncTaskVectorEnv(SyncVectorEnv):
-    """Gymnasium's `SyncVectorEnv` of single worlds, with `tasks`, `reward_range` and
-    `reference`.
+    """Gymnasium's `SyncVectorEnv` as a world: copies of one single world under SAME_STEP autoreset.
+
+    Args:
+        env_fns: One function per copy, which makes it.
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
@@ -32,23 +34,16 @@ class SyncTaskVectorEnv(SyncVectorEnv):
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """As Gymnasium's; the caller's `options` stay as they are, and info["task"] is about all
-        copies, reset or not.
-        """
-        observation, info = super().reset(
-            seed=seed, options=None if options is None else dict(options)
-        )
+        """Reset as Gymnasium does; `info["task"]` covers all copies, also those not reset."""
+        # Gymnasium removes the reset mask from the options, which are the caller's own
+        own_options = None if options is None else dict(options)
+        observation, info = super().reset(seed=seed, options=own_options)
         self._task[info["_task"]] = info["task"][info["_task"]]
-        return observation, {
-            **info,
-            "task": self._task.copy(),
-            "_task": np.ones(self.num_envs, dtype=np.bool_),
-        }
+        every = np.ones(self.num_envs, dtype=np.bool_)
+        return observation, {**info, "task": self._task.copy(), "_task": every}
 
     def step(self, actions: Any) -> Any:
-        """As Gymnasium's, and what the last step of an episode said stands in `info` like that of
-        every other step.
-        """
+        """Step as Gymnasium does; `info` also holds the entries of an episode's last step."""
         observation, rewards, terminated, truncated, info = super().step(actions)
         for key, values in info.get("final_info", {}).items():
             if not key.startswith("_") and f"_{key}" in info["final_info"]:
@@ -70,21 +65,18 @@ class SyncTaskVectorEnv(SyncVectorEnv):
         return count
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The states of all copies, for copies that have been reset; None if one gives none."""
-        limits, copies = (
-            [_steps_of_limits(env) for env in self.envs],
-            [env.get_wrapper_attr("state_dict")() for env in self.envs],
-        )
-        return (
-            None
-            if None in [*limits, *copies]
-            else {"task": self._task.copy(), "copies": copies, "limits": limits}
-        )
+        """Return the states of all copies, which must have been reset; None if one returns none."""
+        limits = [_steps_of_limits(env) for env in self.envs]
+        copies = [env.get_wrapper_attr("state_dict")() for env in self.envs]
+        if None in [*limits, *copies]:
+            return None
+        return {"task": self._task.copy(), "copies": copies, "limits": limits}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
-        Raises ValueError if it is of another number of copies.
+        Raises:
+            ValueError: If it has another number of copies.
         """
         if len(state["copies"]) != self.num_envs:
             raise ValueError(
@@ -98,7 +90,7 @@ class SyncTaskVectorEnv(SyncVectorEnv):
 
 
 def _layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
-    """The wrappers around an environment, from the outermost in."""
+    """Yield the wrappers around an environment, outermost first."""
     while isinstance(env, gym.Wrapper):
         yield env
         env = env.env
@@ -109,9 +101,7 @@ def _limits(env: gym.Env[Any, Any]) -> list[TimeLimit[Any, Any]]:
 
 
 def _steps_of_limits(env: gym.Env[Any, Any]) -> list[int | None] | None:
-    """The steps that each time limit has counted; None where another wrapper may have a state that
-    it doesn't give.
-    """
+    """Return the steps counted by each time limit; None if another wrapper may have a state."""
     if not all(isinstance(layer, STATELESS | TimeLimit) for layer in _layers(env)):
         return None
     return [limit._elapsed_steps for limit in _limits(env)]
@@ -120,13 +110,19 @@ def _steps_of_limits(env: gym.Env[Any, Any]) -> list[int | None] | None:
 def make_vec(
     env_id: str, num_envs: int = 1, feedback: bool = False, **parameters: Any
 ) -> VectorEnv[Any, Any, Any]:
-    """`num_envs` copies of the registered world `env_id` under SAME_STEP autoreset.
+    """Make `num_envs` copies of a registered world under SAME_STEP autoreset.
 
-    A world registered with a `vector_entry_point` is batched natively, any other one runs in
-    `SyncTaskVectorEnv`. `feedback` adds the previous action and reward as a modality.
+    A world registered with a `vector_entry_point` is batched natively. Any other one runs in
+    `SyncTaskVectorEnv`.
 
-    env_id: as `gym.make` takes it, "module:id" to import the module that registers it.
-    Raises ValueError that names an id which is not registered.
+    Args:
+        env_id: Id as `gym.make` takes it; "module:id" imports the module that registers it.
+        num_envs: Number of copies, 1 or more.
+        feedback: Whether to add the previous action and reward as the modality "feedback".
+        **parameters: Parameters of the world.
+
+    Raises:
+        ValueError: If the id is not registered, or if the environment is no world.
     """
     module, _, name = env_id.rpartition(":")
     try:
@@ -144,14 +140,15 @@ def make_vec(
     else:
         with closing(gym.make(name, **parameters)) as probe:
             if not probe.has_wrapper_attr("tasks"):
-                raise ValueError(f"{env_id!r} is no world, allowed: environments with `tasks`")
+                raise ValueError(
+                    f"{env_id!r} is no world: it has no `tasks`; derive it from "
+                    "everloop.envs.TaskEnv"
+                )
         env = SyncTaskVectorEnv([lambda: gym.make(name, **parameters) for _ in range(num_envs)])
-    if (
-        not hasattr(env, "tasks")
-        or env.metadata.get("autoreset_mode") is not AutoresetMode.SAME_STEP
-    ):
+    if not hasattr(env, "tasks"):
         raise ValueError(
-            f"{env_id!r} is no world, allowed: environments with `tasks`, batched ones under "
-            "SAME_STEP autoreset"
+            f"{env_id!r} is no world: it has no `tasks`; derive it from everloop.envs.TaskVectorEnv"
         )
+    if (mode := env.metadata.get("autoreset_mode")) is not AutoresetMode.SAME_STEP:
+        raise ValueError(f"autoreset_mode of {env_id!r} is {mode}; it must be SAME_STEP")
     return VectorFeedback(env) if feedback else env

@@ -1,4 +1,4 @@
-"""The same images seen otherwise by each task: fixed maps of the pixels."""
+"""Views of images: fixed maps of the pixels, one per task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ View = Callable[[Images, int], Images]
 
 
 def permute_pixels(orders: Sequence[npt.NDArray[np.int64]]) -> View:
-    """(images (B, H, W, C), task) -> images whose pixel i is the original pixel orders[task][i]."""
+    """Return a view whose pixel i is the original pixel `orders[task][i]`.
+
+    Args:
+        orders: For each task a permutation of the pixels, (H * W,).
+
+    Returns:
+        `view(images, task)`, from and to images (B, H, W, C) of any dtype.
+    """
 
     def view(images: Images, task: int) -> Images:
         flat = images.reshape(len(images), -1, images.shape[-1])
@@ -24,10 +31,17 @@ def permute_pixels(orders: Sequence[npt.NDArray[np.int64]]) -> View:
 
 
 def rotate_pixels(height: int, width: int, angles: Sequence[float]) -> View:
-    """(images uint8 (B, height, width, C), task) -> images turned counter-clockwise by angles[task]
-    degrees.
+    """Return a view that rotates images about their centre, with bilinear interpolation.
 
-    Bilinear, about the centre; what was outside is black.
+    Pixels from outside the image are black.
+
+    Args:
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+        angles: Angle of each task, in degrees counter-clockwise.
+
+    Returns:
+        `view(images, task)`, from and to uint8 images (B, height, width, C).
     """
 
     @lru_cache(maxsize=2)
@@ -49,17 +63,20 @@ def rotate_pixels(height: int, width: int, angles: Sequence[float]) -> View:
 def _bilinear(
     height: int, width: int, angle: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """The four source pixels of every pixel (4, H * W), and their weights, 0 for those outside."""
-    y, x = np.mgrid[:height, :width].reshape(2, -1) - np.array(
-        [[(height - 1) / 2], [(width - 1) / 2]]
-    )
+    """Return the four source pixels of every pixel and their weights, (4, H * W) each.
+
+    The weight of a pixel outside the image is 0.
+    """
+    centre = np.array([[(height - 1) / 2], [(width - 1) / 2]])
+    y, x = np.mgrid[:height, :width].reshape(2, -1) - centre
     cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     source_x = cos * x - sin * y + (width - 1) / 2
     source_y = sin * x + cos * y + (height - 1) / 2
-    # a rotation by a multiple of 90 degrees lands on pixels, but for rounding errors
+    # rotations by multiples of 90 degrees must hit pixels exactly, without rounding errors
     source_x, source_y = np.round(source_x, 9), np.round(source_y, 9)
     left, top = np.floor(source_x), np.floor(source_y)
-    index, weight = [], []
+    index = []
+    weight = []
     for dy in (0, 1):
         for dx in (0, 1):
             column, row = left + dx, top + dy

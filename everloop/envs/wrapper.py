@@ -1,4 +1,4 @@
-"""A wrapper that stays a world."""
+"""A wrapper of a vector world that is itself a world."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from everloop.contract import Metric, Observation, Task
 
 
 class TaskVectorWrapper(VectorWrapper[Observation, Any, Observation, Any, npt.NDArray[Any]]):
-    """A vector wrapper that hands on all that makes the environment inside a world.
+    """A vector wrapper that forwards everything that makes the wrapped environment a world.
 
-    Derive your own wrappers of vector worlds from it: Gymnasium's `VectorWrapper` hands on nothing
-    but the environment's own attributes. One with a state of its own extends `state_dict` and
-    `load_state_dict`.
+    Derive your own wrappers of vector worlds from it, because Gymnasium's `VectorWrapper` forwards
+    the standard attributes of an environment only. A wrapper with a state of its own extends
+    `state_dict` and `load_state_dict`.
     """
 
     env: Any

@@ -17,7 +17,7 @@ from everloop.agents import (
     ResNet18,
 )
 from everloop.agents.nested import PERIODS
-from everloop.envs import Examples, IBlurry, Protocol, SplitClasses
+from everloop.envs import Examples, IBlurry, SplitClasses, TaskSplit
 from everloop.envs.data import load_images
 from everloop.loop import World, likelihood_for
 from everloop.scenarios.pretrain import pretrained_convolutions
@@ -155,7 +155,7 @@ class SplitImages(ImageScenario):
             {"blurry_ratio": "disjoint_ratio is 1"} if self.disjoint_ratio == 1 else {}
         )
 
-    def protocol(self) -> Protocol:
+    def task_split(self) -> TaskSplit:
         if self.disjoint_ratio == 1:
             return SplitClasses(self.classes_per_task, self.class_seed)
         if self.scenario_type != "class":

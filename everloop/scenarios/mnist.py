@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from everloop.envs import Permuted, Protocol, Rotated
+from everloop.envs import Permuted, Rotated, TaskSplit
 from everloop.scenarios.images import ImageScenario, SplitImages
 
 NEEDS = 'MNIST: folder "mnist" in EVERLOOP_DATA, or the Hub (ylecun/mnist); extra "data"'
@@ -41,7 +41,7 @@ class PermutedMNIST(ImageScenario):
     num_tasks: int = 10
     permutation_seed: int = 0
 
-    def protocol(self) -> Protocol:
+    def task_split(self) -> TaskSplit:
         return Permuted(self.num_tasks, self.permutation_seed)
 
 
@@ -65,5 +65,5 @@ class RotatedMNIST(ImageScenario):
     angle_seed: int | None = None
     angles: list[float] | None = None
 
-    def protocol(self) -> Protocol:
+    def task_split(self) -> TaskSplit:
         return Rotated(self.num_tasks, self.angles, self.angle_seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from everloop.envs import ByColumn, Examples, Protocol
+from everloop.envs import ByColumn, Examples, TaskSplit
 from everloop.envs.data import load_images
 from everloop.scenarios.images import Architecture, ImageScenario
 
@@ -35,7 +35,7 @@ class SplitOmniglot(ImageScenario):
     def examples(self) -> tuple[Examples, Examples]:
         return load_images(self.given(self.folder), columns=("alphabet",))
 
-    def protocol(self) -> Protocol:
+    def task_split(self) -> TaskSplit:
         if self.alphabets is None:
             return ByColumn("alphabet")
         names = sorted(set(self.loaded[0].columns["alphabet"].tolist()))

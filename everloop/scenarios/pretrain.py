@@ -50,7 +50,7 @@ def pretrained_convolutions(
             torch.manual_seed(seed)
             net = ConvNet5(shape)
             made: Any = make_vec(
-                "everloop/ImageStream-v0", BATCH, data=data, protocol=SplitClasses(classes)
+                "everloop/ImageStream-v0", BATCH, data=data, task_split=SplitClasses(classes)
             )
             with closing(made) as world:
                 world.reset(seed=seed)

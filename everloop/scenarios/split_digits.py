@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from everloop.agents import Agent
-from everloop.envs import Examples, Protocol, SplitClasses
+from everloop.envs import Examples, SplitClasses, TaskSplit
 from everloop.envs.data import digits
 from everloop.loop import Training, World, likelihood_for
 from everloop.scenarios.stream import StreamScenario
@@ -53,7 +53,7 @@ class SplitDigits(StreamScenario):
     def examples(self) -> tuple[Examples, Examples]:
         return digits()
 
-    def protocol(self) -> Protocol:
+    def task_split(self) -> TaskSplit:
         return SplitClasses(2)
 
     def module(self, world: World, heads: int) -> nn.Module:

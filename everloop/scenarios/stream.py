@@ -16,7 +16,7 @@ from gymnasium import spaces
 from torch import nn
 
 from everloop.agents import Classifier, OwnBackbone, levels_of
-from everloop.envs import PRESETS, Examples, Protocol, Schedule, make_vec
+from everloop.envs import PRESETS, Examples, Mixture, TaskSplit, make_vec
 from everloop.envs.data.hub import Unreachable
 from everloop.loop import (
     Learner,
@@ -176,7 +176,7 @@ class StreamScenario(Scenario):
         return train[rows[self.held_out :]], train[rows[: self.held_out]]
 
     @abstractmethod
-    def protocol(self) -> Protocol:
+    def task_split(self) -> TaskSplit:
         """Return how the data set is divided into tasks."""
 
     @abstractmethod
@@ -189,7 +189,7 @@ class StreamScenario(Scenario):
                 f"scenario_type is {self.scenario_type!r}; choose one of class, domain, task"
             )
         world = self._world(split, num_envs, None)
-        if self.tasks is not None:  # the schedule needs task IDs, which only a world knows
+        if self.tasks is not None:  # the mixture needs task IDs, which only a world knows
             order = [self._find(world.tasks, key) for key in self.tasks]
             world = self._world(split, num_envs, order)
         return world
@@ -199,19 +199,19 @@ class StreamScenario(Scenario):
             self.env_id,
             num_envs,
             data=self.loaded,
-            protocol=self.protocol(),
+            task_split=self.task_split(),
             split=split,
             label_space="global" if self.scenario_type == "class" else "within_task",
             task_cue=self.scenario_type == "task",
             # one pass over the examples ends a test, whatever the length of its episodes
             episode_length=256 if split == "train" else 1,
-            schedule=self.schedule(order),
+            mixture=self.mixture(order),
             workers=self.workers if split == "train" else 0,
         )
         checked: World = world
         return checked
 
-    def schedule(self, order: list[int] | None) -> Schedule:
+    def mixture(self, order: list[int] | None) -> Mixture:
         """Return how other data is mixed into each task's examples.
 
         Args:
@@ -236,7 +236,7 @@ class StreamScenario(Scenario):
             **PRESETS[self.preset],
             **{name: value for name, value in own.items() if value is not None},
         }
-        return Schedule(**ratios, gradual=self.gradual, passes=self.epochs, order=order)
+        return Mixture(**ratios, gradual=self.gradual, passes=self.epochs, order=order)
 
     def learner(self, world: World, seed: int) -> Learner:
         heads = len(world.tasks) if self.scenario_type == "task" else 1

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import nn
 
 from everloop.agents import Classifier, EmbeddingEncoder, TransformerEncoder
-from everloop.envs import ByColumn, Examples, Protocol
+from everloop.envs import ByColumn, Examples, TaskSplit
 from everloop.envs.data import (
     HashTokenizer,
     PretrainedTokenizer,
@@ -69,7 +69,7 @@ class TextScenario(StreamScenario):
             HashTokenizer() if self.checkpoint is None else PretrainedTokenizer(self.checkpoint)
         )
 
-    def protocol(self) -> Protocol:
+    def task_split(self) -> TaskSplit:
         return ByColumn("domain")
 
     def module(self, world: World, heads: int) -> nn.Module:
@@ -159,5 +159,5 @@ class DomainText(TextScenario):
     def texts(self, tokenizer: Tokenizer) -> tuple[Examples, Examples]:
         return text_folders(self.folders, tokenizer=tokenizer, length=self.length)
 
-    def protocol(self) -> Protocol:
+    def task_split(self) -> TaskSplit:
         return ByColumn("domain", order=[Path(folder).name for folder in self.folders])

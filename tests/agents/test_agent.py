@@ -235,7 +235,7 @@ def test_a_head_for_each_task_needs_a_cue() -> None:
     silent = spaces.Dict({name: part for name, part in space().spaces.items() if name != "cue"})
     with pytest.raises(
         ValueError,
-        match="head_per_task needs the modality 'cue', the world shows: image, touch, voice",
+        match=r"^head_per_task needs the modality 'cue'; this world has image, touch, voice$",
     ):
         Agent(silent, 2, head_per_task=True)
     obs = {name: x for name, x in observe(1, 1).items() if name != "cue"}
@@ -269,7 +269,8 @@ def test_an_observation_without_any_modality_is_refused() -> None:
     net = agent(space(presence=True))
     for obs in ({}, {"smell": torch.zeros(1, 1, 3)}, {"presence": torch.ones(1, 1, 4)}):
         with pytest.raises(
-            ValueError, match="none of the agent's modalities: cue, image, touch, voice"
+            ValueError,
+            match=r"^the observation has .*; it needs at least one of cue, image, touch, ",
         ):
             net(obs, net.initial_state(1), torch.ones(1, 1, dtype=torch.bool))
 
@@ -279,15 +280,21 @@ def test_an_observation_without_any_modality_is_refused() -> None:
     [
         (
             spaces.Box(-1.0, 1.0, (3,)),
-            r"observation space is Box\(.*allowed: a Dict with one Box per modality",
+            (
+                r"^the observation space is Box\(-1\.0, 1\.0, \(3,\), float32\); it "
+                r"must be a Dict with one Box per modality$"
+            ),
         ),
         (
             spaces.Dict({"smell": spaces.Discrete(3)}),
-            r"modality 'smell' is Discrete\(3\), allowed: a Box",
+            r"^modality 'smell' is Discrete\(3\); it must be a Box$",
         ),
         (
             spaces.Dict({"image": spaces.Box(0, 255, (7, 8, 1), np.uint8)}),
-            r"image shape is \(7, 8, 1\), allowed: .* from 8 up",
+            (
+                r"^the image shape is \(7, 8, 1\); it must be \(height, width, "
+                r"channels\), with sides of 8 or more$"
+            ),
         ),
         (spaces.Dict({"presence": spaces.Box(0.0, 1.0, (1,))}), "presence|modality"),
         (
@@ -304,7 +311,7 @@ def test_a_space_that_is_no_observation_is_refused(wrong: Any, line: str) -> Non
 
 
 def test_attention_heads_that_do_not_divide_the_token_are_refused() -> None:
-    with pytest.raises(ValueError, match="heads is 3, allowed: a divisor of token_size = 8"):
+    with pytest.raises(ValueError, match=r"^heads is 3; it must divide token_size, 8$"):
         agent(attention_heads=3)
 
 

@@ -132,7 +132,7 @@ def test_all_present_is_no_mask() -> None:
 
 @pytest.mark.parametrize("heads", [3, 5, 16])
 def test_heads_that_do_not_divide_the_token_are_refused(heads: int) -> None:
-    with pytest.raises(ValueError, match=f"heads is {heads}, allowed: a divisor of token_size = 8"):
+    with pytest.raises(ValueError, match=f"heads is {heads}; it must divide token_size, 8"):
         CrossAttention(D, heads)
 
 

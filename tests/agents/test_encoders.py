@@ -68,7 +68,8 @@ def test_the_smaller_an_image_the_fewer_halvings() -> None:
 @pytest.mark.parametrize("shape", [(7, 8, 1), (8, 7, 3), (1, 100, 1), (8, 8), (2, 8, 8, 1)])
 def test_a_shape_that_is_no_image_or_too_small_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(
-        ValueError, match=rf"image shape is \({', '.join(map(str, shape))}\), allowed: .* from 8 up"
+        ValueError,
+        match=rf"image shape is \({', '.join(map(str, shape))}\); it must be .* of 8 or more",
     ):
         ImageEncoder(shape, 16)
 

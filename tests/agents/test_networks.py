@@ -203,16 +203,18 @@ def test_an_agent_takes_any_backbone_for_a_modality() -> None:
     assert agent(obs, agent.initial_state(3), torch.ones(1, 3, dtype=torch.bool))[
         0
     ].prediction.shape == (1, 3, 4)
-    with pytest.raises(ValueError, match="encoders are given for 'sound', allowed: image, x"):
+    with pytest.raises(
+        ValueError, match=r"^encoders has 'sound'; choose from the modalities image, x$"
+    ):
         Agent(space, 4, encoders={"sound": backbone})
 
 
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: MLP((8, 8, 1), (0,)), r"hidden is \[0\], allowed: 1 or more"),
-        (lambda: ResNet18((8, 8, 1), 0), "width is 0, allowed: 1 or more"),
-        (lambda: ResNet18((8, 8, 1), 8, "layer"), "norm is 'layer', allowed: batch, group"),  # type: ignore[arg-type]
+        (lambda: MLP((8, 8, 1), (0,)), r"^hidden is \[0\]; each layer needs 1 or more units$"),
+        (lambda: ResNet18((8, 8, 1), 0), r"^width is 0; it must be 1 or more$"),
+        (lambda: ResNet18((8, 8, 1), 8, "layer"), r"^norm is 'layer'; choose batch or group$"),  # type: ignore[arg-type]
     ],
 )
 def test_networks_that_cannot_be_are_refused(make: Any, line: str) -> None:

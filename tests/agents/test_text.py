@@ -112,8 +112,8 @@ def test_a_checkpoint_gives_the_weights_that_were_saved(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=(
-            rf"^transformer {tmp_path}/none can't be loaded, allowed: a folder or an id of the "
-            r"Hub that has one$"
+            rf"^transformer {tmp_path}/none can't be loaded; give a folder or a Hub id "
+            r"that has one$"
         ),
     ):
         TransformerEncoder(tmp_path / "none")
@@ -174,9 +174,9 @@ def test_a_classifier_answers_for_every_token_by_its_tasks_head() -> None:
 
 
 def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"^vocabulary is 1, allowed: 2 or more$"):
+    with pytest.raises(ValueError, match=r"^vocabulary is 1; it must be 2 or more$"):
         EmbeddingEncoder(1)
-    with pytest.raises(ValueError, match=r"^size is 0, allowed: 1 or more$"):
+    with pytest.raises(ValueError, match=r"^size is 0; it must be 1 or more$"):
         EmbeddingEncoder(9, 0)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(

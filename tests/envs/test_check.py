@@ -193,29 +193,47 @@ class FloatImage(Walk):
     ("world", "sentence"),
     [
         (ForgetsTask, "a reset without options changed the task from 1 to 0"),
-        (KnowsNoNames, r"info\[\"task\"\] is 0 after reset to task 'to-3', expected 1"),
-        (SilentReset, r"info\[\"task\"\] is None after reset to task 0"),
-        (SilentStep, r"info\[\"task\"\] is None in a step of task 0"),
-        (OffByOne, r"info\[\"task\"\] is 1 in a step of task 0"),
+        (KnowsNoNames, r"""^info\["task"\] is 0 after a reset to task 'to-3'; it must be 1$"""),
+        (SilentReset, r'^info\["task"\] is None after a reset to task 0; it must be 0$'),
+        (SilentStep, r'^info\["task"\] is None after a step; it must be 0$'),
+        (OffByOne, r'^info\["task"\] is 1 after a step; it must be 0$'),
         (OneBuffer, "'place' shares memory between two calls"),
         (OneStart, "'place' shares memory between two calls"),
         (Views, "'place' shares memory between two calls"),
-        (AnythingGoes, "reset to the unknown task 3 raised no ValueError"),
-        (Curt, "the error for the unknown task 3 does not name it: no"),
+        (AnythingGoes, r"^a reset to the unknown task 3 succeeded; it must raise ValueError$"),
+        (Curt, r"^the error for the unknown task 3 is 'no'; it must name the task$"),
         (RefusesButSwitches, "a refused task switch changed the task"),
         (OwnDice, "two runs of task 'to--3' with seed 0 and the same actions differ"),
         (OwnRewards, "two runs of task 'to--3' with seed 0 and the same actions differ"),
         (LeavesTheSpace, "an observation of task 'to--3' is outside the observation space"),
         (DoublePrecision, "the observation of task 0 is outside the observation space"),
-        (UpsideDown, r"reference\('to--3'\) is \(1.0, 0.0\), expected random < best"),
-        (NothingToLearn, r"reference\('to--3'\) is \(1.0, 1.0\), expected random < best"),
-        (Twins, r"the tasks' names \['same', 'same'\] are not unique"),
-        (CountsFromOne, r"the tasks' ids are \[1, 2\], expected 0 to 1"),
-        (NoTasks, r"`tasks` is \(\), expected a tuple of at least one Task"),
-        (NotTasks, r"`tasks` holds \('a', 'b'\), expected Task objects"),
-        (NotADict, "the observation space is Box.*expected a Dict"),
-        (NotABox, r"modality 'place' is Discrete\(3\), expected a Box"),
-        (FloatImage, "image modality 'place' has dtype float32, expected uint8"),
+        (
+            UpsideDown,
+            (
+                r"^reference\('to--3'\) is \(1\.0, 0\.0\); the random agent's return "
+                r"must be below the best one's, or one of them nan$"
+            ),
+        ),
+        (
+            NothingToLearn,
+            (
+                r"^reference\('to--3'\) is \(1\.0, 1\.0\); the random agent's return "
+                r"must be below the best one's, or one of them nan$"
+            ),
+        ),
+        (Twins, r"^the tasks' names are \['same', 'same'\]; they must be unique$"),
+        (CountsFromOne, r"^the tasks' ids are \[1, 2\]; they must be 0 to 1 in order$"),
+        (NoTasks, r"^`tasks` is \(\); it must be a tuple of at least one Task$"),
+        (NotTasks, r"^`tasks` is \('a', 'b'\); it must hold Task objects only$"),
+        (
+            NotADict,
+            (
+                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); it "
+                r"must be a Dict with one Box per modality$"
+            ),
+        ),
+        (NotABox, r"^modality 'place' is Discrete\(3\); it must be a Box$"),
+        (FloatImage, r"^image modality 'place' has dtype float32; it must be uint8 \(H, W, C\)$"),
     ],
 )
 def test_a_broken_world_is_rejected(world: Callable[[], Walk], sentence: str) -> None:

@@ -216,7 +216,9 @@ def test_a_world_with_one_possible_answer_keeps_the_contract() -> None:
     """Guessing and knowing are the same there: no score is known, and none is a division by
     zero.
     """
-    check_task_env(ImageStreamEnv(data=data(), protocol=SplitClasses(1), label_space="within_task"))
+    check_task_env(
+        ImageStreamEnv(data=data(), task_split=SplitClasses(1), label_space="within_task")
+    )
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3])
@@ -236,7 +238,7 @@ def test_arrays_of_ones_own_are_shown_as_they_are(channels: int | None) -> None:
 
 
 def test_the_world_without_data_is_the_digits() -> None:
-    env = ImageStreamVectorEnv(355, split="test", protocol=SplitClasses(10))
+    env = ImageStreamVectorEnv(355, split="test", task_split=SplitClasses(10))
     obs, _ = env.reset(seed=0)
     test = digits()[1]
     _, rewards, *_, info = env.step(np.zeros(355, int))

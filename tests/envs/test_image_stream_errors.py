@@ -10,9 +10,9 @@ from everloop.envs import (
     Examples,
     IBlurry,
     ImageStreamVectorEnv,
+    Mixture,
     Permuted,
     Rotated,
-    Schedule,
     SplitClasses,
     TextStreamVectorEnv,
 )
@@ -36,76 +36,123 @@ TEXTS = examples(np.zeros((12, 5), np.int32))
     ("parameters", "line"),
     [
         (
-            {"protocol": SplitClasses(3)},
-            r"^classes_per_task is 3, allowed: a divisor of the 4 classes",
+            {"task_split": SplitClasses(3)},
+            r"^classes_per_task is 3; it must divide the number of classes, 4$",
         ),
-        ({"protocol": SplitClasses(0)}, r"^classes_per_task is 0"),
-        ({"protocol": SplitClasses(-2)}, r"^classes_per_task is -2"),
+        ({"task_split": SplitClasses(0)}, r"^classes_per_task is 0"),
+        ({"task_split": SplitClasses(-2)}, r"^classes_per_task is -2"),
         (
-            {"protocol": SplitClasses(groups=[["a"], ["e"]])},
+            {"task_split": SplitClasses(groups=[["a"], ["e"]])},
             r"^unknown class 'e': choose a number from 0 to 3 or one of a, b, c, d",
         ),
         (
-            {"protocol": SplitClasses(groups=[["a", "b"], []])},
+            {"task_split": SplitClasses(groups=[["a", "b"], []])},
             r"^task 1 \(no-classes\) has no example in the train split",
         ),
         (
-            {"protocol": {"kind": "classes", "size": 2}},
-            r"^the protocol 'classes' does not take .*size",
+            {"task_split": {"kind": "classes", "size": 2}},
+            (
+                r"^the task split 'classes' does not take \{'kind': 'classes', 'size': "
+                r"2\}: SplitClasses\.__init__\(\) got an unexpected keyword"
+            ),
         ),
         (
-            {"protocol": {"kind": "magic"}},
-            r"^the protocol's kind is 'magic', allowed: classes, i-blurry, column, permuted, "
-            r"rotated",
+            {"task_split": {"kind": "magic"}},
+            (
+                r"^the task split's kind is 'magic'; choose one of classes, i-blurry, "
+                r"column, permuted, rotated$"
+            ),
         ),
-        ({"protocol": Permuted(0)}, r"^num_tasks is 0, allowed: 1 or more"),
-        ({"protocol": Rotated(angles=[])}, r"^num_tasks is 0, allowed: 1 or more"),
+        ({"task_split": Permuted(0)}, r"^num_tasks is 0; it must be 1 or more$"),
+        ({"task_split": Rotated(angles=[])}, r"^num_tasks is 0; it must be 1 or more$"),
         (
-            {"protocol": ByColumn("domain")},
-            r"^column is 'domain', allowed: none, the data has no columns",
-        ),
-        (
-            {"protocol": IBlurry(1)},
-            r"^num_tasks is 1, allowed: a divisor, from 2 up, of the 4 classes",
-        ),
-        ({"protocol": IBlurry(3)}, r"^num_tasks is 3, allowed: a divisor"),
-        ({"protocol": IBlurry(2, disjoint_ratio=1.5)}, r"^disjoint_ratio is 1.5, allowed: 0 to 1"),
-        ({"protocol": IBlurry(2, blur_ratio=-0.5)}, r"^blur_ratio is -0.5, allowed: 0 to 1"),
-        ({"schedule": {"blur_ratio": 0.1, "speed": 3}}, r"^the schedule does not take .*speed"),
-        (
-            {"schedule": Schedule(order=[0, 2])},
-            r"^the schedule's order is \[0, 2\], allowed: ids from 0 to 1, each once",
+            {"task_split": ByColumn("domain")},
+            (
+                r"^column is 'domain', but the data has no columns; load it with one, "
+                r"or choose another task split$"
+            ),
         ),
         (
-            {"schedule": Schedule(order=[0, 0])},
-            r"^the schedule's order is \[0, 0\], allowed: ids from 0 to 1, each once",
+            {"task_split": IBlurry(1)},
+            r"^num_tasks is 1; it must be 2 or more and divide the number of classes, 4$",
         ),
         (
-            {"schedule": Schedule(ood_ratio=0.1, ood=["fog"])},
-            r"^ood is 'fog', allowed: noise, gaussian-noise, ",
+            {"task_split": IBlurry(3)},
+            r"^num_tasks is 3; it must be 2 or more and divide the number of classes, 4$",
         ),
-        ({"schedule": Schedule(ood=["other"])}, r"^ood is 'other', allowed: noise, "),
-        ({"schedule": Schedule(ood=[])}, r"^ood is empty, allowed: at least one of noise, "),
+        (
+            {"task_split": IBlurry(2, disjoint_ratio=1.5)},
+            r"^disjoint_ratio is 1\.5; it must be from 0 to 1$",
+        ),
+        (
+            {"task_split": IBlurry(2, blur_ratio=-0.5)},
+            r"^blur_ratio is -0\.5; it must be from 0 to 1$",
+        ),
+        (
+            {"mixture": {"blur_ratio": 0.1, "speed": 3}},
+            (
+                r"^the mixture does not take \{'blur_ratio': 0\.1, 'speed': 3\}: "
+                r"Mixture\.__init__\(\) got an unexpected keyword argument 'speed'$"
+            ),
+        ),
+        (
+            {"mixture": Mixture(order=[0, 2])},
+            (
+                r"^the mixture's order is \[0, 2\]; it must hold ids from 0 to 1, each "
+                r"at most once$"
+            ),
+        ),
+        (
+            {"mixture": Mixture(order=[0, 0])},
+            (
+                r"^the mixture's order is \[0, 0\]; it must hold ids from 0 to 1, each "
+                r"at most once$"
+            ),
+        ),
+        (
+            {"mixture": Mixture(ood_ratio=0.1, ood=["fog"])},
+            (
+                r"^ood holds 'fog'; choose from noise, gaussian-noise, impulse-noise, "
+                r"blur, low-contrast, inverted$"
+            ),
+        ),
+        (
+            {"mixture": Mixture(ood=["other"])},
+            (
+                r"^ood holds 'other'; choose from noise, gaussian-noise, impulse-noise, "
+                r"blur, low-contrast, inverted$"
+            ),
+        ),
+        (
+            {"mixture": Mixture(ood=[])},
+            (
+                r"^ood is empty; choose at least one of noise, gaussian-noise, "
+                r"impulse-noise, blur, low-contrast, inverted$"
+            ),
+        ),
         (
             {"ood_data": np.zeros((3, 9, 9, 1), np.uint8)},
-            r"^ood_data is uint8 of shape \(3, 9, 9, 1\), allowed: uint8 \(N, 8, 8, 1\)",
+            r"^ood_data is uint8 of shape \(3, 9, 9, 1\); it must be uint8 \(N, 8, 8, 1\)$",
         ),
         (
             {"ood_data": np.zeros((3, 8, 8, 1))},
-            r"^ood_data is float64 of shape \(3, 8, 8, 1\), allowed: uint8",
+            r"^ood_data is float64 of shape \(3, 8, 8, 1\); it must be uint8 \(N, 8, 8, 1\)$",
         ),
-        ({"split": "valid"}, r"^split is 'valid', allowed: train, test"),
-        ({"label_space": "local"}, r"^label_space is 'local', allowed: global, within_task"),
-        ({"episode_length": 0}, r"^episode_length is 0, allowed: 1 or more"),
-        ({"workers": -1}, r"^workers is -1, allowed: 0 or more"),
-        ({"num_envs": 0}, r"^num_envs is 0, allowed: 1 or more"),
+        ({"split": "valid"}, r"^split is 'valid'; choose train or test$"),
+        ({"label_space": "local"}, r"^label_space is 'local'; choose global or within_task$"),
+        ({"episode_length": 0}, r"^episode_length is 0; it must be 1 or more$"),
+        ({"workers": -1}, r"^workers is -1; it must be 0 or more$"),
+        ({"num_envs": 0}, r"^num_envs is 0; it must be 1 or more$"),
         (
             {"data": (examples(), examples(IMAGES[:, :7]))},
-            r"^test examples have shape \(7, 8, 1\) each, allowed: \(8, 8, 1\) as in training",
+            r"^a test example has shape \(7, 8, 1\); it must be \(8, 8, 1\), as in training$",
         ),
         (
             {"data": (examples(), examples(classes=("a", "b", "c", "e")))},
-            r"^the test classes are .*'e'.*, allowed: those of training",
+            (
+                r"^the test classes are \['a', 'b', 'c', 'e'\]; they must be those of "
+                r"training, \['a', 'b', 'c', 'd'\]$"
+            ),
         ),
         (
             {"data": (examples(), examples(labels=LABELS % 2)), "split": "test"},
@@ -113,7 +160,7 @@ TEXTS = examples(np.zeros((12, 5), np.int32))
         ),
         (
             {"data": (TEXTS, TEXTS)},
-            r"^train images are int32 of shape \(12, 5\), allowed: uint8 \(N, H, W, C\)",
+            r"^train images are int32 of shape \(12, 5\); they must be uint8 \(N, H, W, C\)$",
         ),
     ],
 )
@@ -128,24 +175,32 @@ def test_what_is_wrong_is_named(parameters: dict[str, Any], line: str) -> None:
     [
         (
             {"data": None},
-            r"^data is None, allowed: \(train, test\) examples, a Hub id or a local folder",
+            r"^data is None; give \(train, test\) examples, a Hub id or a local folder$",
         ),
         (
             {"data": DATA},
-            r"^train texts are uint8 of shape \(12, 8, 8, 1\), allowed: int32 token ids \(N, L\)",
+            (
+                r"^train texts are uint8 of shape \(12, 8, 8, 1\); they must be int32 "
+                r"token ids \(N, L\)$"
+            ),
         ),
         (
-            {"data": (TEXTS, TEXTS), "protocol": Permuted(2)},
-            r"^inputs have shape \(12, 5\), allowed for permuted and rotated pixels: images",
+            {"data": (TEXTS, TEXTS), "task_split": Permuted(2)},
+            (
+                r"^inputs have shape \(12, 5\); permuted and rotated pixels need images "
+                r"\(N, H, W, C\)$"
+            ),
         ),
         (
             {"data": (examples(TEXTS.inputs, np.zeros((12, 5), np.int64)),) * 2},
-            r"^the labels are tags, one a token, allowed for a split by classes: one label "
-            r"an example",
+            (
+                r"^the labels are tags, one per token; a split by classes needs one "
+                r"label per example$"
+            ),
         ),
         (
-            {"data": (TEXTS, TEXTS), "schedule": Schedule(ood=["blur"])},
-            r"^ood is 'blur', allowed: noise, shuffled, dropped",
+            {"data": (TEXTS, TEXTS), "mixture": Mixture(ood=["blur"])},
+            r"^ood holds 'blur'; choose from noise, shuffled, dropped$",
         ),
     ],
 )
@@ -158,20 +213,20 @@ def test_what_is_wrong_with_texts_is_named(parameters: dict[str, Any], line: str
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"blur_ratio": 1.2}, r"^blur_ratio is 1.2, allowed: 0 to 1"),
-        ({"other_task_ratio": -0.1}, r"^other_task_ratio is -0.1, allowed: 0 to 1"),
-        ({"ood_ratio": float("nan")}, r"^ood_ratio is nan, allowed: 0 to 1"),
-        ({"gradual": 2.0}, r"^gradual is 2.0, allowed: 0 to 1"),
-        ({"passes": 0}, r"^passes is 0, allowed: 1 or more"),
+        ({"blur_ratio": 1.2}, r"^blur_ratio is 1\.2; it must be from 0 to 1$"),
+        ({"other_task_ratio": -0.1}, r"^other_task_ratio is -0\.1; it must be from 0 to 1$"),
+        ({"ood_ratio": float("nan")}, r"^ood_ratio is nan; it must be from 0 to 1$"),
+        ({"gradual": 2.0}, r"^gradual is 2\.0; it must be from 0 to 1$"),
+        ({"passes": 0}, r"^passes is 0; it must be 1 or more$"),
         (
             {"blur_ratio": 0.5, "other_task_ratio": 0.25, "ood_ratio": 0.25},
-            r"^blur_ratio \+ other_task_ratio \+ ood_ratio is 1, allowed: less",
+            r"^blur_ratio \+ other_task_ratio \+ ood_ratio is 1; it must be less than 1$",
         ),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(values: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
-        Schedule(**values)
+        Mixture(**values)
 
 
 @pytest.mark.parametrize(
@@ -179,14 +234,20 @@ def test_a_schedule_that_cannot_be_is_refused(values: dict[str, Any], line: str)
     [
         (
             {"inputs": IMAGES[:0], "labels": LABELS[:0]},
-            r"^there are 0 examples, allowed: 1 or more",
+            r"^there are 0 examples; give at least one$",
         ),
-        ({"labels": LABELS[:11]}, r"^12 examples have labels of shape \(11,\), allowed: \(12,\)"),
-        ({"labels": LABELS - 1}, r"^label -1 is not among the 4 classes, allowed: 0 to 3"),
-        ({"labels": LABELS + 1}, r"^label 4 is not among the 4 classes, allowed: 0 to 3"),
+        (
+            {"labels": LABELS[:11]},
+            (
+                r"^12 examples have labels of shape \(11,\); it must be \(12,\), or "
+                r"\(N, L\) for tags$"
+            ),
+        ),
+        ({"labels": LABELS - 1}, r"^a label is -1; it must be from 0 to 3$"),
+        ({"labels": LABELS + 1}, r"^a label is 4; it must be from 0 to 3$"),
         (
             {"columns": {"domain": np.array(["x"])}},
-            r"^column 'domain' has shape \(1,\), allowed: \(12,\)",
+            r"^column 'domain' has shape \(1,\); it must be \(12,\), one string per example$",
         ),
     ],
 )
@@ -200,7 +261,7 @@ def test_guesses_of_the_wrong_shape_are_refused_and_skip_no_example(shape: tuple
     env = ImageStreamVectorEnv(4, DATA)
     env.reset(seed=0)
     shown = env.state_dict()["own"]["pending"]
-    with pytest.raises(ValueError, match=r"^actions have shape .*, allowed: \(4,\)"):
+    with pytest.raises(ValueError, match=r"^actions have shape \(.* they must have shape \(4,\)$"):
         env.step(np.zeros(shape, int))
     np.testing.assert_array_equal(env.state_dict()["own"]["pending"], shown)
 

@@ -11,7 +11,7 @@ from stream_helpers import infos, stream
 
 from everloop.envs import PRESETS, ImageStreamEnv, ImageStreamVectorEnv, Rotated
 
-HARD: Any = {"examples": 60, "schedule": {**PRESETS["hard"], "gradual": 0.5}}
+HARD: Any = {"examples": 60, "mixture": {**PRESETS["hard"], "gradual": 0.5}}
 
 
 def trajectory(env: Any, steps: int) -> list[bytes]:
@@ -108,7 +108,7 @@ def test_a_single_copy_resumes_too() -> None:
 
 
 def test_workers_show_what_a_task_sees() -> None:
-    turned = [ImageStreamVectorEnv(4, protocol=Rotated(4), workers=workers) for workers in (0, 2)]
+    turned = [ImageStreamVectorEnv(4, task_split=Rotated(4), workers=workers) for workers in (0, 2)]
     for env in turned:
         env.reset(seed=0, options={"task": 3})
     assert trajectory(turned[0], 30) == trajectory(turned[1], 30)

@@ -22,7 +22,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "Plant": {"num_tasks": 4, "horizon": LENGTH, "observation_dim": 2},
     "ImageStream": {
         "episode_length": LENGTH,
-        "protocol": {"kind": "classes", "classes_per_task": 2},
+        "task_split": {"kind": "classes", "classes_per_task": 2},
         "task_cue": True,
     },
 }

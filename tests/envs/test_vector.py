@@ -71,9 +71,7 @@ def test_an_unknown_world_is_refused_by_its_name(env_id: str) -> None:
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_an_environment_without_tasks_is_refused(env_id: str) -> None:
     """The first one is batched natively, the second one is not."""
-    with pytest.raises(
-        ValueError, match=f"'{env_id}' is no world, allowed: environments with `tasks`"
-    ):
+    with pytest.raises(ValueError, match=f"'{env_id}' is no world: it has no `tasks`"):
         make_vec(env_id, 2)
 
 

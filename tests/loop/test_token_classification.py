@@ -48,7 +48,7 @@ def world(split: str = "train", num_envs: int = 8) -> Any:
     made: Any = TextStreamVectorEnv(
         num_envs,
         (sentences(0), sentences(1)),
-        protocol=ByColumn("domain"),
+        task_split=ByColumn("domain"),
         split=split,
         label_space="within_task",
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from data_sets import class_label, write_data_set
 
-from everloop.envs import ByColumn, Examples, ImageStreamVectorEnv, Protocol, SplitClasses
+from everloop.envs import ByColumn, Examples, ImageStreamVectorEnv, SplitClasses, TaskSplit
 from everloop.envs.data import load_text
 from everloop.scenarios import ImageScenario
 from everloop.scenarios.texts import TextScenario
@@ -23,7 +23,9 @@ def drawn(rows: int, seed: int, classes: int = 4) -> Examples:
 def with_inputs(examples: Examples, rows: Any, inputs: Any) -> Examples:
     changed = np.array(examples.inputs)
     changed[rows] = inputs
-    return Examples(changed, examples.labels, examples.classes, examples.columns, examples.levels)
+    return Examples(
+        changed, examples.labels, examples.classes, examples.columns, examples.vocabulary_size
+    )
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Given(ImageScenario):
         pair: tuple[Examples, Examples] = self.source
         return pair
 
-    def protocol(self) -> Protocol:
+    def task_split(self) -> TaskSplit:
         return SplitClasses(2)
 
 
@@ -97,7 +99,7 @@ class GivenTexts(TextScenario):
         assert self.data is not None
         return load_text(self.data, tokenizer=tokenizer, length=6, columns=["domain"])
 
-    def protocol(self) -> Protocol:
+    def task_split(self) -> TaskSplit:
         return ByColumn("domain")
 
 

@@ -178,10 +178,10 @@ def test_presets_and_single_ratios_reach_the_stream() -> None:
         "moderate": (0.1, 0.05, 0.05),
         "hard": (0.2, 0.1, 0.1),
     }.items():
-        schedule = SplitDigits(preset=preset).schedule(None)  # type: ignore[arg-type]
-        assert (schedule.blur_ratio, schedule.other_task_ratio, schedule.ood_ratio) == ratios
-    schedule = SplitDigits(preset="hard", ood_ratio=0.0, gradual=0.5).schedule([1, 0])
-    assert (schedule.blur_ratio, schedule.ood_ratio, schedule.gradual, schedule.order) == (
+        mixture = SplitDigits(preset=preset).mixture(None)  # type: ignore[arg-type]
+        assert (mixture.blur_ratio, mixture.other_task_ratio, mixture.ood_ratio) == ratios
+    mixture = SplitDigits(preset="hard", ood_ratio=0.0, gradual=0.5).mixture([1, 0])
+    assert (mixture.blur_ratio, mixture.ood_ratio, mixture.gradual, mixture.order) == (
         0.2,
         0.0,
         0.5,

@@ -1,4 +1,4 @@
-"""Labelled data sets of images and texts, as arrays."""
+"""Labelled data sets of images and texts as arrays."""
 
 from everloop.envs.data.arrays import digits, from_arrays
 from everloop.envs.data.cache import cache_folder, cached, fingerprint

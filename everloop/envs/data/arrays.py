@@ -1,4 +1,4 @@
-"""Examples from arrays: one's own, and scikit-learn's digits."""
+"""Examples from arrays, and scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -19,75 +19,90 @@ def from_arrays(
     test_images: npt.ArrayLike,
     test_labels: npt.ArrayLike,
 ) -> tuple[Examples, Examples]:
-    """Train and test examples; the images are not copied.
+    """Return train and test examples made of arrays. The images are not copied.
 
-    images, test_images: uint8, (N, H, W) or (N, H, W, C).
-    labels, test_labels: integers or strings, (N,). The classes are those of the train labels,
-    sorted. Raises ValueError for images and labels that do not fit together, and for a test label
-    that no train example has.
+    Args:
+        images: Train images, uint8 (N, H, W) or (N, H, W, C).
+        labels: Train labels, integers or strings (N,). The classes are these labels, sorted.
+        test_images: Test images of the same shape each, with their own N.
+        test_labels: Test labels of the same kind.
+
+    Returns:
+        (train, test), images with one axis for the channels.
+
+    Raises:
+        ValueError: If images and labels do not fit together, or if a test label does not occur in
+            training.
     """
     train_x, train_y = _checked(images, labels, "")
     test_x, test_y = _checked(test_images, test_labels, "test_")
     if train_x.shape[1:] != test_x.shape[1:]:
         raise ValueError(
-            f"test_images are {test_x.shape[1:]} each, allowed: {train_x.shape[1:]} as images"
+            f"a test image has shape {test_x.shape[1:]}; it must be {train_x.shape[1:]}, as in "
+            "training"
         )
     coded, test_coded, classes = code_labels(train_y, test_y)
     return Examples(train_x, coded, classes), Examples(test_x, test_coded, classes)
 
 
 def _checked(images: npt.ArrayLike, labels: npt.ArrayLike, prefix: str) -> tuple[Array, Array]:
-    """Images (N, H, W, C) and labels (N,)."""
+    """Return images (N, H, W, C) and labels (N,)."""
     try:
         x, y = np.asarray(images), np.asarray(labels)
-    except ValueError:  # numpy's line speaks of its own affairs
+    except ValueError:  # numpy's own message does not help the user
         raise ValueError(
-            f"{prefix}images or {prefix}labels differ in shape among themselves, allowed: one "
-            "shape for all"
+            f"{prefix}images or {prefix}labels differ in shape among themselves; all must have "
+            "the same shape"
         ) from None
     if x.dtype != np.uint8 or x.ndim not in (3, 4):
-        floats = (
-            "; if they are floats from 0 to 1, multiply by 255 and .astype(np.uint8)"
-            if x.dtype.kind == "f"
-            else ""
-        )
+        hint = ""
+        if x.dtype.kind == "f":
+            hint = "; multiply floats from 0 to 1 by 255 and use .astype(np.uint8)"
         raise ValueError(
-            f"{prefix}images have dtype {x.dtype} and shape {x.shape}, allowed: uint8, (N, H, W) "
-            f"or (N, H, W, C){floats}"
+            f"{prefix}images have dtype {x.dtype} and shape {x.shape}; they must be uint8 of "
+            f"shape (N, H, W) or (N, H, W, C){hint}"
         )
     if x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[3] > 4:
         raise ValueError(
-            f"{prefix}images have shape {x.shape}, which looks like (N, C, H, W); give "
-            ".transpose(0, 2, 3, 1) of them"
+            f"{prefix}images have shape {x.shape}, which looks like (N, C, H, W); use "
+            ".transpose(0, 2, 3, 1)"
         )
     if y.shape != x.shape[:1]:
         raise ValueError(
-            f"{prefix}images hold {len(x)} examples and {prefix}labels have shape {y.shape}, "
-            f"allowed: ({len(x)},)"
+            f"{prefix}labels have shape {y.shape}; for {len(x)} {prefix}images it must be "
+            f"({len(x)},)"
         )
     if not len(x):
-        raise ValueError(f"{prefix}images hold 0 examples, allowed: 1 or more")
+        raise ValueError(f"{prefix}images hold 0 examples; give at least one")
     return x[..., None] if x.ndim == 3 else x, y
 
 
 def code_labels(labels: Array, test_labels: Array) -> tuple[Labels, Labels, tuple[str, ...]]:
-    """Integers or strings (N,) become indices into the sorted distinct train labels; the latter's
-    names come last.
+    """Turn labels into indices into the sorted distinct train labels.
 
-    Raises ValueError for labels of another kind, and for a test label that is not among the train
-    labels.
+    Args:
+        labels: Train labels, integers or strings (N,).
+        test_labels: Test labels of the same kind, with their own N.
+
+    Returns:
+        The train indices (N,), the test indices (N,), and the names of the classes.
+
+    Raises:
+        ValueError: If labels are of another kind, or if a test label is not among the train
+            labels.
     """
     train, test = _plain(labels, "labels"), _plain(test_labels, "test_labels")
     if (train.dtype.kind == "U") != (test.dtype.kind == "U"):
         raise ValueError(
-            f"labels have dtype {train.dtype} and test_labels {test.dtype}, allowed: the same kind"
+            f"labels have dtype {train.dtype} and test_labels {test.dtype}; both must be integers "
+            "or both strings"
         )
     distinct, coded = np.unique(train, return_inverse=True)
     stray = np.setdiff1d(test, distinct)
     if stray.size:
         raise ValueError(
-            f"label {stray.tolist()[0]!r} is in the test labels only, allowed: the classes of the "
-            "train labels"
+            f"label {stray.tolist()[0]!r} is in the test labels only; every test label must occur "
+            "in training"
         )
     return (
         coded.astype(np.int64),
@@ -97,16 +112,16 @@ def code_labels(labels: Array, test_labels: Array) -> tuple[Labels, Labels, tupl
 
 
 def _plain(labels: Array, name: str) -> Array:
-    """Labels as an array of integers or of strings, which may have come as an array of objects."""
+    """Return labels, which may be an array of objects, as an array of integers or strings."""
     plain = labels if labels.dtype.kind in "iu" else np.asarray(labels.tolist())
     if plain.dtype.kind not in "iuU":
-        raise ValueError(f"{name} have dtype {labels.dtype}, allowed: integers or strings")
+        raise ValueError(f"{name} have dtype {labels.dtype}; they must be integers or strings")
     return plain
 
 
 @lru_cache(maxsize=1)
 def digits() -> tuple[Examples, Examples]:
-    """scikit-learn's digits: train images (1442, 8, 8, 1), test images (355, 8, 8, 1).
+    """Return scikit-learn's digits: 1442 train and 355 test images, uint8 (N, 8, 8, 1).
 
     Every fifth example of each class is a test example. Grey levels 0..16 become 0..240.
     Source: UCI ML hand-written digits (Alpaydin & Kaynak, 1998), as shipped with scikit-learn.

@@ -1,4 +1,4 @@
-"""A cache of arrays on disk: built once, whole or not at all, and opened by memory map."""
+"""A cache of arrays on disk, built once, completely or not at all, and opened as memory maps."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-SIZES = "sizes.json"  # of a finished folder: the size of every file in it
-READ_WHOLE = 10**9  # bytes up to which contents count, above only sizes and times
+SIZES = "sizes.json"  # lists the size of every file in a finished folder
+READ_WHOLE = 10**9  # bytes; a larger source is identified by its files' sizes and times
 
 
 def cache_folder() -> Path:
-    """Where arrays are kept: `EVERLOOP_CACHE`, else `$XDG_CACHE_HOME/everloop`, else
-    `~/.cache/everloop`.
+    """Return the folder of the cache.
+
+    It is `EVERLOOP_CACHE`, else `$XDG_CACHE_HOME/everloop`, else `~/.cache/everloop`.
     """
     if own := os.environ.get("EVERLOOP_CACHE"):
         return Path(own)
@@ -33,11 +34,15 @@ def cache_folder() -> Path:
 
 
 def fingerprint(*parts: str | Path) -> str:
-    """Hex digest of `parts`, 32 characters (BLAKE2b, RFC 7693).
+    """Return a hex digest of `parts`, 32 characters (BLAKE2b, RFC 7693).
 
-    A string counts as it is; a `Path` by its files' names relative to it and their contents, and,
-    where they are larger than 1 GB together, by names, sizes and modification times. Raises
-    ValueError for a path that isn't there.
+    Args:
+        *parts: Strings, and paths of files or folders. A path contributes its files' names
+            relative to it and their contents. If they are larger than 1 GB together, it contributes
+            names, sizes and modification times instead.
+
+    Raises:
+        ValueError: If a path does not exist.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -47,21 +52,21 @@ def fingerprint(*parts: str | Path) -> str:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """What a file, or a folder with all it holds, counts by."""
+    """Yield what a file or folder contributes to a fingerprint."""
     if not path.exists():
-        raise ValueError(f"path is {str(path)!r}, allowed: a file or a folder that exists")
+        raise ValueError(f"path {str(path)!r} does not exist; give an existing file or folder")
     walk = os.walk(path, followlinks=True)
     files = (
         [path]
         if path.is_file()
         else sorted(Path(folder, name) for folder, _, names in walk for name in names)
     )
-    count = _contents if sum(file.stat().st_size for file in files) <= READ_WHOLE else _times
+    describe = _contents if sum(file.stat().st_size for file in files) <= READ_WHOLE else _times
     yield b"path, %d files" % len(files)
-    with ThreadPoolExecutor() as threads:  # hashing and reading leave the interpreter to others
-        for file, counted in zip(files, threads.map(count, files), strict=True):
+    with ThreadPoolExecutor() as threads:  # reading and hashing release the interpreter lock
+        for file, description in zip(files, threads.map(describe, files), strict=True):
             yield os.fsencode(file.relative_to(path))
-            yield counted
+            yield description
 
 
 def _contents(file: Path) -> bytes:
@@ -74,11 +79,17 @@ def _times(file: Path) -> bytes:
 
 
 def cached(key: str, build: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
-    """The arrays of `build()`, read-only and mapped from `cache_folder() / key`, where they are
-    kept as .npy files.
+    """Return the arrays of `build()`, read-only and memory-mapped from the cache.
 
-    `build` is called only if they are not there. Raises ValueError for arrays of objects: strings
-    are arrays of `str_`.
+    They are stored as .npy files in `cache_folder() / key`. `build` is called only if they are not
+    there.
+
+    Args:
+        key: Name of the folder in the cache.
+        build: Returns the arrays by name.
+
+    Raises:
+        ValueError: If there is an array of objects. Strings must be arrays of `str_`.
     """
 
     def write(folder: Path) -> None:
@@ -89,12 +100,15 @@ def cached(key: str, build: Callable[[], Mapping[str, Array]]) -> dict[str, Arra
 
 
 def cached_folder(key: str, write: Callable[[Path], None]) -> dict[str, Array]:
-    """As `cached`, for arrays too large to hold in memory: `write(folder)` writes each to `folder /
-    file_name(name)`.
+    """Do the same as `cached` for arrays that are too large to hold in memory.
 
-    `write` fills a temporary folder of its own, which takes its place by one rename: of two
-    processes the first one there wins, the other's folder is dropped, and a process that dies
+    `write` fills a temporary folder, which is then renamed in one step. If two processes build
+    the same key, the first one wins and the folder of the other is deleted. A process that dies
     leaves nothing that looks finished.
+
+    Args:
+        key: Name of the folder in the cache.
+        write: `write(folder)` writes each array to `folder / file_name(name)`.
     """
     place = cache_folder() / key
     if place.exists():
@@ -102,7 +116,7 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> dict[str, Array]:
             return _opened(place)
         except (OSError, ValueError, EOFError) as error:
             warnings.warn(
-                f"the cache {place} is damaged ({error}): building it again", stacklevel=3
+                f"the cache {place} is damaged ({error}); it is built again", stacklevel=3
             )
             _remove(place)
     _sweep()
@@ -115,7 +129,7 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> dict[str, Array]:
         try:
             folder.rename(place)
         except OSError:
-            if not place.exists():  # otherwise another process was first
+            if not place.exists():  # another process was not simply faster
                 raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -123,21 +137,24 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> dict[str, Array]:
 
 
 def file_name(array: str) -> str:
-    """The file that keeps the array of this name."""
+    """Return the name of the file that stores the array of this name."""
     return quote(array, safe="") + ".npy"
 
 
 def _opened(place: Path) -> dict[str, Array]:
-    """All arrays of a finished folder.
+    """Open all arrays of a finished folder.
 
-    Raises OSError, ValueError or EOFError if one is missing or was cut.
+    Raises:
+        OSError: If a file is missing.
+        ValueError: If a file is damaged or has the wrong size.
+        EOFError: If a file is truncated.
     """
     sizes: dict[str, int] = json.loads((place / SIZES).read_text())
     arrays = {}
     for name, size in sizes.items():
         if (found := (place / name).stat().st_size) != size:
-            raise ValueError(f"{name} has {found} bytes, not {size}")
-        # plain arrays over the map: indexing a memmap object costs several times as much
+            raise ValueError(f"{name} has {found} bytes instead of {size}")
+        # plain arrays on top of the map: indexing a memmap object costs several times as much
         arrays[unquote(name.removesuffix(".npy"))] = np.asarray(
             np.load(place / name, mmap_mode="r", allow_pickle=False)
         )
@@ -145,34 +162,34 @@ def _opened(place: Path) -> dict[str, Array]:
 
 
 def _temporary(key: str) -> Path:
-    """A new path beside the finished folders, which says whose it is."""
+    """Return a new path beside the finished folders; its name holds the process and the host."""
     return cache_folder() / f"{key}.{uuid.uuid4().hex}.{os.getpid()}@{socket.gethostname()}"
 
 
 def _remove(place: Path) -> None:
-    """Move a folder away in one step before its files go, so that nobody finds half of it."""
+    """Delete a folder, renaming it first so that no process finds half of it."""
     away = _temporary(place.name)
     try:
         place.rename(away)
-    except FileNotFoundError:  # another process did
+    except FileNotFoundError:  # another process removed it
         return
     shutil.rmtree(away, ignore_errors=True)
 
 
 def _sweep() -> None:
-    """Delete what processes of this machine left behind when they were killed."""
+    """Delete temporary folders of processes on this machine that no longer run."""
     for folder in cache_folder().glob(f"*@{socket.gethostname()}"):
         if not _runs(int(folder.name.rpartition("@")[0].rpartition(".")[2])):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _runs(pid: int) -> bool:
-    if os.name != "posix":  # where asking would end the process
+    if os.name != "posix":  # os.kill would end the process there
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # it runs, and belongs to another user
         return True
     return True

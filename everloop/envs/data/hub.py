@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, and folders in its layout."""
+"""Data sets of the Hugging Face Hub and folders in its layout."""
 
 from __future__ import annotations
 
@@ -19,24 +19,29 @@ from everloop.envs.data.cache import fingerprint
 from everloop.envs.data.optional import first_line, needed
 from everloop.envs.data.pictures import CHUNK, Encoded
 
-# types of labels and of further columns; class labels are int64 with names
+# dtypes of labels and other columns; class labels are int64 with names
 COLUMN = r"u?int\d+|(large_)?string"
 
 
 class Unreachable(ValueError):
-    """A data set of the Hub is not stored here, and the Hub does not answer."""
+    """A data set of the Hub is not stored on this machine, and the Hub cannot be reached."""
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """True if it can be meant as one: `owner/name`."""
+    """Return True if `source` has the form of a Hub id, `owner/name`."""
     return isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
 
 
 def load_splits(source: str, scratch: Path | None = None) -> Any:
-    """The splits by name, each a `datasets.Dataset`; with `scratch` what the library writes on the
-    way goes there.
+    """Load a data set's splits by name, each a `datasets.Dataset`.
 
-    Raises ValueError, in one line, for what can't be found, reached or read.
+    Args:
+        source: A Hub id, or a folder if `scratch` is given.
+        scratch: Folder for what the library writes while it reads a local folder.
+
+    Raises:
+        Unreachable: If the data set is not stored here and the Hub cannot be reached.
+        ValueError: If it cannot be found or read. The message is one line.
     """
     datasets = needed("datasets", "data", "reading a data set")
     answers = scratch is not None or hub_answers()
@@ -45,27 +50,19 @@ def load_splits(source: str, scratch: Path | None = None) -> Any:
             return datasets.load_dataset(
                 source, cache_dir=None if scratch is None else str(scratch)
             )
-    except (
-        Exception
-    ) as error:  # of the network, the Hub, the file system, or of the reader of any format
+    except Exception as error:  # from the network, the Hub, the file system or any reader
         if not answers or isinstance(error, ConnectionError):
             raise Unreachable(
                 f"data set {source} can't be reached, and is not stored here"
             ) from error
-        allowed = (
-            "one of the Hub that can be reached or was before"
-            if scratch is None
-            else "a folder in the layout of the Hub"
-        )
+        wanted = "an existing id of the Hub" if scratch is None else "a folder in the Hub's layout"
         raise ValueError(
-            f"data set {source} can't be loaded ({first_line(error)}), allowed: {allowed}"
+            f"data set {source} can't be loaded ({first_line(error)}); give {wanted}"
         ) from error
 
 
 def hub_answers() -> bool:
-    """True if the Hub can be reached; also where a proxy stands in between, since only a request
-    would tell.
-    """
+    """Return True if the Hub can be reached, or if only a request through a proxy could tell."""
     hub = urlsplit(needed("huggingface_hub", "data", "reading a data set").constants.ENDPOINT)
     if getproxies():
         return True
@@ -78,9 +75,7 @@ def hub_answers() -> bool:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """The libraries of the Hub use what they have stored, and do not try for half a minute to reach
-    it.
-    """
+    """Make the Hub's libraries use stored files only, without half a minute of retries."""
     places = [
         (needed(name, "data", "reading a data set"), "HF_HUB_OFFLINE")
         for name in ("datasets.config", "huggingface_hub.constants")
@@ -96,51 +91,68 @@ def offline() -> Iterator[None]:
 
 
 def located(kind: str, source: str | Path, arguments: str) -> tuple[str, Callable[[Path], Any]]:
-    """The cache's key for what is made of a source, `kind`-..., and what loads its splits given a
-    scratch folder.
+    """Find a source, without loading a folder.
 
-    A folder's key tells its contents, and nothing is loaded before it is called for; a data set of
-    the Hub has to be loaded to know its revision. Raises ValueError for what is neither.
+    A folder's key depends on its contents. A data set of the Hub must be loaded to know its
+    revision.
+
+    Args:
+        kind: What is made of the source; the key begins with it.
+        source: A folder or a Hub id.
+        arguments: Everything else that the key depends on.
+
+    Returns:
+        The key in the cache, and a function that loads the splits, given a scratch folder.
+
+    Raises:
+        ValueError: If the source is neither, or cannot be loaded.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return f"{kind}-{fingerprint(arguments, folder)}", lambda scratch: load_splits(
-            str(folder), scratch
-        )
+        key = f"{kind}-{fingerprint(arguments, folder)}"
+        return key, lambda scratch: load_splits(str(folder), scratch)
     if not is_hub_id(source):
         raise ValueError(
-            f"source is {str(source)!r}, allowed: a folder that exists, or the id of a data set on "
-            "the Hub, owner/name"
+            f"source is {str(source)!r}; give an existing folder, or the id of a data set on the "
+            "Hub, owner/name"
         )
     data = load_splits(str(source))
-    files = [
-        file["filename"] for split in sorted(data) for file in data[split].cache_files
-    ]  # their paths tell the revision
+    # the paths of the stored files contain the revision
+    files = [file["filename"] for split in sorted(data) for file in data[split].cache_files]
     return f"{kind}-{fingerprint(arguments, str(source), *files)}", lambda scratch: data
 
 
 def check_splits(
     data: Any, source: str | Path, splits: Sequence[str], names: Sequence[str]
 ) -> None:
-    """Raise ValueError unless all `splits` are there with an example or more, and have the columns
-    `names`.
-    """
+    """Raise ValueError unless all `splits` exist, are not empty and have the columns `names`."""
     for split in splits:
         if split not in data:
-            raise ValueError(f"{source} has no split {split!r}, there are: {', '.join(data)}")
+            raise ValueError(f"{source} has no split {split!r}; choose from {', '.join(data)}")
         if not len(data[split]):
-            raise ValueError(f"{split} of {source} holds 0 examples, allowed: 1 or more")
+            raise ValueError(f"{split} of {source} holds 0 examples; it needs at least one")
         for name in names:
             if name not in data[split].column_names:
                 raise ValueError(
-                    f"{source} has no column {name!r}, there are: "
+                    f"{source} has no column {name!r}; choose from "
                     f"{', '.join(data[split].column_names)}"
                 )
 
 
 def read_labels(data: Any, splits: Sequence[str], label: str) -> tuple[list[Labels], Sequence[str]]:
-    """Each split's labels, (N,) positions among the classes, and the classes; of labels without
-    names those of the first split.
+    """Read the labels of all splits.
+
+    Args:
+        data: The loaded splits.
+        splits: Names of the splits to read, train first.
+        label: Name of the column.
+
+    Returns:
+        Each split's labels, indices into the classes (N,), and the classes' names. Labels without
+        names get the values in the first split as their classes.
+
+    Raises:
+        ValueError: If a label is missing or of another type.
     """
     labels = [np.asarray(_values(data[split], split, label)) for split in splits]
     classes: Sequence[str] | None = getattr(data[splits[0]].features[label], "names", None)
@@ -150,7 +162,7 @@ def read_labels(data: Any, splits: Sequence[str], label: str) -> tuple[list[Labe
 
 
 def read_strings(data: Any, split: str, name: str) -> list[str]:
-    """A column of class labels, integers or strings, as strings."""
+    """Return a column of class labels, integers or strings as strings."""
     names = getattr(data[split].features[name], "names", None)
     return [
         str(value) if names is None else names[value] for value in _values(data[split], split, name)
@@ -160,9 +172,21 @@ def read_strings(data: Any, split: str, name: str) -> list[str]:
 def read_pictures(
     data: Any, source: str | Path, image: str, label: str, columns: Sequence[str], test_split: str
 ) -> tuple[Encoded, Encoded, Sequence[str]]:
-    """Train, test and the classes of loaded splits.
+    """Read the pictures of loaded splits.
 
-    Raises ValueError for what is missing or of another type.
+    Args:
+        data: The loaded splits.
+        source: Name of the data set, for errors.
+        image: Name of the column with the pictures.
+        label: Name of the column with the labels.
+        columns: Names of more columns to read.
+        test_split: Name of the test split.
+
+    Returns:
+        Train, test and the names of the classes.
+
+    Raises:
+        ValueError: If a split, column or value is missing or of another type.
     """
     splits = ("train", test_split)
     check_splits(data, source, splits, (image, label, *columns))
@@ -180,9 +204,9 @@ def _encoded(
     kind = needed("datasets", "data", "reading a data set").Image
     try:
         raw = data[split].select_columns([image]).cast_column(image, kind(decode=False))
-    except Exception as error:  # pyarrow has a type for every misfit
+    except Exception as error:  # pyarrow raises many types
         raise ValueError(
-            f"column {image!r} of {split} holds {data[split].features[image]}, allowed: images"
+            f"column {image!r} of {split} holds {data[split].features[image]}; it must hold images"
         ) from error
 
     def pictures() -> Iterator[Any]:
@@ -196,20 +220,22 @@ def _encoded(
 
 
 def _values(data: Any, split: str, name: str) -> list[Any]:
-    """A column of integers or strings.
+    """Return a column of integers or strings.
 
-    Raises ValueError for another type, and for a row without a value.
+    Raises:
+        ValueError: If it is of another type or has a row without a value.
     """
     feature = data.features[name]
     if not re.fullmatch(COLUMN, dtype := str(getattr(feature, "dtype", feature))):
         raise ValueError(
-            f"column {name!r} of {split} holds {dtype}, allowed: class labels, integers or strings"
+            f"column {name!r} of {split} holds {dtype}; it must hold class labels, integers or "
+            "strings"
         )
-    values, names = list(data[name]), getattr(feature, "names", None)
+    values = list(data[name])
+    names = getattr(feature, "names", None)
     for row, value in enumerate(values):
-        if value is None or (
-            names is not None and not 0 <= value < len(names)
-        ):  # the Hub's hidden labels are -1
-            allowed = "one" if names is None else f"0 to {len(names) - 1}"
-            raise ValueError(f"{name!r} in row {row} of {split} is {value}, allowed: {allowed}")
+        # the Hub's hidden labels are -1
+        if value is None or (names is not None and not 0 <= value < len(names)):
+            wanted = "have a value" if names is None else f"be from 0 to {len(names) - 1}"
+            raise ValueError(f"{name!r} in row {row} of {split} is {value}; it must {wanted}")
     return values

@@ -1,4 +1,4 @@
-"""Image data sets: of the Hugging Face Hub, of a folder in its layout, or a folder of pictures."""
+"""Image data sets from the Hugging Face Hub, a folder in its layout, or a folder of pictures."""
 
 from __future__ import annotations
 
@@ -20,31 +20,40 @@ def load_images(
     size: Size | None = None,
     test_split: str = "test",
 ) -> tuple[Examples, Examples]:
-    """Train and test examples. They are decoded once; from then on they are mapped into memory from
-    the cache.
+    """Load an image data set. The first call decodes it; later ones map it from the cache.
 
-    source: a data set's id on the Hugging Face Hub; or a folder in its layout (parquet files, for
-        one); or a folder of pictures, `train/<class>/*.png` (or jpg, jpeg, webp, bmp) and
-        `test/<class>/*` (or val, validation).
-    image, label: names of the columns with the pictures and with the labels: class labels, integers
-        or strings.
-    columns: more columns to keep, of class labels, integers or strings; all become strings.
-    size: (height, width) to scale and crop every picture to; None where all have the same size.
-    test_split: name of the split that is used for tests, beside "train".
+    The images have one channel if all pictures are grey, else three. Needs the extra `data`,
+    unless the source is a folder that is already in the cache. If a call fails, the cache keeps
+    nothing of it.
 
-    Grey pictures have one channel; if any has colour, all have three. Needs the extra `data`, but
-    nothing for a folder which is in the cache. Raises ValueError for what is missing or can't be
-    read, and keeps nothing of it.
+    Args:
+        source: A data set's id on the Hugging Face Hub; or a folder in its layout, such as parquet
+            files; or a folder of pictures, `train/<class>/*.png` (or jpg, jpeg, webp, bmp) and
+            `test/<class>/*` (or val, validation).
+        image: Name of the column with the pictures.
+        label: Name of the column with the labels: class labels, integers or strings.
+        columns: More columns to keep, of class labels, integers or strings. All become strings.
+        size: (height, width) in pixels, to which every picture is scaled and cropped. None if all
+            have the same size.
+        test_split: Name of the test split. The train split is "train".
+
+    Returns:
+        (train, test) examples, images uint8 (N, H, W, C).
+
+    Raises:
+        ValueError: If something is missing or cannot be read.
+        ImportError: If the extra `data` is needed and not installed.
     """
-    size, folder = checked_size(size), Path(source).expanduser()
+    size = checked_size(size)
+    folder = Path(source).expanduser()
     key, splits = located(
         "images", source, repr((FORMAT, image, label, tuple(columns), size, test_split))
     )
     if (folder / "train").is_dir() and class_folders(folder / "train"):
         if (image, label, *columns) != ("image", "label"):
             raise ValueError(
-                f"columns are {(image, label, *columns)}, allowed: ('image', 'label') of the "
-                f"folder of pictures {source}"
+                f"columns are {(image, label, *columns)}; the folder of pictures {source} has "
+                "('image', 'label') only"
             )
         return decoded(key, lambda _: read_folder(folder, test_split), size)
     return decoded(

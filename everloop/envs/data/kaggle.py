@@ -17,25 +17,35 @@ HANDLE = "dimensi0n/imagenet-256"
 def imagenet256(
     folder: str | Path | None = None, size: Size = (256, 256)
 ) -> tuple[Examples, Examples]:
-    """Train and test examples of ImageNet-256: pictures of `size` (height, width), up to 256 each,
-    and 3 channels.
+    """Load ImageNet-256. The first call decodes it; later ones map it from the cache.
 
-    folder: where it lies, one folder a class; None to download it (extra `kaggle`, and an account
-        there). There is
-    no split: of every class each tenth picture, by sorted name, is a test example.
-    Source: Kaggle, dimensi0n/imagenet-256, made from ILSVRC 2012 (Russakovsky et al. 2015). Raises
-    ValueError where it can't be downloaded, a picture can't be read, or no class has ten of them.
+    The data set has no test split: of each class every tenth picture, by sorted name, is a test
+    example. Source: Kaggle, dimensi0n/imagenet-256, made from ILSVRC 2012 (Russakovsky et al.
+    2015).
+
+    Args:
+        folder: The data set, one folder per class. None downloads it, which needs the extra
+            `kaggle` and an account there.
+        size: (height, width) in pixels, up to 256 each, to which every picture is scaled.
+
+    Returns:
+        (train, test) examples, images uint8 (N, height, width, 3).
+
+    Raises:
+        ValueError: If the data set cannot be downloaded, a picture cannot be read, or no class has
+            ten pictures.
+        ImportError: If an extra is needed and not installed.
     """
     size = checked_size(size) or (256, 256)
     if max(size) > 256:
-        raise ValueError(f"size is {size}, allowed: up to (256, 256)")
+        raise ValueError(f"size is {size}; it must be at most (256, 256)")
     root = Path(_download() if folder is None else folder).expanduser()
     key = f"imagenet256-{fingerprint(repr((FORMAT, size)), root)}"
     return decoded(key, lambda _: _read(root), size)
 
 
 def _read(root: Path) -> tuple[Encoded, Encoded, Sequence[str]]:
-    """Train, test and the classes."""
+    """Return train, test and the names of the classes."""
     folders = class_folders(root)
     test = {name: pictures[9::10] for name, pictures in folders.items()}
     train = {
@@ -44,8 +54,8 @@ def _read(root: Path) -> tuple[Encoded, Encoded, Sequence[str]]:
     }
     if not any(test.values()):
         raise ValueError(
-            f"{root} has no class with 10 pictures, allowed: <class>/<picture>, so that each tenth "
-            "is for tests"
+            f"{root} has no class with 10 pictures; it must hold <class>/<picture>, of which every "
+            "tenth is a test example"
         )
     classes = list(folders)
     return encoded(train, classes), encoded(test, classes), classes
@@ -55,9 +65,8 @@ def _download() -> str:
     kagglehub = needed("kagglehub", "kaggle", "downloading ImageNet-256")
     try:
         return str(kagglehub.dataset_download(HANDLE))
-    except Exception as error:  # of the network, of the account, or of Kaggle
+    except Exception as error:  # from the network, the account or Kaggle
         raise ValueError(
-            f"{HANDLE} can't be downloaded from Kaggle ({first_line(error)}), allowed: with a "
-            "network and an account "
-            "(kagglehub.login()), or give the folder it lies in"
+            f"{HANDLE} can't be downloaded from Kaggle ({first_line(error)}); log in with "
+            "kagglehub.login(), or give the folder of the data set"
         ) from error

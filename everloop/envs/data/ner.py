@@ -1,4 +1,4 @@
-"""Named entities: a tag for every word, and the score that whole entities get."""
+"""Named-entity recognition: sentences with a tag for every word, and the F1 of whole entities."""
 
 from __future__ import annotations
 
@@ -28,17 +28,31 @@ def load_ner(
     columns: Sequence[str] = (),
     test_split: str = "test",
 ) -> tuple[Examples, Examples]:
-    """Train and test sentences: inputs (N, length), labels (N, length) with each word's tag at its
-    first token, else `NO_LABEL`.
+    """Load tagged sentences. The first call tokenizes them; later ones map them from the cache.
 
-    source, tokenizer, columns, test_split: as in `load_text`. length: tokens that are kept of a
-        sentence; words behind them are neither learned nor judged.
-    tokens: name of the column with each sentence's words.
-    tags: name of the column with one tag a word, class labels or strings in the form IOB2:
-        B-person, I-person, O. The classes are those tags.
-    Raises ValueError for what is missing or can't be used, and keeps nothing of it.
+    If a call fails, the cache keeps nothing of it.
+
+    Args:
+        source: As in `load_text`.
+        tokenizer: As in `load_text`.
+        length: Tokens to keep of each sentence, 1 or more. Words beyond them are neither learned
+            nor scored.
+        tokens: Name of the column with each sentence's words.
+        tags: Name of the column with one tag per word, class labels or strings in the form IOB2:
+            B-person, I-person, O. The tags are the classes.
+        columns: As in `load_text`.
+        test_split: As in `load_text`.
+
+    Returns:
+        (train, test) examples, inputs and labels (N, length). A word's tag is at its first token;
+        all other labels are `NO_LABEL`.
+
+    Raises:
+        ValueError: If something is missing or cannot be used.
+        ImportError: If the extra `data` is needed and not installed.
     """
-    tokenizer, names = checked(tokenizer, length), (tokens, tags, *columns)
+    tokenizer = checked(tokenizer, length)
+    names = (tokens, tags, *columns)
     key, splits = located("tags", source, repr((FORMAT, tokenizer.name, length, names, test_split)))
 
     def read(scratch: Path) -> dict[str, Array]:
@@ -46,15 +60,11 @@ def load_ner(
         both = ("train", test_split)
         check_splits(data, source, both, names)
         words = [_lists(data, split, tokens, str, "lists of words") for split in both]
-        spoken, classes = _tags(data, both, tags)
-        inputs, labels = [], []
-        for split, sentences, tagged in zip(both, words, spoken, strict=True):
-            for row, (sentence, own) in enumerate(zip(sentences, tagged, strict=True)):
-                if len(sentence) != len(own):
-                    raise ValueError(
-                        f"row {row} of {split} has {len(sentence)} words and {len(own)} tags, "
-                        "allowed: as many"
-                    )
+        word_tags, classes = _tags(data, both, tags)
+        inputs = []
+        labels = []
+        for split, sentences, tagged in zip(both, words, word_tags, strict=True):
+            _check_counts(split, sentences, tagged)
             ids, firsts = tokenizer.encode_words(sentences, length)
             inputs.append(ids)
             labels.append(_at(firsts, tagged))
@@ -64,31 +74,32 @@ def load_ner(
 
 
 def entity_f1(labels: Tags, guesses: Tags, tags: Sequence[str]) -> float:
-    """Micro-averaged F1 of entities, whole and with the right type (seqeval, IOB2; extra `text`).
+    """Return the micro-averaged F1 of whole entities (seqeval, IOB2; extra `text`).
 
         F1 = 2 TP / (2 TP + FP + FN)      TP: spans that are in both with the same ends and type
 
-    labels, guesses: (N, L), positions in `tags`; what has no label, below 0, is left out. 0 where
-        no entity is in either.
+    Args:
+        labels: True tags, indices into `tags`, (N, L). Positions below 0 have no label and are
+            left out.
+        guesses: Guessed tags, indices into `tags`, (N, L).
+        tags: Names of the tags.
+
+    Returns:
+        The F1, from 0 to 1; 0 if neither side has an entity.
+
+    Raises:
+        ImportError: If the extra `text` is not installed.
     """
     metrics: Any = needed("seqeval.metrics", "text", "the score of entities")
     names = np.asarray(tags, dtype=object)
-    told = [
-        (names[row[row >= 0]].tolist(), names[guess[row >= 0]].tolist())
-        for row, guess in zip(labels, guesses, strict=True)
-    ]
-    return float(
-        metrics.f1_score(
-            [true for true, _ in told],
-            [guess for _, guess in told],
-            average="micro",
-            zero_division=0,
-        )
-    )
+    scored = labels >= 0
+    true = [names[row[mask]].tolist() for row, mask in zip(labels, scored, strict=True)]
+    guessed = [names[row[mask]].tolist() for row, mask in zip(guesses, scored, strict=True)]
+    return float(metrics.f1_score(true, guessed, average="micro", zero_division=0))
 
 
 def _at(firsts: npt.NDArray[np.bool_], tagged: Sequence[Sequence[int]]) -> Tags:
-    """Tags at the places where words begin."""
+    """Return labels (N, L) with the tags of each sentence where its words begin."""
     labels = np.full(firsts.shape, NO_LABEL, np.int64)
     for row, own in enumerate(tagged):
         places = np.flatnonzero(firsts[row])
@@ -96,12 +107,23 @@ def _at(firsts: npt.NDArray[np.bool_], tagged: Sequence[Sequence[int]]) -> Tags:
     return labels
 
 
-def _lists(data: Any, split: str, name: str, kind: type, allowed: str) -> list[Any]:
+def _check_counts(split: str, sentences: Sequence[Any], tagged: Sequence[Any]) -> None:
+    for row, (words, tags) in enumerate(zip(sentences, tagged, strict=True)):
+        if len(words) != len(tags):
+            raise ValueError(
+                f"row {row} of {split} has {len(words)} words and {len(tags)} tags; "
+                "it needs one tag per word"
+            )
+
+
+def _lists(data: Any, split: str, name: str, kind: type, wanted: str) -> list[Any]:
+    """Return a column of lists of `kind`."""
     rows = list(data[split][name])
     for row in rows:
         if not isinstance(row, list) or not all(isinstance(value, kind) for value in row):
             raise ValueError(
-                f"column {name!r} of {split} holds {data[split].features[name]}, allowed: {allowed}"
+                f"column {name!r} of {split} holds {data[split].features[name]}; "
+                f"it must hold {wanted}"
             )
     return rows
 
@@ -109,21 +131,22 @@ def _lists(data: Any, split: str, name: str, kind: type, allowed: str) -> list[A
 def _tags(
     data: Any, splits: Sequence[str], name: str
 ) -> tuple[list[list[list[int]]], Sequence[str]]:
-    """Each split's tags as positions among the classes, and the classes; of tags without names
-    those of the first split.
+    """Return each split's tags as indices into the classes, and the classes.
+
+    Tags without names get the values in the first split as their classes.
     """
-    allowed = "lists of tags, class labels or strings"
+    wanted = "lists of tags, class labels or strings"
     classes: Sequence[str] | None = getattr(
         getattr(data[splits[0]].features[name], "feature", None), "names", None
     )
     if classes is not None:
-        return [_lists(data, split, name, int, allowed) for split in splits], classes
-    rows = [_lists(data, split, name, str, allowed) for split in splits]
+        return [_lists(data, split, name, int, wanted) for split in splits], classes
+    rows = [_lists(data, split, name, str, wanted) for split in splits]
     classes = sorted({tag for row in rows[0] for tag in row})
     number = {tag: i for i, tag in enumerate(classes)}
     for row in rows[1]:
         if stray := [tag for tag in row if tag not in number]:
             raise ValueError(
-                f"tag {stray[0]!r} is in {splits[1]} only, allowed: the tags of {splits[0]}"
+                f"tag {stray[0]!r} is in {splits[1]} only; {splits[0]} must have it too"
             )
     return [[[number[tag] for tag in row] for row in part] for part in rows], classes

@@ -1,4 +1,4 @@
-"""Libraries that not every installation has, and what they say when they fail."""
+"""Optional libraries, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import Any
 
 
 def needed(package: str, extra: str, purpose: str) -> Any:
-    """The module `package`, or one inside it. Raises ImportError, in one line which names the
-    extra, where it isn't installed.
+    """Import a module that may not be installed.
 
-    extra: "" for a package that every installation should have.
+    Args:
+        package: Name of the module, such as "PIL.Image".
+        extra: The extra of everloop that installs it; "" for a package that every installation
+            should have.
+        purpose: What needs the module, for the error.
+
+    Raises:
+        ImportError: If it is not installed. The message is one line that names the extra.
     """
     top = package.partition(".")[0]
     try:
@@ -23,6 +29,6 @@ def needed(package: str, extra: str, purpose: str) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, in one line; its cause instead where it has one."""
+    """Return the first line of an error's message, or of its cause if it has one."""
     lines = str(error.__cause__ or error).strip().splitlines()
     return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Encoded pictures become arrays, once, in a cache that is mapped into memory."""
+"""Decoding of pictures into arrays, done once and stored in the cache."""
 
 from __future__ import annotations
 
@@ -17,23 +17,28 @@ from everloop.envs.data.cache import cached_folder, file_name
 from everloop.envs.data.examples import Array, Examples, opened
 from everloop.envs.data.optional import needed
 
-GREY = {"1", "L", "LA"}  # modes of PIL, the Python Imaging Library: one channel
-COLOUR = {"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}  # three
+# modes of PIL, the Python Imaging Library, with 8 bits or less per channel
+GREY = {"1", "L", "LA"}
+COLOUR = {"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}
 CHUNK = 256  # encoded pictures in memory at a time
 SPLITS = ("train", "test")
-FORMAT = "2"  # of what the cache keeps: with another one, nothing kept before is found
+FORMAT = "2"  # version of the stored arrays; changing it makes the cache forget older ones
 
-Size = tuple[int, int]  # height, width
+Size = tuple[int, int]
+"""(height, width) in pixels."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One split before its pictures are decoded.
+    """One split whose N pictures are not decoded yet.
 
-    pictures: starts a pass over them, in order, each as `decode` takes it.
-    decode: makes one a PIL image, whatever its mode; any error says that it can't be read.
-    where: how a message names the picture at a position.
-    labels: int64 (N,), indices into the classes. columns: name -> N strings.
+    Args:
+        pictures: Starts a pass over the pictures, in order.
+        decode: Turns one of them into a PIL image of any mode. Any error means that the picture
+            cannot be read.
+        where: Names the picture at a position, for errors.
+        labels: Indices into the classes, int64 (N,).
+        columns: Column name -> N strings.
     """
 
     pictures: Callable[[], Iterable[Any]]
@@ -43,47 +48,57 @@ class Encoded:
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def picture(self, position: int, source: Any) -> Any:
-        """The PIL image.
+        """Decode `source`, the picture at `position`, into a PIL image.
 
-        Raises ValueError, naming it, if it can't be read or has more than 8 bits a channel.
+        Raises:
+            ValueError: If it cannot be read or has more than 8 bits per channel.
         """
         try:
             picture = self.decode(source)
-        except (
-            Exception
-        ) as error:  # PIL's plugins raise whatever a broken file makes them stumble over
+        except Exception as error:  # PIL's plugins raise many types for a broken file
             raise ValueError(
                 f"{self.where(position)} can't be read as an image ({type(error).__name__})"
             ) from error
         if picture.mode not in GREY | COLOUR:
             raise ValueError(
-                f"{self.where(position)} has the mode {picture.mode}, allowed: 8 bits a channel"
+                f"{self.where(position)} has the mode {picture.mode}; it must have 8 bits per "
+                "channel"
             )
         return picture
 
 
 class Coloured(Exception):
-    """A picture has three channels where all were thought to have one."""
+    """A picture has three channels, although all were assumed to have one."""
 
 
 def checked_size(size: Sequence[int] | None) -> Size | None:
-    """(height, width). Raises ValueError unless they are two whole numbers from 1 up, or None."""
+    """Return (height, width) or None.
+
+    Raises:
+        ValueError: Unless `size` is None or two integers of 1 or more.
+    """
     if size is None:
         return None
     if len(size) != 2 or not all(isinstance(side, int | np.integer) and side >= 1 for side in size):
-        raise ValueError(f"size is {size}, allowed: (height, width), each 1 or more")
+        raise ValueError(f"size is {size}; it must be (height, width), each 1 or more")
     return int(size[0]), int(size[1])
 
 
 def decoded(
     key: str, read: Callable[[Path], tuple[Encoded, Encoded, Sequence[str]]], size: Size | None
 ) -> tuple[Examples, Examples]:
-    """Train and test examples from the cache, which `read(scratch folder)` -> (train, test,
-    classes) fills if need be.
+    """Return train and test examples from the cache, which is filled if necessary.
 
-    Pictures have one channel if all are grey, else three; transparency is dropped. With `size` each
-    is scaled until it just covers that, and what juts out on two sides is cut off; without it all
-    must have the same size.
+    The images have one channel if all pictures are grey, else three. Transparency is dropped. With
+    a `size` each picture is scaled until it just covers that size, and cropped about its centre.
+
+    Args:
+        key: Key in the cache.
+        read: `read(scratch folder)` returns train, test and the names of the classes.
+        size: (height, width) of the images; None if all pictures have the same size.
+
+    Raises:
+        ValueError: If a picture cannot be read, or if the sizes differ and `size` is None.
     """
 
     def write(folder: Path) -> None:
@@ -98,9 +113,8 @@ def decoded(
             for split, encoded in splits.items():
                 np.save(folder / file_name(f"{split}/labels"), encoded.labels)
                 for name, column in encoded.columns.items():
-                    np.save(
-                        folder / file_name(f"{split}/columns/{name}"), np.asarray(column, np.str_)
-                    )
+                    file = folder / file_name(f"{split}/columns/{name}")
+                    np.save(file, np.asarray(column, np.str_))
             np.save(folder / file_name("classes"), np.asarray(classes, np.str_))
 
     arrays = cached_folder(key, write)
@@ -109,9 +123,10 @@ def decoded(
 
 
 def _write(folder: Path, splits: Mapping[str, Encoded], size: Size | None, mode: str) -> None:
-    """Decode all pictures, in order, straight into the files.
+    """Decode all pictures, in order, directly into the files.
 
-    Raises Coloured if one has more channels than `mode`.
+    Raises:
+        Coloured: If a picture has more channels than `mode`.
     """
     train = splits["train"]
     shape = size or train.picture(0, next(iter(train.pictures()))).size[::-1]
@@ -134,22 +149,28 @@ def _fill(images: Array, encoded: Encoded, resize: bool, mode: str) -> None:
             raise Coloured
         if picture.size != (width, height) and not resize:
             raise ValueError(
-                f"{encoded.where(position)} is {picture.size[::-1]} high and wide, "
-                f"allowed: {(height, width)} as the first one, or any if a size is given"
+                f"{encoded.where(position)} has size {picture.size[::-1]} and the first picture "
+                f"{(height, width)}; give a size to scale them to"
             )
         images[position] = pixels(picture, mode, (height, width))
 
     numbered = enumerate(encoded.pictures())
-    with ThreadPoolExecutor() as threads:  # PIL decodes without holding the interpreter
+    with ThreadPoolExecutor() as threads:  # PIL releases the interpreter lock
         while chunk := list(islice(numbered, CHUNK)):
             for _ in threads.map(place, *zip(*chunk, strict=True)):
                 pass
 
 
 def pixels(picture: Any, mode: str, size: Size) -> Array:
-    """A PIL image in `mode` ("L" or "RGB"), scaled and cropped to `size`: uint8 (H, W, C)."""
+    """Return a PIL image as an array, uint8 (H, W, C).
+
+    Args:
+        picture: The image, of any mode with 8 bits per channel.
+        mode: "L" for one channel or "RGB" for three.
+        size: (H, W), to which the image is scaled and cropped.
+    """
     if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # on the way to RGB Pillow would warn
+        picture = picture.convert("RGBA")  # Pillow warns when it converts such a one directly
     if picture.mode != mode:
         picture = picture.convert(mode)
     if picture.size != size[::-1]:

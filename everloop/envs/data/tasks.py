@@ -1,4 +1,4 @@
-"""Data sets of one's own, each a task."""
+"""Several data sets as one, each of them a task."""
 
 from __future__ import annotations
 
@@ -8,45 +8,37 @@ import numpy as np
 
 from everloop.envs.data.examples import Examples
 
-TASK = "task"  # the column that tells which data set an example is from
+TASK = "task"  # name of the column that holds each example's data set
 
 
 def from_tasks(tasks: Mapping[str, tuple[Examples, Examples]]) -> tuple[Examples, Examples]:
-    """Train and test examples of several data sets together, for `ByColumn("task",
-    order=list(tasks))`.
+    """Join several data sets into one, for `ByColumn("task", order=list(tasks))`.
 
-    tasks: name -> (train, test), in the order of the tasks. Classes of the same name are the same
-        class: with names in common the tasks share their classes, as domains do, otherwise each
-        has its own.
-    Columns that all have in common are kept. Raises ValueError for data sets whose examples differ
-    in shape or kind.
+    Classes of the same name are the same class. Tasks with names in common thus share their
+    classes, as domains do; otherwise each task has its own. Columns that all data sets have are
+    kept.
+
+    Args:
+        tasks: Name of the task -> (train, test) examples, in the order of the tasks.
+
+    Returns:
+        (train, test) examples with the column "task".
+
+    Raises:
+        ValueError: If there is no data set, or if the examples differ in shape or kind.
     """
     if not tasks:
-        raise ValueError("tasks are empty, allowed: name -> (train, test), one or more")
-    first = next(iter(tasks.values()))[0]
-    for name, pair in tasks.items():
-        for part in pair:
-            if (part.inputs.dtype, part.inputs.shape[1:]) != (
-                first.inputs.dtype,
-                first.inputs.shape[1:],
-            ):
-                found, wanted = (
-                    f"{x.inputs.dtype} of shape {x.inputs.shape[1:]}" for x in (part, first)
-                )
-                raise ValueError(
-                    f"examples of {name!r} are {found} each, allowed: {wanted} as in "
-                    f"{next(iter(tasks))!r}"
-                )
-            if part.labels.ndim != first.labels.ndim:
-                raise ValueError(
-                    f"labels of {name!r} have {part.labels.ndim} dimensions, allowed: "
-                    f"{first.labels.ndim}"
-                )
-            if list(part.classes) != list(pair[0].classes):
-                raise ValueError(
-                    f"the test classes of {name!r} are {list(part.classes)}, allowed: those of "
-                    "training"
-                )
+        raise ValueError("tasks is empty; give at least one data set, name -> (train, test)")
+    first = next(iter(tasks))
+    model = tasks[first][0]
+    for name, (train, test) in tasks.items():
+        for part in (train, test):
+            _check_alike(name, part, first, model)
+        if list(test.classes) != list(train.classes):
+            raise ValueError(
+                f"the test classes of {name!r} are {list(test.classes)}; they must be those of "
+                f"training, {list(train.classes)}"
+            )
     classes = list(dict.fromkeys(c for train, _ in tasks.values() for c in train.classes))
     train, test = (
         _together({name: pair[s] for name, pair in tasks.items()}, classes) for s in range(2)
@@ -54,10 +46,23 @@ def from_tasks(tasks: Mapping[str, tuple[Examples, Examples]]) -> tuple[Examples
     return train, test
 
 
+def _check_alike(name: str, part: Examples, first: str, model: Examples) -> None:
+    """Raise ValueError unless the examples of task `name` are like `model`, those of `first`."""
+    found, wanted = (f"{x.inputs.dtype} of shape {x.inputs.shape[1:]}" for x in (part, model))
+    if found != wanted:
+        raise ValueError(
+            f"examples of {name!r} are {found} each; they must be {wanted}, as in {first!r}"
+        )
+    if part.labels.ndim != model.labels.ndim:
+        raise ValueError(
+            f"labels of {name!r} have {part.labels.ndim} dimensions; they must have "
+            f"{model.labels.ndim}, as in {first!r}"
+        )
+
+
 def _together(parts: Mapping[str, Examples], classes: Sequence[str]) -> Examples:
-    numbers = [
-        np.array([*(classes.index(c) for c in part.classes), -1]) for part in parts.values()
-    ]  # -1, no label, stays
+    # each part's class numbers in `classes`; the last entry maps -1, no label, to itself
+    numbers = [np.array([*(classes.index(c) for c in part.classes), -1]) for part in parts.values()]
     labels = np.concatenate(
         [number[part.labels] for number, part in zip(numbers, parts.values(), strict=True)]
     )
@@ -68,6 +73,5 @@ def _together(parts: Mapping[str, Examples], classes: Sequence[str]) -> Examples
         for name in sorted(common)
     }
     columns[TASK] = np.repeat(list(parts), [len(part) for part in parts.values()])
-    return Examples(
-        inputs, labels, tuple(classes), columns, max(part.levels for part in parts.values())
-    )
+    vocabulary_size = max(part.vocabulary_size for part in parts.values())
+    return Examples(inputs, labels, tuple(classes), columns, vocabulary_size)

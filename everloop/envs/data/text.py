@@ -1,4 +1,4 @@
-"""Labelled texts: of the Hugging Face Hub, of a folder in its layout, or folders of text files."""
+"""Labelled texts from the Hugging Face Hub, a folder in its layout, or folders of text files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from everloop.envs.data.examples import Array, Examples, opened
 from everloop.envs.data.hub import check_splits, located, read_labels, read_strings
 from everloop.envs.data.tokens import HashTokenizer, Tokenizer
 
-FORMAT = "1"  # of what the cache keeps: with another one, nothing kept before is found
+FORMAT = "1"  # version of the stored arrays; changing it makes the cache forget older ones
 Splits = tuple[str, str]
-ClassFiles = Mapping[str, Sequence[Path]]  # class name -> its texts
+ClassFiles = Mapping[str, Sequence[Path]]
+"""Class name -> the files of its texts."""
 
 
 def load_text(
@@ -29,19 +30,30 @@ def load_text(
     columns: Sequence[str] = (),
     test_split: str = "test",
 ) -> tuple[Examples, Examples]:
-    """Train and test examples, tokenized once; from then on they are mapped into memory from the
-    cache.
+    """Load labelled texts. The first call tokenizes them; later ones map them from the cache.
 
-    source: a data set's id on the Hugging Face Hub, or a folder in its layout (parquet, csv or json
-        lines, for some).
-    tokenizer: `HashTokenizer()` if none. length: tokens that are kept of a text.
-    text, label: names of the columns with the texts and with the labels: class labels, integers or
-        strings.
-    columns: more columns to keep, of class labels, integers or strings; all become strings. Needs
-    the extra `data`, but nothing for a folder which is in the cache. Raises ValueError for what is
-    missing or can't be used, and keeps nothing of it.
+    Needs the extra `data`, unless the source is a folder that is already in the cache. If a call
+    fails, the cache keeps nothing of it.
+
+    Args:
+        source: A data set's id on the Hugging Face Hub, or a folder in its layout, such as parquet,
+            csv or json lines files.
+        tokenizer: Turns texts into token ids. None means `HashTokenizer()`.
+        length: Tokens to keep of each text, 1 or more.
+        text: Name of the column with the texts.
+        label: Name of the column with the labels: class labels, integers or strings.
+        columns: More columns to keep, of class labels, integers or strings. All become strings.
+        test_split: Name of the test split. The train split is "train".
+
+    Returns:
+        (train, test) examples, token ids int32 (N, length), padded with 0.
+
+    Raises:
+        ValueError: If something is missing or cannot be used.
+        ImportError: If the extra `data` is needed and not installed.
     """
-    tokens, names = checked(tokenizer, length), (text, label, *columns)
+    tokens = checked(tokenizer, length)
+    names = (text, label, *columns)
     key, splits = located("texts", source, repr((FORMAT, tokens.name, length, names, test_split)))
 
     def read(scratch: Path) -> dict[str, Array]:
@@ -59,29 +71,38 @@ def load_text(
 def text_folders(
     folders: Sequence[str | Path], *, tokenizer: Tokenizer | None = None, length: int = 128
 ) -> tuple[Examples, Examples]:
-    """Train and test examples of any labelled text folders, each a domain: column "domain", with
-    the folder's name.
+    """Read labelled text folders, each of them a domain.
 
-    folders: each with `<class>/*.txt`, of which every fifth file of a class, by name, is for tests;
-        or with `train/<class>/*.txt` and `test/<class>/*.txt`. All have the same classes. The files
-        are UTF-8.
-    tokenizer, length: as in `load_text`.
-    Raises ValueError for what is missing, and naming the file that can't be read.
+    Args:
+        folders: Folders with `train/<class>/*.txt` and `test/<class>/*.txt`; or with
+            `<class>/*.txt`, of which every fifth file of a class, by name, is a test example. All
+            have the same classes. The files are UTF-8.
+        tokenizer: As in `load_text`.
+        length: As in `load_text`.
+
+    Returns:
+        (train, test) examples, token ids int32 (N, length), with the column "domain", the name of
+        the folder.
+
+    Raises:
+        ValueError: If something is missing or a file cannot be read.
     """
-    tokens, roots = checked(tokenizer, length), [Path(folder).expanduser() for folder in folders]
+    tokens = checked(tokenizer, length)
+    roots = [Path(folder).expanduser() for folder in folders]
     if not roots:
-        raise ValueError("folders are empty, allowed: one or more, each with <class>/*.txt")
+        raise ValueError("folders is empty; give at least one folder with <class>/*.txt")
     if len({root.name for root in roots}) < len(roots):
         raise ValueError(
-            f"folders are {', '.join(map(str, roots))}, allowed: each with another name"
+            f"folders are {', '.join(map(str, roots))}; each must have another name, which is its "
+            "domain"
         )
     found = [_text_files(root) for root in roots]
     classes = sorted(found[0][0])
     for root, splits in zip(roots, found, strict=True):
         for odd in sorted(set(classes) ^ set(splits[0]) | set(classes) ^ set(splits[1])):
             raise ValueError(
-                f"class {odd!r} is not in {roots[0]} and both splits of {root} alike, allowed: the "
-                "same classes in all"
+                f"class {odd!r} is not in both {roots[0]} and all of {root}; all folders and "
+                "splits must have the same classes"
             )
     train, test = (
         _of_folders([splits[s] for splits in found], [root.name for root in roots], tokens, length)
@@ -93,22 +114,24 @@ def text_folders(
 def _of_folders(
     found: Sequence[ClassFiles], domains: Sequence[str], tokens: Tokenizer, length: int
 ) -> Examples:
+    """Read one split of all folders: their files by class, and their domains."""
     classes = sorted(found[0])
-    rows = [
-        (domain, classes.index(name), path)
+    texts = [
+        (path, classes.index(name), domain)
         for domain, files in zip(domains, found, strict=True)
         for name, paths in files.items()
         for path in paths
     ]
-    of, labels, paths = zip(*rows, strict=True)
-    inputs = tokens.encode([_read(path) for path in paths], length)
-    return Examples(inputs, np.array(labels), classes, {"domain": np.array(of)}, tokens.vocabulary)
+    inputs = tokens.encode([_read(path) for path, _, _ in texts], length)
+    labels = np.array([label for _, label, _ in texts])
+    columns = {"domain": np.array([domain for _, _, domain in texts])}
+    return Examples(inputs, labels, classes, columns, tokens.vocabulary)
 
 
 def checked(tokenizer: Tokenizer | None, length: int) -> Tokenizer:
-    """The tokenizer, or the one by default. Raises ValueError for a length below 1."""
+    """Return the tokenizer or the default one; raise ValueError if `length` is below 1."""
     if length < 1:
-        raise ValueError(f"length is {length}, allowed: 1 or more")
+        raise ValueError(f"length is {length}; it must be 1 or more")
     return HashTokenizer() if tokenizer is None else tokenizer
 
 
@@ -120,7 +143,16 @@ def arrays_of(
     classes: Sequence[str],
     columns: Sequence[str],
 ) -> dict[str, Array]:
-    """What the cache keeps of both splits, as `opened` wants it."""
+    """Return the arrays to store of both splits, as `opened` reads them.
+
+    Args:
+        data: The loaded splits, for the columns.
+        splits: Names of the train and the test split in `data`.
+        inputs: Token ids of each split.
+        labels: Labels of each split.
+        classes: Names of the classes.
+        columns: Names of the columns to keep.
+    """
     arrays: dict[str, Array] = {"classes": np.asarray(classes, np.str_)}
     for name, split, ids, numbers in zip(("train", "test"), splits, inputs, labels, strict=True):
         arrays |= {f"{name}/inputs": ids, f"{name}/labels": numbers}
@@ -134,7 +166,13 @@ def arrays_of(
 def kept(
     key: str, read: Callable[[Path], Mapping[str, Array]], vocabulary: int
 ) -> tuple[Examples, Examples]:
-    """Train and test examples from the cache, which `read(scratch folder)` fills if need be."""
+    """Return train and test examples from the cache, which is filled if necessary.
+
+    Args:
+        key: Key in the cache.
+        read: `read(scratch folder)` returns the arrays of `arrays_of`.
+        vocabulary: Size of the vocabulary.
+    """
 
     def build() -> dict[str, Array]:
         with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
@@ -147,28 +185,28 @@ def kept(
 def _texts(data: Any, split: str, name: str) -> list[str]:
     if str(getattr(data[split].features[name], "dtype", "")) not in ("string", "large_string"):
         raise ValueError(
-            f"column {name!r} of {split} holds {data[split].features[name]}, allowed: strings"
+            f"column {name!r} of {split} holds {data[split].features[name]}; it must hold strings"
         )
     texts = list(data[split][name])
     if None in texts:
         raise ValueError(
-            f"{name!r} in row {texts.index(None)} of {split} is None, allowed: a string"
+            f"{name!r} in row {texts.index(None)} of {split} is None; it must be a string"
         )
     return texts
 
 
 def _text_files(root: Path) -> tuple[ClassFiles, ClassFiles]:
-    """Train and test files of each class."""
+    """Return the train and test files of each class."""
     if not root.is_dir():
-        raise ValueError(f"folder is {str(root)!r}, allowed: one that exists, with <class>/*.txt")
+        raise ValueError(f"folder {str(root)!r} does not exist; give one with <class>/*.txt")
     if (root / "train").is_dir() and (root / "test").is_dir():
         return _by_class(root / "train"), _by_class(root / "test")
     files = _by_class(root)
     for name, paths in files.items():
         if len(paths) < 5:
             raise ValueError(
-                f"{root / name} has {len(paths)} texts, allowed: 5 or more, of which every fifth "
-                "is for tests"
+                f"{root / name} has {len(paths)} texts; it needs 5 or more, because every fifth "
+                "is a test example"
             )
     train = {
         name: [path for i, path in enumerate(paths) if i % 5 < 4] for name, paths in files.items()
@@ -183,7 +221,7 @@ def _by_class(folder: Path) -> ClassFiles:
     files = {path.name: sorted(path.rglob("*.txt")) for path in classes}
     files = {name: paths for name, paths in files.items() if paths}
     if not files:
-        raise ValueError(f"{folder} has no texts, allowed: <class>/*.txt")
+        raise ValueError(f"{folder} has no texts; it must hold <class>/*.txt")
     return files
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers: text becomes int32 token ids, 0 where it is over."""
+"""Tokenizers, which turn texts into int32 token ids, padded with 0."""
 
 from __future__ import annotations
 
@@ -17,40 +17,52 @@ from everloop.envs.data.optional import first_line, needed
 
 Ids = npt.NDArray[np.int32]
 Firsts = npt.NDArray[np.bool_]
-WORD = re.compile(r"\w+|[^\w\s]")  # words and numbers; every other mark by itself
+WORD = re.compile(r"\w+|[^\w\s]")  # a word or number, or any other single mark
 
 
 class Tokenizer(Protocol):
-    """What sources of text ask of a tokenizer.
-
-    name: says what it does to a text; texts in the cache are known by it. vocabulary: ids are from
-        0 to vocabulary - 1.
-    """
+    """What the loaders of texts ask of a tokenizer."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Identifies what the tokenizer does to a text; part of the texts' key in the cache."""
 
     @property
-    def vocabulary(self) -> int: ...
+    def vocabulary(self) -> int:
+        """Size of the vocabulary: ids are from 0 to vocabulary - 1."""
 
     def encode(self, texts: Sequence[str], length: int) -> Ids:
-        """Ids (N, length) of each text's first tokens, then 0."""
+        """Return the ids of each text's first tokens, int32 (N, length), padded with 0."""
 
     def encode_words(self, sentences: Sequence[Sequence[str]], length: int) -> tuple[Ids, Firsts]:
-        """Ids (N, length) of words, and which of them begin a word, bool (N, length)."""
+        """Return the ids of each sentence's words, and where a word begins.
+
+        Args:
+            sentences: N lists of words.
+            length: Tokens to keep of each sentence.
+
+        Returns:
+            Ids, int32 (N, length), padded with 0; and True where a word begins, bool (N, length).
+        """
 
 
 class HashTokenizer(Tokenizer):
-    """A lower-cased word's id is 1 + crc32(word) mod (vocabulary - 1) (Weinberger et al. 2009,
-    "Feature hashing").
+    """A tokenizer that hashes each lower-cased word into a fixed vocabulary.
 
-    It has seen no text at all, so that nothing of a later task, or of a test text, is in its
-    vocabulary. Raises ValueError for a vocabulary below 2.
+        id = 1 + crc32(word) mod (vocabulary - 1)      (Weinberger et al. 2009, "Feature hashing")
+
+    It is not fitted to any text, so its vocabulary holds nothing of later tasks or test texts.
+
+    Args:
+        vocabulary: Size of the vocabulary, 2 or more.
+
+    Raises:
+        ValueError: If the vocabulary is below 2.
     """
 
     def __init__(self, vocabulary: int = 2**15) -> None:
         if vocabulary < 2:
-            raise ValueError(f"vocabulary is {vocabulary}, allowed: 2 or more")
+            raise ValueError(f"vocabulary is {vocabulary}; it must be 2 or more")
         self.size = vocabulary
 
     @property
@@ -62,18 +74,12 @@ class HashTokenizer(Tokenizer):
         return self.size
 
     def encode(self, texts: Sequence[str], length: int) -> Ids:
-        return _padded(
-            ([self._id(word) for word in WORD.findall(text)[:length]] for text in texts),
-            len(texts),
-            length,
-        )
+        ids = ([self._id(word) for word in WORD.findall(text)[:length]] for text in texts)
+        return _padded(ids, len(texts), length)
 
     def encode_words(self, sentences: Sequence[Sequence[str]], length: int) -> tuple[Ids, Firsts]:
-        ids = _padded(
-            ([self._id(word) for word in words[:length]] for words in sentences),
-            len(sentences),
-            length,
-        )
+        words = ([self._id(word) for word in sentence[:length]] for sentence in sentences)
+        ids = _padded(words, len(sentences), length)
         return ids, ids > 0
 
     def _id(self, word: str) -> int:
@@ -81,28 +87,33 @@ class HashTokenizer(Tokenizer):
 
 
 class PretrainedTokenizer(Tokenizer):
-    """A Hugging Face tokenizer (extra `text`), with its special tokens; an id here is its own id +
-    1, so that 0 stays free.
+    """A Hugging Face tokenizer with its special tokens (extra `text`).
 
-    checkpoint: a local folder or a Hub id. `everloop.agents.TransformerEncoder` takes the 1 off
-    again. Raises ValueError for one that can't be loaded, or that can't tell which word a token is
-    from.
+    An id is the tokenizer's own id + 1, so that 0 is free for padding.
+    `everloop.agents.TransformerEncoder` subtracts the 1 again.
+
+    Args:
+        checkpoint: A local folder or a Hub id.
+
+    Raises:
+        ValueError: If it cannot be loaded, or is not a fast tokenizer, which knows the word that a
+            token is from.
+        ImportError: If the extra `text` is not installed.
     """
 
     def __init__(self, checkpoint: str | Path) -> None:
         transformers = needed("transformers", "text", "a pretrained tokenizer")
         try:
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(checkpoint))
-        except Exception as error:  # of the network, the Hub, the file system, or of any tokenizer
-            allowed = "a folder or an id of the Hub that has one"
+        except Exception as error:  # from the network, the Hub, the file system or any tokenizer
             raise ValueError(
-                f"the tokenizer of {checkpoint} can't be loaded ({first_line(error)}), allowed: "
-                f"{allowed}"
+                f"the tokenizer of {checkpoint} can't be loaded ({first_line(error)}); give a "
+                "folder or a Hub id that has one"
             ) from error
         if not self.tokenizer.is_fast:
             raise ValueError(
-                f"the tokenizer of {checkpoint} is {type(self.tokenizer).__name__}, allowed: a "
-                "fast one"
+                f"the tokenizer of {checkpoint} is {type(self.tokenizer).__name__}; choose a "
+                "checkpoint with a fast one"
             )
 
     @cached_property
@@ -114,17 +125,12 @@ class PretrainedTokenizer(Tokenizer):
         return len(self.tokenizer) + 1
 
     def encode(self, texts: Sequence[str], length: int) -> Ids:
-        return _padded(
-            ([i + 1 for i in row] for row in self._call(list(texts), length)["input_ids"]),
-            len(texts),
-            length,
-        )
+        encoded = self._call(list(texts), length)
+        return _padded(_shifted(encoded), len(texts), length)
 
     def encode_words(self, sentences: Sequence[Sequence[str]], length: int) -> tuple[Ids, Firsts]:
         encoded = self._call([list(words) for words in sentences], length, is_split_into_words=True)
-        ids = _padded(
-            ([i + 1 for i in row] for row in encoded["input_ids"]), len(sentences), length
-        )
+        ids = _padded(_shifted(encoded), len(sentences), length)
         firsts = np.zeros(ids.shape, dtype=np.bool_)
         for n in range(len(sentences)):
             words = encoded.word_ids(n)
@@ -137,13 +143,18 @@ class PretrainedTokenizer(Tokenizer):
     def _call(self, texts: list[Any], length: int, **options: Any) -> Any:
         if length > self.tokenizer.model_max_length:
             raise ValueError(
-                f"length is {length}, allowed for this checkpoint: up to "
+                f"length is {length}; this checkpoint takes at most "
                 f"{self.tokenizer.model_max_length}"
             )
         return self.tokenizer(texts, truncation=True, max_length=length, **options)
 
 
+def _shifted(encoded: Any) -> Iterable[list[int]]:
+    return ([i + 1 for i in row] for row in encoded["input_ids"])
+
+
 def _padded(rows: Iterable[list[int]], count: int, length: int) -> Ids:
+    """Return lists of at most `length` ids as an array (count, length), padded with 0."""
     ids = np.zeros((count, length), np.int32)
     for n, row in enumerate(rows):
         ids[n, : len(row)] = row

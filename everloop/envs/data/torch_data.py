@@ -1,6 +1,4 @@
-"""Examples from data sets in the manner of torch, by what they can do: torch itself isn't
-imported.
-"""
+"""Examples from map-style data sets of torch. torch itself is not imported."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ CHANNELS = (1, 3, 4)
 
 
 class MapDataset(Protocol):
-    """What a `torch.utils.data.Dataset` is to who reads it: items are (picture, label)."""
+    """A map-style `torch.utils.data.Dataset` whose items are (picture, label)."""
 
     def __len__(self) -> int: ...
 
@@ -27,14 +25,24 @@ class MapDataset(Protocol):
 def from_torch(
     train: MapDataset, test: MapDataset, classes: Sequence[str] | None = None
 ) -> tuple[Examples, Examples]:
-    """Train and test examples of two data sets whose items are (picture, label), each read once
-    into memory.
+    """Read two data sets, whose items are (picture, label), into memory.
 
-    A picture is a PIL image; or an array or a tensor (H, W), (H, W, C) or (C, H, W), C in 1, 3, 4:
-    uint8, or floats from 0 to 1, which become the nearest of 256 levels. Where both ends could be
-    C, a tensor has it first, an array last. A label is an integer or a string; with `classes`,
-    their names, it is the position of one. Raises ValueError, naming the item, for anything else
-    and for pictures that differ in shape.
+    A picture is a PIL image; or an array or a tensor (H, W), (H, W, C) or (C, H, W), C in 1, 3, 4.
+    It is uint8, or floats from 0 to 1, which are rounded to 256 grey levels. If both the first and
+    the last axis could be C, a tensor has it first and an array last.
+
+    Args:
+        train: The train split.
+        test: The test split.
+        classes: Names of the classes, if labels are indices into them. None means that labels are
+            integers or strings of any kind, whose sorted values in training are the classes.
+
+    Returns:
+        (train, test) examples, images uint8 (N, H, W, C).
+
+    Raises:
+        ValueError: If an item is of another kind or the pictures differ in shape. The message
+            names the item.
     """
     images, labels = _read(train, "train", None)
     test_images, test_labels = _read(test, "test", images.shape[1:])
@@ -42,31 +50,31 @@ def from_torch(
         labels, test_labels, classes = code_labels(labels, test_labels)
     elif labels.dtype.kind != "i" or test_labels.dtype.kind != "i":
         raise ValueError(
-            f"labels have dtype {labels.dtype} and {test_labels.dtype}, allowed: integers where "
-            "classes are given"
+            f"labels have dtype {labels.dtype} and {test_labels.dtype}; with classes they must be "
+            "integers"
         )
-    return Examples(images, labels, tuple(classes)), Examples(
-        test_images, test_labels, tuple(classes)
-    )
+    names = tuple(classes)
+    return Examples(images, labels, names), Examples(test_images, test_labels, names)
 
 
 def _read(data: MapDataset, split: str, shape: tuple[int, ...] | None) -> tuple[Array, Array]:
-    """Pictures (N, H, W, C) and labels (N,), all of `shape` or of that of the first."""
+    """Return pictures (N, *shape) and labels (N,); the first picture gives a missing shape."""
     if not len(data):
-        raise ValueError(f"{split} holds 0 examples, allowed: 1 or more")
-    images, labels = None, []
-    for i in range(len(data)):  # an old-style sequence, which torch's need not end
+        raise ValueError(f"{split} holds 0 examples; it needs at least one")
+    images = None
+    labels = []
+    for i in range(len(data)):  # iterating over a torch data set need not end
         picture, label = data[i]
         image = _picture(picture, f"picture {i} of {split}")
         shape = shape or image.shape
         if image.shape != shape:
             raise ValueError(
-                f"picture {i} of {split} has shape {image.shape}, allowed: {shape} as the first "
+                f"picture {i} of {split} has shape {image.shape}; it must be {shape}, as the first "
                 "one of train"
             )
         if (value := np.asarray(label)).ndim:
             raise ValueError(
-                f"label {i} of {split} has shape {value.shape}, allowed: one integer or string"
+                f"label {i} of {split} has shape {value.shape}; it must be one integer or string"
             )
         images = np.empty((len(data), *shape), np.uint8) if images is None else images
         images[i] = image
@@ -76,22 +84,26 @@ def _read(data: MapDataset, split: str, shape: tuple[int, ...] | None) -> tuple[
 
 
 def _picture(picture: Any, where: str) -> Array:
-    """uint8 (H, W, C)."""
+    """Return a picture as uint8 (H, W, C); `where` names it in errors."""
     if hasattr(picture, "convert"):  # a PIL image
         if picture.mode not in GREY | COLOUR:
-            raise ValueError(f"{where} has the mode {picture.mode}, allowed: 8 bits a channel")
+            raise ValueError(
+                f"{where} has the mode {picture.mode}; it must have 8 bits per channel"
+            )
         return pixels(picture, "L" if picture.mode in GREY else "RGB", picture.size[::-1])
     tensor = hasattr(picture, "numpy")
     array = picture.numpy() if tensor else np.asarray(picture)
     if np.issubdtype(array.dtype, np.floating) and array.size:
         if not (array.min() >= 0 and array.max() <= 1):
             raise ValueError(
-                f"{where} has values from {array.min():g} to {array.max():g}, allowed: floats from "
-                "0 to 1, or uint8"
+                f"{where} has values from {array.min():g} to {array.max():g}; floats must be from "
+                "0 to 1"
             )
         array = np.rint(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise ValueError(f"{where} has dtype {array.dtype}, allowed: uint8, or floats from 0 to 1")
+        raise ValueError(
+            f"{where} has dtype {array.dtype}; it must be uint8, or floats from 0 to 1"
+        )
     if array.ndim == 2:
         return array[..., None]
     ends = [
@@ -101,7 +113,7 @@ def _picture(picture: Any, where: str) -> Array:
     ]
     if not ends:
         raise ValueError(
-            f"{where} has shape {array.shape}, allowed: (H, W), (H, W, C) or (C, H, W), C in "
-            f"{CHANNELS}"
+            f"{where} has shape {array.shape}; it must be (H, W), (H, W, C) or (C, H, W), with C "
+            f"in {CHANNELS}"
         )
     return np.moveaxis(array, ends[0], 2)

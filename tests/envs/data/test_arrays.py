@@ -78,25 +78,27 @@ def arrays(**changes: Any) -> dict[str, Any]:
     [
         (
             {"labels": LABELS[:11]},
-            r"^images hold 12 examples and labels have shape \(11,\), allowed: \(12,\)$",
+            r"^labels have shape \(11,\); for 12 images it must be \(12,\)$",
         ),
         (
             {"test_labels": LABELS[:5]},
-            r"^test_images hold 12 examples and test_labels have shape \(5,\), allowed: \(12,\)$",
-        ),
-        ({"labels": LABELS[:, None]}, r"^images hold 12 examples and labels have shape \(12, 1\)"),
-        (
-            {"images": np.zeros((12, 8, 8))},
-            r"^images have dtype float64 and shape \(12, 8, 8\), allowed: uint8, \(N, H, W\) or",
+            r"^test_labels have shape \(5,\); for 12 test_images it must be \(12,\)$",
         ),
         (
+            {"labels": LABELS[:, None]},
+            r"^labels have shape \(12, 1\); for 12 images it must be \(12,\)$",
+        ),
+        (
             {"images": np.zeros((12, 8, 8))},
-            r"; if they are floats from 0 to 1, multiply by 255 and \.astype\(np\.uint8\)$",
+            (
+                r"^images have dtype float64 and shape \(12, 8, 8\); they must be uint8 "
+                r"of shape \(N, H, W\) or \(N, H, W, C\); multiply floats"
+            ),
         ),
         (
             {"images": np.zeros((12, 3, 32, 32), np.uint8)},
-            r"^images have shape \(12, 3, 32, 32\), which looks like \(N, C, H, W\); give "
-            r"\.transpose\(0, 2, 3, 1\) of them$",
+            r"^images have shape \(12, 3, 32, 32\), which looks like \(N, C, H, W\); use "
+            r"\.transpose\(0, 2, 3, 1\)$",
         ),
         (
             {"test_images": np.zeros((12, 1, 8, 8), np.uint8)},
@@ -105,37 +107,46 @@ def arrays(**changes: Any) -> dict[str, Any]:
         ({"test_images": np.zeros((12, 8, 8), np.int64)}, r"^test_images have dtype int64"),
         (
             {"images": np.zeros((12, 64), np.uint8)},
-            r"^images have dtype uint8 and shape \(12, 64\), allowed: uint8, \(N, H, W\)",
+            (
+                r"^images have dtype uint8 and shape \(12, 64\); they must be uint8 of "
+                r"shape \(N, H, W\) or \(N, H, W, C\)$"
+            ),
         ),
         (
             {"images": [noise(8, 8), noise(8, 9)]},
-            r"^images or labels differ in shape among themselves, allowed: one shape for all$",
+            r"^images or labels differ in shape among themselves; all must have the same shape$",
         ),
         (
             {"labels": LABELS.astype(float)},
-            r"^labels have dtype float64, allowed: integers or strings$",
+            r"^labels have dtype float64; they must be integers or strings$",
         ),
-        ({"labels": LABELS > 1}, r"^labels have dtype bool, allowed: integers or strings$"),
+        ({"labels": LABELS > 1}, r"^labels have dtype bool; they must be integers or strings$"),
         (
             {"test_labels": [None, *LABELS[1:]]},
-            r"^test_labels have dtype object, allowed: integers or strings$",
+            r"^test_labels have dtype object; they must be integers or strings$",
         ),
         (
             {"test_labels": LABELS.astype(str)},
-            r"^labels have dtype int64 and test_labels <U\d+, allowed: the same kind$",
+            (
+                r"^labels have dtype int64 and test_labels <U1; both must be integers "
+                r"or both strings$"
+            ),
         ),
         (
             {"test_labels": LABELS + 5},
-            r"^label 5 is in the test labels only, allowed: the classes of the train labels$",
+            r"^label 5 is in the test labels only; every test label must occur in training$",
         ),
         (
             {"test_images": np.zeros((12, 9, 9), np.uint8)},
-            r"^test_images are \(9, 9, 1\) each, allowed: \(8, 8, 1\) as images$",
+            r"^a test image has shape \(9, 9, 1\); it must be \(8, 8, 1\), as in training$",
         ),
-        ({"test_images": np.zeros((12, 8, 8, 3), np.uint8)}, r"^test_images are \(8, 8, 3\) each"),
+        (
+            {"test_images": np.zeros((12, 8, 8, 3), np.uint8)},
+            r"^a test image has shape \(8, 8, 3\); it must be \(8, 8, 1\), as in training$",
+        ),
         (
             {"images": np.zeros((0, 8, 8), np.uint8), "labels": LABELS[:0]},
-            r"^images hold 0 examples, allowed: 1 or more$",
+            r"^images hold 0 examples; give at least one$",
         ),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_path_counts_by_its_contents_and_its_name_as_a_string_does_not(tmp_pat
     (tmp_path / "b").write_text("two")
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
     with pytest.raises(
-        ValueError, match=r"^path is '.*/c', allowed: a file or a folder that exists$"
+        ValueError, match=r"^path '.*/c' does not exist; give an existing file or folder$"
     ):
         fingerprint(tmp_path / "c")
 
@@ -195,7 +195,7 @@ def test_a_damaged_folder_is_built_again_with_one_line(damage: Any, cache: Path)
     cached("key", lambda: {"x": np.arange(100)})
     damage(cache / "key")
     with pytest.warns(
-        UserWarning, match=r"^the cache .*key is damaged \(.*\): building it again$"
+        UserWarning, match=r"^the cache .*key is damaged \((?s:.*)\); it is built again$"
     ) as lines:
         found = cached("key", lambda: {"x": np.arange(100)})
     assert len(lines) == 1

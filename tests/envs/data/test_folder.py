@@ -82,21 +82,33 @@ def test_a_photo_is_turned_the_way_its_camera_says(tmp_path: Path) -> None:
         (
             {"test/c/0.png": noise(4, 4)},
             {},
-            r"^class 'c' is in .*test only, allowed: those of .*train$",
+            r"^class 'c' is in .*/set/test only; .*/set/train must have it too$",
         ),
         (
             {"train/a/1.png": noise(4, 5)},
             {},
-            r"train/a/1.png is \(4, 5\) high and wide, allowed: \(4, 4\) as the first one",
+            (
+                r"/set/train/a/1\.png has size \(4, 5\) and the first picture \(4, 4\); "
+                r"give a size to scale them to$"
+            ),
         ),
-        ({}, {"test_split": "dev"}, r"set has no folder dev, there are: test, train$"),
+        ({}, {"test_split": "dev"}, r"/set has no folder dev; its folders are test, train$"),
         (
             {},
             {"columns": ["domain"]},
-            r"^columns are \('image', 'label', 'domain'\), allowed: \('image', 'label'\) of "
-            r"the folder of pict",
+            (
+                r"^columns are \('image', 'label', 'domain'\); the folder of pictures "
+                r".*/set has \('image', 'label'\) only$"
+            ),
         ),
-        ({}, {"label": "class"}, r"^columns are \('image', 'class'\), allowed"),
+        (
+            {},
+            {"label": "class"},
+            (
+                r"^columns are \('image', 'class'\); the folder of pictures .*/set has "
+                r"\('image', 'label'\) only$"
+            ),
+        ),
     ],
 )
 def test_what_is_wrong_is_named_and_nothing_is_kept(
@@ -125,8 +137,8 @@ def test_a_broken_file_and_an_empty_split_are_named(tmp_path: Path, cache: Path)
     with pytest.raises(
         ValueError,
         match=(
-            r"^.*test has no pictures, allowed: <class>/<name> with .bmp, .jpeg, .jpg, .png, "
-            r".webp$"
+            r"/set/test has no pictures; it must hold <class>/<picture> with one of "
+            r"\.bmp, \.jpeg, \.jpg, \.png, \.webp$"
         ),
     ):
         load_images(root)
@@ -204,8 +216,8 @@ def test_what_keeps_imagenet256_from_being_loaded_is_said_in_one_line(
     with pytest.raises(
         ValueError,
         match=(
-            r"^dimensi0n/imagenet-256 can't be downloaded from Kaggle \(403 Client Error\), "
-            r"allowed: .*"
+            r"^dimensi0n/imagenet-256 can't be downloaded from Kaggle \(403 Client "
+            r"Error\); log in with kagglehub\.login\(\), or give the"
         ),
     ) as caught:
         imagenet256()
@@ -216,14 +228,14 @@ def test_what_keeps_imagenet256_from_being_loaded_is_said_in_one_line(
     )
     with pytest.raises(ImportError, match=line):
         imagenet256()
-    with pytest.raises(ValueError, match=r"^size is \(8, 257\), allowed: up to \(256, 256\)$"):
+    with pytest.raises(ValueError, match=r"^size is \(8, 257\); it must be at most \(256, 256\)$"):
         imagenet256(tmp_path, size=(8, 257))
     with pytest.raises(
-        ValueError, match=r"^path is '.*nowhere', allowed: a file or a folder that exists$"
+        ValueError, match=r"^path '.*nowhere' does not exist; give an existing file or folder$"
     ):
         imagenet256(tmp_path / "nowhere")
     write_folders(tmp_path / "few", {"a/0.png": noise(4, 4)})
     with pytest.raises(
-        ValueError, match=r"few has no class with 10 pictures, allowed: <class>/<picture>"
+        ValueError, match=r"few has no class with 10 pictures; it must hold <class>/<picture>"
     ):
         imagenet256(tmp_path / "few")

@@ -267,60 +267,92 @@ UNEVEN = [png(noise(8, 8)), png(noise(8, 8)), png(noise(9, 8)), png(noise(7, 8))
             r"^row 0 of train can't be read as an image \(UnidentifiedImageError\)$",
         ),
         ({"image": NONE}, {}, r"^row 1 of train can't be read as an image"),
-        ({"image": DEEP}, {}, r"^row 0 of train has the mode I;16, allowed: 8 bits a channel$"),
+        (
+            {"image": DEEP},
+            {},
+            r"^row 0 of train has the mode I;16; it must have 8 bits per channel$",
+        ),
         (
             {"image": UNEVEN},
             {},
-            r"^row 2 of train is \(9, 8\) high and wide, allowed: \(8, 8\) as the first one, "
-            r"or any if",
+            (
+                r"^row 2 of train has size \(9, 8\) and the first picture \(8, 8\); "
+                r"give a size to scale them to$"
+            ),
         ),
         (
             {},
             {"image": "picture"},
-            r"set has no column 'picture', there are: image, label, origin$",
+            r"/set has no column 'picture'; choose from image, label, origin$",
         ),
-        ({}, {"label": "class"}, r"set has no column 'class', there are: image, label, origin$"),
+        ({}, {"label": "class"}, r"/set has no column 'class'; choose from image, label, origin$"),
         (
             {},
             {"columns": ["origin", "domain"]},
-            r"set has no column 'domain', there are: image, label, origin$",
+            r"/set has no column 'domain'; choose from image, label, origin$",
         ),
         (
             {},
             {"test_split": "validation"},
-            r"set has no split 'validation', there are: train, test$",
+            r"/set has no split 'validation'; choose from train, test$",
         ),
         (
             {},
             {"image": "label"},
-            r"^column 'label' of train holds ClassLabel\(.*\), allowed: images$",
+            (
+                r"^column 'label' of train holds ClassLabel\(names=\['no', 'yes'\]\); "
+                r"it must hold images$"
+            ),
         ),
         (
             {},
             {"label": "image"},
-            r"^column 'image' of train holds .*, allowed: class labels, integers or strings$",
+            (
+                r"^column 'image' of train holds PIL\.Image\.Image; it must hold class "
+                r"labels, integers or strings$"
+            ),
         ),
         (
             {"label": [0.5, 1, 0, 1]},
             {},
-            r"^column 'label' of train holds (double|float64), allowed: class labels, "
-            r"integers or strings$",
+            (
+                r"^column 'label' of train holds float64; it must hold class labels, "
+                r"integers or strings$"
+            ),
         ),
-        ({"label": [True, False] * 2}, {}, r"^column 'label' of train holds bool, allowed"),
-        ({"label": [1, None, 0, 1]}, {}, r"^'label' in row 1 of train is None, allowed: one$"),
+        (
+            {"label": [True, False] * 2},
+            {},
+            (
+                r"^column 'label' of train holds bool; it must hold class labels, "
+                r"integers or strings$"
+            ),
+        ),
+        (
+            {"label": [1, None, 0, 1]},
+            {},
+            r"^'label' in row 1 of train is None; it must have a value$",
+        ),
         (
             {"origin": ["a", None, "b", "a"]},
             {"columns": ["origin"]},
-            r"^'origin' in row 1 of train is None, allowed: one$",
+            r"^'origin' in row 1 of train is None; it must have a value$",
         ),
         (
             {"origin": [0.5] * 4},
             {"columns": ["origin"]},
-            r"^column 'origin' of train holds (double|float64), allowed",
+            (
+                r"^column 'origin' of train holds float64; it must hold class labels, "
+                r"integers or strings$"
+            ),
         ),
-        ({}, {"size": (0, 8)}, r"^size is \(0, 8\), allowed: \(height, width\), each 1 or more$"),
-        ({}, {"size": (8,)}, r"^size is \(8,\), allowed"),
-        ({}, {"size": (8, 8.0)}, r"^size is \(8, 8.0\), allowed"),
+        ({}, {"size": (0, 8)}, r"^size is \(0, 8\); it must be \(height, width\), each 1 or more$"),
+        ({}, {"size": (8,)}, r"^size is \(8,\); it must be \(height, width\), each 1 or more$"),
+        (
+            {},
+            {"size": (8, 8.0)},
+            r"^size is \(8, 8\.0\); it must be \(height, width\), each 1 or more$",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_and_nothing_is_kept(
@@ -338,7 +370,7 @@ def test_a_label_of_the_test_split_alone_is_refused(tmp_path: Path) -> None:
     write_data_set(tmp_path, {"train": columns, "test": columns | {"label": ["a", "c"]}}, {})
     with pytest.raises(
         ValueError,
-        match=r"^label 'c' is in the test labels only, allowed: the classes of the train labels$",
+        match=r"^label 'c' is in the test labels only; every test label must occur in training$",
     ):
         load_images(tmp_path)
 
@@ -353,7 +385,7 @@ def test_a_label_that_is_no_class_is_named_by_its_row(tmp_path: Path, label: int
         {"label": class_label("no", "yes")},
     )
     with pytest.raises(
-        ValueError, match=rf"^'label' in row 1 of test is {label}, allowed: 0 to 1$"
+        ValueError, match=rf"^'label' in row 1 of test is {label}; it must be from 0 to 1$"
     ):
         load_images(tmp_path)
 
@@ -366,8 +398,8 @@ def test_what_is_neither_a_folder_nor_a_name_of_the_hub_is_refused(
     with pytest.raises(
         ValueError,
         match=(
-            r"^source is '.*', allowed: a folder that exists, or the id of a data set on the "
-            r"Hub, owner/name$"
+            r"^source is '.* give an existing folder, or the id of a data set on "
+            r"the Hub, owner/name$"
         ),
     ):
         load_images(source)
@@ -378,8 +410,8 @@ def test_an_empty_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=(
-            r"^data set .*set can't be loaded \(.*\), allowed: a folder in the layout of the "
-            r"Hub$"
+            r"^data set .*/set can't be loaded \(The directory at .*/set doesn't "
+            r"contain any data files\); give a folder in the Hub's layout$"
         ),
     ) as caught:
         load_images(tmp_path / "set")

@@ -79,24 +79,28 @@ def test_pieces_within_a_word_have_no_tag(tmp_path: Path) -> None:
         (
             [[1, 0], [0], [1, 2]],
             {},
-            r"^column 'ner_tags' of train holds .*, allowed: lists of tags, class labels or "
-            r"strings$",
+            (
+                r"^column 'ner_tags' of train holds .* it must hold lists of tags, "
+                r"class labels or strings$"
+            ),
         ),
         (
             ["O", "O", "O"],
             {},
-            r"^column 'ner_tags' of train holds .*, allowed: lists of tags, class labels or "
-            r"strings$",
+            (
+                r"^column 'ner_tags' of train holds .* it must hold lists of tags, "
+                r"class labels or strings$"
+            ),
         ),
         (
             [["O"], ["O"], ["O", "O"]],
             {},
-            r"^row 0 of train has 6 words and 1 tags, allowed: as many$",
+            r"^row 0 of train has 6 words and 1 tags; it needs one tag per word$",
         ),
         (
             None,
             {"tokens": ["a b", "c", "d"]},
-            r"^column 'tokens' of train holds .*, allowed: lists of words$",
+            r"^column 'tokens' of train holds Value\('string'\); it must hold lists of words$",
         ),
     ],
 )
@@ -117,9 +121,7 @@ def test_a_tag_that_only_the_test_split_has_is_refused(tmp_path: Path) -> None:
         {"train": part | {"ner_tags": [["O"]]}, "test": part | {"ner_tags": [["B-odd"]]}},
         {},
     )
-    with pytest.raises(
-        ValueError, match=r"^tag 'B-odd' is in test only, allowed: the tags of train$"
-    ):
+    with pytest.raises(ValueError, match=r"^tag 'B-odd' is in test only; train must have it too$"):
         load_ner(tmp_path)
 
 

@@ -64,19 +64,23 @@ def test_they_become_tasks_in_the_order_given_with_classes_of_their_own() -> Non
 def test_columns_in_common_are_kept_and_tags_stay_tags() -> None:
     columns = {"by": np.array(["x"] * 3), "at": np.array(["y"] * 3)}
     tagged = Examples(
-        np.array([[1, 0]] * 3, np.int32), np.array([[1, -1]] * 3), ("O", "B-a"), columns, levels=5
+        np.array([[1, 0]] * 3, np.int32),
+        np.array([[1, -1]] * 3),
+        ("O", "B-a"),
+        columns,
+        vocabulary_size=5,
     )
     other = Examples(
         np.array([[2, 3]] * 3, np.int32),
         np.array([[0, 1]] * 3),
         ("B-b", "O"),
         {"by": np.array(["z"] * 3)},
-        levels=9,
+        vocabulary_size=9,
     )
     train, _ = from_tasks({"one": (tagged, tagged), "two": (other, other)})
     assert train.classes == ("O", "B-a", "B-b")
     assert train.labels.tolist() == [[1, -1]] * 3 + [[2, 0]] * 3
-    assert train.levels == 9
+    assert train.vocabulary_size == 9
     assert {name: sorted(set(column)) for name, column in train.columns.items()} == {
         "by": ["x", "z"],
         "task": ["one", "two"],
@@ -86,18 +90,18 @@ def test_columns_in_common_are_kept_and_tags_stay_tags() -> None:
 @pytest.mark.parametrize(
     ("tasks", "line"),
     [
-        ({}, r"^tasks are empty, allowed: name -> \(train, test\), one or more$"),
+        ({}, r"^tasks is empty; give at least one data set, name -> \(train, test\)$"),
         (
             {
                 "a": (part(2, ("x",)), part(2, ("x",))),
                 "b": (part(2, ("x",), side=9), part(2, ("x",))),
             },
-            r"^examples of 'b' are uint8 of shape \(9, 9, 1\) each, allowed: uint8 of shape "
-            r"\(8, 8, 1\) as in 'a'$",
+            r"^examples of 'b' are uint8 of shape \(9, 9, 1\) each; they must be uint8 of shape "
+            r"\(8, 8, 1\), as in 'a'$",
         ),
         (
             {"a": (part(2, ("x",)), part(2, ("y",)))},
-            r"^the test classes of 'a' are \['y'\], allowed: those of training$",
+            r"^the test classes of 'a' are \['y'\]; they must be those of training, \['x'\]$",
         ),
     ],
 )

@@ -47,7 +47,7 @@ def test_each_text_is_encoded_with_its_label_and_column(
             assert [part.classes[i] for i in part.labels] == names
             assert part.classes == tuple(sorted(set(names)))
             assert part.columns["from"].tolist() == columns["from"]
-            assert part.levels == 500
+            assert part.vocabulary_size == 500
 
 
 def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
@@ -56,7 +56,7 @@ def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
     root = small(tmp_path / "set")
     first, _ = load_text(root)
     assert first.classes == ("no", "yes")
-    assert first.levels == 2**15
+    assert first.vocabulary_size == 2**15
     assert mapped(first.inputs)
     monkeypatch.setitem(sys.modules, "datasets", None)
     np.testing.assert_array_equal(load_text(root)[0].inputs, first.inputs)
@@ -69,25 +69,36 @@ def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
 @pytest.mark.parametrize(
     ("changes", "options", "line"),
     [
-        ({}, {"text": "body"}, r"has no column 'body', there are: text, label, domain$"),
-        ({}, {"columns": ["product"]}, r"has no column 'product', there are: text, label, domain$"),
-        ({}, {"test_split": "dev"}, r"has no split 'dev', there are: train, test$"),
-        ({}, {"length": 0}, r"^length is 0, allowed: 1 or more$"),
-        ({}, {"text": "label"}, r"^column 'label' of train holds .*, allowed: strings$"),
+        ({}, {"text": "body"}, r"/set has no column 'body'; choose from text, label, domain$"),
+        (
+            {},
+            {"columns": ["product"]},
+            r"/set has no column 'product'; choose from text, label, domain$",
+        ),
+        ({}, {"test_split": "dev"}, r"/set has no split 'dev'; choose from train, test$"),
+        ({}, {"length": 0}, r"^length is 0; it must be 1 or more$"),
+        (
+            {},
+            {"text": "label"},
+            (
+                r"^column 'label' of train holds ClassLabel\(names=\['no', 'yes'\]\); "
+                r"it must hold strings$"
+            ),
+        ),
         (
             {"text": ["a", None, "b", "c"]},
             {},
-            r"^'text' in row 1 of train is None, allowed: a string$",
+            r"^'text' in row 1 of train is None; it must be a string$",
         ),
         (
             {"label": [0.5, 1.0, 0.0, 1.0]},
             {},
-            r"^column 'label' of train holds float64, allowed: class labels, integers or strings$",
+            r"^column 'label' of train holds float64; it must hold class labels, integers or ",
         ),
         (
             {"label": ["x", None, "x", "y"]},
             {},
-            r"^'label' in row 1 of train is None, allowed: one$",
+            r"^'label' in row 1 of train is None; it must have a value$",
         ),
     ],
 )
@@ -147,7 +158,7 @@ def test_a_split_of_ones_own_is_kept_and_becomes_tasks_in_the_order_given(tmp_pa
             TOKENS.encode([f"{d} {split} {c}" for d in ("science", "news") for c in "ab"], 3),
         )
         assert part.labels.tolist() == [0, 1, 0, 1]
-    world = TextStreamVectorEnv(2, data, protocol=ByColumn("domain", order=["science", "news"]))
+    world = TextStreamVectorEnv(2, data, task_split=ByColumn("domain", order=["science", "news"]))
     assert [task.name for task in world.tasks] == ["science", "news"]
     obs, _ = world.reset(seed=0, options={"task": "news"})
     assert {row.tobytes() for row in obs["tokens"]} == {row.tobytes() for row in data[0].inputs[2:]}
@@ -157,23 +168,22 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     x, y = news(tmp_path)
     (tmp_path / "empty").mkdir()
     few = news(tmp_path / "few", "z", files=4)
-    with pytest.raises(ValueError, match=r"^folders are empty, allowed: one or more"):
+    with pytest.raises(
+        ValueError, match=r"^folders is empty; give at least one folder with <class>/\*\.txt$"
+    ):
         text_folders([])
-    with pytest.raises(ValueError, match=r"^folders are .*, allowed: each with another name$"):
+    with pytest.raises(ValueError, match=r"^folders are .*; each must have another "):
         text_folders([x, x])
-    with pytest.raises(ValueError, match=r"^folder is '.*nowhere', allowed: one that exists"):
+    with pytest.raises(ValueError, match=r"^folder '.*nowhere' does not exist; give one with "):
         text_folders([x, tmp_path / "nowhere"])
-    with pytest.raises(ValueError, match=r"empty has no texts, allowed: <class>/\*\.txt$"):
+    with pytest.raises(ValueError, match=r"empty has no texts; it must hold <class>/\*\.txt$"):
         text_folders([x, tmp_path / "empty"])
-    with pytest.raises(ValueError, match=r"few/z/bad has 4 texts, allowed: 5 or more"):
+    with pytest.raises(ValueError, match=r"few/z/bad has 4 texts; it needs 5 or more"):
         text_folders(few)
     write_texts(y, {f"odd/{i}.txt": "odd" for i in range(5)})
     with pytest.raises(
         ValueError,
-        match=(
-            r"^class 'odd' is not in .*x and both splits of .*y alike, allowed: the same classes "
-            r"in all$"
-        ),
+        match=(r"^class 'odd' .*"),
     ):
         text_folders([x, y])
     (x / "bad" / "03.txt").write_bytes(b"\xff\xfe\xff")
@@ -185,7 +195,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_a_world_of_texts_takes_a_folder_and_shows_ids_within_its_space(tmp_path: Path) -> None:
     world = TextStreamVectorEnv(
-        4, small(tmp_path / "set"), protocol={"kind": "classes", "classes_per_task": 1}
+        4, small(tmp_path / "set"), task_split={"kind": "classes", "classes_per_task": 1}
     )
     obs, _ = world.reset(seed=0)
     assert world.observation_space.contains(obs)
@@ -195,5 +205,5 @@ def test_a_world_of_texts_takes_a_folder_and_shows_ids_within_its_space(tmp_path
 
 @pytest.mark.parametrize("bad", [9, -1])
 def test_levels_bound_the_inputs(bad: int) -> None:
-    with pytest.raises(ValueError, match=rf"^an input is {bad}, allowed: 0 to 8$"):
-        Examples(np.array([[1, bad]], np.int32), np.array([0]), ("a",), levels=9)
+    with pytest.raises(ValueError, match=rf"^a token id is {bad}; it must be from 0 to 8$"):
+        Examples(np.array([[1, bad]], np.int32), np.array([0]), ("a",), vocabulary_size=9)

@@ -126,28 +126,41 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
 @pytest.mark.parametrize(
     ("train", "arguments", "line"),
     [
-        (Pairs([], []), {}, r"^train holds 0 examples, allowed: 1 or more$"),
+        (Pairs([], []), {}, r"^train holds 0 examples; it needs at least one$"),
         (
             Pairs([noise(8, 8), noise(8, 9)], [0, 1]),
             {},
-            r"^picture 1 of train has shape \(8, 9, 1\), allowed: \(8, 8, 1\)",
+            (
+                r"^picture 1 of train has shape \(8, 9, 1\); it must be \(8, 8, 1\), as "
+                r"the first one of train$"
+            ),
         ),
         (
             Pairs(noise(2, 9, 9), [0, 1]),
             {},
-            r"^picture 0 of test has shape \(8, 8, 1\), allowed: \(9, 9, 1\) as the first "
+            r"^picture 0 of test has shape \(8, 8, 1\); it must be \(9, 9, 1\), as the first "
             r"one of train$",
         ),
         (
             Pairs(noise(2, 8, 8, 5), [0, 1]),
             {},
-            r"^picture 0 of train has shape \(8, 8, 5\), allowed: \(H, W\), \(H, W, C\)",
+            (
+                r"^picture 0 of train has shape \(8, 8, 5\); it must be \(H, W\), \(H, "
+                r"W, C\) or \(C, H, W\), with C in \(1, 3, 4\)$"
+            ),
         ),
-        (Pairs(noise(2, 8), [0, 1]), {}, r"^picture 0 of train has shape \(8,\), allowed"),
+        (
+            Pairs(noise(2, 8), [0, 1]),
+            {},
+            (
+                r"^picture 0 of train has shape \(8,\); it must be \(H, W\), \(H, W, "
+                r"C\) or \(C, H, W\), with C in \(1, 3, 4\)$"
+            ),
+        ),
         (
             Pairs(np.full((2, 8, 8), 1.1), [0, 1]),
             {},
-            r"^picture 0 of train has values from 1.1 to 1.1, allowed: floats from 0 to 1",
+            r"^picture 0 of train has values from 1\.1 to 1\.1; floats must be from 0 to 1$",
         ),
         (
             Pairs(np.full((2, 8, 8), np.nan), [0, 1]),
@@ -157,37 +170,37 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
         (
             Pairs(np.zeros((2, 8, 8), int), [0, 1]),
             {},
-            r"^picture 0 of train has dtype int64, allowed: uint8, or floats from 0 to 1$",
+            r"^picture 0 of train has dtype int64; it must be uint8, or floats from 0 to 1$",
         ),
         (
             Pairs([Image.new("I;16", (8, 8))], [0]),
             {},
-            r"^picture 0 of train has the mode I;16, allowed: 8 bits a channel$",
+            r"^picture 0 of train has the mode I;16; it must have 8 bits per channel$",
         ),
         (
             Pairs(noise(2, 8, 8), torch.eye(2)),
             {},
-            r"^label 0 of train has shape \(2,\), allowed: one integer or string$",
+            r"^label 0 of train has shape \(2,\); it must be one integer or string$",
         ),
         (
             Pairs(noise(2, 8, 8), [0.5, 1.0]),
             {},
-            r"^labels have dtype float64, allowed: integers or strings$",
+            r"^labels have dtype float64; they must be integers or strings$",
         ),
         (
             Pairs(noise(2, 8, 8), ["0", "1"]),
             {"classes": ["a", "b"]},
-            r"^labels have dtype <U1 and int64, allowed: integers",
+            r"^labels have dtype <U1 and int64; with classes they must be integers$",
         ),
         (
             Pairs(noise(2, 8, 8), [0, 0]),
             {},
-            r"^label 1 is in the test labels only, allowed: the classes of the train labels$",
+            r"^label 1 is in the test labels only; every test label must occur in training$",
         ),
         (
             Pairs(noise(2, 8, 8), [0, 2]),
             {"classes": ["a", "b"]},
-            r"^label 2 is not among the 2 classes, allowed: 0 to 1$",
+            r"^a label is 2; it must be from 0 to 1$",
         ),
     ],
 )

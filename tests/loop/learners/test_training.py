@@ -295,7 +295,7 @@ def test_an_option_without_effect_leaves_a_note_and_changes_no_bit(
 
 def balanced_learner() -> SupervisedLearner:
     """A learner of 3 classes of digits; its first task has two, in unequal numbers."""
-    world = stream(8, protocol=SplitClasses(groups=[[0, 1], [2]]))
+    world = stream(8, task_split=SplitClasses(groups=[[0, 1], [2]]))
     torch.manual_seed(0)
     return SupervisedLearner(Classifier(MLP((8, 8, 1), (5,)), 3), world, Training(balanced=True))
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_helpers import infos, stream
 
-from everloop.envs import PRESETS, ImageStreamVectorEnv, Schedule, SplitClasses
+from everloop.envs import PRESETS, ImageStreamVectorEnv, Mixture, SplitClasses
 from everloop.envs.corruptions import IMAGE_ALTERATIONS, TEXT_ALTERATIONS
 from everloop.envs.data import digits
-from everloop.envs.schedule import EPOCH, KEY, OOD, ORIGIN, ROW
+from everloop.envs.mixture import EPOCH, INDEX, KEY, OOD, ORIGIN
 
 ROWS = [np.arange(k * 1000, k * 1000 + n) for k, n in enumerate((300, 200, 500, 100))]
 ratios = st.floats(0, 0.3)
@@ -29,13 +29,13 @@ ratios = st.floats(0, 0.3)
 def test_a_pass_serves_each_own_example_once_and_the_rest_in_the_asked_ratios(
     blur: float, other: float, ood: float, task: int, epoch: int, seed: int
 ) -> None:
-    plan = Schedule(blur, other, ood).plan(seed, ROWS, task, epoch, kinds=3)
+    plan = Mixture(blur, other, ood).draw_pass(seed, ROWS, task, epoch, alterations=3)
     clean = plan[OOD] == 0
     own = clean & (plan[ORIGIN] == task)
-    assert sorted(plan[ROW, own]) == ROWS[task].tolist()
-    assert all(row in ROWS[origin] for row, origin in zip(plan[ROW], plan[ORIGIN], strict=True)), (
-        "every index is of the right task"
-    )
+    assert sorted(plan[INDEX, own]) == ROWS[task].tolist()
+    assert all(
+        row in ROWS[origin] for row, origin in zip(plan[INDEX], plan[ORIGIN], strict=True)
+    ), "every index is of the right task"
     n = plan.shape[1]
     wanted = {"next": blur if task < 3 else 0.0, "past": other if task > 0 else 0.0, "ood": ood}
     found = {
@@ -55,13 +55,15 @@ def test_a_pass_serves_each_own_example_once_and_the_rest_in_the_asked_ratios(
 
 
 def test_past_tasks_interfere_by_their_sizes() -> None:
-    plan = Schedule(other_task_ratio=0.5).plan(0, ROWS, 2, 0, 1)
+    plan = Mixture(other_task_ratio=0.5).draw_pass(0, ROWS, 2, 0, 1)
     assert [(plan[ORIGIN] == k).sum() for k in range(4)] == [300, 200, 500, 0]
 
 
 def test_order_says_what_is_next_and_what_is_past() -> None:
-    schedule = Schedule(0.2, 0.2, order=[3, 1, 0])
-    neighbours = {task: set(schedule.plan(0, ROWS, task, 0, 1)[ORIGIN]) for task in (3, 1, 0, 2)}
+    mixture = Mixture(0.2, 0.2, order=[3, 1, 0])
+    neighbours = {
+        task: set(mixture.draw_pass(0, ROWS, task, 0, 1)[ORIGIN]) for task in (3, 1, 0, 2)
+    }
     assert neighbours == {3: {3, 1}, 1: {1, 0, 3}, 0: {0, 3, 1}, 2: {2}}
 
 
@@ -78,7 +80,7 @@ def test_a_gradual_change_is_linear_from_nothing_to_one_half_at_the_boundary(
     for seed in range(60):
         visit = np.concatenate(
             [
-                Schedule(gradual=gradual, passes=passes).plan(seed, ROWS, 2, e, 1)
+                Mixture(gradual=gradual, passes=passes).draw_pass(seed, ROWS, 2, e, 1)
                 for e in range(passes)
             ],
             axis=1,
@@ -117,7 +119,7 @@ def test_served_examples_say_what_they_were_in_info_alone(preset: str) -> None:
     shown.
     """
     source = digits()
-    env = ImageStreamVectorEnv(8, source, schedule=PRESETS[preset])
+    env = ImageStreamVectorEnv(8, source, mixture=PRESETS[preset])
     env.reset(seed=0, options={"task": 2})
     kept: dict[str, list[Any]] = {
         "image": [],
@@ -150,14 +152,14 @@ def test_served_examples_say_what_they_were_in_info_alone(preset: str) -> None:
 
 
 def test_the_test_split_is_always_clean() -> None:
-    env = stream(4, split="test", schedule=PRESETS["hard"], seed=0)
+    env = stream(4, split="test", mixture=PRESETS["hard"], seed=0)
     served = infos(env, 10)
     assert not served["ood"].any()
     assert not served["leaked"].any()
 
 
 def test_a_cue_tells_the_task_of_the_example_that_is_shown() -> None:
-    env = stream(4, task_cue=True, label_space="within_task", schedule=Schedule(0.3, 0.3), seed=0)
+    env = stream(4, task_cue=True, label_space="within_task", mixture=Mixture(0.3, 0.3), seed=0)
     obs, _ = env.reset(options={"task": 1})
     for _ in range(20):
         told = obs["cue"].argmax(-1)
@@ -168,7 +170,7 @@ def test_a_cue_tells_the_task_of_the_example_that_is_shown() -> None:
 def test_other_data_takes_the_place_of_examples() -> None:
     other = np.full((3, 8, 8, 1), 7, np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None]
     env = stream(
-        4, examples=200, schedule=Schedule(ood_ratio=0.5, ood=["other"]), ood_data=other, seed=0
+        4, examples=200, mixture=Mixture(ood_ratio=0.5, ood=["other"]), ood_data=other, seed=0
     )
     obs = env.reset()[0]
     seen = set()
@@ -233,7 +235,7 @@ def test_within_a_pass_the_place_tells_nothing_about_label_task_or_alteration() 
     """Rank correlation of the place with each of them, over many examples: as near to 0 as chance
     has it.
     """
-    env = ImageStreamVectorEnv(1, protocol=SplitClasses(5), schedule=PRESETS["hard"])
+    env = ImageStreamVectorEnv(1, task_split=SplitClasses(5), mixture=PRESETS["hard"])
     n, correlations = env.examples(1), []
     for seed in range(8):
         env.reset(seed=seed, options={"task": 1})

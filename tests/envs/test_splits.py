@@ -16,9 +16,9 @@ from everloop.envs import (
     IBlurry,
     ImageStreamVectorEnv,
     Permuted,
-    Protocol,
     Rotated,
     SplitClasses,
+    TaskSplit,
     TextStreamVectorEnv,
 )
 from everloop.envs.data import digits
@@ -157,12 +157,12 @@ def test_the_order_of_a_columns_values_is_the_order_of_tasks() -> None:
     assert [task.name for task in env.tasks] == ["z", "x"]
 
 
-@pytest.mark.parametrize("protocol", [Permuted(3, seed=5), Rotated(3)])
+@pytest.mark.parametrize("task_split", [Permuted(3, seed=5), Rotated(3)])
 @pytest.mark.parametrize("label_space", ["global", "within_task"])
 def test_all_tasks_of_a_permutation_or_rotation_hold_all_examples(
-    protocol: Protocol, label_space: Any
+    task_split: TaskSplit, label_space: Any
 ) -> None:
-    env = ImageStreamVectorEnv(5, data(40), protocol, label_space=label_space)
+    env = ImageStreamVectorEnv(5, data(40), task_split, label_space=label_space)
     for k in range(3):
         env.reset(seed=0, options={"task": k})
         served = infos(env, 8)
@@ -254,7 +254,7 @@ def test_i_blurry_scatters_the_asked_share_of_blurry_classes_and_nothing_else(
 
 
 def test_i_blurry_tells_all_classes_apart_in_every_task() -> None:
-    env = ImageStreamVectorEnv(10, protocol=IBlurry(5, 0.5, 0.3))
+    env = ImageStreamVectorEnv(10, task_split=IBlurry(5, 0.5, 0.3))
     for k in range(5):
         env.reset(seed=0, options={"task": k})
         served = infos(env, env.examples(k) // 10)
