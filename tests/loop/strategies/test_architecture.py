@@ -323,5 +323,5 @@ def test_networks_without_units_are_refused() -> None:
             network((8, 8, 1), ())
         with pytest.raises(ValueError, match="hidden is"):
             network((8, 8, 1), (3, 0))
-    with pytest.raises(ValueError, match="units are 0, allowed: 1 or more"):
+    with pytest.raises(ValueError, match=r"^units is 0; it must be 1 or more$"):
         GrowingMLP((8, 8, 1)).add_capacity(0)
