@@ -30,7 +30,7 @@ from everloop.loop.evaluate import returns, score_metric
 
 def accuracy(learner: SupervisedLearner, world: ImageStreamVectorEnv, task: int) -> float:
     """The share of correct guesses among all examples of `task`, from one forward pass."""
-    rows = world._rows[task]
+    rows = world._indices[task]
     images, labels = torch.from_numpy(world._inputs[rows])[None], world._labels[rows]
     logits = learner.module(
         {"image": images}, torch.zeros(len(rows), 1), torch.ones(1, len(rows), dtype=torch.bool)

@@ -281,7 +281,7 @@ def test_a_users_network_learns_with_a_head_for_every_task() -> None:
     [
         (
             ["--network", "own_parts:Wrong"],
-            "network Wrong gives () for 2 inputs; it must give features (2, size)",
+            "network Wrong returns shape () for 2 inputs; it must return features (2, size)",
         ),
         (["--network", "own_parts:Color"], "network own_parts:Color can't be made"),
         (
