@@ -241,7 +241,7 @@ def test_a_head_for_each_task_needs_a_cue() -> None:
     obs = {name: x for name, x in observe(1, 1).items() if name != "cue"}
     net = agent(head_per_task=True)
     with pytest.raises(
-        ValueError, match="the observation has no modality 'cue', which selects the head"
+        ValueError, match=r"the observation has no modality 'cue', which selects the head"
     ):
         net(obs, net.initial_state(1), torch.ones(1, 1, dtype=torch.bool))
 
@@ -270,7 +270,7 @@ def test_an_observation_without_any_modality_is_refused() -> None:
     for obs in ({}, {"smell": torch.zeros(1, 1, 3)}, {"presence": torch.ones(1, 1, 4)}):
         with pytest.raises(
             ValueError,
-            match=r"^the observation has .*; it needs at least one of cue, image, touch, ",
+            match=r"^the observation has .*; it needs at least one of cue, image, touch, voice$",
         ):
             net(obs, net.initial_state(1), torch.ones(1, 1, dtype=torch.bool))
 
@@ -281,8 +281,8 @@ def test_an_observation_without_any_modality_is_refused() -> None:
         (
             spaces.Box(-1.0, 1.0, (3,)),
             (
-                r"^the observation space is Box\(-1\.0, 1\.0, \(3,\), float32\); it "
-                r"must be a Dict with one Box per modality$"
+                r"^the observation space is Box\(-1\.0, 1\.0, \(3,\), float32\); it must be a "
+                r"Dict with one Box per modality$"
             ),
         ),
         (
@@ -292,8 +292,8 @@ def test_an_observation_without_any_modality_is_refused() -> None:
         (
             spaces.Dict({"image": spaces.Box(0, 255, (7, 8, 1), np.uint8)}),
             (
-                r"^the image shape is \(7, 8, 1\); it must be \(height, width, "
-                r"channels\), with sides of 8 or more$"
+                r"^the image shape is \(7, 8, 1\); it must be \(height, width, channels\), with "
+                r"sides of 8 or more$"
             ),
         ),
         (spaces.Dict({"presence": spaces.Box(0.0, 1.0, (1,))}), "presence|modality"),

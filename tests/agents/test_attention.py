@@ -137,5 +137,5 @@ def test_heads_that_do_not_divide_the_token_are_refused(heads: int) -> None:
 
 
 def test_no_heads_are_refused() -> None:
-    with pytest.raises(ValueError, match="heads is 0"):
+    with pytest.raises(ValueError, match=r"heads is 0"):
         CrossAttention(D, 0)

@@ -106,7 +106,7 @@ def test_recomputing_activations_keeps_fewer_and_changes_no_gradient() -> None:
             lambda: ContinuumMemory(4, periods=(1, 0)),
             r"^periods is \[1, 0\]; it must hold at least one, each 1 or more$",
         ),
-        (lambda: NestedConvNet((8, 8, 1), 0), r"^width is 0; it must be 1 or more$"),
+        (lambda: NestedConvNet((8, 8, 1), 0), "^width is 0; it must be 1 or more$"),
     ],
 )
 def test_what_cannot_be_is_refused(make: Any, line: str) -> None:

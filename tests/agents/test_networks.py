@@ -166,7 +166,7 @@ def test_the_cue_chooses_a_classifiers_head_and_alone_trains_it() -> None:
     prediction.sum().backward()
     touched = net.heads.linear.weight.grad.view(3, 5, 7).abs().sum((1, 2)) > 0  # type: ignore[union-attr]
     assert touched.tolist() == [True, False, True]
-    with pytest.raises(ValueError, match="no modality 'cue', which selects the head"):
+    with pytest.raises(ValueError, match=r"no modality 'cue', which selects the head"):
         net({"image": x[None]}, net.initial_state(6), torch.ones(1, 6, dtype=torch.bool))
 
 
@@ -213,8 +213,8 @@ def test_an_agent_takes_any_backbone_for_a_modality() -> None:
     ("make", "line"),
     [
         (lambda: MLP((8, 8, 1), (0,)), r"^hidden is \[0\]; each layer needs 1 or more units$"),
-        (lambda: ResNet18((8, 8, 1), 0), r"^width is 0; it must be 1 or more$"),
-        (lambda: ResNet18((8, 8, 1), 8, "layer"), r"^norm is 'layer'; choose batch or group$"),  # type: ignore[arg-type]
+        (lambda: ResNet18((8, 8, 1), 0), "^width is 0; it must be 1 or more$"),
+        (lambda: ResNet18((8, 8, 1), 8, "layer"), "^norm is 'layer'; choose batch or group$"),  # type: ignore[arg-type]
     ],
 )
 def test_networks_that_cannot_be_are_refused(make: Any, line: str) -> None:

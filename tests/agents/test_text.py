@@ -112,8 +112,8 @@ def test_a_checkpoint_gives_the_weights_that_were_saved(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=(
-            rf"^transformer {tmp_path}/none can't be loaded; give a folder or a Hub id "
-            r"that has one$"
+            rf"^transformer {tmp_path}/none can't be loaded; give a folder or a Hub id that "
+            r"has one$"
         ),
     ):
         TransformerEncoder(tmp_path / "none")

@@ -193,15 +193,15 @@ class FloatImage(Walk):
     ("world", "sentence"),
     [
         (ForgetsTask, "a reset without options changed the task from 1 to 0"),
-        (KnowsNoNames, r"""^info\["task"\] is 0 after a reset to task 'to-3'; it must be 1$"""),
+        (KnowsNoNames, r"^info\[\"task\"\] is 0 after a reset to task 'to-3'; it must be 1$"),
         (SilentReset, r'^info\["task"\] is None after a reset to task 0; it must be 0$'),
         (SilentStep, r'^info\["task"\] is None after a step; it must be 0$'),
         (OffByOne, r'^info\["task"\] is 1 after a step; it must be 0$'),
         (OneBuffer, "'place' shares memory between two calls"),
         (OneStart, "'place' shares memory between two calls"),
         (Views, "'place' shares memory between two calls"),
-        (AnythingGoes, r"^a reset to the unknown task 3 succeeded; it must raise ValueError$"),
-        (Curt, r"^the error for the unknown task 3 is 'no'; it must name the task$"),
+        (AnythingGoes, "^a reset to the unknown task 3 succeeded; it must raise ValueError$"),
+        (Curt, "^the error for the unknown task 3 is 'no'; it must name the task$"),
         (RefusesButSwitches, "a refused task switch changed the task"),
         (OwnDice, "two runs of task 'to--3' with seed 0 and the same actions differ"),
         (OwnRewards, "two runs of task 'to--3' with seed 0 and the same actions differ"),
@@ -228,12 +228,15 @@ class FloatImage(Walk):
         (
             NotADict,
             (
-                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); it "
-                r"must be a Dict with one Box per modality$"
+                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); it must "
+                r"be a Dict with one Box per modality$"
             ),
         ),
         (NotABox, r"^modality 'place' is Discrete\(3\); it must be a Box$"),
-        (FloatImage, r"^image modality 'place' has dtype float32; it must be uint8 \(H, W, C\)$"),
+        (
+            FloatImage,
+            r"^image modality 'place' has dtype float32; it must be uint8 \(H, W, C\)$",
+        ),
     ],
 )
 def test_a_broken_world_is_rejected(world: Callable[[], Walk], sentence: str) -> None:
@@ -243,7 +246,7 @@ def test_a_broken_world_is_rejected(world: Callable[[], Walk], sentence: str) ->
 
 
 def test_a_world_without_tasks_is_rejected() -> None:
-    with pytest.raises(AssertionError, match="has no attribute `tasks`"):
+    with pytest.raises(AssertionError, match=r"has no attribute `tasks`"):
         check_task_env(gym.make("CartPole-v1"))
 
 

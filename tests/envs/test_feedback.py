@@ -175,8 +175,8 @@ class Many(Walk):
         (
             Flat,
             (
-                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); "
-                r"feedback needs a Dict without 'feedback'$"
+                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); feedback "
+                r"needs a Dict without 'feedback'$"
             ),
         ),
         (
@@ -186,7 +186,13 @@ class Many(Walk):
                 r"float32\)\); feedback needs a Dict without 'feedback'$"
             ),
         ),
-        (Many, r"^the action space is MultiDiscrete\(\[2 2\]\); feedback needs a Box or Discrete$"),
+        (
+            Many,
+            (
+                r"^the action space is MultiDiscrete\(\[2 2\]\); feedback needs a Box or "
+                r"Discrete$"
+            ),
+        ),
     ],
 )
 def test_a_world_that_cannot_have_feedback_is_refused(wrap: Any, world: Any, line: str) -> None:
@@ -199,13 +205,17 @@ def test_next_step_autoreset_is_refused() -> None:
     env: Any = SyncVectorEnv([Walk, Walk], autoreset_mode=AutoresetMode.NEXT_STEP)
     with pytest.raises(
         ValueError,
-        match=r"^autoreset_mode is AutoresetMode\.NEXT_STEP; feedback needs SameStep or Disabled$",
+        match=(
+            r"^autoreset_mode is AutoresetMode\.NEXT_STEP; feedback needs SameStep or Disabled$"
+        ),
     ):
         VectorFeedback(env)
-    with pytest.raises(ValueError, match="autoreset_mode is NextStep; choose SameStep or Disabled"):
+    with pytest.raises(
+        ValueError, match=r"^autoreset_mode is NextStep; choose SameStep or Disabled$"
+    ):
         PlantVectorEnv(autoreset_mode=AutoresetMode.NEXT_STEP)
 
 
 def test_a_world_without_tasks_is_refused() -> None:
-    with pytest.raises(AttributeError, match="tasks"):
+    with pytest.raises(AttributeError, match=r"tasks"):
         Feedback(gym.make("CartPole-v1"))

@@ -208,7 +208,7 @@ def test_the_reference_is_the_return_of_a_random_guesser_and_of_one_who_knows(
             obs, rewards, *_ = env.step(truth % size if label_space == "within_task" else truth)
             known += rewards
         assert (known == best).all()
-    with pytest.raises(ValueError, match="unknown task 'nine'"):
+    with pytest.raises(ValueError, match=r"unknown task 'nine'"):
         env.reference("nine")
 
 

@@ -110,7 +110,7 @@ def test_the_reference_is_a_world_of_its_own_tasks() -> None:
         assert plant.reference(task.name) == (random, best)
         assert best == plant.linear_quadratic(task.name).best_return
         assert random < best < 0
-    with pytest.raises(ValueError, match="unknown task 3"):
+    with pytest.raises(ValueError, match=r"unknown task 3"):
         plant.reference(3)
 
 
@@ -327,7 +327,7 @@ def test_actions_of_the_wrong_shape_are_refused_and_change_nothing(shape: tuple[
     for env in (plant, other):
         env.reset(seed=0)
     with pytest.raises(
-        ValueError, match=r"^actions have shape \(.* they must have shape \(3, 3\)$"
+        ValueError, match=r"^actions have shape \(.*\); they must have shape \(3, 3\)$"
     ):
         plant.step(np.zeros(shape, np.float32))
     now, then = (env.step(np.zeros((3, 3), np.float32)) for env in (plant, other))

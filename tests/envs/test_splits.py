@@ -261,7 +261,7 @@ def test_i_blurry_tells_all_classes_apart_in_every_task() -> None:
         np.testing.assert_array_equal(served["label"], digits()[0].labels[served["index"]])
 
 
-def test_plain_data_describes_the_same_protocols() -> None:
+def test_plain_data_describes_the_same_task_splits() -> None:
     a = ImageStreamVectorEnv(4, data(60), Permuted(3, seed=2))
     b = ImageStreamVectorEnv(4, data(60), {"kind": "permuted", "num_tasks": 3, "seed": 2})
     for env in (a, b):

@@ -91,14 +91,17 @@ def arrays(**changes: Any) -> dict[str, Any]:
         (
             {"images": np.zeros((12, 8, 8))},
             (
-                r"^images have dtype float64 and shape \(12, 8, 8\); they must be uint8 "
-                r"of shape \(N, H, W\) or \(N, H, W, C\); multiply floats"
+                r"^images have dtype float64 and shape \(12, 8, 8\); they must be uint8 of shape "
+                r"\(N, H, W\) or \(N, H, W, C\); multiply floats from 0 to 1 by 255 and use "
+                r"\.astype\(np\.uint8\)$"
             ),
         ),
         (
             {"images": np.zeros((12, 3, 32, 32), np.uint8)},
-            r"^images have shape \(12, 3, 32, 32\), which looks like \(N, C, H, W\); use "
-            r"\.transpose\(0, 2, 3, 1\)$",
+            (
+                r"^images have shape \(12, 3, 32, 32\), which looks like \(N, C, H, W\); use "
+                r"\.transpose\(0, 2, 3, 1\)$"
+            ),
         ),
         (
             {"test_images": np.zeros((12, 1, 8, 8), np.uint8)},
@@ -108,33 +111,33 @@ def arrays(**changes: Any) -> dict[str, Any]:
         (
             {"images": np.zeros((12, 64), np.uint8)},
             (
-                r"^images have dtype uint8 and shape \(12, 64\); they must be uint8 of "
-                r"shape \(N, H, W\) or \(N, H, W, C\)$"
+                r"^images have dtype uint8 and shape \(12, 64\); they must be uint8 of shape \(N, "
+                r"H, W\) or \(N, H, W, C\)$"
             ),
         ),
         (
             {"images": [noise(8, 8), noise(8, 9)]},
-            r"^images or labels differ in shape among themselves; all must have the same shape$",
+            ("^images or labels differ in shape among themselves; all must have the same shape$"),
         ),
         (
             {"labels": LABELS.astype(float)},
-            r"^labels have dtype float64; they must be integers or strings$",
+            "^labels have dtype float64; they must be integers or strings$",
         ),
-        ({"labels": LABELS > 1}, r"^labels have dtype bool; they must be integers or strings$"),
+        ({"labels": LABELS > 1}, "^labels have dtype bool; they must be integers or strings$"),
         (
             {"test_labels": [None, *LABELS[1:]]},
-            r"^test_labels have dtype object; they must be integers or strings$",
+            "^test_labels have dtype object; they must be integers or strings$",
         ),
         (
             {"test_labels": LABELS.astype(str)},
             (
-                r"^labels have dtype int64 and test_labels <U1; both must be integers "
-                r"or both strings$"
+                r"^labels have dtype int64 and test_labels <U1; both must be integers or both "
+                "strings$"
             ),
         ),
         (
             {"test_labels": LABELS + 5},
-            r"^label 5 is in the test labels only; every test label must occur in training$",
+            "^label 5 is in the test labels only; every test label must occur in training$",
         ),
         (
             {"test_images": np.zeros((12, 9, 9), np.uint8)},
@@ -142,11 +145,15 @@ def arrays(**changes: Any) -> dict[str, Any]:
         ),
         (
             {"test_images": np.zeros((12, 8, 8, 3), np.uint8)},
-            r"^a test image has shape \(8, 8, 3\); it must be \(8, 8, 1\), as in training$",
+            (
+                r"^a test image has shape \(8, "
+                r"8, 3\); it must be \(8, 8, "
+                r"1\), as in training$"
+            ),
         ),
         (
             {"images": np.zeros((0, 8, 8), np.uint8), "labels": LABELS[:0]},
-            r"^images hold 0 examples; give at least one$",
+            "^images hold 0 examples; give at least one$",
         ),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_path_counts_by_its_contents_and_its_name_as_a_string_does_not(tmp_pat
     (tmp_path / "b").write_text("two")
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
     with pytest.raises(
-        ValueError, match=r"^path '.*/c' does not exist; give an existing file or folder$"
+        ValueError, match=r"^path '.*c' does not exist; give an existing file or folder$"
     ):
         fingerprint(tmp_path / "c")
 
@@ -147,7 +147,7 @@ def test_keys_do_not_mix() -> None:
 
 @pytest.mark.parametrize("kept", [np.array(["a", None]), np.array([{}])])
 def test_objects_are_refused_and_leave_nothing(kept: Any, cache: Path) -> None:
-    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+    with pytest.raises(ValueError, match=r"Object arrays cannot be saved"):
         cached("key", lambda: {"good": np.arange(3), "bad": kept})
     assert list(cache.iterdir()) == []
 
@@ -195,7 +195,7 @@ def test_a_damaged_folder_is_built_again_with_one_line(damage: Any, cache: Path)
     cached("key", lambda: {"x": np.arange(100)})
     damage(cache / "key")
     with pytest.warns(
-        UserWarning, match=r"^the cache .*key is damaged \((?s:.*)\); it is built again$"
+        UserWarning, match=r"^the cache .*key is damaged \(.*\); it is built again$"
     ) as lines:
         found = cached("key", lambda: {"x": np.arange(100)})
     assert len(lines) == 1

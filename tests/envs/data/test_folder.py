@@ -82,31 +82,31 @@ def test_a_photo_is_turned_the_way_its_camera_says(tmp_path: Path) -> None:
         (
             {"test/c/0.png": noise(4, 4)},
             {},
-            r"^class 'c' is in .*/set/test only; .*/set/train must have it too$",
+            r"^class 'c' is in .*test only; .*train must have it too$",
         ),
         (
             {"train/a/1.png": noise(4, 5)},
             {},
             (
-                r"/set/train/a/1\.png has size \(4, 5\) and the first picture \(4, 4\); "
-                r"give a size to scale them to$"
+                r"1\.png has size \(4, 5\) and the first picture \(4, 4\); give a size to scale "
+                r"them to$"
             ),
         ),
-        ({}, {"test_split": "dev"}, r"/set has no folder dev; its folders are test, train$"),
+        ({}, {"test_split": "dev"}, "set has no folder dev; its folders are test, train$"),
         (
             {},
             {"columns": ["domain"]},
             (
-                r"^columns are \('image', 'label', 'domain'\); the folder of pictures "
-                r".*/set has \('image', 'label'\) only$"
+                r"^columns are \('image', 'label', 'domain'\); the folder of pictures .*set has "
+                r"\('image', 'label'\) only$"
             ),
         ),
         (
             {},
             {"label": "class"},
             (
-                r"^columns are \('image', 'class'\); the folder of pictures .*/set has "
-                r"\('image', 'label'\) only$"
+                r"^columns are \('image', 'class'\); the folder of pictures "
+                r".*set has \('image', 'label'\) only$"
             ),
         ),
     ],
@@ -137,8 +137,8 @@ def test_a_broken_file_and_an_empty_split_are_named(tmp_path: Path, cache: Path)
     with pytest.raises(
         ValueError,
         match=(
-            r"/set/test has no pictures; it must hold <class>/<picture> with one of "
-            r"\.bmp, \.jpeg, \.jpg, \.png, \.webp$"
+            r"test has no pictures; it must hold <class>/<picture> with one of \.bmp, \.jpeg, "
+            r"\.jpg, \.png, \.webp$"
         ),
     ):
         load_images(root)
@@ -216,8 +216,8 @@ def test_what_keeps_imagenet256_from_being_loaded_is_said_in_one_line(
     with pytest.raises(
         ValueError,
         match=(
-            r"^dimensi0n/imagenet-256 can't be downloaded from Kaggle \(403 Client "
-            r"Error\); log in with kagglehub\.login\(\), or give the"
+            r"^dimensi0n/imagenet-256 can't be downloaded from Kaggle \(403 Client Error\); "
+            r"log in with kagglehub\.login\(\), or give the folder of the data set$"
         ),
     ) as caught:
         imagenet256()
@@ -236,6 +236,10 @@ def test_what_keeps_imagenet256_from_being_loaded_is_said_in_one_line(
         imagenet256(tmp_path / "nowhere")
     write_folders(tmp_path / "few", {"a/0.png": noise(4, 4)})
     with pytest.raises(
-        ValueError, match=r"few has no class with 10 pictures; it must hold <class>/<picture>"
+        ValueError,
+        match=(
+            r"few has no class with 10 pictures; it must hold "
+            r"<class>/<picture>, of which every tenth is a test example$"
+        ),
     ):
         imagenet256(tmp_path / "few")

@@ -96,8 +96,10 @@ def test_columns_in_common_are_kept_and_tags_stay_tags() -> None:
                 "a": (part(2, ("x",)), part(2, ("x",))),
                 "b": (part(2, ("x",), side=9), part(2, ("x",))),
             },
-            r"^examples of 'b' are uint8 of shape \(9, 9, 1\) each; they must be uint8 of shape "
-            r"\(8, 8, 1\), as in 'a'$",
+            (
+                r"^examples of 'b' are uint8 of shape \(9, 9, 1\) each; they must be uint8 of "
+                r"shape \(8, 8, 1\), as in 'a'$"
+            ),
         ),
         (
             {"a": (part(2, ("x",)), part(2, ("y",)))},

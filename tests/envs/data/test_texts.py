@@ -69,36 +69,36 @@ def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
 @pytest.mark.parametrize(
     ("changes", "options", "line"),
     [
-        ({}, {"text": "body"}, r"/set has no column 'body'; choose from text, label, domain$"),
+        ({}, {"text": "body"}, "set has no column 'body'; choose from text, label, domain$"),
         (
             {},
             {"columns": ["product"]},
-            r"/set has no column 'product'; choose from text, label, domain$",
+            ("set has no column 'product'; choose from text, label, domain$"),
         ),
-        ({}, {"test_split": "dev"}, r"/set has no split 'dev'; choose from train, test$"),
-        ({}, {"length": 0}, r"^length is 0; it must be 1 or more$"),
+        ({}, {"test_split": "dev"}, "set has no split 'dev'; choose from train, test$"),
+        ({}, {"length": 0}, "^length is 0; it must be 1 or more$"),
         (
             {},
             {"text": "label"},
-            (
-                r"^column 'label' of train holds ClassLabel\(names=\['no', 'yes'\]\); "
-                r"it must hold strings$"
-            ),
+            r"^column 'label' of train holds .*; it must hold strings$",
         ),
         (
             {"text": ["a", None, "b", "c"]},
             {},
-            r"^'text' in row 1 of train is None; it must be a string$",
+            "^'text' in row 1 of train is None; it must be a string$",
         ),
         (
             {"label": [0.5, 1.0, 0.0, 1.0]},
             {},
-            r"^column 'label' of train holds float64; it must hold class labels, integers or ",
+            (
+                r"^column 'label' of train holds (double|float64); it must hold "
+                r"class labels, integers or strings$"
+            ),
         ),
         (
             {"label": ["x", None, "x", "y"]},
             {},
-            r"^'label' in row 1 of train is None; it must have a value$",
+            "^'label' in row 1 of train is None; it must have a value$",
         ),
     ],
 )
@@ -172,18 +172,30 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ValueError, match=r"^folders is empty; give at least one folder with <class>/\*\.txt$"
     ):
         text_folders([])
-    with pytest.raises(ValueError, match=r"^folders are .*; each must have another "):
+    with pytest.raises(
+        ValueError,
+        match=r"^folders are .*x, .*x; each must have another name, which is its domain$",
+    ):
         text_folders([x, x])
-    with pytest.raises(ValueError, match=r"^folder '.*nowhere' does not exist; give one with "):
+    with pytest.raises(
+        ValueError,
+        match=r"^folder '.*nowhere' does not exist; give one with <class>/\*\.txt$",
+    ):
         text_folders([x, tmp_path / "nowhere"])
     with pytest.raises(ValueError, match=r"empty has no texts; it must hold <class>/\*\.txt$"):
         text_folders([x, tmp_path / "empty"])
-    with pytest.raises(ValueError, match=r"few/z/bad has 4 texts; it needs 5 or more"):
+    with pytest.raises(
+        ValueError,
+        match=r"bad has 4 texts; it needs 5 or more, because every fifth is a test example$",
+    ):
         text_folders(few)
     write_texts(y, {f"odd/{i}.txt": "odd" for i in range(5)})
     with pytest.raises(
         ValueError,
-        match=(r"^class 'odd' .*"),
+        match=(
+            r"^class 'odd' is not in both .*x and all of .*y; all folders and splits must have "
+            r"the same classes$"
+        ),
     ):
         text_folders([x, y])
     (x / "bad" / "03.txt").write_bytes(b"\xff\xfe\xff")
@@ -204,6 +216,6 @@ def test_a_world_of_texts_takes_a_folder_and_shows_ids_within_its_space(tmp_path
 
 
 @pytest.mark.parametrize("bad", [9, -1])
-def test_levels_bound_the_inputs(bad: int) -> None:
+def test_the_vocabulary_size_bounds_the_token_ids(bad: int) -> None:
     with pytest.raises(ValueError, match=rf"^a token id is {bad}; it must be from 0 to 8$"):
         Examples(np.array([[1, bad]], np.int32), np.array([0]), ("a",), vocabulary_size=9)

@@ -126,35 +126,38 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
 @pytest.mark.parametrize(
     ("train", "arguments", "line"),
     [
-        (Pairs([], []), {}, r"^train holds 0 examples; it needs at least one$"),
+        (Pairs([], []), {}, "^train holds 0 examples; it needs at least one$"),
         (
             Pairs([noise(8, 8), noise(8, 9)], [0, 1]),
             {},
             (
-                r"^picture 1 of train has shape \(8, 9, 1\); it must be \(8, 8, 1\), as "
-                r"the first one of train$"
+                r"^picture 1 of train has shape \(8, 9, 1\); it must be \(8, 8, 1\), as the first "
+                r"one of train$"
             ),
         ),
         (
             Pairs(noise(2, 9, 9), [0, 1]),
             {},
-            r"^picture 0 of test has shape \(8, 8, 1\); it must be \(9, 9, 1\), as the first "
-            r"one of train$",
+            (
+                r"^picture 0 of test has shape \(8, 8, 1\); it must be \(9, 9, 1\), as the first "
+                r"one of train$"
+            ),
         ),
         (
             Pairs(noise(2, 8, 8, 5), [0, 1]),
             {},
             (
-                r"^picture 0 of train has shape \(8, 8, 5\); it must be \(H, W\), \(H, "
-                r"W, C\) or \(C, H, W\), with C in \(1, 3, 4\)$"
+                r"^picture 0 of train has shape \(8, 8, 5\); it must be \(H, W\), \(H, W, C\) or "
+                r"\(C, H, W\), with C in \(1, 3, 4\)$"
             ),
         ),
         (
             Pairs(noise(2, 8), [0, 1]),
             {},
             (
-                r"^picture 0 of train has shape \(8,\); it must be \(H, W\), \(H, W, "
-                r"C\) or \(C, H, W\), with C in \(1, 3, 4\)$"
+                r"^picture 0 of train has shape \(8,\); it must be "
+                r"\(H, W\), \(H, W, C\) or \(C, H, W\), with C in "
+                r"\(1, 3, 4\)$"
             ),
         ),
         (
@@ -170,12 +173,12 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
         (
             Pairs(np.zeros((2, 8, 8), int), [0, 1]),
             {},
-            r"^picture 0 of train has dtype int64; it must be uint8, or floats from 0 to 1$",
+            "^picture 0 of train has dtype int64; it must be uint8, or floats from 0 to 1$",
         ),
         (
             Pairs([Image.new("I;16", (8, 8))], [0]),
             {},
-            r"^picture 0 of train has the mode I;16; it must have 8 bits per channel$",
+            "^picture 0 of train has the mode I;16; it must have 8 bits per channel$",
         ),
         (
             Pairs(noise(2, 8, 8), torch.eye(2)),
@@ -185,7 +188,7 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
         (
             Pairs(noise(2, 8, 8), [0.5, 1.0]),
             {},
-            r"^labels have dtype float64; they must be integers or strings$",
+            "^labels have dtype float64; they must be integers or strings$",
         ),
         (
             Pairs(noise(2, 8, 8), ["0", "1"]),
@@ -195,12 +198,12 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
         (
             Pairs(noise(2, 8, 8), [0, 0]),
             {},
-            r"^label 1 is in the test labels only; every test label must occur in training$",
+            "^label 1 is in the test labels only; every test label must occur in training$",
         ),
         (
             Pairs(noise(2, 8, 8), [0, 2]),
             {"classes": ["a", "b"]},
-            r"^a label is 2; it must be from 0 to 1$",
+            "^a label is 2; it must be from 0 to 1$",
         ),
     ],
 )
