@@ -90,7 +90,7 @@ def test_strategies_that_fit_with_the_task_id_are_not_refused_there(name: str) -
     if {a.name: a.fits for a in advise(Situation(task_id="told"))}[name]:
         learner.attach([STRATEGIES[name]()])
     else:
-        with pytest.raises(ValueError, match=r"allowed|needs|use "):
+        with pytest.raises(ValueError, match=r"needs|use "):
             learner.attach([STRATEGIES[name]()])
 
 
@@ -128,7 +128,7 @@ def test_strategies_that_fit_a_kind_of_world_are_not_refused_there(name: str) ->
             learner.attach([strategy])
             assert learner.strategies == [strategy]
         else:
-            with pytest.raises(ValueError, match=r"allowed|needs|use "):
+            with pytest.raises(ValueError, match=r"needs|use "):
                 learner.attach([strategy])
 
 

@@ -366,7 +366,7 @@ def test_another_optimizer_can_take_over() -> None:
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_cannot_work_is_refused_before_anything_is_touched(name: str) -> None:
     module, optimizer, _, _ = small()
-    with pytest.raises(ValueError, match=r"allowed|use |give |needs "):
+    with pytest.raises(ValueError, match=r"use |give |needs "):
         attach([active(name)], module, optimizer)
     assert not optimizer._optimizer_step_pre_hooks
     assert not module._forward_hooks

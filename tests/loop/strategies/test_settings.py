@@ -61,5 +61,5 @@ def test_every_strategy_with_numbers_or_choices_is_here() -> None:
 @pytest.mark.parametrize(("name", "bad"), CASES, ids=str)
 def test_a_setting_outside_its_range_is_refused(name: str, bad: dict[str, Any]) -> None:
     ((setting, value),) = bad.items()
-    with pytest.raises(ValueError, match=rf"^{setting} is {value!r}[,;] "):
+    with pytest.raises(ValueError, match=rf"^{setting} is {value!r}; "):
         {**STRATEGIES, **PRETRAINING}[name](**bad)
