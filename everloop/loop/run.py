@@ -16,7 +16,14 @@ from everloop.loop.evaluate import returns, scaled, score_metric
 from everloop.loop.learners.learner import Learner
 from everloop.loop.pretraining import Pretraining
 from everloop.loop.results.result import Evaluation, Result
-from everloop.loop.state import declared, generators, load_generators, packed, unpack_into
+from everloop.loop.state import (
+    by_name,
+    declared,
+    generators,
+    load_generators,
+    packed,
+    unpack_into,
+)
 from everloop.loop.strategies import Strategy
 
 
@@ -342,12 +349,7 @@ class Run:
 
     def _callbacks_by_name(self) -> dict[str, Callback]:
         """Return the callbacks by the name of their class. Later ones of a class get a number."""
-        found: dict[str, Callback] = {}
-        for callback in self.callbacks:
-            name = type(callback).__name__
-            count = sum(type(other).__name__ == name for other in found.values())
-            found[f"{name}-{count + 1}" if count else name] = callback
-        return found
+        return by_name((type(callback).__name__, callback) for callback in self.callbacks)
 
     def snapshot(self) -> dict[str, Any]:
         """Return a copy of what has been learned so far, for `rollback`."""

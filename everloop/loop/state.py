@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Stateful:
@@ -69,6 +72,16 @@ def unpack_into(owner: Any, state: Mapping[str, Any]) -> None:
         )
     for name in names:
         setattr(owner, name, _unpacked(getattr(owner, name), state[name]))
+
+
+def by_name(named: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """Return objects by their names. Repeated names get a number, as in "ewc-2"."""
+    found: dict[str, T] = {}
+    counts: Counter[str] = Counter()
+    for name, value in named:
+        counts[name] += 1
+        found[name if counts[name] == 1 else f"{name}-{counts[name]}"] = value
+    return found
 
 
 def generators() -> dict[str, Any]:

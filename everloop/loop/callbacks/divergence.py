@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from everloop.loop.batch import Batch, subsample
+from everloop.loop.learners.accompanied import load_weights
 from everloop.loop.learners.learner import Learner
 from everloop.loop.run import Callback, Run
 from everloop.loop.state import pack
@@ -128,14 +129,14 @@ class Divergence(Callback):
 
 def _restored(task: str, state: Mapping[str, Any], learner: Learner) -> Anchor:
     """Return the anchor of a loaded state, with a network made from the learner's."""
-    network, weights = learner.frozen_copy(), state["weights"]
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
-    if shapes != {name: value.shape for name, value in weights.items()}:
+    network = learner.frozen_copy()
+    try:
+        load_weights(network, state["weights"])
+    except ValueError:
         raise ValueError(
             f"Divergence can't restore the network at the end of {task}, because a strategy has "
             "added weights since; begin the run again"
-        )
-    network.load_state_dict(weights)
+        ) from None
     return Anchor(network, Batch(**state["probe"]), state["outputs"])
 
 

@@ -79,9 +79,9 @@ class SupervisedLearner(Learner):
             self.device.type
         )
         if training.balanced:
-            if not isinstance(self.likelihood, Categorical):
+            if self.classes is None:
                 raise ValueError("balanced is True; it needs one class for each example")
-            self.counts = torch.zeros(self.likelihood.size(), device=self.device)
+            self.counts = torch.zeros(self.classes, device=self.device)
         if training.augment != "none":
             self.images = _images(world)
             if not self.images:

@@ -84,16 +84,8 @@ class Updater:
         self, task_loss: Tensor, fresh: Forward, replayed: Sequence[tuple[Strategy, Forward]]
     ) -> Tensor:
         """Return the loss of one update: the task loss with the strategies' losses."""
-        replayed_by = {id(strategy): stored for strategy, stored in replayed}
-        total, added = task_loss, []
-        for strategy in self.strategies:
-            loss = strategy.loss(fresh, replayed_by.get(id(strategy)), self.model)
-            if loss is None:
-                continue
-            if Effect.REPLACES_LOSS in strategy.effects:
-                total = loss
-            else:
-                added.append(loss)
+        instead, added = self._losses(fresh, replayed)
+        total = task_loss if instead is None else instead
         for loss in added:
             total = total + loss
         return total
@@ -104,13 +96,22 @@ class Updater:
         Returns:
             The losses, and True if they replace the task loss.
         """
-        losses, replaced = [], False
+        instead, added = self._losses(fresh, [])
+        return (added, False) if instead is None else ([instead, *added], True)
+
+    def _losses(
+        self, fresh: Forward, replayed: Sequence[tuple[Strategy, Forward]]
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Return the loss that replaces the task loss, if there is one, and the added losses."""
+        replayed_by = {id(strategy): stored for strategy, stored in replayed}
+        instead, added = None, []
         for strategy in self.strategies:
-            loss = strategy.loss(fresh, None, self.model)
-            if loss is not None:
-                losses.append(loss)
-                replaced |= Effect.REPLACES_LOSS in strategy.effects
-        return losses, replaced
+            loss = strategy.loss(fresh, replayed_by.get(id(strategy)), self.model)
+            if Effect.REPLACES_LOSS in strategy.effects:
+                instead = loss
+            elif loss is not None:
+                added.append(loss)
+        return instead, added
 
     def expect(self, batch: Batch | None) -> None:
         """Set the batch of the next steps that other code calls; None if it is unknown."""

@@ -82,16 +82,19 @@ class Pretraining(ABC):
 
     def note(self, world: World) -> str:
         """Return a note on its number of world steps, which the run does not count."""
-        ids = self.tasks or [task.id for task in world.tasks]
         steps = self.iterations * (self.adaptation_steps + 1) * self.batches * world.num_envs
+        tasks = ", ".join(map(str, self._ids(world)))
         return (
-            f"{self.name} takes {steps} steps on tasks {', '.join(map(str, ids))} before training, "
+            f"{self.name} takes {steps} steps on tasks {tasks} before training, "
             "which are not counted in steps"
         )
 
+    def _ids(self, world: World) -> list[int]:
+        return self.tasks or [task.id for task in world.tasks]
+
     def run(self, learner: Learner) -> None:
         """Meta-train the weights of `learner` in its world."""
-        ids = self.tasks or [task.id for task in learner.world.tasks]
+        ids = self._ids(learner.world)
         for _ in range(self.iterations):
             task = int(self.rng.choice(ids))
             loss = _loss_of_task(learner, task, self.batches, int(self.rng.integers(2**31)))

@@ -39,16 +39,6 @@ class AGEM(Rehearsal):
         examples=True, class_incremental=True, rank={"class": 8, "other": 12}
     )
 
-    def __init__(
-        self,
-        strength: float = 1.0,
-        capacity: int = 1000,
-        batch_size: int = 64,
-        memory: str = "reservoir",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(strength, capacity, batch_size, memory, seed)
-
     def edit_gradients(self, batch: Batch, model: Model) -> None:
         stored = self.draw(model, self.past)
         if stored is None:

@@ -34,7 +34,7 @@ from torch import Tensor
 from everloop.contract import NetworkOutput, Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.state import declared, packed, unpack_into
+from everloop.loop.state import by_name, declared, packed, unpack_into
 
 
 class Forward(NamedTuple):
@@ -274,13 +274,7 @@ def load_states(
 
 
 def _keyed(strategies: Sequence[Strategy]) -> dict[str, Strategy]:
-    """Return the strategies by name. Repeated names get a number, as in "ewc-2"."""
-    names = [type(strategy).name for strategy in strategies]
-    numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]
-    return {
-        name if k == 1 else f"{name}-{k}": s
-        for name, k, s in zip(names, numbers, strategies, strict=True)
-    }
+    return by_name((type(strategy).name, strategy) for strategy in strategies)
 
 
 def check_strength(strength: float, name: str = "strength") -> float:

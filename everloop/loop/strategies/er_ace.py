@@ -47,16 +47,8 @@ class ERACE(Rehearsal):
     )
     state = ("seen",)
 
-    def __init__(
-        self,
-        strength: float = 1.0,
-        capacity: int = 1000,
-        batch_size: int = 64,
-        memory: str = "reservoir",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(strength, capacity, batch_size, memory, seed)
-        self.seen: Tensor | None = None  # bool (P,), classes observed so far
+    seen: Tensor | None = None
+    """Classes observed so far, bool (P,)."""
 
     def check(self, model: Model) -> None:
         check_labels(model, "er_ace", "replay or derpp")

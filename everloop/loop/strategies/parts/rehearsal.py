@@ -57,7 +57,12 @@ class Rehearsal(Strategy):
     """
 
     def __init__(
-        self, strength: float, capacity: int, batch_size: int, memory: str, seed: int
+        self,
+        strength: float = 1.0,
+        capacity: int = 1000,
+        batch_size: int = 64,
+        memory: str = "reservoir",
+        seed: int = 0,
     ) -> None:
         check_range("batch_size", batch_size, 1)
         check_choice("memory", memory, MEMORIES)
