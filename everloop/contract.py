@@ -140,8 +140,8 @@ def check_world(world: Any) -> None:
     missing = [name for name in WORLD if not hasattr(world, name)]
     if missing:
         raise ValueError(
-            f"{type(world).__name__} is no world: it has no {', '.join(missing)}; derive it from "
-            "everloop.envs.TaskVectorEnv, or from everloop.envs.TaskVectorWrapper if it is a "
+            f"{type(world).__name__} is not a world: it has no {', '.join(missing)}; derive it "
+            "from everloop.envs.TaskVectorEnv, or from everloop.envs.TaskVectorWrapper if it is a "
             "wrapper"
         )
 

@@ -29,7 +29,8 @@ LONG_IN = {
     "envs/data": "images texts",
     "loop": "run run_callbacks run_state token_classification two_learners",
     "loop/sb3": "off_policy off_policy_strategies on_policy_strategies",
-    "loop/strategies": "architecture companions hat replay strategy_contract",
+    "loop/strategies": "companions hat replay strategy_contract",
+    "loop/strategies/parts": "per_task",
     "scenarios": "advise arguments check_strategy cli compare compare_command compare_output leaks "
     "many_runs progress reproduce run_folder scenarios streams",
 }

@@ -1,4 +1,4 @@
-"""A backbone with a linear head, in the form that learners call."""
+"""A backbone with one linear head, or one for each task."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from everloop.contract import Output
 
 
 class Classifier(nn.Module):
-    """A backbone and a linear head, for one modality and without memory.
+    """A backbone with one linear head, or one for each task, on one modality and without memory.
 
     Args:
-        backbone: Takes the modality's rows as the world shows them, (R, ...), and returns features
-            (R, size), or (R, L, size) for a prediction per token. `backbone.size` is their number.
-        prediction_size: P, the number of logits per row or token.
+        backbone: Takes the modality's values for R = T * B steps, (R, ...), and returns features
+            (R, size), or (R, L, size) for one prediction per token. `backbone.size` is the number
+            of features.
+        prediction_size: P, the number of logits per step or token.
         modality: Name of the modality.
         tasks: Number of heads. With several, the one-hot modality "cue" selects one.
     """

@@ -318,7 +318,7 @@ class StreamVectorEnv(TaskVectorEnv):
         """
         tasks = len(state["own"]["cursor"])
         if tasks != len(self.tasks):
-            raise ValueError(f"the state is of {tasks} tasks; this world has {len(self.tasks)}")
+            raise ValueError(f"the state has {tasks} tasks; this world has {len(self.tasks)}")
         super().load_state_dict(state)
 
     def _world_state(self) -> dict[str, Any]:

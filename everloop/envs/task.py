@@ -242,7 +242,7 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         """
         if len(state["task"]) != self.num_envs:
             raise ValueError(
-                f"the state is of {len(state['task'])} copies; this world has {self.num_envs}"
+                f"the state has {len(state['task'])} copies; this world has {self.num_envs}"
             )
         self.task, self._elapsed = state["task"].copy(), state["elapsed"].copy()
         self.np_random.bit_generator.state = state["np_random"]

@@ -1,4 +1,4 @@
-"""Vectors of single worlds, with the interface of the natively batched ones."""
+"""Vectors of worlds that step one copy at a time, with the interface of batched worlds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from everloop.contract import Metric, Task
 from everloop.envs.feedback import Feedback, VectorFeedback
 
+# wrappers whose state a reset restores, so that a saved state leaves it out
 STATELESS = OrderEnforcing | PassiveEnvChecker | Feedback
 
 
 class SyncTaskVectorEnv(SyncVectorEnv):
-    """Gymnasium's `SyncVectorEnv` as a world: copies of one single world under SAME_STEP autoreset.
+    """Gymnasium's `SyncVectorEnv` as a world: several copies of one single-copy world.
+
+    The step that ends a copy's episode also resets the copy (SAME_STEP autoreset).
 
     Args:
-        env_fns: One function per copy, which makes it.
+        env_fns: Functions that each make one copy.
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
@@ -34,7 +37,7 @@ class SyncTaskVectorEnv(SyncVectorEnv):
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset as Gymnasium does; `info["task"]` covers all copies, also those not reset."""
+        """Reset as Gymnasium does; `info["task"]` covers all copies, reset or not."""
         # Gymnasium removes the reset mask from the options, which are the caller's own
         own_options = None if options is None else dict(options)
         observation, info = super().reset(seed=seed, options=own_options)
@@ -43,7 +46,11 @@ class SyncTaskVectorEnv(SyncVectorEnv):
         return observation, {**info, "task": self._task.copy(), "_task": every}
 
     def step(self, actions: Any) -> Any:
-        """Step as Gymnasium does; `info` also holds the entries of an episode's last step."""
+        """Step as Gymnasium does.
+
+        For copies whose episode ended, `info` holds the entries of the episode's last step in place
+        of the reset's.
+        """
         observation, rewards, terminated, truncated, info = super().step(actions)
         for key, values in info.get("final_info", {}).items():
             if not key.startswith("_") and f"_{key}" in info["final_info"]:
@@ -65,7 +72,10 @@ class SyncTaskVectorEnv(SyncVectorEnv):
         return count
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Return the states of all copies, which must have been reset; None if one returns none."""
+        """Return the states of all copies.
+
+        None if a copy has no state or an unknown wrapper. Every copy must have been reset before.
+        """
         limits = [_steps_of_limits(env) for env in self.envs]
         copies = [env.get_wrapper_attr("state_dict")() for env in self.envs]
         if None in [*limits, *copies]:
@@ -76,11 +86,11 @@ class SyncTaskVectorEnv(SyncVectorEnv):
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: If it has another number of copies.
+            ValueError: If the state has a different number of copies.
         """
         if len(state["copies"]) != self.num_envs:
             raise ValueError(
-                f"the state is of {len(state['copies'])} copies; this world has {self.num_envs}"
+                f"the state has {len(state['copies'])} copies; this world has {self.num_envs}"
             )
         self._task = state["task"].copy()
         for env, own, steps in zip(self.envs, state["copies"], state["limits"], strict=True):
@@ -116,13 +126,14 @@ def make_vec(
     `SyncTaskVectorEnv`.
 
     Args:
-        env_id: Id as `gym.make` takes it; "module:id" imports the module that registers it.
+        env_id: ID as `gym.make` takes it; "module:id" imports the module that registers it.
         num_envs: Number of copies, 1 or more.
         feedback: Whether to add the previous action and reward as the modality "feedback".
         **parameters: Parameters of the world.
 
     Raises:
-        ValueError: If the id is not registered, or if the environment is no world.
+        ValueError: If the ID is not registered, or if the environment has no `tasks` or does not
+            use SAME_STEP autoreset.
     """
     module, _, name = env_id.rpartition(":")
     try:
@@ -141,14 +152,17 @@ def make_vec(
         with closing(gym.make(name, **parameters)) as probe:
             if not probe.has_wrapper_attr("tasks"):
                 raise ValueError(
-                    f"{env_id!r} is no world: it has no `tasks`; derive it from "
+                    f"{env_id!r} is not a world: it has no `tasks`; derive it from "
                     "everloop.envs.TaskEnv"
                 )
         env = SyncTaskVectorEnv([lambda: gym.make(name, **parameters) for _ in range(num_envs)])
     if not hasattr(env, "tasks"):
         raise ValueError(
-            f"{env_id!r} is no world: it has no `tasks`; derive it from everloop.envs.TaskVectorEnv"
+            f"{env_id!r} is not a world: it has no `tasks`; derive it from "
+            "everloop.envs.TaskVectorEnv"
         )
     if (mode := env.metadata.get("autoreset_mode")) is not AutoresetMode.SAME_STEP:
-        raise ValueError(f"autoreset_mode of {env_id!r} is {mode}; it must be SAME_STEP")
+        raise ValueError(
+            f"autoreset_mode of {env_id!r} is {mode}; set it to AutoresetMode.SAME_STEP"
+        )
     return VectorFeedback(env) if feedback else env

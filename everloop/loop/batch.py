@@ -15,6 +15,7 @@ from torch import Tensor
 
 BFLOAT16 = np.dtype("V2")  # numpy has no bfloat16, so arrays hold its two bytes as they are
 GOLDEN = (5**0.5 - 1) / 2  # the first n multiples modulo 1 are evenly spread for every n
+# optional fields with a leading time axis
 STEPWISE = ("target", "action", "output", "value")
 
 
@@ -23,10 +24,11 @@ class Batch:
     """B examples of T steps. An image is an example of one step, T = 1.
 
     Attributes:
-        obs: Observations as the world showed them, by modality, (T, B, ...).
-        start: bool (T, B), True where an episode begins and the network's memory is reset.
-        target: The training target. In streams labels, int64 (T, B); in control the outputs to
-            imitate, (T, B, P).
+        obs: Observations by modality, (T, B, ...). Images may be augmented.
+        start: bool (T, B), True where the network's recurrent state is reset: at an episode's
+            start, and at the start of a sequence that was cut from an episode.
+        target: The training target. In streams labels, int64 (T, B), or (T, B, L) with a label for
+            each token; in control the outputs to imitate, (T, B, P).
         action: The actions taken, (T, B, ...).
         task: The ID of each example's task, int64 (B,).
         output: The network's prediction when the example was observed, (T, B, P).
@@ -56,7 +58,7 @@ class Batch:
 
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
-        """Return one batch with the examples of all `batches`: observations, starts and targets.
+        """Join the examples of `batches`. Only observations, starts and targets are kept.
 
         Args:
             batches: Batches of the same number of steps T. The targets are joined only if every
@@ -77,7 +79,7 @@ class Batch:
     def sequences(self, length: int) -> Batch:
         """Cut the examples into examples of `length` steps: (T, B) -> (length, T / length * B).
 
-        Each new example begins with an empty memory.
+        Each new example begins with an empty recurrent state.
 
         Raises:
             ValueError: Unless `length` divides T.
@@ -93,13 +95,13 @@ class Batch:
         start[0] = True
         return replace(cut, start=start)
 
-    def _map(self, steps: Any, task: Any) -> Batch:
+    def _map(self, for_steps: Any, for_task: Any) -> Batch:
         rest = {name: getattr(self, name) for name in STEPWISE}
         return Batch(
-            {name: steps(value) for name, value in self.obs.items()},
-            steps(self.start),
-            **{name: None if value is None else steps(value) for name, value in rest.items()},
-            task=None if self.task is None else task(self.task),
+            {name: for_steps(value) for name, value in self.obs.items()},
+            for_steps(self.start),
+            **{name: None if value is None else for_steps(value) for name, value in rest.items()},
+            task=None if self.task is None else for_task(self.task),
         )
 
     def to_items(self) -> dict[str, npt.NDArray[Any]]:
@@ -114,7 +116,7 @@ class Batch:
 
     @classmethod
     def from_items(cls, items: Mapping[str, npt.NDArray[Any]], device: torch.device) -> Batch:
-        """Return the batch on `device` that `to_items` was called on."""
+        """Rebuild, on `device`, the batch from what `to_items` returned."""
 
         def tensor(name: str) -> Tensor | None:
             if name not in items:
@@ -132,8 +134,8 @@ class Batch:
 def subsample(batches: Sequence[Batch], examples: int) -> list[Batch]:
     """Return an evenly spread subsample of the examples in `batches`.
 
-    The examples are divided into as many parts as are wanted, and one is taken from each part. Its
-    position within the part varies: vectorized worlds interleave their copies, so every k-th
+    The examples are cut into `examples` parts of nearly equal size, and one is taken from each. Its
+    position differs from part to part: vectorized worlds interleave their copies, so every k-th
     example might come from the same copy.
 
     Args:

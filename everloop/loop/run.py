@@ -336,7 +336,7 @@ class Run:
         needed = [name for name, callback in callbacks.items() if declared(type(callback))]
         if set(states) != set(needed):
             raise ValueError(
-                f"the state is of the callbacks {', '.join(states) or 'none'}; here are "
+                f"the state belongs to the callbacks {', '.join(states) or 'none'}; here are "
                 f"{', '.join(needed) or 'none'}"
             )
         self.learner.load_state_dict(state["learner"])

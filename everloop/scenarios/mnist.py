@@ -8,7 +8,7 @@ from typing import ClassVar
 from everloop.envs import Permuted, Rotated, TaskSplit
 from everloop.scenarios.images import ImageScenario, SplitImages
 
-NEEDS = 'MNIST: folder "mnist" in EVERLOOP_DATA, or the Hub (ylecun/mnist); extra "data"'
+NEEDS = 'MNIST in EVERLOOP_DATA/mnist or from the Hub (ylecun/mnist); extra "data"'
 
 
 @dataclass
@@ -51,8 +51,8 @@ class RotatedMNIST(ImageScenario):
 
     Args:
         num_tasks: Number of tasks, 1 or more.
-        angle_seed: Seed for drawing the angles from 0 to 180 degrees. By default the angles are
-            equally spaced, from 0 to below 180 degrees.
+        angle_seed: Seed for drawing the angles uniformly from 0 to 180 degrees. By default they
+            are 0, 180 / n, 2 * 180 / n, ... degrees for n tasks.
         angles: Angle of each task in degrees, in place of num_tasks and angle_seed.
     """
 

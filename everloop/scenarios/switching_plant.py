@@ -1,4 +1,4 @@
-"""Control of a plant whose dynamics and target switch, with Stable-Baselines3."""
+"""Control of a simulated plant with Stable-Baselines3; dynamics and target switch by task."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class SwitchingPlant(Scenario):
         task_cue: Show the task ID as a modality of the observation. Otherwise the agent must infer
             the task from the plant's response.
         algorithm: Learning algorithm: ppo or sac. sac empties its replay buffer when a task begins.
-        recurrent: Give the agent a recurrent memory; with one, ppo is RecurrentPPO. By default ppo
-            has one and sac has none. sac does not support true.
+        recurrent: Give the agent a recurrent memory. By default ppo has one (RecurrentPPO). sac has
+            none and can't have one.
         learning_rate: Learning rate of the algorithm, above 0.
         n_epochs: Passes over each rollout, 1 or more (ppo only).
         batch_size: Steps in a minibatch, 2 or more (ppo only).
@@ -40,17 +40,17 @@ class SwitchingPlant(Scenario):
         gamma: Discount factor, from 0 to 1.
         gae_lambda: Lambda of generalized advantage estimation, from 0 to 1 (ppo only).
         gradient_steps: Updates after each step of all copies, 1 or more (sac only).
-        optimizer: Name of a torch optimizer, such as adamw or sgd, or the path of your own. By
-            default Adam. Set its arguments with optimizer.KEY.
+        optimizer: Name of a torch optimizer, such as adamw or sgd, or the import path of your
+            own. By default Adam. Its arguments are the settings optimizer.NAME.
         token_size: Features of each token in the agent, a multiple of 4.
-        hidden_size: Features of the agent's recurrent memory, 1 or more.
+        hidden_size: Features of the agent's recurrent memory, 1 or more (recurrent agents only).
         world_seed: Seed for the plants, 0 or more. By default the run's seed.
     """
 
     name: ClassVar[str] = "switching-plant"
     summary: ClassVar[str] = (
-        "control: a simulated plant with other dynamics and another target in each of 3 tasks; PPO "
-        "or SAC"
+        "control: a simulated plant with different dynamics and targets in each of 3 tasks; PPO or "
+        "SAC"
     )
     strategy_settings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "ewc": {"strength": 1.0},
@@ -91,8 +91,8 @@ class SwitchingPlant(Scenario):
             task_cue=self.task_cue,
             world_seed=world_seed,
         )
-        checked: World = world
-        return checked
+        typed: World = world
+        return typed
 
     def learner(self, world: World, seed: int) -> Learner:
         if not self.learning_rate > 0:
@@ -107,7 +107,7 @@ class SwitchingPlant(Scenario):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
         if self.algorithm == "sac":
             if self.recurrent:
-                raise ValueError("recurrent is True; it must be false or null for sac")
+                raise ValueError("recurrent is True, which sac does not support; leave it out")
             return self._sac(world, seed)
         return self._ppo(world, seed, recurrent=self.recurrent is not False)
 
@@ -180,11 +180,13 @@ class SwitchingPlant(Scenario):
 
     def without_effect(self) -> dict[str, str]:
         if self.algorithm == "sac":
-            return dict.fromkeys(
-                ["n_epochs", "batch_size", "n_steps", "ent_coef", "gae_lambda"],
-                "it is only for algorithm ppo",
-            )
-        return {"gradient_steps": "it is only for algorithm sac"}
+            unused = ["n_epochs", "batch_size", "n_steps", "ent_coef", "gae_lambda"]
+            reasons = dict.fromkeys(unused, "only algorithm ppo uses it")
+        else:
+            reasons = {"gradient_steps": "only algorithm sac uses it"}
+        if self.algorithm == "sac" or self.recurrent is False:
+            reasons["hidden_size"] = "only a recurrent agent uses it"
+        return reasons
 
     def _optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:
         return None if self.optimizer is None else partial(make_optimizer, self.optimizer)

@@ -275,5 +275,5 @@ def test_guesses_of_the_wrong_shape_are_refused_and_skip_no_example(shape: tuple
 def test_a_state_of_another_stream_is_refused() -> None:
     env = ImageStreamVectorEnv(4, DATA)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"^the state is of 4 copies; this world has 3"):
+    with pytest.raises(ValueError, match=r"^the state has 4 copies; this world has 3"):
         ImageStreamVectorEnv(3, DATA).load_state_dict(env.state_dict())

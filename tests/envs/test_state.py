@@ -91,7 +91,7 @@ def test_a_state_of_another_number_of_copies_is_refused_by_both_numbers(name: st
     other = {"plant": PlantVectorEnv(3, **SMALL), "stream": ImageStreamVectorEnv(3)}.get(
         name, SyncTaskVectorEnv([single] * 3)
     )
-    with pytest.raises(ValueError, match="the state is of 4 copies; this world has 3"):
+    with pytest.raises(ValueError, match="the state has 4 copies; this world has 3"):
         other.load_state_dict(state)
 
 

@@ -73,7 +73,7 @@ def test_an_environment_without_tasks_is_refused(env_id: str) -> None:
     """The first one is batched natively, the second one is not."""
     with pytest.raises(
         ValueError,
-        match=f"'{env_id}' is no world: it has no `tasks`; derive it from everloop.envs.Task",
+        match=f"'{env_id}' is not a world: it has no `tasks`; derive it from everloop.envs.Task",
     ):
         make_vec(env_id, 2)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from everloop.agents import Agent
 from everloop.contract import Output
 from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv, TaskVectorWrapper, VectorFeedback
+from everloop.envs.data import from_arrays
 from everloop.loop import (
     Batch,
     Categorical,
@@ -29,6 +30,7 @@ from everloop.loop import (
     SACLearner,
     Strategy,
     SupervisedLearner,
+    Training,
     likelihood_for,
 )
 from everloop.loop.sb3.off_policy import OffPolicyLearner
@@ -87,6 +89,19 @@ def mlp(outputs: int = 10, inputs: int = 64, hidden: int = 6, seed: int = 0) -> 
     ).double()
 
 
+def digit_learner(
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None, balanced: bool = False
+) -> SupervisedLearner:
+    """Two layers on digits in double precision; plain gradient descent unless told otherwise."""
+    module = mlp()
+    parameters = module.parameters()
+    chosen = optimizer(parameters) if optimizer else torch.optim.SGD(parameters, lr=0.05)
+    learner = SupervisedLearner(module, stream(), Training(balanced=balanced), chosen)
+    if learner.counts is not None:
+        learner.counts = learner.counts.double()
+    return learner
+
+
 class FixedLearner(SupervisedLearner):
     """A supervised learner without a world, for hand-made batches."""
 
@@ -114,13 +129,59 @@ class LateReplay(SupervisedLearner):
         return foreign_step(self, loss, batch)
 
 
-class Last(Strategy):
-    """Notes the batch of the last update."""
+class Recorder(Strategy):
+    """Records every observed batch, every update's batch, and the steps and rates then."""
 
-    batch: Batch
+    def __init__(self) -> None:
+        self.observed: list[Batch] = []
+        self.updates: list[Batch] = []
+        self.rates: list[float] = []
+        self.steps: list[int] = []
+
+    def observe(self, batch: Batch, learner: Learner) -> None:
+        self.observed.append(batch)
+        self.steps.append(learner.steps)
 
     def edit_gradients(self, batch: Batch, learner: Learner) -> None:
-        self.batch = batch
+        self.updates.append(batch)
+
+    def after_step(self, batch: Batch, learner: Learner) -> None:
+        self.rates.append(learner.optimizer.param_groups[0]["lr"])
+
+
+class GradientNorms(Strategy):
+    """Records the gradient's norm after the strategies before it have edited it."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
+        norms = [p.grad.norm() for p in learner.module.parameters() if p.grad is not None]
+        self.values.append(float(torch.stack(norms).norm()))
+
+
+class NotANumber(Strategy):
+    """Makes every gradient nan."""
+
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
+        for p in learner.module.parameters():
+            assert p.grad is not None
+            p.grad *= float("nan")
+
+
+def learn_tasks(learner: Learner, tasks: Sequence[int], steps: int = 64, world: Any = None) -> None:
+    """Learn `tasks` one after the other, as a run does, with the strategies that are attached.
+
+    A task ends with a rollout of 8 steps in `world`, or with no examples if there is none.
+    """
+    for k in tasks:
+        task = learner.world.tasks[k]
+        for strategy in learner.strategies:
+            strategy.begin_task(task, learner)
+        learner.learn([k], steps)
+        batches = [] if world is None else [learner.rollout(world, [k], 8, seed=k)]
+        for strategy in learner.strategies:
+            strategy.end_task(task, batches, learner)
 
 
 def update(learner: Learner, batch: Batch) -> float:
@@ -297,6 +358,22 @@ def weights(module: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in module.parameters()]
 
 
+def perturb(module: nn.Module, seed: int, size: float = 0.5) -> None:
+    """Add normal noise of standard deviation `size` to the weights."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p += size * torch.randn(p.shape, generator=g, dtype=p.dtype)
+
+
+def gradients(loss: Tensor | None, module: nn.Module) -> list[Tensor]:
+    """d loss / d weights, 0 where there is none."""
+    assert loss is not None
+    parameters = list(module.parameters())
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
 def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     """Equal to the last bit."""
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
@@ -330,3 +407,10 @@ def rehearsal_loss(strategy: Strategy, learner: Learner) -> Tensor | None:
     if stored is None:
         return None
     return strategy.loss(None, Forward(stored, learner.forward(stored)), learner)
+
+
+def image_stream(height: int, width: int, channels: int) -> ImageStreamVectorEnv:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (24, height, width, channels), dtype=np.uint8)
+    labels = np.arange(24) % 4
+    return ImageStreamVectorEnv(4, from_arrays(images, labels, images, labels), episode_length=5)

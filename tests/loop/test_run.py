@@ -249,6 +249,6 @@ def test_an_environment_that_is_not_a_world_is_refused_and_its_gaps_named() -> N
     learner, evaluation, consolidation = setting("stream")
     with pytest.raises(
         ValueError,
-        match="VectorWrapper is no world: it has no tasks, reference, metric, examples, state_dict",
+        match="VectorWrapper is not a world: it has no tasks, reference, metric, examples",
     ):
         Run(learner, plan(), VectorWrapper(evaluation), consolidation)

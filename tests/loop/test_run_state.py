@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from contract_helpers import STREAM, TOLD_ONLY, active, stream_learner
 from loop_helpers import control_learner, mlp, off_policy_learner, off_policy_world, plant, stream
 from run_helpers import Logged
-from test_strategy_contract import STREAM, TOLD_ONLY, active, stream_learner
 from torch import Tensor
 
 from everloop.loop import (
@@ -127,7 +127,9 @@ def test_the_state_of_a_run_with_other_callbacks_is_refused() -> None:
     run.begin()
     run.advance()
     before = flat(other.snapshot())
-    with pytest.raises(ValueError, match="the state is of the callbacks Divergence; here are none"):
+    with pytest.raises(
+        ValueError, match="the state belongs to the callbacks Divergence; here are none"
+    ):
         other.load_state_dict(run.state_dict())
     assert flat(other.snapshot()) == before
 
@@ -246,13 +248,14 @@ def test_the_state_of_another_network_or_strategy_is_refused() -> None:
     third.begin()
     before = flat(other.snapshot())
     with pytest.raises(
-        ValueError, match="the state is of the strategies ewc, replay; attach these instead of ewc"
+        ValueError,
+        match="the state belongs to the strategies ewc, replay; attach them instead of ewc",
     ):
         other.load_state_dict(run.state_dict())
     state = third.state_dict()
     weights: dict[str, Tensor] = state["learner"]["learned"]["module"]
     weights["another"] = weights.pop(next(iter(weights)))
-    with pytest.raises(ValueError, match="the state is of another network"):
+    with pytest.raises(ValueError, match="the state belongs to another network"):
         other.load_state_dict(state)
     assert flat(other.snapshot()) == before
 

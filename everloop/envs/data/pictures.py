@@ -22,7 +22,7 @@ GREY = {"1", "L", "LA"}
 COLOUR = {"RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}
 CHUNK = 256  # encoded pictures in memory at a time
 SPLITS = ("train", "test")
-FORMAT = "2"  # version of the stored arrays; changing it makes the cache forget older ones
+FORMAT = "2"  # version of the stored arrays; a change makes the cache ignore older ones
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -30,13 +30,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Encoded:
-    """One split whose N pictures are not decoded yet.
+    """The training or the test set, with N pictures that are not decoded yet.
 
     Args:
-        pictures: Starts a pass over the pictures, in order.
-        decode: Turns one of them into a PIL image of any mode. Any error means that the picture
-            cannot be read.
-        where: Names the picture at a position, for errors.
+        pictures: Function that returns an iterator over the pictures, in order.
+        decode: Function from one of them to a PIL image of any mode. Any error means that the
+            picture cannot be read.
+        where: Function from a position to the picture's name, for error messages.
         labels: Indices into the classes, int64 (N,).
         columns: Column name -> N strings.
     """
@@ -51,7 +51,7 @@ class Encoded:
         """Decode `source`, the picture at `position`, into a PIL image.
 
         Raises:
-            ValueError: If it cannot be read or has more than 8 bits per channel.
+            ValueError: If it cannot be read, or if its mode is not in `GREY` or `COLOUR`.
         """
         try:
             picture = self.decode(source)
@@ -61,14 +61,13 @@ class Encoded:
             ) from error
         if picture.mode not in GREY | COLOUR:
             raise ValueError(
-                f"{self.where(position)} has the mode {picture.mode}; it must have 8 bits per "
-                "channel"
+                f"{self.where(position)} has the mode {picture.mode}; convert it to L or RGB"
             )
         return picture
 
 
 class Coloured(Exception):
-    """A picture has three channels, although all were assumed to have one."""
+    """A picture has a colour mode, although all were assumed to be grey."""
 
 
 def checked_size(size: Sequence[int] | None) -> Size | None:
@@ -89,7 +88,8 @@ def decoded(
 ) -> tuple[Examples, Examples]:
     """Return train and test examples from the cache, which is filled if necessary.
 
-    The images have one channel if all pictures are grey, else three. Transparency is dropped. With
+    The images have one channel if the mode of every picture is grey (1, L or LA), else three.
+    Transparency is dropped. With
     a `size` each picture is scaled until it just covers that size, and cropped about its centre.
 
     Args:
@@ -126,7 +126,7 @@ def _write(folder: Path, splits: Mapping[str, Encoded], size: Size | None, mode:
     """Decode all pictures, in order, directly into the files.
 
     Raises:
-        Coloured: If a picture has more channels than `mode`.
+        Coloured: If `mode` is "L" and a picture has a colour mode.
     """
     train = splits["train"]
     shape = size or train.picture(0, next(iter(train.pictures()))).size[::-1]
@@ -149,8 +149,8 @@ def _fill(images: Array, encoded: Encoded, resize: bool, mode: str) -> None:
             raise Coloured
         if picture.size != (width, height) and not resize:
             raise ValueError(
-                f"{encoded.where(position)} has size {picture.size[::-1]} and the first picture "
-                f"{(height, width)}; give a size to scale them to"
+                f"{encoded.where(position)} has size {picture.size[::-1]} but the first picture "
+                f"has size {(height, width)}; set `size` to scale all pictures to it"
             )
         images[position] = pixels(picture, mode, (height, width))
 
@@ -170,7 +170,7 @@ def pixels(picture: Any, mode: str, size: Size) -> Array:
         size: (H, W), to which the image is scaled and cropped.
     """
     if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # Pillow warns when it converts such a one directly
+        picture = picture.convert("RGBA")  # Pillow warns when it converts such an image directly
     if picture.mode != mode:
         picture = picture.convert(mode)
     if picture.size != size[::-1]:

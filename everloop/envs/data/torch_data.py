@@ -88,7 +88,7 @@ def _picture(picture: Any, where: str) -> Array:
     if hasattr(picture, "convert"):  # a PIL image
         if picture.mode not in GREY | COLOUR:
             raise ValueError(
-                f"{where} has the mode {picture.mode}; it must have 8 bits per channel"
+                f"{where} has the mode {picture.mode}; convert it to L or RGB"
             )
         return pixels(picture, "L" if picture.mode in GREY else "RGB", picture.size[::-1])
     tensor = hasattr(picture, "numpy")

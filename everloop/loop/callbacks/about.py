@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from everloop.contract import RETURN
-from everloop.loop.callbacks.curves import change, curve
+from everloop.loop.callbacks.curves import change_unit, curve
 from everloop.loop.callbacks.events import Setting
 from everloop.loop.results.figures import heading, quantity
 from everloop.loop.results.result import Result
@@ -90,7 +90,7 @@ def about(result: Result, settings: Mapping[str, Setting], command: str) -> str:
 
 def _curves(result: Result) -> list[tuple[str, str]]:
     """Return the tag and the meaning of each curve."""
-    unit, difference = quantity(result.metric), change(result.metric)
+    unit, difference = quantity(result.metric), change_unit(result.metric)
     meanings = [(k, v, unit) for k, v in SCORES.items()]
     meanings += [(k, v, difference) for k, v in CHANGES.items()]
     average = curve("average", result, "score"), curve("average", result, "forgetting")

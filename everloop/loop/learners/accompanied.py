@@ -104,7 +104,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
     if wrong:
         raise ValueError(
-            f"the state is of another network: {', '.join(wrong[:3])} "
+            f"the state belongs to another network: {', '.join(wrong[:3])} "
             f"differ{'s' if len(wrong) == 1 else ''}; build the network with the same settings"
         )
     module.load_state_dict(weights)

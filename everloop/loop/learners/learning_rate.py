@@ -1,4 +1,4 @@
-"""Schedules of the learning rate within a task."""
+"""Schedules of the learning rate."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 
 from everloop.loop.state import Stateful
 
-PATIENCE = 5  # average losses without a new minimum before the rate is halved
+PATIENCE = 5  # average losses without a clear new minimum; the next one halves the rate
 
 
 class LearningRate(Stateful):
     """The learning rates of an optimizer. The base class keeps them constant.
 
     Args:
-        optimizer: Its parameter groups hold the full learning rates.
+        optimizer: The optimizer. Its learning rates at this moment become the full rates.
     """
 
     state: ClassVar[tuple[str, ...]] = ("full",)
@@ -25,13 +25,13 @@ class LearningRate(Stateful):
         self.full = [float(group["lr"]) for group in optimizer.param_groups]
 
     def begin(self, updates: int) -> None:
-        """Called when a task of `updates` updates begins."""
+        """Called when a phase begins. `updates` is the number of calls of `next` in it."""
 
     def average(self, loss: float) -> None:
-        """Called now and then with the average loss of the latest updates."""
+        """Called about every 20 updates and at a phase's end, with the mean loss since then."""
 
     def next(self) -> None:
-        """Called before each update."""
+        """Called for each batch before its optimizer step, also if several batches share a step."""
 
     def scale(self, factor: float) -> None:
         """Set the rate of every group to `factor` times its full rate."""
@@ -40,9 +40,9 @@ class LearningRate(Stateful):
 
 
 class Cosine(LearningRate):
-    """A cosine from the full rate to 0 over each task.
+    """A cosine from the full rate to 0 over each phase.
 
-        rate = full * (1 + cos(pi t / n)) / 2   at update t of n
+        rate = full * (1 + cos(pi t / n)) / 2   at call t of n
 
     Loshchilov & Hutter 2017, eq. 5.
     """
@@ -59,9 +59,10 @@ class Cosine(LearningRate):
 
 
 class Plateau(LearningRate):
-    """Halves the rate when the loss stops falling; a task begins with the full rate.
+    """Halves the rate when the loss stops falling; a phase begins with the full rate.
 
-    The loss has stopped falling after `PATIENCE` averages without a new minimum.
+    It halves the rate at the average after `PATIENCE` averages without a clear new minimum (one
+    that is lower by at least 0.01 %).
     """
 
     state = ("halving",)
@@ -87,17 +88,18 @@ class Plateau(LearningRate):
 class DriftAdaptive(Plateau):
     """Halves the rate like `Plateau`, but returns to the full rate when the average loss rises.
 
-    It needs no task boundaries. River's Page-Hinkley test (Page 1954) detects the rise.
+    It needs no task boundaries. The Page-Hinkley test (Page 1954) of the package river detects the
+    rise.
 
     Raises:
-        ImportError: If river is not installed. The message names the extra.
+        ImportError: If river is not installed. The message says how to install it.
     """
 
-    state = ("heard",)
+    state = ("losses",)
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(optimizer)
-        self.heard: list[float] = []  # average losses since the last drift
+        self.losses: list[float] = []  # average losses since the last drift
         self._new_detector()
 
     def _new_detector(self) -> None:
@@ -110,7 +112,7 @@ class DriftAdaptive(Plateau):
             ) from None
         detector: Any = PageHinkley(min_instances=5, delta=0.05, threshold=1.0, mode="up")
         self.detector = detector
-        for loss in self.heard:
+        for loss in self.losses:
             self.detector.update(loss)
 
     def _restored(self) -> None:
@@ -120,10 +122,10 @@ class DriftAdaptive(Plateau):
         """Do nothing, because this schedule ignores task boundaries."""
 
     def average(self, loss: float) -> None:
-        self.heard.append(loss)
+        self.losses.append(loss)
         self.detector.update(loss)
         if self.detector.drift_detected:
-            self.heard = []
+            self.losses = []
             self._new_detector()
             self.restart()
         else:
@@ -131,4 +133,4 @@ class DriftAdaptive(Plateau):
 
 
 RATES = {"constant": LearningRate, "cosine": Cosine, "plateau": Plateau, "drift": DriftAdaptive}
-"""Schedules by the name of the option `rate`."""
+"""Schedules by the value of the option `rate`."""

@@ -14,7 +14,8 @@ from everloop.loop.memory.store import Rows
 class Reservoir(Memory):
     """Reservoir sampling (Vitter 1985, algorithm R).
 
-    Offer n is kept with probability min(1, capacity / n).
+    The n-th example offered is stored with probability min(1, capacity / n). A later one may
+    overwrite it.
     """
 
     def reserve(
@@ -35,10 +36,10 @@ class Reservoir(Memory):
         return kept[::-1][last], rows
 
     def _reserve_one(self) -> Kept:
-        """Do the same without intermediate arrays, for worlds that give one example at a time."""
+        """Reserve for one offer, with the same draws but without the arrays of the general case."""
         drawn = int(self.rng.integers(0, self.offered + 1))
         slot = self.offered if self.offered < self.capacity else drawn
         self.offered += 1
         self.size = min(self.offered, self.capacity)
-        kept = np.zeros(int(slot < self.capacity), np.int64)
+        kept = np.zeros(int(slot < self.capacity), np.int64)  # offer 0, or none
         return kept, kept + slot

@@ -1,24 +1,35 @@
 """The contract of a strategy: its hooks, and when each is called.
 
-One update on a stream, with every hook at the point where it is called:
+A stream is a sequence of batches of labelled examples; control is reinforcement learning. The task
+loss is the loss without any strategy. One update on a stream calls every hook at these points (each
+hook also gets the model as its last argument):
 
-    stored    = strategy.recall(model)                  stored examples to replay
-    output, replayed = network(fresh batch, stored)     one forward pass for all of them
-    strategy.observe(fresh batch)                       memories store the fresh batch
-    loss      = task_loss(output)
-    loss     += strategy.loss(fresh, replayed)          or loss = ..., with REPLACES_LOSS
+    stored    = strategy.recall()                       stored examples to replay, or None
+    output, replayed = network(batch, stored)           one forward pass for all of them
+    strategy.observe(batch)                             memories store the batch
+    loss      = task_loss(output), or the loss of the one strategy that replaces it
+    loss     += strategy.loss(fresh, replayed)          for all other strategies
     loss.backward()
-    strategy.edit_gradients(batch)                      penalties, projections
+    strategy.edit_gradients(batch)                      e.g. project the gradient
     clip the gradient
     optimizer.step()
-    strategy.after_step(batch)                          strategies in reverse order
+    strategy.after_step(batch)                          in reverse order of the strategies
+
+`fresh` is the batch with its output, and `replayed` what this strategy recalled, with its output.
+The first strategy in the list is the last in `after_step`, so it has the last word on the weights.
 
 `check` is called before training, `begin_task` before a task's first update, and `end_task` after
-its last one. `view` gives the context of each evaluation.
+its last one. Each evaluation of a task runs inside the context that `view` returns.
 
 In control, and in a user's own training loop, other code computes the task loss and steps the
-optimizer. There `loss` is called twice per update: with the fresh batch after the forward pass, and
-with the replayed examples just before `edit_gradients`.
+optimizer. There the order is:
+
+    strategy.observe(experience)                        once, as soon as it has arrived
+    strategy.loss(fresh, None)                          in each forward pass of a batch
+    the other code's loss.backward() and optimizer.step(), and inside this step:
+        stored = strategy.recall()
+        strategy.loss(None, replayed)                   in a forward pass of its own
+        strategy.edit_gradients(batch), clip, step, strategy.after_step(batch)
 """
 
 from __future__ import annotations
@@ -62,20 +73,21 @@ CONFLICTS = {
     (Effect.RESETS_WEIGHTS, Effect.DIVIDES_WEIGHTS),
     (Effect.RESETS_WEIGHTS, Effect.FREEZES_WEIGHTS),
 }
-"""Pairs of effects that two strategies can't have together."""
+"""Effects that can't be combined: one strategy has the first, another one the second."""
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a strategy requires and where it helps. `everloop advise` uses it.
+    """What a strategy requires and where it helps, as `everloop advise` uses it.
 
     Args:
         boundaries: True if it needs to know where tasks begin and end.
         examples: True if it stores examples.
-        copies: Numbers that it stores for each weight of the network, 0 or more.
-        grows: True if it stores that many for every task.
+        copies: How many numbers it stores per weight of the network, 0 or more.
+        grows: True if it stores `copies` numbers per weight for every task.
         task_id: True if it needs the task ID in evaluation.
-        one_head: True if it works only where the task ID is unavailable in evaluation.
+        one_head: True if it works with a single head for all classes only, and so without a task ID
+            in evaluation.
         class_incremental: True if it helps where every task brings new classes and the task ID is
             unavailable.
         streams: True if it works on labelled streams.
@@ -83,12 +95,15 @@ class Traits:
         several_passes: True if it is meant for tasks whose examples are seen more than once.
         network: The architecture that it requires; empty for any architecture.
         plasticity: True if it preserves the network's ability to learn, rather than past tasks.
-        without_task_id: Settings with which it needs no task ID and stores nothing per task.
-        without_boundaries: Settings with which it does not need to know where tasks begin and end.
-        rank: Its rank, from 1 for the best, in published comparisons: in "control" (Wolczyk et al.
-            2021, 2022; Rolnick et al. 2019), in "class"-incremental streams (van de Ven et al.
-            2022, table 2; Buzzega et al. 2020; Caccia et al. 2022) and in "other" streams (van de
-            Ven et al. 2022; Serra et al. 2018, table 1).
+        without_task_id: Its settings, name -> value, with which it needs no task ID and stores
+            nothing per task.
+        without_boundaries: Its settings, name -> value, with which it does not need to know where
+            tasks begin and end.
+        rank: Its rank in published comparisons, 1 for the best, by the kind of world.
+            "control": Wolczyk et al. 2021, 2022; Rolnick et al. 2019.
+            "class", class-incremental streams: van de Ven et al. 2022, table 2; Buzzega et al.
+            2020; Caccia et al. 2022.
+            "other", other streams: van de Ven et al. 2022; Serra et al. 2018, table 1.
     """
 
     boundaries: bool = True
@@ -160,8 +175,8 @@ class Strategy:
     def recall(self, model: Model) -> Batch | None:
         """Return stored examples to replay in the next update, or None.
 
-        In streams they share one forward pass with the fresh batch. They are drawn before the fresh
-        batch is stored.
+        In streams they share one forward pass with the fresh batch, and the first update on a batch
+        draws them before the batch is stored. Elsewhere they are drawn after `observe`.
         """
         return None
 
@@ -169,14 +184,16 @@ class Strategy:
         """Return a scalar to add to the task loss, or None.
 
         With `Effect.REPLACES_LOSS`, the loss of the fresh batch replaces the task loss, unless it
-        is None. A loss without a graph has no gradient, and only changes the reported loss.
+        is None; what other strategies return is added to it. If a loss does not depend on the
+        weights, an added one only changes the reported loss, and a replacing one leaves a zero
+        gradient.
 
         Args:
-            fresh: The fresh batch with its output, or None. If another library computes the task
-                loss, the output consists of leaf tensors. Their gradient is added to the gradient
-                of that library's loss.
-            replayed: The examples that `recall` returned with their output, or None. In streams
-                both arguments are given in one call, elsewhere in separate calls.
+            fresh: The fresh batch with its output, or None. If other code computes the task loss,
+                the output is detached from the network. The gradient of the returned loss with
+                respect to it is then added to the gradient of that code's loss.
+            replayed: The examples that this strategy recalled, with their output, or None. In
+                streams both arguments are given in one call, elsewhere in separate calls.
             model: The model that is updated.
         """
         return None
@@ -187,27 +204,43 @@ class Strategy:
         Called after the backward pass and before clipping.
 
         Args:
-            batch: The fresh batch of the update.
+            batch: The batch that the task loss was computed on: in streams the augmented one, in
+                control a minibatch. Of several batches that share one step, the last one.
             model: The model that is updated.
         """
 
     def after_step(self, batch: Batch, model: Model) -> None:
-        """Called after the optimizer's step, in reverse order of the strategies."""
+        """Called after the optimizer's step, with the same batch as `edit_gradients`.
+
+        The strategies are called in reverse order.
+        """
 
     def observe(self, batch: Batch, model: Model) -> None:
-        """Called once for each fresh batch. Memories store examples here."""
+        """Called once with the examples that have just arrived, before they are augmented.
+
+        Memories store examples here.
+        """
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        """Called after the last update of `task`, with batches of its examples."""
+        """Called when `task` ends, or when a boundary is declared.
+
+        Args:
+            task: The task.
+            batches: A sample of the task's examples.
+            model: The model after the task's last update.
+        """
 
     def view(self, task: Task, model: Model) -> AbstractContextManager[None]:
-        """Return a context in which the network is prepared for evaluating `task`."""
+        """Return a context manager; inside it the network is set up to evaluate `task`.
+
+        It may, for example, select the task's mask or adapter.
+        """
         return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the attributes named in `state`.
 
-        A resumed run needs them besides the network and the optimizer.
+        A resumed run needs them in addition to the network and the optimizer.
         """
         return packed(self, declared(type(self)))
 
@@ -261,12 +294,13 @@ def load_states(
         model: The model of the strategies.
 
     Raises:
-        ValueError: If the states belong to other strategies. Nothing has changed then.
+        ValueError: If the states belong to other strategies; nothing has changed then. Also if one
+            state does not fit its strategy; the strategies before it have been restored then.
     """
     keyed = _keyed(strategies)
     if set(keyed) != set(states):
         raise ValueError(
-            f"the state is of the strategies {', '.join(states) or 'none'}; attach these "
+            f"the state belongs to the strategies {', '.join(states) or 'none'}; attach them "
             f"instead of {', '.join(keyed) or 'none'}"
         )
     for key, strategy in keyed.items():
@@ -293,9 +327,9 @@ def check_new_weights(model: Model, strategy: str) -> None:
 
 
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raise ValueError unless `value` is in [low, high]."""
+    """Raise ValueError unless `value` is finite and in [low, high]."""
     if not low <= value <= high or value == float("inf"):
-        allowed = f"{low} or more" if high == float("inf") else f"from {low} to {high}"
+        allowed = f"finite and {low} or more" if high == float("inf") else f"from {low} to {high}"
         raise ValueError(f"{name} is {value}; it must be {allowed}")
 
 

@@ -270,7 +270,7 @@ UNEVEN = [png(noise(8, 8)), png(noise(8, 8)), png(noise(9, 8)), png(noise(7, 8))
         (
             {"image": DEEP},
             {},
-            ("^row 0 of train has the mode I;16; it must have 8 bits per channel$"),
+            ("^row 0 of train has the mode I;16; convert it to L or RGB$"),
         ),
         (
             {"image": UNEVEN},

@@ -178,7 +178,7 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
         (
             Pairs([Image.new("I;16", (8, 8))], [0]),
             {},
-            "^picture 0 of train has the mode I;16; it must have 8 bits per channel$",
+            "^picture 0 of train has the mode I;16; convert it to L or RGB$",
         ),
         (
             Pairs(noise(2, 8, 8), torch.eye(2)),

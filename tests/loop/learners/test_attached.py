@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contract_helpers import CONTROL_ONLY, NETWORKS, STREAM, TOLD_ONLY, active
 from loop_helpers import LateReplay, distance, mlp, same, stream, weights
-from test_strategy_contract import CONTROL_ONLY, NETWORKS, STREAM, TOLD_ONLY, active
 from torch import Tensor, nn
 
 from everloop.loop import (
@@ -34,7 +34,7 @@ NAMES = sorted(set(STREAM) - REFUSED)
 Examples = tuple[Tensor, Tensor]
 
 
-class Recorder(Strategy):
+class ExampleRecorder(Strategy):
     """Notes what is learned from, and what a task's end brings."""
 
     def __init__(self) -> None:
@@ -66,8 +66,8 @@ class Pixels(nn.Module):
         return result
 
 
-def our_loop(strategy: Strategy, sgd: bool) -> tuple[list[Tensor], Recorder]:
-    module, recorder = mlp(hidden=12), Recorder()
+def our_loop(strategy: Strategy, sgd: bool) -> tuple[list[Tensor], ExampleRecorder]:
+    module, recorder = mlp(hidden=12), ExampleRecorder()
     learner = LateReplay(module, stream(), optimizer=optimizer_of(module, sgd))
     learner.attach([strategy, recorder])
     for task in range(3):
@@ -90,7 +90,7 @@ def optimizer_of(module: nn.Module, sgd: bool) -> torch.optim.Optimizer:
 
 
 def foreign_loop(
-    strategy: Strategy, sgd: bool, told: Recorder, step: Callable[..., None]
+    strategy: Strategy, sgd: bool, told: ExampleRecorder, step: Callable[..., None]
 ) -> list[Tensor]:
     module = Pixels(mlp(hidden=12).layers)
     optimizer = optimizer_of(module, sgd)
@@ -104,7 +104,7 @@ def foreign_loop(
     return weights(module)
 
 
-def by_hand(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+def by_steps(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
     optimizer.zero_grad()
     nn.functional.cross_entropy(module(x), y).backward()
     optimizer.step()
@@ -129,16 +129,16 @@ def test_a_hand_written_loop_ends_at_the_same_weights_as_our_learner(name: str, 
     numbers too.
     """
     ours, told = our_loop(active(name), sgd)
-    theirs = foreign_loop(active(name), sgd, told, by_hand)
+    theirs = foreign_loop(active(name), sgd, told, by_steps)
     assert distance(theirs, ours) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["ewc", "replay", "lwf", "agem", "si"])
 def test_a_closure_given_to_the_optimizer_makes_no_difference(name: str) -> None:
-    _, told = our_loop(Recorder(), True)
+    _, told = our_loop(ExampleRecorder(), True)
     assert same(
         foreign_loop(active(name), False, told, by_closure),
-        foreign_loop(active(name), False, told, by_hand),
+        foreign_loop(active(name), False, told, by_steps),
     )
 
 
@@ -158,7 +158,7 @@ def test_a_detached_loop_is_plain_again_and_an_unattached_copy_always_was() -> N
     loop = attach([EWC(100.0), LwF()], module, optimizer)
     loop.begin_task(0)
     loop.observe(x, y)
-    by_hand(module, optimizer, x, y)
+    by_steps(module, optimizer, x, y)
     loop.end_task([(x, y)])
     copied = loop.frozen_copy()
     assert not copied._forward_hooks
@@ -167,8 +167,8 @@ def test_a_detached_loop_is_plain_again_and_an_unattached_copy_always_was() -> N
     loop.detach()
     plain = copy.deepcopy(module)
     plain_optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
-    by_hand(module, optimizer, x, y)
-    by_hand(plain, plain_optimizer, x, y)
+    by_steps(module, optimizer, x, y)
+    by_steps(plain, plain_optimizer, x, y)
     assert same(weights(module), weights(plain))
 
 
@@ -210,7 +210,7 @@ def test_a_restored_state_goes_on_bit_for_bit() -> None:
         loop.begin_task(0)
         for _ in range(5):
             loop.observe(x, y)
-            by_hand(module, optimizer, x, y)
+            by_steps(module, optimizer, x, y)
         loop.end_task([(x, y)])
         if restore:
             state = copy.deepcopy(loop.state_dict())
@@ -222,7 +222,7 @@ def test_a_restored_state_goes_on_bit_for_bit() -> None:
         loop.begin_task(1)
         for _ in range(5):
             loop.observe(x + 1, y)
-            by_hand(module, optimizer, x + 1, y)
+            by_steps(module, optimizer, x + 1, y)
         loop.end_task([(x + 1, y)])
         return weights(module)
 
@@ -235,7 +235,7 @@ def test_states_find_their_strategies_by_name_whatever_the_order() -> None:
         loop = attach(strategies, module, optimizer)
         loop.begin_task(0)
         loop.observe(x, y)
-        by_hand(module, optimizer, x, y)
+        by_steps(module, optimizer, x, y)
         loop.end_task([(x, y)])
         return loop
 
@@ -255,14 +255,14 @@ def test_a_restored_state_gives_a_module_made_anew_its_adapters_back() -> None:
         for task in range(2):
             loop.begin_task(task)
             loop.observe(x + task, y)
-            by_hand(module, optimizer, x + task, y)
+            by_steps(module, optimizer, x + task, y)
             loop.end_task([(x + task, y)])
         loop.begin_task(2)
         loop.observe(x + 2, y)
-        by_hand(module, optimizer, x + 2, y)
+        by_steps(module, optimizer, x + 2, y)
         if anew:
             states = copy.deepcopy((loop.state_dict(), module.state_dict(), optimizer.state_dict()))
-            by_hand(module, optimizer, x, y)
+            by_steps(module, optimizer, x, y)
             module, optimizer, *_ = small()
             loop = attach([LoRA(rank=2, adapters="online")], module, optimizer)
             loop.load_state_dict(states[0])
@@ -270,7 +270,7 @@ def test_a_restored_state_gives_a_module_made_anew_its_adapters_back() -> None:
             optimizer.load_state_dict(states[2])
         for _ in range(3):
             loop.observe(x + 2, y)
-            by_hand(module, optimizer, x + 2, y)
+            by_steps(module, optimizer, x + 2, y)
         loop.end_task([(x + 2, y)])
         return weights(module)
 
@@ -304,7 +304,7 @@ def test_the_gradient_is_clipped_after_the_strategies() -> None:
     loop = attach([EWC(1e4)], module, optimizer, max_grad_norm=0.5)
     loop.begin_task(0)
     loop.observe(x, y)
-    by_hand(module, optimizer, x, y)
+    by_steps(module, optimizer, x, y)
     loop.end_task([(x, y)])
     with torch.no_grad():
         for p in module.parameters():
@@ -312,7 +312,7 @@ def test_the_gradient_is_clipped_after_the_strategies() -> None:
     before = weights(module)
     loop.begin_task(1)
     loop.observe(x, y)
-    by_hand(module, optimizer, x, y)
+    by_steps(module, optimizer, x, y)
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, weights(module), strict=True)])
     assert float(moved.norm()) == pytest.approx(0.1 * 0.5, rel=1e-4)
 
@@ -342,7 +342,7 @@ def test_another_optimizer_can_take_over() -> None:
     loop = attach([ewc], module, optimizer)
     loop.begin_task(0)
     loop.observe(x, y)
-    by_hand(module, optimizer, x, y)
+    by_steps(module, optimizer, x, y)
     loop.end_task([(x, y)])
     second = torch.optim.SGD(module.parameters(), lr=0.1)
     loop.move_to(second)
@@ -354,7 +354,7 @@ def test_another_optimizer_can_take_over() -> None:
     for hooks in (twin._forward_hooks, twin._forward_pre_hooks):
         hooks.clear()
     loop.observe(x, y)
-    by_hand(module, second, x, y)
+    by_steps(module, second, x, y)
     nn.functional.cross_entropy(twin(x), y).backward()
     pulls = zip(
         twin.parameters(), ewc.penalty.precision.values(), ewc.penalty.anchor.values(), strict=True

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import FlatNet, mlp, stream
+from loop_helpers import FlatNet, Recorder, mlp, stream
 from torch import Tensor, nn
 
 from everloop.envs import Examples, TextStreamVectorEnv
@@ -19,10 +19,8 @@ from everloop.loop import (
     DER,
     GEM,
     Batch,
-    Learner,
     LwF,
     Replay,
-    Strategy,
     SupervisedLearner,
     Training,
 )
@@ -94,41 +92,26 @@ def unchanged(batch: Batch, images: set[bytes]) -> list[bool]:
     return [bytes(image.flatten().tolist()) in images for image in batch.obs["image"][0]]
 
 
-class Watch(Strategy):
-    """Records the batches that are observed, and those that are learned from."""
-
-    def __init__(self) -> None:
-        self.observed: list[Batch] = []
-        self.learned: list[Batch] = []
-
-    def observe(self, batch: Batch, learner: Learner) -> None:
-        self.observed.append(batch)
-
-    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
-        assert batch is not None
-        self.learned.append(batch)
-
-
 def test_the_network_gets_augmented_images_and_strategies_observe_originals() -> None:
     learner, watch = (
         SupervisedLearner(mlp(), stream(), Training(augment="crop_flip", updates_per_batch=2)),
-        Watch(),
+        Recorder(),
     )
     learner.attach([watch])
     learner.learn([0], 32)
     plain = SupervisedLearner(mlp(), stream(), Training())
-    witness = Watch()
+    witness = Recorder()
     plain.attach([witness])
     plain.learn([0], 32)
     for observed, original in zip(watch.observed, witness.observed, strict=True):
         assert torch.equal(observed.obs["image"], original.obs["image"])
-    for i, batch in enumerate(watch.learned):
+    for i, batch in enumerate(watch.updates):
         for image, view in zip(
             watch.observed[i // 2].obs["image"][0], batch.obs["image"][0], strict=True
         ):
             assert (views(image) == view).flatten(1).all(1).any()
         assert not torch.equal(batch.obs["image"], watch.observed[i // 2].obs["image"])
-    assert not torch.equal(watch.learned[0].obs["image"], watch.learned[1].obs["image"])
+    assert not torch.equal(watch.updates[0].obs["image"], watch.updates[1].obs["image"])
 
 
 REHEARSING: dict[str, Callable[[], Any]] = {
@@ -144,7 +127,7 @@ def test_memories_store_originals_and_augment_them_at_each_draw(name: str) -> No
     learner, strategy, watch = (
         SupervisedLearner(mlp(), stream(), Training(augment="crop_flip")),
         REHEARSING[name](),
-        Watch(),
+        Recorder(),
     )
     learner.attach([strategy, watch])
     learner.learn([0], 64)

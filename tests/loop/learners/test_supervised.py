@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from loop_helpers import FlatNet, agent, mlp, plant, same, stream, weights
+from loop_helpers import FlatNet, Recorder, agent, mlp, plant, same, stream, weights
 from torch import Tensor, nn
 
 from everloop.envs import SyncTaskVectorEnv
-from everloop.loop import Batch, Learner, NotFiniteError, Strategy, SupervisedLearner, Training
+from everloop.loop import (
+    Batch,
+    NotFiniteError,
+    SupervisedLearner,
+    Training,
+)
 
 
-class Seen(Strategy):
-    """Keeps every fresh batch."""
-
-    def __init__(self) -> None:
-        self.batches: list[Batch] = []
-
-    def observe(self, batch: Batch, learner: Learner) -> None:
-        self.batches.append(batch)
-
-
-def digit_learner(**kwargs: object) -> SupervisedLearner:
+def agent_learner(**kwargs: object) -> SupervisedLearner:
     world = stream()
     torch.manual_seed(0)
     return SupervisedLearner(
@@ -36,7 +32,7 @@ def digit_learner(**kwargs: object) -> SupervisedLearner:
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_last_bit() -> None:
-    a, b = digit_learner(), digit_learner()
+    a, b = agent_learner(), agent_learner()
     start = weights(a.module)
     for learner in (a, b):
         for task in (0, 1):
@@ -47,7 +43,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit() -> None:
 
 def test_it_is_adam_on_the_cross_entropy_of_each_batch_as_it_comes() -> None:
     """Bit for bit the loop that anybody would write by hand."""
-    learner, plain = digit_learner(training=Training(3e-3)), digit_learner()
+    learner, plain = agent_learner(training=Training(3e-3)), agent_learner()
     optimizer = torch.optim.Adam(plain.module.parameters(), lr=3e-3, fused=True)
     learner.learn([2], 80)
     obs, _ = plain.world.reset(options={"task": 2})
@@ -66,7 +62,7 @@ def test_it_is_adam_on_the_cross_entropy_of_each_batch_as_it_comes() -> None:
 
 def test_the_guess_comes_from_the_forward_that_is_learned_from() -> None:
     """One forward a step, and its most probable label is what the world judges."""
-    learner, guesses, outputs = digit_learner(), [], []
+    learner, guesses, outputs = agent_learner(), [], []
     step, forward = learner.world.step, learner.module.forward
     learner.world.step = lambda actions: (guesses.append(actions.copy()), step(actions))[1]  # type: ignore[method-assign, func-returns-value]
 
@@ -82,15 +78,15 @@ def test_the_guess_comes_from_the_forward_that_is_learned_from() -> None:
 
 
 def test_each_batch_pairs_an_image_with_its_own_label_and_task() -> None:
-    learner, seen = digit_learner(), Seen()
+    learner, seen = agent_learner(), Recorder()
     learner.attach([seen])
     learner.learn([1, 3], 80)
     truth = {
         image.tobytes(): label
         for image, label in zip(learner.world._inputs, learner.world._labels, strict=True)
     }  # type: ignore[attr-defined]
-    assert len(seen.batches) == 10
-    for batch in seen.batches:
+    assert len(seen.observed) == 10
+    for batch in seen.observed:
         assert (batch.length, len(batch)) == (1, 8)
         assert batch.obs["image"].dtype == torch.uint8
         assert bool(batch.start.all())
@@ -113,14 +109,14 @@ def test_labels_are_the_right_ones_where_an_episode_ends() -> None:
         [lambda n=n: gym.make("everloop/ImageStream-v0", episode_length=n) for n in lengths]
     )  # type: ignore[misc]
     world.reset(seed=0)
-    learner, seen = SupervisedLearner(mlp(), world), Seen()
+    learner, seen = SupervisedLearner(mlp(), world), Recorder()
     learner.attach([seen])
     learner.learn([4], 24)  # a task without the label 0
     images = stream(1)
     truth = {
         image.tobytes(): label for image, label in zip(images._inputs, images._labels, strict=True)
     }
-    for batch in seen.batches:
+    for batch in seen.observed:
         assert batch.target is not None
         assert batch.target[0].tolist() == [
             truth[image.numpy().tobytes()] for image in batch.obs["image"][0]
@@ -129,7 +125,7 @@ def test_labels_are_the_right_ones_where_an_episode_ends() -> None:
 
 @pytest.mark.parametrize(("steps", "updates"), [(1, 1), (8, 1), (9, 2), (40, 5)])
 def test_it_learns_from_at_least_the_steps_asked_for(steps: int, updates: int) -> None:
-    learner = digit_learner()
+    learner = agent_learner()
     learner.begin([0], steps)
     assert [learner.advance() for _ in range(updates + 1)] == [*[8] * updates, 0]
     assert learner.steps == 8 * updates
@@ -170,7 +166,7 @@ def test_a_learning_rate_that_cannot_be_is_refused(rate: float) -> None:
 
 
 def test_the_loss_is_the_mean_negative_log_likelihood_and_has_no_side_effects() -> None:
-    learner = digit_learner()
+    learner = agent_learner()
     batch = learner.rollout(stream(), [0], 3, seed=0)
     before = weights(learner.module)
     loss = learner.loss(batch)
@@ -185,7 +181,7 @@ def test_the_loss_is_the_mean_negative_log_likelihood_and_has_no_side_effects() 
 
 
 def test_a_frozen_copy_stays_as_it_is_while_the_learner_learns() -> None:
-    learner = digit_learner()
+    learner = agent_learner()
     frozen, before = learner.frozen_copy(), weights(learner.module)
     learner.learn([0], 40)
     assert same(list(frozen.parameters()), before)
@@ -194,7 +190,7 @@ def test_a_frozen_copy_stays_as_it_is_while_the_learner_learns() -> None:
 
 
 def test_rollouts_are_the_agents_own_experience_and_spare_global_generators() -> None:
-    learner, world = digit_learner(), stream()
+    learner, world = agent_learner(), stream()
     torch_state, a, b, c = (
         torch.get_rng_state(),
         *(learner.rollout(world, [1], 40, seed) for seed in (4, 4, 5)),
@@ -265,3 +261,16 @@ def test_log_likelihoods_of_a_sequence_are_summed_over_its_steps() -> None:
     assert batch.target is not None
     expected = torch.log_softmax(torch.tensor(logits), -1)[batch.target].sum(0)
     torch.testing.assert_close(learner.log_likelihood(batch), expected)
+
+
+def test_labels_of_any_integers_become_long() -> None:
+    class Small(type(stream())):  # type: ignore[misc]
+        def step(self, actions: Any) -> Any:
+            *rest, info = super().step(actions)
+            return *rest, info | {"label": info["label"].astype("int16")}
+
+    world = Small(8)
+    world.reset(seed=0)
+    target = SupervisedLearner(mlp(), world).rollout(world, [0], 2, 0).target
+    assert target is not None
+    assert target.dtype == torch.int64

@@ -3,122 +3,24 @@
 from __future__ import annotations
 
 import math
-import sys
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import distance, mlp, same, stream, update, weights
+from loop_helpers import Recorder, distance, mlp, same, stream, weights
 from torch import nn
 
 from everloop.agents import MLP, Classifier, ResNet18
-from everloop.envs import SplitClasses
-from everloop.loop import Batch, Learner, Replay, Strategy, SupervisedLearner, Training
-from everloop.loop.learners.learning_rate import PATIENCE, Cosine, DriftAdaptive, Plateau
+from everloop.loop import Batch, Learner, Replay, SupervisedLearner, Training
 from everloop.loop.learners.supervised import LOG_EVERY
-
-
-def optimizer(lr: float = 0.5) -> torch.optim.Optimizer:
-    """SGD with two parameter groups, the second one at twice the rate."""
-    return torch.optim.SGD(
-        [
-            {"params": [nn.Parameter(torch.zeros(1))]},
-            {"params": [nn.Parameter(torch.zeros(1))], "lr": 2 * lr},
-        ],
-        lr=lr,
-    )
-
-
-def rates(o: torch.optim.Optimizer) -> list[float]:
-    return [group["lr"] for group in o.param_groups]
 
 
 def convnet(seed: int = 0) -> Classifier:
     torch.manual_seed(seed)
     return Classifier(ResNet18((8, 8, 1), 8, "group"), 10)
-
-
-class Recorder(Strategy):
-    """Records the learning rate of each step, and the observed batches."""
-
-    def __init__(self) -> None:
-        self.rates: list[float] = []
-        self.batches: list[Batch] = []
-
-    def observe(self, batch: Batch, learner: Learner) -> None:
-        self.batches.append(batch)
-
-    def after_step(self, batch: Batch, learner: Learner) -> None:
-        self.rates.append(learner.optimizer.param_groups[0]["lr"])
-
-
-def test_a_cosine_restarts_with_each_task() -> None:
-    o = optimizer()
-    rate = Cosine(o)
-    for updates in (10, 4):
-        rate.begin(updates)
-        for t in range(updates):
-            rate.next()
-            factor = (1 + math.cos(math.pi * t / updates)) / 2
-            assert rates(o) == pytest.approx([0.5 * factor, factor], abs=1e-7)
-
-
-def test_the_learner_follows_the_cosine() -> None:
-    learner, seen = SupervisedLearner(mlp(), stream(8), Training(0.1, rate="cosine")), Recorder()
-    learner.attach([seen])
-    for task in (0, 1):
-        learner.learn([task], 40)
-    expected = [0.05 * (1 + math.cos(math.pi * t / 5)) for t in range(5)]
-    assert seen.rates == pytest.approx(2 * expected, abs=1e-7)
-
-
-def test_a_plateau_halves_the_rate_and_a_task_restores_it() -> None:
-    o = optimizer()
-    rate = Plateau(o)
-    rate.begin(100)
-    for loss in [3.0, 2.0] + [2.5] * PATIENCE:
-        rate.average(loss)
-        assert rates(o) == [0.5, 1.0]
-    rate.average(2.5)
-    assert rates(o) == [0.25, 0.5]
-    rate.begin(100)
-    assert rates(o) == [0.5, 1.0]
-
-
-def test_a_drift_restores_the_rate_and_a_task_alone_does_not() -> None:
-    o = optimizer()
-    rate = DriftAdaptive(o)
-    for _ in range(4 * PATIENCE):
-        rate.average(0.1)
-    low = rates(o)[0]
-    assert low < 0.2
-    rate.begin(100)
-    assert rates(o)[0] == low
-    jumps = 0
-    while rates(o)[0] < 0.5:
-        rate.average(2.0)
-        jumps += 1
-        assert jumps <= 3, "a jump of the loss is detected within a few averages"
-
-
-def test_the_learner_gives_its_average_losses_to_the_schedule(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    learner, averages, logged = (
-        SupervisedLearner(mlp(), stream(8), Training(rate="plateau")),
-        [],
-        [],
-    )
-    monkeypatch.setattr(learner.rate, "average", averages.append)
-    learner.on_log = logged.append
-    learner.learn([0], 2 * LOG_EVERY * 8)
-    assert len(averages) == 2
-    assert [scalars["train/loss"] for scalars in logged] == averages
-    assert [scalars["train/learning_rate"] for scalars in logged] == [1e-3, 1e-3]
 
 
 @given(parts=st.integers(1, 5))
@@ -151,9 +53,9 @@ def test_updates_per_batch_are_steps_on_the_same_batch(updates: int, rate: Any) 
     )
     learner.attach([seen])
     learner.learn([0], 20)
-    assert (len(seen.batches), len(seen.rates)) == (5, 5 * updates)
+    assert (len(seen.observed), len(seen.rates)) == (5, 5 * updates)
     reference, t = mlp(), 0
-    for batch in seen.batches:
+    for batch in seen.observed:
         for k in range(updates):
             assert batch.target is not None
             logits = reference(dict(batch.obs), torch.zeros(4, 1), batch.start)[0].prediction[0]
@@ -196,9 +98,9 @@ def test_the_last_step_of_a_task_takes_the_remaining_batches() -> None:
     )
     learner.attach([seen])
     learner.learn([0], 20)
-    assert (len(seen.batches), len(seen.rates)) == (5, 2)
+    assert (len(seen.observed), len(seen.rates)) == (5, 2)
     reference = mlp()
-    for batches in (seen.batches[:3], seen.batches[3:]):
+    for batches in (seen.observed[:3], seen.observed[3:]):
         losses = []
         for batch in batches:
             assert batch.target is not None
@@ -293,55 +195,6 @@ def test_an_option_without_effect_leaves_a_note_and_changes_no_bit(
     assert same(weights(nets[0].module), weights(nets[1].module))
 
 
-def balanced_learner() -> SupervisedLearner:
-    """A learner of 3 classes of digits; its first task has two, in unequal numbers."""
-    world = stream(8, task_split=SplitClasses(groups=[[0, 1], [2]]))
-    torch.manual_seed(0)
-    return SupervisedLearner(Classifier(MLP((8, 8, 1), (5,)), 3), world, Training(balanced=True))
-
-
-def test_the_prior_of_a_balanced_softmax_is_the_frequencies_so_far() -> None:
-    learner, seen = balanced_learner(), Recorder()
-    learner.attach([seen])
-    learner.learn([0], 40)
-    counts = torch.bincount(
-        torch.cat([b.target[0] for b in seen.batches if b.target is not None]), minlength=3
-    ).float()
-    assert learner.counts is not None
-    assert torch.equal(learner.counts, counts)
-    batch = seen.batches[-1]
-    assert batch.target is not None
-    logits = learner.outputs(batch)[0]
-    p = counts * logits.exp() / (counts * logits.exp()).sum(-1, keepdim=True)
-    expected = -p[torch.arange(8), batch.target[0]].log().mean()
-    torch.testing.assert_close(learner.loss(batch), expected)
-    gradient = torch.autograd.grad(learner.loss(batch), learner.outputs(batch), allow_unused=True)
-    assert gradient == (None,), "the loss has a forward pass of its own"
-
-
-def test_a_balanced_softmax_leaves_unseen_classes_alone() -> None:
-    learner = balanced_learner()
-    head: Any = learner.module.heads.linear  # type: ignore[union-attr]
-    before = head.weight.detach().clone()
-    learner.learn([0], 40)
-    moved = (head.weight.detach() != before).any(1)
-    assert moved.tolist() == [True, True, False]
-
-
-def test_guesses_ignore_the_prior() -> None:
-    learner = balanced_learner()
-    learner.learn([0], 40)
-    obs, _ = learner.world.reset(seed=0)
-    logits = learner.module(
-        {"image": torch.from_numpy(obs["image"])[None]},
-        torch.zeros(8, 0),
-        torch.ones(1, 8, dtype=torch.bool),
-    )[0].prediction
-    np.testing.assert_array_equal(
-        learner.act(obs, torch.zeros(8, 0), np.ones(8, np.bool_))[0], logits[0].argmax(-1).numpy()
-    )
-
-
 @pytest.mark.parametrize(
     ("values", "line"),
     [
@@ -392,21 +245,19 @@ def test_a_gpu_learns_what_a_cpu_learns() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-def test_the_error_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "river.drift", None)
-    with pytest.raises(
-        ImportError, match=r'needs the package river: pip install "everloop\[drift\]"'
-    ):
-        SupervisedLearner(mlp(), stream(8), Training(rate="drift"))
-
-
-def test_a_step_of_sgd_is_the_gradient_times_the_rate() -> None:
-    world = stream()
-    net = Classifier(MLP((8, 8, 1), (6,)), 10)
-    learner = SupervisedLearner(net, world, Training(0.3), torch.optim.SGD(net.parameters(), 0.3))
-    batch = learner.rollout(stream(), [0], 1, 0)
-    before = weights(learner.module)
-    gradients = torch.autograd.grad(learner.loss(batch), list(learner.module.parameters()))
-    update(learner, batch)
-    expected = [w - 0.3 * g for w, g in zip(before, gradients, strict=True)]
-    assert distance(weights(learner.module), expected) < 1e-7
+def test_with_other_weights_checkpointing_changes_no_gradient() -> None:
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        learner = SupervisedLearner(
+            Classifier(ResNet18((8, 8, 1), 8, "group"), 10),
+            stream(),
+            Training(checkpointing=checkpointing),
+        )
+        batch = learner.rollout(stream(), [0], 2, 0)
+        others = {
+            name: (w.detach() + 0.1).requires_grad_() for name, w in learner.weights().items()
+        }
+        found.append(torch.autograd.grad(learner.loss(batch, others), list(others.values())))
+        assert learner.module.backbone.checkpointing == checkpointing
+    assert distance(*found) < 1e-6

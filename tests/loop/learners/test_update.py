@@ -23,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from everloop.loop import Batch, Effect, Forward, Learner, NotFiniteError, Strategy
 
 
-class Recorder(Strategy):
+class Push(Strategy):
     """Adds `slope` * sum of weights to the loss and `push` to the gradient, and notes each call."""
 
     def __init__(
@@ -76,7 +76,7 @@ def test_order_of_calls_and_what_each_finds() -> None:
     """All losses are in the gradient when it is edited. `after_step` comes in reverse order."""
     learner, batch = classifier()
     calls: list[str] = []
-    a, b = Recorder("a", calls, slope=0.5, push=2.0), Recorder("b", calls, slope=0.25)
+    a, b = Push("a", calls, slope=0.5, push=2.0), Push("b", calls, slope=0.25)
     learner.attach([a, b])
     before, plain = weights(learner.module), gradient(learner, batch)
     update(learner, batch)
@@ -103,7 +103,7 @@ def test_order_of_calls_and_what_each_finds() -> None:
 @given(limit=st.floats(0.01, 20.0), push=st.floats(-3.0, 3.0))
 def test_clipping_is_torchs_on_the_edited_gradient(limit: float, push: float) -> None:
     learner, batch = classifier(max_grad_norm=limit)
-    learner.attach([Recorder("a", [], slope=0.5, push=push)])
+    learner.attach([Push("a", [], slope=0.5, push=push)])
     before, edited = weights(learner.module), [g + 0.5 + push for g in gradient(learner, batch)]
     copies = [nn.Parameter(w.clone()) for w in before]
     for p, g in zip(copies, edited, strict=True):
@@ -117,7 +117,7 @@ def test_clipping_is_torchs_on_the_edited_gradient(limit: float, push: float) ->
 
 def test_without_a_limit_nothing_is_clipped() -> None:
     learner, batch = classifier()
-    learner.attach([Recorder("a", [], push=1e6)])
+    learner.attach([Push("a", [], push=1e6)])
     before, plain = weights(learner.module), gradient(learner, batch)
     update(learner, batch)
     for w, g, now in zip(before, plain, weights(learner.module), strict=True):
@@ -138,7 +138,7 @@ def test_it_makes_no_difference_who_steps_the_optimizer() -> None:
     learner, batch = classifier()
     other, _ = classifier()
     for one in (learner, other):
-        one.attach([Recorder("a", [], slope=0.5, push=2.0)])
+        one.attach([Push("a", [], slope=0.5, push=2.0)])
     update(learner, batch)
     output = other.forward(batch)
     (extra,), replaced = other.updater.fresh_losses(Forward(batch, output))
@@ -153,7 +153,7 @@ def test_hooks_of_others_run_beside_ours(whose: str, strategies: bool) -> None:
     learner, batch = classifier()
     calls: list[str] = []
     if strategies:
-        learner.attach([Recorder("a", calls)])
+        learner.attach([Push("a", calls)])
 
     def noted(*args: Any) -> None:
         calls.append("theirs")
@@ -182,7 +182,7 @@ def test_detached_strategies_are_silent_and_attached_ones_replace_the_earlier() 
     learner, batch = classifier()
     calls: list[str] = []
     for name in ("a", "b"):
-        learner.attach([Recorder(name, calls)])
+        learner.attach([Push(name, calls)])
     update(learner, batch)
     assert calls == ["b.loss", "b.edit_gradients", "b.after_step"]
     learner.updater.detach()
@@ -194,7 +194,7 @@ def test_detached_strategies_are_silent_and_attached_ones_replace_the_earlier() 
 def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_step(value: float) -> None:
     learner, batch = classifier()
     calls: list[str] = []
-    learner.attach([Recorder("a", calls)])
+    learner.attach([Push("a", calls)])
     learner.steps, before = 1234, weights(learner.module)
     with pytest.raises(NotFiniteError, match=f"the loss is {value} at step 1234"):
         learner.updater.step(learner.loss(batch) + value, batch)
@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_step(value: flo
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
 def test_a_strategys_loss_that_is_not_finite_changes_no_weight(max_grad_norm: float | None) -> None:
     learner, batch = classifier(max_grad_norm=max_grad_norm)
-    learner.attach([Recorder("a", [], slope=float("nan"))])
+    learner.attach([Push("a", [], slope=float("nan"))])
     learner.steps, before = 1234, weights(learner.module)
     with pytest.raises(NotFiniteError, match="step 1234"):
         update(learner, batch)
@@ -218,7 +218,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
     push: float, max_grad_norm: float | None
 ) -> None:
     learner, batch = classifier(max_grad_norm=max_grad_norm)
-    learner.attach([Recorder("a", [], push=push)])
+    learner.attach([Push("a", [], push=push)])
     learner.steps, before = 1234, weights(learner.module)
     with pytest.raises(NotFiniteError, match=r"gradient.* at step 1234"):
         update(learner, batch)
@@ -244,7 +244,7 @@ class Instead(Strategy):
 @pytest.mark.parametrize("first", [True, False])
 def test_a_loss_takes_the_place_of_the_task_loss_and_others_are_added(first: bool) -> None:
     learner, batch = classifier()
-    strategies = [Instead(3.0), Recorder("a", [], slope=0.5)]
+    strategies = [Instead(3.0), Push("a", [], slope=0.5)]
     learner.attach(strategies if first else strategies[::-1])
     before, plain, loss = weights(learner.module), gradient(learner, batch), learner.loss(batch)
     added = 0.5 * sum(float(w.sum()) for w in before)
@@ -255,7 +255,7 @@ def test_a_loss_takes_the_place_of_the_task_loss_and_others_are_added(first: boo
 
 def test_a_loss_without_a_graph_is_reported_and_has_no_gradient() -> None:
     learner, batch = classifier()
-    learner.attach([Instead(1.0, graph=False), Recorder("a", [], push=2.0)])
+    learner.attach([Instead(1.0, graph=False), Push("a", [], push=2.0)])
     before, loss = weights(learner.module), float(learner.loss(batch).detach())
     assert update(learner, batch) == pytest.approx(loss)
     assert same(weights(learner.module), [w - 2.0 for w in before])
@@ -263,7 +263,7 @@ def test_a_loss_without_a_graph_is_reported_and_has_no_gradient() -> None:
 
 def test_somebody_elses_step_without_a_batch_is_refused() -> None:
     learner, batch = classifier()
-    learner.attach([Recorder("a", [])])
+    learner.attach([Push("a", [])])
     learner.loss(batch).backward()  # type: ignore[no-untyped-call]
     with pytest.raises(RuntimeError, match="the optimizer stepped without an observed batch"):
         learner.optimizer.step()

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from loop_helpers import distance, mlp, same, stream, weights
+from torch import Tensor
 
-from everloop.loop import MAML, Plan, Pretraining, Reptile, Run, SupervisedLearner
+from everloop.loop import (
+    MAML,
+    Plan,
+    Pretraining,
+    Reptile,
+    Run,
+    SupervisedLearner,
+)
 
 
 def digits() -> SupervisedLearner:
@@ -151,3 +160,41 @@ def test_without_labels_it_is_refused() -> None:
     learner.labelled = False
     with pytest.raises(ValueError, match=r"^maml needs labelled examples; use it with a stream$"):
         MAML().check(learner)
+
+
+def test_meta_learning_goes_through_attention_to_the_second_order() -> None:
+    """MAML's gradient on an agent against a finite difference along it."""
+    from everloop.agents import Agent
+
+    world: Any = stream()
+
+    def made() -> SupervisedLearner:
+        torch.manual_seed(0)
+        network = Agent(
+            world.single_observation_space, 10, recurrent=False, token_size=8, attention_heads=2
+        )
+        return SupervisedLearner(network, world)
+
+    maml = MAML(inner_lr=0.1, adaptation_steps=2)
+    learner = made()
+    batches = [learner.rollout(stream(), [0], 1, seed) for seed in range(3)]
+
+    def after(shift: list[Tensor], size: float) -> float:
+        twin = made()
+        with torch.no_grad():
+            for p, s in zip(twin.module.parameters(), shift, strict=True):
+                p.add_(s, alpha=size)
+        adapted = maml.adapted(
+            twin, [partial(twin.loss, batch) for batch in batches[:2]], create_graph=False
+        )
+        return float(twin.loss(batches[2], adapted).detach())
+
+    found = maml.gradient(learner, [partial(learner.loss, batch) for batch in batches])
+    gradient = [
+        torch.zeros_like(p) if g is None else g
+        for p, g in zip(learner.module.parameters(), found, strict=True)
+    ]
+    square = float(sum((g**2).sum() for g in gradient))
+    size = 1e-3 / square**0.5
+    measured = (after(gradient, size) - after(gradient, -size)) / (2 * size)
+    assert measured == pytest.approx(square, rel=1e-2)

@@ -15,10 +15,13 @@ from loop_helpers import (
     DQN_PARAMETERS,
     SAC_PARAMETERS,
     ConcatNet,
+    NotANumber,
+    Recorder,
     actor_net,
     agent,
     critic_net,
     dial_plant,
+    image_stream,
     off_policy_learner,
     off_policy_world,
     plant,
@@ -26,19 +29,15 @@ from loop_helpers import (
     same,
     weights,
 )
-from test_on_policy import image_stream
 from torch import Tensor
 
 from everloop.envs import TaskVectorWrapper
 from everloop.loop import (
-    EWC,
-    Batch,
     DQNLearner,
     Learner,
     NotFiniteError,
     Replay,
     SACLearner,
-    Strategy,
     scores,
 )
 
@@ -48,24 +47,8 @@ KINDS = pytest.mark.parametrize("sac", [False, True], ids=["dqn", "sac"])
 # --- what strategies get ---
 
 
-class Copies(Strategy):
-    """Keeps each observed batch, and each update's minibatch."""
-
-    def __init__(self) -> None:
-        self.batches: list[Batch] = []
-        self.minibatches: list[Batch] = []
-        self.steps: list[int] = []
-
-    def observe(self, batch: Batch, learner: Learner) -> None:
-        self.batches.append(batch)
-        self.steps.append(learner.steps)
-
-    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
-        self.minibatches.append(batch)
-
-
 def in_buffer(learner: Any) -> tuple[dict[str, Any], Any]:
-    """Observations (steps, copies, ...) and actions, in the world's units, that the replay buffer
+    """Observations (steps, recorder, ...) and actions, in the world's units, that the replay buffer
     holds.
     """
     buffer = learner.model.replay_buffer
@@ -82,16 +65,16 @@ def in_buffer(learner: Any) -> tuple[dict[str, Any], Any]:
 @pytest.mark.parametrize("num_envs", [1, 4])
 @KINDS
 def test_strategies_observe_every_step_once_and_in_order(sac: bool, num_envs: int) -> None:
-    learner, copies = (
+    learner, recorder = (
         off_policy_learner(sac, off_policy_world(sac, num_envs), {"train_freq": 3}),
-        Copies(),
+        Recorder(),
     )
-    learner.attach([copies])
+    learner.attach([recorder])
     tasks = [2, 0][:num_envs]
     learner.learn(tasks, 12 * num_envs)
     obs, actions = in_buffer(learner)
-    assert copies.steps == [3 * num_envs * i for i in range(4)], "before it has been learned from"
-    for i, batch in enumerate(copies.batches):
+    assert recorder.steps == [3 * num_envs * i for i in range(4)], "before it has been learned from"
+    for i, batch in enumerate(recorder.observed):
         assert (batch.length, len(batch)) == (1, 3 * num_envs)
         assert batch.start.all()
         assert batch.action is not None
@@ -109,8 +92,8 @@ def test_strategies_observe_every_step_once_and_in_order(sac: bool, num_envs: in
 
 @KINDS
 def test_the_minibatch_at_hand_holds_transitions_of_the_buffer_and_nothing_else(sac: bool) -> None:
-    learner, copies = off_policy_learner(sac), Copies()
-    learner.attach([copies])
+    learner, recorder = off_policy_learner(sac), Recorder()
+    learner.attach([recorder])
     learner.learn([0], 64)
     obs, actions = in_buffer(learner)
     kept = {
@@ -120,8 +103,8 @@ def test_the_minibatch_at_hand_holds_transitions_of_the_buffer_and_nothing_else(
         )
     }
     sensed = {row.tobytes() for row in obs["sensor_0"].reshape(64, -1)}
-    assert len(copies.minibatches) == learner.model._n_updates
-    for batch in copies.minibatches:
+    assert len(recorder.updates) == learner.model._n_updates
+    for batch in recorder.updates:
         assert batch.task is None
         assert (batch.length, len(batch)) == (1, 16)
         assert batch.action is not None
@@ -200,13 +183,13 @@ class Wide(TaskVectorWrapper):
 
 
 def test_sacs_actions_are_in_the_worlds_units() -> None:
-    world, copies = Wide(plant()), Copies()
+    world, recorder = Wide(plant()), Recorder()
     learner = off_policy_learner(sac=True, world=world)
-    learner.attach([copies])
+    learner.attach([recorder])
     learner.learn([0], 64)
     taken = np.concatenate(world.taken)
     assert 0 <= taken.min() < 2 < 8 < taken.max() <= 10
-    for batch in copies.minibatches:
+    for batch in recorder.updates:
         assert batch.action is not None
         assert {tuple(row) for row in batch.action[0].round(decimals=3).tolist()} <= {
             tuple(row) for row in torch.from_numpy(taken).round(decimals=3).tolist()
@@ -217,18 +200,18 @@ def test_sacs_actions_are_in_the_worlds_units() -> None:
 
 
 def test_networks_see_images_as_the_world_shows_them() -> None:
-    world, seen, copies = image_stream(9, 8, 3), [], Copies()
+    world, seen, recorder = image_stream(9, 8, 3), [], Recorder()
 
     def network(observation_space: Any, action_space: Any) -> Any:
         assert observation_space == world.single_observation_space
         return agent(observation_space, action_space, value_head=False)
 
     learner = DQNLearner(world, network, DQN_PARAMETERS, device="cpu")
-    learner.attach([copies])
+    learner.attach([recorder])
     learner.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]["image"]))
     learner.learn([1], 64)
     assert all(images.shape[2:] == (9, 8, 3) and images.dtype == torch.uint8 for images in seen)
-    for batch in (*copies.batches, *copies.minibatches):
+    for batch in (*recorder.observed, *recorder.updates):
         assert batch.obs["image"].shape[2:] == (9, 8, 3)
     obs, _ = world.reset(seed=0)
     ours, _ = learner.act(obs, learner.module.initial_state(4), np.ones(4, np.bool_))  # type: ignore[operator]
@@ -285,37 +268,9 @@ def test_a_frozen_copy_stays_as_it_is(sac: bool) -> None:
 
 
 @KINDS
-def test_ewc_goes_on_bit_for_bit_from_a_restored_state(sac: bool) -> None:
-    def train(restore: bool) -> list[Tensor]:
-        learner, ewc = off_policy_learner(sac), EWC(3.0, seed=7)
-        for task in range(3):
-            learner.attach([ewc])
-            learner.learn([task], 32)
-            ewc.end_task(
-                learner.world.tasks[task],
-                [learner.rollout(off_policy_world(sac, 6), [task], 4, seed=task)],
-                learner,
-            )
-            if restore:
-                state, ewc = ewc.state_dict(), EWC(3.0, seed=99)
-                learner.attach([ewc])
-                ewc.load_state_dict(state, learner)
-        return weights(learner.module)
-
-    assert same(train(restore=True), train(restore=False))
-
-
-class Broken(Strategy):
-    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
-        for p in learner.module.parameters():
-            assert p.grad is not None
-            p.grad *= float("nan")
-
-
-@KINDS
 def test_a_gradient_that_is_not_finite_changes_no_weight(sac: bool) -> None:
     learner = off_policy_learner(sac)
-    learner.attach([Broken()])
+    learner.attach([NotANumber()])
     before = weights(learner.module)
     with pytest.raises(NotFiniteError, match="gradient's norm is nan at step 8"):
         learner.learn([0], 32)
@@ -323,10 +278,10 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(sac: bool) -> None:
 
 
 def test_only_sacs_actor_is_accompanied() -> None:
-    learner, copies = off_policy_learner(sac=True), Copies()
-    learner.attach([copies])
+    learner, recorder = off_policy_learner(sac=True), Recorder()
+    learner.attach([recorder])
     learner.learn([0], 64)
-    assert len(copies.minibatches) == learner.model._n_updates
+    assert len(recorder.updates) == learner.model._n_updates
     assert learner.module is learner.model.actor.adapter.network
     assert not learner.model.critic.optimizer._optimizer_step_pre_hooks
 

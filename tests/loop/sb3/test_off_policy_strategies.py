@@ -14,6 +14,7 @@ import torch
 from loop_helpers import (
     DQN_PARAMETERS,
     SAC_PARAMETERS,
+    GradientNorms,
     actor_net,
     critic_net,
     dial_plant,
@@ -175,28 +176,12 @@ def test_strength_0_is_unmodified_sb3_to_the_last_bit(sac: bool) -> None:
         assert same(ours, theirs)
 
 
-class Norms(Strategy):
-    """Notes the gradient's norm after the strategies before it have edited it."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
-        self.values.append(
-            float(
-                torch.stack(
-                    [p.grad.norm() for p in learner.module.parameters() if p.grad is not None]
-                ).norm()
-            )
-        )
-
-
 @KINDS
 def test_ewc_equals_a_penalty_in_the_loss(sac: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three tasks, two penalties, DQN's clipping at work: the same weights."""
     monkeypatch.setattr("stable_baselines3.dqn.dqn.F", torch.nn.functional)  # put back at the end
     parameters = FIXED if sac else {}
-    norms = Norms()
+    norms = GradientNorms()
     _, found = our_training(sac, 3, [EWC(STRENGTH, fisher="empirical"), norms], parameters)
     _, without = our_training(sac, 3, [], parameters)
     expected = plain_training(sac, 3, anchored=True, parameters=parameters)

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_helpers import agent, control_learner, plant, same, weights
+from loop_helpers import NotANumber, agent, control_learner, image_stream, plant, same, weights
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import PPO
 from torch import Tensor
 
-from everloop.envs import ImageStreamVectorEnv
-from everloop.envs.data import from_arrays
 from everloop.loop import Batch, Learner, NotFiniteError, Strategy
 from everloop.loop.sb3.on_policy import SB3Learner
 
@@ -176,13 +174,6 @@ def test_the_minibatch_at_hand_holds_steps_of_the_rollout_and_nothing_else(recur
         assert len(batch) == len(batch.action[0]) == 16
 
 
-def image_stream(height: int, width: int, channels: int) -> ImageStreamVectorEnv:
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (24, height, width, channels), dtype=np.uint8)
-    labels = np.arange(24) % 4
-    return ImageStreamVectorEnv(4, from_arrays(images, labels, images, labels), episode_length=5)
-
-
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 8, 3), (8, 10, 9)], ids=str)
 @KINDS
 def test_networks_see_images_as_the_world_shows_them(
@@ -294,16 +285,9 @@ def test_experience_is_drawn_from_the_policy_and_clipped(recurrent: bool) -> Non
         control_learner(True).rollout(plant(), [0], 6, seed=0)
 
 
-class Broken(Strategy):
-    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
-        for p in learner.module.parameters():
-            assert p.grad is not None
-            p.grad *= float("nan")
-
-
 def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
     learner = control_learner()
-    learner.attach([Broken()])
+    learner.attach([NotANumber()])
     before = weights(learner.module)
     with pytest.raises(NotFiniteError, match="gradient's norm is nan at step 0"):
         learner.learn([0], 32)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from loop_helpers import (
     PPO_PARAMETERS,
+    GradientNorms,
     agent,
     control_learner,
     distance,
@@ -123,22 +124,6 @@ def our_training(
     return learner, found
 
 
-class Norms(Strategy):
-    """Notes the gradient's norm after the strategies before it have edited it."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
-        self.values.append(
-            float(
-                torch.stack(
-                    [p.grad.norm() for p in learner.module.parameters() if p.grad is not None]
-                ).norm()
-            )
-        )
-
-
 @KINDS
 def test_ewc_equals_a_penalty_in_ppos_loss(recurrent: bool) -> None:
     """Three tasks, two penalties, clipping at work: the same weights.
@@ -146,7 +131,7 @@ def test_ewc_equals_a_penalty_in_ppos_loss(recurrent: bool) -> None:
     A penalty that escaped the clip would end elsewhere.
     """
     expected = plain_training(recurrent, 3, STRENGTH)
-    norms = Norms()
+    norms = GradientNorms()
     _, found = our_training(recurrent, 3, [EWC(STRENGTH, fisher="empirical"), norms])
     _, escaped = our_training(recurrent, 3, [EWC(STRENGTH, fisher="empirical")], clip_in_hook=False)
     _, without = our_training(recurrent, 3, [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from loop_helpers import stream
+from loop_helpers import learn_tasks, stream
 from torch import Tensor, nn
 
 from everloop.agents import Classifier
@@ -24,13 +24,9 @@ def examples(learner: Learner, task: int, seed: int = 5) -> Batch:
     return learner.rollout(stream(label_space="within_task", task_cue=True), [task], 6, seed)
 
 
-def teach(learner: Learner, strategies: list[Strategy], task: int, steps: int = 96) -> None:
-    for strategy in strategies:
-        strategy.begin_task(learner.world.tasks[task], learner)
-    learner.learn([task], steps)
-    batch = examples(learner, task)
-    for strategy in strategies:
-        strategy.end_task(learner.world.tasks[task], [batch], learner)
+def teach(learner: Learner, task: int, steps: int = 96) -> None:
+    world = stream(label_space="within_task", task_cue=True)
+    learn_tasks(learner, [task], steps, world)
 
 
 @torch.no_grad()
@@ -47,7 +43,7 @@ def four_tasks(learner: Learner, strategy: Strategy) -> tuple[list[Tensor], list
     batches: list[Batch] = []
     then: list[Tensor] = []
     for task in range(4):
-        teach(learner, [strategy], task, 64)
+        teach(learner, task, 64)
         batches.append(examples(learner, task, seed=77))
         then.append(seen(learner, strategy, task, batches[task]))
     now = [seen(learner, strategy, task, batch) for task, batch in enumerate(batches)]

@@ -15,8 +15,7 @@ from loop_helpers import (
     FixedLearner,
     FlatNet,
     foreign_step,
-    mlp,
-    stream,
+    perturb,
     vector_batch,
 )
 from strategy_helpers import Untold
@@ -28,17 +27,17 @@ from everloop.loop import (
     Forward,
     Learner,
     Strategy,
-    SupervisedLearner,
-    Training,
 )
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
 
-INPUTS, CLASSES, RATE = 3, 5, 0.1
+INPUTS = 3
+CLASSES = 5
+RATE = 0.1
 KINDS = pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
 seeds = st.integers(0, 2**31)
 
 
-def learner_of(
+def rehearsal_learner(
     strategies: Sequence[Strategy] = (),
     likelihood: Any = None,
     outputs: int = CLASSES,
@@ -98,14 +97,7 @@ def stored(strategy: Rehearsal, learner: Learner) -> Batch:
     return strategy.read(np.arange(len(strategy.memory)), learner)
 
 
-def perturb(module: nn.Module, seed: int, size: float = 0.5) -> None:
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p += size * torch.randn(p.shape, generator=g, dtype=p.dtype)
-
-
-def by_hand(module: Any, x: Tensor) -> Tensor:
+def outputs_by_hand(module: Any, x: Tensor) -> Tensor:
     """The outputs of the two layers."""
     first, last = module.layers[-3], module.layers[-1]
     return torch.tanh(x @ first.weight.T + first.bias) @ last.weight.T + last.bias
@@ -116,34 +108,10 @@ def cross_entropies(z: Tensor, y: Tensor) -> Tensor:
     return z.exp().sum(-1).log() - z[torch.arange(len(y)), y]
 
 
-def gradients(loss: Tensor | None, module: nn.Module) -> list[Tensor]:
-    """d loss / d weights, 0 where there is none."""
-    assert loss is not None
-    parameters = list(module.parameters())
-    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-
-
 def close(a: Sequence[Tensor], b: Sequence[Tensor], rtol: float = 1e-9, atol: float = 1e-9) -> bool:
     return len(a) == len(b) and all(
         torch.allclose(x, y, rtol=rtol, atol=atol) for x, y in zip(a, b, strict=True)
     )
-
-
-def digit_learner(balanced: bool = False) -> SupervisedLearner:
-    module = mlp()
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
-    learner = SupervisedLearner(module, stream(), Training(balanced=balanced), optimizer)
-    if learner.counts is not None:
-        learner.counts = learner.counts.double()
-    return learner
-
-
-def train(learner: Learner, strategy: Strategy, tasks: Sequence[int], steps: int = 64) -> None:
-    for task in tasks:
-        strategy.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], steps)
-        strategy.end_task(learner.world.tasks[task], [], learner)
 
 
 def away(learner: Learner) -> None:

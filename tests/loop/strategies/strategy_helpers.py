@@ -8,10 +8,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from loop_helpers import FixedLearner, FlatNet, vector_batch
+from loop_helpers import (
+    FixedLearner,
+    FlatNet,
+    update,
+    vector_batch,
+)
 from torch import Tensor, nn
 
-from everloop.loop import Batch, Categorical, Strategy
+from everloop.loop import Batch, Categorical, Gaussian, Strategy
 
 Weights = dict[str, Tensor]
 
@@ -188,3 +193,50 @@ def by_single_examples(
 
 def gradient(learner: FixedLearner, loss: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, list(learner.weights().values())))
+
+
+class Unit(Gaussian):
+    """y ~ N(p, 1) whose every draw lies at p + 1: the squared gradient of log p is that of p."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
+        return (-0.5 * (x - p) ** 2).sum(-1)
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return p + 1
+
+
+class Regression(FixedLearner):
+    """y = w x with two weights; loss = mean of (y - w x)^2 / 2."""
+
+    def __init__(self) -> None:
+        super().__init__(FlatNet(nn.Linear(2, 1, bias=False), "x").double(), Unit(), None)
+        self.move([0.3, -0.2])
+
+    def move(self, w: list[float]) -> None:
+        with torch.no_grad():
+            self.module.layers.weight.copy_(torch.tensor([w]))
+
+    @property
+    def w(self) -> Tensor:
+        weight: Tensor = self.module.layers.weight.detach()[0].clone()
+        return weight
+
+    def take_step(self, batch: Batch) -> None:
+        self.minibatch = batch
+        update(self, batch)
+
+
+def regression_batches(task: int, count: int) -> list[Batch]:
+    """Each of 4 examples, with another scale of x in each."""
+    g = torch.Generator().manual_seed(task)
+    best = torch.tensor([[2.0, -1.0], [-1.0, 3.0], [0.5, 0.5]], dtype=torch.float64)[task]
+    batches = []
+    for i in range(count):
+        x = torch.randn(1, 4, 2, generator=g, dtype=torch.float64) * torch.tensor(
+            [0.5 + 0.3 * i, 1.5]
+        )
+        batches.append(Batch({"x": x}, torch.ones(1, 4, dtype=torch.bool), (x @ best)[..., None]))
+    return batches

@@ -5,18 +5,11 @@ from __future__ import annotations
 import torch
 from loop_helpers import (
     control_learner,
+    gradients,
+    learn_tasks,
     rehearsal_loss,
 )
-from rehearsal_helpers import (
-    KINDS,
-    Watch,
-    away,
-    close,
-    foresee,
-    gradients,
-    stored,
-    train,
-)
+from rehearsal_helpers import KINDS, Watch, away, close, foresee, stored
 
 from everloop.loop import (
     CLEAR,
@@ -37,7 +30,7 @@ def test_clear_clones_policy_and_value_as_they_were_when_the_experience_was_stor
         CLEAR(0.7, 0.3, capacity=100, batch_size=8),
     )
     learner.attach([watch, clear])
-    train(learner, clear, [0])
+    learn_tasks(learner, [0])
     seen, kept = watch.by_observation("sensor_0"), stored(clear, learner)
     for i in range(len(kept)):
         prediction, value = seen[kept.obs["sensor_0"][:, i].numpy().tobytes()]
@@ -70,7 +63,7 @@ def test_clear_clones_policy_and_value_as_they_were_when_the_experience_was_stor
 def test_without_a_value_strength_clear_clones_the_policy_alone() -> None:
     learner, clear = control_learner(), CLEAR(0.7, 0.0, capacity=100, batch_size=8)
     learner.attach([clear])
-    train(learner, clear, [0])
+    learn_tasks(learner, [0])
     away(learner)
     found = gradients(rehearsal_loss(clear, learner), learner.module)
     for (name, _), g in zip(learner.module.named_parameters(), found, strict=True):

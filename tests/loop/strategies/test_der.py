@@ -2,50 +2,43 @@
 
 from __future__ import annotations
 
-import copy
-
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import (
     FixedLearner,
     FlatNet,
-    Last,
+    Recorder,
     control_learner,
+    digit_learner,
     distance,
+    gradients,
+    learn_tasks,
+    perturb,
     rehearsal_loss,
-    weights,
 )
 from rehearsal_helpers import (
     CLASSES,
     INPUTS,
     KINDS,
-    RATE,
     Watch,
     away,
-    by_hand,
     close,
     cross_entropies,
-    digit_learner,
     examples,
     foresee,
-    gradients,
-    learner_of,
-    perturb,
+    outputs_by_hand,
+    rehearsal_learner,
     seeds,
     step,
     stored,
-    train,
 )
 from torch import nn
 
 from everloop.loop import (
     DER,
-    ERACE,
     Categorical,
     DERPlusPlus,
-    Forward,
     Gaussian,
 )
 
@@ -58,7 +51,7 @@ def test_der_stores_what_the_network_put_out_before_it_learned_from_the_example(
     """
     learner, watch, der = digit_learner(), Watch(), DER(capacity=200)
     learner.attach([watch, der])
-    train(learner, der, [0, 1])
+    learn_tasks(learner, [0, 1])
     seen, kept = watch.by_observation("image"), stored(der, learner)
     assert len(kept) == 128
     assert kept.obs["image"].dtype == torch.uint8
@@ -75,10 +68,10 @@ def test_what_der_stores_is_of_the_very_pass_that_is_learned_from() -> None:
         FlatNet(nn.Sequential(nn.Dropout(0.5), nn.Linear(INPUTS, CLASSES)), "x").double(),
         Categorical(CLASSES),
     )
-    last = Last()
+    last = Recorder()
     learner.attach([der, last])
     step(learner, examples(6))
-    assert torch.equal(stored(der, learner).output, last.batch.output)  # type: ignore[arg-type]
+    assert torch.equal(stored(der, learner).output, last.updates[-1].output)  # type: ignore[arg-type]
     assert not torch.equal(
         learner.outputs(stored(der, learner)), learner.outputs(stored(der, learner))
     )
@@ -88,7 +81,7 @@ def test_what_der_stores_is_of_the_very_pass_that_is_learned_from() -> None:
 def test_in_control_der_stores_the_policys_outputs_of_the_rollout(recurrent: bool) -> None:
     learner, watch, der = control_learner(recurrent), Watch(), DER(capacity=300)
     learner.attach([watch, der])
-    train(learner, der, [0])
+    learn_tasks(learner, [0])
     seen, kept = watch.by_observation("sensor_0"), stored(der, learner)
     assert len(kept) == 64 / learner.sequence_length
     for i in range(len(kept)):
@@ -105,19 +98,19 @@ def test_ders_gradient_is_that_of_the_squared_distance_to_stored_outputs_and_ano
 ) -> None:
     """alpha mean (z - h(x))^2, and in DER++ beta times the mean cross-entropy of a second draw."""
     der = DERPlusPlus(alpha, beta, 20, 6, seed=seed) if plus else DER(alpha, 20, 6, seed=seed)
-    learner = learner_of([der])
+    learner = rehearsal_learner([der])
     for i in range(3):
         step(learner, examples(5, seed=seed + i))
         perturb(learner.module, seed + i)
     dark, labelled = foresee(der, learner, 6, 6)
-    h = by_hand(learner.module, dark.obs["x"][0])
+    h = outputs_by_hand(learner.module, dark.obs["x"][0])
     written = alpha * ((dark.output[0] - h) ** 2).sum() / h.numel()  # type: ignore[index]
     if plus:
         written = (
             written
             + beta
             * cross_entropies(
-                by_hand(learner.module, labelled.obs["x"][0]), labelled.target[0]
+                outputs_by_hand(learner.module, labelled.obs["x"][0]), labelled.target[0]
             ).mean()
         )  # type: ignore[index]
     loss = rehearsal_loss(der, learner)
@@ -131,7 +124,7 @@ def test_in_control_der_plus_plus_adds_the_divergence_from_the_policy_of_the_rol
 ) -> None:
     learner, der = control_learner(recurrent), DERPlusPlus(0.6, 0.8, capacity=100, batch_size=8)
     learner.attach([der])
-    train(learner, der, [0])
+    learn_tasks(learner, [0])
     away(learner)
     dark, other = foresee(der, learner, 8, 8)
     assert torch.equal(other.target, other.output)  # type: ignore[arg-type]
@@ -149,66 +142,3 @@ def test_in_control_der_plus_plus_adds_the_divergence_from_the_policy_of_the_rol
 
 
 # ER-ACE
-
-
-@settings(deadline=None, max_examples=30)
-@given(
-    sequence=st.lists(
-        st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=4), min_size=1, max_size=6
-    ),
-    strength=st.floats(0.1, 2.0),
-)
-def test_er_ace_takes_the_fresh_loss_over_its_own_and_unseen_classes_and_the_stored_one_over_all(
-    sequence: list[list[int]], strength: float
-) -> None:
-    """The first batch is plain: what it does not show has never been seen."""
-    ace = ERACE(strength, capacity=20, batch_size=4)
-    learner = learner_of([ace])
-    known: set[int] = set()
-    for i, labels in enumerate(sequence):
-        batch, before = examples(len(labels), seed=i, labels=labels), copy.deepcopy(learner.module)
-        allowed = sorted(set(labels) | (set(range(CLASSES)) - known))
-        z = by_hand(before, batch.obs["x"][0])
-        fresh = (
-            z[:, allowed].exp().sum(-1).log() - z[torch.arange(len(labels)), torch.tensor(labels)]
-        ).mean()
-        twin = copy.deepcopy(ace)
-        twin.observe(batch, learner)
-        (drawn,) = foresee(twin, learner, 4)
-        total = (
-            fresh
-            + strength * cross_entropies(by_hand(before, drawn.obs["x"][0]), drawn.target[0]).mean()
-        )  # type: ignore[index]
-        step(learner, batch)
-        expected = [
-            p.detach() - RATE * g
-            for p, g in zip(before.parameters(), gradients(total, before), strict=True)
-        ]
-        assert distance(weights(learner.module), expected) < 1e-9
-        known |= set(labels)
-
-
-def test_er_ace_leaves_the_first_batchs_loss_alone() -> None:
-    ace, batch = ERACE(), examples(3, labels=[0, 1, 0])
-    learner = learner_of([ace])
-    fresh = Forward(batch, learner.forward(batch))
-    for _ in range(2):  # the second batch shows all that was seen
-        assert torch.equal(ace.loss(fresh, None, learner), learner.loss(batch))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("balanced", [False, True])
-def test_in_a_stream_new_classes_do_not_push_old_ones_down(balanced: bool) -> None:
-    """The last layer's biases of old classes get no gradient from fresh examples, of whatever
-    softmax the plain loss is.
-    """
-    learner, ace = digit_learner(balanced), ERACE(1e-9, capacity=200)
-    learner.attach([ace])
-    train(learner, ace, [0])
-    before = copy.deepcopy(learner.module.layers[-1].bias.detach())  # type: ignore[union-attr, index]
-    train(learner, ace, [1])
-    moved = (learner.module.layers[-1].bias.detach() - before).abs()  # type: ignore[union-attr, index]
-    assert float(moved[:2].max()) < 1e-7
-    assert float(moved[2:4].min()) > 1e-5
-    assert balanced or float(moved[4:].min()) > 1e-5, (
-        "the unseen ones are there to be told apart from"
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,8 @@ from loop_helpers import (
     FixedLearner,
     FlatNet,
     control_learner,
+    digit_learner,
     distance,
-    mlp,
     plant,
     random_states,
     same,
@@ -35,15 +34,6 @@ Anchors = list[tuple[list[Tensor], list[Tensor]]]
 def precision(ewc: EWC) -> list[Tensor]:
     """P of every weight."""
     return list(ewc.penalty.precision.values())
-
-
-def digit_learner(
-    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
-) -> SupervisedLearner:
-    module = mlp()
-    return SupervisedLearner(
-        module, stream(), optimizer=optimizer(module.parameters()) if optimizer else None
-    )
 
 
 def end_task(learner: SupervisedLearner, ewc: EWC, task: int) -> Batch:
@@ -228,50 +218,6 @@ def named(number: int) -> Task:
     """Any task at all."""
     task: Task = stream(1).tasks[number]
     return task
-
-
-def test_strength_0_is_plain_training_to_the_last_bit() -> None:
-    learner, plain = digit_learner(), digit_learner()
-    ewc = EWC(0.0)
-    learner.attach([ewc])
-    for task in range(3):
-        learner.learn([task], 64)
-        plain.learn([task], 64)
-        end_task(learner, ewc, task)
-        assert same(weights(learner.module), weights(plain.module))
-
-
-@pytest.mark.parametrize("anchors", ["separate", "online"])
-def test_a_restored_state_goes_on_bit_for_bit(anchors: Any) -> None:
-    def train(restore: bool) -> list[Tensor]:
-        learner, ewc = digit_learner(), EWC(50.0, anchors=anchors, seed=3)
-        for task in range(3):
-            learner.attach([ewc])
-            learner.learn([task], 64)
-            end_task(learner, ewc, task)
-            if restore:
-                file = io.BytesIO()
-                torch.save(ewc.state_dict(), file)
-                file.seek(0)
-                ewc = EWC(50.0, anchors=anchors, seed=99)
-                learner.attach([ewc])
-                ewc.load_state_dict(torch.load(file), learner)
-        return weights(learner.module)
-
-    assert same(train(restore=True), train(restore=False))
-
-
-def test_a_saved_state_does_not_change_afterwards() -> None:
-    learner, ewc = digit_learner(), EWC(50.0)
-    learner.attach([ewc])
-    end_task(learner, ewc, 0)
-    state = ewc.state_dict()
-    kept = state["penalty"]
-    then = [x.clone() for x in (*kept["precision"].values(), *kept["anchor"].values())]
-    learner.learn([1], 64)
-    end_task(learner, ewc, 1)
-    assert same([*kept["precision"].values(), *kept["anchor"].values()], then)
-    assert not same([*precision(ewc), *ewc.penalty.anchor.values()], then)
 
 
 def test_the_examples_averaged_over_are_spread_over_all() -> None:

@@ -13,6 +13,8 @@ from architecture_helpers import told
 from loop_helpers import (
     FlatNet,
     distance,
+    gradients,
+    perturb,
     same,
     stream,
     update,
@@ -21,12 +23,10 @@ from loop_helpers import (
 from rehearsal_helpers import (
     CLASSES,
     INPUTS,
-    by_hand,
     cross_entropies,
     examples,
-    gradients,
-    learner_of,
-    perturb,
+    outputs_by_hand,
+    rehearsal_learner,
     step,
     stored,
 )
@@ -49,7 +49,7 @@ from everloop.loop import (
 
 def dumb_learner(gdumb: GDumb, tasks: Sequence[int] = (0, 1)) -> Untold:
     """Stores two tasks' examples while nothing is learned."""
-    learner = learner_of([gdumb])
+    learner = rehearsal_learner([gdumb])
     for task in tasks:
         gdumb.begin_task(Named(task), learner)
         for i in range(3):
@@ -60,7 +60,7 @@ def dumb_learner(gdumb: GDumb, tasks: Sequence[int] = (0, 1)) -> Untold:
 def test_nothing_is_learned_from_the_stream_whatever_the_optimizer() -> None:
     for make in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         gdumb = GDumb(epochs=2, capacity=12)
-        learner = learner_of()
+        learner = rehearsal_learner()
         learner.optimizer = make(learner.module.parameters(), lr=0.1, weight_decay=0.1)
         learner.attach([gdumb])
         for task in (0, 1):
@@ -74,7 +74,7 @@ def test_nothing_is_learned_from_the_stream_whatever_the_optimizer() -> None:
 
 
 def test_no_gradient_is_asked_for_while_the_stream_passes() -> None:
-    learner, calls = learner_of([GDumb(epochs=1, capacity=12)]), list[Tensor]()
+    learner, calls = rehearsal_learner([GDumb(epochs=1, capacity=12)]), list[Tensor]()
     next(learner.module.parameters()).register_hook(calls.append)
     update(learner, examples(6, 0, seed=0))
     assert not calls
@@ -104,14 +104,14 @@ def test_it_is_momentum_descent_on_shuffled_passes_over_the_memory_at_a_cosines_
     cos(pi t / steps)) / 2.
     """
     gdumb = GDumb(epochs=3, capacity=10, batch_size=4, learning_rate=0.3)
-    learner, module = dumb_learner(gdumb), learner_of().module
+    learner, module = dumb_learner(gdumb), rehearsal_learner().module
     rng, t, steps = copy.deepcopy(gdumb.memory.rng), 0, 3 * 3
     velocity = [torch.zeros_like(p) for p in module.parameters()]
     kept = stored(gdumb, learner)
     for _ in range(3):
         for rows in np.array_split(rng.permutation(10), 3):
             x, y = kept.obs["x"][0][rows], kept.target[0][rows]  # type: ignore[index]
-            grads = gradients(cross_entropies(by_hand(module, x), y).mean(), module)
+            grads = gradients(cross_entropies(outputs_by_hand(module, x), y).mean(), module)
             norm = math.sqrt(sum(float((g**2).sum()) for g in grads))
             rate = 0.003 + 0.297 * (1 + math.cos(math.pi * t / steps)) / 2
             for p, v, g in zip(module.parameters(), velocity, grads, strict=True):
@@ -188,6 +188,6 @@ def test_beside_what_freezes_weights_or_adds_them_it_is_refused(
 
 def test_the_examples_that_are_kept_are_a_share_of_each_class() -> None:
     gdumb = GDumb(capacity=10)
-    learner = learner_of([gdumb])
+    learner = rehearsal_learner([gdumb])
     gdumb.observe(examples(30, labels=[0] * 20 + [1] * 8 + [2] * 2), learner)
     assert torch.bincount(stored(gdumb, learner).target[0]).tolist() == [4, 4, 2]  # type: ignore[index]

@@ -45,7 +45,7 @@ def test_under_its_view_an_old_task_is_bit_equal_after_three_more(name: str) -> 
 def test_a_view_leaves_no_trace(name: str) -> None:
     learner, hat = LEARNERS[name](), quick()
     learner.attach([hat])
-    teach(learner, [hat], 0, 32)
+    teach(learner, 0, 32)
     hat.begin_task(learner.world.tasks[1], learner)
     learner.learn([1], 32)  # a new period begins: masks are soft
     before, state = (
@@ -78,7 +78,7 @@ def test_a_view_of_the_task_at_hand_shows_it_as_it_will_be_kept() -> None:
 def test_later_tasks_can_still_be_learned(name: str) -> None:
     learner, hat = LEARNERS[name](), quick(period=20)
     learner.attach([hat])
-    teach(learner, [hat], 0)
+    teach(learner, 0)
     hat.begin_task(learner.world.tasks[1], learner)
     batch = examples(learner, 1, seed=3)
 
@@ -100,7 +100,7 @@ def test_a_higher_price_leaves_more_units_to_later_tasks_and_used_ones_are_used_
         )
         learner.attach([hat])
         for task in range(2):
-            teach(learner, [hat], task, 480)
+            teach(learner, task, 480)
         first, second = (
             torch.cat([e > 0 for e in hat.tasks.keys[task].values()]) for task in range(2)
         )
@@ -114,11 +114,11 @@ def test_a_higher_price_leaves_more_units_to_later_tasks_and_used_ones_are_used_
 def test_copies_of_the_network_keep_the_mask_they_were_made_with() -> None:
     learner, hat = LEARNERS["mlp"](), quick()
     learner.attach([hat])
-    teach(learner, [hat], 0, 32)
+    teach(learner, 0, 32)
     batch = examples(learner, 0)
     frozen, copied = learner.frozen_copy(), copy.deepcopy(learner.module)
     outputs = seen(learner, hat, 0, batch)
-    teach(learner, [hat], 1, 32)
+    teach(learner, 1, 32)
     for network in (frozen, copied):
         assert torch.equal(learner.outputs(batch, network).detach(), outputs)
     assert not any(p.requires_grad for p in frozen.parameters())
@@ -132,7 +132,7 @@ def test_neither_weights_nor_their_optimizer_nor_what_is_saved_of_the_network_ch
         len(learner.optimizer.param_groups),
     )
     learner.attach([hat])
-    teach(learner, [hat], 0, 32)
+    teach(learner, 0, 32)
     assert list(learner.weights()) == names
     assert list(learner.module.state_dict()) == saved
     assert len(learner.optimizer.param_groups) == groups
@@ -263,5 +263,5 @@ def test_a_frozen_batch_norm_below_the_units_is_no_reason() -> None:
     network.freeze_convolutions()
     learner, hat = told(network), quick()
     learner.attach([hat])
-    teach(learner, [hat], 0, 32)
+    teach(learner, 0, 32)
     assert set(hat.e) == {"backbone.layers.0", "backbone.layers.2"}

@@ -10,21 +10,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from loop_helpers import (
+    digit_learner,
     distance,
+    gradients,
     mlp,
+    perturb,
     stream,
     weights,
 )
 from rehearsal_helpers import (
     CLASSES,
     RATE,
-    by_hand,
     cross_entropies,
-    digit_learner,
     examples,
-    gradients,
-    learner_of,
-    perturb,
+    outputs_by_hand,
+    rehearsal_learner,
     step,
 )
 from strategy_helpers import Named
@@ -57,7 +57,7 @@ class Increments:
 
     def __init__(self, strength: float = 1.0, capacity: int = 9) -> None:
         self.icarl = ICaRL(strength, capacity, batch_size=5)
-        self.learner, self.exemplars = learner_of([self.icarl]), dict[int, Tensor]()
+        self.learner, self.exemplars = rehearsal_learner([self.icarl]), dict[int, Tensor]()
         for task, labels in enumerate(([3, 0], [1, 4])):
             self.icarl.begin_task(Named(task), self.learner)
             for i in range(3):
@@ -109,7 +109,7 @@ def test_under_its_view_the_nearest_mean_of_exemplars_answers() -> None:
     with made.icarl.view(Named(), made.learner):
         guesses = made.learner.outputs(batch).argmax(-1)[0]
     assert torch.equal(made.learner.outputs(batch), usual)
-    assert torch.equal(usual[0], by_hand(made.learner.module, x[0]))
+    assert torch.equal(usual[0], outputs_by_hand(made.learner.module, x[0]))
     phi, labels = features_by_hand(made.learner.module, x[0]), sorted(made.exemplars)
     means = torch.stack(
         [features_by_hand(made.learner.module, made.exemplars[label]).mean(0) for label in labels]
@@ -121,7 +121,7 @@ def test_under_its_view_the_nearest_mean_of_exemplars_answers() -> None:
 
 def test_before_the_first_tasks_end_its_view_changes_nothing() -> None:
     icarl, batch = ICaRL(), examples(9)
-    learner = learner_of([icarl])
+    learner = rehearsal_learner([icarl])
     with icarl.view(Named(), learner):
         seen = learner.outputs(batch)
     assert torch.equal(seen, learner.outputs(batch))
@@ -145,7 +145,10 @@ def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exem
     drawn = icarl.store.read(rows[copy.deepcopy(icarl.rng).integers(0, len(rows), 5)])
 
     def written(x: Tensor, y: Tensor) -> Tensor:
-        s, s_old = torch.sigmoid(by_hand(before, x)), torch.sigmoid(by_hand(old, x)).detach()
+        s, s_old = (
+            torch.sigmoid(outputs_by_hand(before, x)),
+            torch.sigmoid(outputs_by_hand(old, x)).detach(),
+        )
         total = torch.zeros(len(x), dtype=torch.float64)
         for c in range(CLASSES):
             t = s_old[:, c] if c in {3, 4} else (y == c).double()
@@ -159,7 +162,7 @@ def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exem
     )
     total = (
         strength * (written(x, y) + written(stored_x, stored_y))
-        + (1 - strength) * cross_entropies(by_hand(before, x), y).mean()
+        + (1 - strength) * cross_entropies(outputs_by_hand(before, x), y).mean()
     )
     step(learner, batch)
     expected = [
@@ -172,7 +175,7 @@ def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exem
 def test_at_strength_1_icarls_losses_are_all_whatever_the_plain_loss_is() -> None:
     ends = []
     for balanced in (False, True):
-        learner, icarl = digit_learner(balanced), ICaRL(capacity=20, batch_size=4)
+        learner, icarl = digit_learner(balanced=balanced), ICaRL(capacity=20, batch_size=4)
         learner.attach([icarl])
         for task in (0, 1):
             learner.learn([task], 64)
@@ -187,9 +190,12 @@ def test_at_strength_1_icarls_losses_are_all_whatever_the_plain_loss_is() -> Non
 
 def test_in_its_first_task_icarl_learns_the_labels_alone() -> None:
     icarl = ICaRL()
-    learner = learner_of([icarl])
+    learner = rehearsal_learner([icarl])
     before, batch = copy.deepcopy(learner.module), examples(6)
-    s, t = torch.sigmoid(by_hand(before, batch.obs["x"][0])), F.one_hot(batch.target[0], CLASSES)  # type: ignore[index]
+    s, t = (
+        torch.sigmoid(outputs_by_hand(before, batch.obs["x"][0])),
+        F.one_hot(batch.target[0], CLASSES),
+    )  # type: ignore[index]
     total = -(t * s.log() + (1 - t) * (1 - s).log()).sum(1).mean()
     step(learner, batch)
     expected = [
@@ -204,7 +210,7 @@ def test_where_all_classes_come_back_their_labels_are_learned() -> None:
     network says.
     """
     icarl = ICaRL(capacity=20, batch_size=4)
-    learner = learner_of([icarl])
+    learner = rehearsal_learner([icarl])
     for task in (0, 1):
         icarl.begin_task(Named(task), learner)
         batch = examples(10, task, seed=task, labels=[0, 1, 2, 3, 4] * 2)
@@ -267,7 +273,7 @@ def test_the_nearest_mean_is_the_same_in_mixed_precision_given_the_same_features
 def test_the_seed_says_which_exemplars_are_recalled() -> None:
     def recalled(seed: int) -> Tensor:
         icarl = ICaRL(capacity=20, batch_size=16, seed=seed)
-        learner = learner_of([icarl])
+        learner = rehearsal_learner([icarl])
         icarl.end_task(Named(), [examples(20, labels=[0, 1, 2, 3, 4] * 4)], learner)
         stored = icarl.recall(learner)
         assert stored is not None
@@ -278,8 +284,8 @@ def test_the_seed_says_which_exemplars_are_recalled() -> None:
 
 
 def test_more_classes_than_exemplars_are_refused_before_anything_is_learned() -> None:
-    with pytest.raises(ValueError, match=r"^capacity is 4; it must be 5 or more$"):
-        learner_of([ICaRL(capacity=4)])
+    with pytest.raises(ValueError, match=r"^capacity is 4; it must be finite and 5 or more$"):
+        rehearsal_learner([ICaRL(capacity=4)])
 
 
 def test_what_replaces_the_plain_loss_does_so_alone() -> None:
@@ -287,7 +293,7 @@ def test_what_replaces_the_plain_loss_does_so_alone() -> None:
         ValueError,
         match=r"^er_ace replaces the task loss and icarl replaces the task loss, which can't be ",
     ):
-        learner_of([ERACE(), ICaRL()])
+        rehearsal_learner([ERACE(), ICaRL()])
     pairs: list[list[Strategy]] = [[ERACE(0.0), ICaRL()], [ICaRL(0.0), ERACE()]]
     for strategies in pairs:
-        assert learner_of(strategies).strategies == [s for s in strategies if s.active]
+        assert rehearsal_learner(strategies).strategies == [s for s in strategies if s.active]

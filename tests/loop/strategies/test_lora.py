@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from architecture_helpers import examples, seen, teach, told
+from contract_helpers import stream_learner
 from loop_helpers import stream
-from test_strategy_contract import stream_learner
 from torch import nn
 
 from everloop.agents import MLP, Classifier
@@ -23,7 +23,7 @@ def teach_shared(learner: Learner, strategy: Strategy, task: int) -> None:
 def test_lora_trains_nothing_but_the_adapter_and_the_last_layer() -> None:
     learner, lora = told(MLP((8, 8, 1), (16, 16))), LoRA(rank=3)
     learner.attach([lora])
-    teach(learner, [lora], 0)
+    teach(learner, 0)
     base = {
         name.replace("base_layer.", ""): p.detach().clone()
         for name, p in learner.module.named_parameters()
@@ -126,7 +126,7 @@ def test_a_task_is_learned_again_from_where_it_was_and_its_view_shows_what_is_be
     learner, lora = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), LoRA(rank=2, train_base=train_base)
     learner.attach([lora])
     for task in (0, 1):
-        teach(learner, [lora], task, 32)
+        teach(learner, task, 32)
     batch = examples(learner, 0, seed=77)
     before = seen(learner, lora, 0, batch)
     lora.begin_task(learner.world.tasks[0], learner)

@@ -14,14 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import (
-    PPO_PARAMETERS,
     FixedLearner,
     FlatNet,
-    Last,
-    agent,
-    control_learner,
+    Recorder,
     distance,
-    plant,
+    gradients,
+    perturb,
     same,
     stream,
     vector_batch,
@@ -36,15 +34,13 @@ from everloop.loop import (
     Categorical,
     Forward,
     Gaussian,
-    Learner,
     LwF,
-    Strategy,
     SupervisedLearner,
     TokenCategorical,
 )
-from everloop.loop.sb3.on_policy import SB3Learner
 
-INPUTS, CLASSES = 3, 5
+INPUTS = 3
+CLASSES = 5
 seeds = st.integers(0, 2**31)
 
 
@@ -73,18 +69,11 @@ class ManyHeads(nn.Module):
         return self.Output(every[:, :, self.task], None, every), state
 
 
-def learner_of(likelihood: Any = None, outputs: int = CLASSES, heads: int = 0) -> FixedLearner:
+def lwf_learner(likelihood: Any = None, outputs: int = CLASSES, heads: int = 0) -> FixedLearner:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, outputs))
     module = ManyHeads(heads) if heads else FlatNet(layers, "x")
     return FixedLearner(module.double(), likelihood or Categorical(outputs))  # type: ignore[arg-type]
-
-
-def perturb(module: nn.Module, seed: int, size: float = 0.5) -> None:
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p += size * torch.randn(p.shape, generator=g, dtype=p.dtype)
 
 
 def labelled(labels: Sequence[int], seed: int = 0) -> Batch:
@@ -105,14 +94,6 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
     """sum p log(p / q) of two softmaxes, as it is written."""
     p, q = p.exp() / p.exp().sum(-1, keepdim=True), q.exp() / q.exp().sum(-1, keepdim=True)
     return (p * (p / q).log()).sum(-1)
-
-
-def gradients(loss: Tensor | None, module: nn.Module) -> list[Tensor]:
-    """d loss / d weights, 0 where there is none."""
-    parameters = list(module.parameters())
-    assert loss is not None
-    found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
 # the formula
@@ -140,7 +121,7 @@ def test_the_gradient_is_that_of_the_divergence_over_the_classes_of_ended_tasks(
     """strength * ended tasks * mean T^2 KL(softmax(z* / T) || softmax(z / T)), of old classes'
     outputs alone, or of all.
     """
-    learner, lwf = learner_of(), LwF(strength, temperature, outputs)
+    learner, lwf = lwf_learner(), LwF(strength, temperature, outputs)
     for task, labels in enumerate(tasks):
         then = pass_task(learner, lwf, task, [labelled(labels, seed)])
     perturb(learner.module, seed)
@@ -183,7 +164,7 @@ def test_of_a_head_for_each_task_it_is_the_sum_over_the_heads_of_ended_tasks(
     """Heads are taught all classes again, so none is left out; the head at hand and those to come
     stand apart.
     """
-    learner, lwf = learner_of(heads=5), LwF(strength, temperature)
+    learner, lwf = lwf_learner(heads=5), LwF(strength, temperature)
     for task in ended[:3]:
         learner.module.task = task
         then = pass_task(learner, lwf, task, [labelled([0, 1], seed)])
@@ -213,7 +194,7 @@ def test_at_a_high_temperature_it_is_the_squared_distance_of_centred_outputs() -
     """T^2 KL -> sum (d - mean d)^2 / 2P, d = z - z*: what T^2 is there for (Hinton et al. 2015,
     section 2.1).
     """
-    learner, lwf = learner_of(), LwF(1.0, temperature=1e4)
+    learner, lwf = lwf_learner(), LwF(1.0, temperature=1e4)
     batch = labelled(list(range(CLASSES)))
     then = pass_task(learner, lwf, 0, [batch])
     perturb(learner.module, 7)
@@ -227,7 +208,7 @@ def test_of_a_gaussian_it_is_the_divergence_whatever_the_temperature() -> None:
     """KL(N(m, s) || N(m', s')) = log(s'/s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2, summed over the
     action's dimensions.
     """
-    learner, lwf = learner_of(Gaussian(2), outputs=4), LwF(0.7, temperature=3.0)
+    learner, lwf = lwf_learner(Gaussian(2), outputs=4), LwF(0.7, temperature=3.0)
     batch = replace(labelled([0, 1, 0]), target=None)
     then = pass_task(learner, lwf, 0, [batch])
     perturb(learner.module, 7)
@@ -247,7 +228,7 @@ def test_of_a_gaussian_it_is_the_divergence_whatever_the_temperature() -> None:
 
 
 def test_of_tags_it_is_the_sum_over_the_tokens() -> None:
-    learner, lwf, T = learner_of(TokenCategorical(2, 3), outputs=6), LwF(0.7, temperature=3.0), 3.0
+    learner, lwf, T = lwf_learner(TokenCategorical(2, 3), outputs=6), LwF(0.7, temperature=3.0), 3.0
     batch = replace(labelled([0, 1]), target=torch.tensor([[[0, 1], [2, -1]]]))
     then = pass_task(learner, lwf, 0, [batch])
     perturb(learner.module, 7)
@@ -268,14 +249,14 @@ def test_of_tags_it_is_the_sum_over_the_tokens() -> None:
 
 
 def test_there_is_nothing_to_keep_before_a_task_has_ended() -> None:
-    learner, lwf, batch = learner_of(), LwF(), labelled([0, 1])
+    learner, lwf, batch = lwf_learner(), LwF(), labelled([0, 1])
     lwf.begin_task(Named(0), learner)
     assert lwf.loss(Forward(batch, learner.forward(batch)), None, learner) is None
 
 
 def test_a_task_that_comes_back_counts_again_only_after_it() -> None:
     """Two ended tasks of which one is at hand: half the loss; the only one at hand: none."""
-    learner, lwf = learner_of(), LwF()
+    learner, lwf = lwf_learner(), LwF()
     every = labelled(list(range(CLASSES)))
     pass_task(learner, lwf, 0, [every])
     lwf.begin_task(Named(0), learner)
@@ -296,7 +277,7 @@ def test_a_task_that_comes_back_counts_again_only_after_it() -> None:
 
 
 def test_the_old_network_is_that_of_the_last_tasks_end_whatever_comes_after() -> None:
-    learner, lwf, batch = learner_of(), LwF(), labelled([0, 1, 2, 3, 4])
+    learner, lwf, batch = lwf_learner(), LwF(), labelled([0, 1, 2, 3, 4])
     pass_task(learner, lwf, 0, [batch])
     then = pass_task(learner, lwf, 1, [batch])
     perturb(learner.module, 3)
@@ -307,7 +288,7 @@ def test_the_old_network_is_that_of_the_last_tasks_end_whatever_comes_after() ->
 
 def test_neither_a_saved_nor_a_loaded_state_changes_afterwards() -> None:
     """Class 4 comes after the state was saved; whoever starts from the state does not know it."""
-    learner, lwf = learner_of(), LwF()
+    learner, lwf = lwf_learner(), LwF()
     pass_task(learner, lwf, 0, [labelled([0, 1])])
     state = lwf.state_dict()
     later = [LwF(), LwF()]
@@ -334,7 +315,7 @@ def test_an_update_in_a_stream_is_along_the_loss_plus_the_formula(heads: int) ->
     learner = SupervisedLearner(
         module, stream(**told), optimizer=torch.optim.SGD(module.parameters(), lr=0.05)
     )
-    last = Last()
+    last = Recorder()
     learner.attach([lwf, last])
     for task in (0, 1):
         lwf.begin_task(learner.world.tasks[task], learner)
@@ -345,7 +326,7 @@ def test_an_update_in_a_stream_is_along_the_loss_plus_the_formula(heads: int) ->
     learner.learn([2], 64)
     before = copy.deepcopy(learner.module)
     learner.learn([2], 8)
-    batch = last.batch
+    batch = last.updates[-1]
     now, old = learner.forward(batch, before), learner.forward(batch, then)
     plain = nn.functional.cross_entropy(now.prediction[0], batch.target[0])  # type: ignore[index]
     if heads > 1:
@@ -363,89 +344,3 @@ def test_an_update_in_a_stream_is_along_the_loss_plus_the_formula(heads: int) ->
     ]
     assert distance(weights(learner.module), expected) < 1e-6
     assert distance(weights(learner.module), without) > 1e-4
-
-
-class Capture(Strategy):
-    """The gradient and the weights at the first update after it was armed."""
-
-    def __init__(self) -> None:
-        self.armed, self.gradient, self.before, self.batch = (
-            False,
-            list[Tensor](),
-            nn.Module(),
-            Batch({}, torch.zeros(1, 0)),
-        )
-
-    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
-        if self.armed and not self.gradient:
-            assert batch is not None
-            self.gradient = [
-                torch.zeros_like(p) if p.grad is None else p.grad.clone()
-                for p in learner.module.parameters()
-            ]
-            self.before, self.batch = copy.deepcopy(learner.module), batch
-
-
-def first_update(learner: SB3Learner, strategies: list[Strategy]) -> Capture:
-    """The first update of the second task, from weights away from the first's end, which both
-    strategies were told of.
-    """
-    capture = Capture()
-    learner.attach([*strategies, capture])
-    learner.model.set_random_seed(0)
-    for strategy in strategies:
-        strategy.begin_task(learner.world.tasks[0], learner)
-    learner.learn([0], 32)
-    for strategy in strategies:
-        strategy.end_task(learner.world.tasks[0], [], learner)
-        strategy.begin_task(learner.world.tasks[1], learner)
-    perturb(learner.module, 1, 0.05)
-    capture.armed = True
-    learner.model.set_random_seed(3)
-    learner.learn([1], 32)
-    return capture
-
-
-def test_in_ppo_the_formulas_gradient_joins_ppos_own() -> None:
-    """With and without, from the same weights and the same minibatch: their difference is the
-    formula's gradient.
-    """
-    lwf = LwF(5.0)
-    with_it, without = first_update(control_learner(), [lwf]), first_update(control_learner(), [])
-    assert same(weights(with_it.before), weights(without.before))
-    looker, then = control_learner(), lwf.teacher.module
-    (m, log_s), (m_now, log_s_now) = (
-        Gaussian(2).split(looker.outputs(with_it.batch, net)) for net in (then, with_it.before)
-    )
-    s, s_now = log_s.exp(), log_s_now.exp()
-    written = (
-        5.0 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
-    )
-    own = gradients(written, with_it.before)
-    assert max(float(g.abs().max()) for g in own) > 1e-3
-    for total, plain, part in zip(with_it.gradient, without.gradient, own, strict=True):
-        torch.testing.assert_close(total, plain + part, rtol=1e-4, atol=1e-6)
-
-
-def test_in_ppo_it_is_the_heads_of_ended_tasks_that_are_kept() -> None:
-    """Where each task has a head the formula is that of the past one, on the new task's
-    observations.
-    """
-
-    def heads(observation_space: Any, action_space: Any) -> nn.Module:
-        return agent(observation_space, action_space, head_per_task=True)
-
-    def learner() -> SB3Learner:
-        return SB3Learner(plant(task_cue=True), heads, parameters=PPO_PARAMETERS, device="cpu")
-
-    lwf = LwF(5.0)
-    with_it, without = first_update(learner(), [lwf]), first_update(learner(), [])
-    looker = learner()
-    z_then, z = (
-        looker.forward(with_it.batch, net).heads[:, :, 0]
-        for net in (lwf.teacher.module, with_it.before)
-    )  # type: ignore[index]
-    own = gradients(5.0 * Gaussian(2).kl(z_then, z).mean(), with_it.before)
-    assert max(float(g.abs().max()) for g in own) > 1e-3
-    for total, plain, part in zip(with_it.gradient, without.gradient, own, strict=True):
-        torch.testing.assert_close(total, plain + part, rtol=1e-4, atol=1e-6)

@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import Last, distance, mlp, stream, vector_batch, vector_learner, weights
+from loop_helpers import (
+    Recorder,
+    distance,
+    learn_tasks,
+    mlp,
+    stream,
+    vector_batch,
+    vector_learner,
+    weights,
+)
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier
@@ -22,7 +31,6 @@ from everloop.loop import (
     Effect,
     Forward,
     ICaRL,
-    Learner,
     Replay,
     Strategy,
     SupervisedLearner,
@@ -39,21 +47,11 @@ REHEARSING: dict[str, Callable[[], Strategy]] = {
 }
 
 
-def learner_of(module: nn.Module | None = None, **world: Any) -> SupervisedLearner:
+def sgd_learner(module: nn.Module | None = None, **world: Any) -> SupervisedLearner:
     module = module or mlp(hidden=12)
     return SupervisedLearner(
         module, stream(**world), optimizer=torch.optim.SGD(module.parameters(), lr=RATE)
     )
-
-
-def learn(learner: Learner, tasks: list[int], steps: int = 64) -> None:
-    for k in tasks:
-        task, batch = learner.world.tasks[k], learner.rollout(stream(), [k], 8, seed=k)
-        for strategy in learner.strategies:
-            strategy.begin_task(task, learner)
-        learner.learn([k], steps)
-        for strategy in learner.strategies:
-            strategy.end_task(task, [batch], learner)
 
 
 @pytest.mark.parametrize("heads", [1, 3], ids=["one head", "a head for each task"])
@@ -82,16 +80,16 @@ def test_an_update_is_along_the_losses_as_they_would_be_of_a_pass_each(name: str
     """loss(fresh) + what the strategy adds to it + its loss of what it recalls, which is stored
     before the batch is seen.
     """
-    strategy, learner = REHEARSING[name](), learner_of()
-    last = Last()
+    strategy, learner = REHEARSING[name](), sgd_learner()
+    last = Recorder()
     learner.attach([strategy, last])
-    learn(learner, [0])
+    learn_tasks(learner, [0], world=stream())
     strategy.begin_task(learner.world.tasks[1], learner)
     learner.learn([1], 8)
     twin, before = copy.deepcopy(strategy), copy.deepcopy(learner.module)
     learner.learn([1], 8)
-    fresh = last.batch
-    there = learner_of(before)
+    fresh = last.updates[-1]
+    there = sgd_learner(before)
     stored = twin.recall(there)
     assert stored is not None
     assert len(stored) == (12 if name == "derpp" else 6)
@@ -112,9 +110,9 @@ def test_an_update_is_along_the_losses_as_they_would_be_of_a_pass_each(name: str
 
 
 def test_an_update_is_one_pass_whoever_rehearses() -> None:
-    learner = learner_of()
+    learner = sgd_learner()
     learner.attach([Replay(1.0, 40, 6), DER(0.5, 40, 3), ERACE(0.5, 40, 2)])
-    learn(learner, [0])
+    learn_tasks(learner, [0], world=stream())
     rows: list[int] = []
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -127,10 +125,10 @@ def test_an_update_is_one_pass_whoever_rehearses() -> None:
 
 
 def test_the_world_is_told_the_guesses_for_what_it_shows() -> None:
-    learner, told = learner_of(), list[Tensor]()
-    last = Last()
+    learner, told = sgd_learner(), list[Tensor]()
+    last = Recorder()
     learner.attach([Replay(1.0, 40, 6, current=True), last])
-    learn(learner, [0])
+    learn_tasks(learner, [0], world=stream())
     before, step = copy.deepcopy(learner.module), learner.world.step
 
     def noted(guess: Any) -> Any:
@@ -139,4 +137,4 @@ def test_the_world_is_told_the_guesses_for_what_it_shows() -> None:
 
     learner.world.step = noted  # type: ignore[method-assign]
     learner.learn([1], 8)
-    assert torch.equal(told[0], learner.outputs(last.batch, before).argmax(-1)[0])
+    assert torch.equal(told[0], learner.outputs(last.updates[-1], before).argmax(-1)[0])

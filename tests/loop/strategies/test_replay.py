@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from functools import partial
 from typing import Any
 
@@ -13,11 +12,11 @@ from loop_helpers import (
     PPO_PARAMETERS,
     agent,
     control_learner,
+    digit_learner,
     distance,
-    mlp,
+    learn_tasks,
     plant,
     rehearsal_loss,
-    same,
     stream,
     update,
     weights,
@@ -37,27 +36,9 @@ from everloop.loop import (
     Gaussian,
     Learner,
     Replay,
-    SupervisedLearner,
     attach,
 )
 from everloop.loop.sb3.on_policy import SB3Learner
-from everloop.loop.strategies.parts.rehearsal import Rehearsal
-
-
-def digit_learner() -> SupervisedLearner:
-    module = mlp()
-    return SupervisedLearner(
-        module, stream(), optimizer=torch.optim.SGD(module.parameters(), lr=0.05)
-    )
-
-
-def train(learner: Learner, replay: Rehearsal, tasks: list[int], steps: int = 64) -> None:
-    """Learn `tasks` one after the other, with a beginning and an end for each."""
-    learner.attach([replay])
-    for task in tasks:
-        replay.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], steps)
-        replay.end_task(learner.world.tasks[task], [], learner)
 
 
 class Rehearsed:
@@ -81,13 +62,16 @@ class Rehearsed:
 def test_only_ended_tasks_are_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, replay = digit_learner(), Replay(capacity=200, batch_size=5)
     rehearsed = Rehearsed(replay, monkeypatch)
-    train(learner, replay, [0])
+    learner.attach([replay])
+    learn_tasks(learner, [0])
     assert rehearsed.batches == []
-    train(learner, replay, [1])
+    learner.attach([replay])
+    learn_tasks(learner, [1])
     assert rehearsed.tasks() == {0}
     assert {len(batch) for batch in rehearsed.batches} == {5}
     assert len(rehearsed.batches) == 64 / 8  # one draw with every update
-    train(learner, replay, [2])
+    learner.attach([replay])
+    learn_tasks(learner, [2])
     assert rehearsed.tasks() == {0, 1}
 
 
@@ -95,18 +79,22 @@ def test_a_task_that_comes_back_is_rehearsed_again_only_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     learner, replay = digit_learner(), Replay(capacity=200, batch_size=5)
-    train(learner, replay, [0, 1])
+    learner.attach([replay])
+    learn_tasks(learner, [0, 1])
     rehearsed = Rehearsed(replay, monkeypatch)
-    train(learner, replay, [0])
+    learner.attach([replay])
+    learn_tasks(learner, [0])
     assert rehearsed.tasks() == {1}
     rehearsed.batches.clear()
-    train(learner, replay, [2])
+    learner.attach([replay])
+    learn_tasks(learner, [2])
     assert rehearsed.tasks() == {0, 1}
 
 
 def test_the_update_is_along_the_loss_plus_strength_times_the_stored_examples_loss() -> None:
     learner, replay = digit_learner(), Replay(strength=0.7, capacity=40, batch_size=6)
-    train(learner, replay, [0])
+    learner.attach([replay])
+    learn_tasks(learner, [0])
     learner.learn([1], 8)  # the reservoir now holds both tasks
     before, fresh = weights(learner.module), learner.rollout(stream(), [2], 1, seed=0)
     state = replay.memory.rng.bit_generator.state
@@ -126,7 +114,8 @@ def test_the_update_is_along_the_loss_plus_strength_times_the_stored_examples_lo
 
 def test_stored_images_have_their_true_labels_and_tasks_as_bytes() -> None:
     learner, replay = digit_learner(), Replay(capacity=30)
-    train(learner, replay, [0, 3])
+    learner.attach([replay])
+    learn_tasks(learner, [0, 3])
     images, labels = digits()[0].inputs, digits()[0].labels
     truth = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
     items = replay.memory.read(np.arange(len(replay.memory)))
@@ -141,7 +130,8 @@ def test_stored_images_have_their_true_labels_and_tasks_as_bytes() -> None:
 @pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
 def test_at_a_control_tasks_end_the_policys_own_outputs_become_the_target(recurrent: bool) -> None:
     learner, replay = control_learner(recurrent), Replay(capacity=20, batch_size=4)
-    train(learner, replay, [0])
+    learner.attach([replay])
+    learn_tasks(learner, [0])
     stored = Batch.from_items(replay.memory.read(np.arange(len(replay.memory))), learner.device)
     assert stored.target is not None
     assert len(stored) == 20 if not recurrent else len(stored) > 1
@@ -183,7 +173,8 @@ def test_the_target_in_control_is_what_the_policy_that_has_finished_the_task_put
     dropped at random.
     """
     learner, strategy = forgetful_learner(), kind(capacity=300, batch_size=4)
-    train(learner, strategy, [0, 1])
+    learner.attach([strategy])
+    learn_tasks(learner, [0, 1])
     for task, now in ((1, True), (0, False)):
         stored = strategy.read(strategy.memory.rows_of(np.array([task])), learner)
         with learner.evaluating():
@@ -250,7 +241,8 @@ def test_in_control_the_loss_is_the_divergence_from_the_stored_policy(recurrent:
     action's dimensions.
     """
     learner, replay = control_learner(recurrent), Replay(strength=0.7, capacity=20, batch_size=4)
-    train(learner, replay, [0])
+    learner.attach([replay])
+    learn_tasks(learner, [0])
     torch.manual_seed(0)
     with torch.no_grad():
         for p in learner.module.parameters():
@@ -282,55 +274,16 @@ def test_in_control_the_loss_is_the_divergence_from_the_stored_policy(recurrent:
 
 def test_targets_of_earlier_tasks_stay_as_they_were_at_their_own_end() -> None:
     learner, replay = control_learner(), Replay(capacity=60, batch_size=4)
-    train(learner, replay, [0])
+    learner.attach([replay])
+    learn_tasks(learner, [0])
     items = replay.memory.read(np.arange(len(replay.memory)))
     then = {
         image.tobytes(): target
         for image, target in zip(items["obs.sensor_0"], items["target"], strict=True)
     }
-    train(learner, replay, [1])
+    learner.attach([replay])
+    learn_tasks(learner, [1])
     items = replay.memory.read(np.flatnonzero(replay.memory.items["task"] == 0))
     assert len(items["task"]) > 5
     for image, target in zip(items["obs.sensor_0"], items["target"], strict=True):
         np.testing.assert_array_equal(target, then[image.tobytes()])
-
-
-def test_strength_0_stores_nothing_and_is_plain_training_to_the_last_bit() -> None:
-    learner, plain, replay = digit_learner(), digit_learner(), Replay(strength=0.0)
-    train(learner, replay, [0, 1, 2])
-    for task in range(3):
-        plain.learn([task], 64)
-    assert same(weights(learner.module), weights(plain.module))
-    assert len(replay.memory) == 0
-
-
-@pytest.mark.parametrize("control", [False, True], ids=["stream", "control"])
-def test_a_restored_state_goes_on_bit_for_bit(control: bool) -> None:
-    def final(restore: bool) -> list[Tensor]:
-        learner: Learner = control_learner() if control else digit_learner()
-        replay = Replay(capacity=20, batch_size=4, seed=1)
-        train(learner, replay, [0, 1])
-        learner.learn([2], 64)
-        if restore:
-            file = io.BytesIO()
-            torch.save(replay.state_dict(), file)
-            file.seek(0)
-            replay = Replay(capacity=20, batch_size=4, seed=99)
-            learner.attach([replay])
-            replay.load_state_dict(torch.load(file, weights_only=False), learner)
-        learner.learn([2], 64)
-        replay.end_task(learner.world.tasks[2], [], learner)
-        train(learner, replay, [0])
-        return weights(learner.module)
-
-    assert same(final(restore=True), final(restore=False))
-
-
-def test_global_generators_are_not_drawn_from() -> None:
-    learner, replay = digit_learner(), Replay(capacity=20, batch_size=4)
-    train(learner, replay, [0])
-    state = torch.get_rng_state()
-    np_state = np.random.get_state()[1].tolist()  # noqa: NPY002
-    train(learner, replay, [1])
-    assert torch.equal(torch.get_rng_state(), state)
-    assert np.random.get_state()[1].tolist() == np_state  # noqa: NPY002

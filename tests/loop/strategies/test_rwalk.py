@@ -3,73 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
 from loop_helpers import (
-    FixedLearner,
-    FlatNet,
     distance,
     update,
     vector_batch,
 )
 from strategy_helpers import (
     Named,
+    Regression,
     classifier,
     edited,
     pull,
+    regression_batches,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
-from everloop.loop import SI, Batch, Gaussian, RWalk
-
-
-class Unit(Gaussian):
-    """y ~ N(p, 1) whose every draw lies at p + 1: the squared gradient of log p is that of p."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-
-    def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
-        return (-0.5 * (x - p) ** 2).sum(-1)
-
-    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return p + 1
-
-
-class Regression(FixedLearner):
-    """y = w x with two weights; loss = mean of (y - w x)^2 / 2."""
-
-    def __init__(self) -> None:
-        super().__init__(FlatNet(nn.Linear(2, 1, bias=False), "x").double(), Unit(), None)
-        self.move([0.3, -0.2])
-
-    def move(self, w: list[float]) -> None:
-        with torch.no_grad():
-            self.module.layers.weight.copy_(torch.tensor([w]))
-
-    @property
-    def w(self) -> Tensor:
-        weight: Tensor = self.module.layers.weight.detach()[0].clone()
-        return weight
-
-    def take_step(self, batch: Batch) -> None:
-        self.minibatch = batch
-        update(self, batch)
-
-
-def regression_batches(task: int, count: int) -> list[Batch]:
-    """Each of 4 examples, with another scale of x in each."""
-    g = torch.Generator().manual_seed(task)
-    best = torch.tensor([[2.0, -1.0], [-1.0, 3.0], [0.5, 0.5]], dtype=torch.float64)[task]
-    batches = []
-    for i in range(count):
-        x = torch.randn(1, 4, 2, generator=g, dtype=torch.float64) * torch.tensor(
-            [0.5 + 0.3 * i, 1.5]
-        )
-        batches.append(Batch({"x": x}, torch.ones(1, 4, dtype=torch.bool), (x @ best)[..., None]))
-    return batches
+from everloop.loop import Batch, RWalk
 
 
 class HandMade:
@@ -204,27 +156,3 @@ def test_rwalks_pull_is_its_penaltys_gradient() -> None:
         learner, 0.7, {"layers.weight": hand.importance[None]}, {"layers.weight": hand.anchor[None]}
     )
     assert distance(edited(learner, strategy, batches[0]), expected) < 1e-10
-
-
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        SI(),
-        pytest.param(
-            RWalk(interval=2),
-        ),
-    ],
-    ids=["si", "rwalk"],
-)
-def test_tasks_that_were_learned_together_and_end_together_count_once(strategy: Any) -> None:
-    learner = Regression()
-    learner.attach([strategy])
-    batches = regression_batches(0, 5)
-    for task in range(2):
-        strategy.begin_task(Named(task), learner)
-    for batch in batches:
-        learner.take_step(batch)
-    strategy.end_task(Named(0), batches, learner)
-    once = dict(strategy.penalty.precision)
-    strategy.end_task(Named(1), batches, learner)
-    assert distance(list(strategy.penalty.precision.values()), list(once.values())) < 1e-12

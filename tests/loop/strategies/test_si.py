@@ -10,14 +10,12 @@ import pytest
 import torch
 from loop_helpers import (
     FixedLearner,
-    FlatNet,
     distance,
     update,
     vector_batch,
 )
 from strategy_helpers import (
     Named,
-    Untold,
     Weights,
     classifier,
     edited,
@@ -27,9 +25,8 @@ from strategy_helpers import (
 )
 from torch import Tensor, nn
 
-from everloop.loop import EWC, L2, MAS, SI, Categorical, Gaussian, RWalk
+from everloop.loop import SI, Gaussian
 from everloop.loop.strategies.parts.path_integral import PathIntegral
-from everloop.loop.strategies.parts.quadratic import Quadratic
 
 
 class Points(nn.Module):
@@ -246,112 +243,3 @@ def test_sis_own_pull_changes_the_way_but_is_no_part_of_the_gradient_along_it() 
         assert bool(
             ((way + 0.1 * 6 * opposite[name]).abs() > 0.01).all()
         )  # without the pull it would be - lr steps g
-
-
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        SI(),
-        pytest.param(
-            RWalk(interval=2),
-        ),
-    ],
-    ids=["si", "rwalk"],
-)
-def test_weights_may_come_while_a_task_is_learned(strategy: Any) -> None:
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(4, 3))
-    learner, batch = Untold(FlatNet(layers, "x").double(), Categorical(3)), vector_batch(20, 4, 3)
-    learner.attach([strategy])
-    strategy.begin_task(Named(), learner)
-    update(learner, batch)
-    layers.append(nn.Linear(3, 3).double())
-    learner.optimizer.add_param_group({"params": list(layers[1].parameters())})
-    learner.attach([strategy])
-    for _ in range(3):
-        update(learner, batch)
-    strategy.end_task(Named(), [batch], learner)
-    assert set(strategy.penalty.precision) == set(learner.weights())
-    assert float(strategy.penalty.precision["layers.1.weight"].max()) > 0
-
-
-@pytest.mark.parametrize("at_the_end", [True, False], ids=["before the task's end", "after it"])
-@pytest.mark.parametrize("kind", [SI, lambda: RWalk(interval=2)], ids=["si", "rwalk"])
-def test_weights_may_be_frozen_added_and_thawed_between_tasks(
-    kind: Callable[[], Any], at_the_end: bool
-) -> None:
-    """As adapters and columns do: what is trained is held where the task leaves it, and what is
-    frozen where it was.
-    """
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
-    learner, strategy = Untold(FlatNet(layers, "x").double(), Categorical(3)), kind()
-    learner.attach([strategy])
-    anchors: list[Weights] = []
-    for task, thawed in enumerate([True, False, True]):
-        layers[0].requires_grad_(thawed)
-        if task == 1:
-            layers.append(nn.Linear(3, 3).double())
-            learner.add_weights(list(layers[2].parameters()))
-        batch = vector_batch(20, 4, 3, seed=task)
-        strategy.begin_task(Named(task), learner)
-        for _ in range(5):
-            update(learner, batch)
-        then = snapshot(learner)
-        layers[0].requires_grad_(thawed and not (at_the_end and task == 0))
-        strategy.end_task(Named(task), [batch], learner)
-        anchors.append(dict(strategy.penalty.anchor))
-        for name in learner.weights():
-            assert torch.equal(anchors[-1][name], then[name])
-            assert float(strategy.penalty.precision[name].max()) > 0
-    assert ("layers.0.weight" in anchors[0]) is not at_the_end
-    assert all(
-        anchors[1][name] is anchors[0][name] for name in anchors[0] if name.startswith("layers.0")
-    )
-    assert set(anchors[2]) == set(learner.weights())
-
-
-def held(strategy: Any) -> int:
-    """Numbers that a strategy keeps."""
-    found: dict[int, int] = {}
-
-    def look(value: Any) -> None:
-        if (
-            isinstance(value, Tensor)
-            and value.is_floating_point()
-            and not isinstance(value, nn.Parameter)
-        ):
-            found[value.data_ptr()] = value.numel()
-        for part in (
-            value.values()
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, (list, tuple))
-            else vars(value).values()
-        ):
-            if (
-                isinstance(part, (Tensor, dict, list, tuple, Quadratic, PathIntegral))
-                and part is not value
-            ):
-                look(part)
-
-    look(strategy)
-    return sum(found.values())
-
-
-@pytest.mark.parametrize("kind", [L2, EWC, MAS, SI, RWalk])
-def test_as_many_numbers_are_kept_for_each_weight_as_the_traits_say(
-    kind: Callable[[], Any],
-) -> None:
-    learner, strategy = classifier("mlp")[0], kind()
-    learner.attach([strategy])
-    for task in range(2):
-        batch = vector_batch(20, 4, 3, seed=task)
-        strategy.begin_task(Named(task), learner)
-        for _ in range(3):
-            update(learner, batch)
-        if task == 0:
-            strategy.end_task(Named(task), [batch], learner)
-    assert held(strategy) == strategy.traits.copies * sum(
-        p.numel() for p in learner.weights().values()
-    )

@@ -3,134 +3,37 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from contract_helpers import (
+    CONTROL,
+    CONTROL_ONLY,
+    LABELS_ONLY,
+    MAKERS,
+    NOT_TOLD_ONLY,
+    STREAM,
+    TOLD_ONLY,
+    active,
+    control,
+    dqn,
+    empty,
+    stream_learner,
+    train,
+)
 from loop_helpers import (
     control_learner,
-    off_policy_learner,
-    off_policy_world,
     plant,
+    random_states,
     same,
-    stream,
     weights,
 )
 from torch import Tensor
 
-from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
-from everloop.loop import STRATEGIES, Gaussian, Learner, Strategy, SupervisedLearner, Training
+from everloop.loop import Training
 
-SMALL: dict[str, dict[str, Any]] = {
-    "replay": {"capacity": 40, "batch_size": 8},
-    "der": {"capacity": 40, "batch_size": 8},
-    "derpp": {"capacity": 40, "batch_size": 8},
-    "er_ace": {"capacity": 40, "batch_size": 8},
-    "mir": {"capacity": 40, "batch_size": 8, "candidates": 12},
-    "gdumb": {"capacity": 40, "epochs": 2},
-    "icarl": {"capacity": 40, "batch_size": 8},
-    "clear": {"capacity": 40, "batch_size": 8},
-    "gem": {"capacity": 40, "batch_size": 8},
-    "agem": {"capacity": 40, "batch_size": 8},
-    "ewc_kfac": {"strength": 1.0},
-    "rwalk": {"interval": 3},
-    "packnet": {"retrain_steps": 5, "batch_size": 16},
-    "hat": {"period": 4, "rate": 0.5},
-    "continual_backprop": {"replacement_rate": 0.05, "maturity": 4, "interval": 2},
-    "l2_init": {"strength": 0.1},
-    "lora": {"rank": 2},
-    "la_maml": {"capacity": 40, "batch_size": 8},
-    "growth": {"units": 3, "threshold": 0.0, "patience": 5},
-}
-"""Settings under which a strategy does all that it can within a few steps."""
-
-EMPTY: dict[str, dict[str, Any]] = {
-    "gdumb": {"epochs": 0},
-    "packnet": {"share": 0.0},
-    "hat": {"masks": False},
-    "lora": {"rank": 0},
-    "progressive": {"columns": False},
-    "growth": {"units": 0},
-    "continual_backprop": {"replacement_rate": 0.0},
-    "shrink_and_perturb": {"shrink": 1.0, "noise": 0.0},
-}
-"""What stands for strength 0."""
-
-ARCHITECTURES = {"progressive": ProgressiveMLP, "growing": GrowingMLP}
-TRAITS = {name: strategy.traits for name, strategy in STRATEGIES.items()}
-CONTROL_ONLY = {name for name, traits in TRAITS.items() if not traits.streams}
-LABELS_ONLY = {name for name, traits in TRAITS.items() if not traits.control}
-NETWORKS = {name: ARCHITECTURES[t.network] for name, t in TRAITS.items() if t.network}
-TOLD_ONLY = {name for name, traits in TRAITS.items() if traits.task_id}
-NOT_TOLD_ONLY = {name for name, traits in TRAITS.items() if traits.one_head}
-STREAM = sorted(set(STRATEGIES) - CONTROL_ONLY)
-CONTROL = sorted(set(STRATEGIES) - LABELS_ONLY - set(NETWORKS))
-
-
-def active(name: str) -> Strategy:
-    return STRATEGIES[name](**SMALL.get(name, {}))
-
-
-def empty(name: str) -> Strategy:
-    return STRATEGIES[name](**SMALL.get(name, {}) | EMPTY.get(name, {"strength": 0.0}))
-
-
-def stream_learner(name: str = "", training: Training = Training()) -> SupervisedLearner:  # noqa: B008
-    """A small network on digits, with a head for each task where the strategy wants the task to be
-    told.
-    """
-    torch.manual_seed(0)
-    world = stream(label_space="within_task", task_cue=True) if name in TOLD_ONLY else stream()
-    outputs = 2 if name in TOLD_ONLY else 10
-    backbone = NETWORKS.get(name, MLP)((8, 8, 1), (12, 12))
-    network = Classifier(backbone, outputs, tasks=5 if name in TOLD_ONLY else 1)
-    return SupervisedLearner(network, world, training)
-
-
-def control(name: str = "") -> Learner:
-    return control_learner(world=plant(task_cue=True), parameters={"batch_size": 16})
-
-
-def train(
-    learner: Learner, strategies: list[Strategy], tasks: list[int], attach: bool = True
-) -> None:
-    """Learn `tasks` one after the other, with a beginning and an end for each; what a run does."""
-    if attach:
-        learner.attach(strategies)
-    if learner.labelled:
-        world: Any = stream(
-            task_cue=learner.task_aware,
-            label_space="within_task" if learner.task_aware else "global",
-        )
-    else:
-        world = off_policy_world(
-            sac=isinstance(learner.likelihood, Gaussian), num_envs=6, task_cue=True
-        )
-    for task in tasks:
-        for strategy in learner.strategies:
-            strategy.begin_task(learner.world.tasks[task], learner)
-        learner.learn([task], 64)
-        batch = learner.rollout(world, [task], 8, seed=task)
-        for strategy in learner.strategies:
-            strategy.end_task(learner.world.tasks[task], [batch], learner)
-
-
-def dqn(name: str = "") -> Learner:
-    return off_policy_learner(world=off_policy_world(sac=False, task_cue=True))
-
-
-def sac(name: str = "") -> Learner:
-    return off_policy_learner(sac=True, world=off_policy_world(sac=True, task_cue=True))
-
-
-MAKERS: dict[str, Callable[[str], Learner]] = {
-    "stream": stream_learner,
-    "control": control,
-    "dqn": dqn,
-    "sac": sac,
-}
 NO_TARGET = {("dqn", "hat"), ("dqn", "lora")}
 """What a target network would not have."""
 
@@ -291,9 +194,9 @@ def test_it_runs_in_mixed_precision(name: str) -> None:
 @pytest.mark.parametrize("name", STREAM)
 def test_global_generators_are_not_drawn_from(name: str) -> None:
     learner = stream_learner(name)
-    state = torch.get_rng_state()
+    states = random_states()
     train(learner, [active(name)], [0, 1])
-    assert torch.equal(torch.get_rng_state(), state)
+    assert random_states() == states
 
 
 @pytest.mark.parametrize("name", sorted(LABELS_ONLY))

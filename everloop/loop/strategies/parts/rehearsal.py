@@ -1,4 +1,4 @@
-"""The base class of all strategies that store examples."""
+"""The base class of strategies that keep a replay memory of observed examples."""
 
 from __future__ import annotations
 
@@ -51,9 +51,10 @@ class Rehearsal(Strategy):
 
     state: ClassVar[tuple[str, ...]] = ("memory", "past")
     stores_output: ClassVar[bool] = False
-    """True if the network's output when an example is observed is stored with it.
+    """True to store each example with the network's output at the time it was observed.
 
-    If False, the targets in control are recomputed at the task's end, from the final policy.
+    If False, control stores outputs as targets, and updates them at the task's end to the outputs
+    of the final policy.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Rehearsal(Strategy):
         check_range("batch_size", batch_size, 1)
         check_choice("memory", memory, MEMORIES)
         self.strength, self.batch_size = check_strength(strength), batch_size
+        self._rule = memory
         self.memory: Memory = MEMORIES[memory](capacity, seed)
         self.past: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # IDs of ended tasks
 
@@ -74,13 +76,12 @@ class Rehearsal(Strategy):
         labels = self.memory.group_by == "target" or self.memory.score_by is not None
         if labels and not model.labelled:
             raise ValueError(
-                f"memory {type(self.memory).__name__} needs labels, which this learner does not "
-                "have; use reservoir or ring"
+                f"memory {self._rule} needs labels, which this learner does not have; use "
+                "reservoir or ring"
             )
         if self.memory.group_by == "target" and model.classes is None:
             raise ValueError(
-                f"memory {type(self.memory).__name__} needs one class for each example; use "
-                "reservoir or ring"
+                f"memory {self._rule} needs one class label for each example; use reservoir or ring"
             )
 
     def begin_task(self, task: Task, model: Model) -> None:
@@ -91,6 +92,7 @@ class Rehearsal(Strategy):
         chosen, rows = self.memory.reserve(len(batch), groups, scores)
         if not len(chosen):
             return
+        # if all are stored, and in order, the batch needs no copy
         whole = len(chosen) == len(batch) and (np.diff(chosen) > 0).all()
         self.store(rows, batch if whole else batch[torch.from_numpy(chosen)], model)
 
@@ -99,7 +101,7 @@ class Rehearsal(Strategy):
         if self.memory.group_by is None:
             return None
         field = batch.task if self.memory.group_by == "task" else batch.target
-        assert field is not None, "a batch has tasks, and in streams labels"
+        assert field is not None, "the batch lacks the task IDs or labels that the memory groups by"
         return (field if self.memory.group_by == "task" else field[0]).cpu().numpy()
 
     def _scores(self, batch: Batch, model: Model) -> npt.NDArray[np.floating[Any]] | None:
@@ -113,7 +115,10 @@ class Rehearsal(Strategy):
         return -model.likelihood.log_prob(output, batch.target).sum(0).cpu().numpy()
 
     def store(self, rows: npt.NDArray[np.int64], batch: Batch, model: Model) -> None:
-        """Write the examples of `batch`, with their current targets, to `rows` of the memory."""
+        """Write the examples of `batch` to `rows` of the memory.
+
+        Their targets are the labels, or in control the network's present outputs.
+        """
         output = observed_output(batch, model) if self.stores_output else None
         target = model.targets(batch)
         stored = replace(batch, target=target, output=output, action=None, value=None)
@@ -126,10 +131,10 @@ class Rehearsal(Strategy):
     def draw(
         self, model: Model, tasks: npt.NDArray[np.int64] | None = None, count: int | None = None
     ) -> Batch | None:
-        """Return a sample of stored examples, or None if there are none.
+        """Draw stored examples uniformly, with replacement; None if there are none.
 
         Args:
-            model: The model, which augments the examples if it augments images.
+            model: The model. If its training augments images, the examples are augmented too.
             tasks: IDs of the tasks to sample from; None for all tasks.
             count: Number of examples, 1 or more; None for `batch_size`.
         """
@@ -153,17 +158,16 @@ class Rehearsal(Strategy):
         model.on_log({f"{tag}_{label}": share for label, share in shares.items()})
 
     def _store_again(self, rows: npt.NDArray[np.int64], model: Model) -> None:
-        """Store the examples in `rows` again, with their current targets."""
+        """Store the examples in `rows` again, with the network's present outputs as targets."""
         for begin in range(0, len(rows), 256):
             chunk = rows[begin : begin + 256]
             self.store(chunk, self.read(chunk, model), model)
 
 
 def observed_output(batch: Batch, model: Model) -> Tensor:
-    """Return the network's prediction when `batch` was observed, (T, B, P).
+    """Return the prediction stored in `batch`, (T, B, P), or compute one with the present weights.
 
-    If the batch has none, it is computed in the network's current mode. The network's statistics
-    and torch's global generators are unchanged.
+    Computing it changes neither the network's mode and buffers nor torch's generators.
     """
     if batch.output is not None:
         return batch.output

@@ -1,0 +1,162 @@
+"""Path integrals of SI and RWalk while weights are frozen, added and thawed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import (
+    FlatNet,
+    distance,
+    update,
+    vector_batch,
+)
+from strategy_helpers import (
+    Named,
+    Regression,
+    Untold,
+    Weights,
+    classifier,
+    regression_batches,
+    snapshot,
+)
+from torch import Tensor, nn
+
+from everloop.loop import EWC, L2, MAS, SI, Categorical, RWalk
+from everloop.loop.strategies.parts.path_integral import PathIntegral
+from everloop.loop.strategies.parts.quadratic import Quadratic
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        SI(),
+        pytest.param(
+            RWalk(interval=2),
+        ),
+    ],
+    ids=["si", "rwalk"],
+)
+def test_weights_may_come_while_a_task_is_learned(strategy: Any) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(4, 3))
+    learner, batch = Untold(FlatNet(layers, "x").double(), Categorical(3)), vector_batch(20, 4, 3)
+    learner.attach([strategy])
+    strategy.begin_task(Named(), learner)
+    update(learner, batch)
+    layers.append(nn.Linear(3, 3).double())
+    learner.optimizer.add_param_group({"params": list(layers[1].parameters())})
+    learner.attach([strategy])
+    for _ in range(3):
+        update(learner, batch)
+    strategy.end_task(Named(), [batch], learner)
+    assert set(strategy.penalty.precision) == set(learner.weights())
+    assert float(strategy.penalty.precision["layers.1.weight"].max()) > 0
+
+
+@pytest.mark.parametrize("at_the_end", [True, False], ids=["before the task's end", "after it"])
+@pytest.mark.parametrize("kind", [SI, lambda: RWalk(interval=2)], ids=["si", "rwalk"])
+def test_weights_may_be_frozen_added_and_thawed_between_tasks(
+    kind: Callable[[], Any], at_the_end: bool
+) -> None:
+    """As adapters and columns do: what is trained is held where the task leaves it, and what is
+    frozen where it was.
+    """
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    learner, strategy = Untold(FlatNet(layers, "x").double(), Categorical(3)), kind()
+    learner.attach([strategy])
+    anchors: list[Weights] = []
+    for task, thawed in enumerate([True, False, True]):
+        layers[0].requires_grad_(thawed)
+        if task == 1:
+            layers.append(nn.Linear(3, 3).double())
+            learner.add_weights(list(layers[2].parameters()))
+        batch = vector_batch(20, 4, 3, seed=task)
+        strategy.begin_task(Named(task), learner)
+        for _ in range(5):
+            update(learner, batch)
+        then = snapshot(learner)
+        layers[0].requires_grad_(thawed and not (at_the_end and task == 0))
+        strategy.end_task(Named(task), [batch], learner)
+        anchors.append(dict(strategy.penalty.anchor))
+        for name in learner.weights():
+            assert torch.equal(anchors[-1][name], then[name])
+            assert float(strategy.penalty.precision[name].max()) > 0
+    assert ("layers.0.weight" in anchors[0]) is not at_the_end
+    assert all(
+        anchors[1][name] is anchors[0][name] for name in anchors[0] if name.startswith("layers.0")
+    )
+    assert set(anchors[2]) == set(learner.weights())
+
+
+def held(strategy: Any) -> int:
+    """Numbers that a strategy keeps."""
+    found: dict[int, int] = {}
+
+    def look(value: Any) -> None:
+        if (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and not isinstance(value, nn.Parameter)
+        ):
+            found[value.data_ptr()] = value.numel()
+        for part in (
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, (list, tuple))
+            else vars(value).values()
+        ):
+            if (
+                isinstance(part, (Tensor, dict, list, tuple, Quadratic, PathIntegral))
+                and part is not value
+            ):
+                look(part)
+
+    look(strategy)
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("kind", [L2, EWC, MAS, SI, RWalk])
+def test_as_many_numbers_are_kept_for_each_weight_as_the_traits_say(
+    kind: Callable[[], Any],
+) -> None:
+    learner, strategy = classifier("mlp")[0], kind()
+    learner.attach([strategy])
+    for task in range(2):
+        batch = vector_batch(20, 4, 3, seed=task)
+        strategy.begin_task(Named(task), learner)
+        for _ in range(3):
+            update(learner, batch)
+        if task == 0:
+            strategy.end_task(Named(task), [batch], learner)
+    assert held(strategy) == strategy.traits.copies * sum(
+        p.numel() for p in learner.weights().values()
+    )
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        SI(),
+        pytest.param(
+            RWalk(interval=2),
+        ),
+    ],
+    ids=["si", "rwalk"],
+)
+def test_tasks_that_were_learned_together_and_end_together_count_once(strategy: Any) -> None:
+    learner = Regression()
+    learner.attach([strategy])
+    batches = regression_batches(0, 5)
+    for task in range(2):
+        strategy.begin_task(Named(task), learner)
+    for batch in batches:
+        learner.take_step(batch)
+    strategy.end_task(Named(0), batches, learner)
+    once = dict(strategy.penalty.precision)
+    strategy.end_task(Named(1), batches, learner)
+    assert distance(list(strategy.penalty.precision.values()), list(once.values())) < 1e-12

@@ -1,0 +1,174 @@
+"""Strategies that keep each task's outputs keep them to the last bit: PackNet, LoRA, columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from architecture_helpers import examples, four_tasks, seen, teach, told
+from loop_helpers import PPO_PARAMETERS, agent, plant, same, weights
+from stable_baselines3 import PPO
+from torch import Tensor, nn
+
+from everloop.agents import MLP, Agent, ConvNet5, ProgressiveMLP
+from everloop.loop import (
+    HAT,
+    Learner,
+    LoRA,
+    PackNet,
+    Progressive,
+    SB3Learner,
+    ShrinkAndPerturb,
+    Strategy,
+)
+
+
+class Normed(nn.Module):
+    """Linear layers with a batch norm, whose statistics every task moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 12
+        self.layers = nn.Sequential(
+            nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = self.layers(x.flatten(1).float() / 255)
+        return rows
+
+
+KEEPERS: dict[str, tuple[Callable[[], Strategy], Callable[[], nn.Module]]] = {
+    "packnet": (lambda: PackNet(retrain_steps=10), lambda: MLP((8, 8, 1), (16, 16))),
+    "packnet, batch norm": (lambda: PackNet(retrain_steps=10), Normed),
+    "packnet, convolutions": (
+        lambda: PackNet(retrain_steps=2),
+        lambda: ConvNet5((8, 8, 1), (12, 12)),
+    ),
+    "lora": (lambda: LoRA(rank=2), lambda: MLP((8, 8, 1), (16, 16))),
+    "lora, pre-trained": (lambda: LoRA(rank=2, train_base=False), lambda: MLP((8, 8, 1), (16, 16))),
+    "progressive": (Progressive, lambda: ProgressiveMLP((8, 8, 1), (16, 16))),
+}
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_under_its_view_an_old_task_is_bit_equal_after_three_more_under_adam(name: str) -> None:
+    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
+    learner = told(backbone)
+    then, now, bare = four_tasks(learner, strategy)
+    assert same(then, now)
+    assert not torch.equal(bare, then[0])  # without the view it is not the same network any more
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_a_view_leaves_no_trace(name: str) -> None:
+    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
+    learner = told(backbone)
+    learner.attach([strategy])
+    for task in range(2):
+        teach(learner, task, 32)
+    before, state = (
+        weights(learner.module),
+        {name: b.clone() for name, b in learner.module.named_buffers()},
+    )
+    trained = [p.requires_grad for p in learner.module.parameters()]
+    batch = examples(learner, 0)
+    outputs = seen(learner, Strategy(), 1, batch)
+    with pytest.raises(KeyError), strategy.view(learner.world.tasks[0], learner):
+        raise KeyError
+    assert same(before, weights(learner.module))
+    assert all(torch.equal(b, state[name]) for name, b in learner.module.named_buffers())
+    assert [p.requires_grad for p in learner.module.parameters()] == trained
+    assert torch.equal(seen(learner, Strategy(), 1, batch), outputs)
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_later_tasks_can_still_be_learned(name: str) -> None:
+    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
+    learner = told(backbone, rate=1e-2)
+    learner.attach([strategy])
+    teach(learner, 0)
+    strategy.begin_task(learner.world.tasks[1], learner)
+    batch = examples(learner, 1, seed=3)
+    before = float(learner.loss(batch).detach())
+    learner.learn([1], 1600)
+    assert float(learner.loss(batch).detach()) < 0.8 * before
+
+
+@pytest.mark.parametrize(("keeper", "network"), [(LoRA, MLP), (Progressive, ProgressiveMLP)])
+@pytest.mark.parametrize("sharer", [PackNet, HAT])
+def test_beside_what_shares_out_weights_they_are_refused(
+    keeper: Any, network: Any, sharer: Any
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match=rf"^{sharer.name} divides the weights among tasks and {keeper.name} freezes weights",
+    ):
+        told(network((8, 8, 1), (16, 16))).attach([sharer(), keeper()])
+
+
+class Columns(nn.Module):
+    """Columns as an agent's encoder."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.net, self.size = ProgressiveMLP((inputs,), (8, 8)), 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.net(x * 255)
+        return features
+
+
+@pytest.mark.parametrize("kind", [LoRA, Progressive])
+def test_in_control_the_value_head_goes_on_learning(kind: type[Strategy]) -> None:
+    def network(space: Any, action_space: Any) -> Agent:
+        first = next(name for name in space.spaces if name != "cue")
+        return agent(
+            space,
+            action_space,
+            head_per_task=True,
+            encoders={first: Columns(math.prod(space[first].shape))},
+        )
+
+    learner = SB3Learner(plant(task_cue=True), network, PPO, PPO_PARAMETERS, device="cpu")
+    strategy = kind()
+    learner.attach([strategy])
+    for task in (0, 1):
+        strategy.begin_task(learner.world.tasks[task], learner)
+        before = {name: p.detach().clone() for name, p in learner.module.named_parameters()}
+        learner.learn([task], 64)
+        strategy.end_task(learner.world.tasks[task], [], learner)
+    changed = [
+        name for name, p in learner.module.named_parameters() if not torch.equal(p, before[name])
+    ]
+    assert {name for name in changed if name.startswith("value")} == {
+        "value.linear.weight",
+        "value.linear.bias",
+    }
+    assert {name for name in before if name.startswith("value")} == {
+        "value.linear.weight",
+        "value.linear.bias",
+    }
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("name", ["lora", "lora, pre-trained", "progressive"])
+def test_in_any_order_with_what_changes_weights_between_tasks_an_old_task_is_bit_equal(
+    name: str, last: bool
+) -> None:
+    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
+    learner, shrink = told(backbone), ShrinkAndPerturb()
+    strategies: list[Strategy] = [shrink, strategy] if last else [strategy, shrink]
+    learner.attach(strategies)
+    teach(learner, 0)
+    batch = examples(learner, 0, seed=77)
+    then = seen(learner, strategy, 0, batch)
+    for task in (1, 2):
+        teach(learner, task)
+    assert torch.equal(seen(learner, strategy, 0, batch), then)
+
+
+Finish = Callable[[Learner, Strategy, int], None]

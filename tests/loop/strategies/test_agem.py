@@ -1,0 +1,56 @@
+"""A-GEM: the part of the gradient that points against the past is removed, and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from projection_helpers import (
+    CLASSES,
+    INPUTS,
+    close,
+    foresee_tasks,
+    give_gradient,
+    gradient_by_hand,
+    gradient_of,
+    seeds,
+    taught,
+)
+from strategy_helpers import Named
+
+from everloop.loop import AGEM
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=seeds, strength=st.sampled_from([1.0, 0.3]))
+def test_agem_takes_away_what_points_against_the_past_and_nothing_else(
+    seed: int, strength: float
+) -> None:
+    """g - strength (g . r) / (r . r) r if g . r < 0, else g to the last bit; with strength 1, g~ .
+    r = 0.
+    """
+    agem = AGEM(strength, capacity=30, batch_size=5, seed=seed)
+    learner = taught(agem, [0, 1], at_hand=2)
+    (drawn,) = foresee_tasks(agem, learner, [[0, 1]])
+    g, r = give_gradient(learner, seed), gradient_by_hand(learner, drawn)
+    learner.strategies[0].edit_gradients(None, learner)
+    edited = gradient_of(learner)
+    if g @ r >= 0:
+        assert (edited == g).all()
+    else:
+        close(edited, g - strength * (g @ r) / (r @ r) * r)
+        assert edited @ r == pytest.approx((1 - strength) * (g @ r), abs=1e-9)
+
+
+def test_agems_reference_is_of_ended_tasks_only() -> None:
+    agem = AGEM(capacity=30, batch_size=200)
+    learner = taught(agem, [0, 3], at_hand=2)
+    agem.begin_task(Named(3), learner)  # it comes back
+    (drawn,) = foresee_tasks(agem, learner, [[0]])
+    r = gradient_by_hand(learner, drawn)
+    for p, part in zip(learner.module.parameters(), np.split(-r, [INPUTS * CLASSES]), strict=True):
+        p.grad = torch.from_numpy(part).view_as(p).clone()  # straight against the past
+    agem.edit_gradients(None, learner)
+    assert np.abs(gradient_of(learner)).max() < 1e-12 * np.abs(r).max() + 1e-15

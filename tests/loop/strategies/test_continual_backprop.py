@@ -1,0 +1,159 @@
+"""Continual backprop: which units it finds, how it ranks them, and how it replaces them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from architecture_helpers import examples, seen, teach, told
+from loop_helpers import (
+    same,
+    vector_batch,
+    weights,
+)
+from plasticity_helpers import plain_learner, two_hidden_layers
+from torch import Tensor, nn
+
+from everloop.agents import MLP, ProgressiveMLP
+from everloop.loop import (
+    ContinualBackprop,
+    LoRA,
+    Progressive,
+    Strategy,
+)
+from everloop.loop.strategies.continual_backprop import hidden_layers
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Identity])
+def test_hidden_units_are_found_behind_any_usual_activation(act: type[nn.Module]) -> None:
+    layers = two_hidden_layers(act=act)
+    found = hidden_layers(plain_learner(layers), vector_batch(2, 4, 3))
+    assert [(layer.reads, layer.feeds) for layer in found] == [
+        (layers[0], layers[2]),
+        (layers[2], layers[4]),
+    ]
+
+
+def test_units_that_something_else_reads_too_or_changes_are_left_alone() -> None:
+    class Forked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.a(x))
+            return self.b(h) + self.c(h)  # type: ignore[no-any-return]
+
+    class Skipped(Forked):
+        """The units of the first layer go on beside the second one, and its own go on alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.b = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.a(x))
+            return self.c(h + torch.relu(self.b(h)))  # type: ignore[no-any-return]
+
+    for layers in (
+        Forked(),
+        Skipped(),
+        nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)),
+        nn.Linear(4, 3),
+    ):
+        learner = plain_learner(layers)
+        assert hidden_layers(learner, vector_batch(2, 4, 3)) == []
+        with pytest.raises(
+            ValueError, match="continual_backprop finds no hidden units; use a network"
+        ):
+            ContinualBackprop(0.1).observe(vector_batch(2, 4, 3), learner)
+
+
+def test_looking_for_units_changes_nothing() -> None:
+    layers = two_hidden_layers()
+    learner, before = plain_learner(layers), weights(layers)
+    hidden_layers(learner, vector_batch(2, 4, 3))
+    assert same(weights(learner.module), before)
+    assert not any(layer._forward_hooks for layer in layers)
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(("keeper", "network"), [(LoRA, MLP), (Progressive, ProgressiveMLP)])
+def test_units_that_another_strategy_has_frozen_stay(keeper: Any, network: Any, last: bool) -> None:
+    learner = told(network((8, 8, 1), (16, 16)))
+    replace, keep = ContinualBackprop(0.05, maturity=2, interval=1), keeper()
+    strategies: list[Strategy] = [keep, replace] if last else [replace, keep]
+    learner.attach(strategies)
+    teach(learner, 0, 64)
+    assert any((layer.age < 7).any() for layer in replace.layers)  # of 8 steps
+    batch = examples(learner, 0, seed=77)
+    then = seen(learner, keep, 0, batch)
+    teach(learner, 1, 64)
+    assert torch.equal(seen(learner, keep, 0, batch), then)
+
+
+def test_utility_is_the_running_mean_of_activity_times_outgoing_weights() -> None:
+    layers = two_hidden_layers()
+    learner, strategy, batch = (
+        plain_learner(layers, lr=0.0),
+        ContinualBackprop(1e-9, decay=0.9, interval=2),
+        vector_batch(8, 4, 3),
+    )
+    strategy.observe(batch, learner)
+    for _ in range(6):
+        strategy.after_step(batch, learner)
+    h = torch.relu(layers[0](batch.obs["x"][0]))
+    expected = (1 - 0.9**6) * h.abs().mean(0) * layers[2].weight.abs().sum(0)
+    torch.testing.assert_close(
+        strategy.layers[0].utility.double(), expected.detach(), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_the_least_useful_mature_units_are_replaced_at_the_written_rate() -> None:
+    """rate * units * steps of them; incoming weights within the initial bound, outgoing ones 0,
+    moments of Adam 0.
+    """
+    layers = two_hidden_layers()
+    learner = plain_learner(layers, lr=1e-3, adam=True)
+    strategy, batch = (
+        ContinualBackprop(1 / 60 + 1e-9, maturity=5, decay=0.5, interval=1),
+        vector_batch(8, 4, 3),
+    )
+    strategy.observe(batch, learner)
+    for _ in range(5):
+        learner.optimizer.zero_grad()
+        learner.loss(batch).backward()  # type: ignore[no-untyped-call]
+        learner.optimizer.step()
+        strategy.after_step(batch, learner)
+    before = weights(learner.module)
+    for _ in range(9):  # 6 units * 1/60 * 9 steps: not yet a whole one
+        strategy.after_step(batch, learner)
+    assert same(weights(learner.module), before)
+    least = int(strategy.layers[0].utility.argmin())
+    strategy.after_step(batch, learner)
+    changed = [int(i) for i in (layers[0].weight != before[0]).any(1).nonzero()]
+    assert changed == [least]
+    assert float(layers[0].weight[least].detach().abs().max()) <= 4**-0.5
+    assert not layers[2].weight[:, least].any()
+    assert float(layers[0].bias[least].detach()) == 0.0
+    moments = learner.optimizer.state[layers[2].weight]["exp_avg"]
+    assert not moments[:, least].any()
+    assert moments.any()
+    assert float(strategy.layers[0].age[least]) == 0.0
+
+
+def test_a_replaced_unit_changes_the_outputs_by_what_it_gave_and_no_more() -> None:
+    layers = two_hidden_layers()
+    learner, batch = plain_learner(layers), vector_batch(8, 4, 3)
+    strategy = ContinualBackprop(1 / 6, maturity=0, interval=1)
+    strategy.observe(batch, learner)
+    with torch.no_grad():
+        layers[2].weight[:, 1] = 0.0  # a unit of no use
+    before = learner.outputs(batch).detach()
+    frozen = layers[4].weight.detach().clone()
+    strategy.layers = strategy.layers[:1]
+    strategy.after_step(batch, learner)
+    torch.testing.assert_close(learner.outputs(batch).detach(), before, rtol=0, atol=1e-12)
+    assert torch.equal(layers[4].weight, frozen)
+    assert strategy.layers[0].age.tolist().index(0.0) == 1

@@ -1,0 +1,96 @@
+"""ER-ACE: which classes the loss of the fresh batch is over."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loop_helpers import (
+    digit_learner,
+    distance,
+    gradients,
+    learn_tasks,
+    weights,
+)
+from rehearsal_helpers import (
+    CLASSES,
+    RATE,
+    cross_entropies,
+    examples,
+    foresee,
+    outputs_by_hand,
+    rehearsal_learner,
+    step,
+)
+
+from everloop.loop import (
+    ERACE,
+    Forward,
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    sequence=st.lists(
+        st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=4), min_size=1, max_size=6
+    ),
+    strength=st.floats(0.1, 2.0),
+)
+def test_er_ace_takes_the_fresh_loss_over_its_own_and_unseen_classes_and_the_stored_one_over_all(
+    sequence: list[list[int]], strength: float
+) -> None:
+    """The first batch is plain: what it does not show has never been seen."""
+    ace = ERACE(strength, capacity=20, batch_size=4)
+    learner = rehearsal_learner([ace])
+    known: set[int] = set()
+    for i, labels in enumerate(sequence):
+        batch, before = examples(len(labels), seed=i, labels=labels), copy.deepcopy(learner.module)
+        allowed = sorted(set(labels) | (set(range(CLASSES)) - known))
+        z = outputs_by_hand(before, batch.obs["x"][0])
+        fresh = (
+            z[:, allowed].exp().sum(-1).log() - z[torch.arange(len(labels)), torch.tensor(labels)]
+        ).mean()
+        twin = copy.deepcopy(ace)
+        twin.observe(batch, learner)
+        (drawn,) = foresee(twin, learner, 4)
+        total = (
+            fresh
+            + strength
+            * cross_entropies(outputs_by_hand(before, drawn.obs["x"][0]), drawn.target[0]).mean()
+        )  # type: ignore[index]
+        step(learner, batch)
+        expected = [
+            p.detach() - RATE * g
+            for p, g in zip(before.parameters(), gradients(total, before), strict=True)
+        ]
+        assert distance(weights(learner.module), expected) < 1e-9
+        known |= set(labels)
+
+
+def test_er_ace_leaves_the_first_batchs_loss_alone() -> None:
+    ace, batch = ERACE(), examples(3, labels=[0, 1, 0])
+    learner = rehearsal_learner([ace])
+    fresh = Forward(batch, learner.forward(batch))
+    for _ in range(2):  # the second batch shows all that was seen
+        assert torch.equal(ace.loss(fresh, None, learner), learner.loss(batch))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_in_a_stream_new_classes_do_not_push_old_ones_down(balanced: bool) -> None:
+    """The last layer's biases of old classes get no gradient from fresh examples, of whatever
+    softmax the plain loss is.
+    """
+    learner, ace = digit_learner(balanced=balanced), ERACE(1e-9, capacity=200)
+    learner.attach([ace])
+    learn_tasks(learner, [0])
+    before = copy.deepcopy(learner.module.layers[-1].bias.detach())  # type: ignore[union-attr, index]
+    learn_tasks(learner, [1])
+    moved = (learner.module.layers[-1].bias.detach() - before).abs()  # type: ignore[union-attr, index]
+    assert float(moved[:2].max()) < 1e-7
+    assert float(moved[2:4].min()) > 1e-5
+    assert balanced or float(moved[4:].min()) > 1e-5, (
+        "the unseen ones are there to be told apart from"
+    )

@@ -1,0 +1,133 @@
+"""EWC's proximal step: its closed form, and that it cannot diverge."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import distance, vector_batch, weights
+from quadratic_helpers import Parabola, descend, penalty
+from strategy_helpers import (
+    Named,
+    edited,
+    gradient,
+    learner_of,
+    like,
+    move,
+    one_layer,
+    two_layers,
+)
+from torch import nn
+
+from everloop.loop import EWC, NotFiniteError
+
+SGD = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731
+
+
+ADAM = lambda p: torch.optim.Adam(p, lr=0.1)  # noqa: E731
+
+
+def grouped(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    first, *rest = parameters
+    return torch.optim.SGD([{"params": [first]}, {"params": rest, "lr": 0.7}], lr=0.03)
+
+
+@pytest.mark.parametrize("strength", [0.5, 40.0, 1e9])
+@pytest.mark.parametrize(
+    "optimizer", [SGD, ADAM, grouped], ids=["sgd", "adam", "a rate for each group"]
+)
+def test_a_proximal_step_follows_the_optimizers_own(optimizer: Any, strength: float) -> None:
+    """w <- (w + lr lambda P c) / (1 + lr lambda P), after the step that would be taken
+    without it.
+    """
+    learner = learner_of(two_layers(), optimizer, Parabola)
+    learner.steepness, learner.best = 3.0, 2.0
+    plain = copy.deepcopy(learner)
+    plain.attach([])
+    strategy = EWC(strength, proximal=True)
+    P, c = like(learner, 0.0, 2.0, 1), like(learner, -1.0, 1.0, 2)
+    strategy.penalty.add(P, c)
+    learner.attach([strategy])
+    rates = {p: group["lr"] for group in learner.optimizer.param_groups for p in group["params"]}
+    for _ in range(3):
+        plain.module.load_state_dict(learner.module.state_dict())
+        for one in (learner, plain):
+            one.updater.step(one.loss(), vector_batch(1, 1, 1))
+        w = plain.weights()
+        lr = {n: rates[p] for n, p in learner.weights().items()}
+        expected = [
+            (w[n].detach() + lr[n] * strength * P[n] * c[n]) / (1 + lr[n] * strength * P[n])
+            for n in w
+        ]
+        assert distance(weights(learner.module), expected) < 1e-12
+
+
+def test_a_proximal_step_minimises_distance_and_penalty_together() -> None:
+    """d/dv [ |v - w|^2 / (2 lr) + lambda / 2 P (v - c)^2 ] = 0 at the weights after it."""
+    learner, strategy = learner_of(two_layers(), grouped), EWC(5.0, proximal=True)
+    P, c = like(learner, 0.0, 2.0, 1), like(learner, -1.0, 1.0, 2)
+    strategy.penalty.add(P, c)
+    before = move(learner, 3)
+    for p in learner.module.parameters():
+        p.grad = torch.zeros_like(p)  # a weight without a gradient is left alone
+    strategy.after_step(vector_batch(1, 1, 1), learner)
+    rates = {p: group["lr"] for group in learner.optimizer.param_groups for p in group["params"]}
+    way = sum(((p - before[n]) ** 2).sum() / (2 * rates[p]) for n, p in learner.weights().items())
+    assert (
+        max(float(g.abs().max()) for g in gradient(learner, way + 5.0 * penalty(learner, [(P, c)])))
+        < 1e-12
+    )
+    assert distance(weights(learner.module), list(before.values())) > 0.1
+
+
+@pytest.mark.parametrize("proximal", [True, False])
+def test_a_proximal_pull_is_no_part_of_the_gradient_and_an_explicit_one_nothing_else(
+    proximal: bool,
+) -> None:
+    learner, strategy = learner_of(two_layers()), EWC(5.0, proximal=proximal)
+    strategy.penalty.add(like(learner, 1.0, 2.0, 1), like(learner, 2.0, 3.0, 2))
+    pulls = edited(learner, strategy)
+    before = weights(learner.module)
+    strategy.after_step(vector_batch(1, 1, 1), learner)
+    assert any(bool(g.any()) for g in pulls) is not proximal
+    assert (distance(weights(learner.module), before) > 0.1) is proximal
+
+
+def test_a_proximal_pull_cannot_diverge_where_an_explicit_one_does() -> None:
+    """With strength 1e12 the weights stand where the last task left them; an explicit step
+    overshoots ever further.
+    """
+    batch, new = vector_batch(30, 4, 3), vector_batch(30, 4, 3, seed=1)
+    learner, explicit = learner_of(one_layer()), learner_of(one_layer())
+    for one, proximal in ((learner, True), (explicit, False)):
+        strategy = EWC(1e12, fisher="exact", proximal=proximal)
+        one.attach([strategy])
+        strategy.end_task(Named(), [batch], one)
+        assert min(float(P.min()) for P in strategy.penalty.precision.values()) > 0.01
+    center = weights(learner.module)
+    descend(learner, new, 50)
+    assert distance(weights(learner.module), center) < 1e-10
+    with pytest.raises(NotFiniteError):
+        descend(explicit, new, 50)
+    assert max(float(w.abs().max()) for w in weights(explicit.module)) > 1e100
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0, 1e4])
+@pytest.mark.parametrize("proximal", [True, False])
+def test_two_quadratics_meet_in_their_weighted_mean(proximal: bool, strength: float) -> None:
+    """The minimum of 1/2 H (w - b)^2 + lambda / 2 P (w - c)^2 is (H b + lambda P c) / (H + lambda
+    P), by either pull.
+    """
+    lr = 0.5 if proximal else 1 / (2.0 + strength)  # the explicit one wants lr (H + lambda P) < 2
+    learner = learner_of(nn.Linear(2, 2), lambda p: torch.optim.SGD(p, lr=lr), Parabola)
+    H, b = learner.steepness, learner.best = 2.0, 1.0
+    P, c = like(learner, 0.3, 1.0, 1), like(learner, -3.0, 3.0, 2)
+    strategy = EWC(strength, proximal=proximal)
+    strategy.penalty.add(P, c)
+    learner.attach([strategy])
+    descend(learner, None, 200)
+    best = [(H * b + strength * P[n] * c[n]) / (H + strength * P[n]) for n in P]
+    assert distance(weights(learner.module), best) < 1e-9

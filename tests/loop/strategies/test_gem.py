@@ -1,0 +1,217 @@
+"""GEM: the edited gradient is the nearest one that keeps every past task; solvers agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loop_helpers import (
+    FixedLearner,
+    vector_learner,
+)
+from projection_helpers import (
+    Vector,
+    close,
+    foresee_tasks,
+    give_gradient,
+    gradient_by_hand,
+    gradient_of,
+    seeds,
+    taught,
+)
+from scipy.optimize import minimize
+from strategy_helpers import Named
+from torch import nn
+
+from everloop.loop import GEM, Batch
+from everloop.loop.strategies.gem import solve_dual
+
+
+def nearest(g: Vector, G: Vector) -> Vector:
+    """argmin |x - g|^2 / 2 with G x >= 0, by a general solver."""
+    found = minimize(
+        lambda x: ((x - g) ** 2).sum() / 2,
+        np.zeros(len(g)),
+        jac=lambda x: x - g,
+        constraints={"type": "ineq", "fun": lambda x: G @ x, "jac": lambda x: G},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    return np.asarray(found.x)
+
+
+@pytest.mark.parametrize("ended", [[0], [0, 1], [3, 0, 1, 2]], ids=str)
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+@settings(deadline=None, max_examples=15)
+@given(seed=seeds)
+def test_gems_gradient_is_the_nearest_that_keeps_every_ended_task(
+    ended: list[int], strength: float, seed: int
+) -> None:
+    gem = GEM(strength, capacity=60, batch_size=5, seed=seed)
+    learner = taught(gem, ended, at_hand=9)
+    G = np.stack(
+        [
+            gradient_by_hand(learner, drawn)
+            for drawn in foresee_tasks(gem, learner, [[task] for task in ended])
+        ]
+    )
+    g = give_gradient(learner, seed)
+    gem.edit_gradients(None, learner)
+    edited = gradient_of(learner)
+    if (G @ g >= 0).all():
+        assert (edited == g).all()
+    else:
+        projected = g + (edited - g) / strength
+        assert (G @ projected >= -1e-8 * np.linalg.norm(g)).all()
+        close(projected, nearest(g, G), 1e-5)
+        assert ((projected - g) ** 2).sum() <= ((nearest(g, G) - g) ** 2).sum() + 1e-6
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, margin=st.floats(0.01, 2.0))
+def test_a_margin_is_the_least_weight_of_every_ended_task(seed: int, margin: float) -> None:
+    """g~ = G' v + g, v = argmin_(v >= margin) v' G G' v / 2 + g' G' v: with a general solver's v,
+    the same g~.
+    """
+    gem = GEM(capacity=60, batch_size=5, margin=margin, seed=seed)
+    learner = taught(gem, [0, 1, 2])
+    G = np.stack(
+        [gradient_by_hand(learner, drawn) for drawn in foresee_tasks(gem, learner, [[0], [1], [2]])]
+    )
+    g = give_gradient(learner, seed)
+    gem.edit_gradients(None, learner)
+    v = minimize(
+        lambda v: ((G.T @ v + g) ** 2).sum() / 2,
+        np.full(3, margin),
+        jac=lambda v: G @ (G.T @ v + g),
+        bounds=[(margin, None)] * 3,
+        method="SLSQP",
+        options={"ftol": 1e-15, "maxiter": 500},
+    ).x
+    kept = (G @ g >= 0).all()
+    close(gradient_of(learner), g if kept else G.T @ v + g, 1e-5)
+    if not kept:
+        assert (G @ gradient_of(learner) >= -1e-8 * np.linalg.norm(g)).all(), (
+            "a margin keeps the past the more"
+        )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_in_single_precision_tasks_that_agree_but_for_rounding_are_kept(seed: int) -> None:
+    """Past gradients that depend on each other have a Gram matrix which rounding makes
+    indefinite.
+    """
+    torch.manual_seed(seed)
+    size, gem = 400, GEM(capacity=4, batch_size=1)
+    learner = FixedLearner(
+        vector_learner(nn.Linear(size, 2), 2).module.float(),
+        vector_learner(nn.Linear(1, 2), 2).likelihood,
+    )
+    learner.attach([gem])
+    x = torch.randn(size)
+    for task in range(4):  # the same example but for a little
+        shown = (x + 1e-6 * torch.randn(size))[None, None]
+        gem.observe(
+            Batch(
+                {"x": shown},
+                torch.ones(1, 1, dtype=torch.bool),
+                torch.zeros(1, 1).long(),
+                task=torch.tensor([task]),
+            ),
+            learner,
+        )
+        gem.end_task(Named(task), [], learner)
+    drawn = foresee_tasks(gem, learner, [[task] for task in range(4)])
+    G = torch.stack(
+        [
+            torch.cat(
+                [
+                    g.flatten()
+                    for g in torch.autograd.grad(learner.loss(d), list(learner.module.parameters()))
+                ]
+            )
+            for d in drawn
+        ]
+    )
+    for p, part in zip(learner.module.parameters(), torch.split(-G[0], [2 * size, 2]), strict=True):
+        p.grad = part.view_as(p) + 0.01 * torch.randn_like(p)
+    gem.edit_gradients(None, learner)
+    after = torch.from_numpy(gradient_of(learner))
+    assert bool((G @ after >= -1e-4 * G.norm(dim=1) * G[0].norm()).all())
+
+
+def problem(tasks: int, weights: int, seed: int, degenerate: bool) -> tuple[Vector, Vector]:
+    """Random G and g; degenerate ones have equal, opposite, dependent and empty rows.
+
+    G is of tenths, so that rows are dependent or clearly not: rows that nearly oppose each other
+    magnify rounding ten thousand times, in any solver.
+    """
+    rng = np.random.default_rng(seed)
+    G, g = rng.standard_normal((tasks, weights)).round(1), rng.standard_normal(weights)
+    if degenerate:
+        for row in range(1, tasks):
+            other = int(rng.integers(row))
+            G[row] = [G[row], G[other], -G[other], 0 * G[row], G[:row].sum(0)][int(rng.integers(5))]
+    return G, g
+
+
+problems = st.builds(problem, st.integers(1, 7), st.integers(1, 6), seeds, st.booleans())
+
+
+@settings(deadline=None, max_examples=150)
+@given(problem=problems, margin=st.sampled_from([0.0, 0.5]))
+def test_the_dual_satisfies_the_conditions_of_karush_kuhn_and_tucker(
+    problem: tuple[Vector, Vector], margin: float
+) -> None:
+    """v >= margin, slope P v + q >= 0, and one of the two is an equality: for a convex problem that
+    is the optimum.
+    """
+    G, g = problem
+    P, q = G @ G.T, G @ g
+    v = solve_dual(P, q, margin)
+    slope, scale = P @ v + q, 1 + np.abs(P).max() + np.abs(q).max()
+    assert (v >= margin).all()
+    assert (slope >= -1e-6 * scale).all()
+    assert np.abs((v - margin) * slope).max() <= 1e-6 * scale * (1 + np.abs(v).max())
+
+
+@settings(deadline=None, max_examples=150)
+@given(problem=problems)
+def test_the_projection_is_quadprogs(problem: tuple[Vector, Vector]) -> None:
+    """argmin |x - g|^2 / 2 with G x >= 0 has one answer, however many v lead to it."""
+    quadprog = pytest.importorskip("quadprog")
+    G, g = problem
+    G = G[np.linalg.norm(G, axis=1) > 0]  # an empty constraint is none
+    if len(G):
+        least = np.full(
+            len(G), -1e-9
+        )  # of two opposite constraints rounding leaves nothing that satisfies both
+        expected = quadprog.solve_qp(np.eye(len(g)), g, np.ascontiguousarray(G.T), least)[0]
+        close(G.T @ solve_dual(G @ G.T, G @ g) + g, expected, 1e-4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(tasks=st.integers(1, 5), seed=seeds, margin=st.sampled_from([0.0, 0.5, 2.0]))
+def test_the_dual_itself_is_quadprogs_where_it_has_one_answer(
+    tasks: int, seed: int, margin: float
+) -> None:
+    quadprog = pytest.importorskip("quadprog")
+    G, g = problem(tasks, 12, seed, degenerate=False)
+    P, q = G @ G.T, G @ g
+    expected = quadprog.solve_qp(P, -q, np.eye(tasks), np.full(tasks, margin))[0]
+    close(solve_dual(P, q, margin), expected, 1e-6)
+
+
+def test_a_dual_that_can_be_solved_in_the_head() -> None:
+    """Two orthogonal tasks of which one is hurt by 3, its gradient of length 2: v = (3 / 4, 0)."""
+    assert solve_dual(np.diag([4.0, 1.0]), np.array([-3.0, 2.0])).tolist() == pytest.approx(
+        [0.75, 0.0]
+    )
+    assert solve_dual(
+        np.diag([4.0, 1.0]), np.array([-3.0, 2.0]), margin=0.5
+    ).tolist() == pytest.approx([0.75, 0.5])
+    assert solve_dual(np.zeros((2, 2)), np.zeros(2), margin=0.5).tolist() == pytest.approx(
+        [0.5, 0.5]
+    )

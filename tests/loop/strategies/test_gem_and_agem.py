@@ -1,0 +1,137 @@
+"""What GEM and A-GEM both do to a gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from loop_helpers import (
+    control_learner,
+    same,
+    weights,
+)
+from projection_helpers import (
+    CLASSES,
+    EITHER,
+    INPUTS,
+    close,
+    foresee_tasks,
+    give_gradient,
+    gradient_by_hand,
+    gradient_of,
+    taught,
+)
+
+from everloop.loop import AGEM, GEM, Batch
+
+
+@EITHER
+@pytest.mark.parametrize("seed", range(5))
+def test_a_small_step_of_gradient_descent_does_not_raise_the_pasts_loss(
+    kind: type[AGEM | GEM], seed: int
+) -> None:
+    """To first order: the rise along the edited gradient is of second order, and that along the
+    plain one is not.
+    """
+    strategy, rate = kind(capacity=30, batch_size=6, seed=seed), 1e-4
+    learner = taught(strategy, [0])
+    (drawn,) = foresee_tasks(strategy, learner, [[0]])
+    r = gradient_by_hand(learner, drawn)
+    g = give_gradient(learner, seed)
+    g -= (g @ r / (r @ r) + 0.5) * r
+    before, start = float(learner.loss(drawn).detach()), weights(learner.module)
+
+    def rise() -> float:
+        for p in learner.module.parameters():
+            p.data -= rate * p.grad  # type: ignore[operator]
+        after = float(learner.loss(drawn).detach())
+        for p, w in zip(learner.module.parameters(), start, strict=True):
+            p.data.copy_(w)
+        return after - before
+
+    for p, part in zip(learner.module.parameters(), np.split(g, [INPUTS * CLASSES]), strict=True):
+        p.grad = torch.from_numpy(part).view_as(p).clone()
+    assert rise() == pytest.approx(rate * 0.5 * (r @ r), rel=0.1)
+    strategy.edit_gradients(None, learner)
+    assert rise() <= rate**2 * float(g @ g)
+
+
+@EITHER
+def test_without_an_ended_task_the_gradient_stays_as_it_is(kind: type[AGEM | GEM]) -> None:
+    learner = taught(kind(capacity=30), [], at_hand=0)
+    g = give_gradient(learner, 0)
+    learner.strategies[0].edit_gradients(None, learner)
+    assert (gradient_of(learner) == g).all()
+
+
+@EITHER
+def test_weights_without_a_gradient_get_none_and_stand_outside_of_the_constraints(
+    kind: type[AGEM | GEM],
+) -> None:
+    """As if the network had no others than those that the update changes."""
+    strategy = kind(capacity=30, batch_size=6)
+    learner = taught(strategy, [0])
+    weight, bias = learner.module.parameters()
+    (drawn,) = foresee_tasks(strategy, learner, [[0]])
+    r = gradient_by_hand(learner, drawn)[: INPUTS * CLASSES]
+    g = np.random.default_rng(0).standard_normal(len(r)) - 2 * r
+    weight.grad, bias.grad = torch.from_numpy(g).view_as(weight).clone(), None
+    strategy.edit_gradients(None, learner)
+    assert bias.grad is None
+    assert g @ r < 0
+    close(weight.grad.flatten(), g - (g @ r) / (r @ r) * r, 1e-8)  # type: ignore[union-attr]
+
+
+@EITHER
+def test_the_weights_and_what_is_stored_stay_as_they_are(kind: type[AGEM | GEM]) -> None:
+    strategy = kind(capacity=30, batch_size=6)
+    learner = taught(strategy, [0, 1])
+    before, items = (
+        weights(learner.module),
+        {name: x.copy() for name, x in strategy.memory.items.items()},
+    )
+    give_gradient(learner, 1)
+    strategy.edit_gradients(None, learner)
+    assert same(weights(learner.module), before)
+    assert all((x == items[name]).all() for name, x in strategy.memory.items.items())
+
+
+@EITHER
+def test_in_control_the_edited_gradient_does_not_raise_the_divergence_from_past_policies(
+    kind: type[AGEM | GEM],
+) -> None:
+    """PPO's own gradient, in its own training: what comes out of `edit_gradients` has no conflict
+    left, what went in had.
+    """
+    learner, strategy = (
+        control_learner(max_grad_norm=float("inf")),
+        kind(capacity=60, batch_size=16),
+    )
+    found: list[tuple[float, float]] = []
+    edit = strategy.edit_gradients
+
+    def noted(batch: Batch, learner: Any) -> None:
+        drawn = foresee_tasks(strategy, learner, [[0]] if len(strategy.past) else [])
+        live = [p for p in learner.module.parameters() if p.grad is not None]
+        before = [p.grad.clone() for p in live]
+        edit(batch, learner)
+        for stored in drawn:
+            past = torch.autograd.grad(learner.loss(stored), live, allow_unused=True)
+            dots = [
+                sum(float((g * r).sum()) for g, r in zip(gs, past, strict=True) if r is not None)
+                for gs in (before, [p.grad for p in live])
+            ]
+            found.append((dots[0], dots[1]))
+
+    strategy.edit_gradients = noted  # type: ignore[method-assign]
+    for task in (0, 1):
+        learner.attach([strategy])
+        strategy.begin_task(learner.world.tasks[task], learner)
+        learner.learn([task], 64)
+        strategy.end_task(learner.world.tasks[task], [], learner)
+    conflicts = [(before, after) for before, after in found if before < -1e-4]
+    assert len(conflicts) >= 2
+    assert all(abs(after) < 1e-3 * abs(before) + 1e-6 for before, after in conflicts)
+    assert all(before == after for before, after in found if before > 1e-6)

@@ -1,0 +1,50 @@
+"""Growth: when a network grows, and what its new units do."""
+
+from __future__ import annotations
+
+import torch
+from loop_helpers import stream
+
+from everloop.agents import Classifier, GrowingMLP
+from everloop.loop import (
+    EWC,
+    Growth,
+    SupervisedLearner,
+)
+
+
+def test_a_network_grows_where_the_loss_stays_high_and_nothing_changes_at_that_moment() -> None:
+    def grown(threshold: float) -> int:
+        torch.manual_seed(0)
+        learner = SupervisedLearner(Classifier(GrowingMLP((8, 8, 1), (6, 6)), 10), stream())
+        growth = Growth(units=4, threshold=threshold, patience=4, limit=3)
+        learner.attach([growth])
+        growth.begin_task(learner.world.tasks[0], learner)
+        learner.learn([0], 8 * 40)
+        branches = learner.module.get_submodule("backbone.branches")
+        assert len(list(branches.children())) == growth.grown
+        return growth.grown
+
+    assert grown(0.0) == 3
+    assert grown(100.0) == 0
+    torch.manual_seed(0)
+    net, x = GrowingMLP((8, 8, 1), (6, 6)), torch.randint(256, (5, 8, 8, 1), dtype=torch.uint8)
+    before = net(x)
+    net.add_capacity(7)
+    assert torch.equal(net(x), before)
+    assert sum(p.numel() for p in net.branches.parameters()) == 64 * 7 + 7 + 7 * 6
+
+
+def test_what_has_grown_is_trained_and_other_strategies_go_on() -> None:
+    torch.manual_seed(0)
+    learner = SupervisedLearner(Classifier(GrowingMLP((8, 8, 1), (6, 6)), 10), stream())
+    growth, ewc = Growth(units=4, threshold=0.0, patience=4, limit=1), EWC(10.0)
+    learner.attach([growth, ewc])
+    for task in range(2):
+        for s in (growth, ewc):
+            s.begin_task(learner.world.tasks[task], learner)
+        learner.learn([task], 64)
+        ewc.end_task(learner.world.tasks[task], [learner.rollout(stream(), [task], 4, 0)], learner)
+    V = learner.module.get_submodule("backbone.branches.0.2").weight
+    assert float(V.detach().abs().max()) > 0  # type: ignore[operator, union-attr]
+    assert "backbone.branches.0.2.weight" in ewc.penalty.precision

@@ -1,0 +1,78 @@
+"""L2 toward the initial weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from loop_helpers import (
+    distance,
+    stream,
+)
+from strategy_helpers import (
+    Named,
+    edited,
+    gradient,
+    learner_of,
+    move,
+    two_layers,
+)
+from torch import nn
+
+from everloop.agents import Classifier, GrowingMLP
+from everloop.loop import (
+    Growth,
+    L2Init,
+    Strategy,
+    SupervisedLearner,
+)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_weights_that_come_while_a_task_is_learned_are_pulled_to_where_they_began(
+    last: bool,
+) -> None:
+    torch.manual_seed(0)
+    learner = SupervisedLearner(Classifier(GrowingMLP((8, 8, 1), (6, 6)), 10), stream())
+    pull, growth = L2Init(0.1), Growth(units=4, threshold=0.0, patience=3, limit=2)
+    strategies: list[Strategy] = [growth, pull] if last else [pull, growth]
+    learner.attach(strategies)
+    for strategy in strategies:
+        strategy.begin_task(learner.world.tasks[0], learner)
+    learner.learn([0], 64)
+    assert learner.weights().keys() == pull.penalty.anchor.keys()
+    for i in range(2):
+        assert not pull.penalty.anchor[f"backbone.branches.{i}.2.weight"].any()
+        assert learner.weights()[f"backbone.branches.{i}.2.weight"].any()
+
+
+def test_l2_init_holds_to_the_very_first_weights_after_any_number_of_tasks() -> None:
+    learner, strategy = learner_of(two_layers()), L2Init(0.7)
+    first = move(learner, 0)
+    for task in range(3):
+        strategy.begin_task(Named(task), learner)
+        assert (
+            distance(
+                edited(learner, strategy),
+                [2 * 0.7 * (p.detach() - first[n]) for n, p in learner.weights().items()],
+            )
+            < 1e-14
+        )
+        move(learner, 20 + task)
+        strategy.end_task(Named(task), [], learner)
+    loss = 0.7 * sum(((p - first[n]) ** 2).sum() for n, p in learner.weights().items())
+    assert distance(edited(learner, strategy), gradient(learner, loss)) < 1e-13
+
+
+def test_l2_init_anchors_weights_that_come_later_where_they_come() -> None:
+    layers = nn.Sequential(nn.Linear(2, 2))
+    learner, strategy = learner_of(layers), L2Init(0.5)
+    first = move(learner, 0)
+    strategy.begin_task(Named(0), learner)
+    layers.append(nn.Linear(2, 2).double())
+    late = move(learner, 1)
+    strategy.begin_task(Named(1), learner)
+    now = move(learner, 2)
+    center = late | first
+    assert list(center) == ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
+    assert distance(edited(learner, strategy), [now[n] - center[n] for n in center]) < 1e-14
+    assert distance(list(first.values()), [late[n] for n in first]) > 0.1

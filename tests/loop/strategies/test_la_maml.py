@@ -1,0 +1,124 @@
+"""La-MAML: the paper's update, written out."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import (
+    distance,
+    mlp,
+    stream,
+    update,
+    vector_batch,
+    weights,
+)
+from plasticity_helpers import plain_learner, two_hidden_layers
+from torch import Tensor, nn
+
+from everloop.loop import (
+    Batch,
+    L2Init,
+    LaMAML,
+    Strategy,
+    SupervisedLearner,
+    Training,
+)
+
+
+def gradients_at(values: list[Tensor], parts: list[tuple[float, Batch]]) -> list[Tensor]:
+    """Of the weighted sum of losses, in a network with these weights."""
+    twin = plain_learner(two_hidden_layers())
+    with torch.no_grad():
+        for p, value in zip(twin.module.parameters(), values, strict=True):
+            p.copy_(value)
+    loss = torch.stack([share * twin.loss(part) for share, part in parts]).sum()
+    return list(torch.autograd.grad(loss, list(twin.module.parameters())))
+
+
+def test_la_maml_is_the_written_update() -> None:
+    """Two parts, a draw that is known, plain gradient descent; a second step has the rates of the
+    first.
+    """
+    layers = two_hidden_layers()
+    learner = plain_learner(layers, lr=0.7)
+    strategy = LaMAML(alpha=0.2, alpha_lr=0.5, parts=2, capacity=6, batch_size=4)
+    batch, old = vector_batch(6, 4, 3), vector_batch(6, 4, 3, seed=1)
+    strategy.observe(old, learner)
+    drawn: list[Batch] = []
+    draw = strategy.draw
+
+    def noted(*args: Any, **kwargs: Any) -> Batch | None:
+        stored = draw(*args, **kwargs)
+        assert stored is not None
+        drawn.append(stored)
+        return stored
+
+    strategy.draw = noted  # type: ignore[method-assign]
+    learner.attach([strategy])
+    rates = [torch.full_like(w, 0.2) for w in weights(learner.module)]
+    for _ in range(2):
+        start = weights(learner.module)
+        update(learner, batch)
+        fast, led = [w.clone() for w in start], [torch.zeros_like(w) for w in start]
+        meta, drift = ([torch.zeros_like(w) for w in start] for _ in range(2))
+        for part in (batch[:3], batch[3:]):
+            g = gradients_at(fast, [(1.0, part)])
+            led = [a + b for a, b in zip(led, g, strict=True)]
+            fast = [w - a.clamp(min=0) * x for w, a, x in zip(fast, rates, g, strict=True)]
+            ahead = gradients_at(fast, [(0.6, batch), (0.4, drawn[-1])])
+            meta = [m + x / 2 for m, x in zip(meta, ahead, strict=True)]
+            drift = [d + x * y / 2 for d, x, y in zip(drift, ahead, led, strict=True)]
+        rates = [a + 0.5 * d for a, d in zip(rates, drift, strict=True)]
+        expected = [w - a.clamp(min=0) * m for w, a, m in zip(start, rates, meta, strict=True)]
+        assert distance(weights(learner.module), expected) < 1e-12
+        assert distance(list(strategy.rates.values()), rates) < 1e-12
+
+
+def test_la_maml_looks_ahead_without_a_trace_in_the_statistics() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
+    learner, batch = plain_learner(layers), vector_batch(6, 4, 3)
+    learner.attach([LaMAML(parts=2)])
+    twin = plain_learner(copy.deepcopy(layers))
+    twin.outputs(batch)
+    update(learner, batch)
+    expected = dict(twin.module.layers.named_buffers())
+    assert expected["1.num_batches_tracked"] == 1
+    assert all(torch.equal(buffer, expected[name]) for name, buffer in layers.named_buffers())
+
+
+def test_la_maml_keeps_what_other_strategies_add() -> None:
+    """By plain gradient descent the pull of `l2_init` comes on top, whatever the order."""
+
+    def step(*strategies: Strategy) -> list[Tensor]:
+        module = mlp()
+        learner = SupervisedLearner(
+            module, stream(), optimizer=torch.optim.SGD(module.parameters(), lr=0.5)
+        )
+        learner.attach(strategies)
+        for strategy in strategies:
+            strategy.begin_task(learner.world.tasks[0], learner)
+        with torch.no_grad():
+            for p in module.parameters():
+                p += 0.1
+        learner.learn([0], 8)
+        return weights(module)
+
+    def la_maml() -> LaMAML:
+        return LaMAML(alpha=0.2)
+
+    alone = step(la_maml())
+    pulled = [w - 0.5 * 2 * 0.3 * 0.1 for w in alone]
+    assert distance(step(la_maml(), L2Init(0.3)), pulled) < 1e-12
+    assert distance(step(L2Init(0.3), la_maml()), pulled) < 1e-12
+
+
+def test_la_maml_looks_ahead_on_one_batch() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^accumulate is 3; it must be 1 for la_maml, which looks ahead",
+    ):
+        SupervisedLearner(mlp(), stream(), Training(accumulate=3)).attach([LaMAML()])

@@ -1,0 +1,168 @@
+"""PackNet: which weights a task gets, what it keeps, and what is retrained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from architecture_helpers import examples, seen, teach, told
+from loop_helpers import (
+    stream,
+)
+from torch import Tensor, nn
+
+from everloop.agents import MLP, Classifier, ConvNet5
+from everloop.loop import (
+    PackNet,
+    SupervisedLearner,
+    Training,
+)
+
+
+def test_packnet_gives_each_task_its_share_of_what_is_free_the_largest_weights_first() -> None:
+    learner, packnet = told(MLP((8, 8, 1), (16, 16))), PackNet(share=0.25, retrain_steps=0)
+    learner.attach([packnet])
+    name, free = "backbone.layers.0.weight", 64 * 16
+    for task in range(3):
+        packnet.begin_task(learner.world.tasks[task], learner)
+        learner.learn([task], 64)
+        trained = dict(learner.module.named_parameters())[name].detach().clone()
+        was_free = (
+            packnet.owner[name] == 0
+            if packnet.owner
+            else torch.ones_like(trained, dtype=torch.bool)
+        )
+        packnet.end_task(learner.world.tasks[task], [examples(learner, task)], learner)
+        mine = packnet.owner[name] == task + 1
+        assert int(mine.sum()) == round(0.25 * free)
+        assert bool(trained[mine].abs().min() >= trained[was_free & ~mine].abs().max())
+        now = dict(learner.module.named_parameters())[name]
+        assert not now[was_free & ~mine].any()
+        assert torch.equal(now[mine], trained[mine])
+        free -= round(0.25 * free)
+    heads = packnet.owner["heads.linear.weight"].reshape(5, 2, 16)
+    assert [heads[k].unique().tolist() for k in range(5)] == [[1], [2], [3], [0], [0]]
+    assert packnet.owner["backbone.layers.0.bias"].unique().tolist() == [1]
+
+
+def test_packnet_retrains_only_what_the_task_owns() -> None:
+    learner, packnet = told(MLP((8, 8, 1), (16, 16))), PackNet(share=0.5, retrain_steps=20)
+    learner.attach([packnet])
+    teach(learner, 0)
+    first = {name: p.detach().clone() for name, p in learner.module.named_parameters()}
+    teach(learner, 1)
+    for name, p in learner.module.named_parameters():
+        owner = packnet.owner[name]
+        assert torch.equal(p[owner == 1], first[name][owner == 1])
+        if p.ndim > 1 and "heads" not in name:
+            assert not p[owner == 0].any()
+            assert not torch.equal(p[owner == 2], first[name][owner == 2])
+
+
+def test_packnet_gives_a_returning_task_another_share_and_its_view_shows_the_weights_now() -> None:
+    learner, packnet = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), PackNet(retrain_steps=10)
+    learner.attach([packnet])
+    for task in (0, 1):
+        teach(learner, task, 32)
+    batches = [examples(learner, task, seed=77) for task in (0, 1)]
+    other = seen(learner, packnet, 1, batches[1])
+    packnet.begin_task(learner.world.tasks[0], learner)
+    learner.learn([0], 160)
+    assert torch.equal(seen(learner, packnet, 0, batches[0]), learner.outputs(batches[0]).detach())
+    packnet.end_task(learner.world.tasks[0], [examples(learner, 0)], learner)
+    assert packnet.tasks.keys == {1: 2, 0: 3}
+    assert torch.equal(seen(learner, packnet, 1, batches[1]), other)
+
+
+def pruned(training: Training) -> tuple[float, float]:
+    """A task's loss under its view, without retraining and with it."""
+    losses = []
+    for steps in (0, 200):
+        torch.manual_seed(0)
+        world = stream(label_space="within_task", task_cue=True)
+        learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (12,)), 2, tasks=5), world, training)
+        packnet = PackNet(0.05, retrain_steps=steps, batch_size=32)
+        learner.attach([packnet])
+        teach(learner, 0, 640)
+        with packnet.view(learner.world.tasks[0], learner), torch.no_grad():
+            losses.append(float(learner.loss(examples(learner, 0))))
+    return losses[0], losses[1]
+
+
+@pytest.mark.parametrize("rate", ["constant", "cosine"])
+def test_what_was_pruned_is_made_up_for_at_the_full_rate(rate: Any) -> None:
+    before, after = pruned(Training(1e-2, rate=rate))
+    assert after < 0.1 * before
+
+
+def test_packnet_claims_the_same_weights_in_any_order_of_storage() -> None:
+    owners: list[dict[str, Tensor]] = []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        world = stream(label_space="within_task", task_cue=True)
+        network = Classifier(ConvNet5((8, 8, 1), (16,)), 2, tasks=5)
+        learner = SupervisedLearner(network, world, Training(channels_last=channels_last))
+        packnet = PackNet(0.5, retrain_steps=0)
+        learner.attach([packnet])
+        batch = examples(learner, 0)
+        packnet.end_task(learner.world.tasks[0], [batch], learner)
+        owners.append(packnet.owner)
+        for name, p in learner.weights().items():
+            if p.ndim > 1 and "heads" not in name:
+                assert (
+                    int((p != 0).sum())
+                    == int((packnet.owner[name] == 1).sum())
+                    == round(0.5 * p.numel())
+                )
+    assert all(torch.equal(owner, owners[1][name]) for name, owner in owners[0].items())
+
+
+class _Tokens(nn.Module):
+    size = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.layer(x.float()[..., None] / 10)
+        return features
+
+
+class TagNet(nn.Module):
+    """Logits of 3 classes for each of 4 tokens, with a head for each task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Classifier(_Tokens(), 3, "tokens", tasks=2)
+
+    def initial_state(self, batch: int) -> Tensor:
+        return self.network.initial_state(batch)
+
+    def forward(self, *args: Any) -> Any:
+        return self.network(*args)
+
+
+def test_packnet_keeps_a_head_of_tags_for_its_task() -> None:
+    import numpy as np
+
+    from everloop.envs import ByColumn, Examples, TextStreamVectorEnv
+
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 9, (40, 4)).astype(np.int32)
+    data = Examples(
+        tokens, rng.integers(0, 3, (40, 4)), ("a", "b", "c"), {"domain": np.arange(40) % 2}
+    )
+    world = TextStreamVectorEnv(
+        4, (data, data), ByColumn("domain"), label_space="within_task", task_cue=True
+    )
+    world.reset(seed=0)
+    torch.manual_seed(0)
+    learner, packnet = SupervisedLearner(TagNet(), world), PackNet(0.5, retrain_steps=2)
+    learner.attach([packnet])
+    for task in range(2):
+        packnet.begin_task(world.tasks[task], learner)
+        learner.learn([task], 16)
+        packnet.end_task(world.tasks[task], [learner.rollout(world, [task], 4, 0)], learner)
+    assert packnet.owner["network.heads.linear.bias"].tolist() == [1, 1, 1, 2, 2, 2]

@@ -1,0 +1,69 @@
+"""Shrink and perturb: the mixture of old weights and fresh ones at each task's start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from loop_helpers import (
+    distance,
+    same,
+    stream,
+    weights,
+)
+from torch import nn
+
+from everloop.agents import MLP, Classifier
+from everloop.loop import (
+    ShrinkAndPerturb,
+    SupervisedLearner,
+    attach,
+)
+
+
+def test_shrink_and_perturb_is_the_written_mixture_before_every_task_but_the_first() -> None:
+    torch.manual_seed(0)
+    learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (12,)), 10), stream())
+    strategy = ShrinkAndPerturb(shrink=0.7, noise=0.2, seed=3)
+    before = weights(learner.module)
+    strategy.begin_task(learner.world.tasks[0], learner)
+    assert same(weights(learner.module), before)
+    strategy.after_step(learner.rollout(stream(), [0], 1, 0), learner)
+    strategy.begin_task(learner.world.tasks[1], learner)
+    fresh = [
+        (now - 0.7 * old) / 0.2 for now, old in zip(weights(learner.module), before, strict=True)
+    ]
+    bounds = [64**-0.5, 64**-0.5, 12**-0.5, 12**-0.5]
+    assert all(float(x.abs().max()) <= b + 1e-5 for x, b in zip(fresh, bounds, strict=True))
+    assert float(fresh[0].std()) == pytest.approx(
+        64**-0.5 / 3**0.5, rel=0.1
+    )  # uniform, as nn.Linear draws
+    pure = ShrinkAndPerturb(shrink=0.5, noise=0.0)
+    then = weights(learner.module)
+    pure.begin_task(learner.world.tasks[0], learner)
+    pure.after_step(learner.rollout(stream(), [0], 1, 0), learner)
+    for task in (1, 2):  # of one phase: nothing is learned in between
+        pure.begin_task(learner.world.tasks[task], learner)
+    assert distance(weights(learner.module), [0.5 * w for w in then]) < 1e-7
+
+
+def test_in_a_loop_of_somebody_elses_the_fresh_weights_are_of_the_network_alone() -> None:
+    """Not of a copy of all that watches it."""
+
+    class Whole(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Any:
+            assert not self._forward_hooks
+            self.copies += 1
+            return Whole(4, 3)
+
+    module = Whole(4, 3)
+    module.copies = 0
+    loop = attach([ShrinkAndPerturb()], module, torch.optim.SGD(module.parameters(), lr=0.1))
+    for task in range(2):
+        loop.begin_task(task)
+        loop.observe(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))
+        module(torch.zeros(2, 4)).sum().backward()
+        loop.optimizer.step()
+        loop.end_task([(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))])
+    assert module.copies == 1
