@@ -95,3 +95,9 @@ def test_every_page_that_is_linked_exists() -> None:
 def test_every_page_is_linked_from_the_readme() -> None:
     linked = set(re.findall(r"\(docs/([^)#:]+\.md)\)", (ROOT / "README.md").read_text()))
     assert {page.name for page in PAGES if page.parent.name == "docs"} == linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_test_file_that_the_docs_name_exists(page: Path) -> None:
+    named = set(re.findall(r"test_\w+\.py", page.read_text()))
+    assert named <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}

@@ -28,8 +28,9 @@ class Heads(nn.Module):
         """Return the outputs of the selected heads, and those of all heads.
 
         Args:
-            features: (R, ..., features).
-            rows: The observation, modality name -> (R, ...). Only "cue", (R, K), is used.
+            features: (R, ..., features), for R = T * B steps of the batch.
+            rows: The observations at these steps, modality name -> (R, ...). Only "cue", (R, K), is
+                used.
 
         Returns:
             The selected outputs (R, ..., P); and all outputs (R, K, ..., P), or None for a single

@@ -19,7 +19,7 @@ WIDTH, INDENT = 80, 26
 def help_text(
     usage: str, about: str, groups: Mapping[str, Schema | Mapping[str, str]], last: str = ""
 ) -> str:
-    """Return the text of a --help, at most 80 columns wide.
+    """Return the text that --help prints, wrapped to 80 columns but for `usage` and long names.
 
     Args:
         usage: The form of the command.

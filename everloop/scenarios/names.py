@@ -42,7 +42,7 @@ def factories(what: type[Any]) -> list[str]:
 
 
 def first_required(what: Callable[..., Any]) -> str | None:
-    """Return the name of the first positional parameter, or None if it has a default."""
+    """Return the first positional parameter's name; None if there is none or it has a default."""
     for name, parameter in inspect.signature(what).parameters.items():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             return name if parameter.default is parameter.empty else None
@@ -50,15 +50,15 @@ def first_required(what: Callable[..., Any]) -> str | None:
 
 
 def is_path(name: str) -> bool:
-    """Return True for a path, "package.module:Name", and False for a registered name."""
+    """Return True for a path with a colon, which no registered name has."""
     return ":" in name
 
 
 def find_object(path: str) -> Callable[..., Any]:
-    """Return the class or function at `path`. The working folder is searched first.
+    """Return the class or function at `path`, which may lie in the working folder.
 
     Raises:
-        ValueError: In one line, if it can't be imported or called.
+        ValueError: If it can't be imported or is not callable.
     """
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if not module or not name:
@@ -87,14 +87,14 @@ def find_object(path: str) -> Callable[..., Any]:
 
 
 def import_module(module: str, wanted: str = "") -> None:
-    """Import `module`. The working folder is searched first.
+    """Import `module`, which may lie in the working folder.
 
     Args:
         module: Dotted name of the module.
         wanted: Name to use in the error; by default the module's.
 
     Raises:
-        ValueError: In one line, if the import fails.
+        ValueError: If the import fails.
     """
     here = str(Path.cwd())
     if here not in sys.path:
@@ -102,8 +102,9 @@ def import_module(module: str, wanted: str = "") -> None:
     try:
         importlib.import_module(module)
     except Exception as error:  # a user's module can raise anything
+        reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"{wanted or module!r} can't be imported: {type(error).__name__}: {error}"
+            f"{wanted or module!r} can't be imported: {type(error).__name__}: {reason}"
         ) from error
 
 
@@ -143,7 +144,7 @@ def find_optimizer(path: str) -> str:
 def make_optimizer(
     factory: Factory, parameters: Iterable[torch.nn.Parameter], lr: float
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of `parameters`, fused if torch has that, which is faster on CPUs too.
+    """Return an optimizer of `parameters`; torch's fused version if there is one, as it is faster.
 
     Args:
         factory: The optimizer's name or path, and its settings.
@@ -151,7 +152,7 @@ def make_optimizer(
         lr: Learning rate.
 
     Raises:
-        ValueError: If the optimizer does not accept the settings.
+        ValueError: If the optimizer is unknown or does not accept the settings.
     """
     full = find_optimizer(factory.path)
     ways = ("fused", "foreach", "differentiable", "capturable")

@@ -29,11 +29,11 @@ class TextScenario(StreamScenario):
     """Texts in which each domain is a task, read by an embedding or by a transformer.
 
     Args:
-        length: Maximum number of tokens per text, 1 or more; longer texts are cut off.
+        length: Maximum number of tokens per text, 1 or more; longer texts are truncated.
         checkpoint: Hugging Face transformer, as a folder or a Hub ID such as bert-base-uncased. It
             brings its own tokenizer, and needs the extra "text". By default words are hashed and an
             embedding is trained.
-        size: Features of the embedding, 1 or more (without a checkpoint only).
+        size: Features of the embedding, 1 or more. No effect with `checkpoint` or `network`.
     """
 
     folder: ClassVar[str]
@@ -102,7 +102,7 @@ class DomainSentiment(TextScenario):
 
 @dataclass
 class DomainNewsgroups(TextScenario):
-    """Newsgroup of a post (Lang 1995): 7 hierarchies, one a task, with 1 to 5 groups each."""
+    """Newsgroup of a post (Lang 1995): 7 hierarchies, one per task, with 1 to 5 groups each."""
 
     name: ClassVar[str] = "domain-newsgroups"
     summary: ClassVar[str] = "text stream: 20 newsgroups, 7 tasks of one hierarchy each"

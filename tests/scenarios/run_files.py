@@ -1,8 +1,10 @@
-"""What a run has left in its folder."""
+"""Experiments as the command line makes them, and what a run has left in its folder."""
 
 import json
 from pathlib import Path
 from typing import Any
+
+from everloop.scenarios import Experiment, arguments
 
 
 def result_of(folder: Path | str) -> dict[str, Any]:
@@ -10,3 +12,12 @@ def result_of(folder: Path | str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
     del content["wall_seconds"]
     return content
+
+
+SHORT = ["--iterations", "3", "--consolidation-steps", "1"]
+
+
+def asked(*words: str) -> Experiment:
+    """Return the experiment that `everloop run` with these words makes."""
+    request = arguments.read(words)
+    return request.experiment(request.strategies[0], request.seeds[0], None)

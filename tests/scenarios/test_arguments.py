@@ -7,31 +7,21 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from own_parts import Color, Net, Painted, Slow
-from run_files import result_of
+from run_files import SHORT, asked, result_of
 
-from everloop.envs.data import digits
-from everloop.loop import EWC, STRATEGIES, Replay
+from everloop.loop import EWC, Replay
 from everloop.scenarios import Experiment, SplitDigits, arguments
-from everloop.scenarios.cli import main, prepare
+from everloop.scenarios.cli import main
 from everloop.scenarios.names import Factory
-from everloop.scenarios.run_command import BAD_INPUT
 
 HERE = Path(__file__).parent
-SHORT = ["--iterations", "3", "--consolidation-steps", "1"]
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(HERE))
-
-
-def asked(*words: str) -> Experiment:
-    request = arguments.read(words)
-    return request.experiment(request.strategies[0], request.seeds[0], None)
 
 
 @pytest.mark.parametrize(
@@ -231,145 +221,6 @@ def test_each_note_is_one_line_even_before_a_run_is_refused(
         )
 
 
-def test_scaling_gradients_equals_scaling_the_learning_rate() -> None:
-    """Under plain descent, gradients times 1/4 equal a quarter of the learning rate, to the bit."""
-    plain = ["split-digits", *SHORT, "--optimizer", "sgd", "--quiet"]
-    assert (
-        main(
-            [
-                "run",
-                *plain,
-                "--strategies",
-                "own_parts:Slow",
-                "--Slow.factor",
-                "0.25",
-                "--training.learning-rate",
-                "0.5",
-                "--out",
-                "a",
-            ]
-        )
-        == 0
-    )
-    assert main(["run", *plain, "--training.learning-rate", "0.125", "--out", "b"]) == 0
-    assert result_of("a")["scores"] == result_of("b")["scores"]
-
-
-def test_a_users_network_learns_with_a_head_for_every_task() -> None:
-    for kind, outputs in (("class", 10), ("task", 10)):
-        experiment = asked(
-            "split-digits",
-            "--network",
-            "own_parts:Net",
-            "--network.width",
-            "64",
-            "--scenario-type",
-            kind,
-        )
-        module: Any = experiment.learner.module
-        assert isinstance(module.backbone.net, Net)
-        assert (module.heads.linear.in_features, module.heads.linear.out_features) == (64, outputs)
-        learned = experiment.run()
-        assert learned.learning_accuracy is not None
-        assert learned.learning_accuracy > 60
-    maps: Any = asked("split-digits", "--network", "own_parts:NoShape").learner.module
-    assert maps.backbone.size == 4 * 6 * 6, "feature maps are flattened"
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (
-            ["--network", "own_parts:Wrong"],
-            "network Wrong returns shape () for 2 inputs; it must return features (2, size)",
-        ),
-        (["--network", "own_parts:Color"], "network own_parts:Color can't be made"),
-        (
-            ["--network", "own_parts:Slow"],
-            "network own_parts:Slow makes Slow; it must make a torch module",
-        ),
-        (["--network", "own_parts:Net", "--network.depth", "3"], "unknown setting 'network.depth'"),
-        (
-            ["--strategies", "ewc,own_parts:Slow", "--Slow.factro", "2"],
-            "Did you mean 'Slow.factor'?",
-        ),
-        (
-            ["--strategies", "own_parts:Typo"],
-            "Typo has a method 'edit_gradient', which is no hook. Did you mean 'edit_gradients'?",
-        ),
-        (
-            ["--strategies", "own_parts:Idle"],
-            "Idle overrides no hook of Strategy; define one of check, ",
-        ),
-    ],
-)
-def test_a_users_part_that_does_not_fit_is_one_line(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["run", "split-digits", *words]) == 2
-    errors = capsys.readouterr().err.strip().splitlines()
-    assert len(errors) == 1
-    assert said in errors[0]
-
-
-def test_the_plants_agent_takes_any_optimizer_too() -> None:
-    for algorithm in ("ppo", "sac"):
-        experiment = asked(
-            "switching-plant",
-            "--algorithm",
-            algorithm,
-            "--optimizer",
-            "RMSprop",
-            "--optimizer.momentum",
-            "0.5",
-            "--learning-rate",
-            "0.01",
-        )
-        optimizer = experiment.learner.optimizer
-        assert type(optimizer).__name__ == "RMSprop"
-        assert (optimizer.defaults["momentum"], optimizer.param_groups[0]["lr"]) == (0.5, 0.01)
-
-
-def test_a_module_that_is_imported_first_may_register_names(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    Path("my_names.py").write_text(
-        "from own_parts import Painted, Slow\nfrom everloop.loop import STRATEGIES\nfrom "
-        "everloop.scenarios import SCENARIOS\n"
-        "STRATEGIES['slow'] = Slow\nSCENARIOS['painted'] = Painted\n"
-    )
-    from everloop.scenarios import SCENARIOS
-
-    strategies, scenarios = dict(STRATEGIES), dict(SCENARIOS)
-    try:
-        assert (
-            main(
-                [
-                    "run",
-                    "painted",
-                    "--import",
-                    "my_names",
-                    "--strategies",
-                    "slow",
-                    "--slow.factor",
-                    "0.5",
-                    *SHORT,
-                    "--quiet",
-                    "--out",
-                    "a",
-                ]
-            )
-            == 0
-        )
-        assert yaml.safe_load(Path("a/config.yaml").read_text())["import"] == ["my_names"]
-        assert main(["run", "--config", "a/config.yaml", "--quiet", "--out", "b"]) == 0
-        assert result_of("a") == result_of("b")
-    finally:
-        for registry, before in ((STRATEGIES, strategies), (SCENARIOS, scenarios)):
-            registry.clear()  # type: ignore[attr-defined]
-            registry.update(before)  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -464,83 +315,3 @@ def test_seeds_are_written_as_ranges_and_lists(text: str, seeds: list[int]) -> N
 
 
 # --- files with any content
-
-SCHEMA = arguments.GENERAL | arguments.scenario_schema(SplitDigits)
-SCHEMA |= {
-    key: setting
-    for group in arguments.strategy_schemas(SplitDigits).values()
-    for key, setting in group.items()
-}
-NUMBERS = st.one_of(
-    st.integers(-3, 40),
-    st.sampled_from([2**31, 2**63, -(2**63), 10**30]),
-    st.floats(-10, 10),
-    st.sampled_from([float("nan"), float("inf"), 1e300]),
-)
-VALUES = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        NUMBERS,
-        st.text(max_size=8),
-        st.sampled_from(["ewc", "null", "1e-3", "none", "all", "sgd", "class"]),
-    ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=2)
-    ),
-    max_leaves=4,
-)
-FILES = st.dictionaries(
-    st.one_of(
-        st.sampled_from(sorted({*SCHEMA, "training", "ewc", "optimizer.momentum"})),
-        st.text(max_size=8),
-    ),
-    VALUES,
-    max_size=4,
-)
-
-
-def check_file(content: dict[str, Any], strategies: str, folder: Path) -> None:
-    """Check that it makes an experiment or a `BAD_INPUT` with a message, and writes nothing."""
-    file = folder / "any.yaml"
-    file.write_text(yaml.safe_dump(content, allow_unicode=True))
-    try:
-        prepare(["run", "split-digits", "--config", str(file), "--strategies", strategies])
-    except BAD_INPUT as refused:
-        assert str(refused).strip()  # noqa: PT017 - it may as well be an experiment
-    assert [path.name for path in folder.iterdir()] == ["any.yaml"]
-
-
-CHOSEN = st.sampled_from(["none", "ewc", "replay", "lwf,der", "si,l2", "icarl", "gem", "joint"])
-FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-
-
-@settings(deadline=None, max_examples=200, suppress_health_check=FIXTURES)
-@given(content=FILES, strategies=CHOSEN)
-def test_no_content_of_a_file_ends_in_a_traceback(
-    content: dict[str, Any], strategies: str, tmp_path: Path
-) -> None:
-    digits()
-    check_file(content, strategies, tmp_path)
-
-
-@pytest.mark.slow
-@settings(deadline=None, max_examples=5000, suppress_health_check=FIXTURES)
-@given(content=FILES, strategies=CHOSEN)
-def test_no_content_of_5000_files_ends_in_a_traceback(
-    content: dict[str, Any], strategies: str, tmp_path: Path
-) -> None:
-    check_file(content, strategies, tmp_path)
-
-
-@settings(deadline=None, max_examples=200, suppress_health_check=FIXTURES)
-@given(
-    text=st.one_of(st.text(max_size=60), st.binary(max_size=60).map(lambda b: b.decode("latin-1")))
-)
-def test_no_text_in_a_file_ends_in_a_traceback(text: str, tmp_path: Path) -> None:
-    file = tmp_path / "any.yaml"
-    file.write_text(text)
-    try:
-        prepare(["run", "split-digits", "--config", str(file)])
-    except BAD_INPUT as refused:
-        assert str(refused).strip()  # noqa: PT017 - it may as well be an experiment

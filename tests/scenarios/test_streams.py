@@ -12,87 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_sets import class_label, noise, png, write_data_set, write_folders, write_texts
 
-from everloop.agents import ContinuumMemory, NestedConvNet, TransformerEncoder
-from everloop.loop import NestedOptimizer, SupervisedLearner, Training
+from everloop.agents import ContinuumMemory, NestedConvNet
+from everloop.loop import NestedOptimizer
 from everloop.scenarios import SCENARIOS, Experiment, SplitCIFAR10, SplitDigits
 from everloop.scenarios.cli import main
-from everloop.scenarios.pretrain import pretrained_convolutions
+
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 QUICK = ["--epochs", "1", "--batch-size", "8", "--eval-every", "100000"]
-
-
-def pictures(classes: int, rows: int, colour: bool, **columns: Any) -> dict[str, Any]:
-    shape = (rows, 8, 8, 3) if colour else (rows, 8, 8)
-    return {
-        "image": [png(pixels) for pixels in noise(*shape)],
-        "label": [i % classes for i in range(rows)],
-        **columns,
-    }
-
-
-def image_set(folder: Path, classes: int, colour: bool = False, **columns: Any) -> None:
-    splits = {
-        name: pictures(classes, 4 * classes if name == "train" else 2 * classes, colour)
-        for name in ("train", "test")
-    }
-    for part in splits.values():
-        part |= {name: [value(label) for label in part["label"]] for name, value in columns.items()}
-    write_data_set(folder, splits, {"label": class_label(*[f"c{i:03}" for i in range(classes)])})
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    image_set(root / "mnist", 10)
-    image_set(root / "cifar10", 10, colour=True)
-    image_set(root / "cifar100", 100, colour=True)
-    image_set(root / "omniglot28", 6, alphabet=lambda label: ["Greek", "Latin", "Thai"][label // 2])
-    text = {
-        "text": [f"word{i} is {i % 2}" for i in range(16)],
-        "domain": [["books", "dvd"][i // 8] for i in range(16)],
-    }
-    part = text | {"label": [i % 2 for i in range(16)]}
-    write_data_set(
-        root / "mdsd_sentiment",
-        {"train": part, "test": part},
-        {"label": class_label("bad", "good")},
-    )
-    groups = [i % 5 for i in range(20)]
-    part = {"text": [f"post {i} {group}" for i, group in enumerate(groups)], "label": groups}
-    part["domain"] = [["alt", "comp", "comp", "comp", "sci"][group] for group in groups]
-    write_data_set(
-        root / "newsgroups20", {"train": part, "test": part}, {"label": class_label(*"abcde")}
-    )
-    part = {
-        "tokens": [["Ada", "met", "Bob"]] * 10,
-        "ner_tags": [[1, 0, 1]] * 10,
-        "domain": [f"field{i % 5}" for i in range(10)],
-    }
-    tags = {"ner_tags": {"feature": class_label("O", "B-person", "I-person"), "_type": "List"}}
-    write_data_set(root / "crossner", {"train": part, "test": part}, tags)
-    write_folders(
-        root / "imagenet",
-        {f"n{c:02}/{i}.png": noise(9, 9, 3, seed=c) for c in range(20) for i in range(10)},
-    )
-    write_texts(
-        root / "own",
-        {
-            f"{d}/{c}/{i}.txt": f"{c} {i}"
-            for d in ("news", "social")
-            for c in ("bad", "good")
-            for i in range(5)
-        },
-    )
-    return root
-
-
-@pytest.fixture(autouse=True)
-def surroundings(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVERLOOP_DATA", str(data))
-    monkeypatch.setenv("EVERLOOP_CACHE", str(data / "cache"))
-    monkeypatch.chdir(tmp_path)
 
 
 def extra(name: str, data: Path) -> list[str]:
@@ -358,74 +286,3 @@ def test_periods_make_levels_of_depth_or_of_memories() -> None:
     without: Any = Experiment(SplitCIFAR10(architecture="nested", width=4), ["none"]).learner
     assert isinstance(without.module.backbone, NestedConvNet)
     assert not isinstance(without.optimizer, NestedOptimizer)
-
-
-def test_pretrained_convolutions_are_frozen_and_cached(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options: Any = {
-        "architecture": "convnet",
-        "width": 8,
-        "pretrain": str(data / "cifar10"),
-        "pretrain_epochs": 2,
-        "batch_size": 8,
-    }
-    first = Experiment(SplitCIFAR10(**options), ["none"], seed=0)
-    before = {name: value.clone() for name, value in first.learner.module.state_dict().items()}
-    first.run()
-    after = first.learner.module.state_dict()
-    same = {name: bool((before[name] == after[name]).all()) for name in before}
-    assert all(kept == name.startswith("backbone.convolutions") for name, kept in same.items())
-    loaded = SplitCIFAR10(data=str(data / "cifar10")).examples()
-    with pytest.raises(ValueError, match=r"^pretrain_epochs is 0; it must be 1 or more$"):
-        pretrained_convolutions(loaded, 0)
-    monkeypatch.setattr(SupervisedLearner, "learn", lambda *args: pytest.fail("trained again"))
-    for name, value in pretrained_convolutions(loaded, 2).items():
-        assert bool((value == after[f"backbone.convolutions.{name}"]).all())
-
-
-def test_a_users_checkpoint_reads_the_texts(data: Path, tmp_path: Path) -> None:
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    pieces = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "word",
-        "is",
-        "0",
-        "1",
-        *[f"##{i}" for i in range(10)],
-    ]
-    BertTokenizerFast(
-        vocab={piece: i for i, piece in enumerate(pieces)}, model_max_length=16
-    ).save_pretrained(tmp_path / "bert")
-    sizes = {
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 8,
-        "max_position_embeddings": 16,
-    }
-    BertModel(BertConfig(vocab_size=len(pieces), **sizes)).save_pretrained(tmp_path / "bert")
-    made: Any = SCENARIOS["domain-sentiment"]
-    experiment = Experiment(
-        made(
-            checkpoint=str(tmp_path / "bert"),
-            length=12,
-            epochs=1,
-            training=Training(checkpointing=True),
-        ),
-        ["none"],
-    )
-    backbone: Any = experiment.learner.module.backbone
-    assert isinstance(backbone, TransformerEncoder)
-    assert backbone.checkpointing
-    assert np.isfinite(experiment.run().scores[-1]).all()
-    tagged: Any = SCENARIOS["domain-ner"]
-    experiment = Experiment(
-        tagged(checkpoint=str(tmp_path / "bert"), length=12, epochs=1), ["none"]
-    )
-    assert np.isfinite(experiment.run().scores[-1]).all()

@@ -100,11 +100,11 @@ def cached(key: str, build: Callable[[], Mapping[str, Array]]) -> dict[str, Arra
 
 
 def cached_folder(key: str, write: Callable[[Path], None]) -> dict[str, Array]:
-    """Do the same as `cached` for arrays that are too large to hold in memory.
+    """Like `cached`, for arrays that are too large to hold in memory.
 
     `write` fills a temporary folder, which is then renamed in one step. If two processes build
-    the same key, the first one wins and the folder of the other is deleted. A process that dies
-    leaves nothing that looks finished.
+    the same key, the first to finish wins and the folder of the other is deleted. A process that
+    dies leaves nothing that looks finished.
 
     Args:
         key: Name of the folder in the cache.
@@ -115,9 +115,7 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> dict[str, Array]:
         try:
             return _opened(place)
         except (OSError, ValueError, EOFError) as error:
-            warnings.warn(
-                f"the cache {place} is damaged ({error}); it is built again", stacklevel=3
-            )
+            warnings.warn(f"the cache {place} is damaged ({error}); rebuilding it", stacklevel=3)
             _remove(place)
     _sweep()
     folder = _temporary(key)
@@ -129,7 +127,7 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> dict[str, Array]:
         try:
             folder.rename(place)
         except OSError:
-            if not place.exists():  # another process was not simply faster
+            if not place.exists():  # a real error; otherwise another process finished first
                 raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -147,7 +145,7 @@ def _opened(place: Path) -> dict[str, Array]:
     Raises:
         OSError: If a file is missing.
         ValueError: If a file is damaged or has the wrong size.
-        EOFError: If a file is truncated.
+        EOFError: If a file is empty.
     """
     sizes: dict[str, int] = json.loads((place / SIZES).read_text())
     arrays = {}
@@ -177,7 +175,7 @@ def _remove(place: Path) -> None:
 
 
 def _sweep() -> None:
-    """Delete temporary folders of processes on this machine that no longer run."""
+    """Delete temporary folders of processes on this machine that are no longer running."""
     for folder in cache_folder().glob(f"*@{socket.gethostname()}"):
         if not _runs(int(folder.name.rpartition("@")[0].rpartition(".")[2])):
             shutil.rmtree(folder, ignore_errors=True)

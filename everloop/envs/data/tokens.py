@@ -17,7 +17,7 @@ from everloop.envs.data.optional import first_line, needed
 
 Ids = npt.NDArray[np.int32]
 Firsts = npt.NDArray[np.bool_]
-WORD = re.compile(r"\w+|[^\w\s]")  # a word or number, or any other single mark
+WORD = re.compile(r"\w+|[^\w\s]")  # a word or number, or one other character that is not a space
 
 
 class Tokenizer(Protocol):
@@ -96,8 +96,9 @@ class PretrainedTokenizer(Tokenizer):
         checkpoint: A local folder or a Hub id.
 
     Raises:
-        ValueError: If it cannot be loaded, or is not a fast tokenizer, which knows the word that a
-            token is from.
+        ValueError: If it cannot be loaded, or if it is not a "fast" tokenizer; only a fast one
+            knows which word each token comes from. In `encode` and `encode_words`, if `length` is
+            above the checkpoint's maximum.
         ImportError: If the extra `text` is not installed.
     """
 

@@ -87,9 +87,7 @@ def _picture(picture: Any, where: str) -> Array:
     """Return a picture as uint8 (H, W, C); `where` names it in errors."""
     if hasattr(picture, "convert"):  # a PIL image
         if picture.mode not in GREY | COLOUR:
-            raise ValueError(
-                f"{where} has the mode {picture.mode}; convert it to L or RGB"
-            )
+            raise ValueError(f"{where} has the mode {picture.mode}; convert it to L or RGB")
         return pixels(picture, "L" if picture.mode in GREY else "RGB", picture.size[::-1])
     tensor = hasattr(picture, "numpy")
     array = picture.numpy() if tensor else np.asarray(picture)

@@ -37,13 +37,13 @@ class TensorBoardLogger(Callback):
     """Writes a run as TensorBoard events. docs/tensorboard.md describes each page.
 
     - Scalars: score/<task> and forgetting/<task>; average/<scenario>/..., their means over the
-      tasks seen so far; measures/<scenario>/... after each phase; task/index; divergence/...; and
+      tasks seen so far; measures/<scenario>/... after each phase; task/index; and
       what learners and strategies report, such as train/loss.
-    - Custom Scalars: a category for the scenario, with one chart a measure.
-    - Images: the learning curves and the score matrix, drawn when the run ends. Before that,
-      drawing takes at most 5 % of the time: the curves are redrawn at an evaluation, and both at
-      the end of a phase, if the budget allows it. A run of less than 20 s is drawn only at its end,
-      because the first drawing would exceed the budget.
+    - Custom Scalars: a category for the scenario, with one chart per measure.
+    - Images: the learning curves and the score matrix, drawn when the run ends. Before that, both
+      are redrawn at a phase's end if drawing then takes at most 5 % of the time so far, and the
+      curves at any evaluation if it takes at most half of that. The time of a drawing is estimated
+      by the last one. A run of less than 20 s is drawn only at its end.
     - HParams: the settings and the measures.
     - Text: a card that explains the run.
 
@@ -80,7 +80,7 @@ class TensorBoardLogger(Callback):
         self.events.flush()
 
     def _begin(self, result: Result) -> None:
-        """Start the budget of drawing, and add what describes the run as a whole."""
+        """Start the drawing budget, and add what describes the run as a whole."""
         self._result, self._began = result, time.perf_counter()
         self._spent, self._next = 0.0, FIRST_DRAWING
         self._drawn: dict[str, int] = {}
@@ -144,7 +144,7 @@ class TensorBoardLogger(Callback):
         self._write({**scores, **lost, **averages}, now.step)
 
     def _task(self, result: Result, phase: int) -> None:
-        """Add the number of the task; points at both ends of a phase make a curve with steps."""
+        """Add the task's index, if the phase has one task; points at both ends of it make steps."""
         if len(result.phases[phase]) == 1:
             self._write({"task/index": float(result.phases[phase][0])}, result.steps)
 

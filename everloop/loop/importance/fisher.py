@@ -25,14 +25,14 @@ def diagonal_fisher(
         F_i = mean over examples of (d log p(x | example) / d w_i)^2
 
     Args:
-        model: The model whose weights are meant.
+        model: The model with these weights.
         batches: Examples, at least one in all.
-        generator: Source of x, which is drawn from the model: the Fisher information proper. If
-            None, x is the label or action in the batch: the "empirical Fisher" (Kunstner et al.
-            2019 discuss the difference).
+        generator: Draws x, a label or an action, from the model, which gives the true Fisher
+            information. If None, x is the label or action in the batch, which gives the "empirical
+            Fisher" (Kunstner et al. 2019 discuss the difference). Unused if `exact`.
         by_hooks: See `mean_powers`, also for the cost.
         exact: Average the square over all classes with the model's probabilities, in place of a
-            draw. This is what draws converge to, at the cost of one backward pass a class.
+            draw. This is what draws converge to, at the cost of one backward pass per class.
 
     Returns:
         F by the name of the weight, in its shape and dtype; 0 or more.
@@ -52,11 +52,11 @@ def diagonal_fisher(
 
 
 def every_class(model: Model) -> Score:
-    """Return the score whose squared gradients sum to the exact Fisher information.
+    """Return a `Score` whose squared gradients sum to the exact Fisher information.
 
-        sum_c p_c (d log p_c)^2 = sum_c (d sqrt(p_c) log p_c)^2,   p_c under the root held constant
+        sum_c p_c (d log p_c)^2 = sum_c (d sqrt(p_c) log p_c)^2
 
-    The model must pass `check_exact`.
+    The p_c under the root is treated as a constant. The model must pass `check_exact`.
     """
 
     def score(batch: Batch) -> Tensor:

@@ -49,7 +49,7 @@ def mean_powers(
     with its own forward pass) cost one backward pass an example.
 
     Args:
-        model: The model whose weights are meant.
+        model: The model with these weights.
         batches: Examples, at least one in all.
         score: S scalars for each example of a batch, (S, B).
         power: Exponent, 1 or more.

@@ -290,17 +290,18 @@ class Attached(Accompanied):
         if not _has_rows(logits, len(batch)) or not logits.requires_grad:
             return
         leaf = logits.detach().float()[None].requires_grad_()
-        losses, replaced = self.updater.fresh_losses(Forward(batch, Output(leaf)))
-        if not losses:
+        found = self.updater.fresh_gradients(Forward(batch, Output(leaf)), [leaf])
+        if found is None:
             return
-        total = torch.stack(losses).sum()
-        (gradient,) = torch.autograd.grad(total, leaf) if total.requires_grad else (0 * leaf,)
+        gradient = torch.zeros_like(leaf) if found.outputs[0] is None else found.outputs[0]
         # The loop scales its own loss by the same factor.
         scale = (1.0 if self.scaler is None else self.scaler.get_scale()) / self.accumulate
 
         def joined(own: Tensor) -> Tensor:
+            for w, g in found.weights:
+                w.grad = scale * g if w.grad is None else w.grad + scale * g
             added: Tensor = scale * gradient[0].to(own.dtype)
-            return added if replaced else own + added
+            return added if found.replace else own + added
 
         logits.register_hook(joined)
 

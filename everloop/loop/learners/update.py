@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,20 @@ from everloop.loop.model import Model
 from everloop.loop.state import pack
 from everloop.loop.strategies.base import Effect, Forward, Strategy
 from everloop.loop.world import NotFiniteError
+
+
+class FreshGradients(NamedTuple):
+    """Gradients of the strategies' losses of a fresh batch.
+
+    Attributes:
+        outputs: For each of the network's outputs its gradient, or None if no loss depends on it.
+        weights: Pairs of a weight and its gradient, for losses that depend on weights directly.
+        replace: True if they replace the gradient of the task loss.
+    """
+
+    outputs: list[Tensor | None]
+    weights: list[tuple[Tensor, Tensor]]
+    replace: bool
 
 
 class Updater:
@@ -90,14 +104,30 @@ class Updater:
             total = total + loss
         return total
 
-    def fresh_losses(self, fresh: Forward) -> tuple[list[Tensor], bool]:
-        """Return the strategies' losses of the fresh batch, where other code has the task loss.
+    def fresh_gradients(self, fresh: Forward, leaves: Sequence[Tensor]) -> FreshGradients | None:
+        """Return the gradients of the strategies' losses where other code has the task loss.
+
+        Args:
+            fresh: The fresh batch, with an output made of `leaves`.
+            leaves: The network's outputs, detached and with requires_grad.
 
         Returns:
-            The losses, and True if they replace the task loss.
+            The gradients, or None if no strategy has a loss.
         """
         instead, added = self._losses(fresh, [])
-        return (added, False) if instead is None else ([instead, *added], True)
+        losses = added if instead is None else [instead, *added]
+        if not losses:
+            return None
+        outputs: list[Tensor | None] = [None] * len(leaves)
+        weights: list[tuple[Tensor, Tensor]] = []
+        total = torch.stack(losses).sum()
+        if total.requires_grad:
+            known = list(self.model.weights().values())
+            found = torch.autograd.grad(total, [*leaves, *known], allow_unused=True)
+            outputs = list(found[: len(leaves)])
+            pairs = zip(known, found[len(leaves) :], strict=True)
+            weights = [(w, g) for w, g in pairs if g is not None]
+        return FreshGradients(outputs, weights, instead is not None)
 
     def _losses(
         self, fresh: Forward, replayed: Sequence[tuple[Strategy, Forward]]

@@ -163,12 +163,11 @@ class SB3Base(Learner):
         outputs = [prediction] if heads is None else [prediction, heads]
         leaves = [x.detach()[None].requires_grad_() for x in outputs]
         output = Output(leaves[0], heads=None if heads is None else leaves[1])
-        losses, _ = self.updater.fresh_losses(Forward(batch, output))
-        total = torch.stack(losses).sum() if losses else prediction.new_zeros(())
-        if not total.requires_grad:
+        found = self.updater.fresh_gradients(Forward(batch, output), leaves)
+        if found is None:
             return prediction
-        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
-        pairs = [(x, g[0]) for x, g in zip(outputs, gradients, strict=True) if g is not None]
+        pairs = [(x, g[0]) for x, g in zip(outputs, found.outputs, strict=True) if g is not None]
+        pairs += found.weights
         joined: Tensor = _Join.apply(prediction, *(x for pair in pairs for x in pair))  # type: ignore[no-untyped-call]
         return joined
 

@@ -1,8 +1,8 @@
 """The contract of a strategy: its hooks, and when each is called.
 
-A stream is a sequence of batches of labelled examples; control is reinforcement learning. The task
-loss is the loss without any strategy. One update on a stream calls every hook at these points (each
-hook also gets the model as its last argument):
+A stream is a sequence of batches of labelled examples, on which everloop's own loop trains. Control
+is reinforcement learning. The task loss is the loss without any strategy. The first update on a
+batch of a stream calls these hooks; each hook also gets the model as its last argument.
 
     stored    = strategy.recall()                       stored examples to replay, or None
     output, replayed = network(batch, stored)           one forward pass for all of them
@@ -17,9 +17,12 @@ hook also gets the model as its last argument):
 
 `fresh` is the batch with its output, and `replayed` what this strategy recalled, with its output.
 The first strategy in the list is the last in `after_step`, so it has the last word on the weights.
+Further updates on the same batch skip `observe`. If the gradients of several batches are
+accumulated, `edit_gradients` and all that follows run once, with the last of these batches.
 
 `check` is called before training, `begin_task` before a task's first update, and `end_task` after
-its last one. Each evaluation of a task runs inside the context that `view` returns.
+its last one. A boundary that is declared within a task calls `end_task` and then `begin_task`. Each
+evaluation of a task runs inside the context that `view` returns.
 
 In control, and in a user's own training loop, other code computes the task loss and steps the
 optimizer. There the order is:
@@ -86,7 +89,7 @@ class Traits:
         copies: How many numbers it stores per weight of the network, 0 or more.
         grows: True if it stores `copies` numbers per weight for every task.
         task_id: True if it needs the task ID in evaluation.
-        one_head: True if it works with a single head for all classes only, and so without a task ID
+        one_head: True if it works only with a single head for all classes, and so without a task ID
             in evaluation.
         class_incremental: True if it helps where every task brings new classes and the task ID is
             unavailable.
@@ -154,7 +157,7 @@ class Strategy:
 
     @property
     def active(self) -> bool:
-        """False if the strategy would change nothing. Then it is left out when attached."""
+        """False if the strategy would change nothing. Attaching then leaves it out."""
         return self.strength > 0
 
     def __init_subclass__(cls) -> None:
@@ -170,28 +173,35 @@ class Strategy:
         """
 
     def begin_task(self, task: Task, model: Model) -> None:
-        """Called before the first update of `task`."""
+        """Called before the first update of `task`, each time it is learned.
+
+        Also called after a boundary that is declared within the task.
+        """
 
     def recall(self, model: Model) -> Batch | None:
         """Return stored examples to replay in the next update, or None.
 
-        In streams they share one forward pass with the fresh batch, and the first update on a batch
-        draws them before the batch is stored. Elsewhere they are drawn after `observe`.
+        On a stream, stored examples share one forward pass with the fresh batch. The first update
+        on a batch calls `recall` before `observe`, so the batch is not replayed to itself. In
+        control, and in a user's own training loop, `recall` is called after `observe`.
         """
         return None
 
     def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
         """Return a scalar to add to the task loss, or None.
 
-        With `Effect.REPLACES_LOSS`, the loss of the fresh batch replaces the task loss, unless it
-        is None; what other strategies return is added to it. If a loss does not depend on the
-        weights, an added one only changes the reported loss, and a replacing one leaves a zero
-        gradient.
+        With `Effect.REPLACES_LOSS`, the returned loss replaces the task loss, unless it is None; in
+        a user's own training loop only its part for the fresh batch does, and the part for replayed
+        examples is added. What other strategies return is added. Control refuses strategies that
+        replace the loss.
+
+        If a loss depends on no weight, an added one only changes the reported loss, and a replacing
+        one leaves a zero gradient.
 
         Args:
             fresh: The fresh batch with its output, or None. If other code computes the task loss,
-                the output is detached from the network. The gradient of the returned loss with
-                respect to it is then added to the gradient of that code's loss.
+                the output is detached from the network, and the returned loss reaches the network
+                by its gradient with respect to this output.
             replayed: The examples that this strategy recalled, with their output, or None. In
                 streams both arguments are given in one call, elsewhere in separate calls.
             model: The model that is updated.
@@ -204,8 +214,8 @@ class Strategy:
         Called after the backward pass and before clipping.
 
         Args:
-            batch: The batch that the task loss was computed on: in streams the augmented one, in
-                control a minibatch. Of several batches that share one step, the last one.
+            batch: The batch that the task loss was computed on: on a stream the augmented batch, in
+                control a minibatch. If gradients are accumulated, the last batch of the step.
             model: The model that is updated.
         """
 

@@ -23,7 +23,7 @@ from everloop.loop.strategies.parts.teacher import Teacher
 
 
 class ICaRL(Strategy):
-    """Classifies by the nearest class mean of exemplars, and distils outputs for past classes.
+    """Classifies by the nearest mean of a class's exemplars, and distils outputs for past classes.
 
         loss = sum over classes of BCE(sigmoid(z), t)
             t = sigmoid(z*) for past classes that the current task lacks, else 1[y = class]
@@ -33,11 +33,13 @@ class ICaRL(Strategy):
 
     z are the logits, and z* those of the network at the last task's end. phi(x) is the input of the
     network's last linear layer. `batch_size` exemplars of past classes are added to each fresh
-    batch. At a task's end herding chooses capacity / classes exemplars of each class, from the
-    examples of the task that are given there. A class that returns is learned from labels again,
-    from its first example on. Its exemplars are then chosen from the old ones and the new examples.
+    batch. At a task's end each class may keep capacity // classes exemplars. Herding chooses those
+    of the task's classes from the examples that `end_task` gets; other classes keep their best
+    ones. A class that returns is learned from labels again, from its first example on, and its
+    exemplars are chosen from the old ones and the new examples.
 
-    Deviation: the loss is the sum of the mean over the fresh batch and the mean over the exemplars.
+    Deviation from the paper: the loss is the mean over the fresh batch plus the mean over the
+    exemplars.
 
     Args:
         strength: Share of the method's loss, in [0, 1]; 1 is the method, 0 is plain training.
@@ -139,7 +141,7 @@ class ICaRL(Strategy):
         return means
 
     def _choose(self, model: Model, batches: Sequence[Batch]) -> None:
-        """Reduce old exemplars, then choose those of the task's classes (algorithms 4 and 5)."""
+        """Keep fewer old exemplars, then choose the task's (algorithms 4 and 5)."""
         targets = [batch.target[0] for batch in batches if batch.target is not None]
         new = {label for target in targets for label in target.tolist()}
         again = [row for label in sorted(new & set(self.rows)) for row in self.rows[label]]
@@ -175,7 +177,10 @@ class ICaRL(Strategy):
 
     @contextmanager
     def view(self, task: Task, model: Model) -> Iterator[None]:
-        """Classify by the nearest mean of exemplars, once there are exemplars."""
+        """Classify by the nearest mean of exemplars, once there are exemplars.
+
+        Classes without exemplars, such as those of the first run through a task, are not predicted.
+        """
         if not self.rows:
             yield
             return

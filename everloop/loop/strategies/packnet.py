@@ -24,7 +24,8 @@ class PackNet(Strategy):
     Mallya & Lazebnik 2018, section 3. At a task's end, in every weight matrix, the task keeps the
     `share` of the free weights with the largest |w|. The other free weights become 0 and are left
     for later tasks. The kept weights are retrained without them and then frozen. In evaluation,
-    `view` sets the weights of later tasks to 0, so a past task sees the network that it ended with.
+    `view` sets free weights and those of later tasks to 0, so a past task sees the network that it
+    ended with.
 
     All other weights on which the outputs depend, such as biases and norms, belong to the first
     task, as in section 3.2. If a task has its own head, it keeps the whole head. Running statistics
@@ -39,8 +40,8 @@ class PackNet(Strategy):
     Args:
         share: Share of the free weights that each task keeps, in [0, 1]; 0 is plain training.
         retrain_steps: Updates after pruning at each task's end, 0 or more. They use Adam at the
-            full learning rate, on the examples given at the task's end (see consolidation_steps).
-            The targets are the labels; in control, the policy's outputs before pruning.
+            initial learning rate, on the examples that `end_task` gets. The targets are the labels;
+            in control, the policy's outputs before pruning.
         batch_size: Number of examples in each retraining update, 1 or more.
         seed: Seed for sampling the retraining examples.
     """
@@ -51,7 +52,7 @@ class PackNet(Strategy):
     )
     effects = frozenset({Effect.DIVIDES_WEIGHTS})
     comes_first = True
-    state = ("owner", "tasks", "rank", "values", "generator")
+    state = ("owner", "tasks", "ended", "values", "generator")
 
     def __init__(
         self, share: float = 0.5, retrain_steps: int = 200, batch_size: int = 128, seed: int = 0
@@ -63,7 +64,7 @@ class PackNet(Strategy):
         self.retrain_steps, self.batch_size = retrain_steps, batch_size
         self.generator = torch.Generator().manual_seed(seed)
         self.owner: dict[str, Tensor] = {}  # int16: k if the k-th task owns the weight, 0 if free
-        self.rank = 0  # k of the latest ended task
+        self.ended = 0  # number of times that a task has ended; k of the latest
         self.tasks = PerTask()  # keys: k of the task; tensors: its statistics of norms
         self.values: dict[str, Tensor] = {}  # weights at the last task's end
         self._mask()
@@ -75,8 +76,8 @@ class PackNet(Strategy):
     def check(self, model: Model) -> None:
         if not model.task_aware:
             raise ValueError(
-                "packnet needs the task ID to choose weights; use a world that shows it "
-                "(scenario_type task, task_cue)"
+                "packnet needs the task ID to choose weights; use scenario_type task, or a world "
+                "with task_cue=True"
             )
 
     def begin_task(self, task: Task, model: Model) -> None:
@@ -95,12 +96,12 @@ class PackNet(Strategy):
         restore_weights(model, self.values, self._owned)
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
-        self.rank += 1
+        self.ended += 1
         # In control the targets are the policy's outputs, so they are computed before pruning.
         examples = [replace(batch, target=model.targets(batch)) for batch in batches]
         self._claim(task, model, examples[0])
         self._retrain(model, examples)
-        self.tasks.end(task, self.rank, dict(model.module.named_buffers()))
+        self.tasks.end(task, self.ended, dict(model.module.named_buffers()))
         self._freeze(model)
 
     @torch.no_grad()
@@ -116,7 +117,7 @@ class PackNet(Strategy):
             if name in heads:
                 mine = torch.zeros_like(free)
                 mine[heads[name]] = True
-                owner[mine] = self.rank
+                owner[mine] = self.ended
             elif p.ndim < 2:
                 owner[free] = 1
             else:
@@ -124,13 +125,13 @@ class PackNet(Strategy):
                 order = size.argsort(descending=True, stable=True)
                 mine = torch.zeros(p.numel(), dtype=torch.bool, device=p.device)
                 mine[order[: round(self.share * int(free.sum()))]] = True
-                owner[mine.view(p.shape)] = self.rank
+                owner[mine.view(p.shape)] = self.ended
                 p[owner == 0] = 0.0
 
     def _retrain(self, model: Model, batches: Sequence[Batch]) -> None:
         """Retrain the weights that the task owns, without the pruned ones."""
         own = {
-            name: (self.owner[name] == self.rank).to(p.dtype)
+            name: (self.owner[name] == self.ended).to(p.dtype)
             for name, p in model.weights().items()
             if name in self.owner
         }
@@ -185,7 +186,7 @@ class PackNet(Strategy):
 
 
 def _weights_used(model: Model, batch: Batch) -> set[str]:
-    """Return the names of the weights on which the outputs depend, so not of a value head."""
+    """Return the names of the weights that affect the outputs; a value head's do not."""
     weights = model.weights()
     with torch.enable_grad():
         found = torch.autograd.grad(
@@ -201,7 +202,7 @@ def _head_rows(task: Task, model: Model, batch: Batch) -> dict[str, slice]:
     if heads is None:
         return {}
     layer = model.last_layer()
-    size = layer.out_features // heads.shape[2]  # not P, which for tags covers all tokens
+    size = layer.out_features // heads.shape[2]  # P covers all tokens of a text
     names = {id(p): name for name, p in model.weights().items()}
     return {
         names[id(p)]: slice(task.id * size, (task.id + 1) * size)

@@ -195,7 +195,7 @@ def test_a_damaged_folder_is_built_again_with_one_line(damage: Any, cache: Path)
     cached("key", lambda: {"x": np.arange(100)})
     damage(cache / "key")
     with pytest.warns(
-        UserWarning, match=r"^the cache .*key is damaged \(.*\); it is built again$"
+        UserWarning, match=r"^the cache .*key is damaged \(.*\); rebuilding it$"
     ) as lines:
         found = cached("key", lambda: {"x": np.arange(100)})
     assert len(lines) == 1

@@ -20,6 +20,7 @@ from everloop.loop import (
     MAS,
     Attached,
     Batch,
+    Forward,
     Learner,
     LoRA,
     LwF,
@@ -297,6 +298,29 @@ def test_outputs_that_are_stored_leave_no_trace_in_the_network() -> None:
     stored = der.read(np.arange(8), loop)
     assert stored.output is not None
     assert torch.equal(stored.output[0], module(stored.obs["input"][0]))
+
+
+class Decay(Strategy):
+    def loss(
+        self, fresh: Forward | None, replayed: Forward | None, learner: Learner
+    ) -> Tensor | None:
+        assert fresh is not None
+        return 0.5 * torch.stack([(w**2).sum() for w in learner.weights().values()]).sum()
+
+
+@pytest.mark.parametrize("scale", [1.0, 64.0])
+def test_a_loss_of_the_weights_alone_is_added_to_the_loops_own(scale: float) -> None:
+    module, optimizer, x, y = small()
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    loop = attach([Decay()], module, optimizer, scaler=scaler)
+    before = weights(module)
+    own = torch.autograd.grad(nn.functional.cross_entropy(module(x), y), list(module.parameters()))
+    loop.begin_task(0)
+    loop.observe(x, y)
+    scaler.scale(nn.functional.cross_entropy(module(x), y)).backward()
+    scaler.step(optimizer)
+    expected = [w - 0.1 * (g + w) for w, g in zip(before, own, strict=True)]
+    assert distance(weights(module), expected) < 1e-6
 
 
 def test_the_gradient_is_clipped_after_the_strategies() -> None:

@@ -10,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loop_helpers import (
     FixedLearner,
+    control_learner,
+    digit_learner,
+    distance,
     foreign_step,
+    off_policy_learner,
     same,
     update,
     vector_batch,
@@ -140,11 +144,44 @@ def test_it_makes_no_difference_who_steps_the_optimizer() -> None:
     for one in (learner, other):
         one.attach([Push("a", [], slope=0.5, push=2.0)])
     update(learner, batch)
-    output = other.forward(batch)
-    (extra,), replaced = other.updater.fresh_losses(Forward(batch, output))
-    assert not replaced
-    foreign_step(other, other.loss(batch) + extra, batch)
+    found = other.updater.fresh_gradients(Forward(batch, other.forward(batch)), [])
+    assert found is not None
+    assert not found.replace
+    direct = sum((g * w).sum() for w, g in found.weights)
+    foreign_step(other, other.loss(batch) + direct, batch)
     assert same(weights(learner.module), weights(other.module))
+
+
+class Decay(Strategy):
+    """Weight decay, as a loss of the weights alone or as an edit of the gradient."""
+
+    def __init__(self, as_loss: bool) -> None:
+        self.as_loss = as_loss
+
+    def loss(
+        self, fresh: Forward | None, replayed: Forward | None, learner: Learner
+    ) -> Tensor | None:
+        if not self.as_loss or fresh is None:
+            return None
+        return 0.05 * torch.stack([(w**2).sum() for w in learner.weights().values()]).sum()
+
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
+        if not self.as_loss:
+            for w in learner.weights().values():
+                w.grad = 0.1 * w.detach() + (0 if w.grad is None else w.grad)
+
+
+@pytest.mark.parametrize("make", [digit_learner, control_learner, off_policy_learner])
+def test_a_loss_of_the_weights_alone_reaches_them_whoever_has_the_task_loss(make: Any) -> None:
+    ends = []
+    for strategies in ([Decay(as_loss=True)], [Decay(as_loss=False)], []):
+        learner = make()
+        learner.seed(0)
+        learner.attach(strategies)
+        learner.learn([0], 32)
+        ends.append(weights(learner.module))
+    assert distance(ends[0], ends[1]) < 1e-5
+    assert distance(ends[0], ends[2]) > 1e-3
 
 
 @pytest.mark.parametrize("strategies", [False, True])

@@ -1,4 +1,4 @@
-"""How much each weight's path through training lowered the loss."""
+"""How much the changes of each weight during training lowered the loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Row = tuple[nn.Parameter, Tensor, Tensor, Tensor]
 
 
 class PathIntegral(Stateful):
-    """The share of each weight in the decrease of the loss.
+    """Each weight's contribution to the decrease of the loss.
 
         omega_i = - sum over steps of g_i (w_i after - w_i before)
 

@@ -1,4 +1,4 @@
-"""Masks over the units of hidden layers, and the weights that masked units use."""
+"""Masks over the units of hidden layers, and how much inputs and weights are used."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MASK = "unit_mask"
 def hidden_layers(model: Model) -> dict[str, Layer]:
     """Return the hidden layers, by name, whose outputs (features or channels) are units.
 
-    These are the trained linear and convolutional layers below the last layer. Layers that share a
-    weight with another module are left out.
+    These are the trained linear and 2-D convolutional layers other than the last layer and the
+    value head. Layers that share a weight with another module are left out.
     """
     last, parts = model.last_layer(), dict(model.module.named_modules())
     owners = Counter(p for part in parts.values() for p in part._parameters.values())
@@ -107,7 +107,7 @@ def weights_used(
 ) -> dict[str, Tensor]:
     """Return how much each weight below the last layer is used, by the weight's name.
 
-    A weight from input j to unit i is used as much as min(i, j), and a bias as much as its unit.
+    A weight is used as much as the less used of its input and its unit, and a bias as its unit.
     All other weights on which the outputs depend, such as those of norms, are used fully (1).
 
     Args:
