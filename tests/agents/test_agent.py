@@ -281,8 +281,8 @@ def test_an_observation_without_any_modality_is_refused() -> None:
         (
             spaces.Box(-1.0, 1.0, (3,)),
             (
-                r"^the observation space is Box\(-1\.0, 1\.0, \(3,\), float32\); it must be a "
-                r"Dict with one Box per modality$"
+                r"^the observation space is Box\(-1\.0, 1\.0, \(3,\), float32\); it must be a Dict "
+                "with one Box per modality$"
             ),
         ),
         (
@@ -293,7 +293,7 @@ def test_an_observation_without_any_modality_is_refused() -> None:
             spaces.Dict({"image": spaces.Box(0, 255, (7, 8, 1), np.uint8)}),
             (
                 r"^the image shape is \(7, 8, 1\); it must be \(height, width, channels\), with "
-                r"sides of 8 or more$"
+                "sides of 8 or more$"
             ),
         ),
         (spaces.Dict({"presence": spaces.Box(0.0, 1.0, (1,))}), "presence|modality"),

@@ -44,11 +44,7 @@ def count(module: nn.Module) -> int:
         (ResNet18((32, 32, 3), 64), 100, 11_220_132),
         (ResNet18((32, 32, 3), 64), 10, 11_173_962),
         # convolutions without bias and batch norm, then 1024 -> 2000 -> 2000
-        (
-            ConvNet5((32, 32, 3)),
-            100,
-            9 * 43_568 + 2 * 496 + 1025 * 2000 + 2001 * 2000 + 200_100,
-        ),
+        (ConvNet5((32, 32, 3)), 100, 9 * 43_568 + 2 * 496 + 1025 * 2000 + 2001 * 2000 + 200_100),
     ],
 )
 def test_the_numbers_of_weights_are_the_published_ones(

@@ -193,7 +193,7 @@ class FloatImage(Walk):
     ("world", "sentence"),
     [
         (ForgetsTask, "a reset without options changed the task from 1 to 0"),
-        (KnowsNoNames, r"^info\[\"task\"\] is 0 after a reset to task 'to-3'; it must be 1$"),
+        (KnowsNoNames, r"""^info\["task"\] is 0 after a reset to task 'to-3'; it must be 1$"""),
         (SilentReset, r'^info\["task"\] is None after a reset to task 0; it must be 0$'),
         (SilentStep, r'^info\["task"\] is None after a step; it must be 0$'),
         (OffByOne, r'^info\["task"\] is 1 after a step; it must be 0$'),
@@ -210,15 +210,15 @@ class FloatImage(Walk):
         (
             UpsideDown,
             (
-                r"^reference\('to--3'\) is \(1\.0, 0\.0\); the random agent's return "
-                r"must be below the best one's, or one of them nan$"
+                r"^reference\('to--3'\) is \(1\.0, 0\.0\); the random agent's return must be below "
+                "the best one's, or one of them nan$"
             ),
         ),
         (
             NothingToLearn,
             (
-                r"^reference\('to--3'\) is \(1\.0, 1\.0\); the random agent's return "
-                r"must be below the best one's, or one of them nan$"
+                r"^reference\('to--3'\) is \(1\.0, 1\.0\); the random agent's return must be below "
+                "the best one's, or one of them nan$"
             ),
         ),
         (Twins, r"^the tasks' names are \['same', 'same'\]; they must be unique$"),
@@ -228,15 +228,12 @@ class FloatImage(Walk):
         (
             NotADict,
             (
-                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); it must "
-                r"be a Dict with one Box per modality$"
+                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); it must be a Dict "
+                "with one Box per modality$"
             ),
         ),
         (NotABox, r"^modality 'place' is Discrete\(3\); it must be a Box$"),
-        (
-            FloatImage,
-            r"^image modality 'place' has dtype float32; it must be uint8 \(H, W, C\)$",
-        ),
+        (FloatImage, r"^image modality 'place' has dtype float32; it must be uint8 \(H, W, C\)$"),
     ],
 )
 def test_a_broken_world_is_rejected(world: Callable[[], Walk], sentence: str) -> None:

@@ -175,8 +175,8 @@ class Many(Walk):
         (
             Flat,
             (
-                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); feedback "
-                r"needs a Dict without 'feedback'$"
+                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); feedback needs a "
+                "Dict without 'feedback'$"
             ),
         ),
         (
@@ -186,13 +186,7 @@ class Many(Walk):
                 r"float32\)\); feedback needs a Dict without 'feedback'$"
             ),
         ),
-        (
-            Many,
-            (
-                r"^the action space is MultiDiscrete\(\[2 2\]\); feedback needs a Box or "
-                r"Discrete$"
-            ),
-        ),
+        (Many, r"^the action space is MultiDiscrete\(\[2 2\]\); feedback needs a Box or Discrete$"),
     ],
 )
 def test_a_world_that_cannot_have_feedback_is_refused(wrap: Any, world: Any, line: str) -> None:
@@ -205,9 +199,7 @@ def test_next_step_autoreset_is_refused() -> None:
     env: Any = SyncVectorEnv([Walk, Walk], autoreset_mode=AutoresetMode.NEXT_STEP)
     with pytest.raises(
         ValueError,
-        match=(
-            r"^autoreset_mode is AutoresetMode\.NEXT_STEP; feedback needs SameStep or Disabled$"
-        ),
+        match=r"^autoreset_mode is AutoresetMode\.NEXT_STEP; feedback needs SameStep or Disabled$",
     ):
         VectorFeedback(env)
     with pytest.raises(

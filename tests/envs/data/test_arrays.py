@@ -76,10 +76,7 @@ def arrays(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        (
-            {"labels": LABELS[:11]},
-            r"^labels have shape \(11,\); for 12 images it must be \(12,\)$",
-        ),
+        ({"labels": LABELS[:11]}, r"^labels have shape \(11,\); for 12 images it must be \(12,\)$"),
         (
             {"test_labels": LABELS[:5]},
             r"^test_labels have shape \(5,\); for 12 test_images it must be \(12,\)$",
@@ -117,7 +114,7 @@ def arrays(**changes: Any) -> dict[str, Any]:
         ),
         (
             {"images": [noise(8, 8), noise(8, 9)]},
-            ("^images or labels differ in shape among themselves; all must have the same shape$"),
+            "^images or labels differ in shape among themselves; all must have the same shape$",
         ),
         (
             {"labels": LABELS.astype(float)},
@@ -130,10 +127,7 @@ def arrays(**changes: Any) -> dict[str, Any]:
         ),
         (
             {"test_labels": LABELS.astype(str)},
-            (
-                r"^labels have dtype int64 and test_labels <U1; both must be integers or both "
-                "strings$"
-            ),
+            "^labels have dtype int64 and test_labels <U1; both must be integers or both strings$",
         ),
         (
             {"test_labels": LABELS + 5},
@@ -145,11 +139,7 @@ def arrays(**changes: Any) -> dict[str, Any]:
         ),
         (
             {"test_images": np.zeros((12, 8, 8, 3), np.uint8)},
-            (
-                r"^a test image has shape \(8, "
-                r"8, 3\); it must be \(8, 8, "
-                r"1\), as in training$"
-            ),
+            r"^a test image has shape \(8, 8, 3\); it must be \(8, 8, 1\), as in training$",
         ),
         (
             {"images": np.zeros((0, 8, 8), np.uint8), "labels": LABELS[:0]},

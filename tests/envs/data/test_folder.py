@@ -89,7 +89,7 @@ def test_a_photo_is_turned_the_way_its_camera_says(tmp_path: Path) -> None:
             {},
             (
                 r"1\.png has size \(4, 5\) and the first picture \(4, 4\); give a size to scale "
-                r"them to$"
+                "them to$"
             ),
         ),
         ({}, {"test_split": "dev"}, "set has no folder dev; its folders are test, train$"),
@@ -105,8 +105,8 @@ def test_a_photo_is_turned_the_way_its_camera_says(tmp_path: Path) -> None:
             {},
             {"label": "class"},
             (
-                r"^columns are \('image', 'class'\); the folder of pictures "
-                r".*set has \('image', 'label'\) only$"
+                r"^columns are \('image', 'class'\); the folder of pictures .*set has \('image', "
+                r"'label'\) only$"
             ),
         ),
     ],
@@ -216,8 +216,8 @@ def test_what_keeps_imagenet256_from_being_loaded_is_said_in_one_line(
     with pytest.raises(
         ValueError,
         match=(
-            r"^dimensi0n/imagenet-256 can't be downloaded from Kaggle \(403 Client Error\); "
-            r"log in with kagglehub\.login\(\), or give the folder of the data set$"
+            r"^dimensi0n/imagenet-256 can't be downloaded from Kaggle \(403 Client Error\); log in "
+            r"with kagglehub\.login\(\), or give the folder of the data set$"
         ),
     ) as caught:
         imagenet256()
@@ -238,8 +238,8 @@ def test_what_keeps_imagenet256_from_being_loaded_is_said_in_one_line(
     with pytest.raises(
         ValueError,
         match=(
-            r"few has no class with 10 pictures; it must hold "
-            r"<class>/<picture>, of which every tenth is a test example$"
+            r"few has no class with 10 pictures; it must hold <class>/<picture>, of which every "
+            r"tenth is a test example$"
         ),
     ):
         imagenet256(tmp_path / "few")

@@ -270,14 +270,14 @@ UNEVEN = [png(noise(8, 8)), png(noise(8, 8)), png(noise(9, 8)), png(noise(7, 8))
         (
             {"image": DEEP},
             {},
-            ("^row 0 of train has the mode I;16; it must have 8 bits per channel$"),
+            "^row 0 of train has the mode I;16; it must have 8 bits per channel$",
         ),
         (
             {"image": UNEVEN},
             {},
             (
-                r"^row 2 of train has size \(9, 8\) and the first picture \(8, 8\); give a size "
-                r"to scale them to$"
+                r"^row 2 of train has size \(9, 8\) and the first picture \(8, 8\); give a size to "
+                "scale them to$"
             ),
         ),
         (
@@ -285,7 +285,7 @@ UNEVEN = [png(noise(8, 8)), png(noise(8, 8)), png(noise(9, 8)), png(noise(7, 8))
             {"image": "picture"},
             "set has no column 'picture'; choose from image, label, origin$",
         ),
-        ({}, {"label": "class"}, ("set has no column 'class'; choose from image, label, origin$")),
+        ({}, {"label": "class"}, "set has no column 'class'; choose from image, label, origin$"),
         (
             {},
             {"columns": ["origin", "domain"]},
@@ -299,39 +299,30 @@ UNEVEN = [png(noise(8, 8)), png(noise(8, 8)), png(noise(9, 8)), png(noise(7, 8))
         (
             {},
             {"image": "label"},
-            (
-                r"^column 'label' of train holds ClassLabel\(.*\); it must "
-                r"hold images$"
-            ),
+            r"^column 'label' of train holds ClassLabel\(.*\); it must hold images$",
         ),
         (
             {},
             {"label": "image"},
-            (
-                r"^column 'image' of train holds .*; it must hold class labels, "
-                r"integers or strings$"
-            ),
+            "^column 'image' of train holds .*; it must hold class labels, integers or strings$",
         ),
         (
             {"label": [0.5, 1, 0, 1]},
             {},
             (
-                r"^column 'label' of train holds (double|float64); it must hold "
-                r"class labels, integers or strings$"
+                "^column 'label' of train holds (double|float64); it must hold class labels, "
+                "integers or strings$"
             ),
         ),
         (
             {"label": [True, False] * 2},
             {},
-            (
-                r"^column 'label' of train holds bool; it must "
-                "hold class labels, integers or strings$"
-            ),
+            "^column 'label' of train holds bool; it must hold class labels, integers or strings$",
         ),
         (
             {"label": [1, None, 0, 1]},
             {},
-            ("^'label' in row 1 of train is None; it must have a value$"),
+            "^'label' in row 1 of train is None; it must have a value$",
         ),
         (
             {"origin": ["a", None, "b", "a"]},
@@ -342,15 +333,11 @@ UNEVEN = [png(noise(8, 8)), png(noise(8, 8)), png(noise(9, 8)), png(noise(7, 8))
             {"origin": [0.5] * 4},
             {"columns": ["origin"]},
             (
-                r"^column 'origin' of train holds (double|float64); it must hold "
-                r"class labels, integers or strings$"
+                "^column 'origin' of train holds (double|float64); it must hold class labels, "
+                "integers or strings$"
             ),
         ),
-        (
-            {},
-            {"size": (0, 8)},
-            r"^size is \(0, 8\); it must be \(height, width\), each 1 or more$",
-        ),
+        ({}, {"size": (0, 8)}, r"^size is \(0, 8\); it must be \(height, width\), each 1 or more$"),
         ({}, {"size": (8,)}, r"^size is \(8,\); it must be \(height, width\), each 1 or more$"),
         (
             {},
@@ -402,8 +389,8 @@ def test_what_is_neither_a_folder_nor_a_name_of_the_hub_is_refused(
     with pytest.raises(
         ValueError,
         match=(
-            r"^source is '.*'; give an existing folder, or the id of a data set on "
-            r"the Hub, owner/name$"
+            r"^source is '.*'; give an existing folder, or the id of a data set on the Hub, "
+            r"owner/name$"
         ),
     ):
         load_images(source)
@@ -413,10 +400,7 @@ def test_an_empty_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     with pytest.raises(
         ValueError,
-        match=(
-            r"^data set .*set can't be loaded \(.*\); give a folder in the "
-            r"Hub's layout$"
-        ),
+        match=r"^data set .*set can't be loaded \(.*\); give a folder in the Hub's layout$",
     ) as caught:
         load_images(tmp_path / "set")
     assert "\n" not in str(caught.value)
@@ -430,8 +414,8 @@ def test_a_data_set_of_the_hub_that_cant_be_reached_is_named_in_one_line(tmp_pat
     )
     line = done.stderr.strip().splitlines()[-1]
     assert line == (
-        "everloop.envs.data.hub.Unreachable: data set nobody/nothing can't be reached, and "
-        "is not stored here"
+        "everloop.envs.data.hub.Unreachable: data set nobody/nothing can't be reached, and is not "
+        "stored here"
     )
 
 

@@ -80,16 +80,16 @@ def test_pieces_within_a_word_have_no_tag(tmp_path: Path) -> None:
             [[1, 0], [0], [1, 2]],
             {},
             (
-                r"^column 'ner_tags' of train holds .*; it must hold "
-                r"lists of tags, class labels or strings$"
+                "^column 'ner_tags' of train holds .*; it must hold lists of tags, class labels "
+                "or strings$"
             ),
         ),
         (
             ["O", "O", "O"],
             {},
             (
-                r"^column 'ner_tags' of train holds .*; it must hold "
-                r"lists of tags, class labels or strings$"
+                "^column 'ner_tags' of train holds .*; it must hold lists of tags, class labels "
+                "or strings$"
             ),
         ),
         (

@@ -73,15 +73,11 @@ def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
         (
             {},
             {"columns": ["product"]},
-            ("set has no column 'product'; choose from text, label, domain$"),
+            "set has no column 'product'; choose from text, label, domain$",
         ),
         ({}, {"test_split": "dev"}, "set has no split 'dev'; choose from train, test$"),
         ({}, {"length": 0}, "^length is 0; it must be 1 or more$"),
-        (
-            {},
-            {"text": "label"},
-            r"^column 'label' of train holds .*; it must hold strings$",
-        ),
+        ({}, {"text": "label"}, r"^column 'label' of train holds .*; it must hold strings$"),
         (
             {"text": ["a", None, "b", "c"]},
             {},
@@ -91,8 +87,8 @@ def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
             {"label": [0.5, 1.0, 0.0, 1.0]},
             {},
             (
-                r"^column 'label' of train holds (double|float64); it must hold "
-                r"class labels, integers or strings$"
+                "^column 'label' of train holds (double|float64); it must hold class labels, "
+                "integers or strings$"
             ),
         ),
         (
@@ -178,8 +174,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         text_folders([x, x])
     with pytest.raises(
-        ValueError,
-        match=r"^folder '.*nowhere' does not exist; give one with <class>/\*\.txt$",
+        ValueError, match=r"^folder '.*nowhere' does not exist; give one with <class>/\*\.txt$"
     ):
         text_folders([x, tmp_path / "nowhere"])
     with pytest.raises(ValueError, match=r"empty has no texts; it must hold <class>/\*\.txt$"):
@@ -193,8 +188,8 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=(
-            r"^class 'odd' is not in both .*x and all of .*y; all folders and splits must have "
-            r"the same classes$"
+            r"^class 'odd' is not in both .*x and all of .*y; all folders and splits must have the "
+            r"same classes$"
         ),
     ):
         text_folders([x, y])

@@ -173,7 +173,7 @@ def test_a_library_that_is_not_installed_says_which_extra(monkeypatch: pytest.Mo
     with pytest.raises(
         ImportError,
         match=(
-            r"^a pretrained tokenizer needs the package transformers: pip install "
+            "^a pretrained tokenizer needs the package transformers: pip install "
             r'"everloop\[text\]"$'
         ),
     ):

@@ -132,7 +132,7 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
             {},
             (
                 r"^picture 1 of train has shape \(8, 9, 1\); it must be \(8, 8, 1\), as the first "
-                r"one of train$"
+                "one of train$"
             ),
         ),
         (
@@ -140,7 +140,7 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
             {},
             (
                 r"^picture 0 of test has shape \(8, 8, 1\); it must be \(9, 9, 1\), as the first "
-                r"one of train$"
+                "one of train$"
             ),
         ),
         (
@@ -155,9 +155,8 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
             Pairs(noise(2, 8), [0, 1]),
             {},
             (
-                r"^picture 0 of train has shape \(8,\); it must be "
-                r"\(H, W\), \(H, W, C\) or \(C, H, W\), with C in "
-                r"\(1, 3, 4\)$"
+                r"^picture 0 of train has shape \(8,\); it must be \(H, W\), \(H, W, C\) or \(C, "
+                r"H, W\), with C in \(1, 3, 4\)$"
             ),
         ),
         (
