@@ -1,4 +1,4 @@
-"""Each wrong input of a stream is refused by one line that names it, before anything is served."""
+"""Bad arguments, examples, actions and states of a stream are refused in one line."""
 
 from typing import Any
 
@@ -158,7 +158,9 @@ TEXTS = examples(np.zeros((12, 5), np.int32))
         ),
     ],
 )
-def test_what_is_wrong_is_named(parameters: dict[str, Any], line: str) -> None:
+def test_a_bad_argument_of_an_image_stream_is_refused(
+    parameters: dict[str, Any], line: str
+) -> None:
     with pytest.raises(ValueError, match=line) as caught:
         ImageStreamVectorEnv(**({"data": DATA} | parameters))
     assert "\n" not in str(caught.value)
@@ -195,7 +197,7 @@ def test_what_is_wrong_is_named(parameters: dict[str, Any], line: str) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_texts_is_named(parameters: dict[str, Any], line: str) -> None:
+def test_a_bad_argument_of_a_text_stream_is_refused(parameters: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line) as caught:
         TextStreamVectorEnv(**parameters)
     assert "\n" not in str(caught.value)
@@ -245,7 +247,7 @@ def test_examples_that_do_not_fit_together_are_refused(values: dict[str, Any], l
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (5,), (4, 2)])
-def test_guesses_of_the_wrong_shape_are_refused_and_skip_no_example(shape: tuple[int, ...]) -> None:
+def test_actions_of_the_wrong_shape_are_refused_and_skip_no_example(shape: tuple[int, ...]) -> None:
     env = ImageStreamVectorEnv(4, DATA)
     env.reset(seed=0)
     shown = env.state_dict()["own"]["pending"]
@@ -256,7 +258,7 @@ def test_guesses_of_the_wrong_shape_are_refused_and_skip_no_example(shape: tuple
     np.testing.assert_array_equal(env.state_dict()["own"]["pending"], shown)
 
 
-def test_a_state_of_another_stream_is_refused() -> None:
+def test_a_state_with_another_number_of_copies_is_refused() -> None:
     env = ImageStreamVectorEnv(4, DATA)
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"^the state is of 4 copies; this world has 3"):
