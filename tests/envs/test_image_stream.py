@@ -109,7 +109,7 @@ def test_the_order_of_examples_is_the_same_for_any_number_of_copies(copies: int,
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_pass_of_both_splits_is_shuffled_anew(split: Any) -> None:
-    """The order of the file never shows: often it is the order of the labels."""
+    """The order of the file must not show, because it is often that of the labels."""
     orders = []
     for seed in (0, 1):
         env = ImageStreamVectorEnv(1, data(40, 40), split=split)
@@ -192,7 +192,7 @@ def test_the_reference_is_the_return_of_random_and_of_correct_answers(
             obs, rewards, *_ = env.step(truth % size if label_space == "within_task" else truth)
             known += rewards
         assert (known == best).all()
-    with pytest.raises(ValueError, match=r"unknown task 'nine'"):
+    with pytest.raises(ValueError, match="unknown task 'nine'"):
         env.reference("nine")
 
 

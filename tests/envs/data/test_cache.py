@@ -145,7 +145,7 @@ def test_each_key_has_its_own_arrays() -> None:
 
 @pytest.mark.parametrize("kept", [np.array(["a", None]), np.array([{}])])
 def test_object_arrays_are_refused_and_leave_no_files(kept: Any, cache: Path) -> None:
-    with pytest.raises(ValueError, match=r"Object arrays cannot be saved"):
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         cached("key", lambda: {"good": np.arange(3), "bad": kept})
     assert list(cache.iterdir()) == []
 

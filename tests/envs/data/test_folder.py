@@ -111,7 +111,7 @@ def test_a_bad_folder_or_argument_is_refused_and_nothing_is_cached(
 
 @pytest.fixture
 def two_pictures(tmp_path: Path) -> Path:
-    """A folder with one picture a split."""
+    """A folder with one picture per split."""
     return write_folders(
         tmp_path / "set", {"train/a/0.png": noise(4, 4), "test/a/0.png": noise(4, 4)}
     )

@@ -17,7 +17,7 @@ TOKENS = HashTokenizer(500)
 
 
 def small_texts(root: Path, **changes: Any) -> Path:
-    """Write four texts a split, of two classes and two domains; `changes` replaces columns."""
+    """Write four texts per split, of two classes and two domains; `changes` replaces columns."""
     columns = {
         "text": ["good one", "bad", "", "so good"],
         "label": [1, 0, 0, 1],
