@@ -64,7 +64,7 @@ def write_data_set(
 
 
 def small_images(root: Path, **changes: Sequence[Any]) -> Path:
-    """Write four 8x8 images per split, of two classes and two origins; `changes` replaces columns."""
+    """Write four 8x8 images per split, of two classes and origins; `changes` replaces columns."""
     columns = {
         "image": [png(pixels) for pixels in noise(4, 8, 8)],
         "label": [0, 1, 0, 1],

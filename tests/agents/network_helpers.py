@@ -23,6 +23,13 @@ def boolean_rows(most_rows: int) -> st.SearchStrategy[list[list[bool]]]:
     )
 
 
+def first_predictions(net: nn.Module, obs: dict[str, Tensor]) -> Tensor:
+    """Return the predictions of observations (1, B, ...), the first of their episodes."""
+    B = next(iter(obs.values())).shape[1]
+    output, _ = net(obs, net.initial_state(B), torch.ones(1, B, dtype=torch.bool))
+    return output.prediction
+
+
 def gradients_and_saved(net: nn.Module, x: Tensor) -> tuple[list[Any], int]:
     """Return the gradients of one loss and how many numbers were saved for the backward pass."""
     saved = []

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from network_helpers import gradients_and_saved, images
+from gymnasium import spaces
+from network_helpers import first_predictions, gradients_and_saved, images
 from torch import Tensor, nn
 
 from everloop.agents import (
@@ -141,14 +142,14 @@ def test_the_cue_selects_the_head_which_alone_is_trained() -> None:
     net = Classifier(MLP((8, 8, 1), (7,)), 5, tasks=3)
     x, task = images(6, 8, 8, 1), torch.tensor([2, 0, 2, 2, 0, 2])
     obs = {"image": x[None], "cue": torch.eye(3)[task][None]}
-    prediction = net(obs, net.initial_state(6), torch.ones(1, 6, dtype=torch.bool))[0].prediction
+    prediction = first_predictions(net, obs)
     all_heads = net.heads.linear(net.backbone(x)).view(6, 3, 5)
     assert torch.equal(prediction[0], all_heads[torch.arange(6), task])
     prediction.sum().backward()
     trained = net.heads.linear.weight.grad.view(3, 5, 7).abs().sum((1, 2)) > 0  # type: ignore[union-attr]
     assert trained.tolist() == [True, False, True]
     with pytest.raises(ValueError, match="no modality 'cue', which selects the head"):
-        net({"image": x[None]}, net.initial_state(6), torch.ones(1, 6, dtype=torch.bool))
+        first_predictions(net, {"image": x[None]})
 
 
 class Tokens(nn.Module):
@@ -165,15 +166,13 @@ def test_a_classifier_of_tokens_predicts_for_every_token(tasks: int) -> None:
     net = Classifier(Tokens(), 3, modality="tokens", tasks=tasks)
     ids, task = torch.arange(8).view(1, 2, 4), torch.tensor([1, 0])
     obs = {"tokens": ids, "cue": torch.eye(2)[task][None]}
-    prediction = net(obs, net.initial_state(2), torch.ones(1, 2, dtype=torch.bool))[0].prediction
+    prediction = first_predictions(net, obs)
     all_heads = net.heads.linear(ids[0].float()[..., None]).view(2, 4, tasks, 3)
     chosen = all_heads[torch.arange(2), :, task if tasks > 1 else 0]
     assert torch.equal(prediction, chosen.reshape(1, 2, 12))
 
 
 def test_any_backbone_can_encode_an_agents_modality() -> None:
-    from gymnasium import spaces
-
     space = spaces.Dict(
         {"image": spaces.Box(0, 255, (16, 16, 3), "uint8"), "x": spaces.Box(-1.0, 1.0, (2,))}
     )
@@ -181,9 +180,7 @@ def test_any_backbone_can_encode_an_agents_modality() -> None:
     agent = Agent(space, 4, recurrent=False, encoders={"image": backbone})
     assert any(module is backbone for module in agent.modules())
     obs = {"image": images(3, 16, 16, 3)[None], "x": torch.zeros(1, 3, 2)}
-    assert agent(obs, agent.initial_state(3), torch.ones(1, 3, dtype=torch.bool))[
-        0
-    ].prediction.shape == (1, 3, 4)
+    assert first_predictions(agent, obs).shape == (1, 3, 4)
     with pytest.raises(
         ValueError, match=r"^encoders has 'sound'; choose from the modalities image, x$"
     ):

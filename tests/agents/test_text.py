@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from network_helpers import first_predictions
 from torch import Tensor
 
 from everloop.agents import Agent, Classifier, EmbeddingEncoder, TransformerEncoder
@@ -141,31 +142,24 @@ def test_an_agent_encodes_token_ids_by_an_embedding_or_a_given_encoder() -> None
     torch.manual_seed(0)
     agent = Agent(space, 3, token_size=8, hidden_size=8)
     obs = {"tokens": ids(4, 6)[None], "counts": torch.rand(1, 4, 2)}
-    out, _ = agent(obs, agent.initial_state(4), torch.ones(1, 4, dtype=torch.bool))
-    assert out.prediction.shape == (1, 4, 3)
+    assert first_predictions(agent, obs).shape == (1, 4, 3)
     embeddings = [m for m in agent.modules() if isinstance(m, EmbeddingEncoder)]
     assert [m.embedding.num_embeddings for m in embeddings] == [31]
-    mine = Agent(space, 3, token_size=8, hidden_size=8, encoders={"tokens": encoder("bert")})
-    assert mine(obs, mine.initial_state(4), torch.ones(1, 4, dtype=torch.bool))[
-        0
-    ].prediction.shape == (1, 4, 3)
+    with_bert = Agent(space, 3, token_size=8, hidden_size=8, encoders={"tokens": encoder("bert")})
+    assert first_predictions(with_bert, obs).shape == (1, 4, 3)
 
 
 def test_a_classifier_predicts_for_every_token_with_its_tasks_head() -> None:
     net = Classifier(encoder("embedding", per_token=True), 5, "tokens", tasks=2)
     cue = torch.eye(2)[torch.tensor([0, 1, 1])][None]
-    out, _ = net(
-        {"tokens": ids(3, 6)[None], "cue": cue},
-        net.initial_state(3),
-        torch.ones(1, 3, dtype=torch.bool),
-    )
+    prediction = first_predictions(net, {"tokens": ids(3, 6)[None], "cue": cue})
     features = net.backbone(ids(3, 6))
     weight = net.heads.linear.weight.unflatten(0, (2, 5))
     bias = net.heads.linear.bias.unflatten(0, (2, 5))
     expected = torch.stack(
         [f @ weight[k].T + bias[k] for f, k in zip(features, (0, 1, 1), strict=True)]
     )
-    torch.testing.assert_close(out.prediction, expected.flatten(1)[None])
+    torch.testing.assert_close(prediction, expected.flatten(1)[None])
 
 
 def test_too_small_a_vocabulary_or_size_is_refused() -> None:
