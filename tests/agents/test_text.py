@@ -80,7 +80,7 @@ def test_the_embedding_encoder_is_a_mean_and_a_hidden_layer() -> None:
     torch.testing.assert_close(net(tokens), torch.relu(means @ linear.weight.T + linear.bias))
 
 
-def test_the_embedding_of_a_token_reads_two_neighbours_on_each_side() -> None:
+def test_a_tokens_embedding_reads_two_neighbours_on_each_side() -> None:
     net, tokens = encoder("embedding", per_token=True), ids(1, 9)
     other = tokens.clone()
     other[0, 4] = other[0, 4] % 29 + 1
@@ -135,7 +135,7 @@ def test_recomputing_activations_changes_no_gradient() -> None:
         assert torch.equal(a, b)
 
 
-def test_an_agent_encodes_token_ids_by_an_embedding_or_a_given_encoder() -> None:
+def test_an_agent_embeds_token_ids_or_uses_a_given_encoder() -> None:
     space = spaces.Dict(
         {"tokens": spaces.Box(0, 30, (6,), np.int32), "counts": spaces.Box(0, 9, (2,), np.float32)}
     )

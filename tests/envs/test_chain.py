@@ -66,7 +66,7 @@ def test_returned_presentations_are_taken_first_and_once() -> None:
     assert pairs(chain.take(3)) == [ORDER[4], *ORDER[5:7]]
 
 
-def test_changing_a_batch_changes_neither_the_chain_nor_what_was_returned() -> None:
+def test_taken_and_returned_presentations_are_copies() -> None:
     chain = Chain(draw_pass)
     chain.take(1)
     batch = chain.take(2)

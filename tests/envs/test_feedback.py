@@ -67,7 +67,7 @@ def test_a_continuous_action_is_flattened_and_clipped_to_its_space() -> None:
         assert obs in env.observation_space
 
 
-def test_the_feedback_is_the_clipped_action_when_zero_is_out_of_range() -> None:
+def test_an_action_below_its_limits_is_clipped_in_the_feedback() -> None:
     """An action below the lower limit 0.5 is 0.5, although the feedback's bounds include 0."""
     env = Feedback(Valve())
     env.reset(seed=0)

@@ -295,7 +295,7 @@ def test_an_action_dimension_outside_1_to_latent_dim_is_refused(action_dim: int)
 
 
 @pytest.mark.parametrize("latent_dim", [0, -2])
-def test_a_latent_dimension_below_one_leaves_no_valid_action_dimension(latent_dim: int) -> None:
+def test_a_latent_dimension_below_one_is_refused(latent_dim: int) -> None:
     line = f"^action_dim is 3; it must be from 1 to latent_dim, {latent_dim}$"
     with pytest.raises(ValueError, match=line):
         PlantVectorEnv(latent_dim=latent_dim)

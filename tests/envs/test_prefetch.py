@@ -68,7 +68,7 @@ def test_inputs_are_the_same_as_without_prefetching(
     prefetch.close()
 
 
-def test_each_worker_prepares_one_batch_ahead_and_none_is_prepared_twice(
+def test_each_worker_prepares_one_batch_ahead_and_only_once(
     start: Callable[..., Prefetch],
 ) -> None:
     firsts: SimpleQueue[int] = SimpleQueue()

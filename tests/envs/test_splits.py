@@ -191,7 +191,7 @@ def test_each_task_has_one_fixed_permutation_of_the_pixels() -> None:
     assert not np.array_equal(shown[0], shown[2])
 
 
-def test_quarter_turns_are_exact_and_other_angles_are_as_in_scipy() -> None:
+def test_quarter_turns_are_exact_and_other_angles_match_scipy() -> None:
     source = digits()
     angles = [0, 90, 180, 270, 37.5]
     env = ImageStreamVectorEnv(50, source, Rotated(angles=angles))
@@ -214,7 +214,7 @@ def test_quarter_turns_are_exact_and_other_angles_are_as_in_scipy() -> None:
             )
 
 
-def test_random_angles_are_uniform_over_180_degrees_and_fixed_by_the_seed() -> None:
+def test_random_angles_are_uniform_and_fixed_by_the_seed() -> None:
     first, again, other = (Rotated(400, seed=seed).assign(*digits()).tasks for seed in (1, 1, 2))
     assert first == again != other
     angles = np.array([task.params["angle"] for task in first])

@@ -248,7 +248,7 @@ def test_an_unreachable_hub_data_set_is_refused_by_name(tmp_path: Path) -> None:
     )
 
 
-def test_a_hub_data_set_is_decoded_anew_only_when_its_files_change(
+def test_a_hub_data_set_is_decoded_once_per_revision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The paths of the library's files contain the revision."""

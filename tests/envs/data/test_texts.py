@@ -119,7 +119,7 @@ def write_domains(root: Path, domains: str = "xy", files: int = 10) -> list[Path
     return [write_texts(root, texts) / d for d in domains]
 
 
-def test_each_folder_is_a_domain_and_every_fifth_text_is_a_test_example(tmp_path: Path) -> None:
+def test_each_folder_becomes_a_domain_with_a_fifth_for_tests(tmp_path: Path) -> None:
     train, test = text_folders(write_domains(tmp_path), tokenizer=TOKENS, length=2)
     seen = {}
     for split, part in (("train", train), ("test", test)):

@@ -81,7 +81,7 @@ def test_floats_are_rounded_to_the_nearest_of_256_levels() -> None:
 @pytest.mark.parametrize(
     "pictures", [lambda *shape: noise(*shape), lambda *shape: torch.tensor(noise(*shape))]
 )
-def test_ambiguous_channels_are_first_in_a_tensor_and_last_in_an_array(
+def test_ambiguous_channels_come_first_in_tensors_and_last_in_arrays(
     pictures: Any,
 ) -> None:
     data = [pictures(3, 8, 3)]
