@@ -26,7 +26,7 @@ LONG_IN = {
     "loop/results": "figures",
     "agents": "text",
     "envs": "checkers stream_state",
-    "envs/data": "images pictures texts",
+    "envs/data": "images texts",
     "loop": "run run_callbacks run_state token_classification two_learners",
     "loop/sb3": "off_policy off_policy_strategies on_policy_strategies",
     "loop/strategies": "architecture companions hat replay strategy_contract",
