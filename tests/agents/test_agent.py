@@ -110,7 +110,8 @@ def test_a_sequence_equals_its_single_steps_and_its_single_examples(
 def test_a_change_of_one_example_affects_only_that_example(recurrent: bool, changed: str) -> None:
     """Each modality affects it; the state only affects a recurrent agent."""
     net = agent(recurrent=recurrent)
-    obs, state, start = observe(3, 4), torch.randn(4, 6), torch.zeros(3, 4, dtype=torch.bool)
+    obs, state = observe(3, 4), torch.randn(4, 6)
+    start = torch.zeros(3, 4, dtype=torch.bool)
     start[1, 1] = start[2, 2] = True
     before, _ = net(obs, state, start)
     other, other_state = {name: x.clone() for name, x in obs.items()}, state.clone()
@@ -142,7 +143,8 @@ def test_a_missing_modality_equals_one_with_presence_zero(
 ) -> None:
     """Presence is in the order of the names. Absent values are ignored and get no gradient."""
     net = agent(space(presence=True), recurrent=recurrent)
-    obs, state, start = observe(3, 2), torch.randn(2, 6), torch.zeros(3, 2, dtype=torch.bool)
+    obs, state = observe(3, 2), torch.randn(2, 6)
+    start = torch.zeros(3, 2, dtype=torch.bool)
     expected, _ = net({name: x for name, x in obs.items() if name not in missing}, state, start)
     presence = torch.tensor([float(name not in missing) for name in NAMES]).expand(3, 2, 4)
     masked, _ = net(obs | {"presence": presence}, state, start)
@@ -160,7 +162,8 @@ def test_presence_holds_for_single_steps_and_examples() -> None:
     """Presence adds no token: if everything is present, it changes nothing."""
     net = agent(space(presence=True), recurrent=False)
     assert net.names == list(NAMES)
-    obs, state, start = observe(2, 2), torch.zeros(2, 6), torch.zeros(2, 2, dtype=torch.bool)
+    obs, state = observe(2, 2), torch.zeros(2, 6)
+    start = torch.zeros(2, 2, dtype=torch.bool)
     full, _ = net(obs, state, start)
     presence = torch.ones(2, 2, 4)
     assert close(net(obs | {"presence": presence}, state, start)[0].prediction, full.prediction)
@@ -202,7 +205,8 @@ def test_the_cue_selects_the_head() -> None:
     """
     net = agent(head_per_task=True, recurrent=False, prediction_size=4, value_head=True)
     assert net.head.linear.weight.shape == (12, 8)
-    obs, state, start = observe(1, 6), torch.zeros(6, 6), torch.ones(1, 6, dtype=torch.bool)
+    obs, state = observe(1, 6), torch.zeros(6, 6)
+    start = torch.ones(1, 6, dtype=torch.bool)
     features = []
     net.head.register_forward_hook(lambda _module, inputs, _output: features.append(inputs[0]))
     for k in range(3):
@@ -335,7 +339,8 @@ def test_agents_of_the_same_seed_have_the_same_weights() -> None:
     parts = space().spaces
     reordered = spaces.Dict(OrderedDict((name, parts[name]) for name in reversed(list(parts))))
     assert list(reordered) == list(parts)[::-1]  # Gymnasium sorts a plain dict
-    first, second, other = agent(), agent(reordered), agent(seed=1)
+    first, second = agent(), agent(reordered)
+    other = agent(seed=1)
     assert first.state_dict().keys() == second.state_dict().keys()
     assert all(
         torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)

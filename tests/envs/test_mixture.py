@@ -72,7 +72,8 @@ def test_a_gradual_change_grows_linearly_to_one_half_at_the_boundary(
 ) -> None:
     """The neighbours' share at each position of the visit, over many seeds, against the line."""
     bins = 20
-    after, before, total = np.zeros(bins), np.zeros(bins), np.zeros(bins)
+    after, before = np.zeros(bins), np.zeros(bins)
+    total = np.zeros(bins)
     for seed in range(60):
         visit = np.concatenate(
             [

@@ -255,11 +255,8 @@ def test_autoreset_starts_an_episode_in_an_initial_state() -> None:
 
 def test_the_world_depends_only_on_the_world_seed() -> None:
     """Neither on the seeds of resets nor on the number of copies."""
-    first, second, other = (
-        PlantVectorEnv(world_seed=3),
-        PlantVectorEnv(7, world_seed=3),
-        PlantVectorEnv(world_seed=4),
-    )
+    first, second = PlantVectorEnv(world_seed=3), PlantVectorEnv(7, world_seed=3)
+    other = PlantVectorEnv(world_seed=4)
     first.reset(seed=99)
     for name in ("A", "B", "targets", "_C"):
         assert getattr(first, name).tobytes() == getattr(second, name).tobytes()

@@ -101,7 +101,8 @@ def test_an_error_in_a_thread_reaches_the_caller(start: Callable[..., Prefetch])
 
 
 def test_clear_forgets_what_was_prepared(start: Callable[..., Prefetch]) -> None:
-    prefetch, chain, other = start(), chain_of(0), chain_of(1)
+    prefetch = start()
+    chain, other = chain_of(0), chain_of(1)
     prefetch.inputs(0, chain, chain.take(BATCH))
     prefetch.clear()
     other.restore(chain.epoch, chain.cursor, [])

@@ -36,7 +36,8 @@ def random_problem(rng: np.random.Generator, n: int, m: int, horizon: int) -> di
 
 def brute_force(problem: dict[str, Any], x0: Any) -> tuple[float, Any]:
     """Return least cost and best actions (horizon, m) by least squares in all actions at once."""
-    A, B, H = problem["A"], problem["B"], problem["horizon"]
+    A, B = problem["A"], problem["B"]
+    H = problem["horizon"]
     n, m = B.shape
     rows, right = [], []
     for t in range(1, H + 1):  # x_t = A^t x_0 + sum_s A^{t-1-s} B a_s
@@ -117,7 +118,9 @@ def test_one_step_of_a_scalar_plant_agrees_with_algebra(
 
 
 def test_the_best_return_agrees_with_a_numerical_optimizer() -> None:
-    a, b, target, q, r, H = 0.7, 0.4, 1.0, 0.1, 0.01, 8
+    a, b = 0.7, 0.4
+    q, r = 0.1, 0.01
+    target, H = 1.0, 8
 
     def cost(actions: Any) -> float:
         x, total = 0.0, 0.0

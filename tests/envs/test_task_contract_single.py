@@ -63,7 +63,9 @@ class Model:
     """Play calls and check every returned value; `trace` records all of them."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        self.env, self.trace, self.kept = env, [], []  # type: ignore[var-annotated]
+        self.env = env
+        self.trace: list[Any] = []
+        self.kept: list[Any] = []
         self.task, self.elapsed = 0, 0
 
     def check_observation(self, obs: Any, info: dict[str, Any], overwrite: bool) -> None:

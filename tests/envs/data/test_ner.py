@@ -204,10 +204,10 @@ def test_a_global_label_space_has_entity_tags_for_each_task(
         1, load_ner(small(tmp_path), length=6, columns=["domain"]), ByColumn("domain"), "test"
     )
     assert world.single_action_space.nvec[0] == 9  # O, and 4 tags in each of 2 domains
-    outside, person_a, person_b = 0, 1, 5
-    labels = np.array([[person_a, outside]])
+    person_a, person_b = 1, 5
+    labels = np.array([[person_a, 0]])
     assert world.metric(0).evaluate(labels, labels) == 1
-    assert world.metric(0).evaluate(labels, np.array([[person_b, outside]])) == 0
+    assert world.metric(0).evaluate(labels, np.array([[person_b, 0]])) == 0
     assert world._tags == [
         "O",
         "B-a/person",

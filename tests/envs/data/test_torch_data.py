@@ -21,7 +21,8 @@ class Pairs(Dataset[Any]):
     def __init__(
         self, pictures: Any, labels: Any, change: Callable[[Any], Any] = lambda picture: picture
     ) -> None:
-        self.pictures, self.labels, self.change = pictures, labels, change
+        self.pictures, self.labels = pictures, labels
+        self.change = change
 
     def __len__(self) -> int:
         return len(self.pictures)
