@@ -105,13 +105,8 @@ def test_groups_name_their_classes_by_name_or_number() -> None:
 
 
 def test_tasks_with_the_same_classes_have_different_names() -> None:
-    names = [
-        task.name
-        for task in ImageStreamVectorEnv(
-            1, data(60), SplitClasses(groups=[[0, 1], [0, 1], [2]])
-        ).tasks
-    ]
-    assert names == ["2-3-0", "2-3-1", "5"]
+    env = ImageStreamVectorEnv(1, data(60), SplitClasses(groups=[[0, 1], [0, 1], [2]]))
+    assert [task.name for task in env.tasks] == ["2-3-0", "2-3-1", "5"]
 
 
 @pytest.mark.parametrize("label_space", ["global", "within_task"])
