@@ -39,17 +39,17 @@ def test_pictures_labels_and_columns_are_loaded_as_written(
 ) -> None:
     """The first time from files, the second time from the cache."""
     train_labels = draw.draw(st.lists(LABELS[kind], min_size=1, max_size=6))
-    numbers = draw.draw(st.lists(st.integers(-9, 9), min_size=6, max_size=6))
-    texts = draw.draw(st.lists(st.text("aß"), min_size=6, max_size=6))
+    numbers = draw.draw(st.lists(st.integers(-9, 9), min_size=9, max_size=9))
+    texts = draw.draw(st.lists(st.text("aß"), min_size=9, max_size=9))
     splits, images = {}, {}
-    for split, labels in (("train", train_labels), ("test", train_labels[::2])):
+    for split, labels, first in (("train", train_labels, 0), ("test", train_labels[::2], 6)):
         n = len(labels)
         images[split] = noise(n, *side, *([3] if colour else []), seed=n)
         splits[split] = {
             "image": [png(pixels) for pixels in images[split]],
             "label": labels,
-            "number": numbers[:n],
-            "text": texts[:n],
+            "number": numbers[first : first + n],
+            "text": texts[first : first + n],
         }
     coded = kind == "class labels"
     features = {"label": class_label(*NAMES)} if coded else {}
