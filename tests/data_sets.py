@@ -63,6 +63,17 @@ def write_data_set(
     return root
 
 
+def small_images(root: Path, **changes: Sequence[Any]) -> Path:
+    """Write four 8x8 images per split, of two classes and origins; `changes` replaces columns."""
+    columns = {
+        "image": [png(pixels) for pixels in noise(4, 8, 8)],
+        "label": [0, 1, 0, 1],
+        "origin": list("abba"),
+    } | changes
+    features = {} if "label" in changes else {"label": class_label("no", "yes")}
+    return write_data_set(root, {"train": columns, "test": columns}, features)
+
+
 def write_texts(root: Path, texts: Mapping[str, str]) -> Path:
     """Write files, path -> text, in UTF-8."""
     for name, text in texts.items():

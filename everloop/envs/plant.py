@@ -79,6 +79,7 @@ class PlantVectorEnv(TaskVectorEnv):
         sizes = {
             "num_tasks": num_tasks,
             "num_modalities": num_modalities,
+            "latent_dim": latent_dim,
             "observation_dim": observation_dim,
             "horizon": horizon,
         }

@@ -1,6 +1,4 @@
-"""The agent: one forward pass over a sequence is the same as its steps one by one, example by
-example.
-"""
+"""The agent: sequences, missing modalities, heads per task, and what it refuses."""
 
 from collections import OrderedDict
 from typing import Any
@@ -11,6 +9,7 @@ import torch
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_helpers import first_predictions
 from torch import Tensor
 
 from everloop.agents import Agent
@@ -64,27 +63,27 @@ def close(found: Tensor, expected: Tensor) -> bool:
 @pytest.mark.parametrize("image", [(8, 8, 1), (8, 8, 3), (28, 28, 1), (32, 32, 3), (9, 21, 2)])
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("value_head", [True, False])
-def test_shapes(image: tuple[int, int, int], recurrent: bool, value_head: bool) -> None:
+def test_outputs_and_state_have_the_documented_shapes(
+    image: tuple[int, int, int], recurrent: bool, value_head: bool
+) -> None:
     net = agent(space(image), recurrent=recurrent, value_head=value_head)
-    output, state = net(
-        observe(4, 3, image), net.initial_state(3), torch.zeros(4, 3, dtype=torch.bool)
-    )
+    start = torch.zeros(4, 3, dtype=torch.bool)
+    output, state = net(observe(4, 3, image), net.initial_state(3), start)
     assert output.prediction.shape == (4, 3, 5)
-    assert (output.value.shape if output.value is not None else None) == (
-        (4, 3) if value_head else None
-    )
+    if value_head:
+        assert output.value.shape == (4, 3)
+    else:
+        assert output.value is None
     assert state.shape == (3, 6)
     assert not net.initial_state(3).any()
 
 
 @given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 99), st.booleans(), st.booleans())
 @settings(deadline=None, max_examples=20)
-def test_a_sequence_is_its_steps_one_by_one_and_its_examples_one_by_one(
+def test_a_sequence_equals_its_single_steps_and_its_single_examples(
     T: int, B: int, seed: int, recurrent: bool, per_task: bool
 ) -> None:
-    """The state is all that is carried from one step to the next, and nothing from one example to
-    another.
-    """
+    """Only the state passes from step to step, and nothing from example to example."""
     net = agent(value_head=True, recurrent=recurrent, head_per_task=per_task)
     obs, start = observe(T, B, seed=seed), torch.rand(T, B) < 0.3
     first = torch.randn(B, 6)
@@ -108,10 +107,11 @@ def test_a_sequence_is_its_steps_one_by_one_and_its_examples_one_by_one(
 
 @pytest.mark.parametrize("recurrent", [True, False])
 @pytest.mark.parametrize("changed", [*NAMES, "state"])
-def test_another_example_changes_this_one_by_nothing(recurrent: bool, changed: str) -> None:
-    """And is itself changed by each of its modalities."""
+def test_a_change_of_one_example_affects_only_that_example(recurrent: bool, changed: str) -> None:
+    """Each modality affects it; the state only affects a recurrent agent."""
     net = agent(recurrent=recurrent)
-    obs, state, start = observe(3, 4), torch.randn(4, 6), torch.zeros(3, 4, dtype=torch.bool)
+    obs, state = observe(3, 4), torch.randn(4, 6)
+    start = torch.zeros(3, 4, dtype=torch.bool)
     start[1, 1] = start[2, 2] = True
     before, _ = net(obs, state, start)
     other, other_state = {name: x.clone() for name, x in obs.items()}, state.clone()
@@ -124,7 +124,7 @@ def test_another_example_changes_this_one_by_nothing(recurrent: bool, changed: s
     assert same.tolist() == [True, True, not recurrent and changed == "state", True]
 
 
-def test_without_a_memory_state_and_starts_mean_nothing() -> None:
+def test_an_agent_without_memory_ignores_state_and_starts() -> None:
     net = agent(recurrent=False, value_head=True)
     obs, state = observe(3, 2), torch.randn(2, 6)
     output, passed = net(obs, state, torch.zeros(3, 2, dtype=torch.bool))
@@ -138,14 +138,13 @@ def test_without_a_memory_state_and_starts_mean_nothing() -> None:
     "missing", [["cue"], ["image"], ["touch", "voice"], ["cue", "image", "touch"]]
 )
 @pytest.mark.parametrize("recurrent", [True, False])
-def test_a_missing_modality_is_one_whose_presence_is_zero(
+def test_a_missing_modality_equals_one_with_presence_zero(
     missing: list[str], recurrent: bool
 ) -> None:
-    """Presence follows the order of the names; the values of what is absent mean nothing, and get
-    no gradient.
-    """
+    """Presence is in the order of the names. Absent values are ignored and get no gradient."""
     net = agent(space(presence=True), recurrent=recurrent)
-    obs, state, start = observe(3, 2), torch.randn(2, 6), torch.zeros(3, 2, dtype=torch.bool)
+    obs, state = observe(3, 2), torch.randn(2, 6)
+    start = torch.zeros(3, 2, dtype=torch.bool)
     expected, _ = net({name: x for name, x in obs.items() if name not in missing}, state, start)
     presence = torch.tensor([float(name not in missing) for name in NAMES]).expand(3, 2, 4)
     masked, _ = net(obs | {"presence": presence}, state, start)
@@ -159,11 +158,12 @@ def test_a_missing_modality_is_one_whose_presence_is_zero(
         assert reached == (name not in missing)
 
 
-def test_presence_is_a_matter_of_each_step_and_example() -> None:
-    """And it is no token itself: with everything present it changes nothing."""
+def test_presence_holds_for_single_steps_and_examples() -> None:
+    """Presence adds no token: if everything is present, it changes nothing."""
     net = agent(space(presence=True), recurrent=False)
     assert net.names == list(NAMES)
-    obs, state, start = observe(2, 2), torch.zeros(2, 6), torch.zeros(2, 2, dtype=torch.bool)
+    obs, state = observe(2, 2), torch.zeros(2, 6)
+    start = torch.zeros(2, 2, dtype=torch.bool)
     full, _ = net(obs, state, start)
     presence = torch.ones(2, 2, 4)
     assert close(net(obs | {"presence": presence}, state, start)[0].prediction, full.prediction)
@@ -184,7 +184,7 @@ def test_presence_is_a_matter_of_each_step_and_example() -> None:
 
 
 @pytest.mark.parametrize("recurrent", [True, False])
-def test_nothing_present_at_all_is_no_nan(recurrent: bool) -> None:
+def test_without_any_present_modality_outputs_and_gradients_are_finite(recurrent: bool) -> None:
     net = agent(space(presence=True), recurrent=recurrent)
     output, _ = net(
         observe(2, 2) | {"presence": torch.zeros(2, 2, 4)},
@@ -199,13 +199,14 @@ def test_nothing_present_at_all_is_no_nan(recurrent: bool) -> None:
 
 
 def test_the_cue_selects_the_head() -> None:
-    """Prediction k is rows k P ...
+    """Task k has the head's rows k P to (k + 1) P - 1 and row k of the value head.
 
-    (k + 1) P - 1 of the head, which alone get a gradient; the value has a row for each task.
+    Only these rows get a gradient.
     """
     net = agent(head_per_task=True, recurrent=False, prediction_size=4, value_head=True)
     assert net.head.linear.weight.shape == (12, 8)
-    obs, state, start = observe(1, 6), torch.zeros(6, 6), torch.ones(1, 6, dtype=torch.bool)
+    obs, state = observe(1, 6), torch.zeros(6, 6)
+    start = torch.ones(1, 6, dtype=torch.bool)
     features = []
     net.head.register_forward_hook(lambda _module, inputs, _output: features.append(inputs[0]))
     for k in range(3):
@@ -231,41 +232,41 @@ def test_the_cue_selects_the_head() -> None:
         )
 
 
-def test_a_head_for_each_task_needs_a_cue() -> None:
-    silent = spaces.Dict({name: part for name, part in space().spaces.items() if name != "cue"})
+def test_heads_per_task_need_a_cue() -> None:
+    without_cue = spaces.Dict(
+        {name: part for name, part in space().spaces.items() if name != "cue"}
+    )
     with pytest.raises(
         ValueError,
         match=r"^head_per_task needs the modality 'cue'; this world has image, touch, voice$",
     ):
-        Agent(silent, 2, head_per_task=True)
+        Agent(without_cue, 2, head_per_task=True)
     obs = {name: x for name, x in observe(1, 1).items() if name != "cue"}
     net = agent(head_per_task=True)
     with pytest.raises(
-        ValueError, match=r"the observation has no modality 'cue', which selects the head"
+        ValueError, match="the observation has no modality 'cue', which selects the head"
     ):
-        net(obs, net.initial_state(1), torch.ones(1, 1, dtype=torch.bool))
+        first_predictions(net, obs)
 
 
 @pytest.mark.parametrize(
     "names", [("type", "keys", "forward"), ("a.b", "a_b", "a__b"), ("", "of_", "weight")]
 )
-def test_any_name_is_a_modality_of_its_own(names: tuple[str, ...]) -> None:
-    """Also one that torch reserves for itself; each has an encoder for its own size."""
+def test_a_modality_may_have_any_name(names: tuple[str, ...]) -> None:
+    """Also a name that torch reserves for modules. Each modality gets its own encoder."""
     sizes = dict(zip(names, (2, 3, 4), strict=True))
     net = agent(
         spaces.Dict({name: spaces.Box(-1.0, 1.0, (size,)) for name, size in sizes.items()}),
         recurrent=False,
     )
     obs = {name: torch.randn(1, 2, size) for name, size in sizes.items()}
-    before, _ = net(obs, net.initial_state(2), torch.ones(1, 2, dtype=torch.bool))
+    before = first_predictions(net, obs)
     for name in names:
-        after, _ = net(
-            obs | {name: obs[name] + 1}, net.initial_state(2), torch.ones(1, 2, dtype=torch.bool)
-        )
-        assert (after.prediction != before.prediction).all(), name
+        after = first_predictions(net, obs | {name: obs[name] + 1})
+        assert (after != before).all(), name
 
 
-def test_an_observation_without_any_modality_is_refused() -> None:
+def test_an_observation_without_known_modalities_is_refused() -> None:
     net = agent(space(presence=True))
     for obs in ({}, {"smell": torch.zeros(1, 1, 3)}, {"presence": torch.ones(1, 1, 4)}):
         with pytest.raises(
@@ -281,8 +282,8 @@ def test_an_observation_without_any_modality_is_refused() -> None:
         (
             spaces.Box(-1.0, 1.0, (3,)),
             (
-                r"^the observation space is Box\(-1\.0, 1\.0, \(3,\), float32\); it must be a "
-                r"Dict with one Box per modality$"
+                r"^the observation space is Box\(-1\.0, 1\.0, \(3,\), float32\); it must be a Dict "
+                "with one Box per modality$"
             ),
         ),
         (
@@ -293,30 +294,36 @@ def test_an_observation_without_any_modality_is_refused() -> None:
             spaces.Dict({"image": spaces.Box(0, 255, (7, 8, 1), np.uint8)}),
             (
                 r"^the image shape is \(7, 8, 1\); it must be \(height, width, channels\), with "
-                r"sides of 8 or more$"
+                "sides of 8 or more$"
             ),
         ),
-        (spaces.Dict({"presence": spaces.Box(0.0, 1.0, (1,))}), "presence|modality"),
+        (
+            spaces.Dict({"presence": spaces.Box(0.0, 1.0, (1,))}),
+            r"^the observation space is Dict\(.*\); it needs a modality besides 'presence'$",
+        ),
         (
             spaces.Dict(
                 {"voice": spaces.Box(0.0, 1.0, (2,)), "presence": spaces.Box(0.0, 1.0, (3,))}
             ),
-            r"presence.*3",
+            (
+                r"^modality 'presence' has shape \(3,\); it must be \(1,\), one entry per other "
+                "modality$"
+            ),
         ),
     ],
 )
-def test_a_space_that_is_no_observation_is_refused(wrong: Any, line: str) -> None:
+def test_a_bad_observation_space_is_refused(wrong: Any, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         Agent(wrong, 2)
 
 
-def test_attention_heads_that_do_not_divide_the_token_are_refused() -> None:
+def test_attention_heads_that_do_not_divide_the_token_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^heads is 3; it must divide token_size, 8$"):
         agent(attention_heads=3)
 
 
-def test_prediction_scale_is_a_factor_on_the_first_predictions() -> None:
-    """The value's head is left alone."""
+def test_prediction_scale_multiplies_the_initial_predictions() -> None:
+    """It does not change the values."""
     obs, start = observe(2, 2), torch.ones(2, 2, dtype=torch.bool)
     plain, scaled = (
         agent(prediction_scale=scale, value_head=True)(obs, torch.zeros(2, 6), start)[0]
@@ -327,12 +334,13 @@ def test_prediction_scale_is_a_factor_on_the_first_predictions() -> None:
     assert plain.prediction.std() > 0.01
 
 
-def test_one_torch_seed_is_one_agent() -> None:
-    """Whatever the order in which the space names its modalities."""
+def test_agents_of_the_same_seed_have_the_same_weights() -> None:
+    """In whatever order the space lists its modalities."""
     parts = space().spaces
-    turned = spaces.Dict(OrderedDict((name, parts[name]) for name in reversed(list(parts))))
-    assert list(turned) == list(parts)[::-1]  # only an OrderedDict is not sorted by Gymnasium
-    first, second, other = agent(), agent(turned), agent(seed=1)
+    reordered = spaces.Dict(OrderedDict((name, parts[name]) for name in reversed(list(parts))))
+    assert list(reordered) == list(parts)[::-1]  # Gymnasium sorts a plain dict
+    first, second = agent(), agent(reordered)
+    other = agent(seed=1)
     assert first.state_dict().keys() == second.state_dict().keys()
     assert all(
         torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
@@ -342,8 +350,8 @@ def test_one_torch_seed_is_one_agent() -> None:
     )
 
 
-def test_every_weight_is_used() -> None:
-    """No parameter without a gradient: nothing that an optimizer or a penalty would drag along."""
+def test_every_weight_gets_a_gradient() -> None:
+    """No unused parameter, which an optimizer or a penalty would carry along."""
     net = agent(value_head=True, head_per_task=True)
     output, _ = net(observe(4, 8), torch.randn(8, 6), torch.zeros(4, 8, dtype=torch.bool))
     (output.prediction.square().sum() + output.value.square().sum()).backward()

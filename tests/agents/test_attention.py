@@ -1,28 +1,20 @@
-"""`CrossAttention` is the softmax attention of its docstring, and an absent token is as if it did
-not exist.
-"""
+"""`CrossAttention` is the softmax attention of its docstring and ignores absent tokens."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_helpers import boolean_rows
 from torch import Tensor
 
 from everloop.agents import CrossAttention
 
 D = 8
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 5))
-present_rows = shapes.flatmap(
-    lambda shape: st.lists(
-        st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]),
-        min_size=shape[0],
-        max_size=shape[0],
-    )
-)
 
 
 def attention(heads: int = 2) -> CrossAttention:
-    """With norms that are not the identity."""
+    """Return a layer with random norms, so that they are not the identity."""
     torch.manual_seed(0)
     layer = CrossAttention(D, heads)
     with torch.no_grad():
@@ -33,9 +25,7 @@ def attention(heads: int = 2) -> CrossAttention:
 
 
 def by_hand(layer: CrossAttention, tokens: Tensor) -> Tensor:
-    """Features (D,) of one row of tokens (N, D), all present: the formula, head by head and token
-    by token.
-    """
+    """Return features (D,) of tokens (N, D), head by head and token by token."""
     W, b = layer.query_key_value.weight, layer.query_key_value.bias
     d = D // layer.heads
     normed = layer.norm(tokens)
@@ -60,7 +50,7 @@ def by_hand(layer: CrossAttention, tokens: Tensor) -> Tensor:
 
 @given(shapes, st.sampled_from([1, 2, 4, 8]), st.integers(0, 99))
 @settings(deadline=None, max_examples=25)
-def test_it_is_the_formula(shape: tuple[int, int], heads: int, seed: int) -> None:
+def test_features_agree_with_the_formula(shape: tuple[int, int], heads: int, seed: int) -> None:
     layer = attention(heads)
     torch.manual_seed(seed)
     tokens = torch.randn(*shape, D)
@@ -68,12 +58,12 @@ def test_it_is_the_formula(shape: tuple[int, int], heads: int, seed: int) -> Non
     torch.testing.assert_close(layer(tokens), expected, rtol=1e-4, atol=1e-5)
 
 
-@given(present_rows, st.integers(0, 99))
+@given(boolean_rows(4), st.integers(0, 99))
 @settings(deadline=None, max_examples=40)
-def test_absent_tokens_are_as_if_they_did_not_exist(rows: list[list[bool]], seed: int) -> None:
-    """The features are those of the present tokens alone, zeros if there is none; no value or
-    gradient leaks.
-    """
+def test_absent_tokens_change_neither_features_nor_gradients(
+    rows: list[list[bool]], seed: int
+) -> None:
+    """The features are those of the present tokens alone, or zeros without any."""
     layer = attention()
     torch.manual_seed(seed)
     present = torch.tensor(rows)
@@ -92,8 +82,7 @@ def test_absent_tokens_are_as_if_they_did_not_exist(rows: list[list[bool]], seed
     assert found[0][present].any() == present.any()
 
 
-def test_a_row_without_any_token_is_zero_without_a_nan() -> None:
-    """Neither its features nor any gradient; the rows beside it are what they are alone."""
+def test_a_row_without_tokens_has_zero_features_and_finite_gradients() -> None:
     layer = attention()
     tokens = torch.randn(2, 3, D, requires_grad=True)
     features = layer(tokens, torch.tensor([[False] * 3, [True, False, True]]))
@@ -106,7 +95,7 @@ def test_a_row_without_any_token_is_zero_without_a_nan() -> None:
         assert parameter.grad.isfinite().all()
 
 
-@given(present_rows, st.randoms(use_true_random=False))
+@given(boolean_rows(4), st.randoms(use_true_random=False))
 @settings(deadline=None, max_examples=25)
 def test_the_order_of_the_tokens_does_not_matter(rows: list[list[bool]], random: object) -> None:
     layer = attention()
@@ -120,7 +109,7 @@ def test_the_order_of_the_tokens_does_not_matter(rows: list[list[bool]], random:
     torch.testing.assert_close(layer(tokens[:, order]), layer(tokens), rtol=1e-4, atol=1e-5)
 
 
-def test_all_present_is_no_mask() -> None:
+def test_a_mask_of_ones_equals_no_mask() -> None:
     tokens = torch.randn(4, 3, D)
     torch.testing.assert_close(
         attention()(tokens, torch.ones(4, 3, dtype=torch.bool)),
@@ -131,11 +120,11 @@ def test_all_present_is_no_mask() -> None:
 
 
 @pytest.mark.parametrize("heads", [3, 5, 16])
-def test_heads_that_do_not_divide_the_token_are_refused(heads: int) -> None:
+def test_heads_that_do_not_divide_the_token_size_are_refused(heads: int) -> None:
     with pytest.raises(ValueError, match=f"heads is {heads}; it must divide token_size, 8"):
         CrossAttention(D, heads)
 
 
-def test_no_heads_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"heads is 0"):
+def test_zero_heads_are_refused() -> None:
+    with pytest.raises(ValueError, match="heads is 0"):
         CrossAttention(D, 0)

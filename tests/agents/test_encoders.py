@@ -1,25 +1,21 @@
-"""Every modality becomes one token, an example at a time."""
+"""Encoders turn an image or a vector into one token, each example by itself."""
 
 import pytest
 import torch
-from torch import Tensor
+from network_helpers import images
 
 from everloop.agents import ImageEncoder, VectorEncoder
 
 SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3), (9, 33, 2), (64, 8, 4), (17, 17, 1)]
 
 
-def pictures(rows: int, shape: tuple[int, ...]) -> Tensor:
-    return torch.randint(0, 256, (rows, *shape), dtype=torch.uint8)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_image_becomes_one_token_that_depends_on_every_pixel(shape: tuple[int, ...]) -> None:
-    """Otherwise a corner would be lost where strides do not divide the sides."""
+    """Also in the corners when strides do not divide the sides."""
     torch.manual_seed(0)
     encoder = ImageEncoder(shape, 16, channels=8)
-    images = pictures(3, shape)
-    tokens = encoder(images)
+    x = images(3, *shape)
+    tokens = encoder(x)
     assert tokens.shape == (3, 1, 16)
     assert tokens.isfinite().all()
     height, width, depth = shape
@@ -30,25 +26,21 @@ def test_an_image_becomes_one_token_that_depends_on_every_pixel(shape: tuple[int
         (height - 1, 0, 0),
         (height // 2, width // 2, 0),
     ]:
-        other = images.clone()
+        other = x.clone()
         other[(slice(None), *pixel)] ^= 255
         assert (encoder(other) != tokens).any(dim=-1).all(), pixel
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 33, 2)])
-def test_an_example_is_encoded_as_if_it_were_alone(shape: tuple[int, ...]) -> None:
-    """In training mode too: no batch statistics."""
+def test_an_image_is_encoded_independently_of_the_batch(shape: tuple[int, ...]) -> None:
+    """Also in training mode: there are no batch statistics."""
     encoder = ImageEncoder(shape, 16).train()
-    images = pictures(4, shape)
-    torch.testing.assert_close(
-        encoder(images), torch.cat([encoder(image[None]) for image in images]), rtol=1e-4, atol=1e-5
-    )
+    x = images(4, *shape)
+    alone = torch.cat([encoder(image[None]) for image in x])
+    torch.testing.assert_close(encoder(x), alone, rtol=1e-4, atol=1e-5)
 
 
-def test_the_smaller_an_image_the_fewer_halvings() -> None:
-    """Sides are halved until both are at most 4: one halving for 8, three for 28 and 32, four where
-    one side is 64.
-    """
+def test_sides_are_halved_until_both_are_at_most_4() -> None:
     for sides, halvings in (
         ((8, 8), 1),
         ((16, 16), 2),
@@ -66,7 +58,7 @@ def test_the_smaller_an_image_the_fewer_halvings() -> None:
 
 
 @pytest.mark.parametrize("shape", [(7, 8, 1), (8, 7, 3), (1, 100, 1), (8, 8), (2, 8, 8, 1)])
-def test_a_shape_that_is_no_image_or_too_small_is_refused(shape: tuple[int, ...]) -> None:
+def test_a_shape_that_is_not_an_image_or_too_small_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(
         ValueError,
         match=rf"image shape is \({', '.join(map(str, shape))}\); it must be .* of 8 or more",
@@ -74,7 +66,7 @@ def test_a_shape_that_is_no_image_or_too_small_is_refused(shape: tuple[int, ...]
         ImageEncoder(shape, 16)
 
 
-def test_a_vector_becomes_one_token_by_one_hidden_layer() -> None:
+def test_a_vector_becomes_one_token_through_one_hidden_layer() -> None:
     encoder = VectorEncoder(5, 6)
     x = torch.randn(4, 5)
     first, _, second = encoder.layers

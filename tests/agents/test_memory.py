@@ -6,18 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_helpers import boolean_rows
 from torch import Tensor
 
 from everloop.agents import ResettableGRU
 
 D, H = 3, 5
-patterns = st.tuples(st.integers(1, 12), st.integers(1, 5)).flatmap(
-    lambda shape: st.lists(
-        st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]),
-        min_size=shape[0],
-        max_size=shape[0],
-    )
-)
 
 
 def memory() -> ResettableGRU:
@@ -25,7 +19,7 @@ def memory() -> ResettableGRU:
     return ResettableGRU(D, H)
 
 
-def case(start: list[list[bool]], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_case(start: list[list[bool]], seed: int) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(seed)
     T, B = len(start), len(start[0])
     return (
@@ -48,19 +42,19 @@ def loop(gru: ResettableGRU, x: Tensor, state: Tensor, start: Tensor) -> tuple[T
 def gradients(
     gru: ResettableGRU, output: Tensor, last: Tensor, x: Tensor, state: Tensor
 ) -> list[Any]:
-    """Of a function in which every output has a weight of its own."""
+    """Return the gradients of a random linear function of all outputs."""
     torch.manual_seed(1)
     loss = (output * torch.randn(output.shape)).sum() + (last * torch.randn(last.shape)).sum()
     return list(torch.autograd.grad(loss, [x, state, *gru.parameters()]))
 
 
-@given(patterns, st.integers(0, 99))
+@given(boolean_rows(12), st.integers(0, 99))
 @settings(deadline=None, max_examples=50)
-def test_outputs_final_state_and_gradients_equal_the_loop_over_time(
+def test_outputs_state_and_gradients_equal_a_loop_over_time(
     start: list[list[bool]], seed: int
 ) -> None:
     gru = memory()
-    x, state, starts = case(start, seed)
+    x, state, starts = random_case(start, seed)
     output, last = gru(x, state, starts)
     expected, expected_last = loop(gru, x, state, starts)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
@@ -76,9 +70,9 @@ def test_outputs_final_state_and_gradients_equal_the_loop_over_time(
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 99))
 @settings(deadline=None, max_examples=20)
-def test_without_a_start_it_is_the_gru(T: int, B: int, seed: int) -> None:
+def test_without_starts_the_outputs_are_those_of_nn_gru(T: int, B: int, seed: int) -> None:
     gru = memory()
-    x, state, start = case([[False] * B] * T, seed)
+    x, state, start = random_case([[False] * B] * T, seed)
     output, last = gru(x, state, start)
     expected, expected_last = gru.gru(x, state[None])
     assert torch.equal(output, expected)
@@ -87,11 +81,11 @@ def test_without_a_start_it_is_the_gru(T: int, B: int, seed: int) -> None:
 
 @pytest.mark.parametrize("T", [1, 4])
 @pytest.mark.parametrize("later", [False, True])
-def test_a_start_in_the_first_row_forgets_the_given_state(T: int, later: bool) -> None:
-    """To the bit, in that sequence only, and no gradient reaches the state."""
+def test_a_start_in_the_first_step_discards_the_given_state(T: int, later: bool) -> None:
+    """Only in that sequence, whose given state gets no gradient."""
     gru = memory()
     start = [[True, False, True]] + [[later, False, False]] * (T - 1)
-    x, state, starts = case(start, 0)
+    x, state, starts = random_case(start, 0)
     output, last = gru(x, state, starts)
     kept = torch.tensor([False, True, False])
     other_output, other_last = gru(
@@ -104,25 +98,21 @@ def test_a_start_in_the_first_row_forgets_the_given_state(T: int, later: bool) -
     assert gradient[kept].all()
 
 
-def test_a_start_forgets_whatever_was_there() -> None:
-    """Also a state that has become infinite or nan: a new episode is a new beginning."""
+def test_a_start_discards_an_infinite_or_nan_state() -> None:
     gru = memory()
-    x, _, start = case([[True, True]], 0)
+    x, _, start = random_case([[True, True]], 0)
     expected, _ = gru(x, torch.zeros(2, H), start)
     output, _ = gru(x, torch.tensor([[torch.inf] * H, [torch.nan] * H]), start)
     assert torch.equal(output, expected)
 
 
-@given(patterns, st.integers(0, 99))
+@given(boolean_rows(12), st.integers(0, 99))
 @settings(deadline=None, max_examples=40)
-def test_nothing_crosses_a_start_and_nothing_looks_ahead(
+def test_an_output_depends_only_on_inputs_since_the_last_start(
     start: list[list[bool]], seed: int
 ) -> None:
-    """The output at a step depends on the inputs since the sequence's last start until then, and on
-    no others.
-    """
     gru = memory()
-    x, state, starts = case(start, seed)
+    x, state, starts = random_case(start, seed)
     T, B = starts.shape
     t, b = seed % T, seed % B
     (gradient,) = torch.autograd.grad(gru(x, state, starts)[0][t, b].sum(), x)

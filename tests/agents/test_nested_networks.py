@@ -1,29 +1,24 @@
-"""Continuum memories: their equation, their levels, their sizes."""
+"""Continuum memories and the nested network: equations, levels, sizes and features."""
 
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from network_helpers import gradients_and_saved, images
+from torch import nn
 
 from everloop.agents import ContinuumMemory, NestedConvNet
 
 
-def images(rows: int, *shape: int) -> Tensor:
-    return torch.randint(
-        0, 256, (rows, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-
-
 @pytest.mark.parametrize(("width", "millions"), [(32, 5), (64, 20), (128, 80)])
-def test_the_sizes_are_about_the_stated_ones(width: int, millions: int) -> None:
+def test_the_networks_have_5_20_and_80_million_weights(width: int, millions: int) -> None:
     with torch.device("meta"):
         count = sum(p.numel() for p in NestedConvNet((32, 32, 3), width).parameters())
     assert abs(count / (millions * 1e6) - 1) < 0.1
 
 
-def test_a_memory_of_perceptrons_is_its_equation() -> None:
+def test_a_memory_of_perceptrons_computes_its_equation() -> None:
     torch.manual_seed(0)
     memory, x = ContinuumMemory(6, periods=(1, 4, 16), expansion=3), torch.randn(5, 6)
     y = x
@@ -35,7 +30,7 @@ def test_a_memory_of_perceptrons_is_its_equation() -> None:
     torch.testing.assert_close(memory(x), y)
 
 
-def test_a_memory_of_convolutions_is_its_equation() -> None:
+def test_a_memory_of_convolutions_computes_its_equation() -> None:
     torch.manual_seed(0)
     memory, x = ContinuumMemory(8, periods=(1, 2), convolutional=True), torch.randn(2, 8, 5, 4)
     y = x
@@ -46,7 +41,7 @@ def test_a_memory_of_convolutions_is_its_equation() -> None:
     torch.testing.assert_close(memory(x), y)
 
 
-def test_levels_hold_every_memorys_blocks_by_period_and_nothing_else() -> None:
+def test_each_level_has_all_memories_blocks_of_its_period() -> None:
     net = NestedConvNet((16, 16, 3), 8, periods=(1, 10, 100))
     memories = [module for module in net.modules() if isinstance(module, ContinuumMemory)]
     assert len(memories) == 5
@@ -64,7 +59,7 @@ def test_levels_hold_every_memorys_blocks_by_period_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (8, 14, 3)])
-def test_any_image_gives_features_that_no_other_image_changes(shape: tuple[int, int, int]) -> None:
+def test_features_of_an_image_do_not_depend_on_the_others(shape: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     net = NestedConvNet(shape, 8)
     x = images(3, *shape)
@@ -76,23 +71,18 @@ def test_any_image_gives_features_that_no_other_image_changes(shape: tuple[int, 
     assert not torch.allclose(net(other)[1], features[1])
 
 
-def test_recomputing_activations_keeps_fewer_and_changes_no_gradient() -> None:
-    gradients, kept = [], []
+def test_recomputing_saves_fewer_activations_and_changes_no_gradient() -> None:
+    results = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        net, saved = NestedConvNet((16, 16, 3), 8), []
+        net = NestedConvNet((16, 16, 3), 8)
         for memory in net.modules():
             if isinstance(memory, ContinuumMemory):
                 memory.checkpointing = recompute
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
-        ):  # type: ignore[misc,func-returns-value]
-            features = net(images(4, 16, 16, 3))
-        features.square().sum().backward()
-        gradients.append([p.grad for p in net.parameters()])
-        kept.append(sum(saved))
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    assert kept[1] < 0.7 * kept[0]
+        results.append(gradients_and_saved(net, images(4, 16, 16, 3)))
+    (gradients, saved), (recomputed_gradients, recomputed_saved) = results
+    assert all(torch.equal(a, b) for a, b in zip(gradients, recomputed_gradients, strict=True))
+    assert recomputed_saved < 0.7 * saved
 
 
 @pytest.mark.parametrize(
@@ -109,6 +99,6 @@ def test_recomputing_activations_keeps_fewer_and_changes_no_gradient() -> None:
         (lambda: NestedConvNet((8, 8, 1), 0), "^width is 0; it must be 1 or more$"),
     ],
 )
-def test_what_cannot_be_is_refused(make: Any, line: str) -> None:
+def test_bad_periods_or_widths_are_refused(make: Any, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         make()

@@ -1,11 +1,11 @@
-"""The networks of published tables: sizes, shapes, and that nothing of a data set is in their
-normalisation.
-"""
+"""The image networks of published tables: sizes, shapes, normalisation, heads and freezing."""
 
 from typing import Any
 
 import pytest
 import torch
+from gymnasium import spaces
+from network_helpers import first_predictions, gradients_and_saved, images
 from torch import Tensor, nn
 
 from everloop.agents import (
@@ -20,12 +20,6 @@ from everloop.agents import (
 )
 
 
-def images(rows: int, *shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(
-        0, 256, (rows, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-    )
-
-
 def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
@@ -36,22 +30,15 @@ def count(module: nn.Module) -> int:
         (MLP((28, 28, 1), (400, 400)), 10, 784 * 400 + 400 + 400 * 400 + 400 + 4010),  # 478,410
         (MLP((28, 28, 1), (1000, 1000)), 10, 784_000 + 1000 + 1_001_000 + 10_010),
         (MLP((28, 28, 1), ()), 10, 7850),
-        (
-            ResNet18((32, 32, 3), 20),
-            100,
-            1_109_240,
-        ),  # reduced ResNet-18 of online continual learning
+        # the reduced ResNet-18 of online continual learning
+        (ResNet18((32, 32, 3), 20), 100, 1_109_240),
         (ResNet18((32, 32, 3), 64), 100, 11_220_132),
         (ResNet18((32, 32, 3), 64), 10, 11_173_962),
         # convolutions without bias and batch norm, then 1024 -> 2000 -> 2000
-        (
-            ConvNet5((32, 32, 3)),
-            100,
-            9 * 43_568 + 2 * 496 + 1025 * 2000 + 2001 * 2000 + 200_100,
-        ),
+        (ConvNet5((32, 32, 3)), 100, 9 * 43_568 + 2 * 496 + 1025 * 2000 + 2001 * 2000 + 200_100),
     ],
 )
-def test_the_numbers_of_weights_are_the_published_ones(
+def test_networks_have_the_published_number_of_weights(
     backbone: Any, classes: int, published: int
 ) -> None:
     assert count(Classifier(backbone, classes)) == published
@@ -67,19 +54,19 @@ def test_any_image_size_gives_features_of_the_stated_size(
 
 
 @pytest.mark.parametrize("network", [MLP, ResNet18, ConvNet5, ProgressiveMLP, GrowingMLP])
-def test_images_that_are_floats_already_stay_as_they_are(network: Any) -> None:
-    shown = images(3, 8, 8, 3)
-    floats, net = shown.float(), network((8, 8, 3)).eval()
-    assert torch.equal(net(floats), net(shown))
-    assert torch.equal(floats, shown.float())
+def test_float_images_give_the_same_features_and_are_not_changed(network: Any) -> None:
+    x = images(3, 8, 8, 3)
+    floats, net = x.float(), network((8, 8, 3)).eval()
+    assert torch.equal(net(floats), net(x))
+    assert torch.equal(floats, x.float())
 
 
 @pytest.mark.parametrize(
     "network", [MLP, ResNet18, ConvNet5, ProgressiveMLP, GrowingMLP, NestedConvNet]
 )
-def test_features_are_as_precise_as_the_weights(network: Any) -> None:
-    shown, net = images(3, 16, 16, 3), network((16, 16, 3)).eval()
-    single, double = net(shown), net.double()(shown)
+def test_features_have_the_precision_of_the_weights(network: Any) -> None:
+    x, net = images(3, 16, 16, 3), network((16, 16, 3)).eval()
+    single, double = net(x), net.double()(x)
     assert double.dtype == torch.float64
     assert 0 < (single - double).abs().max() < 1e-4
 
@@ -96,7 +83,7 @@ def test_only_batch_norm_lets_one_image_change_anothers_features(norm: Any) -> N
     torch.testing.assert_close(net(a)[0], net(b)[0])
 
 
-def test_group_norms_groups_divide_the_channels() -> None:
+def test_the_number_of_groups_divides_the_width() -> None:
     net = ResNet18((16, 16, 3), 20, "group")
     groups = [layer.num_groups for layer in net.modules() if isinstance(layer, nn.GroupNorm)]
     assert groups
@@ -106,24 +93,19 @@ def test_group_norms_groups_divide_the_channels() -> None:
 @pytest.mark.parametrize(
     "network", [lambda: ResNet18((16, 16, 3), 8), lambda: ConvNet5((16, 16, 3), (50,))]
 )
-def test_recomputing_activations_keeps_fewer_and_changes_no_gradient(network: Any) -> None:
-    x, gradients, kept = images(4, 16, 16, 3), [], []
+def test_recomputing_saves_fewer_activations_and_changes_no_gradient(network: Any) -> None:
+    results = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        net, saved = network(), []
+        net = network()
         net.checkpointing = recompute
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
-        ):  # type: ignore[misc,func-returns-value]
-            features = net(x)
-        features.square().sum().backward()
-        gradients.append([p.grad for p in net.parameters()])
-        kept.append(sum(saved))
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    assert kept[1] < 0.6 * kept[0]
+        results.append(gradients_and_saved(net, images(4, 16, 16, 3)))
+    (gradients, saved), (recomputed_gradients, recomputed_saved) = results
+    assert all(torch.equal(a, b) for a, b in zip(gradients, recomputed_gradients, strict=True))
+    assert recomputed_saved < 0.6 * saved
 
 
-def test_frozen_convolutions_stay_as_they_were_trained() -> None:
+def test_training_does_not_change_frozen_convolutions() -> None:
     torch.manual_seed(0)
     trained, net = ConvNet5((16, 16, 3), (20,)), ConvNet5((16, 16, 3), (20,))
     net.freeze_convolutions(trained.convolutions.state_dict())
@@ -156,22 +138,22 @@ def test_a_classifier_is_its_backbone_and_a_linear_head(T: int) -> None:
     assert state.shape == (4, 0)
 
 
-def test_the_cue_chooses_a_classifiers_head_and_alone_trains_it() -> None:
+def test_the_cue_selects_the_head_which_alone_is_trained() -> None:
     net = Classifier(MLP((8, 8, 1), (7,)), 5, tasks=3)
-    x, told = images(6, 8, 8, 1), torch.tensor([2, 0, 2, 2, 0, 2])
-    obs = {"image": x[None], "cue": torch.eye(3)[told][None]}
-    prediction = net(obs, net.initial_state(6), torch.ones(1, 6, dtype=torch.bool))[0].prediction
-    every = net.heads.linear(net.backbone(x)).view(6, 3, 5)
-    assert torch.equal(prediction[0], every[torch.arange(6), told])
+    x, task = images(6, 8, 8, 1), torch.tensor([2, 0, 2, 2, 0, 2])
+    obs = {"image": x[None], "cue": torch.eye(3)[task][None]}
+    prediction = first_predictions(net, obs)
+    all_heads = net.heads.linear(net.backbone(x)).view(6, 3, 5)
+    assert torch.equal(prediction[0], all_heads[torch.arange(6), task])
     prediction.sum().backward()
-    touched = net.heads.linear.weight.grad.view(3, 5, 7).abs().sum((1, 2)) > 0  # type: ignore[union-attr]
-    assert touched.tolist() == [True, False, True]
-    with pytest.raises(ValueError, match=r"no modality 'cue', which selects the head"):
-        net({"image": x[None]}, net.initial_state(6), torch.ones(1, 6, dtype=torch.bool))
+    trained = net.heads.linear.weight.grad.view(3, 5, 7).abs().sum((1, 2)) > 0  # type: ignore[union-attr]
+    assert trained.tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="no modality 'cue', which selects the head"):
+        first_predictions(net, {"image": x[None]})
 
 
 class Tokens(nn.Module):
-    """A feature for every token: its id."""
+    """A backbone whose only feature of a token is its id."""
 
     size = 1
 
@@ -180,19 +162,17 @@ class Tokens(nn.Module):
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
-def test_features_of_tokens_give_an_answer_for_every_token(tasks: int) -> None:
+def test_a_classifier_of_tokens_predicts_for_every_token(tasks: int) -> None:
     net = Classifier(Tokens(), 3, modality="tokens", tasks=tasks)
-    ids, told = torch.arange(8).view(1, 2, 4), torch.tensor([1, 0])
-    obs = {"tokens": ids, "cue": torch.eye(2)[told][None]}
-    prediction = net(obs, net.initial_state(2), torch.ones(1, 2, dtype=torch.bool))[0].prediction
-    every = net.heads.linear(ids[0].float()[..., None]).view(2, 4, tasks, 3)
-    chosen = every[torch.arange(2), :, told if tasks > 1 else 0]
+    ids, task = torch.arange(8).view(1, 2, 4), torch.tensor([1, 0])
+    obs = {"tokens": ids, "cue": torch.eye(2)[task][None]}
+    prediction = first_predictions(net, obs)
+    all_heads = net.heads.linear(ids[0].float()[..., None]).view(2, 4, tasks, 3)
+    chosen = all_heads[torch.arange(2), :, task if tasks > 1 else 0]
     assert torch.equal(prediction, chosen.reshape(1, 2, 12))
 
 
-def test_an_agent_takes_any_backbone_for_a_modality() -> None:
-    from gymnasium import spaces
-
+def test_any_backbone_can_encode_an_agents_modality() -> None:
     space = spaces.Dict(
         {"image": spaces.Box(0, 255, (16, 16, 3), "uint8"), "x": spaces.Box(-1.0, 1.0, (2,))}
     )
@@ -200,9 +180,7 @@ def test_an_agent_takes_any_backbone_for_a_modality() -> None:
     agent = Agent(space, 4, recurrent=False, encoders={"image": backbone})
     assert any(module is backbone for module in agent.modules())
     obs = {"image": images(3, 16, 16, 3)[None], "x": torch.zeros(1, 3, 2)}
-    assert agent(obs, agent.initial_state(3), torch.ones(1, 3, dtype=torch.bool))[
-        0
-    ].prediction.shape == (1, 3, 4)
+    assert first_predictions(agent, obs).shape == (1, 3, 4)
     with pytest.raises(
         ValueError, match=r"^encoders has 'sound'; choose from the modalities image, x$"
     ):
@@ -217,6 +195,6 @@ def test_an_agent_takes_any_backbone_for_a_modality() -> None:
         (lambda: ResNet18((8, 8, 1), 8, "layer"), "^norm is 'layer'; choose batch or group$"),  # type: ignore[arg-type]
     ],
 )
-def test_networks_that_cannot_be_are_refused(make: Any, line: str) -> None:
+def test_a_network_with_bad_sizes_or_norm_is_refused(make: Any, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         make()

@@ -1,6 +1,4 @@
-"""Networks that read token ids: padding changes nothing, and a transformer gives what it gives by
-itself.
-"""
+"""Encoders of token ids: padding, embeddings, transformers, and heads for every token."""
 
 import sys
 from pathlib import Path
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from network_helpers import first_predictions
 from torch import Tensor
 
 from everloop.agents import Agent, Classifier, EmbeddingEncoder, TransformerEncoder
@@ -40,10 +39,6 @@ def ids(rows: int, length: int, seed: int = 0) -> Tensor:
     )
 
 
-def padded(tokens: Tensor, by: int) -> Tensor:
-    return torch.nn.functional.pad(tokens, (0, by))
-
-
 def encoder(kind: str, per_token: bool = False) -> Any:
     torch.manual_seed(0)
     if kind == "embedding":
@@ -56,16 +51,16 @@ KINDS = ["embedding", "bert", "gpt"]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("per_token", [False, True])
-def test_padding_changes_nothing(kind: str, per_token: bool) -> None:
+def test_padding_does_not_change_the_features(kind: str, per_token: bool) -> None:
     net, tokens = encoder(kind, per_token), ids(3, 5)
-    plain, longer = net(tokens), net(padded(tokens, 4))
+    plain, padded = net(tokens), net(torch.nn.functional.pad(tokens, (0, 4)))
     assert plain.shape == ((3, 5, 8) if per_token else (3, 8))
-    torch.testing.assert_close(longer[:, :5] if per_token else longer, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(padded[:, :5] if per_token else padded, plain, rtol=1e-4, atol=1e-5)
     assert net(torch.zeros(2, 5, dtype=torch.int32)).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_token_counts_and_every_text_is_read_alone(kind: str) -> None:
+def test_features_depend_on_every_token_but_on_no_other_text(kind: str) -> None:
     net, tokens = encoder(kind), ids(3, 5)
     features = net(tokens)
     torch.testing.assert_close(
@@ -77,7 +72,7 @@ def test_every_token_counts_and_every_text_is_read_alone(kind: str) -> None:
         assert (net(other) != features).any(dim=1).all(), place
 
 
-def test_the_embedding_is_a_mean_and_a_hidden_layer() -> None:
+def test_the_embedding_encoder_is_a_mean_and_a_hidden_layer() -> None:
     net = encoder("embedding")
     tokens = torch.tensor([[3, 5, 0], [7, 0, 0]], dtype=torch.int32)
     table, (linear, _) = net.embedding.weight, net.hidden
@@ -85,7 +80,7 @@ def test_the_embedding_is_a_mean_and_a_hidden_layer() -> None:
     torch.testing.assert_close(net(tokens), torch.relu(means @ linear.weight.T + linear.bias))
 
 
-def test_of_each_token_the_embedding_reads_two_neighbours_on_either_side() -> None:
+def test_a_tokens_embedding_reads_two_neighbours_on_each_side() -> None:
     net, tokens = encoder("embedding", per_token=True), ids(1, 9)
     other = tokens.clone()
     other[0, 4] = other[0, 4] % 29 + 1
@@ -94,7 +89,7 @@ def test_of_each_token_the_embedding_reads_two_neighbours_on_either_side() -> No
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])
-def test_a_transformer_is_called_with_its_own_ids(kind: str) -> None:
+def test_a_transformer_gets_the_ids_of_its_own_vocabulary(kind: str) -> None:
     net, tokens = encoder(kind), ids(2, 6)
     own = net.transformer(
         input_ids=tokens.long() - 1, attention_mask=torch.ones(2, 6, dtype=torch.long)
@@ -103,12 +98,15 @@ def test_a_transformer_is_called_with_its_own_ids(kind: str) -> None:
     torch.testing.assert_close(encoder(kind, True)(tokens), own)
 
 
-def test_a_checkpoint_gives_the_weights_that_were_saved(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_is_loaded_with_its_weights(tmp_path: Path) -> None:
     net = encoder("bert")
     net.transformer.save_pretrained(tmp_path)
     loaded = TransformerEncoder(tmp_path).eval()
     torch.testing.assert_close(loaded(ids(2, 6)), net(ids(2, 6)), rtol=0, atol=0)
     assert loaded.size == 8
+
+
+def test_a_missing_checkpoint_is_refused_by_its_path(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=(
@@ -126,8 +124,8 @@ def gradients(net: Any, tokens: Tensor) -> list[Tensor]:
     return [p.grad.clone() for p in net.parameters() if p.grad is not None]
 
 
-def test_recomputed_activations_give_the_same_gradients() -> None:
-    """To the last bit, dropout included."""
+def test_recomputing_activations_changes_no_gradient() -> None:
+    """Bit for bit, with dropout."""
     net, tokens = encoder("bert").train(), ids(4, 6)
     plain = gradients(net, tokens)
     assert not net.checkpointing
@@ -137,47 +135,41 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         assert torch.equal(a, b)
 
 
-def test_the_agent_reads_token_ids_as_a_modality_of_their_own() -> None:
+def test_an_agent_embeds_token_ids_or_uses_a_given_encoder() -> None:
     space = spaces.Dict(
         {"tokens": spaces.Box(0, 30, (6,), np.int32), "counts": spaces.Box(0, 9, (2,), np.float32)}
     )
     torch.manual_seed(0)
     agent = Agent(space, 3, token_size=8, hidden_size=8)
     obs = {"tokens": ids(4, 6)[None], "counts": torch.rand(1, 4, 2)}
-    out, _ = agent(obs, agent.initial_state(4), torch.ones(1, 4, dtype=torch.bool))
-    assert out.prediction.shape == (1, 4, 3)
+    assert first_predictions(agent, obs).shape == (1, 4, 3)
     embeddings = [m for m in agent.modules() if isinstance(m, EmbeddingEncoder)]
     assert [m.embedding.num_embeddings for m in embeddings] == [31]
-    mine = Agent(space, 3, token_size=8, hidden_size=8, encoders={"tokens": encoder("bert")})
-    assert mine(obs, mine.initial_state(4), torch.ones(1, 4, dtype=torch.bool))[
-        0
-    ].prediction.shape == (1, 4, 3)
+    with_bert = Agent(space, 3, token_size=8, hidden_size=8, encoders={"tokens": encoder("bert")})
+    assert first_predictions(with_bert, obs).shape == (1, 4, 3)
 
 
-def test_a_classifier_answers_for_every_token_by_its_tasks_head() -> None:
+def test_a_classifier_predicts_for_every_token_with_its_tasks_head() -> None:
     net = Classifier(encoder("embedding", per_token=True), 5, "tokens", tasks=2)
     cue = torch.eye(2)[torch.tensor([0, 1, 1])][None]
-    out, _ = net(
-        {"tokens": ids(3, 6)[None], "cue": cue},
-        net.initial_state(3),
-        torch.ones(1, 3, dtype=torch.bool),
-    )
+    prediction = first_predictions(net, {"tokens": ids(3, 6)[None], "cue": cue})
     features = net.backbone(ids(3, 6))
-    weight, bias = (
-        net.heads.linear.weight.unflatten(0, (2, 5)),
-        net.heads.linear.bias.unflatten(0, (2, 5)),
-    )
+    weight = net.heads.linear.weight.unflatten(0, (2, 5))
+    bias = net.heads.linear.bias.unflatten(0, (2, 5))
     expected = torch.stack(
         [f @ weight[k].T + bias[k] for f, k in zip(features, (0, 1, 1), strict=True)]
     )
-    torch.testing.assert_close(out.prediction, expected.flatten(1)[None])
+    torch.testing.assert_close(prediction, expected.flatten(1)[None])
 
 
-def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_small_a_vocabulary_or_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^vocabulary is 1; it must be 2 or more$"):
         EmbeddingEncoder(1)
     with pytest.raises(ValueError, match=r"^size is 0; it must be 1 or more$"):
         EmbeddingEncoder(9, 0)
+
+
+def test_a_transformer_without_the_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(
         ImportError,

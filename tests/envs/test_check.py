@@ -1,6 +1,4 @@
-"""`check_task_env` accepts a small honest world and rejects, in one sentence, those which break the
-contract.
-"""
+"""`check_task_env` accepts a minimal world and rejects each way to break the contract."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +16,12 @@ Reset = tuple[Observation, dict[str, Any]]
 Step = tuple[Observation, float, bool, bool, dict[str, Any]]
 
 
-def test_a_small_world_of_ones_own_is_accepted() -> None:
+def test_a_minimal_user_world_is_accepted() -> None:
     check_task_env(Walk())
     check_task_env(Feedback(Walk()))
 
 
-def test_knowing_no_reference_is_not_an_error() -> None:
+def test_an_unknown_reference_is_nan() -> None:
     assert np.isnan(Walk().reference(0)).all()
     assert np.isnan(Walk().reference("to-0")).all()
 
@@ -34,7 +32,7 @@ class ForgetsTask(Walk):
 
 
 class KnowsNoNames(Walk):
-    """Takes a name for the first task."""
+    """Takes every name for the first task."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
         options = dict(options or {})
@@ -58,7 +56,7 @@ class OffByOne(Walk):
         return *super().step(action)[:4], {"task": self.task.id + 1}
 
 
-class OneBuffer(Walk):
+class ReusesStepArray(Walk):
     """Returns the same array from every step."""
 
     def __init__(self) -> None:
@@ -70,7 +68,7 @@ class OneBuffer(Walk):
         return {"place": self.buffer}, *rest
 
 
-class OneStart(OneBuffer):
+class ReusesResetArray(ReusesStepArray):
     """Returns the same array from every reset."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
@@ -82,15 +80,15 @@ class OneStart(OneBuffer):
         return Walk.step(self, action)
 
 
-class Views(OneBuffer):
-    """The same memory behind a new array object."""
+class ReturnsViews(ReusesStepArray):
+    """Returns a new view of the same memory from every step."""
 
     def step(self, action: Any) -> Step:
         observation, *rest = super().step(action)
         return {"place": observation["place"][:]}, *rest
 
 
-class AnythingGoes(Walk):
+class AcceptsAnyTask(Walk):
     """Plays the first task when the task is unknown."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
@@ -100,8 +98,8 @@ class AnythingGoes(Walk):
             return super().reset(seed=seed)
 
 
-class Curt(Walk):
-    """Refuses an unknown task without saying which."""
+class NamesNoTask(Walk):
+    """Refuses an unknown task without naming it."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
         try:
@@ -119,8 +117,8 @@ class RefusesButSwitches(Walk):
             raise
 
 
-class OwnDice(Walk):
-    """Draws from a generator which no seed reaches."""
+class UnseededStates(Walk):
+    """Draws from a generator that no seed reaches."""
 
     dice = np.random.default_rng()
 
@@ -129,8 +127,8 @@ class OwnDice(Walk):
         return super().step(action)
 
 
-class OwnRewards(Walk):
-    """The same, where only the reward shows it."""
+class UnseededRewards(Walk):
+    """Draws only its rewards from such a generator."""
 
     dice = np.random.default_rng()
 
@@ -151,17 +149,17 @@ class DoublePrecision(Walk):
         return {"place": observation["place"].astype(np.float64)}, info
 
 
-class UpsideDown(Walk):
+class ReversedReference(Walk):
     def reference(self, task: int | str) -> tuple[float, float]:
         return 1.0, 0.0
 
 
-class NothingToLearn(Walk):
+class EqualReference(Walk):
     def reference(self, task: int | str) -> tuple[float, float]:
         return 1.0, 1.0
 
 
-class Twins(Walk):
+class EqualNames(Walk):
     tasks = (Task(0, "same", {"goal": 0}), Task(1, "same", {"goal": 1}))
 
 
@@ -190,67 +188,64 @@ class FloatImage(Walk):
 
 
 @pytest.mark.parametrize(
-    ("world", "sentence"),
+    ("world", "line"),
     [
         (ForgetsTask, "a reset without options changed the task from 1 to 0"),
-        (KnowsNoNames, r"^info\[\"task\"\] is 0 after a reset to task 'to-3'; it must be 1$"),
+        (KnowsNoNames, r"""^info\["task"\] is 0 after a reset to task 'to-3'; it must be 1$"""),
         (SilentReset, r'^info\["task"\] is None after a reset to task 0; it must be 0$'),
         (SilentStep, r'^info\["task"\] is None after a step; it must be 0$'),
         (OffByOne, r'^info\["task"\] is 1 after a step; it must be 0$'),
-        (OneBuffer, "'place' shares memory between two calls"),
-        (OneStart, "'place' shares memory between two calls"),
-        (Views, "'place' shares memory between two calls"),
-        (AnythingGoes, "^a reset to the unknown task 3 succeeded; it must raise ValueError$"),
-        (Curt, "^the error for the unknown task 3 is 'no'; it must name the task$"),
+        (ReusesStepArray, "'place' shares memory between two calls"),
+        (ReusesResetArray, "'place' shares memory between two calls"),
+        (ReturnsViews, "'place' shares memory between two calls"),
+        (AcceptsAnyTask, "^a reset to the unknown task 3 succeeded; it must raise ValueError$"),
+        (NamesNoTask, "^the error for the unknown task 3 is 'no'; it must name the task$"),
         (RefusesButSwitches, "a refused task switch changed the task"),
-        (OwnDice, "two runs of task 'to--3' with seed 0 and the same actions differ"),
-        (OwnRewards, "two runs of task 'to--3' with seed 0 and the same actions differ"),
+        (UnseededStates, "two runs of task 'to--3' with seed 0 and the same actions differ"),
+        (UnseededRewards, "two runs of task 'to--3' with seed 0 and the same actions differ"),
         (LeavesTheSpace, "an observation of task 'to--3' is outside the observation space"),
         (DoublePrecision, "the observation of task 0 is outside the observation space"),
         (
-            UpsideDown,
+            ReversedReference,
             (
-                r"^reference\('to--3'\) is \(1\.0, 0\.0\); the random agent's return "
-                r"must be below the best one's, or one of them nan$"
+                r"^reference\('to--3'\) is \(1\.0, 0\.0\); the random agent's return must be below "
+                "the best one's, or one of them nan$"
             ),
         ),
         (
-            NothingToLearn,
+            EqualReference,
             (
-                r"^reference\('to--3'\) is \(1\.0, 1\.0\); the random agent's return "
-                r"must be below the best one's, or one of them nan$"
+                r"^reference\('to--3'\) is \(1\.0, 1\.0\); the random agent's return must be below "
+                "the best one's, or one of them nan$"
             ),
         ),
-        (Twins, r"^the tasks' names are \['same', 'same'\]; they must be unique$"),
+        (EqualNames, r"^the tasks' names are \['same', 'same'\]; they must be unique$"),
         (CountsFromOne, r"^the tasks' ids are \[1, 2\]; they must be 0 to 1 in order$"),
         (NoTasks, r"^`tasks` is \(\); it must be a tuple of at least one Task$"),
         (NotTasks, r"^`tasks` is \('a', 'b'\); it must hold Task objects only$"),
         (
             NotADict,
             (
-                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); it must "
-                r"be a Dict with one Box per modality$"
+                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); it must be a Dict "
+                "with one Box per modality$"
             ),
         ),
         (NotABox, r"^modality 'place' is Discrete\(3\); it must be a Box$"),
-        (
-            FloatImage,
-            r"^image modality 'place' has dtype float32; it must be uint8 \(H, W, C\)$",
-        ),
+        (FloatImage, r"^image modality 'place' has dtype float32; it must be uint8 \(H, W, C\)$"),
     ],
 )
-def test_a_broken_world_is_rejected(world: Callable[[], Walk], sentence: str) -> None:
-    with pytest.raises(AssertionError, match=sentence) as caught:
+def test_a_world_that_breaks_the_contract_is_rejected(world: Callable[[], Walk], line: str) -> None:
+    with pytest.raises(AssertionError, match=line) as caught:
         check_task_env(world())
     assert "\n" not in str(caught.value)
 
 
 def test_a_world_without_tasks_is_rejected() -> None:
-    with pytest.raises(AssertionError, match=r"has no attribute `tasks`"):
+    with pytest.raises(AssertionError, match="has no attribute `tasks`"):
         check_task_env(gym.make("CartPole-v1"))
 
 
-def test_a_world_may_know_one_bound_only() -> None:
+def test_a_reference_may_have_one_known_bound() -> None:
     class HalfKnown(Walk):
         def reference(self, task: int | str) -> tuple[float, float]:
             return find_task(self.tasks, task).id * 1.0, float("nan")
@@ -258,8 +253,8 @@ def test_a_world_may_know_one_bound_only() -> None:
     check_task_env(HalfKnown())
 
 
-def test_tasks_are_values() -> None:
-    """Equal where all of them is equal, and keys of a dictionary whatever their parameters."""
+def test_tasks_are_immutable_hashable_values() -> None:
+    """Tasks are equal if all fields are, and hashable even if their parameters are not."""
     same, other = Task(0, "a", {"goal": [1.0]}), Task(0, "a", {"goal": [2.0]})
     assert Task(0, "a", {"goal": [1.0]}) == same != other
     assert {same: "here"}[Task(0, "a", {"goal": [1.0]})] == "here"
@@ -276,8 +271,8 @@ def test_a_task_is_found_by_id_or_name(key: Any) -> None:
 @pytest.mark.parametrize(
     "key", [3, -1, "1", "", None, True, np.True_, 0.5, [0, 1], (1,), np.array([0, 1])]
 )
-def test_an_unknown_task_is_refused_by_its_name(key: Any) -> None:
-    """A bool is no id, and one reset plays one task: a row of ids is refused as such."""
+def test_an_unknown_task_is_refused_with_the_known_ones(key: Any) -> None:
+    """Bools and several ids are refused as well."""
     with pytest.raises(
         ValueError, match=r"unknown task .*: choose an id from 0 to 2 or one of to--3, to-3, to-0"
     ):

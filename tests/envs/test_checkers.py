@@ -1,6 +1,4 @@
-"""Both worlds pass the checkers of Gymnasium, of Stable-Baselines3 and of everloop, without a
-warning.
-"""
+"""The registered worlds pass the checkers of Gymnasium, Stable-Baselines3 and everloop."""
 
 import itertools
 import subprocess
@@ -28,8 +26,8 @@ every_world = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize("env_id", IDS[2:])
-def test_a_world_is_made_where_nobody_has_imported_everloop(env_id: str) -> None:
-    """The id's "everloop:" does it, and brings in nothing as heavy as torch or scikit-learn."""
+def test_a_world_is_made_without_importing_everloop_first(env_id: str) -> None:
+    """The prefix "everloop:" imports it, but not torch; scikit-learn only for the digits."""
     program = (
         "import sys, gymnasium as gym\n"
         f"world = gym.make({env_id!r}).unwrapped\n"
@@ -41,13 +39,13 @@ def test_a_world_is_made_where_nobody_has_imported_everloop(env_id: str) -> None
 
 
 @every_world
-def test_worlds_pass_gymnasiums_checker(env_id: str, task_cue: bool) -> None:
+def test_worlds_pass_the_gymnasium_checker(env_id: str, task_cue: bool) -> None:
     gymnasium_check(gym.make(env_id, task_cue=task_cue).unwrapped)
 
 
 @pytest.mark.parametrize("env_id", IDS[:2])
-def test_feedback_passes_gymnasiums_checker(env_id: str) -> None:
-    """Its one warning, that a wrapper is no raw environment, is what is asked for here."""
+def test_feedback_passes_the_gymnasium_checker(env_id: str) -> None:
+    """Its warning that the wrapper changes the environment is ignored: that is the purpose."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is different from the unwrapped version")
         gymnasium_check(Feedback(gym.make(env_id)))
@@ -55,11 +53,11 @@ def test_feedback_passes_gymnasiums_checker(env_id: str) -> None:
 
 @every_world
 @pytest.mark.parametrize("feedback", [False, True])
-def test_worlds_pass_stable_baselines3s_checker(
+def test_worlds_pass_the_stable_baselines3_checker(
     env_id: str, task_cue: bool, feedback: bool
 ) -> None:
     env: gym.Env[Any, Any] = gym.make(env_id, task_cue=task_cue)
-    with warnings.catch_warnings():  # everloop's encoders take images from 8x8 up
+    with warnings.catch_warnings():  # everloop's encoders take images of 8x8 or more
         warnings.filterwarnings("ignore", message="The minimal resolution for an image is 36x36")
         sb3_check(Feedback(env) if feedback else env)
 
@@ -74,7 +72,7 @@ def test_worlds_keep_the_contract(env_id: str, task_cue: bool, feedback: bool) -
 @pytest.mark.parametrize("env_id", IDS[:2])
 @pytest.mark.parametrize("feedback", [False, True])
 def test_a_spec_survives_json(env_id: str, feedback: bool) -> None:
-    """The world made from the text is the world: the same spec, the same trajectory."""
+    """The world made from the JSON has the same spec, space and first observation."""
     first: gym.Env[Any, Any] = gym.make(env_id, task_cue=False)
     first = Feedback(first) if feedback else first
     assert first.spec is not None

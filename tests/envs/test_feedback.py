@@ -1,6 +1,4 @@
-"""The modality "feedback" is the last action and the last reward, inside its space, and zero where
-an episode begins.
-"""
+"""The modality "feedback" holds the last action and reward, and zeros when an episode starts."""
 
 from typing import Any
 
@@ -25,9 +23,7 @@ from everloop.envs.feedback import feedback_space
 
 
 class Valve(Walk):
-    """Walk with a matrix of continuous actions whose limits do not hold zero in the middle, and a
-    coarse range of rewards.
-    """
+    """Walk with a 1x2 matrix of continuous actions, of which one cannot be zero."""
 
     action_space = spaces.Box(
         np.array([[-1.0, 0.5]], np.float32), np.array([[3.0, 2.0]], np.float32)
@@ -54,32 +50,32 @@ def test_a_discrete_action_is_one_hot() -> None:
         assert obs["feedback"].dtype == np.float32
 
 
-def test_a_continuous_action_is_flattened_and_limited_to_its_space() -> None:
-    """The bounds always hold the zeros of an episode's start."""
+def test_a_continuous_action_is_flattened_and_clipped_to_its_space() -> None:
+    """The bounds include 0, with which an episode starts."""
     env = Feedback(Valve())
     box = env.observation_space["feedback"]  # type: ignore[index]
     assert box == spaces.Box(np.array([-1, 0, -2], np.float32), np.array([3, 2, 0], np.float32))
     obs, _ = env.reset(seed=0)
     assert obs in env.observation_space
-    for action, felt in (
+    for action, expected in (
         ([[0.25, 1.0]], [0.25, 1.0, -1.5]),
         ([[9.0, 9.0]], [3.0, 2.0, -1.5]),
         ([[-9.0, 1.0]], [-1.0, 1.0, -1.5]),
     ):
         obs, *_ = env.step(np.array(action, np.float32))
-        assert obs["feedback"].tolist() == felt
+        assert obs["feedback"].tolist() == expected
         assert obs in env.observation_space
 
 
-def test_the_feedback_is_the_action_that_the_world_applied() -> None:
-    """Also where the space's lower limit is above zero: an action below it counts as the limit."""
+def test_an_action_below_its_limits_is_clipped_in_the_feedback() -> None:
+    """An action below the lower limit 0.5 is 0.5, although the feedback's bounds include 0."""
     env = Feedback(Valve())
     env.reset(seed=0)
     obs, *_ = env.step(np.array([[0.0, 0.1]], np.float32))
     assert obs["feedback"][1] == 0.5
 
 
-def test_a_reward_outside_its_range_is_felt_at_the_limit() -> None:
+def test_a_reward_outside_its_range_is_clipped_in_the_feedback() -> None:
     class Harsh(Valve):
         def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
             observation, _, *rest = super().step(action)
@@ -93,17 +89,15 @@ def test_a_reward_outside_its_range_is_felt_at_the_limit() -> None:
     assert obs in env.observation_space
 
 
-def test_unknown_bounds_of_the_reward_are_infinite() -> None:
+def test_an_unbounded_reward_has_infinite_bounds_in_the_feedback() -> None:
     box = feedback_space(spaces.Discrete(2), (-np.inf, np.inf))
     assert box.low.tolist() == [0, 0, -np.inf]
     assert box.high.tolist() == [1, 1, np.inf]
 
 
 @pytest.mark.parametrize("world", [Walk, Valve, PlantEnv, ImageStreamEnv])
-def test_everything_else_passes_through(world: Any) -> None:
-    """Tasks, reference, the other modalities, rewards and infos are the world's own; other wrappers
-    may stand between.
-    """
+def test_the_wrapper_adds_only_the_feedback(world: Any) -> None:
+    """Everything else is the world's own, also through another wrapper."""
     plain, wrapped = world(), Feedback(TimeLimit(world(), 100))
     assert wrapped.tasks == plain.tasks
     assert wrapped.reward_range == plain.reward_range
@@ -121,10 +115,8 @@ def test_everything_else_passes_through(world: Any) -> None:
 
 
 @pytest.mark.parametrize("world", [Walk, Valve])
-def test_a_vector_feels_what_its_copies_feel(world: Any) -> None:
-    """To the bit, through the ends of episodes: the last feedback is in `final_obs`, the next
-    episode starts with zeros.
-    """
+def test_a_vectors_feedback_is_that_of_its_copies(world: Any) -> None:
+    """Also at an episode's end: `final_obs` has the last feedback, the next episode zeros."""
     vector = VectorFeedback(SyncTaskVectorEnv([world] * 3))
     singles = [Feedback(world()) for _ in range(3)]
     assert vector.single_observation_space == singles[0].observation_space
@@ -145,7 +137,7 @@ def test_a_vector_feels_what_its_copies_feel(world: Any) -> None:
                 np.testing.assert_array_equal(obs[name][i], expected[name])
 
 
-def test_a_masked_reset_of_a_vector_forgets_in_the_mask_only() -> None:
+def test_a_masked_reset_clears_the_feedback_only_in_the_mask() -> None:
     env = VectorFeedback(PlantVectorEnv(3))
     env.reset(seed=0)
     before, *_ = env.step(np.ones((3, 3), np.float32))
@@ -154,15 +146,15 @@ def test_a_masked_reset_of_a_vector_forgets_in_the_mask_only() -> None:
     assert before["feedback"][1].tobytes() == after["feedback"][1].tobytes()
 
 
-class Flat(Walk):
+class BoxObservation(Walk):
     observation_space = spaces.Box(-1.0, 1.0, (1,))
 
 
-class Loud(Walk):
+class OwnFeedback(Walk):
     observation_space = spaces.Dict({"feedback": spaces.Box(-1.0, 1.0, (1,))})
 
 
-class Many(Walk):
+class ManyActions(Walk):
     action_space = spaces.MultiDiscrete([2, 2])
 
 
@@ -173,25 +165,22 @@ class Many(Walk):
     ("world", "line"),
     [
         (
-            Flat,
+            BoxObservation,
             (
-                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); feedback "
-                r"needs a Dict without 'feedback'$"
+                r"^the observation space is Box\(-1\.0, 1\.0, \(1,\), float32\); feedback needs a "
+                "Dict without 'feedback'$"
             ),
         ),
         (
-            Loud,
+            OwnFeedback,
             (
                 r"^the observation space is Dict\('feedback': Box\(-1\.0, 1\.0, \(1,\), "
                 r"float32\)\); feedback needs a Dict without 'feedback'$"
             ),
         ),
         (
-            Many,
-            (
-                r"^the action space is MultiDiscrete\(\[2 2\]\); feedback needs a Box or "
-                r"Discrete$"
-            ),
+            ManyActions,
+            r"^the action space is MultiDiscrete\(\[2 2\]\); feedback needs a Box or Discrete$",
         ),
     ],
 )
@@ -201,13 +190,11 @@ def test_a_world_that_cannot_have_feedback_is_refused(wrap: Any, world: Any, lin
 
 
 def test_next_step_autoreset_is_refused() -> None:
-    """There, an episode's first observation follows an action that was ignored."""
+    """With it, the action before an episode's first observation is ignored."""
     env: Any = SyncVectorEnv([Walk, Walk], autoreset_mode=AutoresetMode.NEXT_STEP)
     with pytest.raises(
         ValueError,
-        match=(
-            r"^autoreset_mode is AutoresetMode\.NEXT_STEP; feedback needs SameStep or Disabled$"
-        ),
+        match=r"^autoreset_mode is AutoresetMode\.NEXT_STEP; feedback needs SameStep or Disabled$",
     ):
         VectorFeedback(env)
     with pytest.raises(
@@ -217,5 +204,5 @@ def test_next_step_autoreset_is_refused() -> None:
 
 
 def test_a_world_without_tasks_is_refused() -> None:
-    with pytest.raises(AttributeError, match=r"tasks"):
+    with pytest.raises(AttributeError, match="tasks"):
         Feedback(gym.make("CartPole-v1"))

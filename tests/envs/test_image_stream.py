@@ -1,6 +1,4 @@
-"""The image stream: every example of a pass is judged once, and the label is the truth of the image
-that was shown.
-"""
+"""The image stream: each pass shows every example once, and infos describe the shown image."""
 
 from typing import Any
 
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_helpers import CLASSES, TEST_ROWS, data, row_of
+from stream_helpers import CLASSES, data, infos, row_of, switch
 
 from everloop.envs import (
     Examples,
@@ -21,12 +19,10 @@ from everloop.envs import (
 from everloop.envs.data import digits, from_arrays
 
 
-def judged(env: ImageStreamVectorEnv, steps: int) -> Any:
-    """(steps * num_envs, 2): row and epoch of every judged example, in order."""
-    infos = [env.step(np.zeros(env.num_envs, int))[4] for _ in range(steps)]
-    return np.array(
-        [(i, e) for info in infos for i, e in zip(info["index"], info["epoch"], strict=True)]
-    )
+def answered(env: ImageStreamVectorEnv, steps: int) -> Any:
+    """Return row and epoch of every answered example, (steps * num_envs, 2), in order."""
+    served = infos(env, steps)
+    return np.column_stack([served["index"], served["epoch"]])
 
 
 def rows_of_task(source: Examples, task: int, size: int = 2) -> Any:
@@ -34,9 +30,7 @@ def rows_of_task(source: Examples, task: int, size: int = 2) -> Any:
 
 
 def assert_passes(pairs: Any, rows: Any) -> None:
-    """Every pass holds each of the rows once, but for the last one, which is not over and holds
-    none twice.
-    """
+    """Each pass holds each row once; the last pass is unfinished and holds none twice."""
     passes = pairs[:, 1].max() + 1
     for epoch in range(passes):
         seen = sorted(pairs[pairs[:, 1] == epoch, 0].tolist())
@@ -56,12 +50,10 @@ sources = st.sampled_from(["train", "test"])
     resets=st.dictionaries(st.integers(0, 60), st.lists(st.booleans(), min_size=9, max_size=9)),
 )
 @settings(deadline=None, max_examples=80)
-def test_over_one_pass_every_example_is_judged_once(
+def test_each_pass_shows_every_example_once(
     copies: int, length: int, examples: int, task: int, split: Any, resets: dict[int, list[bool]]
 ) -> None:
-    """Whatever the number of copies and the length of episodes, and wherever resets cut
-    into them.
-    """
+    """For any number of copies and length of episodes, and with resets at any step."""
     source = data(examples, examples)
     env = ImageStreamVectorEnv(copies, source, split=split, episode_length=length)
     rows = rows_of_task(source[split == "test"], task)
@@ -73,7 +65,7 @@ def test_over_one_pass_every_example_is_judged_once(
             env.reset(options={"reset_mask": np.array(mask)})
         elif step in resets:
             env.reset()
-        pairs += judged(env, 1).tolist()
+        pairs += answered(env, 1).tolist()
     assert len(pairs) >= 4 * len(rows)
     assert_passes(np.array(pairs), rows)
 
@@ -86,22 +78,18 @@ def test_over_one_pass_every_example_is_judged_once(
     )
 )
 @settings(deadline=None, max_examples=40)
-def test_a_task_switch_skips_no_example_either(switches: list[tuple[int, list[bool]]]) -> None:
-    """An image that nobody has judged when its copy leaves for another task is judged later, in the
-    same pass.
-    """
+def test_a_task_switch_skips_no_example(switches: list[tuple[int, list[bool]]]) -> None:
+    """An image that is still unanswered at the switch is shown again later in the same pass."""
     source = data(12)
     env = ImageStreamVectorEnv(3, source)
     env.reset(seed=0)
     pairs: list[list[int]] = []
     for task, mask in switches:
-        env.reset(
-            options={"task": task, "reset_mask": np.array(mask)} if any(mask) else {"task": task}
-        )
-        pairs += judged(env, 1).tolist()
+        switch(env, task, mask)
+        pairs += answered(env, 1).tolist()
     for task in range(3):
         env.reset(options={"task": task})
-        pairs += judged(env, 40).tolist()
+        pairs += answered(env, 40).tolist()
     for task in range(3):
         rows = rows_of_task(source[0], task)
         assert_passes(np.array([pair for pair in pairs if pair[0] in rows]), rows)
@@ -109,24 +97,24 @@ def test_a_task_switch_skips_no_example_either(switches: list[tuple[int, list[bo
 
 @given(copies=st.integers(1, 8), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=30)
-def test_the_chain_of_examples_is_the_same_for_any_number_of_copies(copies: int, seed: int) -> None:
+def test_the_order_of_examples_is_the_same_for_any_number_of_copies(copies: int, seed: int) -> None:
     """The vector is the batch: `num_envs` cuts the chain into batches and changes nothing else."""
     chains = []
     for n in (1, copies):
         env = ImageStreamVectorEnv(n, data())
         env.reset(seed=seed, options={"task": 1})
-        chains.append(judged(env, 80 // n))
+        chains.append(answered(env, 80 // n))
     np.testing.assert_array_equal(chains[0][: len(chains[1])], chains[1])
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_both_splits_are_shuffled_anew_in_every_pass(split: Any) -> None:
-    """The order of the file never shows: often it is the order of the labels."""
+def test_every_pass_of_both_splits_is_shuffled_anew(split: Any) -> None:
+    """The order of the file must not show, because it is often that of the labels."""
     orders = []
     for seed in (0, 1):
         env = ImageStreamVectorEnv(1, data(40, 40), split=split)
         env.reset(seed=seed)
-        pairs = judged(env, 2 * env.examples(0))
+        pairs = answered(env, 2 * env.examples(0))
         orders += [pairs[pairs[:, 1] == epoch, 0].tolist() for epoch in (0, 1)]
     rows = rows_of_task(data(40, 40)[split == "test"], 0).tolist()
     assert all(sorted(order) == rows for order in orders)
@@ -137,12 +125,10 @@ def test_both_splits_are_shuffled_anew_in_every_pass(split: Any) -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("label_space", ["global", "within_task"])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_the_label_is_the_truth_of_the_image_that_was_shown(
+def test_info_and_reward_are_those_of_the_shown_image(
     split: Any, label_space: Any, size: int
 ) -> None:
-    """Copies play different tasks: each sees its own classes only, and is rewarded for the class of
-    what it saw.
-    """
+    """Also with copies that play different tasks, each of which sees only its own classes."""
     source = data()
     given = source[split == "test"]
     env = ImageStreamVectorEnv(
@@ -163,9 +149,7 @@ def test_the_label_is_the_truth_of_the_image_that_was_shown(
         guess = rng.integers(0, actions, 8)
         before = obs["image"]
         obs, rewards, *_, info = env.step(guess)
-        np.testing.assert_array_equal(
-            row_of(before) - (TEST_ROWS if split == "test" else 0), info["index"]
-        )
+        np.testing.assert_array_equal(row_of(before, split), info["index"])
         np.testing.assert_array_equal(before, given.inputs[info["index"]])
         position = given.labels[info["index"]]
         np.testing.assert_array_equal(position // size, tasks)
@@ -186,7 +170,7 @@ def test_the_label_is_the_truth_of_the_image_that_was_shown(
 @pytest.mark.parametrize(
     ("label_space", "size"), [("global", 2), ("within_task", 2), ("within_task", 3)]
 )
-def test_the_reference_is_the_return_of_a_random_guesser_and_of_one_who_knows(
+def test_the_reference_is_the_return_of_random_and_of_correct_answers(
     label_space: Any, size: int
 ) -> None:
     source = data()
@@ -208,22 +192,20 @@ def test_the_reference_is_the_return_of_a_random_guesser_and_of_one_who_knows(
             obs, rewards, *_ = env.step(truth % size if label_space == "within_task" else truth)
             known += rewards
         assert (known == best).all()
-    with pytest.raises(ValueError, match=r"unknown task 'nine'"):
+    with pytest.raises(ValueError, match="unknown task 'nine'"):
         env.reference("nine")
 
 
-def test_a_world_with_one_possible_answer_keeps_the_contract() -> None:
-    """Guessing and knowing are the same there: no score is known, and none is a division by
-    zero.
-    """
+def test_a_stream_with_one_possible_answer_keeps_the_contract() -> None:
+    """Random and correct answers are then the same, so the score must not divide by zero."""
     check_task_env(
         ImageStreamEnv(data=data(), task_split=SplitClasses(1), label_space="within_task")
     )
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3])
-def test_arrays_of_ones_own_are_shown_as_they_are(channels: int | None) -> None:
-    """(N, H, W) and (N, H, W, C), sides of any length; lists of labels too."""
+def test_given_images_are_shown_unchanged(channels: int | None) -> None:
+    """(N, H, W) or (N, H, W, C), with sides of any length, and labels in lists or arrays."""
     shape = (9, 14) if channels is None else (9, 14, channels)
     images = np.random.default_rng(0).integers(0, 256, (6, *shape), np.uint8)
     source = from_arrays(images, CLASSES.tolist(), images[:3], CLASSES[[0, 2, 4]].astype(np.uint8))
@@ -237,7 +219,7 @@ def test_arrays_of_ones_own_are_shown_as_they_are(channels: int | None) -> None:
     check_task_env(ImageStreamEnv(data=source))
 
 
-def test_the_world_without_data_is_the_digits() -> None:
+def test_without_data_the_stream_shows_the_digits() -> None:
     env = ImageStreamVectorEnv(355, split="test", task_split=SplitClasses(10))
     obs, _ = env.reset(seed=0)
     test = digits()[1]

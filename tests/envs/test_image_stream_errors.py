@@ -1,4 +1,4 @@
-"""Each wrong input of a stream is refused by one line that names it, before anything is served."""
+"""Bad arguments, examples, actions and states of a stream are refused in one line."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ TEXTS = examples(np.zeros((12, 5), np.int32))
         (
             {"task_split": {"kind": "magic"}},
             (
-                r"^the task split's kind is 'magic'; choose one of classes, i-blurry, column, "
+                "^the task split's kind is 'magic'; choose one of classes, i-blurry, column, "
                 "permuted, rotated$"
             ),
         ),
@@ -68,7 +68,7 @@ TEXTS = examples(np.zeros((12, 5), np.int32))
         (
             {"task_split": ByColumn("domain")},
             (
-                r"^column is 'domain', but the data has no columns; load it with one, or choose "
+                "^column is 'domain', but the data has no columns; load it with one, or choose "
                 "another task split$"
             ),
         ),
@@ -78,7 +78,7 @@ TEXTS = examples(np.zeros((12, 5), np.int32))
         ),
         (
             {"task_split": IBlurry(3)},
-            ("^num_tasks is 3; it must be 2 or more and divide the number of classes, 4$"),
+            "^num_tasks is 3; it must be 2 or more and divide the number of classes, 4$",
         ),
         (
             {"task_split": IBlurry(2, disjoint_ratio=1.5)},
@@ -91,47 +91,37 @@ TEXTS = examples(np.zeros((12, 5), np.int32))
         (
             {"mixture": {"blur_ratio": 0.1, "speed": 3}},
             (
-                r"^the mixture does not take "
-                r"\{'blur_ratio': 0\.1, 'speed': 3\}: "
-                r"Mixture\.__init__\(\) got an "
-                r"unexpected keyword argument 'speed'$"
+                r"^the mixture does not take \{'blur_ratio': 0\.1, 'speed': 3\}: "
+                r"Mixture\.__init__\(\) got an unexpected keyword argument 'speed'$"
             ),
         ),
         (
             {"mixture": Mixture(order=[0, 2])},
-            (
-                r"^the mixture's order is \[0, 2\]; it must hold ids from 0 to 1, each at most "
-                r"once$"
-            ),
+            r"^the mixture's order is \[0, 2\]; it must hold ids from 0 to 1, each at most once$",
         ),
         (
             {"mixture": Mixture(order=[0, 0])},
-            (
-                r"^the mixture's order is \[0, 0\]; it must hold ids from 0 to 1, each at most "
-                r"once$"
-            ),
+            r"^the mixture's order is \[0, 0\]; it must hold ids from 0 to 1, each at most once$",
         ),
         (
             {"mixture": Mixture(ood_ratio=0.1, ood=["fog"])},
             (
-                r"^ood holds 'fog'; choose from noise, gaussian-noise, impulse-noise, blur, "
+                "^ood holds 'fog'; choose from noise, gaussian-noise, impulse-noise, blur, "
                 "low-contrast, inverted$"
             ),
         ),
         (
             {"mixture": Mixture(ood=["other"])},
             (
-                r"^ood holds 'other'; choose from noise, "
-                "gaussian-noise, impulse-noise, blur, "
+                "^ood holds 'other'; choose from noise, gaussian-noise, impulse-noise, blur, "
                 "low-contrast, inverted$"
             ),
         ),
         (
             {"mixture": Mixture(ood=[])},
             (
-                r"^ood is empty; choose at least one of noise, "
-                "gaussian-noise, impulse-noise, blur, low-contrast, "
-                "inverted$"
+                "^ood is empty; choose at least one of noise, gaussian-noise, impulse-noise, "
+                "blur, low-contrast, inverted$"
             ),
         ),
         (
@@ -168,7 +158,9 @@ TEXTS = examples(np.zeros((12, 5), np.int32))
         ),
     ],
 )
-def test_what_is_wrong_is_named(parameters: dict[str, Any], line: str) -> None:
+def test_a_bad_argument_of_an_image_stream_is_refused(
+    parameters: dict[str, Any], line: str
+) -> None:
     with pytest.raises(ValueError, match=line) as caught:
         ImageStreamVectorEnv(**({"data": DATA} | parameters))
     assert "\n" not in str(caught.value)
@@ -191,16 +183,13 @@ def test_what_is_wrong_is_named(parameters: dict[str, Any], line: str) -> None:
         (
             {"data": (TEXTS, TEXTS), "task_split": Permuted(2)},
             (
-                r"^inputs have shape \(12, 5\); permuted and rotated pixels need images \(N, H, "
-                r"W, C\)$"
+                r"^inputs have shape \(12, 5\); permuted and rotated pixels need images \(N, H, W, "
+                r"C\)$"
             ),
         ),
         (
             {"data": (examples(TEXTS.inputs, np.zeros((12, 5), np.int64)),) * 2},
-            (
-                r"^the labels are tags, one per token; a split by classes needs one label per "
-                "example$"
-            ),
+            "^the labels are tags, one per token; a split by classes needs one label per example$",
         ),
         (
             {"data": (TEXTS, TEXTS), "mixture": Mixture(ood=["blur"])},
@@ -208,7 +197,7 @@ def test_what_is_wrong_is_named(parameters: dict[str, Any], line: str) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_texts_is_named(parameters: dict[str, Any], line: str) -> None:
+def test_a_bad_argument_of_a_text_stream_is_refused(parameters: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line) as caught:
         TextStreamVectorEnv(**parameters)
     assert "\n" not in str(caught.value)
@@ -242,10 +231,7 @@ def test_an_impossible_mixture_is_refused(values: dict[str, Any], line: str) -> 
         ),
         (
             {"labels": LABELS[:11]},
-            (
-                r"^12 examples have labels of shape \(11,\); it must be "
-                r"\(12,\), or \(N, L\) for tags$"
-            ),
+            r"^12 examples have labels of shape \(11,\); it must be \(12,\), or \(N, L\) for tags$",
         ),
         ({"labels": LABELS - 1}, "^a label is -1; it must be from 0 to 3$"),
         ({"labels": LABELS + 1}, "^a label is 4; it must be from 0 to 3$"),
@@ -261,7 +247,7 @@ def test_examples_that_do_not_fit_together_are_refused(values: dict[str, Any], l
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (5,), (4, 2)])
-def test_guesses_of_the_wrong_shape_are_refused_and_skip_no_example(shape: tuple[int, ...]) -> None:
+def test_actions_of_the_wrong_shape_are_refused_and_skip_no_example(shape: tuple[int, ...]) -> None:
     env = ImageStreamVectorEnv(4, DATA)
     env.reset(seed=0)
     shown = env.state_dict()["own"]["pending"]
@@ -272,7 +258,7 @@ def test_guesses_of_the_wrong_shape_are_refused_and_skip_no_example(shape: tuple
     np.testing.assert_array_equal(env.state_dict()["own"]["pending"], shown)
 
 
-def test_a_state_of_another_stream_is_refused() -> None:
+def test_a_state_with_another_number_of_copies_is_refused() -> None:
     env = ImageStreamVectorEnv(4, DATA)
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"^the state has 4 copies; this world has 3"):

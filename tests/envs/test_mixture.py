@@ -1,4 +1,4 @@
-"""What gets among a task's examples: how much of it, where, and that nothing of it can be seen."""
+"""Mixtures: how many foreign and altered examples a pass holds, where, and how infos mark them."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ ratios = st.floats(0, 0.3)
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=80)
-def test_a_pass_serves_each_own_example_once_and_the_rest_in_the_asked_ratios(
+def test_a_pass_has_each_own_example_once_and_the_given_ratios(
     blur: float, other: float, ood: float, task: int, epoch: int, seed: int
 ) -> None:
     plan = Mixture(blur, other, ood).draw_pass(seed, ROWS, task, epoch, alterations=3)
@@ -35,7 +35,7 @@ def test_a_pass_serves_each_own_example_once_and_the_rest_in_the_asked_ratios(
     assert sorted(plan[INDEX, own]) == ROWS[task].tolist()
     assert all(
         row in ROWS[origin] for row, origin in zip(plan[INDEX], plan[ORIGIN], strict=True)
-    ), "every index is of the right task"
+    ), "every index must be of its task"
     n = plan.shape[1]
     wanted = {"next": blur if task < 3 else 0.0, "past": other if task > 0 else 0.0, "ood": ood}
     found = {
@@ -44,9 +44,7 @@ def test_a_pass_serves_each_own_example_once_and_the_rest_in_the_asked_ratios(
         "ood": ~clean,
     }
     for name, ratio in wanted.items():
-        assert abs(found[name].sum() - ratio * n) <= 1.5, (
-            name
-        )  # exact but for the rounding of whole examples
+        assert abs(found[name].sum() - ratio * n) <= 1.5, name  # counts are rounded
     assert own.sum() + sum(mask.sum() for mask in found.values()) == n
     assert (plan[EPOCH] == epoch).all()
     assert (plan[ORIGIN, ~clean] == task).all()
@@ -54,12 +52,12 @@ def test_a_pass_serves_each_own_example_once_and_the_rest_in_the_asked_ratios(
     assert (plan[KEY, clean] == 0).all()
 
 
-def test_past_tasks_interfere_by_their_sizes() -> None:
+def test_past_tasks_are_sampled_in_proportion_to_their_sizes() -> None:
     plan = Mixture(other_task_ratio=0.5).draw_pass(0, ROWS, 2, 0, 1)
     assert [(plan[ORIGIN] == k).sum() for k in range(4)] == [300, 200, 500, 0]
 
 
-def test_order_says_what_is_next_and_what_is_past() -> None:
+def test_order_defines_the_next_and_the_past_tasks() -> None:
     mixture = Mixture(0.2, 0.2, order=[3, 1, 0])
     neighbours = {
         task: set(mixture.draw_pass(0, ROWS, task, 0, 1)[ORIGIN]) for task in (3, 1, 0, 2)
@@ -69,14 +67,13 @@ def test_order_says_what_is_next_and_what_is_past() -> None:
 
 @pytest.mark.parametrize("passes", [1, 4])
 @pytest.mark.parametrize("gradual", [0.5, 1.0])
-def test_a_gradual_change_is_linear_from_nothing_to_one_half_at_the_boundary(
+def test_a_gradual_change_grows_linearly_to_one_half_at_the_boundary(
     gradual: float, passes: int
 ) -> None:
-    """The share of the neighbours' examples by place in the visit, over many seeds, against the
-    line.
-    """
+    """The neighbours' share at each position of the visit, over many seeds, against the line."""
     bins = 20
-    after, before, total = np.zeros(bins), np.zeros(bins), np.zeros(bins)
+    after, before = np.zeros(bins), np.zeros(bins)
+    total = np.zeros(bins)
     for seed in range(60):
         visit = np.concatenate(
             [
@@ -85,9 +82,7 @@ def test_a_gradual_change_is_linear_from_nothing_to_one_half_at_the_boundary(
             ],
             axis=1,
         )
-        own = np.cumsum(visit[ORIGIN] == 2) / (
-            500 * passes
-        )  # place in the visit, by the task's own examples
+        own = np.cumsum(visit[ORIGIN] == 2) / (500 * passes)  # position, in own examples
         place = np.minimum((own * bins).astype(int), bins - 1)
         total += np.bincount(place, minlength=bins)
         after += np.bincount(place, visit[ORIGIN] == 3, minlength=bins)
@@ -95,13 +90,13 @@ def test_a_gradual_change_is_linear_from_nothing_to_one_half_at_the_boundary(
     v = (np.arange(bins) + 0.5) / bins
     p = 0.5 * np.clip(1 - (1 - v) / (gradual / 2), 0, 1)
     q = p[::-1]
-    scale = 1 / (1 - p) + 1 / (1 - q) - 1  # both neighbours among the own
+    scale = 1 / (1 - p) + 1 / (1 - q) - 1  # own examples and both neighbours'
     np.testing.assert_allclose(after / total, p / (1 - p) / scale, atol=0.03)
     np.testing.assert_allclose(before / total, q / (1 - q) / scale, atol=0.03)
     assert abs(after[-1] / total[-1] - 0.5) < 0.05 + 1 / bins / gradual
 
 
-def test_presets_are_as_published() -> None:
+def test_presets_have_the_published_ratios() -> None:
     assert {name: tuple(values.values()) for name, values in PRESETS.items()} == {
         "easy": (0.0, 0.0, 0.0),
         "moderate": (0.1, 0.05, 0.05),
@@ -114,26 +109,18 @@ def test_presets_are_as_published() -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_served_examples_say_what_they_were_in_info_alone(preset: str) -> None:
-    """Their truth, their task, and whether they were altered; the label stays that of the image
-    shown.
-    """
+def test_infos_describe_the_shown_examples(preset: str) -> None:
+    """Label, index, task, and whether it was altered; the observation holds only the image."""
     source = digits()
     env = ImageStreamVectorEnv(8, source, mixture=PRESETS[preset])
     env.reset(seed=0, options={"task": 2})
-    kept: dict[str, list[Any]] = {
-        "image": [],
-        "ood": [],
-        "index": [],
-        "origin": [],
-        "leaked": [],
-        "label": [],
-    }
+    keys = ("ood", "index", "origin", "leaked", "label")
+    kept: dict[str, list[Any]] = {key: [] for key in ("image", *keys)}
     obs = env.reset()[0]
     for _ in range(env.examples(2) // 8):
         kept["image"].append(obs["image"])
         obs, *_, info = env.step(np.zeros(8, int))
-        for key in list(kept)[1:]:
+        for key in keys:
             kept[key].append(info[key])
     got = {key: np.concatenate(values) for key, values in kept.items()}
     np.testing.assert_array_equal(got["label"], source[0].labels[got["index"]])
@@ -158,16 +145,16 @@ def test_the_test_split_is_always_clean() -> None:
     assert not served["leaked"].any()
 
 
-def test_a_cue_tells_the_task_of_the_example_that_is_shown() -> None:
+def test_the_cue_is_the_task_of_the_shown_example() -> None:
     env = stream(4, task_cue=True, label_space="within_task", mixture=Mixture(0.3, 0.3), seed=0)
     obs, _ = env.reset(options={"task": 1})
     for _ in range(20):
-        told = obs["cue"].argmax(-1)
+        cue = obs["cue"].argmax(-1)
         obs, *_, info = env.step(np.zeros(4, int))
-        np.testing.assert_array_equal(told, info["origin"])
+        np.testing.assert_array_equal(cue, info["origin"])
 
 
-def test_other_data_takes_the_place_of_examples() -> None:
+def test_ood_data_replaces_examples() -> None:
     other = np.full((3, 8, 8, 1), 7, np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None]
     env = stream(
         4, examples=200, mixture=Mixture(ood_ratio=0.5, ood=["other"]), ood_data=other, seed=0
@@ -184,7 +171,7 @@ def test_other_data_takes_the_place_of_examples() -> None:
 
 
 @pytest.mark.parametrize("name", IMAGE_ALTERATIONS)
-def test_alterations_of_images_keep_shape_and_type_and_hang_on_the_generator_alone(
+def test_image_alterations_keep_the_shape_and_depend_only_on_the_generator(
     name: str,
 ) -> None:
     image = np.random.default_rng(0).integers(40, 200, (9, 12, 3), np.uint8)
@@ -195,7 +182,7 @@ def test_alterations_of_images_keep_shape_and_type_and_hang_on_the_generator_alo
     assert not np.shares_memory(a, image)
 
 
-def test_alterations_of_images_do_what_their_names_say() -> None:
+def test_each_image_alteration_has_its_statistics() -> None:
     rng = np.random.default_rng(0)
     flat, image = np.full((60, 60, 1), 128, np.uint8), rng.integers(0, 256, (60, 60, 1), np.uint8)
     noisy = IMAGE_ALTERATIONS["gaussian-noise"](flat, rng).astype(float)
@@ -212,7 +199,7 @@ def test_alterations_of_images_do_what_their_names_say() -> None:
     assert (abs(counts - 156.25) < 6 * 12.5).all()
 
 
-def test_alterations_of_texts_do_what_their_names_say() -> None:
+def test_each_text_alteration_has_its_statistics() -> None:
     rng = np.random.default_rng(0)
     tokens = np.concatenate([rng.permutation(np.arange(1, 401)), np.zeros(100, int)]).astype(
         np.int32
@@ -226,15 +213,13 @@ def test_alterations_of_texts_do_what_their_names_say() -> None:
     np.testing.assert_array_equal(dropped[dropped > 0], tokens[dropped > 0])
     for altered in (shuffled, dropped, noise):
         assert altered.dtype == np.int32
-        assert (altered[400:] == 0).all(), "padding stays padding"
+        assert (altered[400:] == 0).all(), "padding must stay padding"
     assert (noise[:400] > 0).all()
     assert (noise != tokens).mean() > 0.7
 
 
-def test_within_a_pass_the_place_tells_nothing_about_label_task_or_alteration() -> None:
-    """Rank correlation of the place with each of them, over many examples: as near to 0 as chance
-    has it.
-    """
+def test_the_position_in_a_pass_is_uncorrelated_with_what_is_shown() -> None:
+    """With label, index, task and alteration, within 4 standard errors of 0."""
     env = ImageStreamVectorEnv(1, task_split=SplitClasses(5), mixture=PRESETS["hard"])
     n, correlations = env.examples(1), []
     for seed in range(8):

@@ -1,6 +1,4 @@
-"""The closed form of linear-quadratic control is the optimum: brute force, algebra by hand and
-simulation agree with it.
-"""
+"""The closed form of linear-quadratic control agrees with brute force, algebra and simulation."""
 
 from typing import Any
 
@@ -22,7 +20,7 @@ problems = st.builds(
 
 
 def random_problem(rng: np.random.Generator, n: int, m: int, horizon: int) -> dict[str, Any]:
-    """Any A, also an unstable one; costs from a wide range."""
+    """Return a noise-free problem with any A, also an unstable one, and costs of a wide range."""
     q, r = 10 ** rng.uniform(-2, 1, 2)
     return {
         "A": rng.standard_normal((n, n)),
@@ -37,10 +35,9 @@ def random_problem(rng: np.random.Generator, n: int, m: int, horizon: int) -> di
 
 
 def brute_force(problem: dict[str, Any], x0: Any) -> tuple[float, Any]:
-    """Least cost and best actions (horizon, m) of the noise-free problem, as one least-squares
-    problem in all actions.
-    """
-    A, B, H = problem["A"], problem["B"], problem["horizon"]
+    """Return least cost and best actions (horizon, m) by least squares in all actions at once."""
+    A, B = problem["A"], problem["B"]
+    H = problem["horizon"]
     n, m = B.shape
     rows, right = [], []
     for t in range(1, H + 1):  # x_t = A^t x_0 + sum_s A^{t-1-s} B a_s
@@ -55,14 +52,13 @@ def brute_force(problem: dict[str, Any], x0: Any) -> tuple[float, Any]:
     rows.append(np.sqrt(problem["action_cost"]) * np.eye(H * m))
     right.append(np.zeros(H * m))
     actions = np.linalg.lstsq(np.vstack(rows), np.concatenate(right))[0]
-    return float(((np.vstack(rows) @ actions - np.concatenate(right)) ** 2).sum()), actions.reshape(
-        H, m
-    )
+    cost = ((np.vstack(rows) @ actions - np.concatenate(right)) ** 2).sum()
+    return float(cost), actions.reshape(H, m)
 
 
 @given(problems)
 @settings(deadline=None, max_examples=30)
-def test_without_noise_the_best_return_is_the_brute_force_optimum(problem: dict[str, Any]) -> None:
+def test_the_best_return_without_noise_is_the_brute_force_optimum(problem: dict[str, Any]) -> None:
     cost, _ = brute_force(problem, np.zeros(len(problem["target"])))
     assert LinearQuadratic(**problem).best_return == pytest.approx(-cost, rel=1e-6)
 
@@ -72,8 +68,9 @@ def test_without_noise_the_best_return_is_the_brute_force_optimum(problem: dict[
 def test_a_random_start_costs_the_trace_of_the_value_matrix(
     problem: dict[str, Any], std: float
 ) -> None:
-    """The optimal cost V is quadratic in x_0, so E V = V(0) + std^2 / 2 sum_i V(e_i) + V(-e_i) - 2
-    V(0).
+    """The optimal cost V is quadratic in x_0, with x_0 ~ N(0, std^2 I) and unit vectors e_i.
+
+    Hence E V(x_0) = V(0) + std^2 / 2 sum_i [V(e_i) + V(-e_i) - 2 V(0)].
     """
     at_zero, _ = brute_force(problem, np.zeros(len(problem["target"])))
     curvature = sum(
@@ -89,8 +86,8 @@ def test_a_random_start_costs_the_trace_of_the_value_matrix(
 
 @given(problems, st.integers(0, 100))
 @settings(deadline=None, max_examples=30)
-def test_the_optimal_actions_are_the_brute_force_ones(problem: dict[str, Any], seed: int) -> None:
-    """From any state, at every step; noise changes nothing about them."""
+def test_the_optimal_actions_are_those_of_brute_force(problem: dict[str, Any], seed: int) -> None:
+    """From any state and at every step. They do not depend on the noise."""
     x = np.random.default_rng(seed).standard_normal(len(problem["target"]))
     best = LinearQuadratic(**problem | {"noise": 0.7, "initial_std": 0.3})
     for t, action in enumerate(brute_force(problem, x)[1]):
@@ -106,12 +103,10 @@ def test_the_optimal_actions_are_the_brute_force_ones(problem: dict[str, Any], s
     r=st.floats(0.1, 5),
     std=st.floats(0, 2),
 )
-def test_one_step_of_a_scalar_plant_by_hand(
+def test_one_step_of_a_scalar_plant_agrees_with_algebra(
     a: float, b: float, target: float, q: float, r: float, std: float
 ) -> None:
-    """min over u of q (a x + b u - x*)^2 + r u^2 = q r (a x - x*)^2 / (r + q b^2); noise adds q
-    noise^2.
-    """
+    """min_u q (a x + b u - x*)^2 + r u^2 = q r (a x - x*)^2 / (r + q b^2); noise adds q noise^2."""
     noise = 0.5
     plant = LinearQuadratic([[a]], [[b]], [target], q, r, noise, std, horizon=1)
     expected = q * r * (a**2 * std**2 + target**2) / (r + q * b**2) + q * noise**2
@@ -122,8 +117,10 @@ def test_one_step_of_a_scalar_plant_by_hand(
     )
 
 
-def test_a_scalar_plant_agrees_with_a_numerical_optimiser() -> None:
-    a, b, target, q, r, H = 0.7, 0.4, 1.0, 0.1, 0.01, 8
+def test_the_best_return_agrees_with_a_numerical_optimizer() -> None:
+    a, b = 0.7, 0.4
+    q, r = 0.1, 0.01
+    target, H = 1.0, 8
 
     def cost(actions: Any) -> float:
         x, total = 0.0, 0.0
@@ -136,10 +133,10 @@ def test_a_scalar_plant_agrees_with_a_numerical_optimiser() -> None:
     assert -plant.best_return == pytest.approx(minimize(cost, np.zeros(H), tol=1e-10).fun, rel=1e-6)
 
 
-def unlimited(
+def returns_without_limits(
     problem: LinearQuadratic, gain_error: float, episodes: int, rng: np.random.Generator
 ) -> Any:
-    """Returns of the optimal policy times 1 + gain_error, where no limit binds the actions."""
+    """Return returns (episodes,) of 1 + gain_error times the optimal actions, unclipped."""
     x = problem.initial_std * rng.standard_normal((episodes, len(problem.target)))
     total = np.zeros(episodes)
     for t in range(problem.horizon):
@@ -154,21 +151,19 @@ def unlimited(
 @pytest.mark.parametrize("world_seed", [0, 1])
 @pytest.mark.parametrize("task", [0, 1, 2])
 def test_the_closed_form_is_the_mean_return_of_its_policy(world_seed: int, task: int) -> None:
-    """Within 4 standard errors, without limits on the actions; a policy 5 % off is worse, on the
-    same noise.
-    """
+    """Within 4 standard errors, without clipping. Actions 5 % off do worse on the same noise."""
     problem = PlantVectorEnv(world_seed=world_seed).linear_quadratic(task)
-    returns = unlimited(problem, 0.0, 4000, np.random.default_rng(1))
+    returns = returns_without_limits(problem, 0.0, 4000, np.random.default_rng(1))
     assert abs(returns.mean() - problem.best_return) < 4 * returns.std() / np.sqrt(len(returns))
     for gain_error in (-0.05, 0.05):
-        assert (returns - unlimited(problem, gain_error, 4000, np.random.default_rng(1))).mean() > 0
+        assert (
+            returns - returns_without_limits(problem, gain_error, 4000, np.random.default_rng(1))
+        ).mean() > 0
 
 
 @pytest.mark.parametrize("world_seed", [0, 1, 2])
-def test_the_limits_on_the_actions_cost_next_to_nothing(world_seed: int) -> None:
-    """The closed form is an upper bound, which the optimal policy misses by less than 1 % of the
-    way from random.
-    """
+def test_clipping_the_actions_costs_less_than_1_percent(world_seed: int) -> None:
+    """Of the range from the random return to the closed form, which is an upper bound."""
     plant = PlantVectorEnv(world_seed=world_seed)
     for task in plant.tasks:
         random, best = plant.reference(task.id)
@@ -178,7 +173,7 @@ def test_the_limits_on_the_actions_cost_next_to_nothing(world_seed: int) -> None
         assert (returns.mean() - random) / (best - random) > 0.99
 
 
-def test_simulated_actions_are_limited_to_one() -> None:
+def test_simulated_actions_are_clipped_to_1() -> None:
     problem = PlantVectorEnv().linear_quadratic(0)
     far, limit = (
         problem.simulate(lambda t, x, a=a: np.full((len(x), 3), a), 5, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""Tasks made of a data set: which examples, which classes, seen how."""
+"""Task splits: which examples and classes each task has, and how it shows them."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import rotate
-from stream_helpers import TEST_ROWS, data, infos, row_of
+from stream_helpers import data, infos, row_of
 
 from everloop.envs import (
     ByColumn,
@@ -27,9 +27,7 @@ SPACES: Any = st.sampled_from(["global", "within_task"])
 
 
 def domains(shared: bool) -> tuple[Examples, Examples]:
-    """Three domains; with `shared` classes each has both, else two, one and three classes of its
-    own.
-    """
+    """Return texts of three domains, with two shared classes, or with 2, 1 and 3 of their own."""
     rng = np.random.default_rng(0)
     parts = []
     for n in (60, 30):
@@ -60,7 +58,7 @@ def domains(shared: bool) -> tuple[Examples, Examples]:
     label_space=SPACES,
 )
 @settings(deadline=None, max_examples=40)
-def test_every_served_index_is_in_the_right_split_and_task(
+def test_shown_examples_belong_to_their_split_and_task(
     size: int, seed: int | None, split: Any, label_space: Any
 ) -> None:
     source = data(60, 24)
@@ -71,12 +69,12 @@ def test_every_served_index_is_in_the_right_split_and_task(
     classes: list[str] = []
     for task in env.tasks:
         obs, _ = env.reset(seed=1, options={"task": task.id})
-        shown = [row_of(obs["image"]) - (TEST_ROWS if split == "test" else 0)]
+        shown = [row_of(obs["image"], split)]
         seen = []
         for _ in range(2 * env.examples(task.id) // 4):
             obs, *_, info = env.step(np.zeros(4, int))
             np.testing.assert_array_equal(info["index"], shown[-1])
-            shown.append(row_of(obs["image"]) - (TEST_ROWS if split == "test" else 0))
+            shown.append(row_of(obs["image"], split))
             names = [own.classes[c] for c in own.labels[info["index"]]]
             assert set(names) <= set(task.params["classes"])
             expected = (
@@ -91,7 +89,7 @@ def test_every_served_index_is_in_the_right_split_and_task(
     assert sorted(classes) == sorted(own.classes)
 
 
-def test_given_groups_are_the_tasks_by_name_or_number() -> None:
+def test_groups_name_their_classes_by_name_or_number() -> None:
     env = ImageStreamVectorEnv(
         1,
         data(60),
@@ -106,14 +104,9 @@ def test_given_groups_are_the_tasks_by_name_or_number() -> None:
     np.testing.assert_array_equal(np.array(["13", "2", "11"])[served["label"]], names)
 
 
-def test_tasks_of_the_same_classes_have_names_of_their_own() -> None:
-    names = [
-        task.name
-        for task in ImageStreamVectorEnv(
-            1, data(60), SplitClasses(groups=[[0, 1], [0, 1], [2]])
-        ).tasks
-    ]
-    assert names == ["2-3-0", "2-3-1", "5"]
+def test_tasks_with_the_same_classes_have_different_names() -> None:
+    env = ImageStreamVectorEnv(1, data(60), SplitClasses(groups=[[0, 1], [0, 1], [2]]))
+    assert [task.name for task in env.tasks] == ["2-3-0", "2-3-1", "5"]
 
 
 @pytest.mark.parametrize("label_space", ["global", "within_task"])
@@ -135,11 +128,11 @@ def test_each_value_of_a_column_is_a_task(shared: bool, label_space: Any) -> Non
     numbers = {pair: labels.pop() for pair, labels in pairs.items()}
     if label_space == "global":
         assert sorted(numbers.values()) == list(range(6)), (
-            "every pair of task and class is told apart"
+            "each pair of task and class must have a label of its own"
         )
     elif shared:
         assert all(numbers[domain, c] == int(c[1]) for domain, c in numbers), (
-            "the same class is the same everywhere"
+            "a class must have the same label in all tasks"
         )
     else:
         assert numbers == {
@@ -152,14 +145,14 @@ def test_each_value_of_a_column_is_a_task(shared: bool, label_space: Any) -> Non
         }
 
 
-def test_the_order_of_a_columns_values_is_the_order_of_tasks() -> None:
+def test_order_selects_and_sorts_a_columns_tasks() -> None:
     env = TextStreamVectorEnv(1, domains(True), ByColumn("domain", order=["z", "x"]))
     assert [task.name for task in env.tasks] == ["z", "x"]
 
 
 @pytest.mark.parametrize("task_split", [Permuted(3, seed=5), Rotated(3)])
 @pytest.mark.parametrize("label_space", ["global", "within_task"])
-def test_all_tasks_of_a_permutation_or_rotation_hold_all_examples(
+def test_each_permuted_or_rotated_task_has_all_examples(
     task_split: TaskSplit, label_space: Any
 ) -> None:
     env = ImageStreamVectorEnv(5, data(40), task_split, label_space=label_space)
@@ -173,7 +166,7 @@ def test_all_tasks_of_a_permutation_or_rotation_hold_all_examples(
         )
 
 
-def test_a_permutation_is_one_bijection_of_the_pixels_for_each_task() -> None:
+def test_each_task_has_one_fixed_permutation_of_the_pixels() -> None:
     rng = np.random.default_rng(0)
     image = rng.permutation(256)[:192].reshape(1, 8, 8, 3).astype(np.uint8)
     source = Examples(image, np.zeros(1, np.int64), ["a"])
@@ -186,14 +179,14 @@ def test_a_permutation_is_one_bijection_of_the_pixels_for_each_task() -> None:
         pixels = {tuple(pixel) for pixel in image[0].reshape(-1, 3)}
         assert all(
             {tuple(pixel) for pixel in view[0].reshape(-1, 3)} == pixels for view in views
-        ), "channels stay together"
+        ), "the channels of a pixel must stay together"
         shown.append(views)
     assert len({view.tobytes() for view in shown[0]}) == 4
     np.testing.assert_array_equal(shown[0], shown[1])
     assert not np.array_equal(shown[0], shown[2])
 
 
-def test_a_quarter_turn_is_exact_and_other_angles_are_scipys() -> None:
+def test_quarter_turns_are_exact_and_other_angles_match_scipy() -> None:
     source = digits()
     angles = [0, 90, 180, 270, 37.5]
     env = ImageStreamVectorEnv(50, source, Rotated(angles=angles))
@@ -210,13 +203,13 @@ def test_a_quarter_turn_is_exact_and_other_angles_are_scipys() -> None:
                 rotate(image.astype(float), angle, reshape=False, order=1, mode="constant")
                 for image in original
             ]
-            inner = (slice(None), slice(2, 6), slice(2, 6))  # scipy counts the border otherwise
+            inner = (slice(None), slice(2, 6), slice(2, 6))  # scipy treats the border differently
             np.testing.assert_allclose(
                 obs["image"].astype(float)[inner], np.array(turned)[inner], atol=0.51
             )
 
 
-def test_drawn_angles_are_anywhere_in_half_a_turn_and_the_seed_s_own() -> None:
+def test_random_angles_are_uniform_and_fixed_by_the_seed() -> None:
     first, again, other = (Rotated(400, seed=seed).assign(*digits()).tasks for seed in (1, 1, 2))
     assert first == again != other
     angles = np.array([task.params["angle"] for task in first])
@@ -226,13 +219,13 @@ def test_drawn_angles_are_anywhere_in_half_a_turn_and_the_seed_s_own() -> None:
 
 @given(disjoint=st.floats(0, 1), blur=st.floats(0, 1), seed=st.integers(0, 5))
 @settings(deadline=None, max_examples=25)
-def test_i_blurry_scatters_the_asked_share_of_blurry_classes_and_nothing_else(
+def test_i_blurry_spreads_only_the_given_share_of_blurry_classes(
     disjoint: float, blur: float, seed: int
 ) -> None:
     train, test = digits()
     made = IBlurry(5, disjoint, blur, seed).assign(train, test)
     assert sorted(np.concatenate(made.train)) == list(range(len(train))), (
-        "every example is in one task"
+        "every example must be in one task"
     )
     home = np.array(
         [next(k for k, rows in enumerate(made.test) if c in test.labels[rows]) for c in range(10)]
@@ -248,12 +241,14 @@ def test_i_blurry_scatters_the_asked_share_of_blurry_classes_and_nothing_else(
             blurry += 1
             assert len(moved) == round(blur * len(own))
             counts = np.bincount(moved, minlength=5)[np.arange(5) != home[c]]
-            assert counts.max() - counts.min() <= 1, "evenly over the other tasks"
+            assert counts.max() - counts.min() <= 1, (
+                "moved examples must be spread evenly over the other tasks"
+            )
     assert blurry == (10 - round(disjoint * 10) if round(blur * 140) else 0)
     assert sorted(np.concatenate(made.test)) == list(range(len(test)))
 
 
-def test_i_blurry_tells_all_classes_apart_in_every_task() -> None:
+def test_i_blurry_tasks_share_one_global_label_space() -> None:
     env = ImageStreamVectorEnv(10, task_split=IBlurry(5, 0.5, 0.3))
     for k in range(5):
         env.reset(seed=0, options={"task": k})
@@ -261,7 +256,7 @@ def test_i_blurry_tells_all_classes_apart_in_every_task() -> None:
         np.testing.assert_array_equal(served["label"], digits()[0].labels[served["index"]])
 
 
-def test_plain_data_describes_the_same_task_splits() -> None:
+def test_a_split_as_a_dictionary_equals_the_object() -> None:
     a = ImageStreamVectorEnv(4, data(60), Permuted(3, seed=2))
     b = ImageStreamVectorEnv(4, data(60), {"kind": "permuted", "num_tasks": 3, "seed": 2})
     for env in (a, b):

@@ -1,6 +1,4 @@
-"""A world that is given another's state goes on as that one would, through every wrapper and
-vector.
-"""
+"""A world that loads another's state continues as that one, through every wrapper and vector."""
 
 from __future__ import annotations
 
@@ -66,25 +64,23 @@ def same(a: list[Any], b: list[Any]) -> bool:
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_a_world_given_the_state_goes_on_as_the_first_one(name: str) -> None:
+def test_a_restored_world_continues_as_the_original(name: str) -> None:
     first, second = WORLDS[name](), WORLDS[name]()
     for world, seed in ((first, 3), (second, 4)):
         check_world(world)
         world.reset(seed=seed, options={"task": 1})
     before = play(first, 11, seed=0)
     state = first.state_dict()
-    wanted = play(first, 20, seed=1)
+    expected = play(first, 20, seed=1)
     second.load_state_dict(state)
-    assert same(play(second, 20, seed=1), wanted)
+    assert same(play(second, 20, seed=1), expected)
     second.load_state_dict(state)
-    assert same(play(second, 20, seed=1), wanted), (
-        "the state is a copy: playing on does not change it"
-    )
-    assert not same(before, wanted[: len(before)])
+    assert same(play(second, 20, seed=1), expected), "playing must not change the state"
+    assert not same(before, expected[: len(before)])
 
 
 @pytest.mark.parametrize("name", ["plant", "stream", "single copies with a time limit"])
-def test_a_state_of_another_number_of_copies_is_refused_by_both_numbers(name: str) -> None:
+def test_a_state_with_another_number_of_copies_is_refused(name: str) -> None:
     world = WORLDS[name]()
     world.reset(seed=0)
     state = world.state_dict()
@@ -95,7 +91,7 @@ def test_a_state_of_another_number_of_copies_is_refused_by_both_numbers(name: st
         other.load_state_dict(state)
 
 
-def test_a_wrapper_whose_state_is_not_known_has_none() -> None:
+def test_a_world_with_an_unknown_wrapper_has_no_state() -> None:
     world = SyncTaskVectorEnv([lambda: TransformReward(single(), lambda reward: 2 * reward)] * 2)
     world.reset(seed=0)
     assert world.state_dict() is None

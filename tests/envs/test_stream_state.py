@@ -1,4 +1,4 @@
-"""A stream is a function of its seed: for any number of copies and workers, resumed anywhere."""
+"""A stream depends only on its seed: not on copies, workers, or interruptions."""
 
 import pickle
 from typing import Any
@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_helpers import infos, stream
+from stream_helpers import infos, stream, switch
 
 from everloop.envs import PRESETS, ImageStreamEnv, ImageStreamVectorEnv, Rotated
 
@@ -15,7 +15,7 @@ HARD: Any = {"examples": 60, "mixture": {**PRESETS["hard"], "gradual": 0.5}}
 
 
 def trajectory(env: Any, steps: int) -> list[bytes]:
-    """All that `steps` steps give, as bytes."""
+    """Return all that `steps` steps return, as bytes."""
     seen = []
     for step in range(steps):
         obs, reward, *_, info = env.step(np.full(env.num_envs, step % 6))
@@ -34,20 +34,22 @@ def trajectory(env: Any, steps: int) -> list[bytes]:
     seed=st.integers(0, 9),
 )
 @settings(deadline=None, max_examples=25)
-def test_workers_change_nothing(copies: int, workers: int, task: int, seed: int) -> None:
-    plain, prepared = stream(copies, **HARD), stream(copies, workers=workers, **HARD)
-    for env in (plain, prepared):
+def test_a_stream_is_the_same_with_and_without_workers(
+    copies: int, workers: int, task: int, seed: int
+) -> None:
+    plain, prefetched = stream(copies, **HARD), stream(copies, workers=workers, **HARD)
+    for env in (plain, prefetched):
         env.reset(seed=seed, options={"task": task})
-    assert trajectory(plain, 40) == trajectory(prepared, 40)
-    for env in (plain, prepared):
+    assert trajectory(plain, 40) == trajectory(prefetched, 40)
+    for env in (plain, prefetched):
         env.reset(options={"task": (task + 1) % 3})
-    assert trajectory(plain, 10) == trajectory(prepared, 10)
-    prepared.close()
+    assert trajectory(plain, 10) == trajectory(prefetched, 10)
+    prefetched.close()
 
 
 @given(copies=st.integers(1, 6), seed=st.integers(0, 9))
 @settings(deadline=None, max_examples=25)
-def test_the_number_of_copies_only_cuts_the_chain(copies: int, seed: int) -> None:
+def test_infos_are_the_same_for_any_number_of_copies(copies: int, seed: int) -> None:
     one, many = stream(1, seed=seed, **HARD), stream(copies, seed=seed, **HARD)
     a, b = infos(one, 120), infos(many, 120 // copies)
     for key in a:
@@ -62,18 +64,14 @@ def test_the_number_of_copies_only_cuts_the_chain(copies: int, seed: int) -> Non
     workers=st.sampled_from([0, 2]),
 )
 @settings(deadline=None, max_examples=40)
-def test_a_resumed_stream_goes_on_as_if_never_stopped(
+def test_a_restored_stream_continues_as_the_original(
     before: int, switches: list[tuple[int, list[bool]]], workers: int
 ) -> None:
-    """At any step, after any switches, also in mid-episode, and in a stream that was somewhere
-    else.
-    """
+    """After any steps and switches, also within an episode, in a stream with another past."""
     env = stream(3, episode_length=7, seed=1, workers=workers, **HARD)
     for task, mask in switches:
         trajectory(env, 3)
-        env.reset(
-            options={"task": task, "reset_mask": np.array(mask)} if any(mask) else {"task": task}
-        )
+        switch(env, task, mask)
     trajectory(env, before)
     state = pickle.loads(pickle.dumps(env.state_dict()))
     other = stream(3, episode_length=7, seed=99, workers=workers, **HARD)
@@ -83,10 +81,11 @@ def test_a_resumed_stream_goes_on_as_if_never_stopped(
     for one in (env, other):
         one.reset(options={"task": 0})
     assert trajectory(env, 50) == trajectory(other, 50)
-    env.close(), other.close()
+    for one in (env, other):
+        one.close()
 
 
-def test_a_state_is_a_copy() -> None:
+def test_stepping_does_not_change_a_saved_state() -> None:
     env = stream(3, seed=0)
     state = env.state_dict()
     first = trajectory(env, 20)
@@ -94,7 +93,7 @@ def test_a_state_is_a_copy() -> None:
     assert trajectory(env, 20) == first
 
 
-def test_a_single_copy_resumes_too() -> None:
+def test_a_restored_single_environment_continues_as_the_original() -> None:
     a: Any = gym.make("everloop/ImageStream-v0").unwrapped
     b = ImageStreamEnv()
     a.reset(seed=3, options={"task": 2})
@@ -107,7 +106,7 @@ def test_a_single_copy_resumes_too() -> None:
         assert x[1:] == y[1:]
 
 
-def test_workers_show_what_a_task_sees() -> None:
+def test_workers_prepare_images_as_the_task_shows_them() -> None:
     turned = [ImageStreamVectorEnv(4, task_split=Rotated(4), workers=workers) for workers in (0, 2)]
     for env in turned:
         env.reset(seed=0, options={"task": 3})
@@ -115,7 +114,7 @@ def test_workers_show_what_a_task_sees() -> None:
     turned[1].close()
 
 
-def test_an_unseeded_stream_is_seeded_by_chance() -> None:
+def test_unseeded_streams_have_different_orders() -> None:
     orders = []
     for _ in range(3):
         env = stream(1, 60)

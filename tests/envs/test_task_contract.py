@@ -1,6 +1,4 @@
-"""The contract of a world under any sequence of calls, against a model of who plays which task for
-how long.
-"""
+"""Vector worlds keep the contract under any sequence of calls, compared with a simple model."""
 
 from __future__ import annotations
 
@@ -61,7 +59,7 @@ class Reset:
             options["reset_mask"] = np.array(self.mask)
         given = dict(options)
         result: tuple[Any, dict[str, Any]] = env.reset(seed=self.seed, options=options or None)
-        assert options == given, "the caller's options are the caller's"
+        assert options == given, "the caller's options must not change"
         return result
 
 
@@ -70,7 +68,7 @@ class Step:
     seed: int
 
     def actions(self, env: Any) -> Any:
-        """Anything allowed; in a Box also a little more, which the world clips."""
+        """Return random actions; in a Box also some outside the bounds, which the world clips."""
         dice, shape = np.random.default_rng(self.seed), env.action_space.shape
         if env.action_space.dtype.kind == "i":
             return env.single_action_space.start + dice.integers(
@@ -92,24 +90,20 @@ calls = st.lists(
 first_calls = st.builds(
     Reset, task=st.integers(0, 2), by_name=st.booleans(), seed=st.integers(0, 9)
 )
-modes = st.sampled_from(
-    [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
-)  # of native worlds, others have the first
+# of native worlds; others have SAME_STEP
+modes = st.sampled_from([AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
 kinds = pytest.mark.parametrize("kind", ["plant", "stream"])
 all_kinds = pytest.mark.parametrize("kind", ["plant", "stream", "user"])
 
 
 class Model:
-    """What the world must say, and what must stay as it was."""
+    """Play calls and check every returned value; `trace` records all of them as bytes."""
 
     def __init__(self, env: Any) -> None:
         self.env = env
         self.task, self.elapsed = np.zeros(COPIES, int), np.zeros(COPIES, int)
         self.obs: dict[str, Any] = {}
         self.trace: list[bytes] = []
-
-    def check_and_record(self, arrays: list[Any]) -> None:
-        self.trace += [np.asarray(array).tobytes() for array in arrays]
 
     def reset(self, call: Reset) -> list[Any]:
         obs, info = call.apply(self.env)
@@ -120,17 +114,19 @@ class Model:
         for name, value in obs.items():
             if (~mask).any():
                 np.testing.assert_array_equal(
-                    value[~mask], self.obs[name][~mask], f"{name} of copies that were not reset"
+                    value[~mask],
+                    self.obs[name][~mask],
+                    f"{name} of copies that were not reset must not change",
                 )
         if "feedback" in obs:
             assert not obs["feedback"][mask].any()
-        return self.agree(obs, info)
+        return self.check_observation(obs, info)
 
     def step(self, call: Step) -> list[Any]:
         actions = call.actions(self.env)
         given = actions.copy()
         obs, rewards, terminated, truncated, info = self.env.step(actions)
-        np.testing.assert_array_equal(actions, given, "the caller's actions are the caller's")
+        np.testing.assert_array_equal(actions, given, "the caller's actions must not change")
         self.elapsed += 1
         ends = self.elapsed >= HORIZON
         assert not terminated.any()
@@ -138,22 +134,22 @@ class Model:
         low, high = self.env.reward_range
         assert ((rewards >= low) & (rewards <= high)).all()
         arrays = (
-            self.final(ends, info)
+            self.check_final(ends, info)
             if self.env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
             else []
         )
         if "feedback" in obs:
-            felt = self.expected_feedback(actions, rewards)
+            feedback = self.expected_feedback(actions, rewards)
             for i in np.flatnonzero(ends) if "final_obs" in info else ():
-                np.testing.assert_array_equal(info["final_obs"][i]["feedback"], felt[i])
-                felt[i] = 0.0
-            np.testing.assert_array_equal(obs["feedback"], felt)
+                np.testing.assert_array_equal(info["final_obs"][i]["feedback"], feedback[i])
+                feedback[i] = 0.0
+            np.testing.assert_array_equal(obs["feedback"], feedback)
         if "final_obs" in info:
             self.elapsed[ends] = 0
-        return [*self.agree(obs, info), rewards, terminated, truncated, *arrays]
+        return [*self.check_observation(obs, info), rewards, terminated, truncated, *arrays]
 
-    def final(self, ends: Any, info: dict[str, Any]) -> list[Any]:
-        """SAME_STEP: the last observation and info of each copy that ended, of no other."""
+    def check_final(self, ends: Any, info: dict[str, Any]) -> list[Any]:
+        """Check that just the ended copies have a final observation and info."""
         assert ("final_obs" in info) == ends.any()
         if not ends.any():
             return []
@@ -167,14 +163,14 @@ class Model:
 
     def expected_feedback(self, actions: Any, rewards: Any) -> Any:
         space = self.env.single_action_space
-        felt = (
+        feedback = (
             np.eye(space.n)[actions - space.start]
             if actions.dtype.kind == "i"
             else np.clip(actions, -1, 1)
         )
-        return np.column_stack([felt, rewards]).astype(np.float32)
+        return np.column_stack([feedback, rewards]).astype(np.float32)
 
-    def agree(self, obs: Any, info: dict[str, Any]) -> list[Any]:
+    def check_observation(self, obs: Any, info: dict[str, Any]) -> list[Any]:
         assert obs in self.env.observation_space
         np.testing.assert_array_equal(info["task"], self.task)
         if "cue" in obs:
@@ -185,21 +181,23 @@ class Model:
             *(info[name] for name in ("task", "label", "index", "epoch") if name in info),
         ]
 
-    def play(self, played: list[Reset | Step], scribble: bool = False) -> list[bytes]:
-        """All calls; no two returned arrays ever share memory.
+    def play(self, played: list[Reset | Step], overwrite: bool = False) -> list[bytes]:
+        """Play all calls; check that no two returned arrays share memory.
 
-        `scribble` overwrites what a call returned after it.
+        Args:
+            played: The calls.
+            overwrite: Overwrite the returned arrays after each call.
         """
         kept: list[list[Any]] = []
         for call in played:
             arrays = self.step(call) if isinstance(call, Step) else self.reset(call)
-            self.check_and_record(arrays)
+            self.trace += [np.asarray(array).tobytes() for array in arrays]
             assert not any(
                 np.shares_memory(new, old) for new in arrays for olds in kept for old in olds
             )
             assert not any(np.shares_memory(a, b) for a, b in itertools.combinations(arrays, 2))
             kept.append(arrays)
-            if scribble:
+            if overwrite:
                 for array in arrays:
                     array[...] = 1
         return self.trace
@@ -223,16 +221,14 @@ staggered = [
 def test_any_sequence_of_calls_keeps_the_contract(
     kind: str, first: Reset, more: list[Any], feedback: bool, cue: bool, mode: AutoresetMode
 ) -> None:
-    """Spaces, tasks, episode ends, feedback, untouched copies; and the same calls give the same
-    bytes again.
+    """The same calls return the same bytes again, in another world and in one that was used.
 
-    Again: in a fresh world whose every returned array is overwritten at once, and in one with a
-        past.
+    In the other world every returned array is overwritten at once.
     """
     sequence = [first, *more]
     trace = Model(world(kind, feedback, cue, mode)).play(sequence)
     used = world(kind, feedback, cue, mode)
-    assert Model(used).play(sequence, scribble=True) == trace
+    assert Model(used).play(sequence, overwrite=True) == trace
     assert Model(used).play(sequence) == trace
 
 
@@ -242,9 +238,7 @@ def test_any_sequence_of_calls_keeps_the_contract(
 def test_a_refused_reset_changes_nothing(
     kind: str, first: Reset, before: list[Any], after: list[Any], seed: int | None
 ) -> None:
-    """Unknown tasks and masks that fit no vector raise ValueError, and the trajectory goes on to
-    the bit.
-    """
+    """After an unknown task or a bad mask, the trajectory continues as without the call."""
     env, after = world(kind, feedback=True), [*after, Reset(None), Step(0)]
     trace = Model(env).play([first, *before, *after])
     model = Model(env)
@@ -262,8 +256,8 @@ def test_a_refused_reset_changes_nothing(
 
 
 @all_kinds
-def test_a_seeded_masked_reset_leaves_the_other_copies_alone(kind: str) -> None:
-    """Seeded or not, a mask says whose episode begins anew."""
+def test_a_seeded_masked_reset_does_not_change_the_other_copies(kind: str) -> None:
+    """Even though a seed without a mask would restart all copies."""
     env = world(kind, feedback=True)
     model = Model(env)
     model.play(

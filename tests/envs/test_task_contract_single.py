@@ -1,6 +1,4 @@
-"""The contract of the single worlds under any sequence of calls, and that they are one copy of the
-batched ones.
-"""
+"""Single worlds keep the contract under any sequence of calls and equal a vector of one copy."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ def options_for(env: gym.Env[Any, Any], task: int | None, by_name: bool) -> dict
 
 @dataclass(frozen=True)
 class Refused:
-    """Resets to tasks that do not exist."""
+    """A call that resets to tasks that do not exist."""
 
     seed: int | None
 
@@ -62,13 +60,15 @@ class Refused:
 
 
 class Model:
-    """Plays calls and checks what each returns; `trace` holds every returned number as bytes."""
+    """Play calls and check every returned value; `trace` records all of them."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        self.env, self.trace, self.kept = env, [], []  # type: ignore[var-annotated]
+        self.env = env
+        self.trace: list[Any] = []
+        self.kept: list[Any] = []
         self.task, self.elapsed = 0, 0
 
-    def agree(self, obs: Any, info: dict[str, Any], scribble: bool) -> None:
+    def check_observation(self, obs: Any, info: dict[str, Any], overwrite: bool) -> None:
         assert obs in self.env.observation_space
         assert info["task"] == self.task
         if "cue" in obs:
@@ -77,47 +77,47 @@ class Model:
         self.trace += [value.tobytes() for value in obs.values()] + sorted(info.items())
         assert not any(np.shares_memory(new, old) for new in obs.values() for old in self.kept)
         self.kept += list(obs.values())
-        for value in obs.values() if scribble else ():
+        for value in obs.values() if overwrite else ():
             value[...] = 1
 
     def reset(
-        self, task: int | None, by_name: bool, seed: int | None, scribble: bool = False
+        self, task: int | None, by_name: bool, seed: int | None, overwrite: bool = False
     ) -> None:
         obs, info = self.env.reset(seed=seed, options=options_for(self.env, task, by_name))
         self.task, self.elapsed = self.task if task is None else task, 0
         if "feedback" in obs:
             assert not obs["feedback"].any()
-        self.agree(obs, info, scribble)
+        self.check_observation(obs, info, overwrite)
 
-    def step(self, scribble: bool) -> None:
+    def step(self, overwrite: bool) -> None:
         action = self.env.action_space.sample()
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.elapsed += 1
         assert (terminated, truncated) == (False, self.elapsed == LENGTH)
         if "feedback" in obs:
             space = self.env.action_space
-            felt = (
+            expected = (
                 np.eye(space.n)[action - space.start]
                 if isinstance(space, gym.spaces.Discrete)
                 else np.asarray(action)
             )
             np.testing.assert_array_equal(
-                obs["feedback"], np.append(felt, reward).astype(np.float32)
+                obs["feedback"], np.append(expected, reward).astype(np.float32)
             )
         self.trace += [float(reward), truncated]
-        self.agree(obs, info, scribble)
+        self.check_observation(obs, info, overwrite)
 
-    def play(self, sequence: list[Any], scribble: bool = False) -> list[Any]:
+    def play(self, sequence: list[Any], overwrite: bool = False) -> list[Any]:
         self.env.action_space.seed(0)
         for call in sequence:
             if isinstance(call, Refused):
                 call.apply(self.env)
             elif call != "step":
-                self.reset(*call, scribble=scribble)
+                self.reset(*call, overwrite=overwrite)
             else:
                 if self.elapsed == LENGTH:
-                    self.reset(None, False, None, scribble)
-                self.step(scribble)
+                    self.reset(None, False, None, overwrite)
+                self.step(overwrite)
         return self.trace
 
 
@@ -127,12 +127,13 @@ class Model:
 def test_any_sequence_of_calls_keeps_the_contract(
     name: str, first: Any, more: list[Any], feedback: bool
 ) -> None:
-    """And the same calls give the same bits again, in a fresh world, in a used one and in one whose
-    returned arrays are overwritten.
+    """The same calls return the same bytes again, in another world and in one that was used.
+
+    In the other world every returned array is overwritten at once.
     """
     trace = Model(world(name, feedback)).play([first, *more])
     used = world(name, feedback)
-    assert Model(used).play([first, *more], scribble=True) == trace
+    assert Model(used).play([first, *more], overwrite=True) == trace
     assert Model(used).play([first, *more]) == trace
 
 
@@ -142,7 +143,7 @@ def test_any_sequence_of_calls_keeps_the_contract(
 def test_a_refused_reset_changes_nothing(
     name: str, first: Any, before: list[Any], after: list[Any], seed: int | None
 ) -> None:
-    """An unknown task raises ValueError, and the trajectory goes on to the bit."""
+    """After an unknown task, the trajectory continues as without the call."""
     env = world(name, feedback=True)
     after = [*after, (len(env.get_wrapper_attr("tasks")) - 1, False, None), "step"]
     trace = Model(env).play([first, *before, *after])
@@ -152,27 +153,25 @@ def test_a_refused_reset_changes_nothing(
 @native
 @given(first=first_resets, more=calls, cue=st.booleans())
 @settings(deadline=None, max_examples=20)
-def test_the_single_world_is_one_copy_of_the_batched_one(
+def test_a_single_world_equals_a_vector_of_one_copy(
     name: str, first: Any, more: list[Any], cue: bool
 ) -> None:
-    """The same seeds and calls: observation, reward, end and info are equal to the bit."""
+    """The same seeds and calls return the same bytes."""
     parameters = SIZES[name] | {"task_cue": cue}
-    batched_class: Any = {"Plant": PlantVectorEnv, "ImageStream": ImageStreamVectorEnv}[name]
-    batched, single = (
-        batched_class(1, autoreset_mode=AutoresetMode.DISABLED, **parameters),
-        gym.make(f"everloop/{name}-v0", **parameters),
-    )
+    vector_class: Any = {"Plant": PlantVectorEnv, "ImageStream": ImageStreamVectorEnv}[name]
+    vector = vector_class(1, autoreset_mode=AutoresetMode.DISABLED, **parameters)
+    single = gym.make(f"everloop/{name}-v0", **parameters)
     single.action_space.seed(0)
     for call in (first, *more):
         if call == "step":
             action = single.action_space.sample()
-            one, many = single.step(action), batched.step(np.asarray(action)[None])
+            one, many = single.step(action), vector.step(np.asarray(action)[None])
             assert one[1:4] == tuple(part[0] for part in many[1:4])
         else:
             task, by_name, seed = call
             one, many = (
                 env.reset(seed=seed, options=options_for(single, task, by_name))
-                for env in (single, batched)
+                for env in (single, vector)
             )
         assert one[0].keys() == many[0].keys()
         for key in one[0]:

@@ -1,4 +1,4 @@
-"""`make_vec` gives native and user-made worlds one interface."""
+"""`make_vec` gives native worlds and user worlds the same interface."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ def walk_id() -> Iterator[str]:
     ("env_id", "world"),
     [("everloop/Plant-v0", PlantVectorEnv), ("everloop/ImageStream-v0", ImageStreamVectorEnv)],
 )
-def test_native_worlds_are_batched_natively(env_id: str, world: type) -> None:
+def test_native_worlds_use_their_own_vector_class(env_id: str, world: type) -> None:
     env = make_vec(env_id, 5, task_cue=True)
     assert type(env) is world
     assert env.num_envs == 5
@@ -42,7 +42,7 @@ def test_native_worlds_are_batched_natively(env_id: str, world: type) -> None:
 
 
 @pytest.mark.parametrize("env_id", ["everloop/Plant-v0", "everloop/ImageStream-v0"])
-def test_a_vectors_spec_survives_json(env_id: str) -> None:
+def test_the_spec_of_a_vector_survives_json(env_id: str) -> None:
     env = make_vec(env_id, 3, task_cue=True)
     assert env.spec is not None
     again = gym.make_vec(EnvSpec.from_json(env.spec.to_json()), num_envs=3)
@@ -60,7 +60,7 @@ def test_a_vectors_spec_survives_json(env_id: str) -> None:
         "no_such_module:Plant-v0",
     ],
 )
-def test_an_unknown_world_is_refused_by_its_name(env_id: str) -> None:
+def test_an_unknown_world_is_refused_by_its_id(env_id: str) -> None:
     with pytest.raises(
         ValueError,
         match=f"unknown world '{env_id}': choose one of everloop/ImageStream-v0, everloop/Plant-v0",
@@ -70,7 +70,7 @@ def test_an_unknown_world_is_refused_by_its_name(env_id: str) -> None:
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_an_environment_without_tasks_is_refused(env_id: str) -> None:
-    """The first one is batched natively, the second one is not."""
+    """Of the two, only CartPole has a vector class of its own."""
     with pytest.raises(
         ValueError,
         match=f"'{env_id}' is not a world: it has no `tasks`; derive it from everloop.envs.Task",
@@ -79,17 +79,17 @@ def test_an_environment_without_tasks_is_refused(env_id: str) -> None:
 
 
 def test_an_unknown_parameter_is_refused_by_its_name() -> None:
-    with pytest.raises(TypeError, match=r"colour"):
+    with pytest.raises(TypeError, match="colour"):
         make_vec("everloop/Plant-v0", colour="red")
 
 
-def test_a_world_that_registers_itself_is_found_as_gymnasium_finds_it() -> None:
-    """ "module:id" imports the module first, as in `gym.make`."""
+def test_a_module_in_the_id_is_imported_first() -> None:
+    """As in `gym.make`."""
     assert type(make_vec("everloop:everloop/Plant-v0", 2)) is PlantVectorEnv
 
 
 @pytest.mark.parametrize("feedback", [False, True])
-def test_a_users_world_has_the_interface_of_a_native_one(walk_id: str, feedback: bool) -> None:
+def test_a_user_world_has_the_interface_of_a_native_one(walk_id: str, feedback: bool) -> None:
     env: Any = make_vec(walk_id, 4, feedback=feedback)
     assert isinstance(env.unwrapped, SyncTaskVectorEnv)
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
@@ -97,12 +97,12 @@ def test_a_users_world_has_the_interface_of_a_native_one(walk_id: str, feedback:
     assert env.reward_range == Walk.reward_range
     assert np.isnan(env.reference("to-3")).all()
     assert ("feedback" in env.single_observation_space.spaces) == feedback
-    with pytest.raises(ValueError, match=r"unknown task 9"):
+    with pytest.raises(ValueError, match="unknown task 9"):
         env.reference(9)
 
 
-def test_masked_switches_of_a_users_world(walk_id: str) -> None:
-    """Copies play different tasks, keep them through autoreset, and each is paid for its own."""
+def test_copies_of_a_user_world_can_play_different_tasks(walk_id: str) -> None:
+    """Each copy keeps its task through autoreset and is rewarded for it."""
     env = make_vec(walk_id, 4)
     env.reset(seed=0)
     played = np.array([0, 1, 2, 1])
@@ -124,14 +124,14 @@ def test_masked_switches_of_a_users_world(walk_id: str) -> None:
         np.testing.assert_allclose(rewards, -np.abs(before[:, 0] - goals), rtol=1e-6)
 
 
-def test_a_seed_gives_every_copy_a_chance_of_its_own(walk_id: str) -> None:
+def test_a_seed_starts_each_copy_differently(walk_id: str) -> None:
     first, second = (make_vec(walk_id, 4).reset(seed=1)[0]["place"] for _ in range(2))
     assert first.tobytes() == second.tobytes()
     assert len(set(first[:, 0].tolist())) == 4
 
 
-def test_the_info_of_the_step_that_ends_an_episode_is_not_lost() -> None:
-    """A vector of single streams reveals the label of every image shown, as the native one does."""
+def test_the_info_of_an_episodes_last_step_is_kept() -> None:
+    """A vector of single streams gives the label of every shown image, as a native one does."""
     source = {
         "images": np.arange(8 * 64, dtype=np.uint8).reshape(8, 8, 8) + 1,
         "labels": np.arange(8) % 2 + 1,

@@ -1,4 +1,4 @@
-"""A world as a user writes it in some ten lines: walk to a number which the task names."""
+"""A minimal world as a user would write it: walk to the number that the task names."""
 
 from typing import Any
 

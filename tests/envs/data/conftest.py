@@ -1,4 +1,4 @@
-"""Every test has a cache of its own."""
+"""Each test gets its own, empty cache folder."""
 
 from pathlib import Path
 

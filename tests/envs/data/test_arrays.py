@@ -1,6 +1,4 @@
-"""Arrays of one's own become examples as they are; each wrong one is refused by one line that names
-it.
-"""
+"""`from_arrays` keeps arrays as they are and refuses bad ones; `digits` splits scikit-learn's."""
 
 from collections import Counter
 from typing import Any
@@ -31,9 +29,7 @@ LABELS = np.arange(12) % 4
 def test_labels_become_positions_among_the_sorted_train_labels(
     labels: list[Any], as_array: bool, draw: st.DataObject
 ) -> None:
-    """Whatever integers or strings they are, in lists and arrays, of which the test split may have
-    fewer.
-    """
+    """For any integers or strings, in lists or arrays; the test split may lack some."""
     test_labels = draw.draw(st.lists(st.sampled_from(labels), min_size=1, max_size=5))
     pairs = [(noise(len(y), 2, 2), np.array(y) if as_array else y) for y in (labels, test_labels)]
     for examples, given_labels in zip(
@@ -46,15 +42,16 @@ def test_labels_become_positions_among_the_sorted_train_labels(
         assert examples.labels.dtype == np.int64
 
 
-def test_strings_may_be_objects_as_data_frames_have_them() -> None:
-    train, _ = from_arrays(noise(3, 2, 2), np.array(["b", "a", "b"], object), noise(1, 2, 2), ["a"])
+def test_object_arrays_of_strings_are_accepted() -> None:
+    labels = np.array(["b", "a", "b"], object)  # as in a pandas data frame
+    train, _ = from_arrays(noise(3, 2, 2), labels, noise(1, 2, 2), ["a"])
     assert train.classes == ("a", "b")
     assert train.labels.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3])
-def test_images_are_those_that_were_given(channels: int | None) -> None:
-    """(N, H, W) and (N, H, W, C), sides of any length; not a copy of them; lists too."""
+def test_images_are_the_given_ones_and_not_copied(channels: int | None) -> None:
+    """(N, H, W) or (N, H, W, C), with sides of any length. Lists are accepted too."""
     images = noise(12, 9, 14, *([] if channels is None else [channels]))
     train, test = from_arrays(images, LABELS, list(images[:4]), LABELS[:4].tolist())
     assert train.inputs.shape == (12, 9, 14, channels or 1)
@@ -76,10 +73,7 @@ def arrays(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        (
-            {"labels": LABELS[:11]},
-            r"^labels have shape \(11,\); for 12 images it must be \(12,\)$",
-        ),
+        ({"labels": LABELS[:11]}, r"^labels have shape \(11,\); for 12 images it must be \(12,\)$"),
         (
             {"test_labels": LABELS[:5]},
             r"^test_labels have shape \(5,\); for 12 test_images it must be \(12,\)$",
@@ -117,7 +111,7 @@ def arrays(**changes: Any) -> dict[str, Any]:
         ),
         (
             {"images": [noise(8, 8), noise(8, 9)]},
-            ("^images or labels differ in shape among themselves; all must have the same shape$"),
+            "^images or labels differ in shape among themselves; all must have the same shape$",
         ),
         (
             {"labels": LABELS.astype(float)},
@@ -130,10 +124,7 @@ def arrays(**changes: Any) -> dict[str, Any]:
         ),
         (
             {"test_labels": LABELS.astype(str)},
-            (
-                r"^labels have dtype int64 and test_labels <U1; both must be integers or both "
-                "strings$"
-            ),
+            "^labels have dtype int64 and test_labels <U1; both must be integers or both strings$",
         ),
         (
             {"test_labels": LABELS + 5},
@@ -145,11 +136,7 @@ def arrays(**changes: Any) -> dict[str, Any]:
         ),
         (
             {"test_images": np.zeros((12, 8, 8, 3), np.uint8)},
-            (
-                r"^a test image has shape \(8, "
-                r"8, 3\); it must be \(8, 8, "
-                r"1\), as in training$"
-            ),
+            r"^a test image has shape \(8, 8, 3\); it must be \(8, 8, 1\), as in training$",
         ),
         (
             {"images": np.zeros((0, 8, 8), np.uint8), "labels": LABELS[:0]},
@@ -157,16 +144,14 @@ def arrays(**changes: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_is_wrong_is_named(changes: dict[str, Any], line: str) -> None:
+def test_bad_images_or_labels_are_refused(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line) as caught:
         from_arrays(**arrays(**changes))
     assert "\n" not in str(caught.value)
 
 
 def test_digits_are_split_by_class_without_overlap() -> None:
-    """Train and test together are scikit-learn's digits, each once; a fifth of every class is for
-    tests.
-    """
+    """The two splits together are scikit-learn's digits. A fifth of each class is for tests."""
     train, test = digits()
     assert train.inputs.shape == (1442, 8, 8, 1)
     assert test.inputs.shape == (355, 8, 8, 1)
@@ -187,4 +172,4 @@ def test_digits_are_split_by_class_without_overlap() -> None:
     }
     for c in range(10):
         assert (test.labels == c).sum() == (bunch.target == c).sum() // 5
-    assert digits() is digits(), "made once"
+    assert digits() is digits(), "they must be made only once"

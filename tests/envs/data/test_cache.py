@@ -1,6 +1,4 @@
-"""The cache gives what was built, once, whole, or not at all: whoever builds at the same time,
-dies, or damages it.
-"""
+"""The cache returns complete arrays, also after a failed, killed or concurrent build."""
 
 import os
 import signal
@@ -21,20 +19,20 @@ from everloop.envs.data import cache
 from everloop.envs.data.cache import cache_folder, cached, cached_folder, fingerprint
 
 
-def never() -> Any:
+def fail() -> Any:
     raise AssertionError("built again")
 
 
-def test_the_folder_is_ones_own_or_that_of_the_desktop_or_of_the_home(
+def test_the_folder_is_everloop_cache_then_xdg_then_home(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HOME", "/h")
-    for own, desktop, expected in (
+    for everloop, xdg, expected in (
         ("/a", "/b", "/a"),
         (None, "/b", "/b/everloop"),
         ("", "", "/h/.cache/everloop"),
     ):
-        for name, value in (("EVERLOOP_CACHE", own), ("XDG_CACHE_HOME", desktop)):
+        for name, value in (("EVERLOOP_CACHE", everloop), ("XDG_CACHE_HOME", xdg)):
             monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
         assert cache_folder() == Path(expected)
 
@@ -44,10 +42,10 @@ texts = st.lists(st.text(max_size=3), max_size=4)
 
 @given(one=texts, other=texts)
 @settings(deadline=None)
-def test_two_lists_of_strings_count_as_one_only_if_they_are(
+def test_strings_have_the_same_fingerprint_only_if_they_are_equal(
     one: list[str], other: list[str]
 ) -> None:
-    """Wherever one string ends and the next begins."""
+    """Strings that differ only in where one ends and the next begins are not equal."""
     assert (fingerprint(*one) == fingerprint(*other)) == (one == other)
 
 
@@ -64,10 +62,10 @@ trees = st.dictionaries(names, st.text("xy", max_size=3))
 
 @given(one=trees, other=trees)
 @settings(deadline=None, max_examples=60)
-def test_two_folders_count_as_one_only_if_their_names_and_contents_do(
+def test_folders_have_the_same_fingerprint_only_if_names_and_contents_match(
     tmp_path_factory: pytest.TempPathFactory, one: dict[str, str], other: dict[str, str]
 ) -> None:
-    """Wherever they lie, and in whatever order their files were made."""
+    """The folders' own paths and the order in which files were written do not matter."""
     first, second = (
         files(tmp_path_factory.mktemp("tree"), tree)
         for tree in (one, dict(reversed(other.items())))
@@ -75,7 +73,7 @@ def test_two_folders_count_as_one_only_if_their_names_and_contents_do(
     assert (fingerprint(first) == fingerprint(second)) == (one == other)
 
 
-def test_a_path_counts_by_its_contents_and_its_name_as_a_string_does_not(tmp_path: Path) -> None:
+def test_a_file_is_fingerprinted_by_its_contents_and_a_string_by_itself(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("one")
     (tmp_path / "b").write_text("one")
     assert (
@@ -91,7 +89,7 @@ def test_a_path_counts_by_its_contents_and_its_name_as_a_string_does_not(tmp_pat
         fingerprint(tmp_path / "c")
 
 
-def test_a_large_folder_counts_by_names_sizes_and_times(
+def test_a_large_folder_is_fingerprinted_by_names_sizes_and_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "READ_WHOLE", 5)
@@ -123,13 +121,13 @@ some_arrays = arrays_of.arrays(
     )
 )
 @settings(deadline=None, max_examples=60)
-def test_what_is_built_once_is_found_again(
+def test_built_arrays_are_returned_from_the_cache_bit_for_bit(
     built: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """To the bit, whatever the arrays are called; mapped, and safe from being written to."""
+    """With any names. The arrays are mapped and read-only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EVERLOOP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for found in (cached("key", lambda: built), cached("key", never)):
+        for found in (cached("key", lambda: built), cached("key", fail)):
             assert found.keys() == built.keys()
             for name, array in found.items():
                 assert array.dtype == built[name].dtype
@@ -139,20 +137,20 @@ def test_what_is_built_once_is_found_again(
                 assert not array.flags.writeable
 
 
-def test_keys_do_not_mix() -> None:
+def test_each_key_has_its_own_arrays() -> None:
     assert [
         int(cached(str(key), lambda key=key: {"x": np.array(key)})["x"]) for key in (1, 2, 1)
     ] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("kept", [np.array(["a", None]), np.array([{}])])
-def test_objects_are_refused_and_leave_nothing(kept: Any, cache: Path) -> None:
-    with pytest.raises(ValueError, match=r"Object arrays cannot be saved"):
+def test_object_arrays_are_refused_and_leave_no_files(kept: Any, cache: Path) -> None:
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         cached("key", lambda: {"good": np.arange(3), "bad": kept})
     assert list(cache.iterdir()) == []
 
 
-def test_a_build_that_fails_leaves_nothing(cache: Path) -> None:
+def test_a_failed_build_leaves_no_files(cache: Path) -> None:
     def write(place: Path) -> None:
         np.save(place / "half.npy", np.arange(3))
         raise KeyboardInterrupt
@@ -163,44 +161,45 @@ def test_a_build_that_fails_leaves_nothing(cache: Path) -> None:
     assert cached("key", lambda: {"x": np.arange(2)})["x"].tolist() == [0, 1]
 
 
-def cut(place: Path) -> None:
+def truncated_array(place: Path) -> None:
     with open(place / "x.npy", "r+b") as file:
         file.truncate(file.seek(0, 2) - 1)
 
 
-def empty(place: Path) -> None:
+def empty_array(place: Path) -> None:
     (place / "x.npy").write_bytes(b"")
 
 
-def no_array(place: Path) -> None:
+def zeroed_array(place: Path) -> None:
     (place / "x.npy").write_bytes(b"\0" * (place / "x.npy").stat().st_size)
 
 
-def without_array(place: Path) -> None:
+def missing_array(place: Path) -> None:
     (place / "x.npy").unlink()
 
 
-def without_sizes(place: Path) -> None:
+def missing_sizes(place: Path) -> None:
     (place / "sizes.json").unlink()
 
 
-def half_the_sizes(place: Path) -> None:
+def truncated_sizes(place: Path) -> None:
     (place / "sizes.json").write_text('{"x.npy"')
 
 
 @pytest.mark.parametrize(
-    "damage", [cut, empty, no_array, without_array, without_sizes, half_the_sizes]
+    "damage",
+    [truncated_array, empty_array, zeroed_array, missing_array, missing_sizes, truncated_sizes],
 )
-def test_a_damaged_folder_is_built_again_with_one_line(damage: Any, cache: Path) -> None:
+def test_a_damaged_entry_is_built_again_with_one_warning(damage: Any, cache: Path) -> None:
     cached("key", lambda: {"x": np.arange(100)})
     damage(cache / "key")
     with pytest.warns(
         UserWarning, match=r"^the cache .*key is damaged \(.*\); rebuilding it$"
-    ) as lines:
+    ) as warnings:
         found = cached("key", lambda: {"x": np.arange(100)})
-    assert len(lines) == 1
+    assert len(warnings) == 1
     assert found["x"].tolist() == list(range(100))
-    assert cached("key", never)["x"].tolist() == list(range(100))
+    assert cached("key", fail)["x"].tolist() == list(range(100))
     assert [path.name for path in cache.iterdir()] == ["key"]
 
 
@@ -222,7 +221,7 @@ print(int(arrays["x"].sum()), int(arrays["y"].sum()), flush=True)
 
 
 class Builder:
-    """A process which stops in the middle of its building until it is told to go on."""
+    """A process that waits halfway through its build until `proceed` is called."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -236,7 +235,7 @@ class Builder:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def go_on(self) -> None:
+    def proceed(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -254,23 +253,25 @@ def builders() -> Iterator[list[Builder]]:
 RESULT = f"{sum(range(1000))} {sum(i * i for i in range(1000))}"
 
 
-def test_of_two_processes_that_build_at_once_both_get_the_same(
+def test_two_processes_that_build_at_once_get_the_same_arrays(
     builders: list[Builder], cache: Path
 ) -> None:
     assert [builder.line() for builder in builders] == ["half", "half"]
-    assert not (cache / "key").exists(), "nothing half-built is there to be found"
+    assert not (cache / "key").exists(), "a half-built entry must not be visible"
     for builder in builders:
-        builder.go_on()
+        builder.proceed()
         assert builder.line() == RESULT
         assert builder.process.wait() == 0
-    assert [path.name for path in cache.iterdir()] == ["key"], "the second one dropped its own"
+    assert [path.name for path in cache.iterdir()] == ["key"], (
+        "the second process must delete its build"
+    )
 
 
-def test_what_a_killed_process_left_is_never_taken_for_finished_and_goes(
+def test_the_half_built_entry_of_a_killed_process_is_deleted(
     builders: list[Builder], cache: Path
 ) -> None:
     assert [builder.line() for builder in builders] == ["half", "half"]
-    killed, living = builders
+    killed, running = builders
     killed.process.send_signal(signal.SIGKILL)
     killed.process.wait()
     assert len(list(cache.iterdir())) == 2
@@ -279,9 +280,9 @@ def test_what_a_killed_process_left_is_never_taken_for_finished_and_goes(
         cached("key", lambda: {"x": np.arange(1000), "y": np.arange(1000) ** 2})["y"][-1] == 999**2
     )
     left = [path.name for path in cache.iterdir() if path.name != "key"]
-    assert len(left) == 1, "the dead one's folder is gone, the living one's is not"
-    assert f".{living.process.pid}@" in left[0]
-    living.go_on()
-    assert living.line() == RESULT
-    assert living.process.wait() == 0
+    assert len(left) == 1, "only the killed process's folder is deleted"
+    assert f".{running.process.pid}@" in left[0]
+    running.proceed()
+    assert running.line() == RESULT
+    assert running.process.wait() == 0
     assert [path.name for path in cache.iterdir()] == ["key"]

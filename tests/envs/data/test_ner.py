@@ -1,4 +1,4 @@
-"""Tags stand at the words they are of, and entities count whole."""
+"""Named entities: tags are aligned with words, and the F1 score counts whole entities."""
 
 import sys
 from pathlib import Path
@@ -33,7 +33,7 @@ def small(
 
 
 @pytest.mark.parametrize("kind", ["class labels", "strings"])
-def test_tags_stand_where_their_words_begin(kind: str, tmp_path: Path) -> None:
+def test_each_words_tag_is_at_its_first_token(kind: str, tmp_path: Path) -> None:
     root = small(
         tmp_path, None if kind == "class labels" else [[TAGS[t] for t in row] for row in TAGGED]
     )
@@ -49,17 +49,15 @@ def test_tags_stand_where_their_words_begin(kind: str, tmp_path: Path) -> None:
     assert kind == "strings" or part.classes == TAGS
 
 
-def test_pieces_within_a_word_have_no_tag(tmp_path: Path) -> None:
+def test_later_tokens_of_a_word_have_no_tag(tmp_path: Path) -> None:
     class Halves(HashTokenizer):
-        """Each word in two tokens, behind one that begins the sentence."""
+        """One token at the start of the sentence, then two tokens per word."""
 
         name = "halves"  # type: ignore[assignment]
 
         def encode_words(self, sentences: Any, length: int) -> Any:
-            ids, firsts = (
-                np.zeros((len(sentences), length), np.int32),
-                np.zeros((len(sentences), length), np.bool_),
-            )
+            ids = np.zeros((len(sentences), length), np.int32)
+            firsts = np.zeros((len(sentences), length), np.bool_)
             for n, words in enumerate(sentences):
                 ids[n, : 1 + 2 * len(words)] = 1
                 firsts[n, 1 : 1 + 2 * len(words) : 2] = True
@@ -80,16 +78,16 @@ def test_pieces_within_a_word_have_no_tag(tmp_path: Path) -> None:
             [[1, 0], [0], [1, 2]],
             {},
             (
-                r"^column 'ner_tags' of train holds .*; it must hold "
-                r"lists of tags, class labels or strings$"
+                "^column 'ner_tags' of train holds .*; it must hold lists of tags, class labels "
+                "or strings$"
             ),
         ),
         (
             ["O", "O", "O"],
             {},
             (
-                r"^column 'ner_tags' of train holds .*; it must hold "
-                r"lists of tags, class labels or strings$"
+                "^column 'ner_tags' of train holds .*; it must hold lists of tags, class labels "
+                "or strings$"
             ),
         ),
         (
@@ -104,7 +102,7 @@ def test_pieces_within_a_word_have_no_tag(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_sequence_of_tags_is_refused(
+def test_a_column_without_words_or_tags_is_refused(
     tags: Any, changes: dict[str, Any], line: str, tmp_path: Path, cache: Path
 ) -> None:
     root = small(tmp_path / "set", tags, **changes)
@@ -114,7 +112,7 @@ def test_what_is_no_sequence_of_tags_is_refused(
     assert not list(cache.glob("*"))
 
 
-def test_a_tag_that_only_the_test_split_has_is_refused(tmp_path: Path) -> None:
+def test_a_tag_that_is_only_in_the_test_split_is_refused(tmp_path: Path) -> None:
     part = {"tokens": [["a"]], "domain": ["x"]}
     write_data_set(
         tmp_path,
@@ -126,9 +124,7 @@ def test_a_tag_that_only_the_test_split_has_is_refused(tmp_path: Path) -> None:
 
 
 def spans(tags: list[str]) -> set[tuple[int, int, str]]:
-    """Entities by the definition of IOB2, leniently: an I- that continues nothing begins one (as
-    conlleval counts).
-    """
+    """Return the entities of IOB2 tags as conlleval counts them: a stray I- begins an entity."""
     found, begin = set(), None
     for i, tag in enumerate([*tags, "O"]):
         if begin is not None and not (tag.startswith("I-") and tag[2:] == tags[begin][2:]):
@@ -146,35 +142,33 @@ def spans(tags: list[str]) -> set[tuple[int, int, str]]:
         max_size=5,
     )
 )
-@example(rows=[[(1, 1), (2, 2), (0, 0), (3, 3), (4, 0), (-1, 4)]])  # one of two places found whole
+@example(rows=[[(1, 1), (2, 2), (0, 0), (3, 3), (4, 0), (-1, 4)]])  # one of two places is correct
 @settings(deadline=None)
-def test_entities_count_whole(rows: list[list[tuple[int, int]]]) -> None:
+def test_the_f1_score_counts_whole_entities(rows: list[list[tuple[int, int]]]) -> None:
     labels, guesses = np.moveaxis(np.array(rows), 2, 0)
-    right = missed = invented = 0
+    correct = missed = spurious = 0
     for row in rows:
-        judged = [(TAGS[label], TAGS[guess]) for label, guess in row if label >= 0]
-        true, told = spans([t for t, _ in judged]), spans([g for _, g in judged])
-        right, missed, invented = (
-            right + len(true & told),
-            missed + len(true - told),
-            invented + len(told - true),
-        )
-    expected = 2 * right / (2 * right + missed + invented) if right else 0.0
+        tagged = [(TAGS[label], TAGS[guess]) for label, guess in row if label >= 0]
+        true = spans([label for label, _ in tagged])
+        guessed = spans([guess for _, guess in tagged])
+        correct += len(true & guessed)
+        missed += len(true - guessed)
+        spurious += len(guessed - true)
+    expected = 2 * correct / (2 * correct + missed + spurious) if correct else 0.0
     assert entity_f1(labels, guesses, TAGS) == pytest.approx(expected)
 
 
-def test_by_hand() -> None:
+def test_the_f1_score_of_examples_worked_out_by_hand() -> None:
     labels = np.array([[1, 2, 0, 3]])
     assert entity_f1(labels, labels, TAGS) == 1
     assert entity_f1(labels, np.zeros_like(labels), TAGS) == 0
-    assert (
-        entity_f1(labels, np.array([[1, 0, 0, 3]]), TAGS) == 0.5
-    )  # half the person, the place: 1 of 2 found, 1 of 2 right
+    # half of the person does not count, the place does: precision and recall are 1 / 2
+    assert entity_f1(labels, np.array([[1, 0, 0, 3]]), TAGS) == 0.5
     assert entity_f1(np.zeros_like(labels), labels, TAGS) == 0
     assert entity_f1(np.full_like(labels, -1), labels, TAGS) == 0
 
 
-def test_a_library_that_is_not_installed_says_which_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_f1_score_without_seqeval_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "seqeval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "seqeval", None)
@@ -185,7 +179,7 @@ def test_a_library_that_is_not_installed_says_which_extra(monkeypatch: pytest.Mo
         entity_f1(np.array([[1]]), np.array([[1]]), TAGS)
 
 
-def test_a_world_of_tags_rewards_the_share_and_scores_by_entities(tmp_path: Path) -> None:
+def test_the_reward_is_token_accuracy_and_the_score_is_entity_f1(tmp_path: Path) -> None:
     world: Any = TextStreamVectorEnv(
         2,
         load_ner(small(tmp_path), length=6, columns=["domain"]),
@@ -203,17 +197,17 @@ def test_a_world_of_tags_rewards_the_share_and_scores_by_entities(tmp_path: Path
     assert world.metric(0).evaluate(labels, np.zeros_like(labels)) == 0
 
 
-def test_told_apart_by_task_no_entity_is_one_and_a_person_of_another_task_is_wrong(
+def test_a_global_label_space_has_entity_tags_for_each_task(
     tmp_path: Path,
 ) -> None:
     world: Any = TextStreamVectorEnv(
         1, load_ner(small(tmp_path), length=6, columns=["domain"]), ByColumn("domain"), "test"
     )
     assert world.single_action_space.nvec[0] == 9  # O, and 4 tags in each of 2 domains
-    outside, person, persons = 0, 1, 5
-    labels = np.array([[person, outside]])
+    person_a, person_b = 1, 5
+    labels = np.array([[person_a, 0]])
     assert world.metric(0).evaluate(labels, labels) == 1
-    assert world.metric(0).evaluate(labels, np.array([[persons, outside]])) == 0
+    assert world.metric(0).evaluate(labels, np.array([[person_b, 0]])) == 0
     assert world._tags == [
         "O",
         "B-a/person",
@@ -225,7 +219,6 @@ def test_told_apart_by_task_no_entity_is_one_and_a_person_of_another_task_is_wro
         "B-b/place",
         "I-b/place",
     ]
-    world.reset(seed=0, options={"task": "b"})
-    assert world.step(np.zeros((1, 6), int))[4]["label"].tolist() == [
-        [0, -1, -1, -1, -1, -1]
-    ]  # "rain"
+    world.reset(seed=0, options={"task": "b"})  # its only sentence is "rain"
+    *_, info = world.step(np.zeros((1, 6), int))
+    assert info["label"].tolist() == [[0, -1, -1, -1, -1, -1]]

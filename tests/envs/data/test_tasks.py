@@ -1,4 +1,4 @@
-"""Data sets of one's own, one after the other."""
+"""`from_tasks` joins data sets into one, each of which becomes a task."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from everloop.envs import ByColumn, ImageStreamVectorEnv
 from everloop.envs.data import Examples, from_tasks
 
 
-def part(
+def random_examples(
     rows: int, classes: tuple[str, ...], seed: int = 0, side: int = 8, **more: Any
 ) -> Examples:
     rng = np.random.default_rng(seed)
@@ -30,30 +30,29 @@ def part(
     )
 )
 @settings(deadline=None)
-def test_every_example_keeps_its_picture_its_class_and_its_task(
+def test_each_example_keeps_its_image_and_class_and_gets_its_task(
     sets: list[tuple[int, list[str]]],
 ) -> None:
     tasks = {
-        f"t{i}": (part(n, tuple(names), i), part(n + 1, tuple(names), i + 50))
+        f"t{i}": (random_examples(n, tuple(names), i), random_examples(n + 1, tuple(names), i + 50))
         for i, (n, names) in enumerate(sets)
     }
-    for s, whole in enumerate(from_tasks(tasks)):
-        at = 0
+    for split, joined in enumerate(from_tasks(tasks)):
+        start = 0
         for name, pair in tasks.items():
-            own = pair[s]
-            rows = slice(at, at := at + len(own))
-            np.testing.assert_array_equal(whole.inputs[rows], own.inputs)
-            assert [whole.classes[i] for i in whole.labels[rows]] == [
-                own.classes[i] for i in own.labels
-            ]
-            assert set(whole.columns["task"][rows]) == {name}
-        assert at == len(whole)
+            own = pair[split]
+            rows = slice(start, start := start + len(own))
+            np.testing.assert_array_equal(joined.inputs[rows], own.inputs)
+            names = [joined.classes[i] for i in joined.labels[rows]]
+            assert names == [own.classes[i] for i in own.labels]
+            assert set(joined.columns["task"][rows]) == {name}
+        assert start == len(joined)
 
 
-def test_they_become_tasks_in_the_order_given_with_classes_of_their_own() -> None:
+def test_the_data_sets_become_tasks_in_the_given_order() -> None:
     tasks = {
-        "digits": (part(8, ("0", "1")), part(4, ("0", "1"))),
-        "clothes": (part(6, ("shoe", "hat")), part(4, ("shoe", "hat"))),
+        "digits": (random_examples(8, ("0", "1")), random_examples(4, ("0", "1"))),
+        "clothes": (random_examples(6, ("shoe", "hat")), random_examples(4, ("shoe", "hat"))),
     }
     env: Any = ImageStreamVectorEnv(2, from_tasks(tasks), ByColumn("task", order=list(tasks)))
     assert [task.name for task in env.tasks] == ["digits", "clothes"]
@@ -61,7 +60,7 @@ def test_they_become_tasks_in_the_order_given_with_classes_of_their_own() -> Non
     assert (env.examples(0), env.examples(1)) == (8, 6)
 
 
-def test_columns_in_common_are_kept_and_tags_stay_tags() -> None:
+def test_common_columns_and_tags_are_kept() -> None:
     columns = {"by": np.array(["x"] * 3), "at": np.array(["y"] * 3)}
     tagged = Examples(
         np.array([[1, 0]] * 3, np.int32),
@@ -93,8 +92,8 @@ def test_columns_in_common_are_kept_and_tags_stay_tags() -> None:
         ({}, r"^tasks is empty; give at least one data set, name -> \(train, test\)$"),
         (
             {
-                "a": (part(2, ("x",)), part(2, ("x",))),
-                "b": (part(2, ("x",), side=9), part(2, ("x",))),
+                "a": (random_examples(2, ("x",)), random_examples(2, ("x",))),
+                "b": (random_examples(2, ("x",), side=9), random_examples(2, ("x",))),
             },
             (
                 r"^examples of 'b' are uint8 of shape \(9, 9, 1\) each; they must be uint8 of "
@@ -102,11 +101,11 @@ def test_columns_in_common_are_kept_and_tags_stay_tags() -> None:
             ),
         ),
         (
-            {"a": (part(2, ("x",)), part(2, ("y",)))},
+            {"a": (random_examples(2, ("x",)), random_examples(2, ("y",)))},
             r"^the test classes of 'a' are \['y'\]; they must be those of training, \['x'\]$",
         ),
     ],
 )
-def test_data_sets_that_do_not_fit_are_refused(tasks: Any, line: str) -> None:
+def test_data_sets_that_do_not_fit_together_are_refused(tasks: Any, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         from_tasks(tasks)

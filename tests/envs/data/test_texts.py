@@ -1,4 +1,4 @@
-"""Texts come out of a data set, or of folders, as tokens with their labels and domains."""
+"""Text data sets and folders of texts: token ids, labels, domains, and what is refused."""
 
 import sys
 from pathlib import Path
@@ -16,8 +16,8 @@ from everloop.envs.data import Examples, HashTokenizer, load_text, text_folders
 TOKENS = HashTokenizer(500)
 
 
-def small(root: Path, **changes: Any) -> Path:
-    """Four texts a split, of two classes in two domains, but for `changes` of the columns."""
+def small_texts(root: Path, **changes: Any) -> Path:
+    """Write four texts per split, of two classes and two domains; `changes` replaces columns."""
     columns = {
         "text": ["good one", "bad", "", "so good"],
         "label": [1, 0, 0, 1],
@@ -39,7 +39,7 @@ def test_each_text_is_encoded_with_its_label_and_column(
     names = names[: len(texts)]
     columns = {"words": texts, "kind": names, "from": [str(i) for i in range(len(texts))]}
     root = write_data_set(tmp_path_factory.mktemp("set"), {"train": columns, "test": columns}, {})
-    for _ in range(2):  # from the files as from the cache
+    for _ in range(2):  # first from the files, then from the cache
         for part in load_text(
             root, tokenizer=TOKENS, length=length, text="words", label="kind", columns=["from"]
         ):
@@ -50,10 +50,10 @@ def test_each_text_is_encoded_with_its_label_and_column(
             assert part.vocabulary_size == 500
 
 
-def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
+def test_only_a_new_tokenizer_or_length_encodes_the_texts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = small(tmp_path / "set")
+    root = small_texts(tmp_path / "set")
     first, _ = load_text(root)
     assert first.classes == ("no", "yes")
     assert first.vocabulary_size == 2**15
@@ -73,15 +73,11 @@ def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
         (
             {},
             {"columns": ["product"]},
-            ("set has no column 'product'; choose from text, label, domain$"),
+            "set has no column 'product'; choose from text, label, domain$",
         ),
         ({}, {"test_split": "dev"}, "set has no split 'dev'; choose from train, test$"),
         ({}, {"length": 0}, "^length is 0; it must be 1 or more$"),
-        (
-            {},
-            {"text": "label"},
-            r"^column 'label' of train holds .*; it must hold strings$",
-        ),
+        ({}, {"text": "label"}, r"^column 'label' of train holds .*; it must hold strings$"),
         (
             {"text": ["a", None, "b", "c"]},
             {},
@@ -91,8 +87,8 @@ def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
             {"label": [0.5, 1.0, 0.0, 1.0]},
             {},
             (
-                r"^column 'label' of train holds (double|float64); it must hold "
-                r"class labels, integers or strings$"
+                "^column 'label' of train holds (double|float64); it must hold class labels, "
+                "integers or strings$"
             ),
         ),
         (
@@ -102,18 +98,18 @@ def test_the_cache_is_mapped_needs_no_library_and_knows_tokenizers_apart(
         ),
     ],
 )
-def test_what_cannot_be_used_is_named_and_nothing_is_kept(
+def test_a_bad_column_or_split_is_refused_and_nothing_is_cached(
     changes: dict[str, Any], options: dict[str, Any], line: str, tmp_path: Path, cache: Path
 ) -> None:
-    root = small(tmp_path / "set", **changes)
+    root = small_texts(tmp_path / "set", **changes)
     with pytest.raises(ValueError, match=line) as caught:
         load_text(root, **options)
     assert "\n" not in str(caught.value)
     assert not list(cache.glob("*"))
 
 
-def news(root: Path, domains: str = "xy", files: int = 10) -> list[Path]:
-    """Folders of texts, whose one word is their own path."""
+def write_domains(root: Path, domains: str = "xy", files: int = 10) -> list[Path]:
+    """Write a folder for each domain; the only word of each text is unique."""
     texts = {
         f"{d}/{c}/{i:02}.txt": f"{d}{c}{i:02}"
         for d in domains
@@ -123,26 +119,23 @@ def news(root: Path, domains: str = "xy", files: int = 10) -> list[Path]:
     return [write_texts(root, texts) / d for d in domains]
 
 
-def test_each_folder_is_a_domain_of_which_a_fifth_is_for_tests(tmp_path: Path) -> None:
-    train, test = text_folders(news(tmp_path), tokenizer=TOKENS, length=2)
-    told = {"train": train, "test": test}
+def test_each_folder_becomes_a_domain_with_a_fifth_for_tests(tmp_path: Path) -> None:
+    train, test = text_folders(write_domains(tmp_path), tokenizer=TOKENS, length=2)
     seen = {}
-    for split, part in told.items():
-        for ids, label, domain in zip(
-            part.inputs, part.labels, part.columns["domain"], strict=True
-        ):
+    for split, part in (("train", train), ("test", test)):
+        domains = part.columns["domain"]
+        for ids, label, domain in zip(part.inputs, part.labels, domains, strict=True):
             seen[int(ids[0])] = (split, part.classes[label], domain)
-    expected = {
+    assert seen == {
         int(TOKENS.encode([f"{d}{c}{i:02}"], 1)[0, 0]): ("test" if i % 5 == 4 else "train", c, d)
         for d in "xy"
         for c in ("bad", "good")
         for i in range(10)
     }
-    assert seen == expected
     assert (len(train), len(test)) == (32, 8)
 
 
-def test_a_split_of_ones_own_is_kept_and_becomes_tasks_in_the_order_given(tmp_path: Path) -> None:
+def test_train_and_test_folders_are_kept_and_order_sets_the_tasks(tmp_path: Path) -> None:
     texts = {
         f"{d}/{s}/{c}/t.txt": f"{d} {s} {c}"
         for d in ("science", "news")
@@ -164,10 +157,8 @@ def test_a_split_of_ones_own_is_kept_and_becomes_tasks_in_the_order_given(tmp_pa
     assert {row.tobytes() for row in obs["tokens"]} == {row.tobytes() for row in data[0].inputs[2:]}
 
 
-def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    x, y = news(tmp_path)
-    (tmp_path / "empty").mkdir()
-    few = news(tmp_path / "few", "z", files=4)
+def test_missing_or_repeated_folders_are_refused(tmp_path: Path) -> None:
+    x, _ = write_domains(tmp_path)
     with pytest.raises(
         ValueError, match=r"^folders is empty; give at least one folder with <class>/\*\.txt$"
     ):
@@ -178,26 +169,37 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         text_folders([x, x])
     with pytest.raises(
-        ValueError,
-        match=r"^folder '.*nowhere' does not exist; give one with <class>/\*\.txt$",
+        ValueError, match=r"^folder '.*nowhere' does not exist; give one with <class>/\*\.txt$"
     ):
         text_folders([x, tmp_path / "nowhere"])
+
+
+def test_a_folder_without_enough_texts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty has no texts; it must hold <class>/\*\.txt$"):
-        text_folders([x, tmp_path / "empty"])
+        text_folders([*write_domains(tmp_path), tmp_path / "empty"])
     with pytest.raises(
         ValueError,
         match=r"bad has 4 texts; it needs 5 or more, because every fifth is a test example$",
     ):
-        text_folders(few)
+        text_folders(write_domains(tmp_path / "few", "z", files=4))
+
+
+def test_a_class_that_one_folder_lacks_is_refused(tmp_path: Path) -> None:
+    x, y = write_domains(tmp_path)
     write_texts(y, {f"odd/{i}.txt": "odd" for i in range(5)})
     with pytest.raises(
         ValueError,
         match=(
-            r"^class 'odd' is not in both .*x and all of .*y; all folders and splits must have "
-            r"the same classes$"
+            r"^class 'odd' is not in both .*x and all of .*y; all folders and splits must have the "
+            r"same classes$"
         ),
     ):
         text_folders([x, y])
+
+
+def test_a_text_that_is_not_utf_8_is_refused_by_its_path(tmp_path: Path) -> None:
+    x, _ = write_domains(tmp_path)
     (x / "bad" / "03.txt").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(
         ValueError, match=r"x/bad/03\.txt can't be read as UTF-8 text \(UnicodeDecodeError\)$"
@@ -205,9 +207,9 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         text_folders([x])
 
 
-def test_a_world_of_texts_takes_a_folder_and_shows_ids_within_its_space(tmp_path: Path) -> None:
+def test_a_text_stream_takes_a_folder_and_shows_ids_in_its_space(tmp_path: Path) -> None:
     world = TextStreamVectorEnv(
-        4, small(tmp_path / "set"), task_split={"kind": "classes", "classes_per_task": 1}
+        4, small_texts(tmp_path / "set"), task_split={"kind": "classes", "classes_per_task": 1}
     )
     obs, _ = world.reset(seed=0)
     assert world.observation_space.contains(obs)

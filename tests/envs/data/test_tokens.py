@@ -1,8 +1,6 @@
-"""Texts become ids of a fixed length, the same on every machine and whatever other texts
-there are.
-"""
+"""Tokenizers: texts become ids of a fixed length that depend on nothing but the text."""
 
-import json
+import sys
 from pathlib import Path
 from zlib import crc32
 
@@ -11,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everloop.envs.data import HashTokenizer, PretrainedTokenizer, Tokenizer
+from everloop.envs.data import HashTokenizer, PretrainedTokenizer
 
 PIECES = [
     "[PAD]",
@@ -45,7 +43,7 @@ def ids(*pieces: str) -> list[int]:
     return [PIECES.index(piece) + 1 for piece in pieces]
 
 
-def test_a_word_is_its_checksum_whatever_its_case() -> None:
+def test_a_hashed_word_is_the_crc32_of_its_lower_case() -> None:
     encoded = HashTokenizer(1000).encode(["The cat, the CAT!", ""], 8)
     numbers = {word: 1 + crc32(word.encode()) % 999 for word in ("the", "cat", ",", "!")}
     assert encoded.tolist() == [
@@ -61,10 +59,10 @@ def test_a_word_is_its_checksum_whatever_its_case() -> None:
     vocabulary=st.integers(2, 50),
 )
 @settings(deadline=None)
-def test_a_hashed_text_depends_on_nothing_but_itself(
+def test_the_ids_of_a_hashed_text_depend_only_on_the_text(
     texts: list[str], length: int, vocabulary: int
 ) -> None:
-    """Nothing can leak through a vocabulary. Padding, 0, is only at the end."""
+    """No vocabulary could leak other texts. Padding, 0, is only at the end."""
     tokenizer = HashTokenizer(vocabulary)
     together = tokenizer.encode(texts, length)
     assert together.shape == (len(texts), length)
@@ -88,7 +86,7 @@ def test_a_hashed_word_is_one_token(sentences: list[list[str]], length: int) -> 
     np.testing.assert_array_equal(firsts, encoded > 0)
 
 
-def test_a_pretrained_tokenizers_ids_are_its_own_plus_1(checkpoint: Path) -> None:
+def test_pretrained_ids_are_shifted_by_1_for_padding(checkpoint: Path) -> None:
     tokenizer = PretrainedTokenizer(checkpoint)
     assert tokenizer.vocabulary == len(PIECES) + 1
     encoded = tokenizer.encode(["playing chess.", "the"], 7)
@@ -102,7 +100,7 @@ def test_a_pretrained_tokenizers_ids_are_its_own_plus_1(checkpoint: Path) -> Non
     ]
 
 
-def test_each_words_first_piece_is_told(checkpoint: Path) -> None:
+def test_encode_words_marks_the_first_token_of_each_word(checkpoint: Path) -> None:
     encoded, firsts = PretrainedTokenizer(checkpoint).encode_words(
         [["Playing", "plays", "the"], ["unknown", "the"]], 7
     )
@@ -116,59 +114,52 @@ def test_each_words_first_piece_is_told(checkpoint: Path) -> None:
     ]
 
 
-def test_tokenizers_that_differ_have_other_names(checkpoint: Path, tmp_path: Path) -> None:
-    """Texts in the cache are known by them."""
+def test_different_tokenizers_have_different_names(checkpoint: Path, tmp_path: Path) -> None:
+    """The cache tells tokenizers apart by their names."""
     from transformers import BertTokenizerFast
 
     BertTokenizerFast(
         vocab={piece: i for i, piece in enumerate([*PIECES, "more"])}
     ).save_pretrained(tmp_path)
-    one = PretrainedTokenizer(checkpoint)
-    assert one.name == PretrainedTokenizer(str(checkpoint)).name
-    assert (
-        len(
-            {
-                one.name,
-                PretrainedTokenizer(tmp_path).name,
-                HashTokenizer().name,
-                HashTokenizer(10).name,
-            }
-        )
-        == 4
-    )
+    first = PretrainedTokenizer(checkpoint)
+    assert first.name == PretrainedTokenizer(str(checkpoint)).name
+    others = [PretrainedTokenizer(tmp_path), HashTokenizer(), HashTokenizer(10)]
+    assert len({tokenizer.name for tokenizer in (first, *others)}) == 4
 
 
-def without_name_or_fast_form(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
-    from transformers import BertTokenizerFast
-
-    monkeypatch.setattr(BertTokenizerFast, "is_fast", False)
-    return PretrainedTokenizer(checkpoint)
-
-
-def test_what_is_wrong_is_named(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vocabulary_without_words_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^vocabulary is 1; it must be 2 or more$"):
         HashTokenizer(1)
+
+
+def test_a_length_above_the_checkpoints_limit_is_refused(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match=r"^length is 9; this checkpoint takes at most 8$"):
         PretrainedTokenizer(checkpoint).encode(["the"], 9)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+
+
+def test_a_missing_checkpoint_is_refused_by_its_path(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=(
-            rf"^the tokenizer of {tmp_path}/nothing can't be loaded \([^\n]*\); give a "
-            r"folder or a Hub id that has one$"
+            rf"^the tokenizer of {tmp_path}/nothing can't be loaded \([^\n]*\); give a folder or a "
+            r"Hub id that has one$"
         ),
     ) as caught:
         PretrainedTokenizer(tmp_path / "nothing")
     assert "\n" not in str(caught.value)
+
+
+def test_a_slow_tokenizer_is_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import BertTokenizerFast
+
+    monkeypatch.setattr(BertTokenizerFast, "is_fast", False)
     with pytest.raises(ValueError, match=r"is \w+; choose a checkpoint with a fast one$"):
-        without_name_or_fast_form(checkpoint, monkeypatch)
+        PretrainedTokenizer(checkpoint)
 
 
-def test_a_library_that_is_not_installed_says_which_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
+def test_a_pretrained_tokenizer_without_transformers_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(
         ImportError,

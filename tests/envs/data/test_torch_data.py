@@ -1,4 +1,4 @@
-"""Data sets in the manner of torch: every kind of picture gives the same examples."""
+"""`from_torch` takes data sets of PIL images, arrays or tensors, and refuses bad ones."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +16,13 @@ from everloop.envs.data.torch_data import from_torch
 
 
 class Pairs(Dataset[Any]):
-    """A data set which, as many do, never ends its iteration by an IndexError."""
+    """A data set that, like many, never raises IndexError, so that iterating it never ends."""
 
     def __init__(
         self, pictures: Any, labels: Any, change: Callable[[Any], Any] = lambda picture: picture
     ) -> None:
-        self.pictures, self.labels, self.change = pictures, labels, change
+        self.pictures, self.labels = pictures, labels
+        self.change = change
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -56,7 +57,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
     examples=st.integers(1, 5),
 )
 @settings(deadline=None, max_examples=60)
-def test_pictures_of_any_kind_are_the_same_examples(
+def test_every_kind_of_picture_gives_the_same_examples(
     kind: str, sides: tuple[int, int], colour: bool, examples: int
 ) -> None:
     images = noise(examples, *sides, *([3] if colour else []))
@@ -70,8 +71,8 @@ def test_pictures_of_any_kind_are_the_same_examples(
     assert train.classes == test.classes == tuple(str(10 * i) for i in range(examples))
 
 
-def test_floats_go_to_the_nearest_level() -> None:
-    """All 256 levels and what lies a little beside them."""
+def test_floats_are_rounded_to_the_nearest_of_256_levels() -> None:
+    """Tested at all 256 levels and just less than half a level beside them."""
     levels = np.arange(256).reshape(1, 16, 16)
     beside = np.clip((levels + np.array([-0.49, 0.0, 0.49]).reshape(3, 1, 1)) / 255, 0, 1)
     train, _ = from_torch(Pairs(beside, [0, 0, 0]), Pairs(beside, [0, 0, 0]))
@@ -81,7 +82,7 @@ def test_floats_go_to_the_nearest_level() -> None:
 @pytest.mark.parametrize(
     "pictures", [lambda *shape: noise(*shape), lambda *shape: torch.tensor(noise(*shape))]
 )
-def test_where_both_ends_could_be_channels_a_tensor_has_them_first_and_an_array_last(
+def test_ambiguous_channels_come_first_in_tensors_and_last_in_arrays(
     pictures: Any,
 ) -> None:
     data = [pictures(3, 8, 3)]
@@ -93,7 +94,7 @@ def test_where_both_ends_could_be_channels_a_tensor_has_them_first_and_an_array_
     )
 
 
-def test_pictures_of_several_modes_are_grey_or_coloured() -> None:
+def test_transparency_is_dropped_from_grey_and_colour_pictures() -> None:
     grey, opaque = noise(6, 6), noise(6, 6, 3)
     transparent = Image.fromarray(np.dstack([opaque, noise(6, 6)]))
     train, test = from_torch(Pairs([transparent], [0]), Pairs([Image.fromarray(opaque)], [0]))
@@ -105,8 +106,8 @@ def test_pictures_of_several_modes_are_grey_or_coloured() -> None:
     )
 
 
-def test_labels_are_positions_where_the_classes_are_given() -> None:
-    """Also of those which one split lacks; tensors, numbers and strings without."""
+def test_given_classes_make_the_labels_their_indices() -> None:
+    """Also when a split lacks a class. Without `classes`, labels may be strings."""
     images = torch.tensor(noise(3, 8, 8))
     train, test = from_torch(
         TensorDataset(images, torch.tensor([2, 0, 2])),
@@ -132,7 +133,7 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
             {},
             (
                 r"^picture 1 of train has shape \(8, 9, 1\); it must be \(8, 8, 1\), as the first "
-                r"one of train$"
+                "one of train$"
             ),
         ),
         (
@@ -140,7 +141,7 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
             {},
             (
                 r"^picture 0 of test has shape \(8, 8, 1\); it must be \(9, 9, 1\), as the first "
-                r"one of train$"
+                "one of train$"
             ),
         ),
         (
@@ -155,9 +156,8 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
             Pairs(noise(2, 8), [0, 1]),
             {},
             (
-                r"^picture 0 of train has shape \(8,\); it must be "
-                r"\(H, W\), \(H, W, C\) or \(C, H, W\), with C in "
-                r"\(1, 3, 4\)$"
+                r"^picture 0 of train has shape \(8,\); it must be \(H, W\), \(H, W, C\) or \(C, "
+                r"H, W\), with C in \(1, 3, 4\)$"
             ),
         ),
         (
@@ -207,7 +207,9 @@ GOOD = Pairs(noise(2, 8, 8), [0, 1])
         ),
     ],
 )
-def test_what_is_wrong_is_named(train: Any, arguments: dict[str, Any], line: str) -> None:
+def test_bad_pictures_or_labels_are_refused(
+    train: Any, arguments: dict[str, Any], line: str
+) -> None:
     with pytest.raises(ValueError, match=line) as caught:
         from_torch(train, GOOD, **arguments)
     assert "\n" not in str(caught.value)
