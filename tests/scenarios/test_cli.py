@@ -304,7 +304,7 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         (["run", "switching-plant", "--n-steps", "-16"], ["n_steps is -16"]),
         (
             ["run", "switching-plant", "--algorithm", "sac", "--recurrent", "true"],
-            ["recurrent is True; which sac does not support"],
+            ["recurrent is True, which sac does not support"],
         ),
         (["run", "switching-plant", "--algorithm", "dqn"], ["dqn", "sac"]),
         (["run", "switching-plant", "--gradient-steps", "0"], ["gradient_steps is 0"]),

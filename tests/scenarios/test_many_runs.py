@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -158,12 +159,28 @@ def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
     """Start a long command and return its process when all of its runs have begun to learn."""
     long = [sys.executable, "-m", "everloop", *SHORT, "--iterations", "100000", "--quiet", *words]
     process = subprocess.Popen(
-        long, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        long,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # tests that a script runs in the background inherit that Ctrl-C is ignored
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     while len(list(folder.glob("runs/*/*/*/result.json"))) < (2 if "--seeds" in words else 1):
         time.sleep(0.1)
         assert process.poll() is None
     return process
+
+
+def errors_of(process: subprocess.Popen[str]) -> str:
+    """Return what a process that is about to end has written to stderr."""
+    try:
+        return process.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
 
 
 def released(folder: Path, seconds: float = 60) -> bool:
@@ -186,7 +203,7 @@ def test_a_signal_stops_all_runs_in_one_line(
 ) -> None:
     process = begun(tmp_path, "--seeds", "0-1", "--jobs", "2")
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    errors = errors_of(process)
     assert process.returncode == status
     assert errors == f"everloop: error: {word}; the same command runs the rest\n"
     assert released(tmp_path, seconds=0)
@@ -195,7 +212,7 @@ def test_a_signal_stops_all_runs_in_one_line(
 def test_sigterm_ends_a_run_in_one_line_and_its_result_so_far_stays(tmp_path: Path) -> None:
     process = begun(tmp_path)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    errors = errors_of(process)
     assert process.returncode == 143
     assert errors.startswith("everloop: error: terminated at step ")
     assert errors.endswith("; the same command starts the run over\n")
@@ -207,5 +224,5 @@ def test_sigterm_ends_a_run_in_one_line_and_its_result_so_far_stays(tmp_path: Pa
 def test_runs_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     process = begun(tmp_path, "--seeds", "0-1", "--jobs", "2")
     process.kill()
-    process.communicate(timeout=60)
+    errors_of(process)
     assert released(tmp_path)

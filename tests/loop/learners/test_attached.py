@@ -406,7 +406,7 @@ def test_mistakes_are_named() -> None:
     loop.begin_task(0)
     with pytest.raises(ValueError, match="end_task got no examples"):
         loop.end_task([])
-    with pytest.raises(ValueError, match="strategies si, ewc; attach these instead of ewc"):
+    with pytest.raises(ValueError, match="strategies si, ewc; attach them instead of ewc"):
         loop.load_state_dict({"strategies": {"si": {}, "ewc": {}}, "steps": 0, "task": None})
     with pytest.raises(ValueError, match="the network has no linear layer"):
         attach([], nn.Conv2d(1, 1, 1), torch.optim.SGD(nn.Conv2d(1, 1, 1).parameters(), lr=0.1))
