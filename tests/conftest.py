@@ -44,6 +44,8 @@ assert all(path.is_file() for path in LONG), (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run long files first, so that no process is left with a long test at the end."""
+    items.sort(key=lambda item: (item.path.name != "test_docs.py", item.path not in LONG))
     for item in items:
         if item.path not in LONG and item.get_closest_marker("slow") is None:
             item.add_marker("fast")

@@ -1,20 +1,22 @@
-"""Run several commands in parallel, each in its own process."""
+"""Run several commands in parallel, in worker processes."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, suppress
+from io import StringIO
+from queue import SimpleQueue
 from types import FrameType
-from typing import BinaryIO, cast
 
-CHILD = "import sys; from everloop.scenarios.jobs import child; sys.exit(child())"
+WORK = "from everloop.scenarios.jobs import work; work()"
 
 
 class Terminated(KeyboardInterrupt):
@@ -30,22 +32,104 @@ def end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, terminated)
 
 
-def child() -> int:
-    """Run the command line in a process of `run_all` and return its exit status.
+def work() -> None:
+    """Run the commands that arrive on stdin, one after the other.
 
-    The process ends when its parent does.
+    Each line of stdin holds the words of a command after `everloop`, as JSON. The answer, a line on
+    stdout, is the last line of the command's error, or null if it succeeded. The process ends when
+    its parent does.
     """
-    from everloop.scenarios.cli import main
+    commands: SimpleQueue[list[str]] = SimpleQueue()
 
-    def watch() -> None:
-        # Nothing is ever written to this pipe, so this returns when the parent has ended.
-        os.read(0, 1)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def read() -> None:
+        for line in sys.stdin:
+            commands.put(json.loads(line))
+        os.kill(os.getpid(), signal.SIGTERM)  # the parent has ended
 
     end_on_sigterm()
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=read, daemon=True).start()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what commands print is not wanted
     sys.argv[0] = "everloop"
-    return main()
+    status = 0
+    while status < 128:  # not stopped by a signal
+        status, errors = _status(commands.get())
+        lines = errors.strip().splitlines() or ["it ended without a message"]
+        last = lines[-1].removeprefix("everloop: error: ")
+        print(json.dumps(last if status else None), file=answers, flush=True)
+
+
+def _status(words: list[str]) -> tuple[int, str]:
+    """Run a command; return its exit status and what it wrote to stderr."""
+    from everloop.scenarios.cli import main
+
+    errors = StringIO()
+    with redirect_stderr(errors):
+        try:
+            return main(words), errors.getvalue()
+        except Exception:  # a fault of ours; the other commands go on
+            traceback.print_exc()
+            return 1, errors.getvalue()
+
+
+class Worker:
+    """A process that runs one command after the other.
+
+    Starting Python and torch takes longer than a short run, so processes are used again.
+
+    Args:
+        answers: Receives the worker after each command, with the last line of the command's error,
+            or with None if it succeeded.
+    """
+
+    def __init__(self, answers: SimpleQueue[tuple[Worker, str | None]]) -> None:
+        self.command: int | None = None  # position of the command that it runs
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORK],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._answers = answers
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def run(self, command: int, words: Sequence[str]) -> None:
+        """Begin to run `everloop WORDS`."""
+        self.command = command
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # `_read` then reports that the process has ended
+            self.process.stdin.write(json.dumps(list(words)) + "\n")
+            self.process.stdin.flush()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._answers.put((self, json.loads(line)))
+        status = self.process.wait()
+        self._answers.put((self, f"its process ended with status {status}"))
+
+    def close(self) -> None:
+        """Wait for the process, which must have been told to end."""
+        self._reader.join()
+        for file in (self.process.stdin, self.process.stdout):
+            assert file is not None
+            file.close()
+
+
+def _free(
+    workers: list[Worker], jobs: int, answers: SimpleQueue[tuple[Worker, str | None]]
+) -> Worker | None:
+    """Return a worker without a command, which may be new; None if `jobs` commands are running."""
+    living = [worker for worker in workers if worker.process.poll() is None]
+    for worker in living:
+        if worker.command is None:
+            return worker
+    if len(living) >= jobs:
+        return None
+    workers.append(Worker(answers))
+    return workers[-1]
 
 
 def run_all(
@@ -54,52 +138,32 @@ def run_all(
     ended: Callable[[int, str | None], None],
     started: Callable[[int], None] = lambda i: None,
 ) -> None:
-    """Run `everloop WORDS` for each of `commands`, each in its own process.
+    """Run `everloop WORDS` for each of `commands` in worker processes.
 
     An error in a callback, Ctrl-C and SIGTERM stop all processes.
 
     Args:
         commands: The words of each command after `everloop`.
-        jobs: Number of processes at the same time, 1 or more.
+        jobs: Number of commands that run at the same time, 1 or more.
         ended: Called when a command has ended, with its position in `commands` and the last line of
             its error, or None if it succeeded.
         started: Called before a command begins, with its position in `commands`.
     """
     waiting = deque(enumerate(commands))
-    going: dict[int, tuple[subprocess.Popen[bytes], BinaryIO]] = {}
-    watched, ours = os.pipe()  # closes with this process
+    answers: SimpleQueue[tuple[Worker, str | None]] = SimpleQueue()
+    workers: list[Worker] = []
     try:
-        while waiting or going:
-            while waiting and len(going) < jobs:
+        while waiting or any(worker.command is not None for worker in workers):
+            while waiting and (worker := _free(workers, jobs, answers)):
                 i, words = waiting.popleft()
                 started(i)
-                errors = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115
-                process = subprocess.Popen(
-                    [sys.executable, "-c", CHILD, *words],
-                    stdin=watched,
-                    stdout=subprocess.DEVNULL,
-                    stderr=errors,
-                )
-                going[i] = process, errors
-            for i, (process, errors) in list(going.items()):
-                if process.poll() is not None:
-                    del going[i]
-                    said = _last_line(errors)
-                    ended(i, said if process.returncode else None)
-            time.sleep(0.02)
+                worker.run(i, words)
+            worker, said = answers.get()
+            done, worker.command = worker.command, None
+            if done is not None:  # else the process of a finished command has ended
+                ended(done, said)
     finally:
-        for process, _ in going.values():
-            process.terminate()
-        for process, errors in going.values():
-            process.wait()
-            errors.close()
-        os.close(watched)
-        os.close(ours)
-
-
-def _last_line(errors: BinaryIO) -> str:
-    """Return the last line that was written, without the prefix of everloop's errors."""
-    errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
-    errors.close()
-    return lines[-1].removeprefix("everloop: error: ") if lines else "it ended without a message"
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.close()

@@ -16,7 +16,8 @@ from everloop.scenarios.cli import main
 
 HERE = Path(__file__).parent
 DIGITS = ["run", "split-digits", "--epochs", "1"]
-PLANT = ["run", "switching-plant", "--steps", "2048", "--num-tasks", "2"]
+SMALL = ["--steps", "2048", "--num-tasks", "2", "--token-size", "8", "--hidden-size", "8"]
+PLANT = ["run", "switching-plant", *SMALL]
 
 
 def fails(words: list[str], capsys: pytest.CaptureFixture[str], *said: str) -> None:
@@ -99,7 +100,7 @@ def test_joint_training_has_one_row_and_null_where_nothing_can_be_computed(tmp_p
     assert result["average_score"] > 50
 
 
-SAC = [*PLANT, "--algorithm", "sac", "--token-size", "8", "--hidden-size", "8"]
+SAC = [*PLANT, "--algorithm", "sac"]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
 ) -> None:
     """The run is the same as with the reference: in the terminal, result.json and TensorBoard."""
     monkeypatch.syspath_prepend(str(HERE))
-    small = [*PLANT[2:], "--token-size", "8", "--hidden-size", "8", "--recurrent", "false"]
+    small = [*PLANT[2:], "--recurrent", "false"]
     assert (
         main(["run", "switching-plant", *small, "--quiet", "--out", str(tmp_path / "scaled")]) == 0
     )

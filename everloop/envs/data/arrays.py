@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -126,11 +127,13 @@ def digits() -> tuple[Examples, Examples]:
     Every fifth example of each class is a test example. Grey levels 0..16 become 0..240.
     Source: UCI ML hand-written digits (Alpaydin & Kaynak, 1998), as shipped with scikit-learn.
     """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = (bunch.images * 15).astype(np.uint8)
-    labels: Any = bunch.target
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    # Importing scikit-learn to read this file would take longer than a short run.
+    table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    images = (table[:, :-1].reshape(-1, 8, 8) * 15).astype(np.uint8)
+    labels = table[:, -1].astype(np.int64)
     rank = np.empty_like(labels)
     for c in np.unique(labels):
         rank[labels == c] = np.arange(int((labels == c).sum()))
