@@ -206,14 +206,16 @@ class SupervisedLearner(Learner):
     def _current_batch(self) -> Batch:
         """Return the world's current observations as a batch without labels."""
         check_finite(self._obs, self.steps)
-        obs = {name: to_tensor(value[None], self.device) for name, value in self._obs.items()}
+        # `self.device` would walk through the network in every step
+        device = self._start.device
+        obs = {name: to_tensor(value[None], device) for name, value in self._obs.items()}
         return Batch(obs, self._start, task=self._task)
 
     def _guess(self, output: NetworkOutput) -> Tensor:
         """Step the world with the most likely labels. Return the true labels, (B, ...)."""
         guess = self.likelihood.mode(output.prediction[0].detach()).cpu().numpy()
         self._obs, _, _, _, info = self.world.step(guess)
-        label = to_tensor(labels_of(info), self.device)
+        label = to_tensor(labels_of(info), self._start.device)
         if self.counts is not None:
             self.counts += torch.bincount(label, minlength=len(self.counts))
         return label
