@@ -20,6 +20,7 @@ from everloop.scenarios.jobs import run_all
 
 HERE = Path(__file__).parent
 SHORT = ["run", "split-digits", "--iterations", "3", "--consolidation-steps", "1"]
+SHORT += ["--eval-every", "100000"]
 
 
 @pytest.fixture(autouse=True)

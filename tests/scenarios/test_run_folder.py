@@ -40,15 +40,15 @@ def test_of_runs_started_at_once_in_one_folder_all_but_one_are_refused(
             stderr=subprocess.PIPE,
             text=True,
         )
-        for seed in range(3)
+        for seed in range(2)
     ]
     errors = [process.communicate(timeout=120)[1] for process in begun]
-    assert sorted(process.returncode for process in begun) == [0, 2, 2]
+    assert sorted(process.returncode for process in begun) == [0, 2]
     refused = [error for error in errors if error]
     assert all(
         "another run is writing to x" in error or "x already holds" in error for error in refused
     )
-    assert [error.count("\n") for error in refused] == [1, 1]
+    assert [error.count("\n") for error in refused] == [1]
     seed = next(i for i, process in enumerate(begun) if process.returncode == 0)
     assert json.loads((tmp_path / "x" / "result.json").read_text())["seed"] == seed
 

@@ -106,22 +106,21 @@ def control(name: str = "") -> Learner:
     return control_learner(world=plant(task_cue=True), parameters={"batch_size": 16})
 
 
+def world_of(learner: Learner) -> Any:
+    """Return a world like the learner's, for the examples at a task's end."""
+    if learner.labelled:
+        label_space = "within_task" if learner.task_aware else "global"
+        return stream(task_cue=learner.task_aware, label_space=label_space)
+    return off_policy_world(sac=isinstance(learner.likelihood, Gaussian), num_envs=6, task_cue=True)
+
+
 def train(
     learner: Learner, strategies: list[Strategy], tasks: list[int], attach: bool = True
 ) -> None:
     """Learn `tasks` one after the other."""
     if attach:
         learner.attach(strategies)
-    if learner.labelled:
-        world: Any = stream(
-            task_cue=learner.task_aware,
-            label_space="within_task" if learner.task_aware else "global",
-        )
-    else:
-        world = off_policy_world(
-            sac=isinstance(learner.likelihood, Gaussian), num_envs=6, task_cue=True
-        )
-    learn_tasks(learner, tasks, world=world)
+    learn_tasks(learner, tasks, steps=64 if learner.labelled else 32, world=world_of(learner))
 
 
 def dqn(name: str = "") -> Learner:

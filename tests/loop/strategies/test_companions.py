@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from architecture_helpers import examples, seen, teach, told
-from contract_helpers import NETWORKS, NOT_TOLD_ONLY, STREAM, TOLD_ONLY, active, train
-from loop_helpers import same, stream, weights
+from contract_helpers import NETWORKS, NOT_TOLD_ONLY, STREAM, TOLD_ONLY, active, world_of
+from loop_helpers import learn_tasks, same, stream, weights
 
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
 from everloop.loop import (
@@ -68,7 +68,7 @@ def test_any_two_work_together_or_are_refused_in_one_line_before_anything_is_lea
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of methods that cannot help here
             try:
-                train(learner, strategies, [0, 1, 2], attach=False)
+                learn_tasks(learner, [0, 1], 32, world_of(learner))
             except Exception as error:
                 raise AssertionError(f"{first} and {second}") from error
         assert all(bool(w.isfinite().all()) for w in weights(learner.module)), names
