@@ -39,7 +39,9 @@ class Keep(Callback):
         self.measures: list[dict[str, float | None]] = []
 
     def on_run_begin(self, run: Run) -> None:
-        run.result.scenario, run.result.strategies, run.result.seed = "digits", ["ewc", "replay"], 3
+        run.result.scenario = "digits"
+        run.result.strategies = ["ewc", "replay"]
+        run.result.seed = 3
 
     def on_log(self, run: Run, scalars: dict[str, float]) -> None:
         self.logged = scalars
@@ -104,7 +106,9 @@ def made(
 
 def replay(result: Result, logger: TensorBoardLogger) -> None:
     """Call the hooks of `logger` for all evaluations in order, as a run would."""
-    everything, result.evaluations, result.steps = result.evaluations, result.evaluations[:1], 0
+    everything = result.evaluations
+    result.evaluations = result.evaluations[:1]
+    result.steps = 0
     logger.on_run_begin(run_of(result))
     for phase, now in enumerate(everything[1:]):
         logger.on_phase_begin(run_of(result, phase=phase))

@@ -65,11 +65,9 @@ def normal(likelihood: Gaussian, p: Tensor) -> Independent:
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, classes=sizes, seed=seeds)
 def test_categorical_equals_torchs(shape: tuple[int, ...], classes: int, seed: int) -> None:
-    likelihood, p, q = (
-        Categorical(classes),
-        draw(seed, *shape, classes),
-        draw(seed + 1, *shape, classes),
-    )
+    likelihood = Categorical(classes)
+    p = draw(seed, *shape, classes)
+    q = draw(seed + 1, *shape, classes)
     theirs, other = TorchCategorical(logits=p), TorchCategorical(logits=q)
     x = torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(likelihood.log_prob(p, x), theirs.log_prob(x))
@@ -84,11 +82,9 @@ def test_categorical_equals_torchs(shape: tuple[int, ...], classes: int, seed: i
 def test_tokens_have_a_categorical_each_and_untagged_ones_do_not_count(
     shape: tuple[int, ...], length: int, classes: int, seed: int
 ) -> None:
-    likelihood, p, q = (
-        TokenCategorical(length, classes),
-        draw(seed, *shape, length * classes),
-        draw(seed + 1, *shape, length * classes),
-    )
+    likelihood = TokenCategorical(length, classes)
+    p = draw(seed, *shape, length * classes)
+    q = draw(seed + 1, *shape, length * classes)
     theirs, other = (TorchCategorical(logits=z.reshape(*shape, length, classes)) for z in (p, q))
     x = torch.randint(-1, classes, (*shape, length), generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(
@@ -104,12 +100,12 @@ def test_tokens_have_a_categorical_each_and_untagged_ones_do_not_count(
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, dims=sizes, seed=seeds)
 def test_gaussian_equals_torchs(shape: tuple[int, ...], dims: int, seed: int) -> None:
-    likelihood, p, q = (
-        Gaussian(dims),
-        draw(seed, *shape, 2 * dims),
-        draw(seed + 1, *shape, 2 * dims),
-    )
-    theirs, other, x = normal(likelihood, p), normal(likelihood, q), draw(seed + 2, *shape, dims)
+    likelihood = Gaussian(dims)
+    p = draw(seed, *shape, 2 * dims)
+    q = draw(seed + 1, *shape, 2 * dims)
+    theirs = normal(likelihood, p)
+    other = normal(likelihood, q)
+    x = draw(seed + 2, *shape, dims)
     torch.testing.assert_close(likelihood.log_prob(p, x), theirs.log_prob(x))
     torch.testing.assert_close(likelihood.entropy(p), theirs.entropy())
     torch.testing.assert_close(likelihood.kl(p, q), kl_divergence(theirs, other))
@@ -157,11 +153,9 @@ LOW, HIGH = np.array([-1.0, 0.0, 2.0]), np.array([1.0, 5.0, 3.0])
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, seed=seeds)
 def test_squashed_gaussian_equals_torchs(shape: tuple[int, ...], seed: int) -> None:
-    likelihood, p, q = (
-        SquashedGaussian(LOW, HIGH),
-        draw(seed, *shape, 6) / 2,
-        draw(seed + 1, *shape, 6) / 2,
-    )
+    likelihood = SquashedGaussian(LOW, HIGH)
+    p = draw(seed, *shape, 6) / 2
+    q = draw(seed + 1, *shape, 6) / 2
     middle, half = torch.as_tensor((LOW + HIGH) / 2), torch.as_tensor((HIGH - LOW) / 2)
     mean, log_std = p[..., :3], p[..., 3:].clamp(-20, 2)
     squashed = TransformedDistribution(

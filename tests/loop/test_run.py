@@ -51,11 +51,9 @@ def test_evaluations_do_not_change_training_with_dropout() -> None:
 
 @KINDS
 def test_the_same_seed_gives_the_same_scores_bit_for_bit(kind: str) -> None:
-    (first, a), (second, b), (other, c) = (
-        trained(kind, 32),
-        trained(kind, 32),
-        trained(kind, 32, seed=1),
-    )
+    first, a = trained(kind, 32)
+    second, b = trained(kind, 32)
+    other, c = trained(kind, 32, seed=1)
     assert first.before == second.before
     assert first.scores == second.scores != other.scores
     assert [e.scores for e in first.evaluations] == [e.scores for e in second.evaluations]

@@ -239,11 +239,9 @@ def test_a_rollback_restores_what_was_learned_but_not_the_world(kind: str) -> No
 
 
 def test_the_state_of_another_network_or_strategy_is_refused() -> None:
-    run, other, third = (
-        made("plain", 0, ewc_and_replay()),
-        made("plain", 0, [EWC()]),
-        made("plain", 0, [EWC()]),
-    )
+    run = made("plain", 0, ewc_and_replay())
+    other = made("plain", 0, [EWC()])
+    third = made("plain", 0, [EWC()])
     run.begin()
     third.begin()
     before = flat(other.snapshot())

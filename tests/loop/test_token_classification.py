@@ -60,10 +60,8 @@ def test_the_loss_is_the_mean_over_tokens_that_have_a_tag() -> None:
     made = FixedLearner(
         FlatNet(nn.Linear(4, LENGTH * 3), "x").double(), TokenCategorical(LENGTH, 3)
     )
-    x, tags = (
-        torch.randn(1, 2, 4, dtype=torch.float64),
-        torch.tensor([[[0, 2, 1, -1, -1], [-1, -1, -1, -1, 2]]]),
-    )
+    x = torch.randn(1, 2, 4, dtype=torch.float64)
+    tags = torch.tensor([[[0, 2, 1, -1, -1], [-1, -1, -1, -1, 2]]])
     batch = Batch({"x": x}, torch.ones(1, 2, dtype=torch.bool), tags)
     log_p = torch.log_softmax(made.module.layers(x[0]).reshape(2, LENGTH, 3), -1)  # type: ignore[operator]
     tagged = [log_p[0, 0, 0], log_p[0, 1, 2], log_p[0, 2, 1], log_p[1, 4, 2]]

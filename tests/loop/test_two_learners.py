@@ -23,7 +23,11 @@ from everloop.envs import Task
 from everloop.loop import STRATEGIES, Batch, Learner, Strategy
 from everloop.loop.sb3.on_policy import SB3Learner
 
-COPIES, SIZE, CLASSES, STEPS, RATE = 32, 5, 3, 15, 0.03
+COPIES = 32
+SIZE = 5
+CLASSES = 3
+STEPS = 15
+RATE = 0.03
 SETTINGS: dict[str, dict[str, Any]] = {
     "l2": {"strength": 1.0},
     "ewc": {"strength": 50.0, "fisher": "exact"},

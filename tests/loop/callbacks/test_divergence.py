@@ -169,7 +169,9 @@ def test_a_threshold_that_is_not_above_0_is_refused(threshold: float) -> None:
 def test_an_update_leaves_the_network_and_global_generators_alone(case: Case) -> None:
     learner, _, divergence = case
     move(learner.module, 0.2)
-    before, states, training = weights(learner.module), random_states(), learner.module.training
+    before = weights(learner.module)
+    states = random_states()
+    training = learner.module.training
     grads = [p.requires_grad for p in learner.module.parameters()]
     divergence.update(learner)
     assert same(weights(learner.module), before)

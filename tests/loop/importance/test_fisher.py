@@ -205,7 +205,9 @@ def test_sampled_fisher_converges_to_the_expectation_over_model_labels() -> None
     The empirical Fisher lies outside.
     """
     learner, batch, p = softmax_regression()
-    few, p, draws = batch[:4], p[:4], 1500
+    few = batch[:4]
+    p = p[:4]
+    draws = 1500
     x = few.obs["x"][0]
     squares = torch.stack(
         [(F.one_hot(torch.full((4,), y), 3) - p)[:, :, None] * x[:, None, :] for y in range(3)]
@@ -321,11 +323,9 @@ def test_fisher_leaves_the_network_and_global_generators_alone(by_hooks: bool) -
     built, batch = agent_case("recurrent")
     learner = FixedLearner(built, Categorical(3))
     learner.loss(batch).backward()
-    before, grads, states = (
-        weights(built),
-        [None if p.grad is None else p.grad.clone() for p in built.parameters()],
-        random_states(),
-    )
+    before = weights(built)
+    grads = [None if p.grad is None else p.grad.clone() for p in built.parameters()]
+    states = random_states()
     diagonal_fisher(learner, [batch], torch.Generator().manual_seed(0), by_hooks).values()
     assert random_states() == states
     assert same(weights(built), before)

@@ -237,10 +237,8 @@ def test_exact_fisher_of_logistic_regression() -> None:
     """F of the weight w_ci is the mean of p_c (1 - p_c) x_i^2, with p (1 - p) for both classes."""
     torch.manual_seed(0)
     learner, batch = vector_learner(nn.Linear(4, 2), 2), vector_batch(50, 4, 2)
-    x, p = (
-        batch.obs["x"][0],
-        torch.sigmoid(torch.diff(learner.outputs(batch)[0].detach(), dim=-1)[:, 0]),
-    )
+    x = batch.obs["x"][0]
+    p = torch.sigmoid(torch.diff(learner.outputs(batch)[0].detach(), dim=-1)[:, 0])
     weight, bias = diagonal_fisher(learner, [batch], exact=True).values()
     variance = (p * (1 - p))[:, None]
     torch.testing.assert_close(weight, (variance * x**2).mean(0).expand(2, 4), rtol=1e-12, atol=0.0)

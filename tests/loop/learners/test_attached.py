@@ -188,7 +188,9 @@ def test_calls_with_labels_are_observed_in_training_only() -> None:
             return logits
 
     torch.manual_seed(0)
-    module, x, y = Labelled(), torch.randn(5, 4), torch.randint(3, (5,))
+    module = Labelled()
+    x = torch.randn(5, 4)
+    y = torch.randint(3, (5,))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     replay = Replay(capacity=100, batch_size=2, current=True)
     loop = attach([replay], module, optimizer, label_name="labels")

@@ -33,7 +33,10 @@ class Push(Strategy):
     def __init__(
         self, name: str, calls: list[str], slope: float | None = None, push: float = 0.0
     ) -> None:
-        self.name, self.calls, self.slope, self.push = name, calls, slope, push
+        self.name = name
+        self.calls = calls
+        self.slope = slope
+        self.push = push
         self.batches: list[Batch] = []
         self.found: list[list[Tensor]] = []
         self.after: list[list[Tensor]] = []
@@ -130,7 +133,9 @@ def test_without_max_grad_norm_nothing_is_clipped() -> None:
 
 def test_a_step_ignores_old_gradients_and_returns_its_loss() -> None:
     learner, batch = classifier()
-    before, plain, loss = weights(learner.module), gradient(learner, batch), learner.loss(batch)
+    before = weights(learner.module)
+    plain = gradient(learner, batch)
+    loss = learner.loss(batch)
     for p in learner.module.parameters():
         p.grad = torch.full_like(p, 1e3)
     assert learner.updater.step(loss, batch) == float(loss.detach())
@@ -281,7 +286,9 @@ def test_one_loss_replaces_the_task_loss_and_others_are_added(first: bool) -> No
     learner, batch = classifier()
     strategies = [Replacing(3.0), Push("a", [], slope=0.5)]
     learner.attach(strategies if first else strategies[::-1])
-    before, plain, loss = weights(learner.module), gradient(learner, batch), learner.loss(batch)
+    before = weights(learner.module)
+    plain = gradient(learner, batch)
+    loss = learner.loss(batch)
     added = 0.5 * sum(float(w.sum()) for w in before)
     assert update(learner, batch) == pytest.approx(3 * float(loss.detach()) + added)
     for w, g, now in zip(before, plain, weights(learner.module), strict=True):

@@ -27,7 +27,9 @@ offers = st.lists(
     st.tuples(st.integers(0, 4), st.floats(0, 1)), max_size=50, unique_by=lambda offer: offer[1]
 )
 """The group and the score of each offer; no score occurs twice."""
-capacities, cuts, seeds = st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32)
+capacities = st.integers(1, 12)
+cuts = st.integers(1, 12)
+seeds = st.integers(0, 2**32)
 
 
 def offer(
@@ -170,7 +172,9 @@ def test_the_examples_of_each_class_are_a_uniform_sample_of_its_offers(name: str
     for label in set(labels):
         mine = kept[:, offered == label]
         n, p = mine.shape[1], mine.mean(1)
-        observed, expected, variance = mine.sum(0), p.sum(), (p * (1 - p)).sum()
+        observed = mine.sum(0)
+        expected = p.sum()
+        variance = (p * (1 - p)).sum()
         if variance == 0:  # every offer is kept
             assert (mine == 1).all()
         else:

@@ -42,7 +42,9 @@ def test_every_offer_is_kept_with_the_same_probability(sizes: list[int]) -> None
     The sum of (observed - expected)^2 / variance, for draws without replacement, follows the
     chi-square distribution with n - 1 degrees of freedom, for n offers.
     """
-    capacity, offers, runs = 2, sum(sizes), 1000
+    capacity = 2
+    offers = sum(sizes)
+    runs = 1000
     counts = np.zeros(offers)
     for seed in range(runs):
         counts[contents(fill(capacity, sizes, seed))] += 1
@@ -165,10 +167,8 @@ def test_draws_are_uniform_over_the_rows_of_the_given_tasks(wanted: list[int], r
 )
 def test_task_ids_may_be_any_integers(wanted: list[int]) -> None:
     """Negative ids and the largest ids work, and allocate no table of that size."""
-    memory, tasks = (
-        Reservoir(90),
-        np.array([-(2**63), -3, -1, 0, 5, 4095, 4096, 10**15, 2**63 - 1]).repeat(10),
-    )
+    memory = Reservoir(90)
+    tasks = np.array([-(2**63), -3, -1, 0, 5, 4095, 4096, 10**15, 2**63 - 1]).repeat(10)
     memory.write(memory.reserve(90)[1], {"task": tasks})
     tracemalloc.start()
     drawn = memory.draw(600, np.array(wanted))

@@ -163,11 +163,9 @@ def test_the_average_score_is_learning_accuracy_plus_scaled_backward_transfer(
     scores: Matrix,
 ) -> None:
     """ACC = LA + (K - 1) / K * BWT for K tasks trained once each."""
-    average, learned, back = (
-        average_score(scores, IN_ORDER),
-        learning_accuracy(scores, IN_ORDER),
-        backward_transfer(scores, IN_ORDER),
-    )
+    average = average_score(scores, IN_ORDER)
+    learned = learning_accuracy(scores, IN_ORDER)
+    back = backward_transfer(scores, IN_ORDER)
     assert average is not None
     assert learned is not None
     assert back is not None

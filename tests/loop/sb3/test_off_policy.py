@@ -199,7 +199,9 @@ def test_sac_actions_are_in_the_units_of_the_world() -> None:
 
 
 def test_networks_get_images_in_the_shape_of_the_world() -> None:
-    world, seen, recorder = image_stream(9, 8, 3), [], Recorder()
+    world = image_stream(9, 8, 3)
+    seen = []
+    recorder = Recorder()
 
     def network(observation_space: Any, action_space: Any) -> Any:
         assert observation_space == world.single_observation_space

@@ -36,7 +36,9 @@ from everloop.loop import CLEAR, EWC, LwF, Replay, Strategy, WorldVecEnv
 from everloop.loop.sb3.off_policy import QPolicy, SquashedPolicy
 
 KINDS = pytest.mark.parametrize("sac", [False, True], ids=["dqn", "sac"])
-STRENGTH, ENT_COEF, CLIP = 3.0, 0.5, 0.05
+STRENGTH = 3.0
+ENT_COEF = 0.5
+CLIP = 0.05
 FIXED = {"ent_coef": ENT_COEF}
 STEPS = 96
 
