@@ -1,4 +1,4 @@
-"""A reservoir is a uniform sample of everything offered, however it was batched."""
+"""A reservoir is a uniform sample of everything offered, for every batch size."""
 
 from __future__ import annotations
 
@@ -146,9 +146,9 @@ def test_arrays_are_allocated_once_and_read_as_copies() -> None:
 
 
 @pytest.mark.parametrize("wanted", [[1, 4], [4], [0, 1, 2, 3, 4, 5]], ids=str)
-@pytest.mark.parametrize("rare", [False, True], ids=["as many", "one in a thousand"])
+@pytest.mark.parametrize("rare", [False, True], ids=["common", "rare"])
 def test_draws_are_uniform_over_the_rows_of_the_given_tasks(wanted: list[int], rare: bool) -> None:
-    """Both by rejection and, where that finds too few, by searching all rows."""
+    """Draws use rejection, or a search of all rows if rejection finds too few."""
     memory, tasks = Reservoir(6000 if rare else 60), np.arange(6).repeat(10)
     tasks = np.append(tasks, np.full(5940, 9)) if rare else tasks
     _, rows = memory.reserve(len(tasks))
@@ -195,7 +195,7 @@ def test_nothing_is_drawn_if_nothing_is_stored() -> None:
     assert memory.draw(3, np.array([0])).size == memory.draw(3, np.array([], np.int64)).size == 0
 
 
-def test_the_same_seed_gives_the_same_sample_and_another_seed_another() -> None:
+def test_the_seed_determines_the_sample() -> None:
     assert (
         contents(fill(3, [50], 1)).tolist()
         == contents(fill(3, [50], 1)).tolist()
