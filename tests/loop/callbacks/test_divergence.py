@@ -25,24 +25,21 @@ class Case(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def start() -> tuple[SB3Learner, Batch, dict[str, torch.Tensor]]:
-    """A recurrent actor-critic, examples of several steps, and the initial weights."""
+def start() -> tuple[SB3Learner, Batch]:
+    """A recurrent actor-critic, and examples of several steps."""
     learner = control_learner(recurrent=True)
     probe = learner.rollout(plant(6), [0], 8, seed=0)
     assert probe.length == 4
-    return (
-        learner,
-        probe,
-        {name: value.clone() for name, value in learner.module.state_dict().items()},
-    )
+    return learner, probe
 
 
 @pytest.fixture
 def case(
-    start: tuple[SB3Learner, Batch, dict[str, torch.Tensor]],
+    start: tuple[SB3Learner, Batch],
 ) -> Iterator[Case]:
     """The callback has the current network as the anchor of task "one"."""
-    learner, probe, initial = start
+    learner, probe = start
+    initial = {name: value.clone() for name, value in learner.module.state_dict().items()}
     divergence = Divergence()
     divergence.remember("one", learner, probe)
     yield Case(learner, probe, divergence)
