@@ -60,7 +60,7 @@ SAC_PARAMETERS: dict[str, Any] = REPLAYED | {"train_freq": 2}
 
 
 class FlatNet(nn.Module):
-    """Applies `layers` to one modality, with leading axes (t b), as learners call networks."""
+    """Applies `layers` to one modality, with the leading axes (t b) that learners use."""
 
     def __init__(self, layers: nn.Module, key: str = "image") -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def mlp(outputs: int = 10, inputs: int = 64, hidden: int = 6, seed: int = 0) -> 
 def digit_learner(
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None, balanced: bool = False
 ) -> SupervisedLearner:
-    """Two layers on digits in double precision; plain gradient descent unless told otherwise."""
+    """Two layers on digits, in double precision; the default optimizer is SGD."""
     module = mlp()
     parameters = module.parameters()
     chosen = optimizer(parameters) if optimizer else torch.optim.SGD(parameters, lr=0.05)
@@ -114,7 +114,7 @@ class FixedLearner(SupervisedLearner):
 
 
 class LateReplay(SupervisedLearner):
-    """Replays when the optimizer steps and the batch is stored, as in control or a foreign loop."""
+    """Replays after the batch has been stored, as learners in control and attached loops do."""
 
     def _look(self, seen: Batch) -> Any:
         return self.forward(seen), []
@@ -130,7 +130,7 @@ class LateReplay(SupervisedLearner):
 
 
 class Recorder(Strategy):
-    """Records every observed batch, every update's batch, and the steps and rates then."""
+    """Records observed batches with their steps, and batches of updates with their rates."""
 
     def __init__(self) -> None:
         self.observed: list[Batch] = []
@@ -150,7 +150,7 @@ class Recorder(Strategy):
 
 
 class GradientNorms(Strategy):
-    """Records the gradient's norm after the strategies before it have edited it."""
+    """Records the norm of the gradient after the edits of earlier strategies."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -170,7 +170,7 @@ class NotANumber(Strategy):
 
 
 def learn_tasks(learner: Learner, tasks: Sequence[int], steps: int = 64, world: Any = None) -> None:
-    """Learn `tasks` one after the other, as a run does, with the strategies that are attached.
+    """Learn `tasks` one after the other, like a run, with the attached strategies.
 
     A task ends with a rollout of 8 steps in `world`, or with no examples if there is none.
     """
@@ -185,7 +185,7 @@ def learn_tasks(learner: Learner, tasks: Sequence[int], steps: int = 64, world: 
 
 
 def update(learner: Learner, batch: Batch) -> float:
-    """One update from `batch`, as a supervised learner takes it; returns the loss."""
+    """One update of a supervised learner on `batch`; returns the loss."""
     assert batch.target is not None
     recalled = learner.updater.recall()
     replayed = [(strategy, Forward(b, learner.forward(b))) for strategy, b in recalled]
@@ -197,7 +197,7 @@ def update(learner: Learner, batch: Batch) -> float:
 
 
 def foreign_step(learner: Learner, loss: Tensor, batch: Batch) -> float:
-    """A step of the optimizer that somebody else takes along `loss`; returns the loss."""
+    """A step on `loss` by a loop that is not ours; returns the loss."""
     learner.updater.expect(batch)
     learner.optimizer.zero_grad()
     if not loss.requires_grad:  # its gradient is 0
@@ -279,7 +279,7 @@ def control_learner(
 
 
 class Dial(TaskVectorWrapper):
-    """A world of discrete actions: each sets one control to -1 or 1, or none."""
+    """A world of discrete actions; each sets one control to -1 or 1, or none."""
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)

@@ -1,4 +1,4 @@
-"""Small runs, and recorders of what happens in them, that tests of the loop share."""
+"""Small runs and recorders of their events, shared by tests of the loop."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def plan(
     return Plan(phases, [steps] * len(phases), eval_every, consolidation_steps=4, seed=5)
 
 
-def trained(kind: str, eval_every: int = FOREVER, seed: int = 0) -> tuple[Result, list[Tensor]]:
+def run_with_strategies(
+    kind: str, eval_every: int = FOREVER, seed: int = 0
+) -> tuple[Result, list[Tensor]]:
     learner, evaluation, consolidation = setting(kind, seed)
     strategies = [EWC(50.0), Replay(capacity=50, batch_size=4)]
     return Run(learner, plan(eval_every), evaluation, consolidation, strategies).go(), weights(
@@ -78,14 +80,14 @@ class HookRecorder(Callback):
 
     def on_phase_end(self, run: Run) -> None:
         assert len(run.result.scores) == run.phase + 1
-        self.calls.append(f"{self.name} phase {run.phase} over")
+        self.calls.append(f"{self.name} phase {run.phase} ended")
 
     def on_run_end(self, run: Run) -> None:
         self.calls.append(f"{self.name} end {run.result.steps}")
 
 
-class Logged(Callback):
-    """Records numbers logged under names that begin with `prefix`."""
+class LogRecorder(Callback):
+    """Records the numbers whose names start with `prefix`."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix, self.scalars = prefix, list[tuple[int, dict[str, float]]]()

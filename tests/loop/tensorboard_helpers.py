@@ -1,20 +1,18 @@
-"""Runs that are logged to TensorBoard, and how to read their events back."""
+"""Runs logged to TensorBoard, and functions that read their events."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from loop_helpers import mlp, run_of, stream
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from everloop.contract import ACCURACY, Metric
 from everloop.loop import (
     Callback,
     Divergence,
-    Evaluation,
     Plan,
     Result,
     Run,
@@ -28,8 +26,8 @@ from everloop.loop.callbacks.curves import average_forgetting
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
 
 
-class Keep(Callback):
-    """Names the run, and records its numbers at each evaluation."""
+class NumberRecorder(Callback):
+    """Sets the names of the run, and records its numbers at each evaluation."""
 
     def __init__(self) -> None:
         self.divergences: list[dict[str, float]] = []
@@ -39,7 +37,9 @@ class Keep(Callback):
         self.measures: list[dict[str, float | None]] = []
 
     def on_run_begin(self, run: Run) -> None:
-        run.result.scenario, run.result.strategies, run.result.seed = "digits", ["ewc", "replay"], 3
+        run.result.scenario = "digits"
+        run.result.strategies = ["ewc", "replay"]
+        run.result.seed = 3
 
     def on_log(self, run: Run, scalars: dict[str, float]) -> None:
         self.logged = scalars
@@ -54,20 +54,25 @@ class Keep(Callback):
             self.measures.append(result.measures())
 
 
-Case = tuple[Result, Keep, EventAccumulator]
+class Case(NamedTuple):
+    """A logged run: its result, the numbers it had, and the events that were written."""
+
+    result: Result
+    numbers: NumberRecorder
+    events: EventAccumulator
 
 
 def logged_run(folder: Path) -> Case:
-    """Three of five tasks of digits, evaluated four times each, with every figure drawn."""
-    keep = Keep()
+    """Train three of five tasks of digits, with four evaluations each and every figure."""
+    numbers = NumberRecorder()
     learner = SupervisedLearner(mlp(), stream(), Training(1e-2))
     plan = Plan([[0], [1], [2]], [80] * 3, eval_every=24, consolidation_steps=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensorboard, "DRAWING", math.inf)
         logger = TensorBoardLogger(folder, {"epochs": 1}, "everloop run digits")
-        callbacks = [Divergence(), keep, logger]
+        callbacks = [Divergence(), numbers, logger]
         result = Run(learner, plan, stream(16, split="test"), stream(), [], callbacks).go()
-    return result, keep, read(folder)
+    return Case(result, numbers, read(folder))
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -83,30 +88,18 @@ def curve(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 
 
 def near(points: list[tuple[int, float | None]]) -> list[tuple[int, Any]]:
-    """The known points, in the single precision of TensorBoard."""
+    """The points with a value, in the single precision of TensorBoard."""
     known = [(step, value) for step, value in points if value is not None]
     return [(step, pytest.approx(value, rel=1e-6, abs=1e-6)) for step, value in known]
 
 
-def made(
-    names: list[str],
-    scores: list[list[float]],
-    phases: list[list[int]] | None = None,
-    metric: Metric = ACCURACY,
-) -> Result:
-    """A result with one evaluation before training, and one at the end of each of its phases."""
-    result = Result(names, phases or [[j] for j in range(len(names))], metric, scenario="made")
-    for i, row in enumerate(scores):
-        phase = i - 1 if i else None
-        result.evaluations.append(Evaluation(10 * i, phase, phase is not None, row, row))
-    return result
-
-
 def replay(result: Result, logger: TensorBoardLogger) -> None:
     """Call the hooks of `logger` for all evaluations in order, as a run would."""
-    everything, result.evaluations, result.steps = result.evaluations, result.evaluations[:1], 0
+    evaluations = result.evaluations
+    result.evaluations = evaluations[:1]
+    result.steps = 0
     logger.on_run_begin(run_of(result))
-    for phase, now in enumerate(everything[1:]):
+    for phase, now in enumerate(evaluations[1:]):
         logger.on_phase_begin(run_of(result, phase=phase))
         result.evaluations.append(now)
         result.steps = now.step

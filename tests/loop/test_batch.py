@@ -1,4 +1,4 @@
-"""Batches are cut, stored and joined without losing a step."""
+"""Batches can be cut, stored and joined without loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everloop.loop.batch import subsample, to_tensor
 from everloop.loop.memory import Store
 
 
-def numbered(T: int, B: int, full: bool = True, seed: int = 0) -> Batch:
+def numbered_batch(T: int, B: int, full: bool = True, seed: int = 0) -> Batch:
     """A batch in which step t of example b holds the number 100 t + b."""
     number = 100 * torch.arange(T)[:, None] + torch.arange(B)
     obs = {
@@ -51,8 +51,8 @@ examples = st.integers(1, 6)
 
 @settings(deadline=None, max_examples=30)
 @given(T=lengths, B=examples, full=st.booleans())
-def test_items_are_the_same_batch_with_the_example_first(T: int, B: int, full: bool) -> None:
-    batch = numbered(T, B, full)
+def test_items_equal_the_batch_with_the_example_axis_first(T: int, B: int, full: bool) -> None:
+    batch = numbered_batch(T, B, full)
     items = batch.to_items()
     assert all(len(value) == B for value in items.values())
     assert set(items) == {"obs.image", "obs.x", "start"} | (
@@ -67,7 +67,7 @@ def test_items_are_the_same_batch_with_the_example_first(T: int, B: int, full: b
 def test_sequences_keep_every_step_in_order_and_set_start(
     T: int, B: int, parts: int, seed: int
 ) -> None:
-    batch = numbered(T * parts, B, seed=seed)
+    batch = numbered_batch(T * parts, B, seed=seed)
     cut = batch.sequences(T)
     assert (cut.length, len(cut)) == (T, B * parts)
     assert cut.target is not None
@@ -86,25 +86,25 @@ def test_sequences_keep_every_step_in_order_and_set_start(
         assert cut.start[:, e].tolist() == [True, *batch.start[first + 1 : first + T, b].tolist()]
 
 
-def test_sequences_leave_the_batch_itself_alone() -> None:
-    batch = numbered(4, 2)
+def test_sequences_do_not_change_the_batch() -> None:
+    batch = numbered_batch(4, 2)
     start = batch.start.clone()
     batch.sequences(2)
     assert torch.equal(batch.start, start)
 
 
 @pytest.mark.parametrize("length", [3, 5, 8, 0])
-def test_a_length_that_does_not_divide_the_steps_is_refused(length: int) -> None:
+def test_the_sequence_length_must_divide_the_steps(length: int) -> None:
     with pytest.raises(
         ValueError, match=f"sequence length is {length}; it must divide the 4 steps"
     ):
-        numbered(4, 2).sequences(length)
+        numbered_batch(4, 2).sequences(length)
 
 
 @settings(deadline=None, max_examples=30)
 @given(T=lengths, B=examples, size=st.integers(1, 8))
 def test_split_gives_all_examples_in_order(T: int, B: int, size: int) -> None:
-    batch = numbered(T, B)
+    batch = numbered_batch(T, B)
     parts = list(batch.split(size))
     assert [len(part) for part in parts] == [size] * (B // size) + [B % size] * (B % size > 0)
     assert torch.equal(torch.cat([part.target for part in parts], 1), batch.target)  # type: ignore[misc, arg-type]
@@ -117,7 +117,7 @@ def test_split_gives_all_examples_in_order(T: int, B: int, size: int) -> None:
     ids=["slice", "index", "mask"],
 )
 def test_examples_are_selected_in_every_field(which: object) -> None:
-    batch = numbered(3, 4)
+    batch = numbered_batch(3, 4)
     expected = Batch(
         {name: value[:, 1:3] for name, value in batch.obs.items()},
         batch.start[:, 1:3],
@@ -130,11 +130,10 @@ def test_examples_are_selected_in_every_field(which: object) -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4), count=st.integers(1, 90))
-def test_a_subsample_takes_one_example_from_each_of_equal_parts_in_order(
-    sizes: list[int], count: int
-) -> None:
+def test_a_subsample_takes_one_example_from_each_equal_part(sizes: list[int], count: int) -> None:
     batches = [
-        numbered(2, sum(sizes))[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))
+        numbered_batch(2, sum(sizes))[sum(sizes[:i]) : sum(sizes[: i + 1])]
+        for i in range(len(sizes))
     ]
     taken = [int(b) for batch in subsample(batches, count) for b in batch.task]  # type: ignore[union-attr]
     total = sum(sizes)
@@ -147,9 +146,9 @@ def test_a_subsample_takes_one_example_from_each_of_equal_parts_in_order(
 @pytest.mark.parametrize("count", [64, 128, 512, 1000])
 @pytest.mark.parametrize("copies", [1, 4, 16, 32])
 def test_a_subsample_covers_all_steps_and_all_copies(copies: int, count: int) -> None:
-    """Examples are ordered by step, so that the first ones would cover the first steps only."""
+    """Examples are ordered by step, so the first ones would cover only the first steps."""
     steps = 4096 // copies
-    cut = numbered(steps, copies).sequences(1)
+    cut = numbered_batch(steps, copies).sequences(1)
     (taken,) = subsample([cut], count)
     step, copy = taken.target[0] // 100, taken.task  # type: ignore[index]
     for quarter in range(4):
@@ -163,8 +162,8 @@ def test_a_subsample_covers_all_steps_and_all_copies(copies: int, count: int) ->
 
 @settings(deadline=None, max_examples=20)
 @given(T=lengths, B=examples, seed=st.integers(0, 100))
-def test_bfloat16_is_stored_to_the_last_bit(T: int, B: int, seed: int) -> None:
-    """numpy has no bfloat16, but a store gives it back unchanged."""
+def test_bfloat16_is_stored_bit_for_bit(T: int, B: int, seed: int) -> None:
+    """numpy has no bfloat16, but a store returns it unchanged."""
     x = torch.randn(T, B, 3, generator=torch.Generator().manual_seed(seed)).bfloat16()
     batch = Batch(
         {"x": x},
@@ -174,14 +173,14 @@ def test_bfloat16_is_stored_to_the_last_bit(T: int, B: int, seed: int) -> None:
     )
     store = Store(B)
     store.write(np.arange(B)[::-1], batch.to_items())
-    back = Batch.from_items(store.read(np.arange(B)[::-1]), torch.device("cpu"))
-    assert_equal(back, batch)
-    assert back.output is not None
-    assert torch.equal(back.output, -x)
+    restored = Batch.from_items(store.read(np.arange(B)[::-1]), torch.device("cpu"))
+    assert_equal(restored, batch)
+    assert restored.output is not None
+    assert torch.equal(restored.output, -x)
     assert store.items["obs.x"].nbytes == 2 * x.numel()
 
 
-def test_arrays_of_any_layout_become_tensors_of_the_same_values() -> None:
+def test_arrays_of_any_layout_become_equal_tensors() -> None:
     array = np.arange(12, dtype=np.uint8).reshape(3, 4)[:, ::-1]
     tensor = to_tensor(array, torch.device("cpu"))
     assert tensor.dtype == torch.uint8

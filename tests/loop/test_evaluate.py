@@ -1,4 +1,4 @@
-"""Evaluation of a learner, compared with direct computation and known agents."""
+"""Evaluation of a learner equals direct computation and the scores of known agents."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from everloop.loop.evaluate import returns, score_metric
 
 
 def accuracy(learner: SupervisedLearner, world: ImageStreamVectorEnv, task: int) -> float:
-    """The share of correct guesses among all examples of `task`, from one forward pass."""
+    """The share of correct guesses on all examples of `task`, from one forward pass."""
     rows = world._indices[task]
     images, labels = torch.from_numpy(world._inputs[rows])[None], world._labels[rows]
     logits = learner.module(
@@ -39,8 +39,8 @@ def accuracy(learner: SupervisedLearner, world: ImageStreamVectorEnv, task: int)
 
 
 @pytest.fixture(scope="module")
-def learned() -> SupervisedLearner:
-    """A learner that knows all digits somewhat."""
+def trained_learner() -> SupervisedLearner:
+    """A learner with imperfect accuracy on all digits."""
     world = stream(32)
     learner = SupervisedLearner(mlp(hidden=12), world, Training(1e-2))
     learner.learn([0, 1, 2, 3, 4], 3200)
@@ -50,24 +50,26 @@ def learned() -> SupervisedLearner:
 @pytest.mark.parametrize("num_envs", [1, 7, 72, 100])
 @pytest.mark.parametrize("episode_length", [5, 32])
 @pytest.mark.parametrize("task", [0, 3])
-def test_the_return_of_a_stream_is_its_accuracy_on_all_test_examples(
-    learned: SupervisedLearner, task: int, episode_length: int, num_envs: int
+def test_the_return_of_a_stream_is_the_accuracy_on_all_examples(
+    trained_learner: SupervisedLearner, task: int, episode_length: int, num_envs: int
 ) -> None:
-    """This holds for any number of copies, also one that does not divide that of the examples."""
+    """The number of copies need not divide the number of examples."""
     world = stream(num_envs, split="test", episode_length=episode_length)
-    expected = accuracy(learned, world, task)
+    expected = accuracy(trained_learner, world, task)
     assert 0.1 < expected < 1.0
-    assert mean_return(learned, world, task, seed=0) == pytest.approx(expected, rel=1e-9)
-    assert scores(learned, world, [], seed=0)[task] == pytest.approx(100 * expected, rel=1e-9)
+    assert mean_return(trained_learner, world, task, seed=0) == pytest.approx(expected, rel=1e-9)
+    assert scores(trained_learner, world, [], seed=0)[task] == pytest.approx(
+        100 * expected, rel=1e-9
+    )
 
 
-def test_evaluating_twice_gives_the_same_and_leaves_no_trace(learned: SupervisedLearner) -> None:
+def test_evaluations_are_repeatable_and_change_nothing(trained_learner: SupervisedLearner) -> None:
     world = stream(7, split="test")
-    before, states = weights(learned.module), random_states()
-    first = scores(learned, world, [], seed=3)
+    before, states = weights(trained_learner.module), random_states()
+    first = scores(trained_learner, world, [], seed=3)
     world.step(np.zeros(7, np.int64))
-    assert scores(learned, world, [], seed=3) == first
-    assert same(weights(learned.module), before)
+    assert scores(trained_learner, world, [], seed=3) == first
+    assert same(weights(trained_learner.module), before)
     assert random_states() == states
 
 
@@ -105,7 +107,7 @@ def test_perfect_guesses_score_100_percent_and_wrong_ones_0() -> None:
 
 
 def test_guessing_one_label_of_a_balanced_pair_scores_50_percent() -> None:
-    class One(nn.Module):
+    class ConstantGuess(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.logits = nn.Parameter(torch.tensor([0.0, 1.0]))
@@ -114,14 +116,14 @@ def test_guessing_one_label_of_a_balanced_pair_scores_50_percent() -> None:
             return self.logits.expand(len(x), -1)
 
     world = labelled_stream(label_space="within_task")
-    assert scores(SupervisedLearner(FlatNet(One()), world), world, [], seed=0) == pytest.approx(
-        [50.0, 50.0]
-    )
+    assert scores(
+        SupervisedLearner(FlatNet(ConstantGuess()), world), world, [], seed=0
+    ) == pytest.approx([50.0, 50.0])
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feed-forward", "recurrent"])
-def test_the_score_in_control_is_the_mean_return_of_one_episode_a_copy(recurrent: bool) -> None:
-    """A loop by hand takes the mean action, keeps the state, and stops with the episode."""
+def test_the_return_in_control_is_the_mean_over_one_episode_per_copy(recurrent: bool) -> None:
+    """A hand-written loop takes mean actions and keeps the state until the episode ends."""
     learner, world = control_learner(recurrent), plant(5, horizon=6)
     obs, _ = world.reset(seed=9, options={"task": 2})
     state, total = learner.module.initial_state(5), np.zeros(5)  # type: ignore[operator]
@@ -135,7 +137,7 @@ def test_the_score_in_control_is_the_mean_return_of_one_episode_a_copy(recurrent
     assert mean_return(learner, world, 2, seed=9) == pytest.approx(float(total.mean()), rel=1e-6)
 
 
-def acting(policy: Any) -> Learner:
+def learner_with_policy(policy: Any) -> Learner:
     """A learner whose actions are `policy()`."""
     learner = control_learner()
     learner.act = lambda obs, state, start, generator=None: (policy(), state)  # type: ignore[method-assign, assignment]
@@ -147,7 +149,10 @@ def test_random_actions_score_0_and_optimal_control_scores_1() -> None:
     world = PlantVectorEnv(copies, num_tasks=2, horizon=20)
     rng = np.random.default_rng(0)
     random = scores(
-        acting(lambda: rng.uniform(-1, 1, (copies, 3)).astype(np.float32)), world, [], seed=0
+        learner_with_policy(lambda: rng.uniform(-1, 1, (copies, 3)).astype(np.float32)),
+        world,
+        [],
+        seed=0,
     )
     assert random == pytest.approx([0.0, 0.0], abs=0.05)
 
@@ -157,11 +162,11 @@ def test_random_actions_score_0_and_optimal_control_scores_1() -> None:
             problem.act(int(world._elapsed[0]), world._x.astype(np.float64)), -1, 1
         ).astype(np.float32)
 
-    best = scores(acting(optimal), world, [], seed=0)
+    best = scores(learner_with_policy(optimal), world, [], seed=0)
     assert best == pytest.approx([1.0, 1.0], abs=0.05)
 
 
-def test_without_a_reference_for_every_task_scores_are_returns(
+def test_without_references_for_all_tasks_scores_are_returns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Scores and returns are not comparable, so they are never mixed."""
@@ -180,7 +185,7 @@ def test_without_a_reference_for_every_task_scores_are_returns(
         assert scores(learner, world, [], seed=0) == found
 
 
-class Viewing(Strategy):
+class ViewRecorder(Strategy):
     """Records when the view of a task is opened and closed."""
 
     def __init__(self, name: str, events: list[str]) -> None:
@@ -194,28 +199,28 @@ class Viewing(Strategy):
 
 
 def test_each_task_is_evaluated_within_the_views_of_all_strategies(
-    learned: SupervisedLearner,
+    trained_learner: SupervisedLearner,
 ) -> None:
     events: list[str] = []
     world = labelled_stream()
     reset = world.reset
 
-    def recorded(**kwargs: Any) -> Any:
+    def recording_reset(**kwargs: Any) -> Any:
         events.append("reset")
         return reset(**kwargs)
 
-    world.reset = recorded  # type: ignore[method-assign]
+    world.reset = recording_reset  # type: ignore[method-assign]
     scores(
         SupervisedLearner(FlatNet(LabelReader(0)), world),
         world,
-        [Viewing("a", events), Viewing("b", events)],
+        [ViewRecorder("a", events), ViewRecorder("b", events)],
         seed=0,
     )
-    one = ["a opens 0", "b opens 0", "reset", "b closes 0", "a closes 0"]
-    assert events == [*one, *(event.replace("0", "1") for event in one)]
+    task_0 = ["a opens 0", "b opens 0", "reset", "b closes 0", "a closes 0"]
+    assert events == [*task_0, *(event.replace("0", "1") for event in task_0)]
 
 
-def test_an_observation_that_is_not_finite_is_named() -> None:
+def test_an_infinite_observation_is_refused_with_its_name() -> None:
     learner, world = control_learner(), plant(3)
     step = world.step
 

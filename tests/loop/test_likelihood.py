@@ -65,11 +65,9 @@ def normal(likelihood: Gaussian, p: Tensor) -> Independent:
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, classes=sizes, seed=seeds)
 def test_categorical_equals_torchs(shape: tuple[int, ...], classes: int, seed: int) -> None:
-    likelihood, p, q = (
-        Categorical(classes),
-        draw(seed, *shape, classes),
-        draw(seed + 1, *shape, classes),
-    )
+    likelihood = Categorical(classes)
+    p = draw(seed, *shape, classes)
+    q = draw(seed + 1, *shape, classes)
     theirs, other = TorchCategorical(logits=p), TorchCategorical(logits=q)
     x = torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(likelihood.log_prob(p, x), theirs.log_prob(x))
@@ -81,14 +79,12 @@ def test_categorical_equals_torchs(shape: tuple[int, ...], classes: int, seed: i
 
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, length=sizes, classes=sizes, seed=seeds)
-def test_tokens_have_a_categorical_each_and_untagged_ones_do_not_count(
+def test_each_tagged_token_has_a_categorical_likelihood(
     shape: tuple[int, ...], length: int, classes: int, seed: int
 ) -> None:
-    likelihood, p, q = (
-        TokenCategorical(length, classes),
-        draw(seed, *shape, length * classes),
-        draw(seed + 1, *shape, length * classes),
-    )
+    likelihood = TokenCategorical(length, classes)
+    p = draw(seed, *shape, length * classes)
+    q = draw(seed + 1, *shape, length * classes)
     theirs, other = (TorchCategorical(logits=z.reshape(*shape, length, classes)) for z in (p, q))
     x = torch.randint(-1, classes, (*shape, length), generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(
@@ -104,12 +100,12 @@ def test_tokens_have_a_categorical_each_and_untagged_ones_do_not_count(
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, dims=sizes, seed=seeds)
 def test_gaussian_equals_torchs(shape: tuple[int, ...], dims: int, seed: int) -> None:
-    likelihood, p, q = (
-        Gaussian(dims),
-        draw(seed, *shape, 2 * dims),
-        draw(seed + 1, *shape, 2 * dims),
-    )
-    theirs, other, x = normal(likelihood, p), normal(likelihood, q), draw(seed + 2, *shape, dims)
+    likelihood = Gaussian(dims)
+    p = draw(seed, *shape, 2 * dims)
+    q = draw(seed + 1, *shape, 2 * dims)
+    theirs = normal(likelihood, p)
+    other = normal(likelihood, q)
+    x = draw(seed + 2, *shape, dims)
     torch.testing.assert_close(likelihood.log_prob(p, x), theirs.log_prob(x))
     torch.testing.assert_close(likelihood.entropy(p), theirs.entropy())
     torch.testing.assert_close(likelihood.kl(p, q), kl_divergence(theirs, other))
@@ -157,11 +153,9 @@ LOW, HIGH = np.array([-1.0, 0.0, 2.0]), np.array([1.0, 5.0, 3.0])
 @settings(deadline=None, max_examples=50)
 @given(shape=shapes, seed=seeds)
 def test_squashed_gaussian_equals_torchs(shape: tuple[int, ...], seed: int) -> None:
-    likelihood, p, q = (
-        SquashedGaussian(LOW, HIGH),
-        draw(seed, *shape, 6) / 2,
-        draw(seed + 1, *shape, 6) / 2,
-    )
+    likelihood = SquashedGaussian(LOW, HIGH)
+    p = draw(seed, *shape, 6) / 2
+    q = draw(seed + 1, *shape, 6) / 2
     middle, half = torch.as_tensor((LOW + HIGH) / 2), torch.as_tensor((HIGH - LOW) / 2)
     mean, log_std = p[..., :3], p[..., 3:].clamp(-20, 2)
     squashed = TransformedDistribution(
@@ -185,7 +179,7 @@ def test_squashed_gaussian_equals_torchs(shape: tuple[int, ...], seed: int) -> N
 @pytest.mark.parametrize(
     ("mean", "log_std"), [(0.0, -3.0), (0.0, 0.0), (1.5, 0.5), (-4.0, -1.0), (3.0, 2.0)]
 )
-def test_the_squashed_density_integrates_to_1_and_to_its_entropy(
+def test_the_squashed_density_has_integral_1_and_correct_entropy(
     mean: float, log_std: float
 ) -> None:
     likelihood = SquashedGaussian([0.0], [5.0])
@@ -215,9 +209,7 @@ def test_the_squashed_density_integrates_to_1_and_to_its_entropy(
 @pytest.mark.parametrize(
     ("low", "high"), [([-math.inf], [1.0]), ([0.0], [math.inf]), ([1.0], [1.0]), ([2.0], [1.0])]
 )
-def test_an_empty_or_infinite_range_of_actions_is_refused(
-    low: list[float], high: list[float]
-) -> None:
+def test_action_bounds_must_be_finite_and_in_order(low: list[float], high: list[float]) -> None:
     with pytest.raises(ValueError, match="bounds must be finite, each low below its high"):
         SquashedGaussian(low, high)
 
@@ -225,7 +217,7 @@ def test_an_empty_or_infinite_range_of_actions_is_refused(
 @settings(deadline=None, max_examples=50)
 @given(seed=seeds, size=sizes)
 @pytest.mark.parametrize("kind", [Categorical, Gaussian])
-def test_kl_of_a_distribution_from_itself_is_0_and_kl_is_never_negative(
+def test_kl_is_0_for_equal_outputs_and_never_negative(
     kind: type[Categorical] | type[Gaussian], size: int, seed: int
 ) -> None:
     likelihood = kind(size)
@@ -234,7 +226,7 @@ def test_kl_of_a_distribution_from_itself_is_0_and_kl_is_never_negative(
     assert float(likelihood.kl(p, q).min()) >= -1e-12
 
 
-def test_the_deviation_of_a_gaussian_grows_with_its_output_within_bounds() -> None:
+def test_the_deviation_of_a_gaussian_is_monotonic_and_bounded() -> None:
     s = torch.linspace(-30, 30, 61, dtype=torch.float64)
     mean, log_std = Gaussian(1).split(torch.stack([s, s], -1))
     assert torch.equal(mean[:, 0], s)
@@ -243,7 +235,7 @@ def test_the_deviation_of_a_gaussian_grows_with_its_output_within_bounds() -> No
     assert float(log_std[-1]) == pytest.approx(Gaussian.HIGH)
 
 
-def test_categorical_draws_have_the_right_frequencies() -> None:
+def test_categorical_samples_have_the_right_frequencies() -> None:
     p, n = torch.tensor([0.5, -1.0, 1.5], dtype=torch.float64), 20_000
     x = Categorical(3).sample(p.expand(n, 3), torch.Generator().manual_seed(0))
     probability = torch.softmax(p, -1)
@@ -251,7 +243,7 @@ def test_categorical_draws_have_the_right_frequencies() -> None:
     assert bool(((torch.bincount(x, minlength=3) / n - probability).abs() < 5 * error).all())
 
 
-def test_gaussian_draws_have_the_right_mean_and_variance_and_no_correlation() -> None:
+def test_gaussian_samples_have_the_right_moments() -> None:
     p, n = torch.tensor([0.3, -0.6, 1.0, -2.0], dtype=torch.float64), 20_000
     likelihood = Gaussian(2)
     x = likelihood.sample(p.expand(n, 4), torch.Generator().manual_seed(0))
@@ -262,7 +254,7 @@ def test_gaussian_draws_have_the_right_mean_and_variance_and_no_correlation() ->
 
 
 @FAMILIES
-def test_a_generator_determines_the_draw_and_leaves_global_ones_alone(
+def test_sampling_with_a_generator_does_not_use_global_ones(
     likelihood: Likelihood,
 ) -> None:
     p, states = draw(0, 20, likelihood.size()), random_states()
@@ -304,7 +296,7 @@ def test_the_action_space_determines_the_likelihood() -> None:
     ],
     ids=str,
 )
-def test_other_action_spaces_are_refused_and_named(space: spaces.Space[object]) -> None:
+def test_other_action_spaces_are_refused(space: spaces.Space[object]) -> None:
     with pytest.raises(
         ValueError, match="it must be a Discrete that starts at 0, a flat MultiDiscrete of equal"
     ) as error:

@@ -1,4 +1,4 @@
-"""The loop: the order of its steps, and evaluations that leave no trace in training."""
+"""A run: the order of its steps, evaluations, results, and errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium.vector import VectorWrapper
 from loop_helpers import FlatNet, same, stream, weights
-from run_helpers import FOREVER, KINDS, TaskRecorder, plan, setting, trained
+from run_helpers import FOREVER, KINDS, TaskRecorder, plan, run_with_strategies, setting
 from torch import Tensor, nn
 
 from everloop.contract import ACCURACY
@@ -27,7 +27,7 @@ from everloop.loop.evaluate import scaled
 
 @KINDS
 def test_evaluations_do_not_change_training_bit_for_bit(kind: str) -> None:
-    often, never = trained(kind, eval_every=1), trained(kind)
+    often, never = run_with_strategies(kind, eval_every=1), run_with_strategies(kind)
     assert len(often[0].evaluations) > len(never[0].evaluations) == 3
     assert same(often[1], never[1])
     assert often[0].scores == never[0].scores
@@ -51,11 +51,9 @@ def test_evaluations_do_not_change_training_with_dropout() -> None:
 
 @KINDS
 def test_the_same_seed_gives_the_same_scores_bit_for_bit(kind: str) -> None:
-    (first, a), (second, b), (other, c) = (
-        trained(kind, 32),
-        trained(kind, 32),
-        trained(kind, 32, seed=1),
-    )
+    first, a = run_with_strategies(kind, 32)
+    second, b = run_with_strategies(kind, 32)
+    other, c = run_with_strategies(kind, 32, seed=1)
     assert first.before == second.before
     assert first.scores == second.scores != other.scores
     assert [e.scores for e in first.evaluations] == [e.scores for e in second.evaluations]
@@ -64,7 +62,7 @@ def test_the_same_seed_gives_the_same_scores_bit_for_bit(kind: str) -> None:
 
 
 @KINDS
-def test_the_result_holds_the_score_matrix_and_all_evaluations(kind: str) -> None:
+def test_the_result_contains_the_score_matrix_and_all_evaluations(kind: str) -> None:
     learner, evaluation, consolidation = setting(kind)
     before = scores(learner, evaluation, [], 5)
     result = Run(learner, plan(32), evaluation, consolidation, []).go()
@@ -89,20 +87,18 @@ def test_the_result_holds_the_score_matrix_and_all_evaluations(kind: str) -> Non
 
 
 @pytest.mark.parametrize("flushed", [False, True])
-def test_a_run_flushes_denormals_and_restores_the_setting(
-    flushed: bool,
-) -> None:
-    """Denormals make a CPU many times slower; other code of the process keeps its setting."""
+def test_a_run_flushes_denormals_and_restores_the_setting(flushed: bool) -> None:
+    """Denormals slow a CPU down, but other code in the process keeps its setting."""
     found = []
 
-    class Spy(Callback):
+    class Denormals(Callback):
         def on_step(self, run: Run) -> None:
             found.append(float(torch.tensor([1e-40]) * 1))
 
     torch.set_flush_denormal(flushed)
     try:
         learner, evaluation, consolidation = setting("stream")
-        Run(learner, plan(), evaluation, consolidation, [], [Spy()]).go()
+        Run(learner, plan(), evaluation, consolidation, [], [Denormals()]).go()
         assert found
         assert not any(found)
         assert (float(torch.tensor([1e-40]) * 1) == 0) is flushed
@@ -118,9 +114,7 @@ def test_no_step_is_evaluated_twice(kind: str) -> None:
 
 
 @KINDS
-def test_an_evaluation_within_a_phase_sees_the_fully_updated_network(
-    kind: str,
-) -> None:
+def test_evaluations_within_a_phase_use_the_updated_network(kind: str) -> None:
     """The scores equal those of a phase that ends there."""
 
     def at_64(steps: int) -> list[float]:
@@ -144,17 +138,16 @@ def recorded_tasks(phases: Sequence[Sequence[int]], kind: str = "stream") -> lis
     return entries
 
 
-def test_strategies_begin_and_end_every_task_once_in_order() -> None:
+def test_tasks_begin_and_end_in_order_for_every_strategy() -> None:
     expected = []
-    for phase, name in enumerate(
-        ["2-3", "0-1", "2-3"]
-    ):  # a task that is trained again begins and ends again
+    # a task that is trained again begins and ends again
+    for phase, name in enumerate(["2-3", "0-1", "2-3"]):
         for word, step in (("begins", 32 * phase), ("ends", 32 * phase + 32)):
             expected += [f"a {word} {name} at {step}", f"b {word} {name} at {step}"]
     assert recorded_tasks([[1], [0], [1]]) == expected
 
 
-def test_tasks_of_one_phase_begin_before_it_and_end_after_it() -> None:
+def test_tasks_of_one_phase_begin_and_end_together() -> None:
     entries = [entry for entry in recorded_tasks([[0, 1, 2]]) if entry.startswith("a")]
     assert [e.split()[1] for e in entries] == ["begins"] * 3 + ["ends"] * 3
     assert [e.split()[2] for e in entries] == ["0-1", "2-3", "4-5"] * 2
@@ -173,7 +166,7 @@ def test_a_task_ends_with_a_sample_of_its_examples(kind: str) -> None:
         assert (batch.target is not None) == (kind == "stream")
 
 
-def test_a_run_replaces_the_strategies_of_an_earlier_one() -> None:
+def test_a_new_run_replaces_the_strategies_of_the_learner() -> None:
     learner, evaluation, consolidation = setting("stream")
     entries: list[str] = []
     Run(learner, plan(), evaluation, consolidation, [TaskRecorder("old", entries)]).go()
@@ -198,22 +191,20 @@ def test_a_run_replaces_the_strategies_of_an_earlier_one() -> None:
     ],
     ids=str,
 )
-def test_impossible_plans_are_refused_and_the_value_named(
-    settings: dict[str, Any], message: str
-) -> None:
-    possible = {"phases": [[0], [1]], "steps": [8, 8], "eval_every": 8, "consolidation_steps": 4}
+def test_invalid_plans_are_refused_with_the_value(settings: dict[str, Any], message: str) -> None:
+    valid = {"phases": [[0], [1]], "steps": [8, 8], "eval_every": 8, "consolidation_steps": 4}
     with pytest.raises(ValueError, match=message):
-        Plan(**(possible | settings))
+        Plan(**valid | settings)
 
 
-def test_an_unknown_task_is_refused_and_named() -> None:
+def test_an_unknown_task_is_refused() -> None:
     learner, evaluation, consolidation = setting("stream")
     with pytest.raises(ValueError, match="unknown task 9"):
         Run(learner, plan(phases=[[9]]), evaluation, consolidation, []).go()
 
 
 def test_scores_rise_with_learning_and_fall_with_forgetting() -> None:
-    """On class-incremental digits, the network knows the last task and has forgotten the first."""
+    """On class-incremental digits, the network learns the last task and forgets the first."""
     learner, evaluation, consolidation = setting("stream")
     result = Run(learner, plan(steps=1200), evaluation, consolidation, []).go()
     assert result.metric == ACCURACY
@@ -228,24 +219,24 @@ def test_scores_rise_with_learning_and_fall_with_forgetting() -> None:
 def test_the_gradient_norm_is_that_of_the_latest_step(kind: str) -> None:
     """It is the norm that the optimizer got, after strategies and clipping."""
     learner, evaluation, consolidation = setting(kind)
-    given: list[float] = []
+    norms: list[float] = []
 
-    def note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def record_norm(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         squares = [
             float((p.grad.double() ** 2).sum())
             for p in learner.module.parameters()
             if p.grad is not None
         ]
-        given.append(sum(squares) ** 0.5)
+        norms.append(sum(squares) ** 0.5)
 
     learned = Run(learner, plan(phases=[[0]]), evaluation, consolidation, [EWC(50.0)]).go()
-    learner.optimizer.register_step_post_hook(note)
+    learner.optimizer.register_step_post_hook(record_norm)
     learner.learn([1], 64)
     assert learned.steps == 64
-    assert learner.gradient_norm() == pytest.approx(given[-1], rel=1e-5)
+    assert learner.gradient_norm() == pytest.approx(norms[-1], rel=1e-5)
 
 
-def test_an_environment_that_is_not_a_world_is_refused_and_its_gaps_named() -> None:
+def test_an_environment_without_the_world_interface_is_refused() -> None:
     learner, evaluation, consolidation = setting("stream")
     with pytest.raises(
         ValueError,

@@ -1,4 +1,4 @@
-"""Callbacks of a run: the order of their hooks, and what they may do."""
+"""Callbacks of a run: the order of their hooks, and how they control the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from loop_helpers import stream
-from run_helpers import FOREVER, HookRecorder, Logged, TaskRecorder, plan, setting
+from run_helpers import FOREVER, HookRecorder, LogRecorder, TaskRecorder, plan, setting
 from torch import Tensor
 
 from everloop.loop import (
@@ -27,7 +27,7 @@ def test_all_hooks_are_called_in_order() -> None:
     calls: list[str] = []
     a, b = HookRecorder("a", calls), HookRecorder("b", calls)
     Run(learner, plan(16, steps=24), evaluation, consolidation, [], [a, b]).go()
-    of_one = [word.removeprefix("a ") for word in calls if word.startswith("a")]
+    calls_of_a = [word.removeprefix("a ") for word in calls if word.startswith("a")]
     first = [
         "phase 0",
         "step 8",
@@ -35,7 +35,7 @@ def test_all_hooks_are_called_in_order() -> None:
         "evaluation 16",
         "step 24",
         "evaluation 24",
-        "phase 0 over",
+        "phase 0 ended",
     ]
     second = [
         "phase 1",
@@ -44,35 +44,35 @@ def test_all_hooks_are_called_in_order() -> None:
         "evaluation 40",
         "step 48",
         "evaluation 48",
-        "phase 1 over",
+        "phase 1 ended",
     ]
-    assert of_one == ["begin 48", *first, *second, "end 48"]
-    assert calls[0::2] == [f"a {word}" for word in of_one]
-    assert calls[1::2] == [f"b {word}" for word in of_one]
+    assert calls_of_a == ["begin 48", *first, *second, "end 48"]
+    assert calls[0::2] == [f"a {word}" for word in calls_of_a]
+    assert calls[1::2] == [f"b {word}" for word in calls_of_a]
 
 
-def test_divergence_is_logged_at_each_evaluation_from_the_first_tasks_end() -> None:
+def test_divergence_is_logged_at_evaluations_after_the_first_task() -> None:
     learner, evaluation, consolidation = setting("stream")
-    logged = Logged("divergence/")
-    Run(learner, plan(16, steps=24), evaluation, consolidation, [], [logged, Divergence()]).go()
-    assert [(step, {name.split("/")[2] for name in d}) for step, d in logged.scalars] == [
+    recorder = LogRecorder("divergence/")
+    Run(learner, plan(16, steps=24), evaluation, consolidation, [], [recorder, Divergence()]).go()
+    assert [(step, {name.split("/")[2] for name in d}) for step, d in recorder.scalars] == [
         (24, {"0-1"}),
         (40, {"0-1"}),
         (48, {"0-1", "2-3"}),
     ]
-    assert logged.scalars[0][1]["divergence/kl/0-1/network"] == pytest.approx(0.0, abs=1e-9)
-    assert logged.scalars[1][1]["divergence/kl/0-1/network"] > 1e-6
+    assert recorder.scalars[0][1]["divergence/kl/0-1/network"] == pytest.approx(0.0, abs=1e-9)
+    assert recorder.scalars[1][1]["divergence/kl/0-1/network"] > 1e-6
 
 
 def test_a_short_task_logs_its_loss_at_its_end() -> None:
     learner, evaluation, consolidation = setting("stream")
-    logged = Logged("train/")
-    Run(learner, plan(steps=24), evaluation, consolidation, [], [logged]).go()
-    assert [step for step, _ in logged.scalars] == [24, 48]
+    recorder = LogRecorder("train/")
+    Run(learner, plan(steps=24), evaluation, consolidation, [], [recorder]).go()
+    assert [step for step, _ in recorder.scalars] == [24, 48]
 
 
-def test_a_callback_may_end_a_phase() -> None:
-    class Impatient(Callback):
+def test_a_callback_can_end_a_phase() -> None:
+    class EndAt16(Callback):
         def on_step(self, run: Run) -> None:
             if run.phase == 0 and run.steps == 16:
                 run.end_phase()
@@ -85,7 +85,7 @@ def test_a_callback_may_end_a_phase() -> None:
         evaluation,
         consolidation,
         [TaskRecorder("a", entries)],
-        [Impatient()],
+        [EndAt16()],
     ).go()
     assert [(now.step, now.phase) for now in result.rows] == [(16, 0), (48, 1)]
     assert result.complete
@@ -98,7 +98,7 @@ def test_a_callback_may_end_a_phase() -> None:
 
 
 def test_a_phase_ends_only_after_all_callbacks_were_called() -> None:
-    class Impatient(Callback):
+    class EndAtEvaluation(Callback):
         def on_evaluation(self, run: Run) -> None:
             if not run.result.evaluations[-1].ends_phase:
                 run.end_phase()
@@ -111,13 +111,13 @@ def test_a_phase_ends_only_after_all_callbacks_were_called() -> None:
         evaluation,
         consolidation,
         [],
-        [Impatient(), HookRecorder("a", calls)],
+        [EndAtEvaluation(), HookRecorder("a", calls)],
     ).go()
-    assert calls[-4:] == ["a evaluation 16", "a evaluation 16", "a phase 0 over", "a end 16"]
+    assert calls[-4:] == ["a evaluation 16", "a evaluation 16", "a phase 0 ended", "a end 16"]
 
 
-def test_a_callback_may_stop_the_run() -> None:
-    class Enough(Callback):
+def test_a_callback_can_stop_the_run() -> None:
+    class StopAbove50(Callback):
         def on_step(self, run: Run) -> None:
             if run.phase == 1 and run.evaluate().scores[1] > 50:
                 run.stop()
@@ -130,7 +130,7 @@ def test_a_callback_may_stop_the_run() -> None:
         evaluation,
         consolidation,
         [],
-        [Enough(), HookRecorder("a", calls)],
+        [StopAbove50(), HookRecorder("a", calls)],
     ).go()
     assert not result.complete
     assert len(result.rows) == 1
@@ -139,8 +139,8 @@ def test_a_callback_may_stop_the_run() -> None:
     assert 400 < learner.steps == result.steps < 800
 
 
-def test_a_declared_boundary_ends_and_begins_the_task_within_the_phase() -> None:
-    class Halfway(Callback):
+def test_a_boundary_ends_and_begins_the_task_within_a_phase() -> None:
+    class BoundaryAt16(Callback):
         def on_step(self, run: Run) -> None:
             if run.steps == 16:
                 run.boundary()
@@ -153,7 +153,7 @@ def test_a_declared_boundary_ends_and_begins_the_task_within_the_phase() -> None
         evaluation,
         consolidation,
         [TaskRecorder("a", entries)],
-        [Halfway()],
+        [BoundaryAt16()],
     ).go()
     assert entries == [
         "a begins 0-1 at 0",
@@ -172,17 +172,17 @@ def test_end_phase_and_boundary_are_refused_between_two_phases(act: Callable[[Ru
 
 
 @pytest.mark.parametrize(("copies", "steps"), [(5, 51), (8, 16), (8, 17), (8, 64), (2, 3)])
-def test_divergence_uses_at_most_128_examples_of_the_whole_sample(
+def test_divergence_uses_at_most_128_examples_of_the_sample(
     copies: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probes: list[Batch] = []
     remember: Callable[..., None] = Divergence.remember
 
-    def noted(self: Divergence, task: str, learner: Learner, probe: Batch) -> None:
+    def recording_remember(self: Divergence, task: str, learner: Learner, probe: Batch) -> None:
         probes.append(probe)
         remember(self, task, learner, probe)
 
-    monkeypatch.setattr(Divergence, "remember", noted)
+    monkeypatch.setattr(Divergence, "remember", recording_remember)
     learner, evaluation, _ = setting("stream")
     strategy = TaskRecorder("a", [])
     Run(
@@ -201,11 +201,11 @@ def test_divergence_uses_at_most_128_examples_of_the_whole_sample(
     assert max(found) >= len(whole) * 0.9 - 1
 
 
-def test_all_hooks_before_an_error_were_called() -> None:
+def test_all_hooks_before_an_error_are_called() -> None:
     learner, evaluation, consolidation = setting("stream")
     calls: list[str] = []
 
-    class Breaking(Strategy):
+    class FailingLoss(Strategy):
         def loss(self, fresh: Any, replayed: Any, learner: Learner) -> Tensor | None:
             if learner.steps < 24:
                 return None
@@ -213,7 +213,12 @@ def test_all_hooks_before_an_error_were_called() -> None:
 
     with pytest.raises(NotFiniteError, match="at step 24"):
         Run(
-            learner, plan(16), evaluation, consolidation, [Breaking()], [HookRecorder("a", calls)]
+            learner,
+            plan(16),
+            evaluation,
+            consolidation,
+            [FailingLoss()],
+            [HookRecorder("a", calls)],
         ).go()
     assert calls == [
         "a begin 128",
@@ -225,7 +230,7 @@ def test_all_hooks_before_an_error_were_called() -> None:
     ]
 
 
-def test_every_callback_gets_the_numbers_of_training() -> None:
+def test_every_callback_gets_the_logged_numbers() -> None:
     learner, evaluation, consolidation = setting("stream")
     calls: list[tuple[str, int, list[str]]] = []
 

@@ -1,4 +1,4 @@
-"""A restored run continues bit for bit, and a rollback undoes what was learned."""
+"""A restored run continues bit for bit, and a rollback restores the learner."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from contract_helpers import STREAM, TOLD_ONLY, active, stream_learner
+from contract_helpers import STREAM, active, stream_learner
 from loop_helpers import control_learner, mlp, off_policy_learner, off_policy_world, plant, stream
-from run_helpers import Logged
+from run_helpers import LogRecorder
 from torch import Tensor
 
 from everloop.loop import (
     EWC,
+    STRATEGIES,
     Divergence,
     Learner,
     LoRA,
@@ -28,7 +29,9 @@ from everloop.loop import (
     Training,
 )
 
-Made = tuple[Learner, Any, Any]
+Setting = tuple[Learner, Any, Any]
+"""A learner, a world for evaluation and a world for consolidation."""
+
 OPTIONS = {
     "plain": Training(1e-2),
     "accumulate": Training(accumulate=3),
@@ -41,7 +44,7 @@ OPTIONS = {
 }
 
 
-def in_stream(training: Training, seed: int) -> Made:
+def stream_setting(training: Training, seed: int) -> Setting:
     return (
         SupervisedLearner(mlp(seed=seed), stream(seed=seed), training),
         stream(16, split="test"),
@@ -49,30 +52,30 @@ def in_stream(training: Training, seed: int) -> Made:
     )
 
 
-def in_control(recurrent: bool, seed: int) -> Made:
+def ppo_setting(recurrent: bool, seed: int) -> Setting:
     learner = control_learner(recurrent, seed=seed)
     return learner, plant(5), plant(4)
 
 
-def off_policy(sac: bool, seed: int) -> Made:
+def off_policy_setting(sac: bool, seed: int) -> Setting:
     return off_policy_learner(sac, seed=seed), off_policy_world(sac, 5), off_policy_world(sac, 4)
 
 
-MAKERS: dict[str, Callable[[int], Made]] = {
+SETTINGS: dict[str, Callable[[int], Setting]] = {
     **{
-        name: lambda seed, training=training: in_stream(training, seed)
+        name: lambda seed, training=training: stream_setting(training, seed)
         for name, training in OPTIONS.items()
     },
-    "ppo": lambda seed: in_control(False, seed),
-    "recurrent ppo": lambda seed: in_control(True, seed),
-    "dqn": lambda seed: off_policy(False, seed),
-    "sac": lambda seed: off_policy(True, seed),
+    "ppo": lambda seed: ppo_setting(False, seed),
+    "recurrent ppo": lambda seed: ppo_setting(True, seed),
+    "dqn": lambda seed: off_policy_setting(False, seed),
+    "sac": lambda seed: off_policy_setting(True, seed),
 }
 
 
-def made(kind: str, seed: int, strategies: list[Strategy]) -> Run:
+def make_run(kind: str, seed: int, strategies: list[Strategy]) -> Run:
     """A run of three phases."""
-    learner, evaluation, consolidation = MAKERS[kind](seed)
+    learner, evaluation, consolidation = SETTINGS[kind](seed)
     learner.seed(seed)
     plan = Plan([[0], [1], [0]], [80, 80, 48], eval_every=24, consolidation_steps=4, seed=5)
     return Run(learner, plan, evaluation, consolidation, strategies)
@@ -82,30 +85,30 @@ def ewc_and_replay(seed: int = 0) -> list[Strategy]:
     return [EWC(50.0, seed=seed), Replay(capacity=30, batch_size=4, seed=seed)]
 
 
-def watched(kind: str, seed: int) -> tuple[Run, Logged]:
-    """A run with Divergence, and the record of what it logs."""
-    run, logged = made(kind, seed, []), Logged("divergence/")
-    run.callbacks = [Divergence(), logged]
-    return run, logged
+def run_with_divergence(kind: str, seed: int) -> tuple[Run, LogRecorder]:
+    """A run with Divergence, and a recorder of what it logs."""
+    run, recorder = make_run(kind, seed, []), LogRecorder("divergence/")
+    run.callbacks = [Divergence(), recorder]
+    return run, recorder
 
 
 @pytest.mark.parametrize("kind", ["plain", "recurrent ppo", "dqn"])
 def test_a_restored_run_logs_the_same_divergence_bit_for_bit(kind: str) -> None:
-    first, expected = watched(kind, 0)
+    first, expected = run_with_divergence(kind, 0)
     first.begin()
     while first.phase == 0 or first.steps < 112:
         first.advance()
     state, before = first.state_dict(), len(expected.scalars)
     first.go()
-    second, found = watched(kind, 3)
+    second, found = run_with_divergence(kind, 3)
     second.load_state_dict(state)
     second.go()
     assert len(found.scalars) > 2
     assert found.scalars == expected.scalars[before:]
 
 
-def test_the_state_of_divergence_is_a_copy_of_tensors_and_plain_python() -> None:
-    run, _ = watched("plain", 0)
+def test_the_state_of_divergence_is_a_copy_loadable_as_weights_only() -> None:
+    run, _ = run_with_divergence("plain", 0)
     run.begin()
     while run.phase == 0:
         run.advance()
@@ -116,14 +119,14 @@ def test_the_state_of_divergence_is_a_copy_of_tensors_and_plain_python() -> None
     loaded = torch.load(file, weights_only=True)
     assert list(loaded) == ["Divergence"]
     assert flat(loaded) == flat(state)
-    then = flat(state)
+    saved = flat(state)
     run.go()
-    assert flat(state) == then
+    assert flat(state) == saved
 
 
 def test_the_state_of_a_run_with_other_callbacks_is_refused() -> None:
-    run, _ = watched("plain", 0)
-    other = made("plain", 0, [])
+    run, _ = run_with_divergence("plain", 0)
+    other = make_run("plain", 0, [])
     run.begin()
     run.advance()
     before = flat(other.snapshot())
@@ -134,10 +137,10 @@ def test_the_state_of_a_run_with_other_callbacks_is_refused() -> None:
     assert flat(other.snapshot()) == before
 
 
-def test_divergence_from_before_weights_were_added_is_refused() -> None:
+def test_divergence_from_a_smaller_network_is_refused() -> None:
     world = {"label_space": "within_task", "task_cue": True}
 
-    def grown() -> Run:
+    def run_with_lora() -> Run:
         return Run(
             stream_learner("lora"),
             Plan([[0], [1]], [16, 16], eval_every=1000, consolidation_steps=4),
@@ -147,17 +150,17 @@ def test_divergence_from_before_weights_were_added_is_refused() -> None:
             [Divergence()],
         )
 
-    run = grown()
+    run = run_with_lora()
     run.begin()
     while run.phase == 0:
         run.advance()
     run.advance()
     with pytest.raises(ValueError, match="Divergence can't restore the network at the end of 0-1"):
-        grown().load_state_dict(run.state_dict())
+        run_with_lora().load_state_dict(run.state_dict())
 
 
 def flat(value: Any) -> list[Any]:
-    """All keys, numbers and texts of a nested state."""
+    """All keys and values of a nested state."""
     if isinstance(value, dict):
         return [x for key in value for x in (str(key), *flat(value[key]))]
     if isinstance(value, list | tuple):
@@ -165,8 +168,8 @@ def flat(value: Any) -> list[Any]:
     return [value.tolist()] if hasattr(value, "tolist") else [value]
 
 
-def ends(run: Run) -> list[Any]:
-    """Everything at the end of a run, except for the time that it took."""
+def final_state(run: Run) -> list[Any]:
+    """The state and result of a run, without its duration."""
     return (
         flat(run.learner.learned())
         + flat(run.learner.position())
@@ -174,13 +177,13 @@ def ends(run: Run) -> list[Any]:
     )
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", SETTINGS)
 def test_a_restored_run_continues_bit_for_bit(kind: str) -> None:
-    """From a state within a task and one between two tasks.
+    """One state is saved within a task, and one between two tasks.
 
-    The restored run was made with other seeds of network, world and generators.
+    The restored run is built with other seeds of network, world and generators.
     """
-    first = made(kind, 0, ewc_and_replay())
+    first = make_run(kind, 0, ewc_and_replay())
     first.begin()
     states = []
     while not first.done:
@@ -190,18 +193,19 @@ def test_a_restored_run_continues_bit_for_bit(kind: str) -> None:
     assert states[0]["phase_end"] is None, "not between two tasks"
     assert states[1]["phase_end"] is not None, "not within a task"
     for state in states:
-        second = made(kind, 3, ewc_and_replay(seed=7))
+        second = make_run(kind, 3, ewc_and_replay(seed=7))
         torch.manual_seed(99)
         second.load_state_dict(state)
         second.go()
-        assert ends(second) == ends(first)
+        assert final_state(second) == final_state(first)
 
 
 @pytest.mark.parametrize("name", STREAM)
 def test_a_restored_run_with_any_strategy_continues_bit_for_bit(name: str) -> None:
     def run(seed: int) -> Run:
         learner = stream_learner(name)
-        world = {"label_space": "within_task", "task_cue": True} if name in TOLD_ONLY else {}
+        task_aware = STRATEGIES[name].traits.task_id
+        world = {"label_space": "within_task", "task_cue": True} if task_aware else {}
         plan = Plan([[0], [1], [2]], [48] * 3, eval_every=1000, consolidation_steps=4, seed=5)
         learner.seed(seed)
         return Run(
@@ -217,33 +221,31 @@ def test_a_restored_run_with_any_strategy_continues_bit_for_bit(name: str) -> No
     second = run(1)
     second.load_state_dict(state)
     second.go()
-    assert ends(second) == ends(first)
+    assert final_state(second) == final_state(first)
 
 
 @pytest.mark.parametrize("kind", ["plain", "cosine", "recurrent ppo", "sac"])
-def test_a_rollback_restores_what_was_learned_but_not_the_world(kind: str) -> None:
-    run = made(kind, 0, ewc_and_replay())
+def test_a_rollback_restores_the_learner_but_not_the_world(kind: str) -> None:
+    run = make_run(kind, 0, ewc_and_replay())
     run.begin()
     while run.phase == 0 or run.steps < 112:
         run.advance()
     snapshot = run.snapshot()
-    then, steps = flat(snapshot), run.steps
+    saved, steps = flat(snapshot), run.steps
     for _ in range(2):
         run.advance()
-    assert flat(run.snapshot()) != then
+    assert flat(run.snapshot()) != saved
     run.rollback(snapshot)
-    assert flat(run.snapshot()) == then == flat(snapshot)
+    assert flat(run.snapshot()) == saved == flat(snapshot)
     assert run.steps > steps
     run.advance()
-    assert flat(run.snapshot()) != then == flat(snapshot)
+    assert flat(run.snapshot()) != saved == flat(snapshot)
 
 
 def test_the_state_of_another_network_or_strategy_is_refused() -> None:
-    run, other, third = (
-        made("plain", 0, ewc_and_replay()),
-        made("plain", 0, [EWC()]),
-        made("plain", 0, [EWC()]),
-    )
+    run = make_run("plain", 0, ewc_and_replay())
+    other = make_run("plain", 0, [EWC()])
+    third = make_run("plain", 0, [EWC()])
     run.begin()
     third.begin()
     before = flat(other.snapshot())
@@ -260,7 +262,7 @@ def test_the_state_of_another_network_or_strategy_is_refused() -> None:
     assert flat(other.snapshot()) == before
 
 
-def test_a_teacher_copied_before_weights_were_added_is_refused() -> None:
+def test_a_teacher_from_a_smaller_network_is_refused() -> None:
     learner = stream_learner("lora")
     strategies: list[Strategy] = [LoRA(rank=2), LwF()]
     learner.attach(strategies)

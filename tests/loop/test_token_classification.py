@@ -1,4 +1,4 @@
-"""Token classification: its loss, its metric, and strategies that work with it."""
+"""Token classification: loss, metric, EWC and replay."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def sentences(seed: int, domains: tuple[str, ...] = ("x", "y"), rows: int = 48) 
     )
 
 
-def learner(world: Any, **training: Any) -> SupervisedLearner:
+def make_learner(world: Any, **training: Any) -> SupervisedLearner:
     torch.manual_seed(0)
     net = Classifier(
         EmbeddingEncoder(WORDS, 16, per_token=True), world.single_action_space.nvec[0], "tokens"
@@ -44,57 +44,55 @@ def learner(world: Any, **training: Any) -> SupervisedLearner:
     return SupervisedLearner(net, world, Training(**({"learning_rate": 0.01} | training)))
 
 
-def world(split: str = "train", num_envs: int = 8) -> Any:
-    made: Any = TextStreamVectorEnv(
+def make_world(split: str = "train", num_envs: int = 8) -> Any:
+    world: Any = TextStreamVectorEnv(
         num_envs,
         (sentences(0), sentences(1)),
         task_split=ByColumn("domain"),
         split=split,
         label_space="within_task",
     )
-    made.reset(seed=0)
-    return made
+    world.reset(seed=0)
+    return world
 
 
-def test_the_loss_is_the_mean_over_tokens_that_have_a_tag() -> None:
-    made = FixedLearner(
+def test_the_loss_is_the_mean_over_tokens_with_a_tag() -> None:
+    learner = FixedLearner(
         FlatNet(nn.Linear(4, LENGTH * 3), "x").double(), TokenCategorical(LENGTH, 3)
     )
-    x, tags = (
-        torch.randn(1, 2, 4, dtype=torch.float64),
-        torch.tensor([[[0, 2, 1, -1, -1], [-1, -1, -1, -1, 2]]]),
-    )
+    x = torch.randn(1, 2, 4, dtype=torch.float64)
+    tags = torch.tensor([[[0, 2, 1, -1, -1], [-1, -1, -1, -1, 2]]])
     batch = Batch({"x": x}, torch.ones(1, 2, dtype=torch.bool), tags)
-    log_p = torch.log_softmax(made.module.layers(x[0]).reshape(2, LENGTH, 3), -1)  # type: ignore[operator]
+    log_p = torch.log_softmax(learner.module.layers(x[0]).reshape(2, LENGTH, 3), -1)  # type: ignore[operator]
     tagged = [log_p[0, 0, 0], log_p[0, 1, 2], log_p[0, 2, 1], log_p[1, 4, 2]]
-    torch.testing.assert_close(made.loss(batch), -torch.stack(tagged).mean())
+    torch.testing.assert_close(learner.loss(batch), -torch.stack(tagged).mean())
     torch.testing.assert_close(
-        made.log_likelihood(batch), torch.stack([sum(tagged[:3]), tagged[3]])
+        learner.log_likelihood(batch), torch.stack([sum(tagged[:3]), tagged[3]])
     )  # type: ignore[list-item]
     nothing = Batch({"x": x}, batch.start, torch.full_like(tags, -1))
-    assert made.loss(nothing).item() == 0
+    assert learner.loss(nothing).item() == 0
 
 
-def test_a_learner_finds_entities_and_is_scored_by_them() -> None:
-    made, test = learner(world()), world("test", 16)
-    before, after = scaled(test, returns(made, test, [], seed=0)), None
-    made.learn([0], 48 * 60)
-    after = scaled(test, returns(made, test, [], seed=0))
+def test_training_improves_the_score_of_the_trained_domain() -> None:
+    learner, test = make_learner(make_world()), make_world("test", 16)
+    before = scaled(test, returns(learner, test, [], seed=0))
+    learner.learn([0], 48 * 60)
+    after = scaled(test, returns(learner, test, [], seed=0))
     assert before[0] < 30
     assert after[0] > 90
     assert after[1] < after[0], "persons are other words in the other domain"
 
 
 @pytest.mark.parametrize("wrap", [lambda world: world, TaskVectorWrapper], ids=["plain", "wrapped"])
-def test_the_metric_gets_every_example_of_the_pass_once(wrap: Any) -> None:
+def test_the_metric_gets_every_example_once(wrap: Any) -> None:
     calls: list[Any] = []
-    inside = world("test", 7)
-    inside.metric = lambda task: Metric(
+    world = make_world("test", 7)
+    world.metric = lambda task: Metric(
         "half", "%", lambda labels, guesses: calls.append((task, labels, guesses)) or 0.5
     )
-    test = wrap(inside)
-    made = learner(world())
-    assert returns(made, test, [], seed=0) == [0.5, 0.5]
+    test = wrap(world)
+    learner = make_learner(make_world())
+    assert returns(learner, test, [], seed=0) == [0.5, 0.5]
     assert scaled(test, [0.5, 0.5]) == [50.0, 50.0]
     assert [task for task, _, _ in calls] == [0, 1]
     for task, labels, guesses in calls:
@@ -103,32 +101,35 @@ def test_the_metric_gets_every_example_of_the_pass_once(wrap: Any) -> None:
         assert sorted(map(tuple, labels.tolist())) == sorted(map(tuple, rows.tolist()))
 
 
-def test_ewc_and_replay_work_with_tags() -> None:
-    """Both change the result, and replay remembers the first domain."""
-    kept = {}
+def test_ewc_and_replay_change_the_result_with_tags() -> None:
+    """Replay also improves the score of the first domain."""
+    results = {}
     for name, strategies in (
         ("none", []),
         ("ewc", [EWC(1e3)]),
         ("replay", [Replay(capacity=48, batch_size=16)]),
     ):
-        train = world()
-        made = learner(train)
-        made.attach(strategies)
+        train = make_world()
+        learner = make_learner(train)
+        learner.attach(strategies)
         for task in (0, 1):
             for strategy in strategies:
-                strategy.begin_task(train.tasks[task], made)
-            made.learn([task], 48 * 30)
+                strategy.begin_task(train.tasks[task], learner)
+            learner.learn([task], 48 * 30)
             for strategy in strategies:
                 strategy.end_task(
-                    train.tasks[task], [made.rollout(world(), [task], 2, seed=0)], made
+                    train.tasks[task], [learner.rollout(make_world(), [task], 2, seed=0)], learner
                 )
-        kept[name] = (returns(made, world("test", 16), [], seed=0)[0], weights(made.module))
-    assert not same(kept["none"][1], kept["ewc"][1])
-    assert kept["replay"][0] > kept["none"][0] + 0.2
+        results[name] = (
+            returns(learner, make_world("test", 16), [], seed=0)[0],
+            weights(learner.module),
+        )
+    assert not same(results["none"][1], results["ewc"][1])
+    assert results["replay"][0] > results["none"][0] + 0.2
 
 
-def test_a_balanced_softmax_refuses_tags() -> None:
+def test_a_balanced_softmax_with_tags_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"^balanced is True; it needs one class for each example$"
     ):
-        learner(world(), balanced=True)
+        make_learner(make_world(), balanced=True)

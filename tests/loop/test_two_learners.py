@@ -1,4 +1,4 @@
-"""One strategy in two learners: both end at the same weights if their losses are the same.
+"""PPO and the supervised learner give the same weights if their losses are the same.
 
 PPO makes one pass over one step a copy, without discount, value loss, entropy bonus or normalised
 advantages. The world rewards every action with 1, so the advantage is 1 and PPO's gradient is that
@@ -23,7 +23,11 @@ from everloop.envs import Task
 from everloop.loop import STRATEGIES, Batch, Learner, Strategy
 from everloop.loop.sb3.on_policy import SB3Learner
 
-COPIES, SIZE, CLASSES, STEPS, RATE = 32, 5, 3, 15, 0.03
+COPIES = 32
+SIZE = 5
+CLASSES = 3
+STEPS = 15
+RATE = 0.03
 SETTINGS: dict[str, dict[str, Any]] = {
     "l2": {"strength": 1.0},
     "ewc": {"strength": 50.0, "fisher": "exact"},
@@ -45,10 +49,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-class Guesses(VectorEnv):
-    """Points around a centre of the task; every action is rewarded with 1.
+class GuessingWorld(VectorEnv):
+    """Random points around a centre for each task; the reward of every action is 1.
 
-    Actions are recorded. If labels are given, each step reveals them.
+    The world records the actions. If labels are given, each step puts them in `info`.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -62,15 +66,15 @@ class Guesses(VectorEnv):
             {"cue": cue, "x": spaces.Box(-np.inf, np.inf, (SIZE,), np.float32)}
         )
         self.single_action_space = spaces.Discrete(CLASSES)
-        self.done: dict[int, list[Any]] = {task.id: [] for task in self.tasks}
+        self.actions: dict[int, list[Any]] = {task.id: [] for task in self.tasks}
         self.task = 0
 
     def reference(self, task: int) -> tuple[float, float]:
         return 0.0, 1.0
 
-    def _look(self) -> dict[str, Any]:
-        place = np.random.default_rng(self.task).normal(size=SIZE)
-        x = place + np.random.default_rng([self.task, self.count]).normal(size=(COPIES, SIZE))
+    def _observe(self) -> dict[str, Any]:
+        centre = np.random.default_rng(self.task).normal(size=SIZE)
+        x = centre + np.random.default_rng([self.task, self.count]).normal(size=(COPIES, SIZE))
         return {
             "cue": np.eye(len(self.tasks), dtype=np.float32)[[self.task] * COPIES],
             "x": x.astype(np.float32),
@@ -78,16 +82,16 @@ class Guesses(VectorEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self.task, self.count = (options or {}).get("task", self.task), 0
-        return self._look(), {"task": np.full(COPIES, self.task)}
+        return self._observe(), {"task": np.full(COPIES, self.task)}
 
     def step(self, actions: Any) -> Any:
-        self.done[self.task].append(np.array(actions))
+        self.actions[self.task].append(np.array(actions))
         info = {"task": np.full(COPIES, self.task)}
         if self.labels is not None:
             info["label"] = self.labels[self.task][self.count]
         self.count += 1
         never = np.zeros(COPIES, dtype=bool)
-        return self._look(), np.ones(COPIES), never, never, info
+        return self._observe(), np.ones(COPIES), never, never, info
 
 
 class Net(nn.Module):
@@ -108,7 +112,7 @@ class Net(nn.Module):
         return Output(prediction, prediction[..., 0] * 0.0), state
 
 
-def by_ppo(
+def train_ppo(
     strategies: list[Strategy], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Learner, dict[int, list[Any]]]:
     parameters = {
@@ -119,7 +123,7 @@ def by_ppo(
         "gamma": 0.0,
         "vf_coef": 0.0,
     }
-    world = Guesses()
+    world = GuessingWorld()
     learner = SB3Learner(
         world,
         lambda *_: Net(),
@@ -128,64 +132,64 @@ def by_ppo(
         device="cpu",
     )
 
-    def sure(batch: Batch) -> Tensor:
-        """Outputs of a policy that is certain of the action: KL is then the cross-entropy."""
+    def certain_targets(batch: Batch) -> Tensor:
+        """Outputs of a policy that is certain of the action, so KL is the cross-entropy."""
         return (
             batch.target if batch.action is None else 1e3 * F.one_hot(batch.action, CLASSES).float()
         )
 
-    monkeypatch.setattr(learner, "targets", sure)
-    monkeypatch.setattr(
-        np.random, "permutation", np.arange
-    )  # a rollout is one minibatch, in its original order
+    monkeypatch.setattr(learner, "targets", certain_targets)
+    # a rollout is one minibatch, in its original order
+    monkeypatch.setattr(np.random, "permutation", np.arange)
     train(learner, strategies)
-    return learner, world.done
+    return learner, world.actions
 
 
-def by_labels(strategies: list[Strategy], labels: dict[int, list[Any]]) -> Learner:
+def train_supervised(strategies: list[Strategy], labels: dict[int, list[Any]]) -> Learner:
     module = Net()
     optimizer = torch.optim.Adam(module.parameters(), lr=RATE, eps=1e-5, fused=True)
-    learner = LateReplay(module, Guesses(labels), optimizer=optimizer, max_grad_norm=0.5)
+    learner = LateReplay(module, GuessingWorld(labels), optimizer=optimizer, max_grad_norm=0.5)
     train(learner, strategies)
     return learner
 
 
 def train(learner: Learner, strategies: list[Strategy]) -> None:
     learner.attach(strategies)
-    for task in Guesses.tasks:
+    for task in GuessingWorld.tasks:
         for strategy in strategies:
             strategy.begin_task(task, learner)
         learner.learn([task.id], STEPS * COPIES)
         x = torch.randn(1, 40, SIZE, generator=torch.Generator().manual_seed(task.id))
-        done = torch.arange(40)[None] % CLASSES
+        labels = torch.arange(40)[None] % CLASSES
         batch = Batch(
             {"x": x},
             torch.ones(1, 40, dtype=torch.bool),
-            action=done,
+            action=labels,
             task=torch.full((40,), task.id),
         )
         batch = (
             batch
             if not learner.labelled
-            else Batch(batch.obs, batch.start, target=done, task=batch.task)
+            else Batch(batch.obs, batch.start, target=labels, task=batch.task)
         )
         for strategy in strategies:
             strategy.end_task(task, [batch], learner)
 
 
-def made(name: str) -> list[Strategy]:
+def make_strategies(name: str) -> list[Strategy]:
     return [] if name == "none" else [STRATEGIES[name](**SETTINGS[name])]
 
 
 @pytest.mark.parametrize("name", ["none", *SETTINGS])
-def test_ppo_and_the_supervised_learner_end_at_the_same_weights(
+def test_ppo_and_the_supervised_learner_give_the_same_weights(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ppo, done = by_ppo(made(name), monkeypatch)
-    labels = by_labels(made(name), done)
-    assert [len(actions) for actions in done.values()] == [STEPS] * 3
-    assert distance(weights(ppo.module), weights(labels.module)) < 1e-5
+    ppo, actions = train_ppo(make_strategies(name), monkeypatch)
+    supervised = train_supervised(make_strategies(name), actions)
+    assert [len(steps) for steps in actions.values()] == [STEPS] * 3
+    assert distance(weights(ppo.module), weights(supervised.module)) < 1e-5
     if name != "none":
-        assert distance(weights(labels.module), weights(by_labels([], done).module)) > 1e-2, (
-            "the strategy did nothing"
-        )
+        assert (
+            distance(weights(supervised.module), weights(train_supervised([], actions).module))
+            > 1e-2
+        ), "the strategy did nothing"

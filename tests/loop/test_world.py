@@ -1,4 +1,4 @@
-"""Resets to tasks, and checks that numbers are finite."""
+"""Resets to tasks, and checks that observations are finite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from everloop.loop.world import check_finite, reset_to_tasks
     num_envs=st.integers(3, 7),
     tasks=st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True),
 )
-def test_copies_take_the_tasks_in_turn(num_envs: int, tasks: list[int]) -> None:
+def test_copies_are_assigned_to_the_tasks_in_turn(num_envs: int, tasks: list[int]) -> None:
     world = plant(num_envs)
     obs, of_copy = reset_to_tasks(world, tasks, seed=0)
     expected = [tasks[i % len(tasks)] for i in range(num_envs)]
@@ -27,11 +27,9 @@ def test_copies_take_the_tasks_in_turn(num_envs: int, tasks: list[int]) -> None:
     assert info["task"].tolist() == expected
 
 
-def test_one_task_is_a_plain_reset_to_that_task() -> None:
-    (ours, _), (theirs, _) = (
-        reset_to_tasks(plant(), [2], seed=5),
-        plant().reset(seed=5, options={"task": 2}),
-    )
+def test_a_reset_to_one_task_equals_a_plain_reset() -> None:
+    ours, _ = reset_to_tasks(plant(), [2], seed=5)
+    theirs, _ = plant().reset(seed=5, options={"task": 2})
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name])
 
@@ -50,7 +48,7 @@ def test_more_tasks_than_copies_are_refused() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_the_error_names_the_number_the_modality_and_the_step(bad: float) -> None:
+def test_nonfinite_observations_are_refused_with_name_and_step(bad: float) -> None:
     obs = {
         "good": np.zeros((2, 3), np.float32),
         "sensor_7": np.array([[0.0, 1.0], [bad, 2.0]], np.float32),
@@ -61,7 +59,7 @@ def test_the_error_names_the_number_the_modality_and_the_step(bad: float) -> Non
         check_finite(obs, 321)
 
 
-def test_finite_numbers_of_every_dtype_pass() -> None:
+def test_finite_observations_of_every_dtype_are_accepted() -> None:
     check_finite(
         {
             "a": np.zeros(3, np.float32),

@@ -1,4 +1,4 @@
-"""A run logged to TensorBoard, which several files of tests read."""
+"""A run logged to TensorBoard, shared by several test files."""
 
 from __future__ import annotations
 

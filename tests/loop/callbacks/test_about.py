@@ -1,4 +1,4 @@
-"""The text card that explains a run."""
+"""The text card that describes a run in TensorBoard."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def result(metric: Metric = ACCURACY, tasks: tuple[str, ...] = ("zero", "one")) 
     return Result(list(tasks), phases, metric, scenario="digits", strategies=["ewc", "replay"])
 
 
-def test_settings_are_flattened_to_bools_numbers_and_texts() -> None:
+def test_settings_are_flattened_to_bools_numbers_and_strings() -> None:
     settings = {
         "a": True,
         "b": 3,
@@ -64,7 +64,7 @@ def test_the_card_names_every_curve() -> None:
     assert "percentage points" in text
 
 
-def test_the_card_says_how_a_world_gets_a_scale_of_scores() -> None:
+def test_the_card_of_a_return_tells_how_to_get_scores() -> None:
     advice = "`reference(task) -> (random, best)`"
     assert advice in about(result(RETURN), {}, "")
     assert advice not in about(result(SCORE), {}, "")

@@ -1,8 +1,9 @@
-"""Divergence of the network from what it was at a task's end."""
+"""Divergence of the network from its state at the end of a task."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,29 +16,34 @@ from everloop.loop.sb3.on_policy import SB3Learner
 MODULES = ["encoders", "attention", "memory", "head", "value"]
 
 
+class Case(NamedTuple):
+    """A learner, the examples that its outputs are compared on, and the callback."""
+
+    learner: SB3Learner
+    probe: Batch
+    divergence: Divergence
+
+
 @pytest.fixture(scope="module")
-def remembered() -> tuple[SB3Learner, Batch, dict[str, torch.Tensor]]:
-    """A recurrent actor-critic, a probe of several steps an example, and its initial weights."""
+def start() -> tuple[SB3Learner, Batch]:
+    """A recurrent actor-critic, and examples of several steps."""
     learner = control_learner(recurrent=True)
     probe = learner.rollout(plant(6), [0], 8, seed=0)
     assert probe.length == 4
-    return (
-        learner,
-        probe,
-        {name: value.clone() for name, value in learner.module.state_dict().items()},
-    )
+    return learner, probe
 
 
 @pytest.fixture
 def case(
-    remembered: tuple[SB3Learner, Batch, dict[str, torch.Tensor]],
-) -> Iterator[tuple[SB3Learner, Batch, Divergence]]:
-    """The learner and a callback that has its present network as the anchor of task "one"."""
-    learner, probe, then = remembered
+    start: tuple[SB3Learner, Batch],
+) -> Iterator[Case]:
+    """The callback has the current network as the anchor of task "one"."""
+    learner, probe = start
+    initial = {name: value.clone() for name, value in learner.module.state_dict().items()}
     divergence = Divergence()
     divergence.remember("one", learner, probe)
-    yield learner, probe, divergence
-    learner.module.load_state_dict(then)
+    yield Case(learner, probe, divergence)
+    learner.module.load_state_dict(initial)
 
 
 def move(module: nn.Module, by: float, seed: int = 0) -> None:
@@ -48,11 +54,9 @@ def move(module: nn.Module, by: float, seed: int = 0) -> None:
             p.add_(by * torch.randn(p.shape, generator=generator))
 
 
-Case = tuple[SB3Learner, Batch, Divergence]
-
-
 def test_divergence_is_0_right_after_a_task(case: Case) -> None:
-    learner, _, divergence = case
+    learner = case.learner
+    divergence = case.divergence
     assert divergence.update(learner) is divergence
     assert set(divergence.values) == {
         f"{kind}/one/{module}" for kind in ("kl", "weights") for module in MODULES
@@ -62,16 +66,17 @@ def test_divergence_is_0_right_after_a_task(case: Case) -> None:
     assert not divergence.detected
 
 
-def test_there_is_no_divergence_before_the_first_task_has_ended(case: Case) -> None:
-    learner, _, _ = case
+def test_before_the_end_of_a_task_there_is_no_divergence(case: Case) -> None:
+    learner = case.learner
     divergence = Divergence().update(learner)
     assert divergence.values == {}
     assert not divergence.detected
 
 
 def test_the_distance_of_weights_is_relative_to_their_norm(case: Case) -> None:
-    """|w - w*| / |w*| over all of a module's weights."""
-    learner, _, divergence = case
+    """The distance of a module is |w - w*| / |w*|."""
+    learner = case.learner
+    divergence = case.divergence
     head = learner.module.get_submodule("head")
     then = torch.cat([p.detach().flatten() for p in head.parameters()])
     with torch.no_grad():
@@ -90,10 +95,11 @@ def test_the_distance_of_weights_is_relative_to_their_norm(case: Case) -> None:
 
 
 @pytest.mark.parametrize("changed", ["encoders", "attention", "memory", "head"])
-def test_the_drift_of_one_module_is_all_of_the_networks_divergence(
+def test_if_one_module_drifts_its_divergence_is_that_of_the_network(
     case: Case, changed: str
 ) -> None:
-    learner, _, divergence = case
+    learner = case.learner
+    divergence = case.divergence
     move(learner.module.get_submodule(changed), 0.3)
     values = divergence.update(learner).values
     assert values["kl/one/network"] > 1e-4
@@ -105,16 +111,19 @@ def test_the_drift_of_one_module_is_all_of_the_networks_divergence(
     )
 
 
-def test_the_drift_of_a_value_head_changes_no_prediction(case: Case) -> None:
-    learner, _, divergence = case
+def test_drift_of_the_value_head_has_no_divergence(case: Case) -> None:
+    learner = case.learner
+    divergence = case.divergence
     move(learner.module.get_submodule("value"), 0.3)
     values = divergence.update(learner).values
     assert values["weights/one/value"] > 0.01
     assert values["kl/one/network"] == values["kl/one/value"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_divergence_is_the_mean_kl_of_then_from_now_over_all_steps(case: Case) -> None:
-    learner, probe, divergence = case
+def test_divergence_is_the_mean_kl_of_old_from_new_outputs(case: Case) -> None:
+    learner = case.learner
+    probe = case.probe
+    divergence = case.divergence
     then = learner.outputs(probe).detach()
     move(learner.module, 0.2)
     now = learner.outputs(probe).detach()
@@ -129,8 +138,10 @@ def test_divergence_is_the_mean_kl_of_then_from_now_over_all_steps(case: Case) -
     )
 
 
-def test_every_task_has_an_anchor_which_can_be_replaced(case: Case) -> None:
-    learner, probe, divergence = case
+def test_each_task_has_its_own_anchor_which_can_be_replaced(case: Case) -> None:
+    learner = case.learner
+    probe = case.probe
+    divergence = case.divergence
     move(learner.module, 0.2)
     divergence.remember("two", learner, probe)
     values = dict(divergence.update(learner).values)
@@ -141,7 +152,8 @@ def test_every_task_has_an_anchor_which_can_be_replaced(case: Case) -> None:
 
 
 def test_detected_is_true_if_any_task_is_above_the_threshold(case: Case) -> None:
-    learner, probe, _ = case
+    learner = case.learner
+    probe = case.probe
     divergence = Divergence()
     divergence.remember("one", learner, probe)
     move(learner.module, 0.2)
@@ -153,7 +165,8 @@ def test_detected_is_true_if_any_task_is_above_the_threshold(case: Case) -> None
 
 
 def test_drift_of_weights_without_effect_is_not_detected(case: Case) -> None:
-    learner, probe, _ = case
+    learner = case.learner
+    probe = case.probe
     divergence = Divergence(threshold=1e-4)
     divergence.remember("one", learner, probe)
     move(learner.module.get_submodule("value"), 5.0)
@@ -161,15 +174,18 @@ def test_drift_of_weights_without_effect_is_not_detected(case: Case) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan")])
-def test_a_threshold_that_is_not_above_0_is_refused(threshold: float) -> None:
+def test_a_threshold_must_be_above_0(threshold: float) -> None:
     with pytest.raises(ValueError, match=f"threshold is {threshold}; it must be above 0"):
         Divergence(threshold)
 
 
-def test_an_update_leaves_the_network_and_global_generators_alone(case: Case) -> None:
-    learner, _, divergence = case
+def test_an_update_changes_neither_network_nor_global_generators(case: Case) -> None:
+    learner = case.learner
+    divergence = case.divergence
     move(learner.module, 0.2)
-    before, states, training = weights(learner.module), random_states(), learner.module.training
+    before = weights(learner.module)
+    states = random_states()
+    training = learner.module.training
     grads = [p.requires_grad for p in learner.module.parameters()]
     divergence.update(learner)
     assert same(weights(learner.module), before)

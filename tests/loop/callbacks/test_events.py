@@ -1,4 +1,4 @@
-"""Files of TensorBoard events, and clear errors if they can't be written."""
+"""Files of TensorBoard events, and errors if they can't be written."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ print(written)
 """
 
 
-def test_a_full_disk_is_one_clear_error_and_nothing_on_stderr(tmp_path: Path) -> None:
-    words = [sys.executable, "-X", "dev", "-c", FULL, str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+def test_a_full_disk_raises_one_error_and_prints_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "dev", "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     message, evaluations = done.stdout.splitlines()
     assert message.startswith(f"TensorBoard events can't be written to {tmp_path}/events.out")
     assert message.endswith(": File too large; free space, or choose another folder")
@@ -49,7 +49,7 @@ def test_a_full_disk_is_one_clear_error_and_nothing_on_stderr(tmp_path: Path) ->
     assert done.stderr == ""
 
 
-def test_a_folder_that_can_not_be_created_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_raises_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"can't be written to .*: .*; free space") as caught:
         EventFile(tmp_path / "file" / "run")
@@ -64,7 +64,7 @@ def test_writing_starts_no_thread(tmp_path: Path) -> None:
     file.close()
 
 
-def test_a_closed_file_can_not_be_written(tmp_path: Path) -> None:
+def test_writing_to_a_closed_file_raises_an_error(tmp_path: Path) -> None:
     file = EventFile(tmp_path)
     file.close()
     file.close()
@@ -72,7 +72,7 @@ def test_a_closed_file_can_not_be_written(tmp_path: Path) -> None:
         file.scalars({"a": 1.0}, 0)
 
 
-def test_files_of_the_same_second_have_different_names(tmp_path: Path) -> None:
+def test_files_created_in_the_same_second_have_different_names(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         file = EventFile(tmp_path)
         file.scalars({f"curve/{value:.0f}": value}, 0)
@@ -80,9 +80,8 @@ def test_files_of_the_same_second_have_different_names(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
 
 
-def test_training_curves_are_visible_between_evaluations(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_training_curves_are_written_between_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])

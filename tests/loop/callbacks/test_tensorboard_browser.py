@@ -83,7 +83,7 @@ class Name(Callback):
         run.result.scenario, run.result.strategies = SCENARIO, self.strategies
 
 
-def teach(folder: Path, name: str) -> Result:
+def train_run(folder: Path, name: str) -> Result:
     learner = SupervisedLearner(mlp(), stream(), Training(1e-2))
     strategies = [] if name == "none" else [Replay(strength=1.0)]
     plan = Plan([[0], [1], [2]], [160] * 3, eval_every=32, consolidation_steps=4)
@@ -98,7 +98,7 @@ def teach(folder: Path, name: str) -> Result:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Result]]:
     folder = tmp_path_factory.mktemp("runs")
-    return folder, {name: teach(folder, name) for name in ("none", "replay")}
+    return folder, {name: train_run(folder, name) for name in ("none", "replay")}
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +132,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def until(happens: Callable[[], Any]) -> Any:
-    """What `happens` returns, as soon as it is true."""
+    """Wait until `happens()` is true, and return its value."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
             if value := happens():
                 return value
         except (OSError, StaleElementReferenceException):
-            pass  # the server is not up yet; the page has drawn itself anew
+            pass  # the server is not up yet, or the page has been redrawn
         assert time.monotonic() < end, f"not within {PATIENCE:.0f} s"
         time.sleep(0.5)
 
@@ -171,10 +171,7 @@ def strong_colors(canvas: Any) -> int:
     return sum(n > 20 and max(color) - min(color) > 60 for n, color in colors)
 
 
-def test_every_custom_chart_draws_each_run_in_its_colour(
-    browser: Any,
-    address: str,
-) -> None:
+def test_every_custom_chart_draws_each_run_in_its_colour(browser: Any, address: str) -> None:
     visit(browser, address, "custom_scalars")
 
     def drawn() -> list[tuple[str, list[str]]] | None:
@@ -189,7 +186,7 @@ def test_every_custom_chart_draws_each_run_in_its_colour(
     assert SCENARIO in category.text
 
 
-def test_scalars_draw_a_line_of_each_run(browser: Any, address: str) -> None:
+def test_scalars_draw_a_line_for_each_run(browser: Any, address: str) -> None:
     visit(browser, address, "scalars")
 
     def drawn() -> list[Any] | None:
@@ -245,7 +242,7 @@ def test_the_card_is_a_page_with_tables(browser: Any, address: str) -> None:
     assert {"everloop run none", "everloop run replay"} <= set(texts(browser, "code"))
 
 
-def test_hparams_have_a_row_for_each_run_with_settings_and_measures(
+def test_hparams_have_a_row_of_settings_and_measures_for_each_run(
     browser: Any,
     address: str,
     results: tuple[Path, dict[str, Result]],

@@ -1,4 +1,4 @@
-"""Custom Scalars, images, HParams and the text card of a run, read back from its events."""
+"""Custom Scalars, images, HParams and the text card of a run, read from its events."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ from typing import Any
 
 import pytest
 from loop_helpers import run_of
+from result_helpers import finished_result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
-from tensorboard_helpers import Case, curve, made, near, read, replay
+from tensorboard_helpers import Case, curve, near, read, replay
 
 from everloop.contract import ACCURACY, RETURN, SCORE, Metric
-from everloop.loop import (
-    Evaluation,
-    Result,
-    TensorBoardLogger,
-)
+from everloop.loop import Evaluation, Result, TensorBoardLogger
 from everloop.loop.callbacks import tensorboard
 from everloop.loop.callbacks.curves import charts, titles
 
-AWKWARD = ["C++", "plant-1", "plant-10", "a(b", "x/y"]
+SCENARIOS = ["C++", "plant-1", "plant-10", "a(b", "x/y"]
 
 
 def layout_of(events: EventAccumulator) -> Layout:
@@ -31,11 +28,8 @@ def layout_of(events: EventAccumulator) -> Layout:
     return Layout.FromString(event.tensor_proto.string_val[0])
 
 
-def test_each_measure_has_a_chart_whose_title_holds_its_unit(
-    case: Case,
-) -> None:
-    _, _, events = case
-    (category,) = layout_of(events).category
+def test_each_measure_has_a_chart_with_its_unit_in_the_title(case: Case) -> None:
+    (category,) = layout_of(case.events).category
     assert category.title == "digits"
     assert [chart.title for chart in category.chart] == [
         "average accuracy (%)",
@@ -48,11 +42,10 @@ def test_each_measure_has_a_chart_whose_title_holds_its_unit(
     ]
 
 
-def test_every_chart_draws_one_curve_of_a_run(case: Case) -> None:
-    _, _, events = case
-    tags = events.Tags()["scalars"]
+def test_every_chart_draws_one_curve_per_run(case: Case) -> None:
+    tags = case.events.Tags()["scalars"]
     drawn = []
-    for chart in layout_of(events).category[0].chart:
+    for chart in layout_of(case.events).category[0].chart:
         (regex,) = chart.multiline.tag  # charts of different runs merge only if they have one
         drawn.append([tag for tag in tags if re.match(regex, tag)])
     assert [len(tags) for tags in drawn] == [1] * 7
@@ -61,11 +54,11 @@ def test_every_chart_draws_one_curve_of_a_run(case: Case) -> None:
     assert drawn[6] == ["measures/digits/anytime_score"]
 
 
-@pytest.mark.parametrize("scenario", AWKWARD)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_chart_matches_only_the_tags_of_its_own_scenario(scenario: str) -> None:
-    results = [Result(["a"], [[0]], ACCURACY, scenario=name) for name in [*AWKWARD, "plant-1+"]]
+    results = [Result(["a"], [[0]], ACCURACY, scenario=name) for name in [*SCENARIOS, "plant-1+"]]
     tags = {r.scenario: f"average/{r.scenario.replace('(', '[')}/score" for r in results}
-    regex = charts(results[AWKWARD.index(scenario)])["average accuracy (%)"]
+    regex = charts(results[SCENARIOS.index(scenario)])["average accuracy (%)"]
     assert [name for name, tag in tags.items() if re.match(regex, tag)] == [scenario]
     assert not re.match(regex, f"{tags[scenario]}/0")
     assert not re.match(regex, f"{tags[scenario]}\n")
@@ -85,27 +78,30 @@ def test_titles_name_the_metric_and_its_unit(metric: Metric, average: str, forge
 
 
 def test_figures_are_drawn_at_each_evaluation_if_the_budget_allows(case: Case) -> None:
-    result, _, events = case
-    steps = [event.step for event in events.Images("learning curves")]
-    assert steps == [e.step for e in result.evaluations[1:]]
-    matrices = events.Images("score matrix")
+    steps = [event.step for event in case.events.Images("learning curves")]
+    assert steps == [e.step for e in case.result.evaluations[1:]]
+    matrices = case.events.Images("score matrix")
     assert [image.step for image in matrices] == [80, 160, 240]
     assert len({image.encoded_image_string for image in matrices}) == 3
 
 
 def test_a_short_run_draws_each_figure_once_at_its_end(tmp_path: Path) -> None:
-    replay(made(["a", "b"], [[0.0, 0.0], [90.0, 0.0], [50.0, 80.0]]), TensorBoardLogger(tmp_path))
+    replay(
+        finished_result(["a", "b"], [[0.0, 0.0], [90.0, 0.0], [50.0, 80.0]]),
+        TensorBoardLogger(tmp_path),
+    )
     events = read(tmp_path)
     for tag in ("learning curves", "score matrix"):
         assert [image.step for image in events.Images(tag)] == [20]
 
 
-def test_half_of_the_drawing_budget_is_kept_for_the_ends_of_phases(
+def test_half_of_the_drawing_budget_is_for_the_ends_of_phases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(tensorboard.time, "perf_counter", lambda: clock[0])
-    result, logger = made(["a", "b"], [[0.0, 0.0]], [[0], [1]] * 5), TensorBoardLogger(tmp_path)
+    result = finished_result(["a", "b"], [[0.0, 0.0]], [[0], [1]] * 5)
+    logger = TensorBoardLogger(tmp_path)
     logger.on_run_begin(run_of(result))
 
     def drawn_at(seconds: float, ends_phase: bool) -> list[str]:
@@ -136,9 +132,8 @@ def hparams(events: EventAccumulator) -> dict[str, Any]:
     return found
 
 
-def test_hparams_hold_the_settings_and_point_at_the_measures(case: Case) -> None:
-    _, keep, events = case
-    found = hparams(events)
+def test_hparams_contain_settings_and_refer_to_measures(case: Case) -> None:
+    found = hparams(case.events)
     start = found["session_start_info"].hparams
     assert {name: value.WhichOneof("kind") for name, value in start.items()} == {
         "scenario": "string_value",
@@ -151,15 +146,15 @@ def test_hparams_hold_the_settings_and_point_at_the_measures(case: Case) -> None
     assert metrics["measures/digits/average_score"] == "average accuracy (%)"
     assert len(metrics) == 7
     for tag in metrics:
-        final = keep.measures[-1][tag.removeprefix("measures/digits/")]
-        assert curve(events, tag)[-1:] == near([(240, final)])
+        final = case.numbers.measures[-1][tag.removeprefix("measures/digits/")]
+        assert curve(case.events, tag)[-1:] == near([(240, final)])
     assert found["session_end_info"].status == api_pb2.STATUS_SUCCESS
 
 
 def test_runs_of_a_scenario_have_the_same_hparams(tmp_path: Path) -> None:
     keys = []
     for name, strategies in (("a", ["none"]), ("b", ["ewc", "replay"])):
-        result = made(["x"], [[0.0], [50.0]])
+        result = finished_result(["x"], [[0.0], [50.0]])
         result.strategies = strategies
         settings = {"lr": 0.1 if name == "a" else None, "training": {"device": "cpu"}}
         replay(result, TensorBoardLogger(tmp_path / name, settings))
@@ -171,8 +166,9 @@ def test_runs_of_a_scenario_have_the_same_hparams(tmp_path: Path) -> None:
     assert keys[0][0] == ["scenario", "strategies", "seed", "lr", "training.device"]
 
 
-def test_an_interrupted_run_is_marked_as_failed_and_has_its_figures(tmp_path: Path) -> None:
-    broken, result = TensorBoardLogger(tmp_path), made(["x", "y"], [[0.0, 0.0], [50.0, 0.0]])
+def test_an_interrupted_run_is_marked_as_failed_and_has_figures(tmp_path: Path) -> None:
+    broken = TensorBoardLogger(tmp_path)
+    result = finished_result(["x", "y"], [[0.0, 0.0], [50.0, 0.0]])
     broken.on_run_begin(run_of(result))
     broken.close()
     broken.close()
@@ -182,8 +178,7 @@ def test_an_interrupted_run_is_marked_as_failed_and_has_its_figures(tmp_path: Pa
 
 
 def test_the_text_card_explains_the_run(case: Case) -> None:
-    _, _, events = case
-    (event,) = events.Tensors("about")
+    (event,) = case.events.Tensors("about")
     text = event.tensor_proto.string_val[0].decode()
     assert "# digits: ewc, replay" in text
     assert "`everloop run digits`" in text

@@ -1,4 +1,4 @@
-"""The diagonal Fisher information: closed forms, a loop over examples, and every batching."""
+"""The diagonal Fisher information equals closed forms and loops, in batches of every size."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def box(*shape: int) -> spaces.Box:
     return spaces.Box(-1.0, 1.0, shape)
 
 
-def twice() -> nn.Module:
+def layer_used_twice() -> nn.Module:
     shared = nn.Linear(4, 4)
     return nn.Sequential(shared, nn.Tanh(), shared, nn.Tanh(), nn.Linear(4, 3))
 
 
-def tied() -> nn.Module:
+def tied_layers() -> nn.Module:
     layers = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
     layers[2].weight = layers[0].weight
     return layers
@@ -47,7 +47,7 @@ def convolutions(**kwargs: int) -> Callable[[], nn.Module]:
     return build
 
 
-FLAT: dict[str, tuple[int, Callable[[], nn.Module]]] = {
+NETWORKS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "two layers": (4, lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))),
     "no bias": (
         4,
@@ -73,8 +73,8 @@ FLAT: dict[str, tuple[int, Callable[[], nn.Module]]] = {
             nn.Linear(10, 3),
         ),
     ),
-    "one layer used twice": (4, twice),
-    "two layers with one weight": (4, tied),
+    "one layer used twice": (4, layer_used_twice),
+    "two layers with one weight": (4, tied_layers),
     "activation in place": (
         4,
         lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)),
@@ -105,9 +105,9 @@ def assert_hooks_equal_loop(
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["empirical", "sampled"])
 @pytest.mark.parametrize("length", [1, 3])
-@pytest.mark.parametrize("name", FLAT)
-def test_hooks_equal_the_loop_over_examples(name: str, length: int, sampled: bool) -> None:
-    size, build = FLAT[name]
+@pytest.mark.parametrize("name", NETWORKS)
+def test_hooks_equal_a_loop_over_examples(name: str, length: int, sampled: bool) -> None:
+    size, build = NETWORKS[name]
     torch.manual_seed(0)
     layers = build()
     layers(torch.zeros(1, size))  # initialises lazy layers
@@ -117,7 +117,7 @@ def test_hooks_equal_the_loop_over_examples(name: str, length: int, sampled: boo
 
 
 def agent_case(name: str) -> tuple[Agent, Batch]:
-    """A single-precision agent, and five examples of T steps with episodes that start inside."""
+    """A single-precision agent, and five examples of T steps; some start an episode within."""
     torch.manual_seed(1)
     parts: dict[str, spaces.Space[object]] = {
         "a": box(3),
@@ -152,7 +152,7 @@ def agent_case(name: str) -> tuple[Agent, Batch]:
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["empirical", "sampled"])
 @pytest.mark.parametrize("name", ["vectors", "images", "recurrent"])
-def test_hooks_equal_the_loop_for_agents(name: str, sampled: bool) -> None:
+def test_hooks_equal_a_loop_over_examples_for_agents(name: str, sampled: bool) -> None:
     built, batch = agent_case(name)
     assert_hooks_equal_loop(FixedLearner(built, Categorical(3)), batch, 3e-6, sampled)
 
@@ -173,11 +173,11 @@ def test_frozen_weights_are_left_out() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     learner, batch = vector_learner(layers, 3), vector_batch(6, 4, 3)
-    everything = list(diagonal_fisher(learner, [batch]).values())
+    all_weights = list(diagonal_fisher(learner, [batch]).values())
     layers[2].weight.requires_grad_(False)
-    rest = list(diagonal_fisher(learner, [batch]).values())
-    assert len(rest) == 3
-    for a, b in zip(rest, [everything[0], everything[1], everything[3]], strict=True):
+    trainable = list(diagonal_fisher(learner, [batch]).values())
+    assert len(trainable) == 3
+    for a, b in zip(trainable, [all_weights[0], all_weights[1], all_weights[3]], strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -199,13 +199,15 @@ def test_empirical_fisher_of_softmax_regression() -> None:
     torch.testing.assert_close(bias, error.square().mean(0))
 
 
-def test_sampled_fisher_converges_to_the_expectation_over_model_labels() -> None:
+def test_sampled_fisher_converges_to_its_expectation() -> None:
     """E_y (onehot(y) - p)_i^2 = p_i (1 - p_i), within five standard errors of 6,000 draws.
 
     The empirical Fisher lies outside.
     """
     learner, batch, p = softmax_regression()
-    few, p, draws = batch[:4], p[:4], 1500
+    few = batch[:4]
+    p = p[:4]
+    draws = 1500
     x = few.obs["x"][0]
     squares = torch.stack(
         [(F.one_hot(torch.full((4,), y), 3) - p)[:, :, None] * x[:, None, :] for y in range(3)]
@@ -252,7 +254,7 @@ def test_fisher_of_linear_regression() -> None:
     torch.testing.assert_close(fisher, batch.obs["x"][0].square().mean(0, keepdim=True) / 0.25)
 
 
-def test_fisher_is_the_mean_of_squares_and_not_the_square_of_the_mean() -> None:
+def test_fisher_is_the_mean_of_squared_gradients() -> None:
     """At the optimum of balanced labels the mean gradient is 0, but F is 1/4.
 
     Each example's gradient is 1/2 or -1/2.
@@ -309,7 +311,7 @@ def test_one_batch_of_64_equals_smaller_batches(
 @pytest.mark.parametrize(
     "batches", [[], [vector_batch(3, 4, 3)[:0]]], ids=["no batch", "an empty batch"]
 )
-def test_an_average_over_no_examples_is_refused(batches: list[Batch]) -> None:
+def test_fisher_of_no_examples_is_refused(batches: list[Batch]) -> None:
     with pytest.raises(
         ValueError, match="there are no examples to average over; give at least one"
     ):
@@ -317,15 +319,13 @@ def test_an_average_over_no_examples_is_refused(batches: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize("by_hooks", [True, False])
-def test_fisher_leaves_the_network_and_global_generators_alone(by_hooks: bool) -> None:
+def test_fisher_changes_neither_network_nor_global_generators(by_hooks: bool) -> None:
     built, batch = agent_case("recurrent")
     learner = FixedLearner(built, Categorical(3))
     learner.loss(batch).backward()
-    before, grads, states = (
-        weights(built),
-        [None if p.grad is None else p.grad.clone() for p in built.parameters()],
-        random_states(),
-    )
+    before = weights(built)
+    grads = [None if p.grad is None else p.grad.clone() for p in built.parameters()]
+    states = random_states()
     diagonal_fisher(learner, [batch], torch.Generator().manual_seed(0), by_hooks).values()
     assert random_states() == states
     assert same(weights(built), before)
@@ -336,7 +336,7 @@ def test_fisher_leaves_the_network_and_global_generators_alone(by_hooks: bool) -
     assert not any(module._forward_hooks for module in built.modules())
 
 
-def test_the_generator_determines_the_draws() -> None:
+def test_the_generator_determines_the_sampled_fisher() -> None:
     learner, batch = vector_learner(nn.Linear(4, 3), 3), vector_batch(20, 4, 3)
     a, b, c = (
         diagonal_fisher(learner, [batch], torch.Generator().manual_seed(seed)).values()

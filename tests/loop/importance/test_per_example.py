@@ -64,7 +64,7 @@ def two_scores(learner: FixedLearner) -> Callable[[Batch], Tensor]:
     power=st.integers(1, 3),
     cut=st.integers(1, 9),
 )
-def test_means_of_powers_equal_those_of_single_examples_and_scores(
+def test_mean_powers_equal_a_loop_over_examples_and_scores(
     net: str, by_hooks: bool, examples: int, length: int, power: int, cut: int
 ) -> None:
     learner, size = classifier(net)
@@ -78,7 +78,7 @@ def test_means_of_powers_equal_those_of_single_examples_and_scores(
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_powers_are_taken_before_the_mean_and_before_the_sum_over_scores() -> None:
+def test_powers_are_taken_per_example_and_score() -> None:
     """Two examples have opposite gradients, and two scores have opposite signs.
 
     Each absolute value is 3; the gradients themselves add up to 0.
@@ -97,9 +97,7 @@ def test_powers_are_taken_before_the_mean_and_before_the_sum_over_scores() -> No
 
 
 @pytest.mark.parametrize("power", [1, 2])
-def test_a_call_that_no_score_depends_on_adds_nothing(
-    power: int,
-) -> None:
+def test_a_layer_call_without_effect_on_the_scores_adds_nothing(power: int) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(4, 3).double()
     learner, batch = vector_learner(layer, 3), vector_batch(5, 4, 3)
@@ -117,7 +115,7 @@ def test_a_call_that_no_score_depends_on_adds_nothing(
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_mixed_precision_gives_means_in_the_precision_of_the_weights(exact: bool) -> None:
+def test_mixed_precision_gives_fisher_information_in_float32(exact: bool) -> None:
     learner = SupervisedLearner(
         mlp().float(), stream(), Training(precision="bfloat16", device="cpu")
     )
@@ -161,7 +159,7 @@ class StandardisedConvolution(nn.Conv2d):
 
 
 class Gain(nn.Linear):
-    """A layer with one more weight, which multiplies the outputs."""
+    """A layer with an extra weight, which multiplies the outputs."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -197,11 +195,11 @@ UNUSUAL: dict[str, Callable[[], nn.Module]] = {
     "standardised convolution": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 2, 2)), StandardisedConvolution(1, 5, 2), nn.Flatten()
     ),
-    "one more weight": lambda: Gain(4, 5),
-    "another name": lambda: Renamed(4, 5),
+    "extra weight": lambda: Gain(4, 5),
+    "subclass": lambda: Renamed(4, 5),
     "a hook": lambda: hooked(nn.Linear(4, 5)),
     "a hook in place": lambda: hooked(nn.Linear(4, 5), in_place=True),
-    "another forward pass": lambda: replaced(nn.Linear(4, 5)),
+    "replaced forward": lambda: replaced(nn.Linear(4, 5)),
 }
 
 
@@ -237,10 +235,8 @@ def test_exact_fisher_of_logistic_regression() -> None:
     """F of the weight w_ci is the mean of p_c (1 - p_c) x_i^2, with p (1 - p) for both classes."""
     torch.manual_seed(0)
     learner, batch = vector_learner(nn.Linear(4, 2), 2), vector_batch(50, 4, 2)
-    x, p = (
-        batch.obs["x"][0],
-        torch.sigmoid(torch.diff(learner.outputs(batch)[0].detach(), dim=-1)[:, 0]),
-    )
+    x = batch.obs["x"][0]
+    p = torch.sigmoid(torch.diff(learner.outputs(batch)[0].detach(), dim=-1)[:, 0])
     weight, bias = diagonal_fisher(learner, [batch], exact=True).values()
     variance = (p * (1 - p))[:, None]
     torch.testing.assert_close(weight, (variance * x**2).mean(0).expand(2, 4), rtol=1e-12, atol=0.0)
@@ -263,9 +259,7 @@ def by_classes(learner: FixedLearner, batch: Batch) -> list[Tensor]:
 
 @pytest.mark.parametrize("by_hooks", [True, False])
 @pytest.mark.parametrize("net", NETS)
-def test_exact_fisher_sums_probability_times_squared_gradient_over_classes(
-    net: str, by_hooks: bool
-) -> None:
+def test_exact_fisher_equals_a_loop_over_classes(net: str, by_hooks: bool) -> None:
     learner, size = classifier(net)
     batch = vector_batch(37, size, 3)
     for a, b in zip(
@@ -321,9 +315,7 @@ def test_exact_ewc_draws_no_random_numbers() -> None:
     [(Gaussian(2), 1), (Categorical(4), 2)],
     ids=["no classes", "sequences"],
 )
-def test_exact_fisher_is_refused_without_classes_or_for_sequences(
-    likelihood: Any, steps: int
-) -> None:
+def test_exact_fisher_needs_classes_and_single_steps(likelihood: Any, steps: int) -> None:
     learner = FixedLearner(FlatNet(nn.Linear(4, 4), "x").double(), likelihood)
     learner.sequence_length = steps
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Strategies in a loop that is not ours do what they do in ours."""
+"""Strategies attached to a hand-written training loop work as with our learner."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contract_helpers import CONTROL_ONLY, NETWORKS, STREAM, TOLD_ONLY, active
+from contract_helpers import active
 from loop_helpers import LateReplay, distance, mlp, same, stream, weights
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from everloop.loop import (
     EWC,
     L2,
     MAS,
+    STRATEGIES,
     Attached,
     Batch,
     Forward,
@@ -30,13 +31,14 @@ from everloop.loop import (
     attach,
 )
 
-REFUSED = TOLD_ONLY | CONTROL_ONLY | set(NETWORKS)
-NAMES = sorted(set(STREAM) - REFUSED)
+TRAITS = {name: strategy.traits for name, strategy in STRATEGIES.items()}
+REFUSED = sorted(name for name, t in TRAITS.items() if t.task_id or t.network or not t.streams)
+SUPPORTED = sorted(set(STRATEGIES) - set(REFUSED))
 Examples = tuple[Tensor, Tensor]
 
 
 class ExampleRecorder(Strategy):
-    """Notes what is learned from, and what a task's end brings."""
+    """Records the training batches and the examples at the end of each task."""
 
     def __init__(self) -> None:
         self.batches: list[list[Examples]] = []
@@ -55,8 +57,8 @@ class ExampleRecorder(Strategy):
         )
 
 
-class Pixels(nn.Module):
-    """`layers` on images, from 0 to 1 whatever type they come in, as a foreign module has them."""
+class PlainModule(nn.Module):
+    """Applies `layers` to images from 0 to 1, without the call signature of our networks."""
 
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class Pixels(nn.Module):
         return result
 
 
-def our_loop(strategy: Strategy, sgd: bool) -> tuple[list[Tensor], ExampleRecorder]:
+def train_learner(strategy: Strategy, sgd: bool) -> tuple[list[Tensor], ExampleRecorder]:
     module, recorder = mlp(hidden=12), ExampleRecorder()
     learner = LateReplay(module, stream(), optimizer=optimizer_of(module, sgd))
     learner.attach([strategy, recorder])
@@ -90,13 +92,13 @@ def optimizer_of(module: nn.Module, sgd: bool) -> torch.optim.Optimizer:
     )
 
 
-def foreign_loop(
-    strategy: Strategy, sgd: bool, told: ExampleRecorder, step: Callable[..., None]
+def train_attached(
+    strategy: Strategy, sgd: bool, recorder: ExampleRecorder, step: Callable[..., None]
 ) -> list[Tensor]:
-    module = Pixels(mlp(hidden=12).layers)
+    module = PlainModule(mlp(hidden=12).layers)
     optimizer = optimizer_of(module, sgd)
     loop = attach([strategy], module, optimizer)
-    for task, (batches, end) in enumerate(zip(told.batches, told.ends, strict=True)):
+    for task, (batches, end) in enumerate(zip(recorder.batches, recorder.ends, strict=True)):
         loop.begin_task(task)
         for x, y in batches:
             loop.observe(x, y)
@@ -105,14 +107,14 @@ def foreign_loop(
     return weights(module)
 
 
-def by_steps(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+def plain_step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
     optimizer.zero_grad()
     nn.functional.cross_entropy(module(x), y).backward()
     optimizer.step()
 
 
-def by_closure(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
-    """As Lightning does it."""
+def closure_step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    """A step with a closure, as Lightning takes it."""
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -124,26 +126,28 @@ def by_closure(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y
 
 
 @pytest.mark.parametrize("sgd", [True, False], ids=["sgd", "adam"])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_hand_written_loop_ends_at_the_same_weights_as_our_learner(name: str, sgd: bool) -> None:
-    """The same network, the same batches; in ours images are bytes, so stored examples are the same
-    numbers too.
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_a_hand_written_loop_gives_the_same_weights_as_our_learner(name: str, sgd: bool) -> None:
+    """Both get the same batches.
+
+    Our learner stores images as bytes, which represent these images exactly.
     """
-    ours, told = our_loop(active(name), sgd)
-    theirs = foreign_loop(active(name), sgd, told, by_steps)
+    ours, recorder = train_learner(active(name), sgd)
+    theirs = train_attached(active(name), sgd, recorder, plain_step)
     assert distance(theirs, ours) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["ewc", "replay", "lwf", "agem", "si"])
-def test_a_closure_given_to_the_optimizer_makes_no_difference(name: str) -> None:
-    _, told = our_loop(ExampleRecorder(), True)
+def test_a_step_with_a_closure_gives_the_same_weights(name: str) -> None:
+    _, recorder = train_learner(ExampleRecorder(), True)
     assert same(
-        foreign_loop(active(name), False, told, by_closure),
-        foreign_loop(active(name), False, told, by_steps),
+        train_attached(active(name), False, recorder, closure_step),
+        train_attached(active(name), False, recorder, plain_step),
     )
 
 
-def small(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer, Tensor, Tensor]:
+def make_small(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer, Tensor, Tensor]:
+    """A classifier of vectors, its optimizer, eight examples and their labels."""
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     return (
@@ -154,12 +158,12 @@ def small(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer, Tensor, Tens
     )
 
 
-def test_a_detached_loop_is_plain_again_and_an_unattached_copy_always_was() -> None:
-    module, optimizer, x, y = small()
+def test_frozen_copies_and_detached_modules_have_no_hooks() -> None:
+    module, optimizer, x, y = make_small()
     loop = attach([EWC(100.0), LwF()], module, optimizer)
     loop.begin_task(0)
     loop.observe(x, y)
-    by_steps(module, optimizer, x, y)
+    plain_step(module, optimizer, x, y)
     loop.end_task([(x, y)])
     copied = loop.frozen_copy()
     assert not copied._forward_hooks
@@ -168,12 +172,12 @@ def test_a_detached_loop_is_plain_again_and_an_unattached_copy_always_was() -> N
     loop.detach()
     plain = copy.deepcopy(module)
     plain_optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
-    by_steps(module, optimizer, x, y)
-    by_steps(plain, plain_optimizer, x, y)
+    plain_step(module, optimizer, x, y)
+    plain_step(plain, plain_optimizer, x, y)
     assert same(weights(module), weights(plain))
 
 
-def test_a_module_that_is_called_with_its_labels_observes_by_itself_in_training_only() -> None:
+def test_calls_with_labels_are_observed_in_training_only() -> None:
     class Labelled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -186,7 +190,9 @@ def test_a_module_that_is_called_with_its_labels_observes_by_itself_in_training_
             return logits
 
     torch.manual_seed(0)
-    module, x, y = Labelled(), torch.randn(5, 4), torch.randint(3, (5,))
+    module = Labelled()
+    x = torch.randn(5, 4)
+    y = torch.randint(3, (5,))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     replay = Replay(capacity=100, batch_size=2, current=True)
     loop = attach([replay], module, optimizer, label_name="labels")
@@ -204,14 +210,14 @@ def test_a_module_that_is_called_with_its_labels_observes_by_itself_in_training_
     assert len(replay.memory) == 10
 
 
-def test_a_restored_state_goes_on_bit_for_bit() -> None:
+def test_a_restored_state_continues_bit_for_bit() -> None:
     def final(restore: bool) -> list[Tensor]:
-        module, optimizer, x, y = small()
+        module, optimizer, x, y = make_small()
         loop = attach([EWC(10.0), Replay(capacity=20, batch_size=4)], module, optimizer)
         loop.begin_task(0)
         for _ in range(5):
             loop.observe(x, y)
-            by_steps(module, optimizer, x, y)
+            plain_step(module, optimizer, x, y)
         loop.end_task([(x, y)])
         if restore:
             state = copy.deepcopy(loop.state_dict())
@@ -223,84 +229,83 @@ def test_a_restored_state_goes_on_bit_for_bit() -> None:
         loop.begin_task(1)
         for _ in range(5):
             loop.observe(x + 1, y)
-            by_steps(module, optimizer, x + 1, y)
+            plain_step(module, optimizer, x + 1, y)
         loop.end_task([(x + 1, y)])
         return weights(module)
 
     assert same(final(True), final(False))
 
 
-def test_states_find_their_strategies_by_name_whatever_the_order() -> None:
+def test_states_are_matched_to_strategies_by_name_and_order() -> None:
     def trained(strategies: list[Strategy]) -> Attached:
-        module, optimizer, x, y = small()
+        module, optimizer, x, y = make_small()
         loop = attach(strategies, module, optimizer)
         loop.begin_task(0)
         loop.observe(x, y)
-        by_steps(module, optimizer, x, y)
+        plain_step(module, optimizer, x, y)
         loop.end_task([(x, y)])
         return loop
 
-    first, second, other, last = L2(3.0), L2(1.0), L2(1.0), MAS()
+    first, second = L2(3.0), L2(1.0)
+    other, last = L2(1.0), MAS()
     state = trained([first, MAS(), second]).state_dict()
-    module, optimizer, *_ = small(1)
+    module, optimizer, *_ = make_small(1)
     attach([last, other, L2(3.0)], module, optimizer).load_state_dict(state)
     assert other.state_dict().keys() == first.state_dict().keys()
     assert same(list(other.penalty.anchor.values()), list(first.penalty.anchor.values()))
     assert last.penalty.precision.keys() == first.penalty.anchor.keys()
 
 
-def test_a_restored_state_gives_a_module_made_anew_its_adapters_back() -> None:
-    def final(anew: bool) -> list[Tensor]:
-        module, optimizer, x, y = small()
+def test_a_restored_state_rebuilds_adapters_in_a_new_module() -> None:
+    def final(rebuild: bool) -> list[Tensor]:
+        module, optimizer, x, y = make_small()
         loop = attach([LoRA(rank=2, adapters="online")], module, optimizer)
         for task in range(2):
             loop.begin_task(task)
             loop.observe(x + task, y)
-            by_steps(module, optimizer, x + task, y)
+            plain_step(module, optimizer, x + task, y)
             loop.end_task([(x + task, y)])
         loop.begin_task(2)
         loop.observe(x + 2, y)
-        by_steps(module, optimizer, x + 2, y)
-        if anew:
+        plain_step(module, optimizer, x + 2, y)
+        if rebuild:
             states = copy.deepcopy((loop.state_dict(), module.state_dict(), optimizer.state_dict()))
-            by_steps(module, optimizer, x, y)
-            module, optimizer, *_ = small()
+            plain_step(module, optimizer, x, y)
+            module, optimizer, *_ = make_small()
             loop = attach([LoRA(rank=2, adapters="online")], module, optimizer)
             loop.load_state_dict(states[0])
             module.load_state_dict(states[1])
             optimizer.load_state_dict(states[2])
         for _ in range(3):
             loop.observe(x + 2, y)
-            by_steps(module, optimizer, x + 2, y)
+            plain_step(module, optimizer, x + 2, y)
         loop.end_task([(x + 2, y)])
         return weights(module)
 
     assert same(final(True), final(False))
 
 
-def test_outputs_that_are_stored_leave_no_trace_in_the_network() -> None:
-    """They are those that the loop's own forward pass is about to give, with its dropout and the
-    batch's own statistics.
-    """
+def test_storing_outputs_does_not_change_the_network() -> None:
+    """The stored outputs equal those of the loop's next forward pass, including dropout."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
     der = DER(capacity=8, batch_size=4)
     loop = attach([der], module, torch.optim.SGD(module.parameters(), lr=0.1))
     x, y = torch.randn(8, 4), torch.randint(3, (8,))
-    before, drawn = (
-        {name: buffer.clone() for name, buffer in module.named_buffers()},
-        torch.get_rng_state(),
-    )
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    rng_state = torch.get_rng_state()
     loop.begin_task(0)
     loop.observe(x, y)
     assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
-    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(torch.get_rng_state(), rng_state)
     stored = der.read(np.arange(8), loop)
     assert stored.output is not None
     assert torch.equal(stored.output[0], module(stored.obs["input"][0]))
 
 
 class Decay(Strategy):
+    """Weight decay as a loss of the weights alone."""
+
     def loss(
         self, fresh: Forward | None, replayed: Forward | None, learner: Learner
     ) -> Tensor | None:
@@ -309,8 +314,8 @@ class Decay(Strategy):
 
 
 @pytest.mark.parametrize("scale", [1.0, 64.0])
-def test_a_loss_of_the_weights_alone_is_added_to_the_loops_own(scale: float) -> None:
-    module, optimizer, x, y = small()
+def test_a_loss_of_the_weights_is_added_to_the_loops_loss(scale: float) -> None:
+    module, optimizer, x, y = make_small()
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     loop = attach([Decay()], module, optimizer, scaler=scaler)
     before = weights(module)
@@ -324,11 +329,11 @@ def test_a_loss_of_the_weights_alone_is_added_to_the_loops_own(scale: float) -> 
 
 
 def test_the_gradient_is_clipped_after_the_strategies() -> None:
-    module, optimizer, x, y = small()
+    module, optimizer, x, y = make_small()
     loop = attach([EWC(1e4)], module, optimizer, max_grad_norm=0.5)
     loop.begin_task(0)
     loop.observe(x, y)
-    by_steps(module, optimizer, x, y)
+    plain_step(module, optimizer, x, y)
     loop.end_task([(x, y)])
     with torch.no_grad():
         for p in module.parameters():
@@ -336,13 +341,13 @@ def test_the_gradient_is_clipped_after_the_strategies() -> None:
     before = weights(module)
     loop.begin_task(1)
     loop.observe(x, y)
-    by_steps(module, optimizer, x, y)
+    plain_step(module, optimizer, x, y)
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, weights(module), strict=True)])
     assert float(moved.norm()) == pytest.approx(0.1 * 0.5, rel=1e-4)
 
 
-def test_weights_of_a_late_group_are_clipped_and_checked_too() -> None:
-    module, optimizer, x, y = small()
+def test_parameter_groups_added_later_are_clipped_and_checked() -> None:
+    module, optimizer, x, y = make_small()
     late = nn.Parameter(torch.ones(3))
     loop = attach([EWC(1.0)], module, optimizer, max_grad_norm=1.0)
     loop.begin_task(0)
@@ -360,13 +365,13 @@ def test_weights_of_a_late_group_are_clipped_and_checked_too() -> None:
             assert float(late.grad.norm()) == size
 
 
-def test_another_optimizer_can_take_over() -> None:
-    module, optimizer, x, y = small()
+def test_a_loop_can_move_to_another_optimizer() -> None:
+    module, optimizer, x, y = make_small()
     ewc = EWC(50.0)
     loop = attach([ewc], module, optimizer)
     loop.begin_task(0)
     loop.observe(x, y)
-    by_steps(module, optimizer, x, y)
+    plain_step(module, optimizer, x, y)
     loop.end_task([(x, y)])
     second = torch.optim.SGD(module.parameters(), lr=0.1)
     loop.move_to(second)
@@ -378,26 +383,26 @@ def test_another_optimizer_can_take_over() -> None:
     for hooks in (twin._forward_hooks, twin._forward_pre_hooks):
         hooks.clear()
     loop.observe(x, y)
-    by_steps(module, second, x, y)
+    plain_step(module, second, x, y)
     nn.functional.cross_entropy(twin(x), y).backward()
-    pulls = zip(
+    terms = zip(
         twin.parameters(), ewc.penalty.precision.values(), ewc.penalty.anchor.values(), strict=True
     )
-    expected = [p.detach() - 0.1 * (p.grad + 50.0 * P * (p.detach() - c)) for p, P, c in pulls]
+    expected = [p.detach() - 0.1 * (p.grad + 50.0 * P * (p.detach() - c)) for p, P, c in terms]
     assert distance(weights(module), expected) < 1e-6
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_cannot_work_is_refused_before_anything_is_touched(name: str) -> None:
-    module, optimizer, _, _ = small()
+@pytest.mark.parametrize("name", REFUSED)
+def test_unsupported_strategies_are_refused_before_hooks_are_added(name: str) -> None:
+    module, optimizer, _, _ = make_small()
     with pytest.raises(ValueError, match=r"use |give |needs "):
         attach([active(name)], module, optimizer)
     assert not optimizer._optimizer_step_pre_hooks
     assert not module._forward_hooks
 
 
-def test_mistakes_are_named() -> None:
-    module, optimizer, x, y = small()
+def test_calls_in_the_wrong_order_or_with_wrong_states_are_refused() -> None:
+    module, optimizer, x, y = make_small()
     loop = attach([EWC()], module, optimizer)
     with pytest.raises(RuntimeError, match="outside of a task; call begin_task first"):
         loop.observe(x, y)

@@ -1,4 +1,4 @@
-"""An attached loop's optimizer: schedules, scaled losses, accumulation, weights left out."""
+"""The optimizer of an attached loop: schedules, loss scaling, accumulation, frozen weights."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ import torch
 from loop_helpers import distance, same, vector_batch, weights
 from torch import nn
 
-from everloop.loop import (
-    EWC,
-    LaMAML,
-    LoRA,
-    LwF,
-    attach,
-)
+from everloop.loop import EWC, LaMAML, LoRA, LwF, attach
 
 
-def test_a_schedule_of_torch_goes_on_when_weights_are_added() -> None:
+def test_a_torch_schedule_continues_when_weights_are_added() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
@@ -34,11 +28,11 @@ def test_a_schedule_of_torch_goes_on_when_weights_are_added() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_a_foreign_loop_may_accumulate_and_scale_its_loss(scale: float) -> None:
-    """Two halves, each loss divided by 2 and scaled, are one batch."""
-    x, y = (vector_batch(8, 4, 3).obs["x"][0], vector_batch(8, 4, 3).target)
-    assert y is not None
-    y = y[0]
+def test_accumulated_scaled_losses_equal_one_batch(scale: float) -> None:
+    """The losses of two halves are divided by 2 and scaled."""
+    batch = vector_batch(8, 4, 3)
+    assert batch.target is not None
+    x, y = batch.obs["x"][0], batch.target[0]
     ends = []
     for parts in (1, 2):
         torch.manual_seed(0)
@@ -67,19 +61,17 @@ def test_a_fused_optimizer_with_scaled_gradients_is_refused() -> None:
     scaler = torch.amp.GradScaler("cpu")
     attach([EWC()], module, optimizer, scaler=scaler).begin_task(0)
     scaler.scale(module(torch.ones(2, 3)).sum()).backward()
-    then = weights(module)
+    before = weights(module)
     with pytest.raises(
         ValueError,
-        match=(
-            r"^the optimizer is fused and its gradients are scaled; with a GradScaler use "
-            r"fused=False$"
-        ),
+        match=r"^the optimizer is fused and its gradients are scaled; "
+        r"with a GradScaler use fused=False$",
     ):
         scaler.step(optimizer)
-    assert same(weights(module), then)
+    assert same(weights(module), before)
 
 
-def test_weights_that_a_loop_does_not_train_are_left_alone() -> None:
+def test_strategies_get_only_the_weights_of_the_optimizer() -> None:
     module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     loop = attach([LaMAML()], module, torch.optim.SGD(module[2].parameters(), lr=0.1))
     assert list(loop.weights()) == ["2.weight", "2.bias"]

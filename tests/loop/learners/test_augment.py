@@ -1,4 +1,4 @@
-"""Augmentation changes training images only, not those that are stored or evaluated."""
+"""Augmentation changes the images of training, but not those stored or evaluated."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from everloop.loop import (
 )
 from everloop.loop.learners.augment import PADDING, crop_flip
 
-WAYS = 2 * (2 * PADDING + 1) ** 2
+VIEWS = 2 * (2 * PADDING + 1) ** 2
 
 
 def views(image: Tensor) -> Tensor:
-    """All possible augmentations of an image (H, W, C), as (WAYS, H, W, C)."""
+    """All possible augmentations of an image (H, W, C), as (VIEWS, H, W, C)."""
     height, width, channels = image.shape
     padded = torch.zeros(height + 2 * PADDING, width + 2 * PADDING, channels, dtype=image.dtype)
     padded[PADDING : PADDING + height, PADDING : PADDING + width] = image
@@ -46,7 +46,7 @@ def views(image: Tensor) -> Tensor:
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=20)
-def test_every_image_is_shifted_and_may_be_mirrored(
+def test_augmented_images_are_shifted_or_mirrored_originals(
     height: int, width: int, channels: int, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -61,18 +61,18 @@ def test_every_image_is_shifted_and_may_be_mirrored(
 def test_all_shifts_and_mirrorings_are_equally_likely() -> None:
     """A chi-square test at a level of about 1e-4.
 
-    The mean of the statistic is WAYS - 1, and its variance is twice that.
+    The mean of the statistic is VIEWS - 1, and its variance is twice that.
     """
     torch.manual_seed(0)
     image = torch.randint(1, 256, (9, 9, 1), dtype=torch.uint8)
     found = {bytes(view.flatten().tolist()): i for i, view in enumerate(views(image))}
-    assert len(found) == WAYS
-    draws = 100 * WAYS
+    assert len(found) == VIEWS
+    draws = 100 * VIEWS
     counts = Counter(
         found[bytes(view.flatten().tolist())] for view in crop_flip(image.expand(draws, -1, -1, -1))
     )
-    chi_square = sum((counts[i] - 100) ** 2 / 100 for i in range(WAYS))
-    assert chi_square < WAYS - 1 + 4 * (2 * (WAYS - 1)) ** 0.5
+    chi_square = sum((counts[i] - 100) ** 2 / 100 for i in range(VIEWS))
+    assert chi_square < VIEWS - 1 + 4 * (2 * (VIEWS - 1)) ** 0.5
 
 
 class RecordingNet(FlatNet):
@@ -92,26 +92,24 @@ def unchanged(batch: Batch, images: set[bytes]) -> list[bool]:
     return [bytes(image.flatten().tolist()) in images for image in batch.obs["image"][0]]
 
 
-def test_the_network_gets_augmented_images_and_strategies_observe_originals() -> None:
-    learner, watch = (
-        SupervisedLearner(mlp(), stream(), Training(augment="crop_flip", updates_per_batch=2)),
-        Recorder(),
-    )
-    learner.attach([watch])
+def test_strategies_observe_originals_of_augmented_images() -> None:
+    learner = SupervisedLearner(mlp(), stream(), Training(augment="crop_flip", updates_per_batch=2))
+    recorder = Recorder()
+    learner.attach([recorder])
     learner.learn([0], 32)
     plain = SupervisedLearner(mlp(), stream(), Training())
-    witness = Recorder()
-    plain.attach([witness])
+    plain_recorder = Recorder()
+    plain.attach([plain_recorder])
     plain.learn([0], 32)
-    for observed, original in zip(watch.observed, witness.observed, strict=True):
+    for observed, original in zip(recorder.observed, plain_recorder.observed, strict=True):
         assert torch.equal(observed.obs["image"], original.obs["image"])
-    for i, batch in enumerate(watch.updates):
+    for i, batch in enumerate(recorder.updates):
         for image, view in zip(
-            watch.observed[i // 2].obs["image"][0], batch.obs["image"][0], strict=True
+            recorder.observed[i // 2].obs["image"][0], batch.obs["image"][0], strict=True
         ):
             assert (views(image) == view).flatten(1).all(1).any()
-        assert not torch.equal(batch.obs["image"], watch.observed[i // 2].obs["image"])
-    assert not torch.equal(watch.updates[0].obs["image"], watch.updates[1].obs["image"])
+        assert not torch.equal(batch.obs["image"], recorder.observed[i // 2].obs["image"])
+    assert not torch.equal(recorder.updates[0].obs["image"], recorder.updates[1].obs["image"])
 
 
 REHEARSING: dict[str, Callable[[], Any]] = {
@@ -123,17 +121,15 @@ REHEARSING: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", REHEARSING)
-def test_memories_store_originals_and_augment_them_at_each_draw(name: str) -> None:
-    learner, strategy, watch = (
-        SupervisedLearner(mlp(), stream(), Training(augment="crop_flip")),
-        REHEARSING[name](),
-        Recorder(),
-    )
-    learner.attach([strategy, watch])
+def test_memories_store_originals_and_augment_each_draw(name: str) -> None:
+    learner = SupervisedLearner(mlp(), stream(), Training(augment="crop_flip"))
+    strategy = REHEARSING[name]()
+    recorder = Recorder()
+    learner.attach([strategy, recorder])
     learner.learn([0], 64)
     original = {
         bytes(image.flatten().tolist())
-        for batch in watch.observed
+        for batch in recorder.observed
         for image in batch.obs["image"][0]
     }
     rows = torch.arange(16).numpy()
@@ -164,7 +160,7 @@ def test_evaluation_uses_the_original_images() -> None:
     assert torch.equal(module.images[-1][0], torch.from_numpy(obs["image"]))
 
 
-def test_augmentation_without_images_does_nothing_and_leaves_a_note() -> None:
+def test_augmentation_without_images_only_adds_a_note() -> None:
     tokens = torch.arange(40, dtype=torch.int32).reshape(20, 2).numpy()
     examples = Examples(tokens, torch.arange(20).numpy() % 4, ("a", "b", "c", "d"))
     world = TextStreamVectorEnv(4, data=(examples, examples))

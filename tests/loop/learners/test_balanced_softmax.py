@@ -1,4 +1,4 @@
-"""The balanced softmax: its prior, and what it leaves alone."""
+"""The balanced softmax: its prior, unseen classes, and guesses."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from loop_helpers import Recorder, mlp, stream
 
 from everloop.agents import MLP, Classifier
 from everloop.envs import SplitClasses
-from everloop.loop import (
-    SupervisedLearner,
-    Training,
-)
+from everloop.loop import SupervisedLearner, Training
 
 
-def test_the_prior_of_a_balanced_softmax_begins_with_the_first_labels() -> None:
+def test_before_the_first_labels_the_loss_is_cross_entropy() -> None:
     learner = SupervisedLearner(mlp(), stream(), Training(balanced=True))
     batch = learner.rollout(stream(), [0], 2, 0)
     plain = SupervisedLearner(mlp(), stream())
@@ -30,16 +27,16 @@ def balanced_learner() -> SupervisedLearner:
     return SupervisedLearner(Classifier(MLP((8, 8, 1), (5,)), 3), world, Training(balanced=True))
 
 
-def test_the_prior_of_a_balanced_softmax_is_the_frequencies_so_far() -> None:
-    learner, seen = balanced_learner(), Recorder()
-    learner.attach([seen])
+def test_the_prior_is_the_frequency_of_the_labels_so_far() -> None:
+    learner, recorder = balanced_learner(), Recorder()
+    learner.attach([recorder])
     learner.learn([0], 40)
     counts = torch.bincount(
-        torch.cat([b.target[0] for b in seen.observed if b.target is not None]), minlength=3
+        torch.cat([b.target[0] for b in recorder.observed if b.target is not None]), minlength=3
     ).float()
     assert learner.counts is not None
     assert torch.equal(learner.counts, counts)
-    batch = seen.observed[-1]
+    batch = recorder.observed[-1]
     assert batch.target is not None
     logits = learner.outputs(batch)[0]
     p = counts * logits.exp() / (counts * logits.exp()).sum(-1, keepdim=True)
@@ -49,7 +46,7 @@ def test_the_prior_of_a_balanced_softmax_is_the_frequencies_so_far() -> None:
     assert gradient == (None,), "the loss has a forward pass of its own"
 
 
-def test_a_balanced_softmax_leaves_unseen_classes_alone() -> None:
+def test_the_weights_of_unseen_classes_do_not_change() -> None:
     learner = balanced_learner()
     head: Any = learner.module.heads.linear  # type: ignore[union-attr]
     before = head.weight.detach().clone()

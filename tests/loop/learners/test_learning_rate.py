@@ -43,15 +43,16 @@ def test_a_cosine_restarts_with_each_task() -> None:
 
 
 def test_the_learner_follows_the_cosine() -> None:
-    learner, seen = SupervisedLearner(mlp(), stream(8), Training(0.1, rate="cosine")), Recorder()
-    learner.attach([seen])
+    learner = SupervisedLearner(mlp(), stream(8), Training(0.1, rate="cosine"))
+    recorder = Recorder()
+    learner.attach([recorder])
     for task in (0, 1):
         learner.learn([task], 40)
     expected = [0.05 * (1 + math.cos(math.pi * t / 5)) for t in range(5)]
-    assert seen.rates == pytest.approx(2 * expected, abs=1e-7)
+    assert recorder.rates == pytest.approx(2 * expected, abs=1e-7)
 
 
-def test_a_plateau_halves_the_rate_and_a_task_restores_it() -> None:
+def test_a_plateau_halves_the_rate_until_the_next_task() -> None:
     o = optimizer()
     rate = Plateau(o)
     rate.begin(100)
@@ -64,7 +65,7 @@ def test_a_plateau_halves_the_rate_and_a_task_restores_it() -> None:
     assert rates(o) == [0.5, 1.0]
 
 
-def test_a_drift_restores_the_rate_and_a_task_alone_does_not() -> None:
+def test_a_drift_restores_the_rate_but_a_new_task_does_not() -> None:
     o = optimizer()
     rate = DriftAdaptive(o)
     for _ in range(4 * PATIENCE):
@@ -80,14 +81,12 @@ def test_a_drift_restores_the_rate_and_a_task_alone_does_not() -> None:
         assert jumps <= 3, "a jump of the loss is detected within a few averages"
 
 
-def test_the_learner_gives_its_average_losses_to_the_schedule(
+def test_the_schedule_gets_the_average_losses_that_are_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    learner, averages, logged = (
-        SupervisedLearner(mlp(), stream(8), Training(rate="plateau")),
-        [],
-        [],
-    )
+    learner = SupervisedLearner(mlp(), stream(8), Training(rate="plateau"))
+    averages = []
+    logged = []
     monkeypatch.setattr(learner.rate, "average", averages.append)
     learner.on_log = logged.append
     learner.learn([0], 2 * LOG_EVERY * 8)
@@ -96,7 +95,9 @@ def test_the_learner_gives_its_average_losses_to_the_schedule(
     assert [scalars["train/learning_rate"] for scalars in logged] == [1e-3, 1e-3]
 
 
-def test_the_error_names_the_extra_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_river_the_error_names_the_extra_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "river.drift", None)
     with pytest.raises(
         ImportError, match=r'needs the package river: pip install "everloop\[drift\]"'

@@ -90,9 +90,7 @@ def test_period_1_is_the_inner_optimizer_bit_for_bit(kind: str) -> None:
 
 @given(period=st.integers(2, 9))
 @settings(deadline=None, max_examples=8)
-def test_with_sgd_a_level_moves_by_the_sum_of_gradients_at_fixed_weights(
-    period: int,
-) -> None:
+def test_with_sgd_a_level_moves_by_the_sum_of_its_gradients(period: int) -> None:
     ps = parameters(1)
     start = ps[0].detach().clone()
     optimizer = NestedOptimizer(torch.optim.SGD(ps, lr=0.1), {period: ps})
@@ -105,7 +103,7 @@ def test_with_sgd_a_level_moves_by_the_sum_of_gradients_at_fixed_weights(
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_a_restored_state_continues_within_a_period_bit_for_bit(kind: str) -> None:
+def test_a_state_restored_within_a_period_continues_bit_for_bit(kind: str) -> None:
     ps = parameters()
     optimizer = NestedOptimizer(OPTIMIZERS[kind](ps), {4: ps[:1], 7: ps[1:2]})
     run(optimizer, ps, range(10))
@@ -125,10 +123,8 @@ def test_a_restored_state_continues_within_a_period_bit_for_bit(kind: str) -> No
 
 def test_learning_rate_schedules_reach_the_inner_optimizer() -> None:
     ps, expected = parameters(1), parameters(1)
-    optimizer, plain = (
-        NestedOptimizer(torch.optim.SGD(ps, lr=0.1), {3: ps}),
-        torch.optim.SGD(expected, lr=0.1),
-    )
+    optimizer = NestedOptimizer(torch.optim.SGD(ps, lr=0.1), {3: ps})
+    plain = torch.optim.SGD(expected, lr=0.1)
     for o, of in ((optimizer, ps), (plain, expected)):
         schedule = torch.optim.lr_scheduler.ExponentialLR(o, 0.5)
         start = of[0].detach().clone()
@@ -141,7 +137,7 @@ def test_learning_rate_schedules_reach_the_inner_optimizer() -> None:
         torch.testing.assert_close(of[0].detach(), start - 0.1 * (1 + 0.5 + 0.25))
 
 
-def test_a_closure_is_called_once_and_hooks_run_once_a_step() -> None:
+def test_closures_and_hooks_are_called_once_per_step() -> None:
     ps, calls = parameters(), []
     optimizer = NestedOptimizer(torch.optim.SGD(ps, lr=0.1), {2: ps})
     optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
@@ -158,8 +154,8 @@ def test_a_closure_is_called_once_and_hooks_run_once_a_step() -> None:
     assert calls == ["before", "loss", "after"]
 
 
-def test_a_learner_and_its_strategies_accept_a_nested_optimizer() -> None:
-    """With the network's own levels and EWC, slow blocks change only at the end of their period."""
+def test_a_nested_optimizer_works_in_a_learner_with_ewc() -> None:
+    """Slow blocks of the network change only at the end of their period."""
     torch.manual_seed(0)
     module = Classifier(NestedConvNet((8, 8, 1), 8, periods=(1, 5)), 10)
     backbone: Any = module.backbone
@@ -180,40 +176,38 @@ def test_a_learner_and_its_strategies_accept_a_nested_optimizer() -> None:
 
 @given(periods=st.lists(st.integers(1, 100), min_size=1, max_size=6, unique=True))
 @settings(deadline=None, max_examples=30)
-def test_levels_by_depth_cover_all_parameters_and_the_first_period_is_last(
-    periods: list[int],
-) -> None:
+def test_levels_by_depth_divide_parameters_with_the_first_period_last(periods: list[int]) -> None:
     module = Classifier(MLP((8, 8, 1), (4, 5)), 3)
-    levels, all_of_them = levels_by_depth(module, periods), list(module.parameters())
+    levels, expected = levels_by_depth(module, periods), list(module.parameters())
     assert list(levels) == periods
     joined = [p for period in reversed(periods) for p in levels[period]]
-    assert all(a is b for a, b in zip(joined, all_of_them, strict=True))
+    assert all(a is b for a, b in zip(joined, expected, strict=True))
     assert max(map(len, levels.values())) - min(map(len, levels.values())) <= 1
 
 
 @pytest.mark.parametrize(
-    ("make", "line"),
+    ("make", "message"),
     [
-        (lambda ps: {0: ps}, r"^a level's period is 0; it must be 1 or more"),
+        (lambda ps: {0: ps}, "^a level's period is 0; it must be 1 or more"),
         (
             lambda ps: {2: ps, 3: ps[:1]},
-            r"^a parameter of level 3 occurs twice; list each parameter once",
+            "^a parameter of level 3 occurs twice; list each parameter once",
         ),
-        (lambda ps: {2: [*ps, ps[0]]}, r"^a parameter of level 2 occurs twice"),
+        (lambda ps: {2: [*ps, ps[0]]}, "^a parameter of level 2 occurs twice"),
         (
             lambda ps: {2: parameters(1, seed=5)},
             r"^level 2 has a parameter of shape \(2, 3\) that does not belong to the optimizer",
         ),
     ],
 )
-def test_impossible_levels_are_refused(make: Any, line: str) -> None:
+def test_invalid_levels_are_refused(make: Any, message: str) -> None:
     ps = parameters()
-    with pytest.raises(ValueError, match=line):
+    with pytest.raises(ValueError, match=message):
         NestedOptimizer(torch.optim.SGD(ps, lr=0.1), make(ps))
 
 
 @pytest.mark.parametrize("periods", [[], [1] * 2, list(range(1, 30))])
-def test_impossible_periods_are_refused(periods: list[int]) -> None:
+def test_invalid_periods_are_refused(periods: list[int]) -> None:
     with pytest.raises(ValueError, match=r"^periods are .*; give 1 to 4 different periods"):
         levels_by_depth(mlp(), periods)
     assert len(weights(mlp())) == 4

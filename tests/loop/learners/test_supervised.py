@@ -1,4 +1,4 @@
-"""The learner of streams."""
+"""The supervised learner: its updates, batches, rollouts, likelihood and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def agent_learner(**kwargs: object) -> SupervisedLearner:
     )  # type: ignore[arg-type]
 
 
-def test_the_same_seed_gives_the_same_weights_to_the_last_bit() -> None:
+def test_the_same_seed_gives_the_same_weights_bit_for_bit() -> None:
     a, b = agent_learner(), agent_learner()
     start = weights(a.module)
     for learner in (a, b):
@@ -41,8 +41,8 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit() -> None:
     assert not same(weights(a.module), start)
 
 
-def test_it_is_adam_on_the_cross_entropy_of_each_batch_as_it_comes() -> None:
-    """Bit for bit the loop that anybody would write by hand."""
+def test_training_equals_a_plain_loop_of_adam_bit_for_bit() -> None:
+    """Each batch gives one step on its cross-entropy."""
     learner, plain = agent_learner(training=Training(3e-3)), agent_learner()
     optimizer = torch.optim.Adam(plain.module.parameters(), lr=3e-3, fused=True)
     learner.learn([2], 80)
@@ -60,18 +60,20 @@ def test_it_is_adam_on_the_cross_entropy_of_each_batch_as_it_comes() -> None:
     assert same(weights(learner.module), weights(plain.module))
 
 
-def test_the_guess_comes_from_the_forward_that_is_learned_from() -> None:
-    """One forward a step, and its most probable label is what the world judges."""
-    learner, guesses, outputs = agent_learner(), [], []
+def test_a_step_makes_one_forward_pass_for_guess_and_update() -> None:
+    """The action is the most probable label of the forward pass that is trained on."""
+    learner = agent_learner()
+    guesses = []
+    outputs = []
     step, forward = learner.world.step, learner.module.forward
     learner.world.step = lambda actions: (guesses.append(actions.copy()), step(actions))[1]  # type: ignore[method-assign, func-returns-value]
 
-    def noted(*args: object) -> tuple[object, Tensor]:
+    def recording_forward(*args: object) -> tuple[object, Tensor]:
         output, state = forward(*args)
         outputs.append(output.prediction[0].detach().argmax(-1).numpy())
         return output, state
 
-    learner.module.forward = noted  # type: ignore[method-assign, assignment]
+    learner.module.forward = recording_forward  # type: ignore[method-assign, assignment]
     learner.learn([0], 40)
     assert len(outputs) == len(guesses) == 5
     np.testing.assert_array_equal(np.stack(guesses), np.stack(outputs))
@@ -100,10 +102,8 @@ def test_each_batch_pairs_an_image_with_its_own_label_and_task() -> None:
             assert int(label) // 2 == int(task)
 
 
-def test_labels_are_the_right_ones_where_an_episode_ends() -> None:
-    """Gymnasium's own vector environments put what a step said in info["final_info"] when they
-    reset in the same step.
-    """
+def test_labels_are_correct_at_the_end_of_an_episode() -> None:
+    """Gymnasium's vector environments move the label to info["final_info"] if they reset."""
     lengths = (3, 4)
     world = SyncTaskVectorEnv(
         [lambda n=n: gym.make("everloop/ImageStream-v0", episode_length=n) for n in lengths]
@@ -124,7 +124,7 @@ def test_labels_are_the_right_ones_where_an_episode_ends() -> None:
 
 
 @pytest.mark.parametrize(("steps", "updates"), [(1, 1), (8, 1), (9, 2), (40, 5)])
-def test_it_learns_from_at_least_the_steps_asked_for(steps: int, updates: int) -> None:
+def test_a_learner_trains_for_at_least_the_requested_steps(steps: int, updates: int) -> None:
     learner = agent_learner()
     learner.begin([0], steps)
     assert [learner.advance() for _ in range(updates + 1)] == [*[8] * updates, 0]
@@ -137,11 +137,11 @@ def test_a_world_without_labels_is_refused() -> None:
     learner = SupervisedLearner(
         agent(world.single_observation_space, world.single_action_space), world
     )
-    with pytest.raises(ValueError, match=r'no "label"'):
+    with pytest.raises(ValueError, match='no "label"'):
         learner.learn([0], 8)
 
 
-def test_an_observation_that_is_not_finite_is_named_with_its_step() -> None:
+def test_a_nan_observation_is_refused_with_its_name_and_step() -> None:
     world = plant()
     world.reset(seed=0)
     learner = SupervisedLearner(
@@ -160,12 +160,13 @@ def test_an_observation_that_is_not_finite_is_named_with_its_step() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
-def test_a_learning_rate_that_cannot_be_is_refused(rate: float) -> None:
+def test_a_learning_rate_must_be_finite_and_above_0(rate: float) -> None:
     with pytest.raises(ValueError, match=f"learning_rate is {rate}; it must be finite and above 0"):
         Training(learning_rate=rate)
 
 
-def test_the_loss_is_the_mean_negative_log_likelihood_and_has_no_side_effects() -> None:
+def test_the_loss_is_the_mean_negative_log_likelihood() -> None:
+    """Computing it changes neither weights nor gradients."""
     learner = agent_learner()
     batch = learner.rollout(stream(), [0], 3, seed=0)
     before = weights(learner.module)
@@ -180,7 +181,7 @@ def test_the_loss_is_the_mean_negative_log_likelihood_and_has_no_side_effects() 
     assert torch.equal(learner.targets(batch), batch.target)
 
 
-def test_a_frozen_copy_stays_as_it_is_while_the_learner_learns() -> None:
+def test_training_does_not_change_a_frozen_copy() -> None:
     learner = agent_learner()
     frozen, before = learner.frozen_copy(), weights(learner.module)
     learner.learn([0], 40)
@@ -189,12 +190,10 @@ def test_a_frozen_copy_stays_as_it_is_while_the_learner_learns() -> None:
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
-def test_rollouts_are_the_agents_own_experience_and_spare_global_generators() -> None:
+def test_rollouts_sample_actions_without_global_generators() -> None:
     learner, world = agent_learner(), stream()
-    torch_state, a, b, c = (
-        torch.get_rng_state(),
-        *(learner.rollout(world, [1], 40, seed) for seed in (4, 4, 5)),
-    )
+    torch_state = torch.get_rng_state()
+    a, b, c = (learner.rollout(world, [1], 40, seed) for seed in (4, 4, 5))
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert a.action is not None
     assert b.action is not None
@@ -204,13 +203,13 @@ def test_rollouts_are_the_agents_own_experience_and_spare_global_generators() ->
     assert (a.length, len(a)) == (1, 320)
     assert a.task is not None
     assert set(a.task.tolist()) == {1}
-    # drawn from the policy: as often each label as the policy says
+    # the frequencies of the sampled labels agree with the probabilities
     p = torch.softmax(learner.outputs(a)[0].detach(), -1)
     error = (p * (1 - p)).sum(0).sqrt()
     assert bool(((torch.bincount(a.action[0], minlength=10) - p.sum(0)).abs() < 5 * error).all())
 
 
-def test_a_batch_without_labels_or_actions_has_no_likelihood_of_its_own() -> None:
+def test_a_likelihood_needs_labels_actions_or_a_generator() -> None:
     learner = SupervisedLearner(mlp(), stream())
     batch = Batch(
         {"image": torch.zeros(1, 2, 8, 8, 1, dtype=torch.uint8)}, torch.ones(1, 2, dtype=torch.bool)
@@ -220,8 +219,8 @@ def test_a_batch_without_labels_or_actions_has_no_likelihood_of_its_own() -> Non
     assert learner.log_likelihood(batch, torch.Generator().manual_seed(0)).shape == (2,)
 
 
-def test_a_memory_is_empty_for_every_image_when_guessing_as_in_training() -> None:
-    """What other images came before never tells the class, in either."""
+def test_guesses_do_not_depend_on_the_recurrent_state() -> None:
+    """As in training, every image is processed from an empty state."""
     world = stream(40)
     torch.manual_seed(0)
     module = agent(
@@ -253,7 +252,7 @@ class Constant(nn.Module):
         return self.logits.expand(len(x), -1)
 
 
-def test_log_likelihoods_of_a_sequence_are_summed_over_its_steps() -> None:
+def test_the_log_likelihood_of_a_sequence_is_summed_over_steps() -> None:
     logits = [float(i) for i in range(10)]
     learner = SupervisedLearner(FlatNet(Constant(logits)), stream())
     learner.sequence_length = 4
@@ -263,13 +262,13 @@ def test_log_likelihoods_of_a_sequence_are_summed_over_its_steps() -> None:
     torch.testing.assert_close(learner.log_likelihood(batch), expected)
 
 
-def test_labels_of_any_integers_become_long() -> None:
-    class Small(type(stream())):  # type: ignore[misc]
+def test_labels_of_any_integer_dtype_become_int64() -> None:
+    class Int16Labels(type(stream())):  # type: ignore[misc]
         def step(self, actions: Any) -> Any:
             *rest, info = super().step(actions)
             return *rest, info | {"label": info["label"].astype("int16")}
 
-    world = Small(8)
+    world = Int16Labels(8)
     world.reset(seed=0)
     target = SupervisedLearner(mlp(), world).rollout(world, [0], 2, 0).target
     assert target is not None

@@ -1,4 +1,4 @@
-"""Options of the supervised learner: what each equals, or the note that it does nothing."""
+"""Options of the supervised learner: their effect, or the note that they have none."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_accumulated_batches_equal_one_large_batch(parts: int) -> None:
 @given(updates=st.integers(1, 4), rate=st.sampled_from(["constant", "cosine"]))
 @settings(deadline=None, max_examples=8)
 def test_updates_per_batch_are_steps_on_the_same_batch(updates: int, rate: Any) -> None:
-    """The guess and the observation precede the first update; the rate falls at every update."""
+    """The stored output precedes the first update; a cosine rate falls at every update."""
     module, seen = mlp(), Recorder()
     sgd = torch.optim.SGD(module.parameters(), lr=0.5)
     learner = SupervisedLearner(
@@ -74,24 +74,24 @@ def test_updates_per_batch_are_steps_on_the_same_batch(updates: int, rate: Any) 
     assert distance(weights(module), weights(reference)) < 1e-6
 
 
-def test_every_update_of_a_batch_replays_other_examples() -> None:
+def test_each_update_of_a_batch_draws_other_replayed_examples() -> None:
     drawn: list[Batch] = []
 
-    class Drawing(Replay):
+    class RecordingReplay(Replay):
         def recall(self, learner: Learner) -> Batch | None:
             stored = super().recall(learner)
             drawn.extend([] if stored is None else [stored])
             return stored
 
     learner = SupervisedLearner(mlp(), stream(4), Training(updates_per_batch=3))
-    learner.attach([Drawing(capacity=40, batch_size=4, current=True)])
+    learner.attach([RecordingReplay(capacity=40, batch_size=4, current=True)])
     learner.learn([0], 20)
     assert len(drawn) == 3 * 5 - 1  # nothing is stored before the first update
     assert not any(torch.equal(a.obs["image"], b.obs["image"]) for a, b in pairwise(drawn))
 
 
 def test_the_last_step_of_a_task_takes_the_remaining_batches() -> None:
-    """Of 5 batches in threes, one step takes three and one takes two; none is left over."""
+    """Of 5 batches, the first step takes three and the second takes two."""
     module, seen = mlp(), Recorder()
     learner = SupervisedLearner(
         module, stream(4), Training(accumulate=3), torch.optim.SGD(module.parameters(), lr=0.5)
@@ -113,7 +113,7 @@ def test_the_last_step_of_a_task_takes_the_remaining_batches() -> None:
     assert distance(weights(module), weights(reference)) < 1e-12
 
 
-def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights() -> None:
+def test_mixed_precision_computes_in_bfloat16_with_float32_weights() -> None:
     seen: list[torch.dtype] = []
     learners = [
         SupervisedLearner(convnet(), stream(8), Training(precision=precision))
@@ -138,7 +138,7 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights() -> Non
     assert learners[1].outputs(batch).dtype == torch.float32
 
 
-def test_channels_last_changes_the_layout_and_not_the_result() -> None:
+def test_channels_last_changes_the_layout_but_not_the_result() -> None:
     nets = [
         SupervisedLearner(convnet(), stream(8), Training(channels_last=last))
         for last in (False, True)
@@ -159,7 +159,7 @@ def test_channels_last_changes_the_layout_and_not_the_result() -> None:
     assert nets[1].notes == []
 
 
-def test_checkpointing_is_passed_to_the_network_and_changes_no_bit() -> None:
+def test_checkpointing_does_not_change_the_weights() -> None:
     nets = [
         SupervisedLearner(convnet(), stream(8), Training(checkpointing=on)) for on in (False, True)
     ]
@@ -180,9 +180,7 @@ def test_checkpointing_is_passed_to_the_network_and_changes_no_bit() -> None:
         ),
     ],
 )
-def test_an_option_without_effect_leaves_a_note_and_changes_no_bit(
-    option: dict[str, Any], note: str
-) -> None:
+def test_an_option_without_effect_only_adds_a_note(option: dict[str, Any], note: str) -> None:
     nets = [
         SupervisedLearner(Classifier(MLP((8, 8, 1), (5,)), 10), stream(8), Training(**kwargs))
         for kwargs in ({}, option)
@@ -196,27 +194,27 @@ def test_an_option_without_effect_leaves_a_note_and_changes_no_bit(
 
 
 @pytest.mark.parametrize(
-    ("values", "line"),
+    ("options", "message"),
     [
-        ({"rate": "linear"}, r"^rate is 'linear'; choose one of constant, cosine, plateau, drift"),
-        ({"precision": "int8"}, r"^precision is 'int8'; choose one of float32, bfloat16"),
-        ({"accumulate": 0}, r"^accumulate is 0; it must be 1 or more"),
-        ({"updates_per_batch": 0}, r"^updates_per_batch is 0; it must be 1 or more"),
+        ({"rate": "linear"}, "^rate is 'linear'; choose one of constant, cosine, plateau, drift"),
+        ({"precision": "int8"}, "^precision is 'int8'; choose one of float32, bfloat16"),
+        ({"accumulate": 0}, "^accumulate is 0; it must be 1 or more"),
+        ({"updates_per_batch": 0}, "^updates_per_batch is 0; it must be 1 or more"),
         (
             {"updates_per_batch": 3, "accumulate": 2},
-            r"^updates_per_batch is 3 and accumulate is 2; one of them must be 1",
+            "^updates_per_batch is 3 and accumulate is 2; one of them must be 1",
         ),
-        ({"augment": "mixup"}, r"^augment is 'mixup'; choose one of none, crop_flip"),
-        ({"learning_rate": math.inf}, r"^learning_rate is inf; it must be finite and above 0"),
+        ({"augment": "mixup"}, "^augment is 'mixup'; choose one of none, crop_flip"),
+        ({"learning_rate": math.inf}, "^learning_rate is inf; it must be finite and above 0"),
     ],
 )
-def test_impossible_options_are_refused(values: dict[str, Any], line: str) -> None:
-    with pytest.raises(ValueError, match=line):
-        Training(**values)
+def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Training(**options)
 
 
 @pytest.mark.parametrize("device", ["tpu9", "cuda:99", ""])
-def test_an_unavailable_device_is_refused_and_named(device: str) -> None:
+def test_an_unavailable_device_is_refused(device: str) -> None:
     with pytest.raises(
         ValueError, match=f"^device is '{device}', which torch can't use on this machine"
     ) as caught:
@@ -224,7 +222,7 @@ def test_an_unavailable_device_is_refused_and_named(device: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_auto_takes_an_accelerator_if_there_is_one() -> None:
+def test_the_default_device_is_the_accelerator_if_there_is_one() -> None:
     accelerator = (
         torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     )
@@ -234,7 +232,7 @@ def test_auto_takes_an_accelerator_if_there_is_one() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_learns_what_a_cpu_learns() -> None:
+def test_losses_on_a_gpu_equal_those_on_a_cpu() -> None:
     losses: list[list[float]] = []
     for device in ("cpu", "cuda"):
         learner = SupervisedLearner(convnet(), stream(8), Training(device=device))
@@ -245,7 +243,7 @@ def test_a_gpu_learns_what_a_cpu_learns() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
-def test_with_other_weights_checkpointing_changes_no_gradient() -> None:
+def test_checkpointing_keeps_the_gradient_of_replaced_weights() -> None:
     found = []
     for checkpointing in (False, True):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""One update: who is called when, and what becomes of the gradient."""
+"""One update: the order of the calls, the gradient, clipping, and errors."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ from everloop.loop import Batch, Effect, Forward, Learner, NotFiniteError, Strat
 
 
 class Push(Strategy):
-    """Adds `slope` * sum of weights to the loss and `push` to the gradient, and notes each call."""
+    """Adds `slope` * sum of weights to the loss and `push` to the gradient; records each call."""
 
     def __init__(
         self, name: str, calls: list[str], slope: float | None = None, push: float = 0.0
     ) -> None:
-        self.name, self.calls, self.slope, self.push = name, calls, slope, push
+        self.name = name
+        self.calls = calls
+        self.slope = slope
+        self.push = push
         self.batches: list[Batch] = []
         self.found: list[list[Tensor]] = []
         self.after: list[list[Tensor]] = []
@@ -76,7 +79,7 @@ def gradient(learner: FixedLearner, batch: Batch) -> list[Tensor]:
     return list(torch.autograd.grad(learner.loss(batch), list(learner.module.parameters())))
 
 
-def test_order_of_calls_and_what_each_finds() -> None:
+def test_strategies_are_called_in_order_with_the_current_gradient() -> None:
     """All losses are in the gradient when it is edited. `after_step` comes in reverse order."""
     learner, batch = classifier()
     calls: list[str] = []
@@ -105,7 +108,7 @@ def test_order_of_calls_and_what_each_finds() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(limit=st.floats(0.01, 20.0), push=st.floats(-3.0, 3.0))
-def test_clipping_is_torchs_on_the_edited_gradient(limit: float, push: float) -> None:
+def test_the_edited_gradient_is_clipped_as_by_torch(limit: float, push: float) -> None:
     learner, batch = classifier(max_grad_norm=limit)
     learner.attach([Push("a", [], slope=0.5, push=push)])
     before, edited = weights(learner.module), [g + 0.5 + push for g in gradient(learner, batch)]
@@ -119,7 +122,7 @@ def test_clipping_is_torchs_on_the_edited_gradient(limit: float, push: float) ->
         torch.testing.assert_close(now, w - p.grad, rtol=1e-12, atol=1e-12)
 
 
-def test_without_a_limit_nothing_is_clipped() -> None:
+def test_without_max_grad_norm_nothing_is_clipped() -> None:
     learner, batch = classifier()
     learner.attach([Push("a", [], push=1e6)])
     before, plain = weights(learner.module), gradient(learner, batch)
@@ -128,9 +131,11 @@ def test_without_a_limit_nothing_is_clipped() -> None:
         torch.testing.assert_close(now, w - g - 1e6)
 
 
-def test_old_gradients_do_not_leak_into_a_step_and_its_loss_is_returned() -> None:
+def test_a_step_ignores_old_gradients_and_returns_its_loss() -> None:
     learner, batch = classifier()
-    before, plain, loss = weights(learner.module), gradient(learner, batch), learner.loss(batch)
+    before = weights(learner.module)
+    plain = gradient(learner, batch)
+    loss = learner.loss(batch)
     for p in learner.module.parameters():
         p.grad = torch.full_like(p, 1e3)
     assert learner.updater.step(loss, batch) == float(loss.detach())
@@ -138,7 +143,7 @@ def test_old_gradients_do_not_leak_into_a_step_and_its_loss_is_returned() -> Non
         torch.testing.assert_close(now, w - g)
 
 
-def test_it_makes_no_difference_who_steps_the_optimizer() -> None:
+def test_updater_and_foreign_loop_take_the_same_step() -> None:
     learner, batch = classifier()
     other, _ = classifier()
     for one in (learner, other):
@@ -172,7 +177,7 @@ class Decay(Strategy):
 
 
 @pytest.mark.parametrize("make", [digit_learner, control_learner, off_policy_learner])
-def test_a_loss_of_the_weights_alone_reaches_them_whoever_has_the_task_loss(make: Any) -> None:
+def test_every_learner_adds_a_loss_of_the_weights(make: Any) -> None:
     ends = []
     for strategies in ([Decay(as_loss=True)], [Decay(as_loss=False)], []):
         learner = make()
@@ -185,37 +190,37 @@ def test_a_loss_of_the_weights_alone_reaches_them_whoever_has_the_task_loss(make
 
 
 @pytest.mark.parametrize("strategies", [False, True])
-@pytest.mark.parametrize("whose", ["the optimizer's", "everybody's", "a schedule's"])
-def test_hooks_of_others_run_beside_ours(whose: str, strategies: bool) -> None:
+@pytest.mark.parametrize("kind", ["optimizer", "global", "schedule"])
+def test_other_hooks_on_the_optimizer_still_run(kind: str, strategies: bool) -> None:
     learner, batch = classifier()
     calls: list[str] = []
     if strategies:
         learner.attach([Push("a", calls)])
 
-    def noted(*args: Any) -> None:
-        calls.append("theirs")
+    def hook(*args: Any) -> None:
+        calls.append("other")
 
-    if whose == "a schedule's":
+    if kind == "schedule":
         step = learner.optimizer.step
-        learner.optimizer.step = lambda *args, **kwargs: (noted(), step(*args, **kwargs))[1]  # type: ignore[method-assign]
+        learner.optimizer.step = lambda *args, **kwargs: (hook(), step(*args, **kwargs))[1]  # type: ignore[method-assign]
         handle = None
     else:
         handle = (
-            learner.optimizer.register_step_post_hook(noted)
-            if whose == "the optimizer's"
-            else register_optimizer_step_post_hook(noted)
+            learner.optimizer.register_step_post_hook(hook)
+            if kind == "optimizer"
+            else register_optimizer_step_post_hook(hook)
         )
     before = weights(learner.module)
     update(learner, batch)
     if handle is not None:
         handle.remove()
     assert sorted(calls) == sorted(
-        ["theirs", *["a.loss", "a.edit_gradients", "a.after_step"] * strategies]
+        ["other", *["a.loss", "a.edit_gradients", "a.after_step"] * strategies]
     )
     assert not same(before, weights(learner.module))
 
 
-def test_detached_strategies_are_silent_and_attached_ones_replace_the_earlier() -> None:
+def test_attaching_replaces_strategies_and_detaching_stops_them() -> None:
     learner, batch = classifier()
     calls: list[str] = []
     for name in ("a", "b"):
@@ -228,7 +233,7 @@ def test_detached_strategies_are_silent_and_attached_ones_replace_the_earlier() 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_step(value: float) -> None:
+def test_a_nonfinite_loss_changes_nothing_and_reports_the_step(value: float) -> None:
     learner, batch = classifier()
     calls: list[str] = []
     learner.attach([Push("a", calls)])
@@ -240,7 +245,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_step(value: flo
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
-def test_a_strategys_loss_that_is_not_finite_changes_no_weight(max_grad_norm: float | None) -> None:
+def test_a_nonfinite_loss_of_a_strategy_changes_no_weight(max_grad_norm: float | None) -> None:
     learner, batch = classifier(max_grad_norm=max_grad_norm)
     learner.attach([Push("a", [], slope=float("nan"))])
     learner.steps, before = 1234, weights(learner.module)
@@ -251,9 +256,7 @@ def test_a_strategys_loss_that_is_not_finite_changes_no_weight(max_grad_norm: fl
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
 @pytest.mark.parametrize("push", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_changes_no_weight(
-    push: float, max_grad_norm: float | None
-) -> None:
+def test_a_nonfinite_gradient_changes_no_weight(push: float, max_grad_norm: float | None) -> None:
     learner, batch = classifier(max_grad_norm=max_grad_norm)
     learner.attach([Push("a", [], push=push)])
     learner.steps, before = 1234, weights(learner.module)
@@ -262,8 +265,8 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
     assert same(weights(learner.module), before)
 
 
-class Instead(Strategy):
-    """Takes the place of the task loss by `factor` times it, or by its number alone."""
+class Replacing(Strategy):
+    """Replaces the task loss by `factor` times it, without its graph if `graph` is False."""
 
     effects = frozenset({Effect.REPLACES_LOSS})
 
@@ -279,26 +282,28 @@ class Instead(Strategy):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_loss_takes_the_place_of_the_task_loss_and_others_are_added(first: bool) -> None:
+def test_one_loss_replaces_the_task_loss_and_others_are_added(first: bool) -> None:
     learner, batch = classifier()
-    strategies = [Instead(3.0), Push("a", [], slope=0.5)]
+    strategies = [Replacing(3.0), Push("a", [], slope=0.5)]
     learner.attach(strategies if first else strategies[::-1])
-    before, plain, loss = weights(learner.module), gradient(learner, batch), learner.loss(batch)
+    before = weights(learner.module)
+    plain = gradient(learner, batch)
+    loss = learner.loss(batch)
     added = 0.5 * sum(float(w.sum()) for w in before)
     assert update(learner, batch) == pytest.approx(3 * float(loss.detach()) + added)
     for w, g, now in zip(before, plain, weights(learner.module), strict=True):
         torch.testing.assert_close(now, w - 3 * g - 0.5)
 
 
-def test_a_loss_without_a_graph_is_reported_and_has_no_gradient() -> None:
+def test_a_loss_without_a_graph_is_returned_but_has_no_gradient() -> None:
     learner, batch = classifier()
-    learner.attach([Instead(1.0, graph=False), Push("a", [], push=2.0)])
+    learner.attach([Replacing(1.0, graph=False), Push("a", [], push=2.0)])
     before, loss = weights(learner.module), float(learner.loss(batch).detach())
     assert update(learner, batch) == pytest.approx(loss)
     assert same(weights(learner.module), [w - 2.0 for w in before])
 
 
-def test_somebody_elses_step_without_a_batch_is_refused() -> None:
+def test_a_step_without_an_observed_batch_is_refused() -> None:
     learner, batch = classifier()
     learner.attach([Push("a", [])])
     learner.loss(batch).backward()  # type: ignore[no-untyped-call]

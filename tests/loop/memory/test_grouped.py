@@ -20,14 +20,16 @@ from everloop.loop.memory import ClassBalanced, Informative, Ring, Uncertain
 from everloop.loop.memory.grouped import Grouped
 
 GROUPED = [ClassBalanced, Ring, Uncertain, Informative]
-EVERY = pytest.mark.parametrize("kind", GROUPED, ids=lambda kind: kind.__name__)
+KINDS = pytest.mark.parametrize("kind", GROUPED, ids=lambda kind: kind.__name__)
 Offers = Sequence[tuple[int, float]]
 
 offers = st.lists(
     st.tuples(st.integers(0, 4), st.floats(0, 1)), max_size=50, unique_by=lambda offer: offer[1]
 )
 """The group and the score of each offer; no score occurs twice."""
-capacities, cuts, seeds = st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32)
+capacities = st.integers(1, 12)
+cuts = st.integers(1, 12)
+seeds = st.integers(0, 2**32)
 
 
 def offer(
@@ -67,10 +69,10 @@ def numbers_of(group: int, stream: Offers) -> list[int]:
 # shares
 
 
-@EVERY
+@KINDS
 @settings(deadline=None, max_examples=60)
 @given(stream=offers, capacity=capacities, cut=cuts, seed=seeds)
-def test_groups_have_shares_as_equal_as_the_offers_allow(
+def test_groups_have_shares_as_equal_as_possible(
     kind: type[Memory], stream: Offers, capacity: int, cut: int, seed: int
 ) -> None:
     """A group that lost examples, or had some refused, has at most one less than the largest.
@@ -128,7 +130,7 @@ def test_a_ring_treats_a_batch_like_single_offers(
 @settings(deadline=None, max_examples=60)
 @example(
     stream=[(0, 0.9), (0, 0.8), (0, 0.7), (1, 0.5), (1, 0.4), (0, 0.1)], capacity=3, cut=1, seed=0
-)  # class 0 comes back with its lowest score
+)  # class 0 returns with its lowest score
 @given(stream=offers, capacity=capacities, cut=cuts, seed=seeds)
 def test_the_highest_scores_of_each_class_are_kept(
     kind: type[Memory], stream: Offers, capacity: int, cut: int, seed: int
@@ -148,13 +150,13 @@ SEQUENCES: dict[str, tuple[int, list[int]]] = {
     "class after class": (7, [0] * 8 + [1] * 8 + [2] * 8),
     "in turn, with a share for each": (6, [0, 1, 2] * 6),
     "in turn, where shares cannot be equal": (4, [0, 1, 2] * 6),
-    "a class that comes back": (7, [0] * 6 + [1] * 6 + [2] * 6 + [0] * 6),
+    "a class that returns": (7, [0] * 6 + [1] * 6 + [2] * 6 + [0] * 6),
     "a rare class": (5, ([0] * 5 + [1]) * 4),
 }
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
-def test_the_examples_of_each_class_are_a_uniform_sample_of_its_offers(name: str) -> None:
+def test_stored_examples_are_a_uniform_sample_of_their_class(name: str) -> None:
     """A chi-square test of how often each offer is kept.
 
     The sum of (observed - expected)^2 / variance, for draws without replacement, follows the
@@ -170,7 +172,9 @@ def test_the_examples_of_each_class_are_a_uniform_sample_of_its_offers(name: str
     for label in set(labels):
         mine = kept[:, offered == label]
         n, p = mine.shape[1], mine.mean(1)
-        observed, expected, variance = mine.sum(0), p.sum(), (p * (1 - p)).sum()
+        observed = mine.sum(0)
+        expected = p.sum()
+        variance = (p * (1 - p)).sum()
         if variance == 0:  # every offer is kept
             assert (mine == 1).all()
         else:
@@ -178,7 +182,7 @@ def test_the_examples_of_each_class_are_a_uniform_sample_of_its_offers(name: str
             assert chi2.sf(statistic, n - 1) > 1e-4, (label, observed / runs)
 
 
-def test_of_two_largest_classes_either_loses_an_example_with_equal_probability() -> None:
+def test_a_tie_of_the_largest_classes_is_broken_at_random() -> None:
     losers = Counter()
     for seed in range(800):
         memory = ClassBalanced(4, seed)
@@ -187,7 +191,7 @@ def test_of_two_largest_classes_either_loses_an_example_with_equal_probability()
     assert chisquare([losers[0], losers[1]]).pvalue > 1e-4
 
 
-@EVERY
+@KINDS
 @settings(deadline=None, max_examples=40)
 @given(stream=offers, capacity=capacities, cut=cuts, seed=seeds)
 def test_batching_the_offers_makes_no_difference(
@@ -201,7 +205,7 @@ def test_batching_the_offers_makes_no_difference(
     assert single.draw(5).tolist() == batched.draw(5).tolist()
 
 
-def test_the_same_seed_gives_the_same_memory_and_another_seed_another() -> None:
+def test_the_seed_determines_the_stored_examples() -> None:
     stream = [(i % 3, 0.0) for i in range(60)]
     found = []
     for seed in (1, 1, 2):
@@ -214,7 +218,7 @@ def test_the_same_seed_gives_the_same_memory_and_another_seed_another() -> None:
 # states
 
 
-@EVERY
+@KINDS
 @settings(deadline=None, max_examples=30)
 @given(before=offers, after=offers, capacity=capacities, seed=seeds)
 def test_a_restored_memory_continues_identically(
@@ -232,21 +236,21 @@ def test_a_restored_memory_continues_identically(
     assert memory.draw(9).tolist() == restored.draw(9).tolist()
 
 
-@EVERY
+@KINDS
 @settings(deadline=None, max_examples=30)
 @given(before=offers, after=offers, capacity=capacities, seed=seeds)
-def test_later_offers_change_neither_a_saved_nor_a_loaded_state(
+def test_later_offers_do_not_change_a_saved_state(
     kind: type[Memory], before: Offers, after: Offers, capacity: int, seed: int
 ) -> None:
     memory, again = kind(capacity, seed), kind(capacity, seed + 1)
     fill(memory, before)
-    then, state = held(memory), memory.state_dict()
+    saved, state = held(memory), memory.state_dict()
     again.load_state_dict(state)
     for used in (memory, again):
         offer(used, after, len(before))
     fresh = kind(capacity, seed + 2)
     fresh.load_state_dict(state)
-    assert held(fresh) == then
+    assert held(fresh) == saved
     offer(fresh, after, len(before))
     assert held(fresh) == held(memory)
 
@@ -267,7 +271,7 @@ def test_a_capacity_below_1_is_refused(kind: type[Memory], capacity: int) -> Non
         kind(capacity)
 
 
-def test_the_balance_is_the_share_of_each_class_among_stored_examples() -> None:
+def test_the_balance_is_the_share_of_each_stored_class() -> None:
     memory = ClassBalanced(8)
     fill(memory, [(label, 0.0) for label in [4] * 2 + [1] * 5])
     assert memory.balance() == {1: 5 / 7, 4: 2 / 7}

@@ -37,17 +37,15 @@ def test_each_exemplar_brings_the_mean_closest_to_the_mean_of_all(
 
 
 @pytest.mark.parametrize("count", [2, 5, 10, 30])
-def test_the_mean_of_the_exemplars_is_closer_than_that_of_random_choices(
-    count: int,
-) -> None:
+def test_the_mean_of_exemplars_is_closer_than_that_of_random_choices(count: int) -> None:
     g = torch.Generator().manual_seed(0)
     features = torch.randn(60, 3, generator=g, dtype=torch.float64)
 
-    def miss(rows: torch.Tensor) -> float:
+    def error(rows: torch.Tensor) -> float:
         return float((features[rows].mean(0) - features.mean(0)).norm())
 
-    at_random = [miss(torch.randperm(60, generator=g)[:count]) for _ in range(50)]
-    assert miss(herding(features, count)) < min(at_random)
+    at_random = [error(torch.randperm(60, generator=g)[:count]) for _ in range(50)]
+    assert error(herding(features, count)) < min(at_random)
 
 
 def test_identical_examples_are_each_picked_once() -> None:

@@ -1,4 +1,4 @@
-"""A reservoir is a uniform sample of everything offered, however it was batched."""
+"""A reservoir is a uniform sample of everything offered, for every batch size."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def test_every_offer_is_kept_with_the_same_probability(sizes: list[int]) -> None
     The sum of (observed - expected)^2 / variance, for draws without replacement, follows the
     chi-square distribution with n - 1 degrees of freedom, for n offers.
     """
-    capacity, offers, runs = 2, sum(sizes), 1000
+    capacity = 2
+    offers = sum(sizes)
+    runs = 1000
     counts = np.zeros(offers)
     for seed in range(runs):
         counts[contents(fill(capacity, sizes, seed))] += 1
@@ -144,9 +146,9 @@ def test_arrays_are_allocated_once_and_read_as_copies() -> None:
 
 
 @pytest.mark.parametrize("wanted", [[1, 4], [4], [0, 1, 2, 3, 4, 5]], ids=str)
-@pytest.mark.parametrize("rare", [False, True], ids=["as many", "one in a thousand"])
+@pytest.mark.parametrize("rare", [False, True], ids=["common", "rare"])
 def test_draws_are_uniform_over_the_rows_of_the_given_tasks(wanted: list[int], rare: bool) -> None:
-    """Both by rejection and, where that finds too few, by searching all rows."""
+    """Draws use rejection, or a search of all rows if rejection finds too few."""
     memory, tasks = Reservoir(6000 if rare else 60), np.arange(6).repeat(10)
     tasks = np.append(tasks, np.full(5940, 9)) if rare else tasks
     _, rows = memory.reserve(len(tasks))
@@ -165,10 +167,8 @@ def test_draws_are_uniform_over_the_rows_of_the_given_tasks(wanted: list[int], r
 )
 def test_task_ids_may_be_any_integers(wanted: list[int]) -> None:
     """Negative ids and the largest ids work, and allocate no table of that size."""
-    memory, tasks = (
-        Reservoir(90),
-        np.array([-(2**63), -3, -1, 0, 5, 4095, 4096, 10**15, 2**63 - 1]).repeat(10),
-    )
+    memory = Reservoir(90)
+    tasks = np.array([-(2**63), -3, -1, 0, 5, 4095, 4096, 10**15, 2**63 - 1]).repeat(10)
     memory.write(memory.reserve(90)[1], {"task": tasks})
     tracemalloc.start()
     drawn = memory.draw(600, np.array(wanted))
@@ -195,7 +195,7 @@ def test_nothing_is_drawn_if_nothing_is_stored() -> None:
     assert memory.draw(3, np.array([0])).size == memory.draw(3, np.array([], np.int64)).size == 0
 
 
-def test_the_same_seed_gives_the_same_sample_and_another_seed_another() -> None:
+def test_the_seed_determines_the_sample() -> None:
     assert (
         contents(fill(3, [50], 1)).tolist()
         == contents(fill(3, [50], 1)).tolist()

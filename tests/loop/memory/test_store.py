@@ -29,7 +29,7 @@ def test_a_memory_on_disk_equals_one_in_ram(
 ) -> None:
     """Values, dtypes, draws and states are equal over many writes.
 
-    A memory on disk also continues from the state of one in RAM, and the other way round.
+    A memory on disk also continues from the state of one in RAM, and vice versa.
     """
 
     def write(memory: Memory, first: int) -> None:
@@ -64,9 +64,7 @@ def test_a_memory_on_disk_equals_one_in_ram(
     assert on_disk.draw(20).tolist() == in_ram.draw(20).tolist()
 
 
-def test_reading_from_disk_gives_a_copy_that_makes_a_batch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_reading_from_disk_gives_a_copy_as_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "IN_MEMORY", 0)
     batch, kept = vector_batch(4, 3, 2), Store(4)
     kept.write(np.array([2, 0, 3, 1]), batch.to_items())
@@ -77,7 +75,7 @@ def test_reading_from_disk_gives_a_copy_that_makes_a_batch(
     np.testing.assert_array_equal(kept.items["obs.x"][[2, 0, 3, 1], 0], batch.obs["x"][0].numpy())
 
 
-def test_an_array_is_on_disk_only_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_are_on_disk_only_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "IN_MEMORY", 5 * 8)
     kept = Store(5)
     kept.write(
@@ -92,15 +90,10 @@ def test_an_array_is_on_disk_only_above_the_limit(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("shape", [(6,), (1,), (2, 4)], ids=str)
-def test_an_example_of_another_shape_is_refused_and_the_field_named(shape: tuple[int, ...]) -> None:
+def test_an_example_of_another_shape_is_refused_with_its_field(shape: tuple[int, ...]) -> None:
     """Including a shape that numpy would broadcast."""
     kept = Store(5)
     kept.write(np.arange(2), {"obs.x": np.zeros((2, 4))})
-    with pytest.raises(
-        ValueError,
-        match=(
-            rf"^obs.x has the shape {re.escape(str(shape))}; it must be \(4,\), as in the first "
-            r"example stored$"
-        ),
-    ):
+    message = f"obs.x has the shape {shape}; it must be (4,), as in the first example stored"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         kept.write(np.arange(2), {"obs.x": np.zeros((2, *shape))})

@@ -1,4 +1,4 @@
-"""Reptile and MAML against their rules, and their place in a run."""
+"""Reptile and MAML follow their update rules and run once, at the start of a run."""
 
 from __future__ import annotations
 
@@ -11,24 +11,18 @@ import torch
 from loop_helpers import distance, mlp, same, stream, weights
 from torch import Tensor
 
-from everloop.loop import (
-    MAML,
-    Plan,
-    Pretraining,
-    Reptile,
-    Run,
-    SupervisedLearner,
-)
+from everloop.agents import Agent
+from everloop.loop import MAML, Plan, Pretraining, Reptile, Run, SupervisedLearner
 
 
-def digits() -> SupervisedLearner:
+def small_learner() -> SupervisedLearner:
     return SupervisedLearner(mlp(hidden=12), stream())
 
 
 @pytest.mark.parametrize("batches", [1, 2])
-def test_reptile_goes_part_of_the_way_to_the_adapted_weights(batches: int) -> None:
-    """On the batches that the world shows of the task it has chosen, each but once."""
-    learner = digits()
+def test_reptile_interpolates_between_old_and_adapted_weights(batches: int) -> None:
+    """The adapted weights come from one SGD step on each batch of the chosen task."""
+    learner = small_learner()
     reptile = Reptile(
         inner_lr=0.3,
         outer_lr=0.4,
@@ -46,7 +40,7 @@ def test_reptile_goes_part_of_the_way_to_the_adapted_weights(batches: int) -> No
     shown = learner.rollout(stream(), [2], 3 * batches, int(rng.integers(2**31)))
     assert shown.target is not None
     assert set(shown.target.flatten().tolist()) == {4, 5}
-    twin = digits()
+    twin = small_learner()
     sgd = torch.optim.SGD(twin.module.parameters(), lr=0.3)
     for batch in shown.split(8 * batches):
         sgd.zero_grad()
@@ -56,15 +50,15 @@ def test_reptile_goes_part_of_the_way_to_the_adapted_weights(batches: int) -> No
     assert distance(after, expected) < 1e-12
 
 
-def test_mamls_gradient_is_the_derivative_through_the_inner_steps() -> None:
-    """By central differences: move one weight, adapt again, look at the loss."""
-    learner = digits()
+def test_maml_differentiates_through_its_inner_steps() -> None:
+    """Central differences of single weights give the same gradient."""
+    learner = small_learner()
     maml = MAML(inner_lr=0.5, adaptation_steps=2)
     batches = [learner.rollout(stream(), [1], 2, seed) for seed in range(3)]
     gradient = maml.gradient(learner, [partial(learner.loss, batch) for batch in batches])
 
     def adapted_loss(shift: float, layer: int, at: tuple[int, ...]) -> float:
-        twin = digits()
+        twin = small_learner()
         with torch.no_grad():
             list(twin.module.parameters())[layer][at] += shift
         sgd = torch.optim.SGD(twin.module.parameters(), lr=0.5)
@@ -81,9 +75,9 @@ def test_mamls_gradient_is_the_derivative_through_the_inner_steps() -> None:
         assert float(g[at]) == pytest.approx(slope, rel=1e-4, abs=1e-8)
 
 
-def test_mamls_outer_step_is_adams() -> None:
-    """Of which the first is outer_lr against the gradient's sign."""
-    learner, twin = digits(), digits()
+def test_the_outer_step_of_maml_is_a_step_of_adam() -> None:
+    """The first step of Adam is outer_lr times the sign of the gradient."""
+    learner, twin = small_learner(), small_learner()
     maml = MAML(outer_lr=0.01, iterations=1, tasks=[3], seed=4)
     before = weights(learner.module)
     maml.run(learner)
@@ -101,7 +95,7 @@ def test_mamls_outer_step_is_adams() -> None:
 def test_pretrained_weights_adapt_faster_than_random_ones(
     method: type[Reptile] | type[MAML], outer_lr: float
 ) -> None:
-    def loss_after_a_step(learner: SupervisedLearner) -> float:
+    def loss_after_one_step(learner: SupervisedLearner) -> float:
         total = 0.0
         for task in range(5):
             batch, other = (learner.rollout(stream(), [task], 4, seed) for seed in (100, 200))
@@ -111,9 +105,9 @@ def test_pretrained_weights_adapt_faster_than_random_ones(
             total += float(learner.loss(other, w).detach())
         return total / 5
 
-    plain, trained = digits(), digits()
+    plain, trained = small_learner(), small_learner()
     method(inner_lr=0.5, outer_lr=outer_lr, adaptation_steps=1, iterations=60).run(trained)
-    assert loss_after_a_step(trained) < 0.8 * loss_after_a_step(plain)
+    assert loss_after_one_step(trained) < 0.8 * loss_after_one_step(plain)
 
 
 def test_a_task_that_does_not_exist_is_refused() -> None:
@@ -121,30 +115,30 @@ def test_a_task_that_does_not_exist_is_refused() -> None:
         run_with(Reptile(tasks=[1, 7]))
 
 
-def test_meta_training_leaves_the_global_generator_alone() -> None:
-    learner, state = digits(), torch.get_rng_state()
+def test_meta_training_does_not_use_the_global_generator() -> None:
+    learner, state = small_learner(), torch.get_rng_state()
     Reptile(iterations=2).run(learner)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def run_with(pretraining: Pretraining | None, learner: SupervisedLearner | None = None) -> Run:
     plan = Plan([[0], [1]], [64, 64], 10**9, consolidation_steps=4)
-    return Run(learner or digits(), plan, stream(), stream(), pretraining=pretraining)
+    return Run(learner or small_learner(), plan, stream(), stream(), pretraining=pretraining)
 
 
 @pytest.mark.parametrize("method", [Reptile, MAML])
-def test_a_run_begins_with_pretraining_and_does_it_once(method: type[Pretraining]) -> None:
+def test_a_run_starts_with_one_pretraining(method: type[Pretraining]) -> None:
     run = run_with(method(iterations=3, seed=1))
     run.go()
-    learner = digits()
+    learner = small_learner()
     method(iterations=3, seed=1).run(learner)
-    assert not same(weights(learner.module), weights(digits().module))
+    assert not same(weights(learner.module), weights(small_learner().module))
     by_hand = run_with(None, learner)
     by_hand.go()
     assert same(weights(run.learner.module), weights(by_hand.learner.module))
 
 
-def test_a_run_restored_in_mid_task_is_not_pretrained_again() -> None:
+def test_a_run_restored_within_a_task_is_not_pretrained_again() -> None:
     first, second = (run_with(Reptile(iterations=3, seed=1)) for _ in range(2))
     first.begin()
     for _ in range(3):
@@ -155,20 +149,18 @@ def test_a_run_restored_in_mid_task_is_not_pretrained_again() -> None:
     assert same(*(weights(run.learner.module) for run in (first, second)))
 
 
-def test_without_labels_it_is_refused() -> None:
-    learner = digits()
+def test_pretraining_without_labels_is_refused() -> None:
+    learner = small_learner()
     learner.labelled = False
     with pytest.raises(ValueError, match=r"^maml needs labelled examples; use it with a stream$"):
         MAML().check(learner)
 
 
-def test_meta_learning_goes_through_attention_to_the_second_order() -> None:
-    """MAML's gradient on an agent against a finite difference along it."""
-    from everloop.agents import Agent
-
+def test_maml_differentiates_twice_through_attention() -> None:
+    """A finite difference along the gradient of an agent gives its squared norm."""
     world: Any = stream()
 
-    def made() -> SupervisedLearner:
+    def make_learner() -> SupervisedLearner:
         torch.manual_seed(0)
         network = Agent(
             world.single_observation_space, 10, recurrent=False, token_size=8, attention_heads=2
@@ -176,11 +168,11 @@ def test_meta_learning_goes_through_attention_to_the_second_order() -> None:
         return SupervisedLearner(network, world)
 
     maml = MAML(inner_lr=0.1, adaptation_steps=2)
-    learner = made()
+    learner = make_learner()
     batches = [learner.rollout(stream(), [0], 1, seed) for seed in range(3)]
 
-    def after(shift: list[Tensor], size: float) -> float:
-        twin = made()
+    def loss_at(shift: list[Tensor], size: float) -> float:
+        twin = make_learner()
         with torch.no_grad():
             for p, s in zip(twin.module.parameters(), shift, strict=True):
                 p.add_(s, alpha=size)
@@ -196,5 +188,5 @@ def test_meta_learning_goes_through_attention_to_the_second_order() -> None:
     ]
     square = float(sum((g**2).sum() for g in gradient))
     size = 1e-3 / square**0.5
-    measured = (after(gradient, size) - after(gradient, -size)) / (2 * size)
+    measured = (loss_at(gradient, size) - loss_at(gradient, -size)) / (2 * size)
     assert measured == pytest.approx(square, rel=1e-2)

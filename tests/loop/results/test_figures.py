@@ -1,4 +1,4 @@
-"""Figures of results: they show every number and name, and nothing is cut off."""
+"""Figures of results show every number and name, and cut nothing off."""
 
 from __future__ import annotations
 
@@ -8,36 +8,22 @@ import warnings
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from result_helpers import finished_result
 
 from everloop.contract import ACCURACY, RETURN, SCORE, Metric
-from everloop.loop import Evaluation, Result, score_matrix_figure
+from everloop.loop import Result, score_matrix_figure
 from everloop.loop.results.figures import heading, learning_curves_figure, quantity
 
 NAN = float("nan")
 NAMES = ["C++", "plant-1", "a(b", "x/y", "$\\frac$", "a$b$c", "_hidden", "two\nlines", "W" * 90, ""]
 
 
-def made(
-    names: list[str],
-    before: list[float],
-    scores: list[list[float]],
-    phases: list[list[int]] | None = None,
-    metric: Metric = SCORE,
-) -> Result:
-    """A result with one evaluation before training and one at the end of each phase."""
-    phases = phases or [[j] for j in range(len(scores))]
-    result = Result(names, phases, metric, [Evaluation(0, None, False, before, before)])
-    for i, row in enumerate(scores):
-        result.evaluations.append(Evaluation(10 * (i + 1), i, True, row, row))
-    return result
-
-
-def many(tasks: int, metric: Metric = ACCURACY, name: str = "task {}") -> Result:
+def random_result(tasks: int, metric: Metric = ACCURACY, name: str = "task {}") -> Result:
     """A result of `tasks` tasks, trained one after another, with random scores."""
     rng = np.random.default_rng(0)
     names = [name.format(j) for j in range(tasks)]
     rows = (100 * rng.random((tasks + 1, tasks))).tolist()
-    return made(names, rows[0], rows[1:], metric=metric)
+    return finished_result(names, rows, metric=metric)
 
 
 def texts(figure: Figure, axes: int = 0) -> list[str]:
@@ -51,7 +37,9 @@ def overhang(figure: Figure) -> float:
 
 
 def test_the_matrix_shows_every_number_and_name() -> None:
-    result = made(["zero", "one"], [0.0, -0.125], [[0.875, 0.25], [0.5, NAN]])
+    result = finished_result(
+        ["zero", "one"], [[0.0, -0.125], [0.875, 0.25], [0.5, NAN]], metric=SCORE
+    )
     figure = score_matrix_figure({"plain": result})
     axes = figure.axes[0]
     assert texts(figure) == ["0.00", "-0.12", "0.88", "0.25", "0.50", "-"]
@@ -63,9 +51,9 @@ def test_the_matrix_shows_every_number_and_name() -> None:
     assert positions == [(j, i) for i in range(3) for j in range(2)]
 
 
-def test_the_row_of_a_phase_of_several_tasks_has_a_name() -> None:
-    scores = [[1.0] * 3] * 2
-    result = made(["a", "b", "c"], [0.0] * 3, scores, [[0, 1, 2], [0, 2]])
+def test_the_row_of_a_phase_with_several_tasks_has_a_name() -> None:
+    scores = [[0.0] * 3, [1.0] * 3, [1.0] * 3]
+    result = finished_result(["a", "b", "c"], scores, [[0, 1, 2], [0, 2]])
     rows = score_matrix_figure({"": result}).axes[0].get_yticklabels()
     assert [row.get_text() for row in rows][1:] == ["after all tasks", "after phase 2"]
 
@@ -83,8 +71,8 @@ def test_the_colours_span_the_range_of_the_metric(
     span: tuple[float, float],
     label: str,
 ) -> None:
-    a = made(["x"], [-7.0], [[NAN]], metric=metric)
-    b = made(["x"], [1.0], [[3.0]], metric=metric)
+    a = finished_result(["x"], [[-7.0], [NAN]], metric=metric)
+    b = finished_result(["x"], [[1.0], [3.0]], metric=metric)
     figure = score_matrix_figure({"a": a, "b": b})
     panels = [axes for axes in figure.axes if axes.images]
     assert [axes.images[0].get_clim() for axes in panels] == [span, span]
@@ -92,8 +80,8 @@ def test_the_colours_span_the_range_of_the_metric(
 
 
 def test_results_in_different_units_appear_side_by_side() -> None:
-    a = made(["x", "y"], [0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]])
-    b = made(["u", "v", "w"], [0.0] * 3, [[75.0, 50.0, 25.0]], [[0, 1, 2]], ACCURACY)
+    a = finished_result(["x", "y"], [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]], metric=SCORE)
+    b = finished_result(["u", "v", "w"], [[0.0] * 3, [75.0, 50.0, 25.0]], [[0, 1, 2]])
     figure = score_matrix_figure({"none": a, "joint": b})
     panels = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title() for axes in panels] == ["none", "joint"]
@@ -101,8 +89,8 @@ def test_results_in_different_units_appear_side_by_side() -> None:
     assert [axes.images[0].get_clim() for axes in panels] == [(-1, 1), (0, 100)]
 
 
-def test_learning_curves_have_a_line_a_task_a_legend_and_marks_of_phases() -> None:
-    result = made(["a", "b"], [5.0, 0.0], [[90.0, NAN], [50.0, 80.0]], metric=ACCURACY)
+def test_learning_curves_show_each_task_and_mark_the_phases() -> None:
+    result = finished_result(["a", "b"], [[5.0, 0.0], [90.0, NAN], [50.0, 80.0]])
     result.scenario, result.strategies = "digits", ["ewc", "replay"]
     figure = learning_curves_figure(result)
     (axes,) = figure.axes
@@ -118,22 +106,22 @@ def test_learning_curves_have_a_line_a_task_a_legend_and_marks_of_phases() -> No
 
 
 def test_forty_tasks_have_different_line_styles() -> None:
-    lines = learning_curves_figure(many(40)).axes[0].lines[:40]
+    lines = learning_curves_figure(random_result(40)).axes[0].lines[:40]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 40
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 5, 20, 50, 100])
 @pytest.mark.parametrize("name", ["{}", "comp.sys.{}.a long name of it"])
 def test_nothing_is_cut_off(tasks: int, name: str) -> None:
-    result = many(tasks, name=name)
+    result = random_result(tasks, name=name)
     result.scenario, result.strategies = "a-long-scenario-name", ["ewc", "replay", "derpp", "lwf"]
     assert overhang(learning_curves_figure(result)) <= 0
     assert overhang(score_matrix_figure({heading(result): result, "other": result})) <= 0
 
 
 @pytest.mark.parametrize("metric", [ACCURACY, RETURN, SCORE])
-def test_any_name_is_shown_literally(metric: Metric) -> None:
-    result = many(len(NAMES), metric)
+def test_special_characters_in_names_are_shown_literally(metric: Metric) -> None:
+    result = random_result(len(NAMES), metric)
     result.tasks = NAMES
     for figure in (learning_curves_figure(result), score_matrix_figure({"$x$ \\frac": result})):
         with warnings.catch_warnings():
@@ -145,13 +133,13 @@ def test_any_name_is_shown_literally(metric: Metric) -> None:
     assert shown == [*NAMES[:7], "two lines", "W" * 39 + "…", ""]
 
 
-def test_numbers_are_legible_on_their_colours() -> None:
+def test_numbers_have_enough_contrast_to_their_colours() -> None:
     values = [0.0, 10.0, 50.0, 90.0, 100.0]
-    axes = score_matrix_figure({"": made(["a"] * 5, values, [], metric=ACCURACY)}).axes[0]
+    axes = score_matrix_figure({"": finished_result(["a"] * 5, [values], [])}).axes[0]
     for value, text in zip(values, axes.texts, strict=True):
         luminance = [0.2126, 0.7152, 0.0722] @ np.array(axes.images[0].to_rgba(value)[:3]) ** 2.2
-        ink = 1.0 if text.get_color() == "white" else 0.0
-        dark, light = sorted((luminance, ink))
+        text_luminance = 1.0 if text.get_color() == "white" else 0.0
+        dark, light = sorted((luminance, text_luminance))
         assert (light + 0.05) / (dark + 0.05) > 3.0  # the contrast that WCAG 2 asks for
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from result_helpers import finished_result
 
 from everloop.contract import SCORE
 from everloop.loop import Evaluation, Result
@@ -36,11 +37,11 @@ def test_forgetting_is_the_best_earlier_score_minus_the_last() -> None:
     assert forgetting(S, IN_ORDER) == pytest.approx(((0.9 - 0.5) + (0.8 - 0.9)) / 2)
 
 
-def test_backward_transfer_is_the_last_score_minus_that_after_own_training() -> None:
+def test_backward_transfer_is_the_last_score_minus_the_learned_one() -> None:
     assert backward_transfer(S, IN_ORDER) == pytest.approx(((0.5 - 0.9) + (0.9 - 0.8)) / 2)
 
 
-def test_forward_transfer_is_the_score_before_training_minus_the_untrained() -> None:
+def test_forward_transfer_is_the_gain_before_training_the_task() -> None:
     assert forward_transfer(S, IN_ORDER, BEFORE) == pytest.approx(((0.1 - 0.05) + (0.3 - 0.1)) / 2)
 
 
@@ -48,8 +49,8 @@ def test_learning_accuracy_is_the_mean_of_the_diagonal() -> None:
     assert learning_accuracy(S, IN_ORDER) == pytest.approx((0.9 + 0.8 + 0.6) / 3)
 
 
-def test_forgetting_takes_the_best_score_since_the_tasks_first_phase() -> None:
-    """A good score before the first training is luck, which can't be forgotten."""
+def test_forgetting_ignores_scores_before_the_first_training() -> None:
+    """A good score before the first training is luck and can't be forgotten."""
     lucky = [[0.1, 1.0], [0.2, 0.5], [0.9, 0.4], [0.3, 0.4]]
     assert forgetting(lucky, [[0], [1], [0], [0]]) == pytest.approx(0.5 - 0.4)
     assert forgetting([[0.4, 0.0], [0.8, 0.3], [0.5, 0.7]], [[0], [1], [1]]) == pytest.approx(
@@ -63,8 +64,8 @@ def test_untrained_tasks_do_not_count() -> None:
     assert forward_transfer(S, [[0], [2], [0]], BEFORE) == pytest.approx(0.2 - 0.1)
 
 
-def test_a_task_trained_twice_forgets_from_its_first_phase_and_transfers_from_its_last() -> None:
-    """Phases 0, 1, 0, 1 and a third task at the end."""
+def test_measures_of_tasks_that_are_trained_twice() -> None:
+    """Forgetting starts at the first phase of a task, backward transfer at the last."""
     cyclic = [[0.6, 0.0, 0.0], [0.2, 0.7, 0.1], [0.9, 0.3, 0.2], [0.4, 0.8, 0.1], [0.3, 0.6, 0.5]]
     phases = [[0], [1], [0], [1], [2]]
     assert forgetting(cyclic, phases) == pytest.approx(((0.9 - 0.3) + (0.8 - 0.6)) / 2)
@@ -130,61 +131,53 @@ def runs(draw: st.DrawFn) -> tuple[Matrix, list[list[int]]]:
 
 @settings(deadline=None, max_examples=200)
 @given(run=runs(), shift=st.floats(-1.0, 1.0), scale=st.floats(0.1, 3.0))
-def test_forgetting_bounds_transfer_and_measures_follow_shift_and_scale(
+def test_measures_scale_with_the_scores(
     run: tuple[Matrix, list[list[int]]], shift: float, scale: float
 ) -> None:
-    """Forgetting is at least the loss since a task's own training.
+    """Averages also follow a shift, and differences ignore it.
 
-    Differences of scores ignore a shift and follow a scale.
+    Forgetting is at least minus the backward transfer.
     """
     scores, phases = run
-    moved = [[scale * s + shift for s in row] for row in scores]
-    lost, gained = forgetting(scores, phases), backward_transfer(scores, phases)
-    assert (lost is None) == (gained is None)
-    if lost is not None and gained is not None:
-        assert lost >= -gained - 1e-12
-        assert forgetting(moved, phases) == pytest.approx(scale * lost, abs=1e-9)
-        assert backward_transfer(moved, phases) == pytest.approx(scale * gained, abs=1e-9)
+    scaled = [[scale * s + shift for s in row] for row in scores]
+    loss, gain = forgetting(scores, phases), backward_transfer(scores, phases)
+    assert (loss is None) == (gain is None)
+    if loss is not None and gain is not None:
+        assert loss >= -gain - 1e-12
+        assert forgetting(scaled, phases) == pytest.approx(scale * loss, abs=1e-9)
+        assert backward_transfer(scaled, phases) == pytest.approx(scale * gain, abs=1e-9)
     average, learned = average_score(scores, phases), learning_accuracy(scores, phases)
     assert average is not None
     assert learned is not None
-    assert average_score(moved, phases) == pytest.approx(scale * average + shift, abs=1e-9)
+    assert average_score(scaled, phases) == pytest.approx(scale * average + shift, abs=1e-9)
     last_row = [scores[-1][j] for j in sorted({j for phase in phases for j in phase})]
     assert min(last_row) - 1e-12 <= average <= max(last_row) + 1e-12
-    everything = [s for row in scores for s in row]
-    assert min(everything) - 1e-12 <= learned <= max(everything) + 1e-12
+    all_scores = [s for row in scores for s in row]
+    assert min(all_scores) - 1e-12 <= learned <= max(all_scores) + 1e-12
 
 
 @settings(deadline=None, max_examples=100)
 @given(
     scores=st.lists(st.lists(st.floats(-2.0, 1.0), min_size=3, max_size=3), min_size=3, max_size=3)
 )
-def test_the_average_score_is_learning_accuracy_plus_scaled_backward_transfer(
-    scores: Matrix,
-) -> None:
+def test_the_average_score_follows_from_learning_and_transfer(scores: Matrix) -> None:
     """ACC = LA + (K - 1) / K * BWT for K tasks trained once each."""
-    average, learned, back = (
-        average_score(scores, IN_ORDER),
-        learning_accuracy(scores, IN_ORDER),
-        backward_transfer(scores, IN_ORDER),
-    )
+    average = average_score(scores, IN_ORDER)
+    learned = learning_accuracy(scores, IN_ORDER)
+    back = backward_transfer(scores, IN_ORDER)
     assert average is not None
     assert learned is not None
     assert back is not None
     assert average == pytest.approx(learned + 2 / 3 * back, abs=1e-9)
 
 
-def ended(scores: Matrix, phases: list[list[int]], before: list[float]) -> Result:
-    """The result of a run, as the loop makes it."""
-    first = Evaluation(0, None, False, list(before), list(before))
-    ends = [Evaluation(i + 1, i, True, list(row), list(row)) for i, row in enumerate(scores)]
-    return Result(
-        [f"t{j}" for j in range(len(before))], phases, SCORE, [first, *ends], steps=len(scores)
-    )
+def result_of_run(scores: Matrix, phases: list[list[int]], before: list[float]) -> Result:
+    names = [f"t{j}" for j in range(len(before))]
+    return finished_result(names, [before, *scores], phases, SCORE)
 
 
-def test_the_measures_of_a_result_are_those_of_its_matrix() -> None:
-    result = ended(S, IN_ORDER, BEFORE)
+def test_the_measures_of_a_result_are_those_of_its_score_matrix() -> None:
+    result = result_of_run(S, IN_ORDER, BEFORE)
     assert result.average_score == average_score(S, IN_ORDER)
     assert result.average_incremental_score == average_incremental_score(S, IN_ORDER)
     assert result.forgetting == forgetting(S, IN_ORDER)
@@ -204,17 +197,18 @@ MEASURES = [
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
-def test_an_unfinished_run_has_the_measures_of_its_ended_phases(done: int) -> None:
-    """None before the first phase has ended; callbacks may ask at any time."""
-    whole, behind = ended(S[:done], IN_ORDER, BEFORE), ended(S[:done], IN_ORDER[:done], BEFORE)
-    assert [getattr(whole, name) for name in MEASURES] == [
-        getattr(behind, name) if done else None for name in MEASURES
+def test_an_unfinished_run_has_the_measures_of_its_finished_phases(done: int) -> None:
+    """Measures are None before the end of the first phase."""
+    unfinished = result_of_run(S[:done], IN_ORDER, BEFORE)
+    finished = result_of_run(S[:done], IN_ORDER[:done], BEFORE)
+    assert [getattr(unfinished, name) for name in MEASURES] == [
+        getattr(finished, name) if done else None for name in MEASURES
     ]
 
 
 def test_forgetting_now_compares_the_latest_score_with_the_best() -> None:
-    result = ended([[0.9, 0.1, 0.2], [0.7, 0.8, 0.3]], IN_ORDER, BEFORE)
-    result.evaluations.append(Evaluation(3, 2, False, [0.6, 0.85, 0.4], []))
+    result = result_of_run([[0.9, 0.1, 0.2], [0.7, 0.8, 0.3]], IN_ORDER, BEFORE)
+    result.evaluations.append(Evaluation(30, 2, False, [0.6, 0.85, 0.4], []))
     now = result.forgetting_now()
     assert now[:2] == [pytest.approx(0.3), pytest.approx(-0.05)]
     assert now[2] is None
@@ -224,10 +218,8 @@ def test_forgetting_now_compares_the_latest_score_with_the_best() -> None:
 @given(
     scores=st.lists(st.lists(st.floats(-2.0, 1.0), min_size=3, max_size=3), min_size=3, max_size=3)
 )
-def test_the_final_forgetting_of_old_tasks_averages_to_the_runs(
-    scores: Matrix,
-) -> None:
-    result = ended(scores, IN_ORDER, BEFORE)
+def test_the_mean_of_final_task_forgetting_is_that_of_the_run(scores: Matrix) -> None:
+    result = result_of_run(scores, IN_ORDER, BEFORE)
     old = [
         value for value in result.forgetting_now()[:2] if value is not None and math.isfinite(value)
     ]
@@ -235,8 +227,8 @@ def test_the_final_forgetting_of_old_tasks_averages_to_the_runs(
     assert sum(old) / 2 == pytest.approx(result.forgetting, abs=1e-9)
 
 
-def test_the_average_incremental_score_averages_over_phases_and_tasks_so_far() -> None:
-    """The averages are 0.9, (0.5 + 0.8) / 2 and (0.3 + 0.6 + 0.9) / 3.
+def test_the_average_incremental_score_averages_over_phases() -> None:
+    """The averages over tasks so far are 0.9, (0.5 + 0.8) / 2 and (0.3 + 0.6 + 0.9) / 3.
 
     A task that is trained again counts once.
     """
@@ -248,7 +240,7 @@ def test_the_average_incremental_score_averages_over_phases_and_tasks_so_far() -
     assert average_incremental_score([], []) is None
 
 
-def test_the_anytime_score_is_the_area_under_the_mean_over_seen_tasks() -> None:
+def test_the_anytime_score_is_the_mean_over_steps_and_seen_tasks() -> None:
     """The mean is 0.4 for 10 steps, (0.8 + 0.2) / 2 for 30 and (0.6 + 0.4) / 2 for 10.
 
     Tasks that have not been seen do not count.

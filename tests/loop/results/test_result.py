@@ -1,4 +1,4 @@
-"""result.json: its keys, its unknown numbers, and an exact round trip."""
+"""The file result.json: keys, unknown numbers, exact round trips, and errors."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def test_the_content_has_the_documented_keys_in_order() -> None:
 
 
 @pytest.mark.parametrize("unknown", [float("nan"), float("inf"), -float("inf")])
-def test_unknown_numbers_are_null_and_never_nan(tmp_path: Path, unknown: float) -> None:
+def test_unknown_numbers_are_null_in_json(tmp_path: Path, unknown: float) -> None:
     path = tmp_path / "result.json"
     write_json(path, example(unknown).to_dict())
 
-    def refuse(name: str) -> None:
+    def reject_constant(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
 
-    content = json.loads(path.read_text(), parse_constant=refuse)
+    content = json.loads(path.read_text(), parse_constant=reject_constant)
     assert list(content) == list(example().to_dict())
     assert content["before"] == [0.0, None]
     assert content["scores"] == [[0.5, None], [0.25, 0.75]]
@@ -134,7 +134,7 @@ def results(draw: st.DrawFn) -> Result:
 
 
 @given(result=results())
-def test_loading_gives_exactly_what_was_written(
+def test_a_loaded_result_equals_the_saved_one(
     result: Result, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
@@ -145,9 +145,7 @@ def test_loading_gives_exactly_what_was_written(
         assert loaded.to_dict() == result.to_dict()
 
 
-def test_a_run_that_stopped_early_has_the_measures_of_its_phases(
-    tmp_path: Path,
-) -> None:
+def test_a_run_that_stopped_early_has_the_measures_of_its_phases(tmp_path: Path) -> None:
     result = example()
     del result.evaluations[-1]
     write_json(tmp_path / "result.json", result.to_dict())
@@ -163,7 +161,7 @@ def broken(**changes: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, "holds no result.json; give the folder of a run that has ended a phase"),
         ("{", "can't be read"),
@@ -176,18 +174,18 @@ def broken(**changes: Any) -> str:
     ],
 )
 def test_a_file_that_is_not_a_result_is_refused_in_one_line(
-    text: str | None, said: str, tmp_path: Path
+    text: str | None, message: str, tmp_path: Path
 ) -> None:
     if text is not None:
         (tmp_path / "result.json").write_text(text)
-    with pytest.raises(ValueError, match=r"result.json") as refused:
+    with pytest.raises(ValueError, match=r"result\.json") as error:
         Result.load(tmp_path)
-    assert said in str(refused.value)
-    assert str(tmp_path) in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_file_is_replaced_as_a_whole_and_no_other_file_remains(tmp_path: Path) -> None:
+def test_a_file_is_replaced_and_no_other_file_remains(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_json(path, {"long": list(range(100))})
     write_json(path, {"short": 1})
@@ -195,7 +193,7 @@ def test_a_file_is_replaced_as_a_whole_and_no_other_file_remains(tmp_path: Path)
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_content_that_is_not_json_leaves_the_old_file_unchanged(tmp_path: Path) -> None:
+def test_a_failed_write_does_not_change_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     write_json(path, {"old": 1})
     for bad in ({"x": float("nan")}, {"x": object()}):
@@ -217,7 +215,5 @@ def test_content_that_is_not_json_leaves_the_old_file_unchanged(tmp_path: Path) 
         (SCORE, math.nan, "-"),
     ],
 )
-def test_a_metric_rounds_its_numbers_for_reading(
-    metric: Metric, value: float | None, text: str
-) -> None:
+def test_a_metric_rounds_its_numbers(metric: Metric, value: float | None, text: str) -> None:
     assert metric.text(value) == text

@@ -1,6 +1,4 @@
-"""DQN and SAC around our networks: what they see, what they answer, what strategies get, what is
-refused.
-"""
+"""DQN and SAC with our networks: batches for strategies, actions, training, and errors."""
 
 from __future__ import annotations
 
@@ -44,12 +42,13 @@ from everloop.loop import (
 KINDS = pytest.mark.parametrize("sac", [False, True], ids=["dqn", "sac"])
 
 
-# --- what strategies get ---
+# batches that strategies get
 
 
-def in_buffer(learner: Any) -> tuple[dict[str, Any], Any]:
-    """Observations (steps, recorder, ...) and actions, in the world's units, that the replay buffer
-    holds.
+def stored_steps(learner: Any) -> tuple[dict[str, Any], Any]:
+    """Return observations and actions of the replay buffer, of shape (steps, environments, ...).
+
+    Actions are in the world's units.
     """
     buffer = learner.model.replay_buffer
     size = buffer.size()
@@ -65,15 +64,15 @@ def in_buffer(learner: Any) -> tuple[dict[str, Any], Any]:
 @pytest.mark.parametrize("num_envs", [1, 4])
 @KINDS
 def test_strategies_observe_every_step_once_and_in_order(sac: bool, num_envs: int) -> None:
-    learner, recorder = (
-        off_policy_learner(sac, off_policy_world(sac, num_envs), {"train_freq": 3}),
-        Recorder(),
-    )
+    world, recorder = off_policy_world(sac, num_envs), Recorder()
+    learner = off_policy_learner(sac, world, {"train_freq": 3})
     learner.attach([recorder])
     tasks = [2, 0][:num_envs]
     learner.learn(tasks, 12 * num_envs)
-    obs, actions = in_buffer(learner)
-    assert recorder.steps == [3 * num_envs * i for i in range(4)], "before it has been learned from"
+    obs, actions = stored_steps(learner)
+    assert recorder.steps == [3 * num_envs * i for i in range(4)], (
+        "a step is observed before training on it"
+    )
     for i, batch in enumerate(recorder.observed):
         assert (batch.length, len(batch)) == (1, 3 * num_envs)
         assert batch.start.all()
@@ -91,34 +90,34 @@ def test_strategies_observe_every_step_once_and_in_order(sac: bool, num_envs: in
 
 
 @KINDS
-def test_the_minibatch_at_hand_holds_transitions_of_the_buffer_and_nothing_else(sac: bool) -> None:
+def test_minibatches_contain_only_transitions_of_the_buffer(sac: bool) -> None:
     learner, recorder = off_policy_learner(sac), Recorder()
     learner.attach([recorder])
     learner.learn([0], 64)
-    obs, actions = in_buffer(learner)
-    kept = {
+    obs, actions = stored_steps(learner)
+    action_before = {
         row.tobytes(): action
         for row, action in zip(
             obs["feedback"].reshape(64, -1), actions.reshape(64, -1), strict=True
         )
     }
-    sensed = {row.tobytes() for row in obs["sensor_0"].reshape(64, -1)}
+    sensors = {row.tobytes() for row in obs["sensor_0"].reshape(64, -1)}
     assert len(recorder.updates) == learner.model._n_updates
     for batch in recorder.updates:
         assert batch.task is None
         assert (batch.length, len(batch)) == (1, 16)
         assert batch.action is not None
         assert batch.action.dtype == (torch.float32 if sac else torch.int64)
-        assert {row.numpy().tobytes() for row in batch.obs["sensor_0"][0]} <= sensed
-        for felt, action in zip(batch.obs["feedback"][0], batch.action[0], strict=True):
-            if float(felt.abs().sum()):  # at an episode's start nothing has been felt
+        assert {row.numpy().tobytes() for row in batch.obs["sensor_0"][0]} <= sensors
+        for feedback, action in zip(batch.obs["feedback"][0], batch.action[0], strict=True):
+            if float(feedback.abs().sum()):  # an episode starts without feedback
                 np.testing.assert_allclose(
-                    action.reshape(-1), kept[felt.numpy().tobytes()], atol=1e-6
+                    action.reshape(-1), action_before[feedback.numpy().tobytes()], atol=1e-6
                 )
 
 
 @KINDS
-def test_the_buffer_is_emptied_for_other_tasks_unless_it_is_to_be_kept(sac: bool) -> None:
+def test_reset_buffer_empties_the_buffer_when_the_tasks_change(sac: bool) -> None:
     sizes = []
     for reset_buffer in (True, False):
         learner = off_policy_learner(sac, reset_buffer=reset_buffer)
@@ -128,11 +127,11 @@ def test_the_buffer_is_emptied_for_other_tasks_unless_it_is_to_be_kept(sac: bool
     assert sizes == [4, 8, 4, 4, 4, 8, 12, 16]
 
 
-# --- acting ---
+# actions
 
 
 @KINDS
-def test_predictions_are_the_learners_own_actions(sac: bool) -> None:
+def test_sb3_predicts_the_same_actions_as_the_learner(sac: bool) -> None:
     learner, world = off_policy_learner(sac), off_policy_world(sac, 3)
     obs, _ = world.reset(seed=0)
     state, start = learner.module.initial_state(3), np.ones(3, np.bool_)  # type: ignore[operator]
@@ -143,7 +142,7 @@ def test_predictions_are_the_learners_own_actions(sac: bool) -> None:
         obs, *_ = world.step(ours)
 
 
-def test_sacs_draws_and_their_probabilities_are_its_likelihoods() -> None:
+def test_sac_samples_from_the_learners_likelihood() -> None:
     learner = off_policy_learner(sac=True)
     obs = {name: torch.from_numpy(value) for name, value in plant(4).reset(seed=0)[0].items()}
     with torch.no_grad():
@@ -157,7 +156,7 @@ def test_sacs_draws_and_their_probabilities_are_its_likelihoods() -> None:
     )
 
 
-def test_dqns_experience_is_drawn_from_its_boltzmann_policy() -> None:
+def test_dqn_rollouts_sample_from_a_boltzmann_policy() -> None:
     counts = []
     for temperature in (0.001, 1000.0):
         learner = off_policy_learner(temperature=temperature)
@@ -169,7 +168,7 @@ def test_dqns_experience_is_drawn_from_its_boltzmann_policy() -> None:
     assert 0.1 < counts[1] < 0.3
 
 
-class Wide(TaskVectorWrapper):
+class WideActions(TaskVectorWrapper):
     """A plant whose actions range from 0 to 10."""
 
     def __init__(self, env: Any) -> None:
@@ -182,8 +181,8 @@ class Wide(TaskVectorWrapper):
         return self.env.step(actions / 5 - 1)
 
 
-def test_sacs_actions_are_in_the_worlds_units() -> None:
-    world, recorder = Wide(plant()), Recorder()
+def test_sac_actions_are_in_the_units_of_the_world() -> None:
+    world, recorder = WideActions(plant()), Recorder()
     learner = off_policy_learner(sac=True, world=world)
     learner.attach([recorder])
     learner.learn([0], 64)
@@ -199,8 +198,10 @@ def test_sacs_actions_are_in_the_worlds_units() -> None:
     np.testing.assert_allclose(ours, learner.model.predict(obs, deterministic=True)[0], rtol=1e-5)
 
 
-def test_networks_see_images_as_the_world_shows_them() -> None:
-    world, seen, recorder = image_stream(9, 8, 3), [], Recorder()
+def test_networks_get_images_in_the_shape_of_the_world() -> None:
+    world = image_stream(9, 8, 3)
+    seen = []
+    recorder = Recorder()
 
     def network(observation_space: Any, action_space: Any) -> Any:
         assert observation_space == world.single_observation_space
@@ -219,11 +220,11 @@ def test_networks_see_images_as_the_world_shows_them() -> None:
     np.testing.assert_array_equal(ours, learner.model.predict(pictures, deterministic=True)[0])
 
 
-# --- running ---
+# training
 
 
 @KINDS
-def test_advances_and_scalars_are_counted_and_named(sac: bool) -> None:
+def test_steps_are_counted_and_scalars_logged_in_order(sac: bool) -> None:
     learner, scalars = off_policy_learner(sac), list[tuple[int, dict[str, float]]]()
     learner.on_log = lambda values: scalars.append((learner.steps, values))
     learner.begin([0], 64)
@@ -241,24 +242,24 @@ def test_advances_and_scalars_are_counted_and_named(sac: bool) -> None:
 
 
 @KINDS
-def test_the_same_seed_gives_the_same_weights_to_the_last_bit_and_rollouts_leave_training_alone(
+def test_a_seed_determines_training_and_rollouts_do_not_change_it(
     sac: bool,
 ) -> None:
-    def train(seed: int, look: bool = False) -> list[Tensor]:
+    def train(seed: int, rollout: bool = False) -> list[Tensor]:
         learner = off_policy_learner(sac, seed=seed)
         for task in (0, 1):
             learner.learn([task], 48)
-            if look:
+            if rollout:
                 learner.rollout(off_policy_world(sac, 6), [task], 8, seed=task)
         return weights(learner.module)
 
     first = train(1)
-    assert same(first, train(1, look=True))
+    assert same(first, train(1, rollout=True))
     assert not same(first, train(2))
 
 
 @KINDS
-def test_a_frozen_copy_stays_as_it_is(sac: bool) -> None:
+def test_training_does_not_change_a_frozen_copy(sac: bool) -> None:
     learner = off_policy_learner(sac)
     learner.learn([0], 48)
     copy = learner.frozen_copy()
@@ -268,7 +269,7 @@ def test_a_frozen_copy_stays_as_it_is(sac: bool) -> None:
 
 
 @KINDS
-def test_a_gradient_that_is_not_finite_changes_no_weight(sac: bool) -> None:
+def test_a_nonfinite_gradient_changes_no_weight(sac: bool) -> None:
     learner = off_policy_learner(sac)
     learner.attach([NotANumber()])
     before = weights(learner.module)
@@ -277,7 +278,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(sac: bool) -> None:
     assert same(weights(learner.module), before)
 
 
-def test_only_sacs_actor_is_accompanied() -> None:
+def test_strategies_act_on_the_actor_of_sac_only() -> None:
     learner, recorder = off_policy_learner(sac=True), Recorder()
     learner.attach([recorder])
     learner.learn([0], 64)
@@ -287,8 +288,8 @@ def test_only_sacs_actor_is_accompanied() -> None:
 
 
 @KINDS
-def test_it_learns(sac: bool) -> None:
-    """The task that it does worst at first: 0 is a random agent, 1 the best known."""
+def test_training_improves_the_score(sac: bool) -> None:
+    """Training raises the score of the worst task; 0 is a random agent, 1 the best known."""
     parameters = {
         "buffer_size": 5000,
         "batch_size": 64,
@@ -318,17 +319,16 @@ def test_it_learns(sac: bool) -> None:
     worst = int(np.argmin(before))
     learner.learn([worst], 3000)
     after = scores(learner, off_policy_world(sac, 8, horizon=20), [], seed=0)
-    print(before, after)
     assert before[worst] < 0.3
     assert after[worst] > 0.8
 
 
-# --- refusals ---
+# errors
 
 
 @pytest.mark.parametrize("name", ["max_grad_norm", "policy_kwargs", "use_sde", "seed", "device"])
 @KINDS
-def test_parameters_that_the_learner_sets_are_refused(sac: bool, name: str) -> None:
+def test_parameters_set_by_the_learner_are_refused(sac: bool, name: str) -> None:
     with pytest.raises(
         ValueError, match=f"parameters contain '{name}', which the learner sets itself"
     ):
@@ -336,7 +336,7 @@ def test_parameters_that_the_learner_sets_are_refused(sac: bool, name: str) -> N
 
 
 @KINDS
-def test_a_network_with_a_memory_is_refused(sac: bool) -> None:
+def test_recurrent_networks_are_refused(sac: bool) -> None:
     make = (
         (lambda: SACLearner(plant(), recurrent_agent, critic_net))
         if sac
@@ -346,7 +346,7 @@ def test_a_network_with_a_memory_is_refused(sac: bool) -> None:
         make()
 
 
-def test_actions_of_another_kind_are_refused() -> None:
+def test_unsupported_action_spaces_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"action space is Box.*; DQN needs Discrete actions that start at 0"
     ):
@@ -359,7 +359,7 @@ def test_actions_of_another_kind_are_refused() -> None:
         SACLearner(world, actor_net, critic_net)
 
 
-def test_a_modality_with_the_name_of_the_critics_action_is_refused() -> None:
+def test_a_modality_named_action_is_refused_by_sac() -> None:
     world = plant()
     world.single_observation_space = spaces.Dict(
         {**world.single_observation_space.spaces, "action": spaces.Box(-1, 1, (2,))}
@@ -369,7 +369,7 @@ def test_a_modality_with_the_name_of_the_critics_action_is_refused() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
-def test_a_temperature_that_is_not_above_0_is_refused(temperature: float) -> None:
+def test_a_temperature_must_be_finite_and_above_0(temperature: float) -> None:
     with pytest.raises(
         ValueError, match=f"temperature is {temperature}; it must be finite and above 0"
     ):

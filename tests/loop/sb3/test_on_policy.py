@@ -1,4 +1,4 @@
-"""Our networks inside Stable-Baselines3: what they see, what they answer, what strategies get."""
+"""PPO and RecurrentPPO with our networks: inputs, actions, batches for strategies, training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ KINDS = pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurre
 
 
 @KINDS
-def test_a_minibatch_is_judged_as_it_was_when_it_was_collected(recurrent: bool) -> None:
-    """Without a learning rate the network stays the one that collected: the ratio of likelihoods is
-    1, the values are the same.
-    """
+def test_training_evaluates_minibatches_like_the_collection_did(recurrent: bool) -> None:
+    """At learning rate 0 the likelihood ratio is 1 and the values are the same."""
     learner = control_learner(recurrent, parameters={"learning_rate": 0.0, "batch_size": 8})
-    learner.learn([0, 1], 96)  # three rollouts: the last one begins in the middle of episodes
-    buffer, judged, padded, inside, inherited = learner.model.rollout_buffer, 0, 0, 0, 0
+    learner.learn([0, 1], 96)  # three rollouts; the last one starts within episodes
+    buffer = learner.model.rollout_buffer
+    evaluated, padded = 0, 0
+    starts_within, states_carried_over = 0, 0
     for data in buffer.get(8):
         with torch.no_grad():
             if recurrent:
@@ -34,9 +34,9 @@ def test_a_minibatch_is_judged_as_it_was_when_it_was_collected(recurrent: bool) 
                 values, log_prob, entropy = learner.policy.evaluate_actions(
                     data.observations, data.actions, data.lstm_states, data.episode_starts
                 )
-                inside += int((data.episode_starts[mask] > 0).sum())
+                starts_within += int((data.episode_starts[mask] > 0).sum())
                 states = data.lstm_states.pi[0][0]
-                inherited += int((states.abs().sum(-1) > 0).sum())
+                states_carried_over += int((states.abs().sum(-1) > 0).sum())
             else:
                 mask = torch.ones(len(data.actions), dtype=torch.bool)
                 values, log_prob, entropy = learner.policy.evaluate_actions(
@@ -52,47 +52,46 @@ def test_a_minibatch_is_judged_as_it_was_when_it_was_collected(recurrent: bool) 
             atol=1e-4,
         )
         assert entropy.shape == log_prob.shape
-        judged, padded = judged + int(mask.sum()), padded + int((~mask).sum())
-    assert judged == 32
+        evaluated += int(mask.sum())
+        padded += int((~mask).sum())
+    assert evaluated == 32
     if recurrent:
-        assert min(padded, inside, inherited) > 0
+        assert min(padded, starts_within, states_carried_over) > 0
 
 
 @KINDS
-def test_predictions_are_the_learners_own_actions(recurrent: bool) -> None:
-    """`model.predict`, with its memory and episode starts, is `learner.act`; both within the
-    world's limits.
-    """
+def test_sb3_predicts_the_same_actions_as_the_learner(recurrent: bool) -> None:
+    """`model.predict` equals `learner.act`, across episodes and at the limits of the actions."""
     learner, world = control_learner(recurrent), plant(3, horizon=4)
     with torch.no_grad():
         for p in learner.module.parameters():
-            p.mul_(3.0)  # so that limits bind
+            p.mul_(3.0)  # so that some actions reach the limits
     obs, _ = world.reset(seed=0)
     state, lstm = learner.module.initial_state(3), None  # type: ignore[operator]
-    start, bound = np.ones(3, np.bool_), False
+    start, reached = np.ones(3, np.bool_), False
     for _ in range(7):
         ours, state = learner.act(obs, state, start)
         theirs, lstm = learner.model.predict(
             obs, state=lstm, episode_start=start, deterministic=True
         )
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-        bound |= bool((np.abs(ours) == 1.0).any())
+        reached |= bool((np.abs(ours) == 1.0).any())
         assert np.abs(ours).max() <= 1.0
         obs, _, terminated, truncated, _ = world.step(ours)
         start = terminated | truncated
-    assert bound
+    assert reached
 
 
 @KINDS
-def test_a_policys_draws_are_its_likelihoods(recurrent: bool) -> None:
+def test_policies_sample_from_the_learners_likelihood(recurrent: bool) -> None:
     learner = control_learner(recurrent)
     obs = {name: torch.from_numpy(value) for name, value in plant(4).reset(seed=0)[0].items()}
     torch.manual_seed(0)
     with torch.no_grad():
         if recurrent:
-            slot = torch.zeros(1, 4, 6)
+            zeros = torch.zeros(1, 4, 6)
             actions, values, log_prob, _ = learner.policy(
-                obs, RNNStates((slot, slot), (slot, slot)), torch.ones(4)
+                obs, RNNStates((zeros, zeros), (zeros, zeros)), torch.ones(4)
             )
         else:
             actions, values, log_prob = learner.policy(obs)
@@ -107,10 +106,8 @@ def test_a_policys_draws_are_its_likelihoods(recurrent: bool) -> None:
     torch.testing.assert_close(values.flatten(), output.value[0])
 
 
-class Copies(Strategy):
-    """Keeps each observed batch beside a copy of the buffer it came from, and each update's
-    minibatch.
-    """
+class BufferRecorder(Strategy):
+    """Records each observed batch with a copy of its rollout buffer, and each minibatch."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
@@ -134,14 +131,12 @@ class Copies(Strategy):
 
 @pytest.mark.parametrize("length", [1, 2, 8])
 @KINDS
-def test_strategies_observe_every_step_of_the_rollout_once_and_in_order(
-    recurrent: bool, length: int
-) -> None:
-    learner, copies = control_learner(recurrent, sequence_length=length), Copies()
-    learner.attach([copies])
+def test_strategies_observe_every_step_once_and_in_order(recurrent: bool, length: int) -> None:
+    learner, recorder = control_learner(recurrent, sequence_length=length), BufferRecorder()
+    learner.attach([recorder])
     learner.learn([2, 0], 64)
-    assert len(copies.batches) == 2
-    for batch, buffer in zip(copies.batches, copies.buffers, strict=True):
+    assert len(recorder.batches) == 2
+    for batch, buffer in zip(recorder.batches, recorder.buffers, strict=True):
         assert (batch.length, len(batch)) == (length, 32 // length)
         assert batch.action is not None
         assert batch.task is not None
@@ -161,13 +156,13 @@ def test_strategies_observe_every_step_of_the_rollout_once_and_in_order(
 
 
 @KINDS
-def test_the_minibatch_at_hand_holds_steps_of_the_rollout_and_nothing_else(recurrent: bool) -> None:
-    learner, copies = control_learner(recurrent), Copies()
-    learner.attach([copies])
+def test_minibatches_contain_only_steps_of_the_rollout(recurrent: bool) -> None:
+    learner, recorder = control_learner(recurrent), BufferRecorder()
+    learner.attach([recorder])
     learner.learn([0], 32)
-    rollout = {row.tobytes() for row in copies.buffers[0]["obs"]["sensor_0"].reshape(32, -1)}
-    assert len(copies.minibatches) == 4
-    for batch in copies.minibatches:
+    rollout = {row.tobytes() for row in recorder.buffers[0]["obs"]["sensor_0"].reshape(32, -1)}
+    assert len(recorder.minibatches) == 4
+    for batch in recorder.minibatches:
         assert batch.length == 1
         assert {row.numpy().tobytes() for row in batch.obs["sensor_0"][0]} <= rollout
         assert batch.action is not None
@@ -176,26 +171,27 @@ def test_the_minibatch_at_hand_holds_steps_of_the_rollout_and_nothing_else(recur
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 8, 3), (8, 10, 9)], ids=str)
 @KINDS
-def test_networks_see_images_as_the_world_shows_them(
+def test_networks_get_images_as_the_world_shows_them(
     recurrent: bool, shape: tuple[int, int, int]
 ) -> None:
-    """In collecting, in training and in what strategies observe; SB3 itself has an axis more."""
+    """In rollouts, in training and in what strategies observe, although SB3 adds an axis."""
     world = image_stream(*shape)
-    learner, copies, seen, shown = control_learner(recurrent, world), Copies(), [], set[bytes]()
-    learner.attach([copies])
+    learner, recorder = control_learner(recurrent, world), BufferRecorder()
+    seen, shown = [], set[bytes]()
+    learner.attach([recorder])
     step, reset = world.step, world.reset
 
-    def noted_step(actions: Any) -> Any:
+    def recording_step(actions: Any) -> Any:
         result = step(actions)
         shown.update(image.tobytes() for image in result[0]["image"])
         return result
 
-    def noted_reset(**kwargs: Any) -> Any:
+    def recording_reset(**kwargs: Any) -> Any:
         result = reset(**kwargs)
         shown.update(image.tobytes() for image in result[0]["image"])
         return result
 
-    world.step, world.reset = noted_step, noted_reset  # type: ignore[method-assign]
+    world.step, world.reset = recording_step, recording_reset  # type: ignore[method-assign]
     learner.module.register_forward_pre_hook(lambda module, args: seen.append(args[0]["image"]))
     learner.learn([1], 32)
     assert len({images.shape[:2] for images in seen}) > 1
@@ -204,7 +200,7 @@ def test_networks_see_images_as_the_world_shows_them(
         assert images.dtype == torch.uint8
         assert images.shape[2:] == shape
         assert {image.numpy().tobytes() for image in images.flatten(0, 1)} <= shown | {padding}
-    (batch,) = copies.batches
+    (batch,) = recorder.batches
     assert {image.numpy().tobytes() for image in batch.obs["image"].flatten(0, 1)} <= shown
     assert batch.obs["image"].dtype == torch.uint8
     assert batch.action is not None
@@ -220,7 +216,7 @@ def test_networks_see_images_as_the_world_shows_them(
 
 
 @KINDS
-def test_advances_and_scalars_are_counted_and_named(recurrent: bool) -> None:
+def test_steps_are_counted_and_scalars_logged_in_order(recurrent: bool) -> None:
     learner, scalars = control_learner(recurrent), list[tuple[int, dict[str, float]]]()
     learner.on_log = lambda values: scalars.append((learner.steps, values))
     learner.begin([0], 64)
@@ -241,7 +237,7 @@ def test_advances_and_scalars_are_counted_and_named(recurrent: bool) -> None:
 
 
 @KINDS
-def test_the_same_seed_gives_the_same_weights_to_the_last_bit(recurrent: bool) -> None:
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(recurrent: bool) -> None:
     def train(seed: int) -> list[Tensor]:
         learner = control_learner(recurrent, seed=seed)
         for task in (0, 1):
@@ -254,20 +250,20 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit(recurrent: bool) -
 
 
 @KINDS
-def test_rollouts_in_another_world_leave_training_alone(recurrent: bool) -> None:
-    def train(look: bool) -> list[Tensor]:
+def test_rollouts_in_another_world_do_not_change_training(recurrent: bool) -> None:
+    def train(rollout: bool) -> list[Tensor]:
         learner = control_learner(recurrent)
         for task in (0, 1):
             learner.learn([task], 32)
-            if look:
+            if rollout:
                 learner.rollout(plant(6), [task], 8, seed=task)
         return weights(learner.module)
 
-    assert same(train(look=True), train(look=False))
+    assert same(train(rollout=True), train(rollout=False))
 
 
 @KINDS
-def test_experience_is_drawn_from_the_policy_and_clipped(recurrent: bool) -> None:
+def test_rollouts_have_clipped_actions_in_sequences(recurrent: bool) -> None:
     learner = control_learner(recurrent)
     batch = learner.rollout(plant(6, horizon=5), [1], 8, seed=0)
     assert batch.action is not None
@@ -278,14 +274,13 @@ def test_experience_is_drawn_from_the_policy_and_clipped(recurrent: bool) -> Non
     assert batch.task.tolist() == [1] * len(batch)
     if recurrent:
         assert batch.start[0].all()
-        assert (
-            batch.start[1:].sum() == 6
-        )  # the episodes of five steps that end inside the second sequences
+        # an episode of five steps ends within each second sequence
+        assert batch.start[1:].sum() == 6
     with pytest.raises(ValueError, match="it must divide the 6 steps"):
         control_learner(True).rollout(plant(), [0], 6, seed=0)
 
 
-def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
+def test_a_nonfinite_gradient_changes_no_weight() -> None:
     learner = control_learner()
     learner.attach([NotANumber()])
     before = weights(learner.module)
@@ -295,14 +290,14 @@ def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 3, 16])
-def test_a_sequence_length_that_does_not_divide_the_rollout_is_refused(length: int) -> None:
+def test_the_sequence_length_must_divide_the_rollout(length: int) -> None:
     with pytest.raises(
         ValueError, match=f"sequence_length is {length}; it must divide n_steps = 8"
     ):
         control_learner(sequence_length=length)
 
 
-def test_networks_are_made_for_the_worlds_own_spaces() -> None:
+def test_networks_are_built_for_the_spaces_of_the_world() -> None:
     made: list[tuple[Any, Any]] = []
 
     def factory(observation_space: Any, action_space: Any) -> Any:

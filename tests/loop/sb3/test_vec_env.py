@@ -1,4 +1,4 @@
-"""A world as Stable-Baselines3's vector environment."""
+"""A world wrapped as a vector environment of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -24,10 +24,8 @@ def random_actions(steps: int, seed: int = 0) -> list[np.ndarray]:
     return [rng.uniform(-1, 1, (COPIES, 2)).astype(np.float32) for _ in range(steps)]
 
 
-def test_steps_are_the_worlds_own() -> None:
-    """The same observations, rewards and ends as the world gives for the same seed, task and
-    actions.
-    """
+def test_steps_equal_those_of_the_world() -> None:
+    """The seed, tasks and actions are the same."""
     env, world = WorldVecEnv(plant(COPIES, HORIZON)), plant(COPIES, HORIZON)
     env.tasks = [2, 0]
     env.seed(11)
@@ -47,27 +45,25 @@ def test_steps_are_the_worlds_own() -> None:
                     np.testing.assert_array_equal(value, info["final_obs"][i][name])
 
 
-def test_an_episodes_end_has_its_last_observation_its_return_and_its_length() -> None:
-    """Against a world of the same seed that does not reset by itself."""
-    env, endless = (
-        WorldVecEnv(plant(COPIES, HORIZON)),
-        PlantVectorEnv(
-            COPIES,
-            num_tasks=3,
-            observation_dim=3,
-            latent_dim=2,
-            action_dim=2,
-            horizon=HORIZON,
-            autoreset_mode=AutoresetMode.DISABLED,
-        ),
+def test_the_last_step_of_an_episode_reports_its_result() -> None:
+    """The last observation, return and length equal those of a world that does not autoreset."""
+    env = WorldVecEnv(plant(COPIES, HORIZON))
+    world = PlantVectorEnv(
+        COPIES,
+        num_tasks=3,
+        observation_dim=3,
+        latent_dim=2,
+        action_dim=2,
+        horizon=HORIZON,
+        autoreset_mode=AutoresetMode.DISABLED,
     )
     env.seed(4)
     env.reset()
-    endless.reset(seed=4, options={"task": 0})
+    world.reset(seed=4, options={"task": 0})
     total = np.zeros(COPIES)
     for actions in random_actions(HORIZON):
         first, _, dones, infos = env.step(actions)
-        last, rewards, _, _, _ = endless.step(actions)
+        last, rewards, _, _, _ = world.step(actions)
         total += rewards
     assert dones.all()
     for i in range(COPIES):
@@ -81,7 +77,7 @@ def test_an_episodes_end_has_its_last_observation_its_return_and_its_length() ->
         np.testing.assert_array_equal(first["feedback"][i], 0.0)
 
 
-def test_returns_and_lengths_begin_anew_with_each_episode_and_reset() -> None:
+def test_returns_and_lengths_restart_with_each_episode_and_reset() -> None:
     env = WorldVecEnv(plant(COPIES, HORIZON))
     env.seed(4)
     env.reset()
@@ -100,10 +96,10 @@ def test_returns_and_lengths_begin_anew_with_each_episode_and_reset() -> None:
     assert [e["r"] for e in episodes] == pytest.approx(sums.tolist(), rel=1e-5)
 
 
-class Countdown(TaskEnv):
-    """Every episode ends after two steps: terminated, truncated, or both."""
+class TwoSteps(TaskEnv):
+    """Every episode ends after two steps; the task says if it terminates, is truncated, or both."""
 
-    tasks = (Task(0, "ends"), Task(1, "is cut"), Task(2, "both"))
+    tasks = (Task(0, "ends"), Task(1, "is truncated"), Task(2, "both"))
     observation_space = gym.spaces.Dict({"x": gym.spaces.Box(-9.0, 9.0, (1,))})
     action_space = gym.spaces.Discrete(2)
 
@@ -125,8 +121,8 @@ class Countdown(TaskEnv):
         )
 
 
-def test_only_an_episode_that_was_cut_and_did_not_terminate_is_bootstrapped() -> None:
-    env = WorldVecEnv(SyncTaskVectorEnv([Countdown] * 3))
+def test_only_truncated_episodes_that_did_not_terminate_are_bootstrapped() -> None:
+    env = WorldVecEnv(SyncTaskVectorEnv([TwoSteps] * 3))
     env.tasks = [0, 1, 2]
     env.reset()
     env.step(np.zeros(3, np.int64))
@@ -139,7 +135,7 @@ def test_only_an_episode_that_was_cut_and_did_not_terminate_is_bootstrapped() ->
     assert rewards.dtype == np.float32
 
 
-def test_a_world_that_resets_otherwise_is_refused() -> None:
+def test_other_autoreset_modes_are_refused() -> None:
     with pytest.raises(
         ValueError,
         match=r"autoreset mode is AutoresetMode\.DISABLED; .* AutoresetMode\.SAME_STEP",
@@ -151,7 +147,7 @@ def test_a_world_that_resets_otherwise_is_refused() -> None:
     other.close()
 
 
-def test_tasks_change_with_the_next_reset_and_not_before() -> None:
+def test_tasks_change_only_at_the_next_reset() -> None:
     env = WorldVecEnv(plant(COPIES, HORIZON))
     env.seed(0)
     env.reset()
@@ -164,7 +160,7 @@ def test_tasks_change_with_the_next_reset_and_not_before() -> None:
         assert obs["cue"].argmax(-1).tolist() == [1] * COPIES
 
 
-def test_an_observation_that_is_not_finite_is_named_with_its_step() -> None:
+def test_a_nan_observation_is_refused_with_its_name_and_step() -> None:
     world = plant(COPIES, HORIZON)
     env = WorldVecEnv(world)
     env.steps = 100
@@ -180,7 +176,7 @@ def test_an_observation_that_is_not_finite_is_named_with_its_step() -> None:
         env.step(random_actions(1)[0])
 
 
-def test_attributes_and_methods_are_the_worlds() -> None:
+def test_attributes_and_methods_are_those_of_the_world() -> None:
     world = plant(COPIES, HORIZON)
     env = WorldVecEnv(world)
     assert env.get_attr("tasks") == [world.tasks] * COPIES
@@ -194,8 +190,8 @@ def test_attributes_and_methods_are_the_worlds() -> None:
     assert env.action_space is world.single_action_space
 
 
-class Transcript(BaseCallback):
-    """Keeps what PPO stored: actions as taken, rewards, starts and observations of each rollout."""
+class RolloutRecorder(BaseCallback):
+    """Records the observations, actions, rewards and episode starts of each rollout of PPO."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,11 +211,13 @@ class Transcript(BaseCallback):
         self.rollouts.append(obs | {name: value.copy() for name, value in others.items()})
 
 
-def test_ppo_with_its_own_policy_sees_the_worlds_own_steps() -> None:
-    """Unmodified SB3, replayed by hand in a second world; gamma is 0, so the stored rewards are the
-    world's own.
+def test_unmodified_ppo_collects_the_steps_of_the_world() -> None:
+    """A second world gives the same steps for the actions that PPO stored.
+
+    PPO adds gamma times a value to the reward of a truncated step, so gamma is 0.
     """
-    env, world, seen = WorldVecEnv(plant(COPIES, HORIZON)), plant(COPIES, HORIZON), Transcript()
+    env, world = WorldVecEnv(plant(COPIES, HORIZON)), plant(COPIES, HORIZON)
+    recorder = RolloutRecorder()
     model = PPO(
         "MultiInputPolicy",
         env,
@@ -231,12 +229,12 @@ def test_ppo_with_its_own_policy_sees_the_worlds_own_steps() -> None:
         device="cpu",
     )
     before = model.policy.state_dict()["action_net.weight"].clone()
-    model.learn(64, callback=seen)
-    assert len(seen.rollouts) == 2
+    model.learn(64, callback=recorder)
+    assert len(recorder.rollouts) == 2
     assert not np.array_equal(before, model.policy.state_dict()["action_net.weight"])
     obs, _ = reset_to_tasks(world, [0], 3)
     start = np.ones(COPIES, np.bool_)
-    for rollout in seen.rollouts:
+    for rollout in recorder.rollouts:
         for t in range(8):
             for name, value in obs.items():
                 np.testing.assert_array_equal(rollout[name][t], value)
