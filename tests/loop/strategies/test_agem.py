@@ -11,12 +11,12 @@ from projection_helpers import (
     CLASSES,
     INPUTS,
     close,
-    foresee_tasks,
+    cross_entropy_gradient,
     give_gradient,
-    gradient_by_hand,
     gradient_of,
+    learner_with_memory,
+    next_task_draws,
     seeds,
-    taught,
 )
 from strategy_helpers import Named
 
@@ -32,9 +32,9 @@ def test_agem_takes_away_what_points_against_the_past_and_nothing_else(
     r = 0.
     """
     agem = AGEM(strength, capacity=30, batch_size=5, seed=seed)
-    learner = taught(agem, [0, 1], at_hand=2)
-    (drawn,) = foresee_tasks(agem, learner, [[0, 1]])
-    g, r = give_gradient(learner, seed), gradient_by_hand(learner, drawn)
+    learner = learner_with_memory(agem, [0, 1], current=2)
+    (drawn,) = next_task_draws(agem, learner, [[0, 1]])
+    g, r = give_gradient(learner, seed), cross_entropy_gradient(learner, drawn)
     learner.strategies[0].edit_gradients(None, learner)
     edited = gradient_of(learner)
     if g @ r >= 0:
@@ -46,10 +46,10 @@ def test_agem_takes_away_what_points_against_the_past_and_nothing_else(
 
 def test_agems_reference_is_of_ended_tasks_only() -> None:
     agem = AGEM(capacity=30, batch_size=200)
-    learner = taught(agem, [0, 3], at_hand=2)
+    learner = learner_with_memory(agem, [0, 3], current=2)
     agem.begin_task(Named(3), learner)  # it comes back
-    (drawn,) = foresee_tasks(agem, learner, [[0]])
-    r = gradient_by_hand(learner, drawn)
+    (drawn,) = next_task_draws(agem, learner, [[0]])
+    r = cross_entropy_gradient(learner, drawn)
     for p, part in zip(learner.module.parameters(), np.split(-r, [INPUTS * CLASSES]), strict=True):
         p.grad = torch.from_numpy(part).view_as(p).clone()  # straight against the past
     agem.edit_gradients(None, learner)

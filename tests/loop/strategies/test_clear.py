@@ -9,7 +9,7 @@ from loop_helpers import (
     learn_tasks,
     rehearsal_loss,
 )
-from rehearsal_helpers import KINDS, Watch, away, close, foresee, stored
+from rehearsal_helpers import PPO_KINDS, OutputRecorder, close, next_draws, perturb_weights, stored
 
 from everloop.loop import (
     CLEAR,
@@ -17,18 +17,16 @@ from everloop.loop import (
 )
 
 
-@KINDS
+@PPO_KINDS
 def test_clear_clones_policy_and_value_as_they_were_when_the_experience_was_stored(
     recurrent: bool,
 ) -> None:
     """strength mean KL(stored || now) + value_strength mean (V - V_stored)^2, gradient included;
     stored numbers get none.
     """
-    learner, watch, clear = (
-        control_learner(recurrent),
-        Watch(),
-        CLEAR(0.7, 0.3, capacity=100, batch_size=8),
-    )
+    learner = control_learner(recurrent)
+    watch = OutputRecorder()
+    clear = CLEAR(0.7, 0.3, capacity=100, batch_size=8)
     learner.attach([watch, clear])
     learn_tasks(learner, [0])
     seen, kept = watch.by_observation("sensor_0"), stored(clear, learner)
@@ -36,8 +34,8 @@ def test_clear_clones_policy_and_value_as_they_were_when_the_experience_was_stor
         prediction, value = seen[kept.obs["sensor_0"][:, i].numpy().tobytes()]
         torch.testing.assert_close(kept.target[:, i], prediction)  # type: ignore[index]
         torch.testing.assert_close(kept.value[:, i], value)  # type: ignore[index]
-    away(learner)
-    (drawn,) = foresee(clear, learner, 8)
+    perturb_weights(learner)
+    (drawn,) = next_draws(clear, learner, 8)
     now = learner.forward(drawn)
     (m, log_s), (m_now, log_s_now) = (
         Gaussian(2).split(drawn.target),
@@ -64,7 +62,7 @@ def test_without_a_value_strength_clear_clones_the_policy_alone() -> None:
     learner, clear = control_learner(), CLEAR(0.7, 0.0, capacity=100, batch_size=8)
     learner.attach([clear])
     learn_tasks(learner, [0])
-    away(learner)
+    perturb_weights(learner)
     found = gradients(rehearsal_loss(clear, learner), learner.module)
     for (name, _), g in zip(learner.module.named_parameters(), found, strict=True):
         assert not name.startswith("value") or not g.any()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_helpers import examples, seen, teach, told
-from contract_helpers import NETWORKS, NOT_TOLD_ONLY, STREAM, TOLD_ONLY, active, train
+from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
+from contract_helpers import NETWORKS, STREAM, TASK_AGNOSTIC_ONLY, TASK_AWARE_ONLY, active, train
 from loop_helpers import same, stream, weights
 
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
@@ -31,7 +31,7 @@ def pair_learner(names: tuple[str, str]) -> SupervisedLearner:
     """A small network of the kind that one of the two asks for, told its task if one of them wants
     that.
     """
-    cue = bool(TOLD_ONLY & set(names))
+    cue = bool(TASK_AWARE_ONLY & set(names))
     torch.manual_seed(0)
     world = stream(label_space="within_task", task_cue=True) if cue else stream()
     backbone = next((NETWORKS[name] for name in names if name in NETWORKS), MLP)(
@@ -49,7 +49,7 @@ def test_any_two_work_together_or_are_refused_in_one_line_before_anything_is_lea
         if (
             first == second
             or set(names) >= set(NETWORKS)
-            or (TOLD_ONLY & set(names) and NOT_TOLD_ONLY & set(names))
+            or (TASK_AWARE_ONLY & set(names) and TASK_AGNOSTIC_ONLY & set(names))
         ):
             continue
         learner = pair_learner(names)
@@ -76,7 +76,7 @@ def test_any_two_work_together_or_are_refused_in_one_line_before_anything_is_lea
 
 @pytest.mark.parametrize("made", [PackNet, HAT])
 def test_what_changes_weights_at_a_tasks_end_comes_first(made: Any) -> None:
-    learner = told(MLP((8, 8, 1), (12,)))
+    learner = task_aware_learner(MLP((8, 8, 1), (12,)))
     with pytest.raises(
         ValueError,
         match=(
@@ -90,19 +90,19 @@ def test_what_changes_weights_at_a_tasks_end_comes_first(made: Any) -> None:
 @pytest.mark.parametrize("made", [PackNet, lambda: HAT(period=4, rate=0.5)])
 def test_a_proximal_step_moves_nothing_that_belongs_to_a_past_task(made: Any) -> None:
     """It comes after the optimizer's, and the weights are put back after that."""
-    learner = told(MLP((8, 8, 1), (12,)))
+    learner = task_aware_learner(MLP((8, 8, 1), (12,)))
     keeper, ewc = made(), EWC(1e3, proximal=True)
     learner.attach([keeper, ewc])
-    teach(learner, 0)
+    learn_task(learner, 0)
     batch = examples(learner, 0)
-    then = seen(learner, keeper, 0, batch)
+    then = view_outputs(learner, keeper, 0, batch)
     for task in (1, 2):
-        teach(learner, task)
-    assert torch.equal(seen(learner, keeper, 0, batch), then)
+        learn_task(learner, task)
+    assert torch.equal(view_outputs(learner, keeper, 0, batch), then)
 
 
 def test_one_strategy_in_a_list_adds_weights() -> None:
-    learner = told(ProgressiveMLP((8, 8, 1), (12,)))
+    learner = task_aware_learner(ProgressiveMLP((8, 8, 1), (12,)))
     with pytest.raises(
         ValueError,
         match=r"^progressive adds weights to the network and lora adds weights to the network, ",
@@ -130,7 +130,7 @@ def test_weights_that_are_added_follow_the_rate(name: str, rate: Any) -> None:
     learner.attach([strategy])
     before = len(list(learner.module.parameters()))
     for task in range(2):
-        teach(learner, task)
+        learn_task(learner, task)
     known = {p for group in learner.optimizer.param_groups for p in group["params"]}
     added = list(learner.module.parameters())
     assert len(added) > before

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_helpers import examples, seen, teach, told
+from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
 from loop_helpers import (
     same,
     vector_batch,
@@ -39,7 +39,9 @@ def test_units_that_something_else_reads_too_or_changes_are_left_alone() -> None
     class Forked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+            self.a = nn.Linear(4, 6)
+            self.b = nn.Linear(6, 3)
+            self.c = nn.Linear(6, 3)
 
         def forward(self, x: Tensor) -> Tensor:
             h = torch.relu(self.a(x))
@@ -81,25 +83,23 @@ def test_looking_for_units_changes_nothing() -> None:
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize(("keeper", "network"), [(LoRA, MLP), (Progressive, ProgressiveMLP)])
 def test_units_that_another_strategy_has_frozen_stay(keeper: Any, network: Any, last: bool) -> None:
-    learner = told(network((8, 8, 1), (16, 16)))
+    learner = task_aware_learner(network((8, 8, 1), (16, 16)))
     replace, keep = ContinualBackprop(0.05, maturity=2, interval=1), keeper()
     strategies: list[Strategy] = [keep, replace] if last else [replace, keep]
     learner.attach(strategies)
-    teach(learner, 0, 64)
+    learn_task(learner, 0, 64)
     assert any((layer.age < 7).any() for layer in replace.layers)  # of 8 steps
     batch = examples(learner, 0, seed=77)
-    then = seen(learner, keep, 0, batch)
-    teach(learner, 1, 64)
-    assert torch.equal(seen(learner, keep, 0, batch), then)
+    then = view_outputs(learner, keep, 0, batch)
+    learn_task(learner, 1, 64)
+    assert torch.equal(view_outputs(learner, keep, 0, batch), then)
 
 
 def test_utility_is_the_running_mean_of_activity_times_outgoing_weights() -> None:
     layers = two_hidden_layers()
-    learner, strategy, batch = (
-        plain_learner(layers, lr=0.0),
-        ContinualBackprop(1e-9, decay=0.9, interval=2),
-        vector_batch(8, 4, 3),
-    )
+    learner = plain_learner(layers, lr=0.0)
+    strategy = ContinualBackprop(1e-9, decay=0.9, interval=2)
+    batch = vector_batch(8, 4, 3)
     strategy.observe(batch, learner)
     for _ in range(6):
         strategy.after_step(batch, learner)
@@ -116,10 +116,8 @@ def test_the_least_useful_mature_units_are_replaced_at_the_written_rate() -> Non
     """
     layers = two_hidden_layers()
     learner = plain_learner(layers, lr=1e-3, adam=True)
-    strategy, batch = (
-        ContinualBackprop(1 / 60 + 1e-9, maturity=5, decay=0.5, interval=1),
-        vector_batch(8, 4, 3),
-    )
+    strategy = ContinualBackprop(1 / 60 + 1e-9, maturity=5, decay=0.5, interval=1)
+    batch = vector_batch(8, 4, 3)
     strategy.observe(batch, learner)
     for _ in range(5):
         learner.optimizer.zero_grad()

@@ -20,18 +20,18 @@ from loop_helpers import (
 from rehearsal_helpers import (
     CLASSES,
     INPUTS,
-    KINDS,
-    Watch,
-    away,
+    PPO_KINDS,
+    OutputRecorder,
     close,
     cross_entropies,
     examples,
-    foresee,
-    outputs_by_hand,
+    next_draws,
+    perturb_weights,
     rehearsal_learner,
     seeds,
     step,
     stored,
+    two_layer_outputs,
 )
 from torch import nn
 
@@ -49,7 +49,9 @@ def test_der_stores_what_the_network_put_out_before_it_learned_from_the_example(
     """In a stream: images as bytes, and the very outputs of the forward pass that the update was
     made from.
     """
-    learner, watch, der = digit_learner(), Watch(), DER(capacity=200)
+    learner = digit_learner()
+    watch = OutputRecorder()
+    der = DER(capacity=200)
     learner.attach([watch, der])
     learn_tasks(learner, [0, 1])
     seen, kept = watch.by_observation("image"), stored(der, learner)
@@ -77,9 +79,11 @@ def test_what_der_stores_is_of_the_very_pass_that_is_learned_from() -> None:
     )
 
 
-@KINDS
+@PPO_KINDS
 def test_in_control_der_stores_the_policys_outputs_of_the_rollout(recurrent: bool) -> None:
-    learner, watch, der = control_learner(recurrent), Watch(), DER(capacity=300)
+    learner = control_learner(recurrent)
+    watch = OutputRecorder()
+    der = DER(capacity=300)
     learner.attach([watch, der])
     learn_tasks(learner, [0])
     seen, kept = watch.by_observation("sensor_0"), stored(der, learner)
@@ -102,15 +106,15 @@ def test_ders_gradient_is_that_of_the_squared_distance_to_stored_outputs_and_ano
     for i in range(3):
         step(learner, examples(5, seed=seed + i))
         perturb(learner.module, seed + i)
-    dark, labelled = foresee(der, learner, 6, 6)
-    h = outputs_by_hand(learner.module, dark.obs["x"][0])
+    dark, labelled = next_draws(der, learner, 6, 6)
+    h = two_layer_outputs(learner.module, dark.obs["x"][0])
     written = alpha * ((dark.output[0] - h) ** 2).sum() / h.numel()  # type: ignore[index]
     if plus:
         written = (
             written
             + beta
             * cross_entropies(
-                outputs_by_hand(learner.module, labelled.obs["x"][0]), labelled.target[0]
+                two_layer_outputs(learner.module, labelled.obs["x"][0]), labelled.target[0]
             ).mean()
         )  # type: ignore[index]
     loss = rehearsal_loss(der, learner)
@@ -118,15 +122,15 @@ def test_ders_gradient_is_that_of_the_squared_distance_to_stored_outputs_and_ano
     assert not torch.equal(dark.obs["x"], labelled.obs["x"])
 
 
-@KINDS
+@PPO_KINDS
 def test_in_control_der_plus_plus_adds_the_divergence_from_the_policy_of_the_rollout(
     recurrent: bool,
 ) -> None:
     learner, der = control_learner(recurrent), DERPlusPlus(0.6, 0.8, capacity=100, batch_size=8)
     learner.attach([der])
     learn_tasks(learner, [0])
-    away(learner)
-    dark, other = foresee(der, learner, 8, 8)
+    perturb_weights(learner)
+    dark, other = next_draws(der, learner, 8, 8)
     assert torch.equal(other.target, other.output)  # type: ignore[arg-type]
     (m, log_s), (m_now, log_s_now) = (
         Gaussian(2).split(other.target),

@@ -20,10 +20,10 @@ from rehearsal_helpers import (
     RATE,
     cross_entropies,
     examples,
-    foresee,
-    outputs_by_hand,
+    next_draws,
     rehearsal_learner,
     step,
+    two_layer_outputs,
 )
 
 from everloop.loop import (
@@ -49,17 +49,17 @@ def test_er_ace_takes_the_fresh_loss_over_its_own_and_unseen_classes_and_the_sto
     for i, labels in enumerate(sequence):
         batch, before = examples(len(labels), seed=i, labels=labels), copy.deepcopy(learner.module)
         allowed = sorted(set(labels) | (set(range(CLASSES)) - known))
-        z = outputs_by_hand(before, batch.obs["x"][0])
+        z = two_layer_outputs(before, batch.obs["x"][0])
         fresh = (
             z[:, allowed].exp().sum(-1).log() - z[torch.arange(len(labels)), torch.tensor(labels)]
         ).mean()
         twin = copy.deepcopy(ace)
         twin.observe(batch, learner)
-        (drawn,) = foresee(twin, learner, 4)
+        (drawn,) = next_draws(twin, learner, 4)
         total = (
             fresh
             + strength
-            * cross_entropies(outputs_by_hand(before, drawn.obs["x"][0]), drawn.target[0]).mean()
+            * cross_entropies(two_layer_outputs(before, drawn.obs["x"][0]), drawn.target[0]).mean()
         )  # type: ignore[index]
         step(learner, batch)
         expected = [

@@ -223,7 +223,9 @@ def named(number: int) -> Task:
 def test_the_examples_averaged_over_are_spread_over_all() -> None:
     learner = digit_learner()
     batch = learner.rollout(stream(), [0], 4, seed=0)
-    some, same_ones, other = EWC(1.0, examples=10), EWC(1.0), EWC(1.0, examples=11)
+    some = EWC(1.0, examples=10)
+    same_ones = EWC(1.0)
+    other = EWC(1.0, examples=11)
     some.end_task(learner.world.tasks[0], [batch[:4], batch[4:]], learner)
     same_ones.end_task(learner.world.tasks[0], subsample([batch[:4], batch[4:]], 10), learner)
     other.end_task(learner.world.tasks[0], [batch], learner)
@@ -258,7 +260,9 @@ def test_the_seed_decides_the_labels_that_are_sampled() -> None:
 
 
 def test_a_value_head_stays_free() -> None:
-    learner, ewc, world = control_learner(), EWC(10.0), plant()
+    learner = control_learner()
+    ewc = EWC(10.0)
+    world = plant()
     ewc.end_task(world.tasks[0], [learner.rollout(world, [0], 4, seed=0)], learner)
     names = [name for name, _ in learner.module.named_parameters()]
     free = {name for name, p in zip(names, precision(ewc), strict=True) if float(p.max()) == 0.0}

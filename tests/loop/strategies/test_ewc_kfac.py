@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from loop_helpers import FixedLearner, distance, vector_batch, weights
 from strategy_helpers import (
     Named,
-    edited,
+    added_gradient,
     gradient,
-    learner_of,
-    move,
+    make_learner,
+    move_weights,
     one_layer,
     two_layers,
 )
@@ -58,15 +58,15 @@ def test_the_kronecker_pull_is_the_gradient_of_the_quadratic_form_written_out(ta
     """strength / 2 sum_k vec(W - W_k)' (A_k x G_k) vec(W - W_k), with the Kronecker products in
     full.
     """
-    learner, strategy = learner_of(two_layers()), KroneckerEWC(3.0, examples=19)
+    learner, strategy = make_learner(two_layers()), KroneckerEWC(3.0, examples=19)
     learner.attach([strategy])
     ended = []
     for task in range(tasks):
-        move(learner, task)
+        move_weights(learner, task)
         batch = vector_batch(24, 4, 3, seed=task)
         strategy.end_task(Named(task), [batch], learner)
         ended.append(factors(learner, subsample([batch], 19)[0]))
-    move(learner, 9)
+    move_weights(learner, 9)
     loss = torch.zeros((), dtype=torch.float64)
     for then in ended:
         for layer, (A, G, W) in zip(
@@ -75,20 +75,20 @@ def test_the_kronecker_pull_is_the_gradient_of_the_quadratic_form_written_out(ta
             d = vec(stacked(layer) - W)
             loss = loss + 0.5 * 3.0 * d @ torch.kron(A, G) @ d
     expected = gradient(learner, loss)
-    assert distance(edited(learner, strategy), expected) < 1e-10
+    assert distance(added_gradient(learner, strategy), expected) < 1e-10
     assert min(float(g.abs().max()) for g in expected) > 1e-2
 
 
 def test_kronecker_factors_do_not_depend_on_how_examples_are_batched() -> None:
     """Twelve at once, or three and nine: the labels in turn are the same in both."""
-    learner, batch = learner_of(two_layers()), vector_batch(12, 4, 3)
+    learner, batch = make_learner(two_layers()), vector_batch(12, 4, 3)
     pulls = []
     for batches in ([batch], [batch[:3], batch[3:]]):
-        move(learner, 0)
+        move_weights(learner, 0)
         strategy = KroneckerEWC(1.0)
         strategy.end_task(Named(), batches, learner)
-        move(learner, 1)
-        pulls.append(edited(learner, strategy))
+        move_weights(learner, 1)
+        pulls.append(added_gradient(learner, strategy))
     assert distance(*pulls) < 1e-13
 
 
@@ -117,8 +117,8 @@ def assert_pull_of_the_full_fisher(
     learner.attach([strategy])
     strategy.end_task(Named(), [batch], learner)
     then = [torch.cat([p.detach().flatten() for p in layer.parameters()]) for layer in layers]
-    move(learner, 5)
-    edited(learner, strategy, already=0.0)
+    move_weights(learner, 5)
+    added_gradient(learner, strategy, existing=0.0)
     for layer, fisher, w in zip(layers, fishers, then, strict=True):
         now = torch.cat([p.detach().flatten() for p in layer.parameters()])
         pull = torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None])
@@ -130,7 +130,7 @@ def test_kronecker_factors_are_the_full_fisher_of_a_layer_if_all_examples_share_
     bias: bool,
 ) -> None:
     """mean of (a x g)(a x g)' = a a' x mean of g g'."""
-    learner = learner_of(one_layer(bias))
+    learner = make_learner(one_layer(bias))
     x = vector_batch(1, 4, 3).obs["x"].repeat(1, 7, 1)
     assert_pull_of_the_full_fisher(
         learner, Batch({"x": x}, torch.ones(1, 7, dtype=torch.bool)), [learner.module.layers]
@@ -138,7 +138,7 @@ def test_kronecker_factors_are_the_full_fisher_of_a_layer_if_all_examples_share_
 
 
 def test_kronecker_factors_are_the_full_fisher_of_every_layer_for_one_example() -> None:
-    learner = learner_of(two_layers())
+    learner = make_learner(two_layers())
     assert_pull_of_the_full_fisher(
         learner, vector_batch(1, 4, 3), [learner.module.layers[0], learner.module.layers[2]]
     )
@@ -148,7 +148,9 @@ def test_a_kronecker_pull_holds_only_what_the_outputs_depend_on() -> None:
     """A change of the weights that leaves all outputs on the task as they were costs nothing;
     diagonal EWC pulls it back.
     """
-    learner, strategy, diagonal = learner_of(one_layer()), KroneckerEWC(1.0), EWC(1.0)
+    learner = make_learner(one_layer())
+    strategy = KroneckerEWC(1.0)
+    diagonal = EWC(1.0)
     batch = vector_batch(9, 4, 3)
     batch.obs["x"][..., 1] = batch.obs["x"][..., 0]
     outputs = learner.outputs(batch).detach()
@@ -158,8 +160,8 @@ def test_a_kronecker_pull_holds_only_what_the_outputs_depend_on() -> None:
         learner.module.layers.weight[:, 0] += 2.0
         learner.module.layers.weight[:, 1] -= 2.0
     torch.testing.assert_close(learner.outputs(batch).detach(), outputs)
-    assert max(float(g.abs().max()) for g in edited(learner, strategy)) < 1e-12
-    assert max(float(g.abs().max()) for g in edited(learner, diagonal)) > 0.1
+    assert max(float(g.abs().max()) for g in added_gradient(learner, strategy)) < 1e-12
+    assert max(float(g.abs().max()) for g in added_gradient(learner, diagonal)) > 0.1
 
 
 def tied() -> nn.Module:
@@ -213,7 +215,9 @@ def test_weights_outside_plain_linear_layers_are_held_by_the_diagonal(
     build: Callable[[], nn.Module], outside: set[str]
 ) -> None:
     torch.manual_seed(0)
-    learner, strategy, batch = learner_of(build()), KroneckerEWC(2.0), vector_batch(11, 4, 3)
+    learner = make_learner(build())
+    strategy = KroneckerEWC(2.0)
+    batch = vector_batch(11, 4, 3)
     fisher = dict(
         zip(
             learner.weights(),
@@ -224,8 +228,8 @@ def test_weights_outside_plain_linear_layers_are_held_by_the_diagonal(
     then = {n: p.detach().clone() for n, p in learner.weights().items()}
     strategy.end_task(Named(), [batch], learner)
     assert set(strategy.rest.precision) == outside
-    move(learner, 5)
-    pulls = dict(zip(learner.weights(), edited(learner, strategy), strict=True))
+    move_weights(learner, 5)
+    pulls = dict(zip(learner.weights(), added_gradient(learner, strategy), strict=True))
     for name, p in learner.weights().items():
         diagonal = 2.0 * fisher[name] * (p.detach() - then[name])
         assert (float((pulls[name] - diagonal).abs().max()) < 1e-12) is (name in outside)
@@ -233,13 +237,13 @@ def test_weights_outside_plain_linear_layers_are_held_by_the_diagonal(
 
 def test_a_layer_that_another_one_has_wrapped_is_left_alone() -> None:
     """As adapters do with the layers that they stand beside; the others are held as before."""
-    learner, strategy = learner_of(two_layers()), KroneckerEWC(1.0)
+    learner, strategy = make_learner(two_layers()), KroneckerEWC(1.0)
     learner.attach([strategy])
     strategy.end_task(Named(), [vector_batch(9, 4, 3)], learner)
-    move(learner, 1)
-    alone = edited(learner, strategy)
+    move_weights(learner, 1)
+    alone = added_gradient(learner, strategy)
     learner.module.layers[0] = nn.Sequential(learner.module.layers[0])
-    pulls = edited(learner, strategy)
+    pulls = added_gradient(learner, strategy)
     assert not any(bool(g.any()) for g in pulls[:2])
     assert distance(pulls[2:], alone[2:]) == 0.0
     assert bool(alone[2].any())
@@ -249,15 +253,17 @@ def test_a_kronecker_pull_works_where_there_is_no_linear_layer() -> None:
     """Then it is diagonal EWC."""
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.Flatten())
-    learner, strategy, batch = learner_of(layers), KroneckerEWC(2.0), vector_batch(11, 4, 3)
+    learner = make_learner(layers)
+    strategy = KroneckerEWC(2.0)
+    batch = vector_batch(11, 4, 3)
     fisher = diagonal_fisher(learner, [batch], torch.Generator(), by_hooks=False).values()
     then = weights(learner.module)
     strategy.end_task(Named(), [batch], learner)
-    move(learner, 5)
+    move_weights(learner, 5)
     expected = [
         2.0 * f * (w - c) for f, w, c in zip(fisher, weights(learner.module), then, strict=True)
     ]
-    assert distance(edited(learner, strategy), expected) < 1e-12
+    assert distance(added_gradient(learner, strategy), expected) < 1e-12
 
 
 class EveryPair(Categorical):
@@ -276,7 +282,7 @@ def test_an_example_informs_by_all_its_steps() -> None:
     layers = nn.Linear(2, 3)
     nn.init.zeros_(layers.weight)
     nn.init.zeros_(layers.bias)
-    learner = learner_of(layers)
+    learner = make_learner(layers)
     learner.likelihood = EveryPair(3)
     x = vector_batch(1, 2, 3).obs["x"].repeat(2, 9, 1)
     batch = Batch({"x": x}, torch.tensor([[True], [False]]).repeat(1, 9))
@@ -295,7 +301,7 @@ def test_kronecker_labels_are_drawn_from_the_model() -> None:
     of 3000 draws.
     """
     layers, count = nn.Linear(1, 3), 3000
-    learner = learner_of(layers)
+    learner = make_learner(layers)
     learner.likelihood = Categorical(3)
     with torch.no_grad():
         layers.bias.copy_(torch.tensor([1.0, 0.0, -1.0]))

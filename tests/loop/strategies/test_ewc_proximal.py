@@ -12,12 +12,12 @@ from loop_helpers import distance, vector_batch, weights
 from quadratic_helpers import Parabola, descend, penalty
 from strategy_helpers import (
     Named,
-    edited,
+    added_gradient,
     gradient,
-    learner_of,
-    like,
-    move,
+    make_learner,
+    move_weights,
     one_layer,
+    random_like,
     two_layers,
 )
 from torch import nn
@@ -43,12 +43,12 @@ def test_a_proximal_step_follows_the_optimizers_own(optimizer: Any, strength: fl
     """w <- (w + lr lambda P c) / (1 + lr lambda P), after the step that would be taken
     without it.
     """
-    learner = learner_of(two_layers(), optimizer, Parabola)
+    learner = make_learner(two_layers(), optimizer, Parabola)
     learner.steepness, learner.best = 3.0, 2.0
     plain = copy.deepcopy(learner)
     plain.attach([])
     strategy = EWC(strength, proximal=True)
-    P, c = like(learner, 0.0, 2.0, 1), like(learner, -1.0, 1.0, 2)
+    P, c = random_like(learner, 0.0, 2.0, 1), random_like(learner, -1.0, 1.0, 2)
     strategy.penalty.add(P, c)
     learner.attach([strategy])
     rates = {p: group["lr"] for group in learner.optimizer.param_groups for p in group["params"]}
@@ -67,10 +67,10 @@ def test_a_proximal_step_follows_the_optimizers_own(optimizer: Any, strength: fl
 
 def test_a_proximal_step_minimises_distance_and_penalty_together() -> None:
     """d/dv [ |v - w|^2 / (2 lr) + lambda / 2 P (v - c)^2 ] = 0 at the weights after it."""
-    learner, strategy = learner_of(two_layers(), grouped), EWC(5.0, proximal=True)
-    P, c = like(learner, 0.0, 2.0, 1), like(learner, -1.0, 1.0, 2)
+    learner, strategy = make_learner(two_layers(), grouped), EWC(5.0, proximal=True)
+    P, c = random_like(learner, 0.0, 2.0, 1), random_like(learner, -1.0, 1.0, 2)
     strategy.penalty.add(P, c)
-    before = move(learner, 3)
+    before = move_weights(learner, 3)
     for p in learner.module.parameters():
         p.grad = torch.zeros_like(p)  # a weight without a gradient is left alone
     strategy.after_step(vector_batch(1, 1, 1), learner)
@@ -87,9 +87,9 @@ def test_a_proximal_step_minimises_distance_and_penalty_together() -> None:
 def test_a_proximal_pull_is_no_part_of_the_gradient_and_an_explicit_one_nothing_else(
     proximal: bool,
 ) -> None:
-    learner, strategy = learner_of(two_layers()), EWC(5.0, proximal=proximal)
-    strategy.penalty.add(like(learner, 1.0, 2.0, 1), like(learner, 2.0, 3.0, 2))
-    pulls = edited(learner, strategy)
+    learner, strategy = make_learner(two_layers()), EWC(5.0, proximal=proximal)
+    strategy.penalty.add(random_like(learner, 1.0, 2.0, 1), random_like(learner, 2.0, 3.0, 2))
+    pulls = added_gradient(learner, strategy)
     before = weights(learner.module)
     strategy.after_step(vector_batch(1, 1, 1), learner)
     assert any(bool(g.any()) for g in pulls) is not proximal
@@ -101,7 +101,7 @@ def test_a_proximal_pull_cannot_diverge_where_an_explicit_one_does() -> None:
     overshoots ever further.
     """
     batch, new = vector_batch(30, 4, 3), vector_batch(30, 4, 3, seed=1)
-    learner, explicit = learner_of(one_layer()), learner_of(one_layer())
+    learner, explicit = make_learner(one_layer()), make_learner(one_layer())
     for one, proximal in ((learner, True), (explicit, False)):
         strategy = EWC(1e12, fisher="exact", proximal=proximal)
         one.attach([strategy])
@@ -122,9 +122,9 @@ def test_two_quadratics_meet_in_their_weighted_mean(proximal: bool, strength: fl
     P), by either pull.
     """
     lr = 0.5 if proximal else 1 / (2.0 + strength)  # the explicit one wants lr (H + lambda P) < 2
-    learner = learner_of(nn.Linear(2, 2), lambda p: torch.optim.SGD(p, lr=lr), Parabola)
+    learner = make_learner(nn.Linear(2, 2), lambda p: torch.optim.SGD(p, lr=lr), Parabola)
     H, b = learner.steepness, learner.best = 2.0, 1.0
-    P, c = like(learner, 0.3, 1.0, 1), like(learner, -3.0, 3.0, 2)
+    P, c = random_like(learner, 0.3, 1.0, 1), random_like(learner, -3.0, 3.0, 2)
     strategy = EWC(strength, proximal=proximal)
     strategy.penalty.add(P, c)
     learner.attach([strategy])

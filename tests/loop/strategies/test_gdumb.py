@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from architecture_helpers import told
+from architecture_helpers import task_aware_learner
 from loop_helpers import (
     FlatNet,
     distance,
@@ -25,12 +25,12 @@ from rehearsal_helpers import (
     INPUTS,
     cross_entropies,
     examples,
-    outputs_by_hand,
     rehearsal_learner,
     step,
     stored,
+    two_layer_outputs,
 )
-from strategy_helpers import Named, Untold
+from strategy_helpers import Named, TaskAgnosticLearner
 from torch import Tensor, nn
 
 from everloop.agents import MLP, GrowingMLP, ProgressiveMLP
@@ -47,7 +47,7 @@ from everloop.loop import (
 )
 
 
-def dumb_learner(gdumb: GDumb, tasks: Sequence[int] = (0, 1)) -> Untold:
+def gdumb_learner(gdumb: GDumb, tasks: Sequence[int] = (0, 1)) -> TaskAgnosticLearner:
     """Stores two tasks' examples while nothing is learned."""
     learner = rehearsal_learner([gdumb])
     for task in tasks:
@@ -88,7 +88,7 @@ def test_the_weights_at_a_tasks_end_depend_on_the_memory_and_the_first_weights_a
     ends = []
     for led_astray in (False, True):
         gdumb = GDumb(epochs=3, capacity=12, batch_size=4)
-        learner = dumb_learner(gdumb)
+        learner = gdumb_learner(gdumb)
         if led_astray:
             perturb(learner.module, 5, 3.0)
             for p in learner.module.parameters():
@@ -104,14 +104,16 @@ def test_it_is_momentum_descent_on_shuffled_passes_over_the_memory_at_a_cosines_
     cos(pi t / steps)) / 2.
     """
     gdumb = GDumb(epochs=3, capacity=10, batch_size=4, learning_rate=0.3)
-    learner, module = dumb_learner(gdumb), rehearsal_learner().module
-    rng, t, steps = copy.deepcopy(gdumb.memory.rng), 0, 3 * 3
+    learner, module = gdumb_learner(gdumb), rehearsal_learner().module
+    rng = copy.deepcopy(gdumb.memory.rng)
+    t = 0
+    steps = 3 * 3
     velocity = [torch.zeros_like(p) for p in module.parameters()]
     kept = stored(gdumb, learner)
     for _ in range(3):
         for rows in np.array_split(rng.permutation(10), 3):
             x, y = kept.obs["x"][0][rows], kept.target[0][rows]  # type: ignore[index]
-            grads = gradients(cross_entropies(outputs_by_hand(module, x), y).mean(), module)
+            grads = gradients(cross_entropies(two_layer_outputs(module, x), y).mean(), module)
             norm = math.sqrt(sum(float((g**2).sum()) for g in grads))
             rate = 0.003 + 0.297 * (1 + math.cos(math.pi * t / steps)) / 2
             for p, v, g in zip(module.parameters(), velocity, grads, strict=True):
@@ -122,7 +124,7 @@ def test_it_is_momentum_descent_on_shuffled_passes_over_the_memory_at_a_cosines_
     assert distance(weights(learner.module), weights(module)) < 1e-9
 
 
-class Moody(nn.Module):
+class ModeRecorder(nn.Module):
     """Notes in which mode it is learned from."""
 
     def __init__(self) -> None:
@@ -136,7 +138,7 @@ class Moody(nn.Module):
 
 def test_in_a_loop_of_somebody_elses_it_trains_in_training_mode_as_in_ours() -> None:
     """Else batch norm would stay at the statistics of an untrained network."""
-    module, batch = Moody(), examples(12)
+    module, batch = ModeRecorder(), examples(12)
     loop = attach([GDumb(epochs=2)], module, torch.optim.SGD(module.parameters(), lr=0.1))
     loop.begin_task(0)
     x, y = batch.obs["x"][0].float(), batch.target[0]  # type: ignore[index]
@@ -183,7 +185,7 @@ def test_beside_what_freezes_weights_or_adds_them_it_is_refused(
         ValueError,
         match=rf"^{companion.name} .* and gdumb resets all weights at each task's end, which can't",
     ):
-        told(network((8, 8, 1), (8, 8))).attach([companion, GDumb()])
+        task_aware_learner(network((8, 8, 1), (8, 8))).attach([companion, GDumb()])
 
 
 def test_the_examples_that_are_kept_are_a_share_of_each_class() -> None:

@@ -14,12 +14,12 @@ from loop_helpers import (
 from projection_helpers import (
     Vector,
     close,
-    foresee_tasks,
+    cross_entropy_gradient,
     give_gradient,
-    gradient_by_hand,
     gradient_of,
+    learner_with_memory,
+    next_task_draws,
     seeds,
-    taught,
 )
 from scipy.optimize import minimize
 from strategy_helpers import Named
@@ -50,11 +50,11 @@ def test_gems_gradient_is_the_nearest_that_keeps_every_ended_task(
     ended: list[int], strength: float, seed: int
 ) -> None:
     gem = GEM(strength, capacity=60, batch_size=5, seed=seed)
-    learner = taught(gem, ended, at_hand=9)
+    learner = learner_with_memory(gem, ended, current=9)
     G = np.stack(
         [
-            gradient_by_hand(learner, drawn)
-            for drawn in foresee_tasks(gem, learner, [[task] for task in ended])
+            cross_entropy_gradient(learner, drawn)
+            for drawn in next_task_draws(gem, learner, [[task] for task in ended])
         ]
     )
     g = give_gradient(learner, seed)
@@ -76,9 +76,12 @@ def test_a_margin_is_the_least_weight_of_every_ended_task(seed: int, margin: flo
     the same g~.
     """
     gem = GEM(capacity=60, batch_size=5, margin=margin, seed=seed)
-    learner = taught(gem, [0, 1, 2])
+    learner = learner_with_memory(gem, [0, 1, 2])
     G = np.stack(
-        [gradient_by_hand(learner, drawn) for drawn in foresee_tasks(gem, learner, [[0], [1], [2]])]
+        [
+            cross_entropy_gradient(learner, drawn)
+            for drawn in next_task_draws(gem, learner, [[0], [1], [2]])
+        ]
     )
     g = give_gradient(learner, seed)
     gem.edit_gradients(None, learner)
@@ -123,7 +126,7 @@ def test_in_single_precision_tasks_that_agree_but_for_rounding_are_kept(seed: in
             learner,
         )
         gem.end_task(Named(task), [], learner)
-    drawn = foresee_tasks(gem, learner, [[task] for task in range(4)])
+    drawn = next_task_draws(gem, learner, [[task] for task in range(4)])
     G = torch.stack(
         [
             torch.cat(

@@ -5,29 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 from hat_helpers import (
-    Named,
     Residual,
-    ToldLearner,
+    TaskAwareLearner,
     batches,
-    layered,
-    learn,
+    learn_hat_task,
     mask,
-    named,
-    quick,
+    masked_learner,
+    named_weights,
+    quick_hat,
 )
 from loop_helpers import (
     FlatNet,
     update,
 )
+from strategy_helpers import Named
 from torch import Tensor, nn
 
 from everloop.loop import HAT, Batch, Categorical, Learner
 
 
 def test_the_units_of_hidden_layers_are_multiplied_by_the_mask() -> None:
-    learner, hat = layered()
+    learner, hat = masked_learner()
     hat.begin_task(Named(0), learner)
-    (batch,), w = batches(1), named(learner)
+    (batch,), w = batches(1), named_weights(learner)
     a, b = (mask(learner, layer).detach() for layer in (0, 2))
     assert a.shape == (6,)
     assert len(a.unique()) == 6
@@ -47,7 +47,7 @@ def apart(learner: Learner, hat: HAT, s: float) -> float:
 
 def test_masks_harden_with_the_batches_of_every_period() -> None:
     """Equation 3 with b = 1 ... B, then from the beginning, as with every task."""
-    learner, hat = layered(period=4, s_max=100.0)
+    learner, hat = masked_learner(period=4, s_max=100.0)
     for task in range(2):
         hat.begin_task(Named(task), learner)
         for b, batch in zip([1, 2, 3, 4, 1, 2], batches(6), strict=True):
@@ -55,15 +55,15 @@ def test_masks_harden_with_the_batches_of_every_period() -> None:
                 apart(learner, hat, 1 / 100 + (100 - 1 / 100) * (b - 1) / (4 - 1)) <= 2e-7
             )  # single precision sees no less beside 1
             update(learner, batch)
-    learner, hat = layered(period=1, s_max=100.0)
+    learner, hat = masked_learner(period=1, s_max=100.0)
     hat.begin_task(Named(0), learner)
     assert apart(learner, hat, 100) <= 2e-7
 
 
 def test_only_units_that_no_past_task_uses_have_a_price() -> None:
     """Equation 5, one number for all layers."""
-    learner, hat = layered()
-    learn(learner, hat, 0)
+    learner, hat = masked_learner()
+    learn_hat_task(learner, hat, 0)
     hat.sparsity = 0.6
     used = [(hat.tasks.keys[0][f"layers.{layer}"] > 0).double() for layer in (0, 2)]
     assert 0 < sum(float(u.sum()) for u in used) < 11
@@ -89,7 +89,7 @@ def test_the_mask_descends_the_loss_and_its_price_by_the_compensated_gradient() 
     """q' = s_max (cosh(s e) + 1) / (s (cosh(e) + 1)) q with q = dL/de of the whole loss; beyond its
     limits e rests.
     """
-    learner, hat = layered(period=7, s_max=50.0, rate=1e-3, sparsity=0.6)
+    learner, hat = masked_learner(period=7, s_max=50.0, rate=1e-3, sparsity=0.6)
     hat.begin_task(Named(0), learner)
     for batch in batches(3):
         update(learner, batch)
@@ -97,7 +97,7 @@ def test_the_mask_descends_the_loss_and_its_price_by_the_compensated_gradient() 
     hat._show(hat._now())
     s = 1 / 50 + (50 - 1 / 50) * 3 / 6
     e = {name: x.clone().requires_grad_() for name, x in hat.e.items()}
-    (batch,), w = batches(1, seed=9), named(learner)
+    (batch,), w = batches(1, seed=9), named_weights(learner)
     a, b = torch.sigmoid(s * e["layers.0"]), torch.sigmoid(s * e["layers.2"])
     h = a * (batch.obs["x"][0] @ w["0.weight"].T + w["0.bias"]).relu()
     h = b * (h @ w["2.weight"].T + w["2.bias"]).relu()
@@ -135,9 +135,9 @@ def test_with_plain_gradient_descent_weights_move_by_the_papers_gradient(
 
     To hold the step is the same there as to scale the gradient, each without the other.
     """
-    learner, hat = layered()
-    learn(learner, hat, 0)
-    learn(learner, hat, 1)
+    learner, hat = masked_learner()
+    learn_hat_task(learner, hat, 0)
+    learn_hat_task(learner, hat, 1)
     a, b = (
         torch.maximum(*[(hat.tasks.keys[task][f"layers.{layer}"] > 0).double() for task in (0, 1)])
         for layer in (0, 2)
@@ -168,18 +168,16 @@ def test_only_putting_weights_back_holds_them_under_adam(
     restore: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gradient of 0 does not: that is why equation 2 holds for the step."""
-    learner, hat = layered(torch.optim.Adam)
-    learn(learner, hat, 0)
-    then, used = (
-        named(learner),
-        {name.removeprefix("layers."): u > 0 for name, u in hat.used.items()},
-    )
+    learner, hat = masked_learner(torch.optim.Adam)
+    learn_hat_task(learner, hat, 0)
+    then = named_weights(learner)
+    used = {name.removeprefix("layers."): u > 0 for name, u in hat.used.items()}
     if not restore:
         monkeypatch.setattr(hat, "values", dict(learner.module.named_parameters()))
     hat.begin_task(Named(1), learner)
     for batch in batches(10, 1):
         update(learner, batch)
-    now = named(learner)
+    now = named_weights(learner)
     assert set(used) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert all(torch.equal(now[name][u], then[name][u]) for name, u in used.items()) is restore
     assert not any(torch.equal(now[name][~u], then[name][~u]) for name, u in used.items())
@@ -188,7 +186,7 @@ def test_only_putting_weights_back_holds_them_under_adam(
 def inputs_used(net: nn.Module, x: Tensor) -> tuple[HAT, dict[str, Tensor]]:
     """Which inputs of each layer count as used after a task."""
     torch.manual_seed(0)
-    learner, hat = ToldLearner(FlatNet(net, "x"), Categorical(3)), quick()
+    learner, hat = TaskAwareLearner(FlatNet(net, "x"), Categorical(3)), quick_hat()
     learner.attach([hat])
     hat.begin_task(Named(0), learner)
     batch = Batch(

@@ -23,9 +23,9 @@ from rehearsal_helpers import (
     RATE,
     cross_entropies,
     examples,
-    outputs_by_hand,
     rehearsal_learner,
     step,
+    two_layer_outputs,
 )
 from strategy_helpers import Named
 from torch import Tensor
@@ -34,7 +34,7 @@ from everloop.contract import Output
 from everloop.loop import ERACE, Forward, ICaRL, Strategy, SupervisedLearner, Training
 
 
-def features_by_hand(module: Any, x: Tensor) -> Tensor:
+def normalised_features(module: Any, x: Tensor) -> Tensor:
     phi = torch.tanh(x @ module.layers[0].weight.T + module.layers[0].bias)
     return (phi / phi.norm(dim=1, keepdim=True)).detach()
 
@@ -50,7 +50,7 @@ def herd(phi: Tensor, count: int) -> list[int]:
     return picked
 
 
-class Increments:
+class IncrementalTasks:
     """Two tasks of two classes each, learned by iCaRL; what it should know of them, worked out
     beside it.
     """
@@ -76,7 +76,7 @@ class Increments:
         for label in labels:
             mine = x[y == label]
             self.exemplars[label] = mine[
-                herd(features_by_hand(self.old, mine), min(share, len(mine)))
+                herd(normalised_features(self.old, mine), min(share, len(mine)))
             ]
         self.icarl.end_task(Named(task), brought, self.learner)
 
@@ -84,7 +84,7 @@ class Increments:
 @pytest.mark.parametrize("capacity", [5, 9, 40])
 def test_exemplars_are_those_of_herding_and_every_class_has_the_same_share(capacity: int) -> None:
     """capacity / classes of each; when new classes come, the best of the old ones stay."""
-    made = Increments(capacity=capacity)
+    made = IncrementalTasks(capacity=capacity)
     assert set(made.icarl.rows) == set(made.exemplars) == {0, 1, 3, 4}
     for label, rows in made.icarl.rows.items():
         items = made.icarl.store.read(np.array(rows))
@@ -101,7 +101,7 @@ def test_under_its_view_the_nearest_mean_of_exemplars_answers() -> None:
 
     Classes of no exemplar are never guessed; afterwards all is as it was.
     """
-    made = Increments()
+    made = IncrementalTasks()
     perturb(made.learner.module, 5)
     x = examples(200, seed=77).obs["x"]
     batch = examples(200, seed=77)
@@ -109,10 +109,13 @@ def test_under_its_view_the_nearest_mean_of_exemplars_answers() -> None:
     with made.icarl.view(Named(), made.learner):
         guesses = made.learner.outputs(batch).argmax(-1)[0]
     assert torch.equal(made.learner.outputs(batch), usual)
-    assert torch.equal(usual[0], outputs_by_hand(made.learner.module, x[0]))
-    phi, labels = features_by_hand(made.learner.module, x[0]), sorted(made.exemplars)
+    assert torch.equal(usual[0], two_layer_outputs(made.learner.module, x[0]))
+    phi, labels = normalised_features(made.learner.module, x[0]), sorted(made.exemplars)
     means = torch.stack(
-        [features_by_hand(made.learner.module, made.exemplars[label]).mean(0) for label in labels]
+        [
+            normalised_features(made.learner.module, made.exemplars[label]).mean(0)
+            for label in labels
+        ]
     )
     distances = torch.stack([(phi - mean / mean.norm()).norm(dim=1) for mean in means], 1)
     assert guesses.tolist() == [labels[i] for i in distances.argmin(1).tolist()]
@@ -136,8 +139,10 @@ def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exem
 
     Class 2 is new, 0 and 1 come back.
     """
-    made = Increments(strength)
-    icarl, learner, old = made.icarl, made.learner, made.old
+    made = IncrementalTasks(strength)
+    icarl = made.icarl
+    learner = made.learner
+    old = made.old
     icarl.begin_task(Named(2), learner)
     perturb(learner.module, 4, 0.2)
     before, batch = copy.deepcopy(learner.module), examples(6, 2, seed=5, labels=[2, 2, 2, 0, 2, 1])
@@ -145,10 +150,8 @@ def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exem
     drawn = icarl.store.read(rows[copy.deepcopy(icarl.rng).integers(0, len(rows), 5)])
 
     def written(x: Tensor, y: Tensor) -> Tensor:
-        s, s_old = (
-            torch.sigmoid(outputs_by_hand(before, x)),
-            torch.sigmoid(outputs_by_hand(old, x)).detach(),
-        )
+        s = torch.sigmoid(two_layer_outputs(before, x))
+        s_old = torch.sigmoid(two_layer_outputs(old, x)).detach()
         total = torch.zeros(len(x), dtype=torch.float64)
         for c in range(CLASSES):
             t = s_old[:, c] if c in {3, 4} else (y == c).double()
@@ -156,13 +159,11 @@ def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exem
         return total.mean()
 
     x, y = batch.obs["x"][0], batch.target[0]  # type: ignore[index]
-    stored_x, stored_y = (
-        torch.from_numpy(drawn["obs.x"][:, 0]),
-        torch.from_numpy(drawn["target"][:, 0]),
-    )
+    stored_x = torch.from_numpy(drawn["obs.x"][:, 0])
+    stored_y = torch.from_numpy(drawn["target"][:, 0])
     total = (
         strength * (written(x, y) + written(stored_x, stored_y))
-        + (1 - strength) * cross_entropies(outputs_by_hand(before, x), y).mean()
+        + (1 - strength) * cross_entropies(two_layer_outputs(before, x), y).mean()
     )
     step(learner, batch)
     expected = [
@@ -193,7 +194,7 @@ def test_in_its_first_task_icarl_learns_the_labels_alone() -> None:
     learner = rehearsal_learner([icarl])
     before, batch = copy.deepcopy(learner.module), examples(6)
     s, t = (
-        torch.sigmoid(outputs_by_hand(before, batch.obs["x"][0])),
+        torch.sigmoid(two_layer_outputs(before, batch.obs["x"][0])),
         F.one_hot(batch.target[0], CLASSES),
     )  # type: ignore[index]
     total = -(t * s.log() + (1 - t) * (1 - s).log()).sum(1).mean()
@@ -226,18 +227,16 @@ def test_where_all_classes_come_back_their_labels_are_learned() -> None:
 
 
 def test_exemplars_of_a_returning_class_are_herded_from_the_old_ones_and_the_new_examples() -> None:
-    made = Increments(capacity=20)
+    made = IncrementalTasks(capacity=20)
     icarl, learner = made.icarl, made.learner
     icarl.begin_task(Named(2), learner)
     perturb(learner.module, 6)
-    brought, others = (
-        examples(8, 2, seed=9, labels=[3, 2] * 4),
-        {label: made.exemplars[label] for label in (0, 1, 4)},
-    )
+    brought = examples(8, 2, seed=9, labels=[3, 2] * 4)
+    others = {label: made.exemplars[label] for label in (0, 1, 4)}
     x, y = brought.obs["x"][0], brought.target[0]  # type: ignore[index]
     icarl.end_task(Named(2), [brought], learner)
     for label, candidates in ((3, torch.cat([x[y == 3], made.exemplars[3]])), (2, x[y == 2])):
-        chosen = candidates[herd(features_by_hand(learner.module, candidates), 4)]
+        chosen = candidates[herd(normalised_features(learner.module, candidates), 4)]
         np.testing.assert_array_equal(
             icarl.store.read(icarl.rows[label])["obs.x"][:, 0], chosen.numpy()
         )

@@ -10,10 +10,10 @@ from loop_helpers import distance, weights
 from quadratic_helpers import Parabola, descend, penalty
 from strategy_helpers import (
     Named,
-    edited,
+    added_gradient,
     gradient,
-    learner_of,
-    move,
+    make_learner,
+    move_weights,
     two_layers,
 )
 
@@ -21,19 +21,19 @@ from everloop.loop import L2, L2Init
 
 
 def test_l2_holds_to_the_last_tasks_weights_and_to_no_earlier_ones() -> None:
-    learner, strategy = learner_of(two_layers()), L2(0.7)
+    learner, strategy = make_learner(two_layers()), L2(0.7)
     assert not any(
-        bool(g.any()) for g in edited(learner, strategy)
+        bool(g.any()) for g in added_gradient(learner, strategy)
     )  # nothing to hold to before the first task's end
     for task in range(3):
-        move(learner, 10 + task)
+        move_weights(learner, 10 + task)
         strategy.begin_task(Named(task), learner)
-        last = move(learner, 20 + task)
+        last = move_weights(learner, 20 + task)
         strategy.end_task(Named(task), [], learner)
-    move(learner, 30)
+    move_weights(learner, 30)
     ones = {n: torch.ones_like(c) for n, c in last.items()}
     expected = [0.7 * g for g in gradient(learner, penalty(learner, [(ones, last)]))]
-    assert distance(edited(learner, strategy), expected) < 1e-14
+    assert distance(added_gradient(learner, strategy), expected) < 1e-14
     assert (
         distance(
             expected,
@@ -48,12 +48,12 @@ def test_l2_holds_to_the_last_tasks_weights_and_to_no_earlier_ones() -> None:
 )
 def test_where_the_loss_is_flat_weights_return_geometrically(strategy: Any, rate: float) -> None:
     """w - c shrinks by 1 - lr * rate with every step."""
-    learner = learner_of(two_layers(), lambda p: torch.optim.SGD(p, lr=0.25), Parabola)
-    center = move(learner, 0)
+    learner = make_learner(two_layers(), lambda p: torch.optim.SGD(p, lr=0.25), Parabola)
+    center = move_weights(learner, 0)
     learner.attach([strategy])
     strategy.begin_task(Named(), learner)
     strategy.end_task(Named(), [], learner)
-    start = move(learner, 1)
+    start = move_weights(learner, 1)
     descend(learner, None, 7)
     expected = [center[n] + (1 - 0.25 * rate) ** 7 * (start[n] - center[n]) for n in start]
     assert distance(weights(learner.module), expected) < 1e-14

@@ -10,10 +10,10 @@ from loop_helpers import (
 )
 from strategy_helpers import (
     Named,
-    edited,
+    added_gradient,
     gradient,
-    learner_of,
-    move,
+    make_learner,
+    move_weights,
     two_layers,
 )
 from torch import nn
@@ -46,33 +46,33 @@ def test_weights_that_come_while_a_task_is_learned_are_pulled_to_where_they_bega
 
 
 def test_l2_init_holds_to_the_very_first_weights_after_any_number_of_tasks() -> None:
-    learner, strategy = learner_of(two_layers()), L2Init(0.7)
-    first = move(learner, 0)
+    learner, strategy = make_learner(two_layers()), L2Init(0.7)
+    first = move_weights(learner, 0)
     for task in range(3):
         strategy.begin_task(Named(task), learner)
         assert (
             distance(
-                edited(learner, strategy),
+                added_gradient(learner, strategy),
                 [2 * 0.7 * (p.detach() - first[n]) for n, p in learner.weights().items()],
             )
             < 1e-14
         )
-        move(learner, 20 + task)
+        move_weights(learner, 20 + task)
         strategy.end_task(Named(task), [], learner)
     loss = 0.7 * sum(((p - first[n]) ** 2).sum() for n, p in learner.weights().items())
-    assert distance(edited(learner, strategy), gradient(learner, loss)) < 1e-13
+    assert distance(added_gradient(learner, strategy), gradient(learner, loss)) < 1e-13
 
 
 def test_l2_init_anchors_weights_that_come_later_where_they_come() -> None:
     layers = nn.Sequential(nn.Linear(2, 2))
-    learner, strategy = learner_of(layers), L2Init(0.5)
-    first = move(learner, 0)
+    learner, strategy = make_learner(layers), L2Init(0.5)
+    first = move_weights(learner, 0)
     strategy.begin_task(Named(0), learner)
     layers.append(nn.Linear(2, 2).double())
-    late = move(learner, 1)
+    late = move_weights(learner, 1)
     strategy.begin_task(Named(1), learner)
-    now = move(learner, 2)
+    now = move_weights(learner, 2)
     center = late | first
     assert list(center) == ["layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"]
-    assert distance(edited(learner, strategy), [now[n] - center[n] for n in center]) < 1e-14
+    assert distance(added_gradient(learner, strategy), [now[n] - center[n] for n in center]) < 1e-14
     assert distance(list(first.values()), [late[n] for n in first]) > 0.1

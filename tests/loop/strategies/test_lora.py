@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architecture_helpers import examples, seen, teach, told
+from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
 from contract_helpers import stream_learner
 from loop_helpers import stream
 from torch import nn
@@ -14,16 +14,16 @@ from everloop.loop import EWC, Learner, LoRA, Strategy, SupervisedLearner, attac
 from everloop.loop.run import Plan, Run
 
 
-def teach_shared(learner: Learner, strategy: Strategy, task: int) -> None:
+def learn_shared_task(learner: Learner, strategy: Strategy, task: int) -> None:
     strategy.begin_task(learner.world.tasks[task], learner)
     learner.learn([task], 64)
     strategy.end_task(learner.world.tasks[task], [learner.rollout(stream(), [task], 4, 0)], learner)
 
 
 def test_lora_trains_nothing_but_the_adapter_and_the_last_layer() -> None:
-    learner, lora = told(MLP((8, 8, 1), (16, 16))), LoRA(rank=3)
+    learner, lora = task_aware_learner(MLP((8, 8, 1), (16, 16))), LoRA(rank=3)
     learner.attach([lora])
-    teach(learner, 0)
+    learn_task(learner, 0)
     base = {
         name.replace("base_layer.", ""): p.detach().clone()
         for name, p in learner.module.named_parameters()
@@ -47,7 +47,7 @@ def test_a_new_adapter_changes_nothing_and_a_merged_one_neither() -> None:
     learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (16, 16)), 10), stream())
     lora = LoRA(rank=2, adapters="online", alpha=6.0)
     learner.attach([lora])
-    teach_shared(learner, lora, 0)
+    learn_shared_task(learner, lora, 0)
     batch = learner.rollout(stream(), [0], 4, 0)
     before = learner.outputs(batch).detach()
     lora.begin_task(learner.world.tasks[1], learner)
@@ -123,31 +123,33 @@ def test_lora_adapts_the_layers_below_the_last_one_whatever_their_names_end_in()
 def test_a_task_is_learned_again_from_where_it_was_and_its_view_shows_what_is_being_learned(
     train_base: bool,
 ) -> None:
-    learner, lora = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), LoRA(rank=2, train_base=train_base)
+    learner = task_aware_learner(MLP((8, 8, 1), (16, 16)), rate=1e-2)
+    lora = LoRA(rank=2, train_base=train_base)
     learner.attach([lora])
     for task in (0, 1):
-        teach(learner, task, 32)
+        learn_task(learner, task, 32)
     batch = examples(learner, 0, seed=77)
-    before = seen(learner, lora, 0, batch)
+    before = view_outputs(learner, lora, 0, batch)
     lora.begin_task(learner.world.tasks[0], learner)
-    assert torch.equal(seen(learner, lora, 0, batch), before)
+    assert torch.equal(view_outputs(learner, lora, 0, batch), before)
     assert sum("lora" in name for name in learner.weights()) == 4
     learner.learn([0], 160)
-    assert torch.equal(seen(learner, lora, 0, batch), learner.outputs(batch).detach())
-    assert not torch.equal(seen(learner, lora, 0, batch), before)
+    assert torch.equal(view_outputs(learner, lora, 0, batch), learner.outputs(batch).detach())
+    assert not torch.equal(view_outputs(learner, lora, 0, batch), before)
 
 
 def test_one_of_two_tasks_with_a_common_adapter_comes_back_to_a_copy_of_it() -> None:
-    learner, lora = told(MLP((8, 8, 1), (8, 8)), rate=1e-2), LoRA(rank=2, train_base=False)
+    learner = task_aware_learner(MLP((8, 8, 1), (8, 8)), rate=1e-2)
+    lora = LoRA(rank=2, train_base=False)
     world = stream(label_space="within_task", task_cue=True)
     Run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [lora]).go()
     batches = [examples(learner, task) for task in range(3)]
-    then = [seen(learner, lora, task, batch) for task, batch in enumerate(batches)]
+    then = [view_outputs(learner, lora, task, batch) for task, batch in enumerate(batches)]
     lora.begin_task(learner.world.tasks[0], learner)
-    assert torch.equal(seen(learner, lora, 0, batches[0]), then[0])
+    assert torch.equal(view_outputs(learner, lora, 0, batches[0]), then[0])
     learner.learn([0], 64)
     lora.end_task(learner.world.tasks[0], [batches[0]], learner)
-    now = [seen(learner, lora, task, batch) for task, batch in enumerate(batches)]
+    now = [view_outputs(learner, lora, task, batch) for task, batch in enumerate(batches)]
     assert [torch.equal(a, b) for a, b in zip(now, then, strict=True)] == [False, True, True]
 
 

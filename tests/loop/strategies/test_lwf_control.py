@@ -28,16 +28,14 @@ from everloop.loop import (
 from everloop.loop.sb3.on_policy import SB3Learner
 
 
-class Capture(Strategy):
+class GradientRecorder(Strategy):
     """The gradient and the weights at the first update after it was armed."""
 
     def __init__(self) -> None:
-        self.armed, self.gradient, self.before, self.batch = (
-            False,
-            list[Tensor](),
-            nn.Module(),
-            Batch({}, torch.zeros(1, 0)),
-        )
+        self.armed = False
+        self.gradient = list[Tensor]()
+        self.before = nn.Module()
+        self.batch = Batch({}, torch.zeros(1, 0))
 
     def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         if self.armed and not self.gradient:
@@ -49,11 +47,11 @@ class Capture(Strategy):
             self.before, self.batch = copy.deepcopy(learner.module), batch
 
 
-def first_update(learner: SB3Learner, strategies: list[Strategy]) -> Capture:
+def first_update(learner: SB3Learner, strategies: list[Strategy]) -> GradientRecorder:
     """The first update of the second task, from weights away from the first's end, which both
     strategies were told of.
     """
-    capture = Capture()
+    capture = GradientRecorder()
     learner.attach([*strategies, capture])
     learner.model.set_random_seed(0)
     for strategy in strategies:

@@ -12,11 +12,11 @@ from loop_helpers import (
 from strategy_helpers import (
     Named,
     Weights,
+    added_gradient,
     by_single_examples,
     classifier,
-    edited,
-    move,
-    pull,
+    move_weights,
+    penalty_gradient,
 )
 
 from everloop.loop import MAS, Batch
@@ -75,7 +75,7 @@ def test_mas_sums_importance_over_tasks_and_holds_to_the_last_weights() -> None:
     learner, strategy = classifier("mlp")[0], MAS(0.7)
     importance = {n: torch.zeros_like(p) for n, p in learner.weights().items()}
     for task in range(3):
-        last, batch = move(learner, task), vector_batch(7, 4, 3, seed=task)
+        last, batch = move_weights(learner, task), vector_batch(7, 4, 3, seed=task)
         expected = by_single_examples(
             learner, batch, lambda b: (learner.outputs(b) ** 2).sum((0, 2))[None], 1
         )
@@ -83,5 +83,10 @@ def test_mas_sums_importance_over_tasks_and_holds_to_the_last_weights() -> None:
         importance = {
             n: total + e for (n, total), e in zip(importance.items(), expected, strict=True)
         }
-        move(learner, 10 + task)
-        assert distance(edited(learner, strategy), pull(learner, 0.7, importance, last)) < 1e-10
+        move_weights(learner, 10 + task)
+        assert (
+            distance(
+                added_gradient(learner, strategy), penalty_gradient(learner, 0.7, importance, last)
+            )
+            < 1e-10
+        )

@@ -20,15 +20,15 @@ from rehearsal_helpers import (
     CLASSES,
     INPUTS,
     RATE,
-    away,
     close,
     cross_entropies,
     examples,
-    outputs_by_hand,
+    perturb_weights,
     rehearsal_learner,
     seeds,
+    two_layer_outputs,
 )
-from strategy_helpers import Untold
+from strategy_helpers import TaskAgnosticLearner
 from torch import nn
 
 from everloop.loop import (
@@ -75,8 +75,8 @@ def test_mir_rehearses_the_candidates_whose_loss_a_step_along_the_fresh_batch_wo
     ):
         p.data -= rate * lookahead * g
     x, y = candidates.obs["x"][0], candidates.target[0]  # type: ignore[index]
-    losses = cross_entropies(outputs_by_hand(learner.module, x), y)
-    rise = (cross_entropies(outputs_by_hand(ahead, x), y) - losses).detach()
+    losses = cross_entropies(two_layer_outputs(learner.module, x), y)
+    rise = (cross_entropies(two_layer_outputs(ahead, x), y) - losses).detach()
     torch.testing.assert_close(mir.interference(candidates, learner), rise, rtol=1e-9, atol=1e-12)
     worst = sorted(range(9), key=lambda i: -float(rise[i]))[:3]
     added = gradients(strength * losses[worst].mean(), learner.module)
@@ -90,7 +90,7 @@ def test_mir_in_control_ranks_by_the_divergence_from_the_stored_policy() -> None
     learner, mir = control_learner(), MIR(capacity=60, batch_size=4, candidates=16)
     learner.attach([mir])
     learn_tasks(learner, [0])
-    away(learner)
+    perturb_weights(learner)
     parameters = list(learner.module.parameters())
     rate = learner.optimizer.param_groups[0]["lr"]
     for p in parameters:
@@ -126,8 +126,8 @@ def test_mir_lets_weights_stand_still_that_the_optimizer_does_not_have() -> None
     ):  # type: ignore[union-attr, index]
         p.data -= RATE * own.grad
     x, y = candidates.obs["x"][0], candidates.target[0]  # type: ignore[index]
-    rise = cross_entropies(outputs_by_hand(ahead, x), y) - cross_entropies(
-        outputs_by_hand(learner.module, x), y
+    rise = cross_entropies(two_layer_outputs(ahead, x), y) - cross_entropies(
+        two_layer_outputs(learner.module, x), y
     )
     torch.testing.assert_close(
         mir.interference(candidates, learner), rise.detach(), rtol=1e-9, atol=1e-12
@@ -167,10 +167,8 @@ def test_mir_looks_ahead_without_what_is_random_in_training_and_leaves_no_trace(
         nn.Dropout(0.5),
         nn.Linear(16, CLASSES),
     ).double()
-    learner, mir = (
-        Untold(FlatNet(layers, "x"), Categorical(CLASSES)),
-        MIR(capacity=50, batch_size=8, candidates=30),
-    )
+    learner = TaskAgnosticLearner(FlatNet(layers, "x"), Categorical(CLASSES))
+    mir = MIR(capacity=50, batch_size=8, candidates=30)
     learner.attach([mir])
     mir.observe(examples(50), learner)
     for p in learner.module.parameters():

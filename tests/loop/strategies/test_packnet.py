@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_helpers import examples, seen, teach, told
+from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
 from loop_helpers import (
     stream,
 )
@@ -21,7 +21,8 @@ from everloop.loop import (
 
 
 def test_packnet_gives_each_task_its_share_of_what_is_free_the_largest_weights_first() -> None:
-    learner, packnet = told(MLP((8, 8, 1), (16, 16))), PackNet(share=0.25, retrain_steps=0)
+    learner = task_aware_learner(MLP((8, 8, 1), (16, 16)))
+    packnet = PackNet(share=0.25, retrain_steps=0)
     learner.attach([packnet])
     name, free = "backbone.layers.0.weight", 64 * 16
     for task in range(3):
@@ -47,11 +48,12 @@ def test_packnet_gives_each_task_its_share_of_what_is_free_the_largest_weights_f
 
 
 def test_packnet_retrains_only_what_the_task_owns() -> None:
-    learner, packnet = told(MLP((8, 8, 1), (16, 16))), PackNet(share=0.5, retrain_steps=20)
+    learner = task_aware_learner(MLP((8, 8, 1), (16, 16)))
+    packnet = PackNet(share=0.5, retrain_steps=20)
     learner.attach([packnet])
-    teach(learner, 0)
+    learn_task(learner, 0)
     first = {name: p.detach().clone() for name, p in learner.module.named_parameters()}
-    teach(learner, 1)
+    learn_task(learner, 1)
     for name, p in learner.module.named_parameters():
         owner = packnet.owner[name]
         assert torch.equal(p[owner == 1], first[name][owner == 1])
@@ -61,18 +63,21 @@ def test_packnet_retrains_only_what_the_task_owns() -> None:
 
 
 def test_packnet_gives_a_returning_task_another_share_and_its_view_shows_the_weights_now() -> None:
-    learner, packnet = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), PackNet(retrain_steps=10)
+    learner = task_aware_learner(MLP((8, 8, 1), (16, 16)), rate=1e-2)
+    packnet = PackNet(retrain_steps=10)
     learner.attach([packnet])
     for task in (0, 1):
-        teach(learner, task, 32)
+        learn_task(learner, task, 32)
     batches = [examples(learner, task, seed=77) for task in (0, 1)]
-    other = seen(learner, packnet, 1, batches[1])
+    other = view_outputs(learner, packnet, 1, batches[1])
     packnet.begin_task(learner.world.tasks[0], learner)
     learner.learn([0], 160)
-    assert torch.equal(seen(learner, packnet, 0, batches[0]), learner.outputs(batches[0]).detach())
+    assert torch.equal(
+        view_outputs(learner, packnet, 0, batches[0]), learner.outputs(batches[0]).detach()
+    )
     packnet.end_task(learner.world.tasks[0], [examples(learner, 0)], learner)
     assert packnet.tasks.keys == {1: 2, 0: 3}
-    assert torch.equal(seen(learner, packnet, 1, batches[1]), other)
+    assert torch.equal(view_outputs(learner, packnet, 1, batches[1]), other)
 
 
 def pruned(training: Training) -> tuple[float, float]:
@@ -84,7 +89,7 @@ def pruned(training: Training) -> tuple[float, float]:
         learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (12,)), 2, tasks=5), world, training)
         packnet = PackNet(0.05, retrain_steps=steps, batch_size=32)
         learner.attach([packnet])
-        teach(learner, 0, 640)
+        learn_task(learner, 0, 640)
         with packnet.view(learner.world.tasks[0], learner), torch.no_grad():
             losses.append(float(learner.loss(examples(learner, 0))))
     return losses[0], losses[1]

@@ -41,7 +41,7 @@ from everloop.loop import (
 from everloop.loop.sb3.on_policy import SB3Learner
 
 
-class Rehearsed:
+class ReplayRecorder:
     """Notes every batch that `replay` recalls."""
 
     def __init__(self, replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ class Rehearsed:
 
 def test_only_ended_tasks_are_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, replay = digit_learner(), Replay(capacity=200, batch_size=5)
-    rehearsed = Rehearsed(replay, monkeypatch)
+    rehearsed = ReplayRecorder(replay, monkeypatch)
     learner.attach([replay])
     learn_tasks(learner, [0])
     assert rehearsed.batches == []
@@ -81,7 +81,7 @@ def test_a_task_that_comes_back_is_rehearsed_again_only_after_it(
     learner, replay = digit_learner(), Replay(capacity=200, batch_size=5)
     learner.attach([replay])
     learn_tasks(learner, [0, 1])
-    rehearsed = Rehearsed(replay, monkeypatch)
+    rehearsed = ReplayRecorder(replay, monkeypatch)
     learner.attach([replay])
     learn_tasks(learner, [0])
     assert rehearsed.tasks() == {1}
@@ -146,7 +146,7 @@ def test_at_a_control_tasks_end_the_policys_own_outputs_become_the_target(recurr
     assert max(float(g.abs().max()) for g in torch.autograd.grad(loss, parameters)) < 1e-4
 
 
-class Forgetful(nn.Module):
+class DropoutPolicy(nn.Module):
     """A policy of which half of the outputs are 0 in training, at random."""
 
     def __init__(self, observation_space: Any, action_space: Any) -> None:
@@ -161,8 +161,8 @@ class Forgetful(nn.Module):
         return output._replace(prediction=self.dropout(output.prediction)), state
 
 
-def forgetful_learner() -> SB3Learner:
-    return SB3Learner(plant(), Forgetful, PPO, PPO_PARAMETERS, device="cpu")
+def dropout_learner() -> SB3Learner:
+    return SB3Learner(plant(), DropoutPolicy, PPO, PPO_PARAMETERS, device="cpu")
 
 
 @pytest.mark.parametrize("kind", [Replay, MIR, AGEM, GEM])
@@ -172,7 +172,7 @@ def test_the_target_in_control_is_what_the_policy_that_has_finished_the_task_put
     """For all that hold on to what was learned: not what it put out on the way, nor with units
     dropped at random.
     """
-    learner, strategy = forgetful_learner(), kind(capacity=300, batch_size=4)
+    learner, strategy = dropout_learner(), kind(capacity=300, batch_size=4)
     learner.attach([strategy])
     learn_tasks(learner, [0, 1])
     for task, now in ((1, True), (0, False)):
@@ -201,7 +201,7 @@ def test_what_is_to_come_out_as_it_did_then_stays_at_a_tasks_end(kind: Any) -> N
 
 @pytest.mark.parametrize("kind", [Replay, CLEAR])
 def test_what_is_stored_on_the_way_is_of_the_network_as_it_is_judged(kind: Any) -> None:
-    learner, strategy = forgetful_learner(), kind(capacity=300, batch_size=4)
+    learner, strategy = dropout_learner(), kind(capacity=300, batch_size=4)
     batch = learner.rollout(plant(), [0], 8, seed=0)
     learner.module.train()
     strategy.observe(batch, learner)

@@ -14,9 +14,9 @@ from loop_helpers import (
 from strategy_helpers import (
     Named,
     Regression,
+    added_gradient,
     classifier,
-    edited,
-    pull,
+    penalty_gradient,
     regression_batches,
 )
 from torch import Tensor
@@ -24,11 +24,14 @@ from torch import Tensor
 from everloop.loop import Batch, RWalk
 
 
-class HandMade:
+class ReferenceRWalk:
     """Riemannian walk of two weights as the paper writes it: eq. 6, 8 and sections 4.1 and 4.3."""
 
     def __init__(self, strength: float, interval: int, alpha: float, w: Tensor) -> None:
-        self.strength, self.interval, self.alpha, self.w = strength, interval, alpha, w
+        self.strength = strength
+        self.interval = interval
+        self.alpha = alpha
+        self.w = w
         self.fisher: Tensor | None = None
         self.past: Tensor | None = None
         self.importance, self.anchor = torch.zeros(2).double(), torch.zeros(2).double()
@@ -62,7 +65,7 @@ class HandMade:
 def test_rwalk_of_two_weights_by_hand(interval: int, alpha: float) -> None:
     learner, strategy = Regression(), RWalk(0.2, interval, alpha)
     learner.attach([strategy])
-    hand = HandMade(0.2, interval, alpha, learner.w)
+    hand = ReferenceRWalk(0.2, interval, alpha, learner.w)
     for task in range(3):
         batches = regression_batches(task, 7)
         strategy.begin_task(Named(task), learner)
@@ -149,10 +152,10 @@ def test_rwalks_pull_is_its_penaltys_gradient() -> None:
     for batch in batches:
         learner.take_step(batch)
     strategy.end_task(Named(), batches, learner)
-    hand = HandMade(0.7, 2, 0.9, torch.tensor([0.3, -0.2]).float().double())
+    hand = ReferenceRWalk(0.7, 2, 0.9, torch.tensor([0.3, -0.2]).float().double())
     hand.learn(batches)
     learner.move([5.0, -7.0])
-    expected = pull(
+    expected = penalty_gradient(
         learner, 0.7, {"layers.weight": hand.importance[None]}, {"layers.weight": hand.anchor[None]}
     )
-    assert distance(edited(learner, strategy, batches[0]), expected) < 1e-10
+    assert distance(added_gradient(learner, strategy, batches[0]), expected) < 1e-10

@@ -17,10 +17,10 @@ from loop_helpers import (
 from strategy_helpers import (
     Named,
     Weights,
+    added_gradient,
     classifier,
-    edited,
-    move,
-    pull,
+    move_weights,
+    penalty_gradient,
     snapshot,
 )
 from torch import Tensor, nn
@@ -103,10 +103,8 @@ def drops(steepness: Slope, steps: int, time: float = 1.0) -> tuple[Weights, Wei
     """omega, and each weight's own drop of sum_i h_i / 2 w_i^2, after gradient flow for `time` in
     so many steps.
     """
-    learner, path = (
-        points(lambda m: torch.optim.SGD(m.parameters(), lr=time / steps)),
-        PathIntegral(),
-    )
+    learner = points(lambda m: torch.optim.SGD(m.parameters(), lr=time / steps))
+    path = PathIntegral()
     then = snapshot(learner)
     for _ in range(steps):
         learner.optimizer.zero_grad()
@@ -214,9 +212,9 @@ def test_si_importance_is_the_drop_per_squared_distance_and_damping_summed_over_
         for n, w in now.items():
             way = w - then[n]
             importance[n] += (-slope[n] * way).clamp(min=0) / (way**2 + damping)
-        move(learner, task)
-        expected = pull(learner, 0.05, importance, now)
-        assert distance(edited(learner, strategy), expected) < 1e-11 / damping
+        move_weights(learner, task)
+        expected = penalty_gradient(learner, 0.05, importance, now)
+        assert distance(added_gradient(learner, strategy), expected) < 1e-11 / damping
         assert max(float(e.abs().max()) for e in expected) > 1e-3
 
 

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 from contract_helpers import (
+    BUILDERS,
     CONTROL,
     CONTROL_ONLY,
     LABELS_ONLY,
-    MAKERS,
-    NOT_TOLD_ONLY,
     STREAM,
-    TOLD_ONLY,
+    TASK_AGNOSTIC_ONLY,
+    TASK_AWARE_ONLY,
     active,
     control,
     dqn,
-    empty,
+    inactive,
     stream_learner,
     train,
 )
@@ -34,47 +34,50 @@ from torch import Tensor
 
 from everloop.loop import Training
 
-NO_TARGET = {("dqn", "hat"), ("dqn", "lora")}
+NEEDS_OTHER_TARGET = {("dqn", "hat"), ("dqn", "lora")}
 """What a target network would not have."""
 
 CASES = [("stream", name) for name in STREAM] + [("control", name) for name in CONTROL]
 ALL_CASES = CASES + [
-    (kind, name) for kind in ("dqn", "sac") for name in CONTROL if (kind, name) not in NO_TARGET
+    (kind, name)
+    for kind in ("dqn", "sac")
+    for name in CONTROL
+    if (kind, name) not in NEEDS_OTHER_TARGET
 ]
-EVERY = pytest.mark.parametrize(
+STREAMS_AND_CONTROL = pytest.mark.parametrize(
     ("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES]
 )
-EVERYWHERE = pytest.mark.parametrize(
+ALL_LEARNERS = pytest.mark.parametrize(
     ("kind", "name"), ALL_CASES, ids=[f"{kind}-{name}" for kind, name in ALL_CASES]
 )
 
 
-@EVERY
+@STREAMS_AND_CONTROL
 def test_the_empty_setting_is_plain_training_to_the_last_bit(kind: str, name: str) -> None:
     ends = []
-    for strategies in ([], [empty(name)]):
-        learner = MAKERS[kind](name)
+    for strategies in ([], [inactive(name)]):
+        learner = BUILDERS[kind](name)
         learner.seed(0)
         train(learner, strategies, [0, 1, 2])
         ends.append(weights(learner.module))
     assert same(*ends)
 
 
-@EVERY
+@STREAMS_AND_CONTROL
 def test_the_empty_setting_is_left_out_when_it_is_attached(kind: str, name: str) -> None:
-    learner, full = MAKERS[kind](name), active(name)
-    learner.attach([empty(name)])
+    learner, full = BUILDERS[kind](name), active(name)
+    learner.attach([inactive(name)])
     assert learner.strategies == []
     learner.attach([full])
     assert learner.strategies == [full]
 
 
-@EVERYWHERE
+@ALL_LEARNERS
 def test_it_changes_training(kind: str, name: str) -> None:
     """Else the other tests of this file would say nothing."""
     ends = []
     for strategies in ([], [active(name)]):
-        learner = MAKERS[kind](name)
+        learner = BUILDERS[kind](name)
         learner.seed(0)
         train(learner, strategies, [0, 1, 2])
         ends.append(weights(learner.module))
@@ -82,14 +85,14 @@ def test_it_changes_training(kind: str, name: str) -> None:
     assert all(bool(torch.isfinite(w).all()) for w in ends[1])
 
 
-@EVERYWHERE
+@ALL_LEARNERS
 def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None:
     """Saved in the midst of a task; what happens to the first strategy afterwards does not reach
     the copy.
     """
 
     def final(restore: bool) -> list[Tensor]:
-        learner, strategy = MAKERS[kind](name), active(name)
+        learner, strategy = BUILDERS[kind](name), active(name)
         learner.seed(0)
         train(learner, [strategy], [0, 1])
         strategy.begin_task(learner.world.tasks[2], learner)
@@ -157,7 +160,7 @@ def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -
     assert same(final(anew=True), final(anew=False))
 
 
-@EVERY
+@STREAMS_AND_CONTROL
 def test_a_saved_state_does_not_change_afterwards(kind: str, name: str) -> None:
     def flat(state: Any) -> list[Any]:
         if isinstance(state, dict):
@@ -172,7 +175,7 @@ def test_a_saved_state_does_not_change_afterwards(kind: str, name: str) -> None:
             else [torch.tensor(hash(state) % 2**31)]
         )
 
-    learner, strategy = MAKERS[kind](name), active(name)
+    learner, strategy = BUILDERS[kind](name), active(name)
     train(learner, [strategy], [0, 1])
     state = strategy.state_dict()
     then = flat(state)
@@ -211,14 +214,14 @@ def test_what_needs_a_policy_is_refused_in_streams(name: str) -> None:
         stream_learner().attach([active(name)])
 
 
-@pytest.mark.parametrize("name", sorted(TOLD_ONLY))
+@pytest.mark.parametrize("name", sorted(TASK_AWARE_ONLY))
 def test_what_needs_the_task_is_refused_where_it_is_not_told(name: str) -> None:
     for learner in (stream_learner(), control_learner(world=plant(task_cue=False))):
         with pytest.raises(ValueError, match=r"needs the task ID|no columns"):
             learner.attach([active(name)])
 
 
-@pytest.mark.parametrize("name", sorted(NOT_TOLD_ONLY))
+@pytest.mark.parametrize("name", sorted(TASK_AGNOSTIC_ONLY))
 def test_what_tells_all_classes_apart_is_refused_where_the_task_is_told(name: str) -> None:
     with pytest.raises(ValueError, match="where the task ID is given, use"):
         stream_learner("packnet").attach([active(name)])

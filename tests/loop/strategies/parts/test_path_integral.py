@@ -16,7 +16,7 @@ from loop_helpers import (
 from strategy_helpers import (
     Named,
     Regression,
-    Untold,
+    TaskAgnosticLearner,
     Weights,
     classifier,
     regression_batches,
@@ -42,7 +42,8 @@ from everloop.loop.strategies.parts.quadratic import Quadratic
 def test_weights_may_come_while_a_task_is_learned(strategy: Any) -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(4, 3))
-    learner, batch = Untold(FlatNet(layers, "x").double(), Categorical(3)), vector_batch(20, 4, 3)
+    learner = TaskAgnosticLearner(FlatNet(layers, "x").double(), Categorical(3))
+    batch = vector_batch(20, 4, 3)
     learner.attach([strategy])
     strategy.begin_task(Named(), learner)
     update(learner, batch)
@@ -66,7 +67,7 @@ def test_weights_may_be_frozen_added_and_thawed_between_tasks(
     """
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
-    learner, strategy = Untold(FlatNet(layers, "x").double(), Categorical(3)), kind()
+    learner, strategy = TaskAgnosticLearner(FlatNet(layers, "x").double(), Categorical(3)), kind()
     learner.attach([strategy])
     anchors: list[Weights] = []
     for task, thawed in enumerate([True, False, True]):

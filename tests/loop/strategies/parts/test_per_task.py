@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_helpers import examples, four_tasks, seen, teach, told
+from architecture_helpers import (
+    examples,
+    learn_four_tasks,
+    learn_task,
+    task_aware_learner,
+    view_outputs,
+)
 from loop_helpers import PPO_PARAMETERS, agent, plant, same, weights
 from stable_baselines3 import PPO
 from torch import Tensor, nn
@@ -57,8 +63,8 @@ KEEPERS: dict[str, tuple[Callable[[], Strategy], Callable[[], nn.Module]]] = {
 @pytest.mark.parametrize("name", KEEPERS)
 def test_under_its_view_an_old_task_is_bit_equal_after_three_more_under_adam(name: str) -> None:
     strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
-    learner = told(backbone)
-    then, now, bare = four_tasks(learner, strategy)
+    learner = task_aware_learner(backbone)
+    then, now, bare = learn_four_tasks(learner, strategy)
     assert same(then, now)
     assert not torch.equal(bare, then[0])  # without the view it is not the same network any more
 
@@ -66,31 +72,29 @@ def test_under_its_view_an_old_task_is_bit_equal_after_three_more_under_adam(nam
 @pytest.mark.parametrize("name", KEEPERS)
 def test_a_view_leaves_no_trace(name: str) -> None:
     strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
-    learner = told(backbone)
+    learner = task_aware_learner(backbone)
     learner.attach([strategy])
     for task in range(2):
-        teach(learner, task, 32)
-    before, state = (
-        weights(learner.module),
-        {name: b.clone() for name, b in learner.module.named_buffers()},
-    )
+        learn_task(learner, task, 32)
+    before = weights(learner.module)
+    state = {name: b.clone() for name, b in learner.module.named_buffers()}
     trained = [p.requires_grad for p in learner.module.parameters()]
     batch = examples(learner, 0)
-    outputs = seen(learner, Strategy(), 1, batch)
+    outputs = view_outputs(learner, Strategy(), 1, batch)
     with pytest.raises(KeyError), strategy.view(learner.world.tasks[0], learner):
         raise KeyError
     assert same(before, weights(learner.module))
     assert all(torch.equal(b, state[name]) for name, b in learner.module.named_buffers())
     assert [p.requires_grad for p in learner.module.parameters()] == trained
-    assert torch.equal(seen(learner, Strategy(), 1, batch), outputs)
+    assert torch.equal(view_outputs(learner, Strategy(), 1, batch), outputs)
 
 
 @pytest.mark.parametrize("name", KEEPERS)
 def test_later_tasks_can_still_be_learned(name: str) -> None:
     strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
-    learner = told(backbone, rate=1e-2)
+    learner = task_aware_learner(backbone, rate=1e-2)
     learner.attach([strategy])
-    teach(learner, 0)
+    learn_task(learner, 0)
     strategy.begin_task(learner.world.tasks[1], learner)
     batch = examples(learner, 1, seed=3)
     before = float(learner.loss(batch).detach())
@@ -107,7 +111,7 @@ def test_beside_what_shares_out_weights_they_are_refused(
         ValueError,
         match=rf"^{sharer.name} divides the weights among tasks and {keeper.name} freezes weights",
     ):
-        told(network((8, 8, 1), (16, 16))).attach([sharer(), keeper()])
+        task_aware_learner(network((8, 8, 1), (16, 16))).attach([sharer(), keeper()])
 
 
 class Columns(nn.Module):
@@ -160,15 +164,15 @@ def test_in_any_order_with_what_changes_weights_between_tasks_an_old_task_is_bit
     name: str, last: bool
 ) -> None:
     strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
-    learner, shrink = told(backbone), ShrinkAndPerturb()
+    learner, shrink = task_aware_learner(backbone), ShrinkAndPerturb()
     strategies: list[Strategy] = [shrink, strategy] if last else [strategy, shrink]
     learner.attach(strategies)
-    teach(learner, 0)
+    learn_task(learner, 0)
     batch = examples(learner, 0, seed=77)
-    then = seen(learner, strategy, 0, batch)
+    then = view_outputs(learner, strategy, 0, batch)
     for task in (1, 2):
-        teach(learner, task)
-    assert torch.equal(seen(learner, strategy, 0, batch), then)
+        learn_task(learner, task)
+    assert torch.equal(view_outputs(learner, strategy, 0, batch), then)
 
 
 Finish = Callable[[Learner, Strategy, int], None]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategy_helpers import (
-    learner_of,
+    make_learner,
     two_layers,
 )
 from torch import Tensor
@@ -60,7 +60,7 @@ def test_one_anchor_for_all_forgets_old_centers_and_discounts_old_precisions() -
 
 @pytest.mark.parametrize("pull", ["add_gradient", "proximal_step"])
 def test_weights_that_no_quadratic_knows_are_not_touched(pull: str) -> None:
-    learner, one = learner_of(two_layers()), Quadratic()
+    learner, one = make_learner(two_layers()), Quadratic()
     known, unknown = list(learner.weights())[:2], list(learner.weights())[2:]
     one.add(
         {n: torch.ones_like(learner.weights()[n]) for n in known},

@@ -24,11 +24,11 @@ from rehearsal_helpers import (
     RATE,
     cross_entropies,
     examples,
-    foresee,
-    outputs_by_hand,
+    next_draws,
     rehearsal_learner,
     step,
     stored,
+    two_layer_outputs,
 )
 from strategy_helpers import Named
 from torch import nn
@@ -63,7 +63,7 @@ def test_what_is_kept_of_each_class_is_what_the_network_was_least_sure_of_or_had
     told: list[tuple[float, int, bytes]] = []
     for seed in range(8):
         batch = examples(6, seed=seed, labels=[0, 1, 2, 0, 1, 2])
-        p = torch.softmax(outputs_by_hand(learner.module, batch.obs["x"][0]), -1).detach()
+        p = torch.softmax(two_layer_outputs(learner.module, batch.obs["x"][0]), -1).detach()
         y = batch.target[0]  # type: ignore[index]
         scores = -(p * p.log()).sum(-1) if memory == "uncertain" else -p[torch.arange(6), y].log()
         told += [
@@ -118,12 +118,14 @@ def test_with_current_the_task_at_hand_is_rehearsed_as_well_and_no_boundary_has_
         before = copy.deepcopy(learner.module)
         twin = copy.deepcopy(replay)
         twin.observe(replace(batch, output=learner.outputs(batch).detach()), learner)
-        (drawn,) = foresee(twin, learner, 6)
-        total = cross_entropies(outputs_by_hand(before, batch.obs["x"][0]), batch.target[0]).mean()  # type: ignore[index]
+        (drawn,) = next_draws(twin, learner, 6)
+        total = cross_entropies(
+            two_layer_outputs(before, batch.obs["x"][0]), batch.target[0]
+        ).mean()  # type: ignore[index]
         total = (
             total
             + 0.7
-            * cross_entropies(outputs_by_hand(before, drawn.obs["x"][0]), drawn.target[0]).mean()
+            * cross_entropies(two_layer_outputs(before, drawn.obs["x"][0]), drawn.target[0]).mean()
         )  # type: ignore[index]
         step(learner, batch)
         expected = [

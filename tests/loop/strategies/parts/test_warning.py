@@ -14,7 +14,7 @@ from loop_helpers import (
     stream,
     vector_batch,
 )
-from strategy_helpers import Named, Untold
+from strategy_helpers import Named, TaskAgnosticLearner
 from torch import nn
 
 from everloop.loop import STRATEGIES, Batch, Categorical, Replay, Strategy, SupervisedLearner
@@ -101,7 +101,7 @@ def test_examples_that_are_not_used_are_no_reason_to_be_silent(beside: str) -> N
 @pytest.mark.parametrize("name", HOLDS_WEIGHTS)
 def test_one_label_in_common_is_enough_and_all_past_labels_count(name: str) -> None:
     """{0, 1}, {1, 2}, {0}: each has a label that came before; {3} has none."""
-    learner = Untold(FlatNet(nn.Linear(4, 5), "x").double(), Categorical(5))
+    learner = TaskAgnosticLearner(FlatNet(nn.Linear(4, 5), "x").double(), Categorical(5))
     strategy = STRATEGIES[name]()
     learner.attach([strategy])
     said = []
