@@ -1,4 +1,4 @@
-"""What GEM and A-GEM both do to a gradient."""
+"""Properties that GEM and A-GEM share."""
 
 from __future__ import annotations
 
@@ -29,12 +29,10 @@ from everloop.loop import AGEM, GEM, Batch
 
 @BOTH_METHODS
 @pytest.mark.parametrize("seed", range(5))
-def test_a_small_step_of_gradient_descent_does_not_raise_the_pasts_loss(
+def test_a_small_step_does_not_raise_the_loss_of_past_tasks(
     kind: type[AGEM | GEM], seed: int
 ) -> None:
-    """To first order: the rise along the edited gradient is of second order, and that along the
-    plain one is not.
-    """
+    """Along the edited gradient the rise is of second order; along the plain one, of first."""
     strategy, rate = kind(capacity=30, batch_size=6, seed=seed), 1e-4
     learner = learner_with_memory(strategy, [0])
     (drawn,) = next_task_draws(strategy, learner, [[0]])
@@ -59,7 +57,7 @@ def test_a_small_step_of_gradient_descent_does_not_raise_the_pasts_loss(
 
 
 @BOTH_METHODS
-def test_without_an_ended_task_the_gradient_stays_as_it_is(kind: type[AGEM | GEM]) -> None:
+def test_without_a_past_task_the_gradient_is_unchanged(kind: type[AGEM | GEM]) -> None:
     learner = learner_with_memory(kind(capacity=30), [], current=0)
     g = give_gradient(learner, 0)
     learner.strategies[0].edit_gradients(None, learner)
@@ -67,10 +65,9 @@ def test_without_an_ended_task_the_gradient_stays_as_it_is(kind: type[AGEM | GEM
 
 
 @BOTH_METHODS
-def test_weights_without_a_gradient_get_none_and_stand_outside_of_the_constraints(
+def test_weights_without_a_gradient_are_left_out_of_the_constraints(
     kind: type[AGEM | GEM],
 ) -> None:
-    """As if the network had no others than those that the update changes."""
     strategy = kind(capacity=30, batch_size=6)
     learner = learner_with_memory(strategy, [0])
     weight, bias = learner.module.parameters()
@@ -85,7 +82,7 @@ def test_weights_without_a_gradient_get_none_and_stand_outside_of_the_constraint
 
 
 @BOTH_METHODS
-def test_the_weights_and_what_is_stored_stay_as_they_are(kind: type[AGEM | GEM]) -> None:
+def test_editing_gradients_changes_neither_weights_nor_memory(kind: type[AGEM | GEM]) -> None:
     strategy = kind(capacity=30, batch_size=6)
     learner = learner_with_memory(strategy, [0, 1])
     before = weights(learner.module)
@@ -97,12 +94,10 @@ def test_the_weights_and_what_is_stored_stay_as_they_are(kind: type[AGEM | GEM])
 
 
 @BOTH_METHODS
-def test_in_control_the_edited_gradient_does_not_raise_the_divergence_from_past_policies(
+def test_in_control_edited_gradients_do_not_conflict_with_past_policies(
     kind: type[AGEM | GEM],
 ) -> None:
-    """PPO's own gradient, in its own training: what comes out of `edit_gradients` has no conflict
-    left, what went in had.
-    """
+    """During PPO's training, `edit_gradients` removes the conflicts of the gradient."""
     learner = control_learner(max_grad_norm=float("inf"))
     strategy = kind(capacity=60, batch_size=16)
     found: list[tuple[float, float]] = []

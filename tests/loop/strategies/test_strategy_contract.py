@@ -1,4 +1,4 @@
-"""What every strategy must keep, whatever it does."""
+"""Properties that every strategy must have."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from torch import Tensor
 from everloop.loop import Training
 
 NEEDS_OTHER_TARGET = {("dqn", "hat"), ("dqn", "lora")}
-"""What a target network would not have."""
+"""Learners with a target network, and strategies that it would not support."""
 
 CASES = [("stream", name) for name in STREAM] + [("control", name) for name in CONTROL]
 ALL_CASES = CASES + [
@@ -53,7 +53,7 @@ ALL_LEARNERS = pytest.mark.parametrize(
 
 
 @STREAMS_AND_CONTROL
-def test_the_empty_setting_is_plain_training_to_the_last_bit(kind: str, name: str) -> None:
+def test_an_inactive_strategy_is_plain_training_bit_for_bit(kind: str, name: str) -> None:
     ends = []
     for strategies in ([], [inactive(name)]):
         learner = BUILDERS[kind](name)
@@ -64,7 +64,7 @@ def test_the_empty_setting_is_plain_training_to_the_last_bit(kind: str, name: st
 
 
 @STREAMS_AND_CONTROL
-def test_the_empty_setting_is_left_out_when_it_is_attached(kind: str, name: str) -> None:
+def test_an_inactive_strategy_is_not_attached(kind: str, name: str) -> None:
     learner, full = BUILDERS[kind](name), active(name)
     learner.attach([inactive(name)])
     assert learner.strategies == []
@@ -73,8 +73,8 @@ def test_the_empty_setting_is_left_out_when_it_is_attached(kind: str, name: str)
 
 
 @ALL_LEARNERS
-def test_it_changes_training(kind: str, name: str) -> None:
-    """Else the other tests of this file would say nothing."""
+def test_an_active_strategy_changes_training(kind: str, name: str) -> None:
+    """Otherwise the other tests of this file would show nothing."""
     ends = []
     for strategies in ([], [active(name)]):
         learner = BUILDERS[kind](name)
@@ -86,10 +86,8 @@ def test_it_changes_training(kind: str, name: str) -> None:
 
 
 @ALL_LEARNERS
-def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None:
-    """Saved in the midst of a task; what happens to the first strategy afterwards does not reach
-    the copy.
-    """
+def test_a_strategy_continues_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None:
+    """The state is saved within a task."""
 
     def final(restore: bool) -> list[Tensor]:
         learner, strategy = BUILDERS[kind](name), active(name)
@@ -114,19 +112,19 @@ def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None
     assert same(final(restore=True), final(restore=False))
 
 
-@pytest.mark.parametrize("midst", [False, True], ids=["between tasks", "in the midst of a task"])
+@pytest.mark.parametrize("within", [False, True], ids=["between tasks", "within a task"])
 @pytest.mark.parametrize("name", STREAM)
-def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -> None:
-    """As in a process of its own: nothing is left of the first but what was saved."""
+def test_a_strategy_continues_bit_for_bit_in_a_new_network(name: str, within: bool) -> None:
+    """As in a new process: only the saved state carries over."""
 
-    def final(anew: bool) -> list[Tensor]:
+    def final(restore: bool) -> list[Tensor]:
         learner, strategy = stream_learner(name), active(name)
         learner.seed(0)
         train(learner, [strategy], [0, 1])
-        if midst:
+        if within:
             strategy.begin_task(learner.world.tasks[2], learner)
             learner.learn([2], 64)
-        if anew:
+        if restore:
             file = io.BytesIO()
             world: Any = learner.world
             parts = (
@@ -147,7 +145,7 @@ def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -
             learner.world.load_state_dict(states[3])
             learner.steps = states[4]
             torch.set_rng_state(states[5])
-        if midst:
+        if within:
             learner.learn([2], 64)
             strategy.end_task(
                 learner.world.tasks[2], [learner.rollout(learner.world, [2], 8, seed=2)], learner
@@ -157,7 +155,7 @@ def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -
         with strategy.view(learner.world.tasks[0], learner), learner.evaluating(), torch.no_grad():
             return [*weights(learner.module), learner.outputs(batch)]
 
-    assert same(final(anew=True), final(anew=False))
+    assert same(final(restore=True), final(restore=False))
 
 
 @STREAMS_AND_CONTROL
@@ -185,7 +183,7 @@ def test_a_saved_state_does_not_change_afterwards(kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STREAM)
-def test_it_runs_in_mixed_precision(name: str) -> None:
+def test_strategies_run_in_mixed_precision(name: str) -> None:
     learner = stream_learner(name, Training(precision="bfloat16"))
     assert learner.mixed
     train(learner, [active(name)], [0, 1, 2])
@@ -195,7 +193,7 @@ def test_it_runs_in_mixed_precision(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STREAM)
-def test_global_generators_are_not_drawn_from(name: str) -> None:
+def test_strategies_leave_global_generators_alone(name: str) -> None:
     learner = stream_learner(name)
     states = random_states()
     train(learner, [active(name)], [0, 1])
@@ -203,42 +201,42 @@ def test_global_generators_are_not_drawn_from(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LABELS_ONLY))
-def test_what_needs_labels_is_refused_in_control(name: str) -> None:
+def test_strategies_that_need_labels_are_refused_in_control(name: str) -> None:
     with pytest.raises(ValueError, match=r"use |give |needs "):
         control().attach([active(name)])
 
 
 @pytest.mark.parametrize("name", sorted(CONTROL_ONLY))
-def test_what_needs_a_policy_is_refused_in_streams(name: str) -> None:
+def test_strategies_that_need_a_policy_are_refused_in_streams(name: str) -> None:
     with pytest.raises(ValueError, match="on labelled streams use replay or derpp"):
         stream_learner().attach([active(name)])
 
 
 @pytest.mark.parametrize("name", sorted(TASK_AWARE_ONLY))
-def test_what_needs_the_task_is_refused_where_it_is_not_told(name: str) -> None:
+def test_task_aware_strategies_are_refused_without_the_task_id(name: str) -> None:
     for learner in (stream_learner(), control_learner(world=plant(task_cue=False))):
         with pytest.raises(ValueError, match=r"needs the task ID|no columns"):
             learner.attach([active(name)])
 
 
 @pytest.mark.parametrize("name", sorted(TASK_AGNOSTIC_ONLY))
-def test_what_tells_all_classes_apart_is_refused_where_the_task_is_told(name: str) -> None:
+def test_single_head_strategies_are_refused_with_the_task_id(name: str) -> None:
     with pytest.raises(ValueError, match="where the task ID is given, use"):
         stream_learner("packnet").attach([active(name)])
 
 
-def test_new_weights_are_refused_where_a_target_network_would_not_have_them() -> None:
+def test_lora_is_refused_beside_a_target_network() -> None:
     with pytest.raises(ValueError, match="lora adds weights"):
         dqn("lora").attach([active("lora")])
 
 
-def test_a_recurrent_policys_single_steps_are_not_distilled() -> None:
+def test_lwf_is_refused_for_a_recurrent_policy() -> None:
     with pytest.raises(ValueError, match="for a recurrent network use replay"):
         control_learner(recurrent=True).attach([active("lwf")])
 
 
 @pytest.mark.parametrize("name", sorted(set(CONTROL) - {"hat", "lwf"}))
-def test_it_works_in_recurrent_control(name: str) -> None:
+def test_strategies_change_training_in_recurrent_control(name: str) -> None:
     learner = control_learner(recurrent=True, world=plant(task_cue=True))
     learner.seed(0)
     train(learner, [active(name)], [0, 1])
