@@ -236,7 +236,8 @@ def test_the_seed_determines_the_labels_sampled_for_the_fisher() -> None:
     for ewc in ewcs:
         end_task(learner, ewc, 0)
     assert random_states() == states
-    first, repeated, other_seed, empirical = (precision(ewc) for ewc in ewcs)
+    first, repeated = precision(ewcs[0]), precision(ewcs[1])
+    other_seed, empirical = precision(ewcs[2]), precision(ewcs[3])
     assert same(first, repeated)
     assert not same(first, other_seed)
     assert not same(first, empirical)

@@ -184,7 +184,7 @@ def test_gdumb_is_refused_beside_strategies_that_freeze_or_add_weights(
     companion = other()
     with pytest.raises(
         ValueError,
-        match=rf"^{companion.name} .* and gdumb resets all weights at each task's end, which can't",
+        match=f"^{companion.name} .* and gdumb resets all weights at each task's end, which can't",
     ):
         task_aware_learner(network((8, 8, 1), (8, 8))).attach([companion, GDumb()])
 

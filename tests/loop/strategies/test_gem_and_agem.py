@@ -103,7 +103,7 @@ def test_in_control_edited_gradients_do_not_conflict_with_past_policies(
     found: list[tuple[float, float]] = []
     edit = strategy.edit_gradients
 
-    def noted(batch: Batch, learner: Any) -> None:
+    def edit_and_record(batch: Batch, learner: Any) -> None:
         drawn = next_task_draws(strategy, learner, [[0]] if len(strategy.past) else [])
         live = [p for p in learner.module.parameters() if p.grad is not None]
         before = [p.grad.clone() for p in live]
@@ -116,7 +116,7 @@ def test_in_control_edited_gradients_do_not_conflict_with_past_policies(
             ]
             found.append((dots[0], dots[1]))
 
-    strategy.edit_gradients = noted  # type: ignore[method-assign]
+    strategy.edit_gradients = edit_and_record  # type: ignore[method-assign]
     for task in (0, 1):
         learner.attach([strategy])
         strategy.begin_task(learner.world.tasks[task], learner)

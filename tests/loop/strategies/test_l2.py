@@ -1,4 +1,4 @@
-"""L2 toward the weights of the last task, and how fast L2 and L2Init pull."""
+"""L2: its anchor, and the rate at which L2 and L2Init return weights to their anchors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from strategy_helpers import (
 from everloop.loop import L2, L2Init
 
 
-def test_l2_holds_to_the_last_tasks_weights_and_to_no_earlier_ones() -> None:
+def test_l2_anchors_only_the_weights_of_the_last_task() -> None:
     learner, strategy = make_learner(two_layers()), L2(0.7)
-    assert not any(
-        bool(g.any()) for g in added_gradient(learner, strategy)
-    )  # nothing to hold to before the first task's end
+    # before the first task's end there is no anchor
+    assert not any(bool(g.any()) for g in added_gradient(learner, strategy))
     for task in range(3):
         move_weights(learner, 10 + task)
         strategy.begin_task(Named(task), learner)
@@ -46,14 +45,16 @@ def test_l2_holds_to_the_last_tasks_weights_and_to_no_earlier_ones() -> None:
 @pytest.mark.parametrize(
     ("strategy", "rate"), [(L2(0.6), 0.6), (L2Init(0.6), 1.2)], ids=["l2", "l2 init"]
 )
-def test_where_the_loss_is_flat_weights_return_geometrically(strategy: Any, rate: float) -> None:
+def test_on_a_flat_loss_weights_return_to_the_anchor_geometrically(
+    strategy: Any, rate: float
+) -> None:
     """w - c shrinks by 1 - lr * rate with every step."""
     learner = make_learner(two_layers(), lambda p: torch.optim.SGD(p, lr=0.25), Parabola)
-    center = move_weights(learner, 0)
+    anchor = move_weights(learner, 0)
     learner.attach([strategy])
     strategy.begin_task(Named(), learner)
     strategy.end_task(Named(), [], learner)
     start = move_weights(learner, 1)
     descend(learner, None, 7)
-    expected = [center[n] + (1 - 0.25 * rate) ** 7 * (start[n] - center[n]) for n in start]
+    expected = [anchor[n] + (1 - 0.25 * rate) ** 7 * (start[n] - anchor[n]) for n in start]
     assert distance(weights(learner.module), expected) < 1e-14

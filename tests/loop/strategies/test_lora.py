@@ -1,4 +1,4 @@
-"""LoRA: what an adapter changes and what it leaves, and how a task comes back to it."""
+"""LoRA: training, merging and reuse of adapters."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import pytest
 import torch
 from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
 from contract_helpers import stream_learner
-from loop_helpers import stream
+from loop_helpers import learn_tasks, stream
 from torch import nn
 
 from everloop.agents import MLP, Classifier
-from everloop.loop import EWC, Learner, LoRA, Strategy, SupervisedLearner, attach
+from everloop.loop import EWC, LoRA, SupervisedLearner, attach
 from everloop.loop.run import Plan, Run
 
 
-def learn_shared_task(learner: Learner, strategy: Strategy, task: int) -> None:
-    strategy.begin_task(learner.world.tasks[task], learner)
-    learner.learn([task], 64)
-    strategy.end_task(learner.world.tasks[task], [learner.rollout(stream(), [task], 4, 0)], learner)
-
-
-def test_lora_trains_nothing_but_the_adapter_and_the_last_layer() -> None:
+def test_lora_trains_only_the_adapter_and_the_last_layer() -> None:
     learner, lora = task_aware_learner(MLP((8, 8, 1), (16, 16))), LoRA(rank=3)
     learner.attach([lora])
     learn_task(learner, 0)
@@ -42,12 +36,12 @@ def test_lora_trains_nothing_but_the_adapter_and_the_last_layer() -> None:
     assert not torch.equal(learner.outputs(batch).detach(), fresh)
 
 
-def test_a_new_adapter_changes_nothing_and_a_merged_one_neither() -> None:
+def test_adding_or_merging_an_adapter_preserves_the_outputs() -> None:
     torch.manual_seed(0)
     learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (16, 16)), 10), stream())
     lora = LoRA(rank=2, adapters="online", alpha=6.0)
     learner.attach([lora])
-    learn_shared_task(learner, lora, 0)
+    learn_tasks(learner, [0], world=stream())
     batch = learner.rollout(stream(), [0], 4, 0)
     before = learner.outputs(batch).detach()
     lora.begin_task(learner.world.tasks[1], learner)
@@ -74,10 +68,8 @@ def test_a_new_adapter_changes_nothing_and_a_merged_one_neither() -> None:
     assert not learner.optimizer.state.keys() & {new_A, new_B}
 
 
-def test_what_holds_weights_holds_the_adapter_that_begins_anew() -> None:
-    """An online adapter's B is 0 after each task, and there EWC is to keep it: so lora
-    comes first.
-    """
+def test_ewc_anchors_an_online_adapter_where_it_restarts() -> None:
+    """An online adapter's B is reset to 0 at a task's end, so lora must come before ewc."""
     torch.manual_seed(0)
     learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (16, 16)), 10), stream())
     lora, ewc = LoRA(rank=2, adapters="online"), EWC(100.0)
@@ -94,16 +86,16 @@ def test_what_holds_weights_holds_the_adapter_that_begins_anew() -> None:
         batch = learner.rollout(stream(), [task], 4, 0)
         for strategy in (lora, ewc):
             strategy.end_task(learner.world.tasks[task], [batch], learner)
-    held = {name: center for name, center in ewc.penalty.anchor.items() if "lora" in name}
+    anchored = {name: anchor for name, anchor in ewc.penalty.anchor.items() if "lora" in name}
     now = dict(learner.module.named_parameters())
-    assert len(held) == 4
-    assert all(torch.equal(center, now[name]) for name, center in held.items())
-    assert all(not center.any() for name, center in held.items() if "lora_B" in name)
-    assert any(ewc.penalty.precision[name].any() for name in held if "lora_B" in name)
+    assert len(anchored) == 4
+    assert all(torch.equal(anchor, now[name]) for name, anchor in anchored.items())
+    assert all(not anchor.any() for name, anchor in anchored.items() if "lora_B" in name)
+    assert any(ewc.penalty.precision[name].any() for name in anchored if "lora_B" in name)
 
 
-def test_lora_adapts_the_layers_below_the_last_one_whatever_their_names_end_in() -> None:
-    """Layer "0" is not "2.0"."""
+def test_lora_adapts_every_layer_below_the_last() -> None:
+    """Layer "0" is adapted although the name of the last layer, "2.0", ends with it."""
     module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Sequential(nn.Linear(6, 3)))
     loop = attach(
         [LoRA(rank=2, adapters="online", train_base=False)],
@@ -120,9 +112,10 @@ def test_lora_adapts_the_layers_below_the_last_one_whatever_their_names_end_in()
 
 
 @pytest.mark.parametrize("train_base", [True, False])
-def test_a_task_is_learned_again_from_where_it_was_and_its_view_shows_what_is_being_learned(
+def test_a_returning_task_resumes_its_adapter(
     train_base: bool,
 ) -> None:
+    """Its view shows the weights being learned."""
     learner = task_aware_learner(MLP((8, 8, 1), (16, 16)), rate=1e-2)
     lora = LoRA(rank=2, train_base=train_base)
     learner.attach([lora])
@@ -138,7 +131,7 @@ def test_a_task_is_learned_again_from_where_it_was_and_its_view_shows_what_is_be
     assert not torch.equal(view_outputs(learner, lora, 0, batch), before)
 
 
-def test_one_of_two_tasks_with_a_common_adapter_comes_back_to_a_copy_of_it() -> None:
+def test_a_returning_task_copies_an_adapter_shared_within_a_phase() -> None:
     learner = task_aware_learner(MLP((8, 8, 1), (8, 8)), rate=1e-2)
     lora = LoRA(rank=2, train_base=False)
     world = stream(label_space="within_task", task_cue=True)

@@ -1,9 +1,10 @@
-"""PackNet: which weights a task gets, what it keeps, and what is retrained."""
+"""PackNet: the weights that each task owns, pruning and retraining."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
@@ -13,6 +14,7 @@ from loop_helpers import (
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier, ConvNet5
+from everloop.envs import ByColumn, Examples, TextStreamVectorEnv
 from everloop.loop import (
     PackNet,
     SupervisedLearner,
@@ -20,7 +22,7 @@ from everloop.loop import (
 )
 
 
-def test_packnet_gives_each_task_its_share_of_what_is_free_the_largest_weights_first() -> None:
+def test_each_task_owns_the_largest_share_of_the_free_weights() -> None:
     learner = task_aware_learner(MLP((8, 8, 1), (16, 16)))
     packnet = PackNet(share=0.25, retrain_steps=0)
     learner.attach([packnet])
@@ -47,7 +49,7 @@ def test_packnet_gives_each_task_its_share_of_what_is_free_the_largest_weights_f
     assert packnet.owner["backbone.layers.0.bias"].unique().tolist() == [1]
 
 
-def test_packnet_retrains_only_what_the_task_owns() -> None:
+def test_packnet_retrains_only_the_tasks_own_weights() -> None:
     learner = task_aware_learner(MLP((8, 8, 1), (16, 16)))
     packnet = PackNet(share=0.5, retrain_steps=20)
     learner.attach([packnet])
@@ -62,7 +64,7 @@ def test_packnet_retrains_only_what_the_task_owns() -> None:
             assert not torch.equal(p[owner == 2], first[name][owner == 2])
 
 
-def test_packnet_gives_a_returning_task_another_share_and_its_view_shows_the_weights_now() -> None:
+def test_a_returning_task_gets_another_share_of_weights() -> None:
     learner = task_aware_learner(MLP((8, 8, 1), (16, 16)), rate=1e-2)
     packnet = PackNet(retrain_steps=10)
     learner.attach([packnet])
@@ -80,8 +82,8 @@ def test_packnet_gives_a_returning_task_another_share_and_its_view_shows_the_wei
     assert torch.equal(view_outputs(learner, packnet, 1, batches[1]), other)
 
 
-def pruned(training: Training) -> tuple[float, float]:
-    """A task's loss under its view, without retraining and with it."""
+def pruned_losses(training: Training) -> tuple[float, float]:
+    """A pruned task's loss in its view, without and with retraining."""
     losses = []
     for steps in (0, 200):
         torch.manual_seed(0)
@@ -96,12 +98,12 @@ def pruned(training: Training) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("rate", ["constant", "cosine"])
-def test_what_was_pruned_is_made_up_for_at_the_full_rate(rate: Any) -> None:
-    before, after = pruned(Training(1e-2, rate=rate))
+def test_retraining_recovers_the_loss_with_any_rate_schedule(rate: Any) -> None:
+    before, after = pruned_losses(Training(1e-2, rate=rate))
     assert after < 0.1 * before
 
 
-def test_packnet_claims_the_same_weights_in_any_order_of_storage() -> None:
+def test_packnet_selects_the_same_weights_in_any_memory_format() -> None:
     owners: list[dict[str, Tensor]] = []
     for channels_last in (False, True):
         torch.manual_seed(0)
@@ -123,7 +125,9 @@ def test_packnet_claims_the_same_weights_in_any_order_of_storage() -> None:
     assert all(torch.equal(owner, owners[1][name]) for name, owner in owners[0].items())
 
 
-class _Tokens(nn.Module):
+class TokenFeatures(nn.Module):
+    """Five features of each token."""
+
     size = 5
 
     def __init__(self) -> None:
@@ -136,11 +140,11 @@ class _Tokens(nn.Module):
 
 
 class TagNet(nn.Module):
-    """Logits of 3 classes for each of 4 tokens, with a head for each task."""
+    """Logits of 3 classes for each token, with one head per task."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = Classifier(_Tokens(), 3, "tokens", tasks=2)
+        self.network = Classifier(TokenFeatures(), 3, "tokens", tasks=2)
 
     def initial_state(self, batch: int) -> Tensor:
         return self.network.initial_state(batch)
@@ -149,11 +153,7 @@ class TagNet(nn.Module):
         return self.network(*args)
 
 
-def test_packnet_keeps_a_head_of_tags_for_its_task() -> None:
-    import numpy as np
-
-    from everloop.envs import ByColumn, Examples, TextStreamVectorEnv
-
+def test_a_tagging_head_belongs_to_its_task() -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 9, (40, 4)).astype(np.int32)
     data = Examples(

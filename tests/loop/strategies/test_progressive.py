@@ -1,4 +1,4 @@
-"""Progressive networks: one column for each task."""
+"""Progressive networks: columns of returning tasks and of phases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everloop.loop import (
 from everloop.loop.run import Plan, Run
 
 
-def test_a_task_that_comes_back_gets_a_new_column_and_the_other_tasks_stay_as_they_were() -> None:
+def test_a_returning_task_gets_a_new_column_and_others_do_not_change() -> None:
     learner, progressive = task_aware_learner(ProgressiveMLP((8, 8, 1), (8, 8))), Progressive()
     learner.attach([progressive])
     for task in (0, 1):

@@ -1,4 +1,4 @@
-"""Strategies that keep each task's outputs keep them to the last bit: PackNet, LoRA, columns."""
+"""PackNet, LoRA and progressive networks preserve the outputs of old tasks bit for bit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from everloop.agents import MLP, Agent, ConvNet5, ProgressiveMLP
 from everloop.loop import (
     HAT,
-    Learner,
     LoRA,
     PackNet,
     Progressive,
@@ -33,7 +32,7 @@ from everloop.loop import (
 
 
 class Normed(nn.Module):
-    """Linear layers with a batch norm, whose statistics every task moves."""
+    """Linear layers with a batch norm, whose statistics change with every task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +46,7 @@ class Normed(nn.Module):
         return rows
 
 
-KEEPERS: dict[str, tuple[Callable[[], Strategy], Callable[[], nn.Module]]] = {
+PRESERVING: dict[str, tuple[Callable[[], Strategy], Callable[[], nn.Module]]] = {
     "packnet": (lambda: PackNet(retrain_steps=10), lambda: MLP((8, 8, 1), (16, 16))),
     "packnet, batch norm": (lambda: PackNet(retrain_steps=10), Normed),
     "packnet, convolutions": (
@@ -60,18 +59,18 @@ KEEPERS: dict[str, tuple[Callable[[], Strategy], Callable[[], nn.Module]]] = {
 }
 
 
-@pytest.mark.parametrize("name", KEEPERS)
-def test_under_its_view_an_old_task_is_bit_equal_after_three_more_under_adam(name: str) -> None:
-    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
+@pytest.mark.parametrize("name", PRESERVING)
+def test_old_tasks_are_bit_equal_in_their_views_after_later_tasks(name: str) -> None:
+    strategy, backbone = PRESERVING[name][0](), PRESERVING[name][1]()
     learner = task_aware_learner(backbone)
     then, now, bare = learn_four_tasks(learner, strategy)
     assert same(then, now)
-    assert not torch.equal(bare, then[0])  # without the view it is not the same network any more
+    assert not torch.equal(bare, then[0])  # without the view the network has changed
 
 
-@pytest.mark.parametrize("name", KEEPERS)
+@pytest.mark.parametrize("name", PRESERVING)
 def test_a_view_leaves_no_trace(name: str) -> None:
-    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
+    strategy, backbone = PRESERVING[name][0](), PRESERVING[name][1]()
     learner = task_aware_learner(backbone)
     learner.attach([strategy])
     for task in range(2):
@@ -89,9 +88,9 @@ def test_a_view_leaves_no_trace(name: str) -> None:
     assert torch.equal(view_outputs(learner, Strategy(), 1, batch), outputs)
 
 
-@pytest.mark.parametrize("name", KEEPERS)
+@pytest.mark.parametrize("name", PRESERVING)
 def test_later_tasks_can_still_be_learned(name: str) -> None:
-    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
+    strategy, backbone = PRESERVING[name][0](), PRESERVING[name][1]()
     learner = task_aware_learner(backbone, rate=1e-2)
     learner.attach([strategy])
     learn_task(learner, 0)
@@ -102,20 +101,20 @@ def test_later_tasks_can_still_be_learned(name: str) -> None:
     assert float(learner.loss(batch).detach()) < 0.8 * before
 
 
-@pytest.mark.parametrize(("keeper", "network"), [(LoRA, MLP), (Progressive, ProgressiveMLP)])
-@pytest.mark.parametrize("sharer", [PackNet, HAT])
-def test_beside_what_shares_out_weights_they_are_refused(
-    keeper: Any, network: Any, sharer: Any
+@pytest.mark.parametrize(("freezer", "network"), [(LoRA, MLP), (Progressive, ProgressiveMLP)])
+@pytest.mark.parametrize("divider", [PackNet, HAT])
+def test_they_are_refused_beside_strategies_that_divide_the_weights(
+    freezer: Any, network: Any, divider: Any
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"^{sharer.name} divides the weights among tasks and {keeper.name} freezes weights",
+        match=f"^{divider.name} divides the weights among tasks and {freezer.name} freezes weights",
     ):
-        task_aware_learner(network((8, 8, 1), (16, 16))).attach([sharer(), keeper()])
+        task_aware_learner(network((8, 8, 1), (16, 16))).attach([divider(), freezer()])
 
 
 class Columns(nn.Module):
-    """Columns as an agent's encoder."""
+    """A progressive network as an agent's encoder."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -127,7 +126,7 @@ class Columns(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [LoRA, Progressive])
-def test_in_control_the_value_head_goes_on_learning(kind: type[Strategy]) -> None:
+def test_in_control_the_value_head_keeps_learning(kind: type[Strategy]) -> None:
     def network(space: Any, action_space: Any) -> Agent:
         first = next(name for name in space.spaces if name != "cue")
         return agent(
@@ -160,10 +159,10 @@ def test_in_control_the_value_head_goes_on_learning(kind: type[Strategy]) -> Non
 
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("name", ["lora", "lora, pre-trained", "progressive"])
-def test_in_any_order_with_what_changes_weights_between_tasks_an_old_task_is_bit_equal(
+def test_old_tasks_are_bit_equal_beside_shrink_and_perturb_in_any_order(
     name: str, last: bool
 ) -> None:
-    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
+    strategy, backbone = PRESERVING[name][0](), PRESERVING[name][1]()
     learner, shrink = task_aware_learner(backbone), ShrinkAndPerturb()
     strategies: list[Strategy] = [shrink, strategy] if last else [strategy, shrink]
     learner.attach(strategies)
@@ -173,6 +172,3 @@ def test_in_any_order_with_what_changes_weights_between_tasks_an_old_task_is_bit
     for task in (1, 2):
         learn_task(learner, task)
     assert torch.equal(view_outputs(learner, strategy, 0, batch), then)
-
-
-Finish = Callable[[Learner, Strategy, int], None]
