@@ -36,13 +36,13 @@ def task_batch(task: int, examples: int = 6) -> Batch:
 
 
 def learner_with_memory(
-    strategy: AGEM | GEM, ended: Sequence[int], current: int | None = None
+    strategy: AGEM | GEM, past: Sequence[int], current: int | None = None
 ) -> FixedLearner:
-    """A linear classifier whose strategy has stored a batch of each ended and the current task."""
+    """A linear classifier whose strategy has stored a batch of each past and the current task."""
     torch.manual_seed(0)
     learner = vector_learner(nn.Linear(INPUTS, CLASSES), CLASSES)
     learner.attach([strategy])
-    for task in [*ended, *([] if current is None else [current])]:
+    for task in [*past, *([] if current is None else [current])]:
         strategy.begin_task(Named(task), learner)
         strategy.observe(task_batch(task), learner)
         if task != current:

@@ -111,7 +111,7 @@ def image_layers(norm: nn.Module) -> nn.Module:
     )
 
 
-def random_statistics(norm: Any) -> nn.Module:
+def with_random_statistics(norm: Any) -> nn.Module:
     """A batch norm with random statistics and weights."""
     norm.running_mean.uniform_(-1, 1)
     norm.running_var.uniform_(0.5, 2)
@@ -155,10 +155,10 @@ NETS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "batch norm": (
         4,
         lambda: nn.Sequential(
-            nn.Linear(4, 5), random_statistics(nn.BatchNorm1d(5)), nn.Tanh(), nn.Linear(5, 3)
+            nn.Linear(4, 5), with_random_statistics(nn.BatchNorm1d(5)), nn.Tanh(), nn.Linear(5, 3)
         ),
     ),
-    "batch norm of images": (18, lambda: image_layers(random_statistics(nn.BatchNorm2d(4)))),
+    "batch norm of images": (18, lambda: image_layers(with_random_statistics(nn.BatchNorm2d(4)))),
     "a layer without a rule": (
         4,
         lambda: nn.Sequential(nn.Linear(4, 5), nn.PReLU(5), nn.Linear(5, 3)),
@@ -204,10 +204,6 @@ def after_gradient_step(module: nn.Module, loss: Tensor, rate: float) -> list[Te
     """Weights after one step of plain gradient descent on `loss`."""
     slopes = gradients(loss, module)
     return [p.detach() - rate * g for p, g in zip(module.parameters(), slopes, strict=True)]
-
-
-def gradient(learner: FixedLearner, loss: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, list(learner.weights().values())))
 
 
 class OffsetGaussian(Gaussian):

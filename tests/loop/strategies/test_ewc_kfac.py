@@ -7,11 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from loop_helpers import FixedLearner, distance, vector_batch, weights
+from loop_helpers import FixedLearner, distance, gradients, vector_batch, weights
 from strategy_helpers import (
     Named,
     added_gradient,
-    gradient,
     make_learner,
     move_weights,
     one_layer,
@@ -70,7 +69,7 @@ def test_the_kronecker_gradient_is_that_of_the_full_quadratic_form(tasks: int) -
         ):
             d = vec(stacked(layer) - W)
             loss = loss + 0.5 * 3.0 * d @ torch.kron(A, G) @ d
-    expected = gradient(learner, loss)
+    expected = gradients(loss, learner.module)
     assert distance(added_gradient(learner, strategy), expected) < 1e-10
     assert min(float(g.abs().max()) for g in expected) > 1e-2
 
@@ -119,7 +118,7 @@ def assert_penalty_of_the_full_fisher(
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_with_one_input_for_all_examples_factors_are_the_full_fisher(
+def test_factors_are_the_full_fisher_if_examples_share_their_input(
     bias: bool,
 ) -> None:
     """mean of (a x g)(a x g)' = a a' x mean of g g'."""

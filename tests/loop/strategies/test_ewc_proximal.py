@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import distance, vector_batch, weights
+from loop_helpers import distance, gradients, vector_batch, weights
 from quadratic_helpers import Parabola, descend, penalty
 from strategy_helpers import (
     Named,
     added_gradient,
-    gradient,
     make_learner,
     move_weights,
     one_layer,
@@ -79,7 +78,7 @@ def test_a_proximal_step_minimises_distance_plus_penalty() -> None:
     assert (
         max(
             float(g.abs().max())
-            for g in gradient(learner, distances + 5.0 * penalty(learner, [(P, c)]))
+            for g in gradients(distances + 5.0 * penalty(learner, [(P, c)]), learner.module)
         )
         < 1e-12
     )

@@ -68,7 +68,7 @@ def test_only_units_unused_by_past_tasks_are_penalised() -> None:
     hat.begin_task(Named(1), learner)
     below = sum(float((1 - u).sum()) for u in used)
 
-    def price(a: Tensor) -> Tensor:
+    def penalty_gradient(a: Tensor) -> Tensor:
         """Gradient of the sparsity penalty in the mask `a`."""
         a.grad = None
         hat.edit_gradients(None, learner)
@@ -77,10 +77,10 @@ def test_only_units_unused_by_past_tasks_are_penalised() -> None:
 
     for layer, u in zip((0, 2), used, strict=True):
         torch.testing.assert_close(
-            price(mask(learner, layer)), 0.6 * (1 - u) / below, rtol=1e-12, atol=0
+            penalty_gradient(mask(learner, layer)), 0.6 * (1 - u) / below, rtol=1e-12, atol=0
         )
     hat.units = {name: torch.ones_like(u) for name, u in hat.units.items()}
-    assert not price(mask(learner, 0)).any()
+    assert not penalty_gradient(mask(learner, 0)).any()
 
 
 def test_masks_descend_the_compensated_gradient_of_loss_and_penalty() -> None:
@@ -254,7 +254,7 @@ def test_a_grouped_convolutions_channel_reads_only_its_group() -> None:
     assert 0 < expected.sum() < 12
 
 
-def test_layers_with_shared_weights_get_no_mask_and_freeze_at_once() -> None:
+def test_shared_weights_get_no_mask_and_belong_to_the_first_task() -> None:
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
     hat, _ = inputs_used(

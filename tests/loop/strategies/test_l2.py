@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import distance, weights
+from loop_helpers import distance, gradients, weights
 from quadratic_helpers import Parabola, descend, penalty
 from strategy_helpers import (
     Named,
     added_gradient,
-    gradient,
     make_learner,
     move_weights,
     two_layers,
@@ -31,7 +30,7 @@ def test_l2_anchors_only_the_weights_of_the_last_task() -> None:
         strategy.end_task(Named(task), [], learner)
     move_weights(learner, 30)
     ones = {n: torch.ones_like(c) for n, c in last.items()}
-    expected = [0.7 * g for g in gradient(learner, penalty(learner, [(ones, last)]))]
+    expected = [0.7 * g for g in gradients(penalty(learner, [(ones, last)]), learner.module)]
     assert distance(added_gradient(learner, strategy), expected) < 1e-14
     assert (
         distance(

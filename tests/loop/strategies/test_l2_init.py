@@ -6,12 +6,12 @@ import pytest
 import torch
 from loop_helpers import (
     distance,
+    gradients,
     stream,
 )
 from strategy_helpers import (
     Named,
     added_gradient,
-    gradient,
     make_learner,
     move_weights,
     two_layers,
@@ -60,7 +60,7 @@ def test_l2_init_keeps_the_initial_weights_as_anchor_over_tasks() -> None:
         move_weights(learner, 20 + task)
         strategy.end_task(Named(task), [], learner)
     loss = 0.7 * sum(((p - first[n]) ** 2).sum() for n, p in learner.weights().items())
-    assert distance(added_gradient(learner, strategy), gradient(learner, loss)) < 1e-13
+    assert distance(added_gradient(learner, strategy), gradients(loss, learner.module)) < 1e-13
 
 
 def test_l2_init_anchors_added_weights_at_the_next_task() -> None:

@@ -186,7 +186,7 @@ def test_with_one_head_per_task_lwf_sums_over_past_heads(
     } == {str(t) for t in ended[:3]}
 
 
-def test_at_high_temperature_lwf_is_the_squared_error_of_centred_outputs() -> None:
+def test_at_high_temperature_lwf_is_squared_error_of_centred_outputs() -> None:
     """T^2 KL -> sum (d - mean d)^2 / 2P with d = z - z* (Hinton et al. 2015, section 2.1)."""
     learner, lwf = lwf_learner(), LwF(1.0, temperature=1e4)
     batch = labelled(list(range(CLASSES)))

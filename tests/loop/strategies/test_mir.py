@@ -40,7 +40,7 @@ from everloop.loop import (
 )
 
 
-def proposed(mir: MIR, learner: Learner) -> Batch:
+def next_candidates(mir: MIR, learner: Learner) -> Batch:
     """MIR's next candidates, without advancing its generator."""
     state = mir.memory.rng.bit_generator.state
     rows = mir.memory.draw_distinct(mir.candidates)
@@ -66,7 +66,7 @@ def test_mir_replays_the_candidates_with_the_largest_rise_in_loss(
     fresh = examples(4, seed=seed + 9)
     learner.loss(fresh).backward()  # type: ignore[no-untyped-call]
     before, grads = weights(learner.module), [p.grad.clone() for p in learner.module.parameters()]  # type: ignore[union-attr]
-    candidates = proposed(mir, learner)
+    candidates = next_candidates(mir, learner)
     ahead = copy.deepcopy(learner.module)
     for p, g, rate in zip(
         ahead.parameters(), grads, [RATE, RATE, *([0.3] * 2 if groups else [RATE] * 2)], strict=True
@@ -93,7 +93,7 @@ def test_in_control_mir_ranks_by_the_kl_from_the_stored_policy() -> None:
     rate = learner.optimizer.param_groups[0]["lr"]
     for p in parameters:
         p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
-    candidates = proposed(mir, learner)
+    candidates = next_candidates(mir, learner)
     ahead = copy.deepcopy(learner.module)
     for p, own in zip(ahead.parameters(), parameters, strict=True):
         p.data -= rate * own.grad  # type: ignore[operator]
@@ -115,7 +115,7 @@ def test_mirs_virtual_step_moves_only_weights_in_the_optimizer() -> None:
     learner.attach([mir])
     mir.observe(examples(12), learner)
     learner.loss(examples(4, seed=9)).backward()  # type: ignore[no-untyped-call]
-    candidates = proposed(mir, learner)
+    candidates = next_candidates(mir, learner)
     ahead = copy.deepcopy(learner.module)
     for p, own in zip(
         ahead.layers[-1].parameters(), learner.module.layers[-1].parameters(), strict=True
@@ -140,7 +140,7 @@ def test_mir_replays_no_example_twice(memory_size: int) -> None:
     replayed = list[Batch]()
     own = learner.loss
     learner.loss = lambda batch: (replayed.append(batch), own(batch))[1]
-    candidates = proposed(mir, learner)
+    candidates = next_candidates(mir, learner)
     assert (
         len(candidates) == len(torch.unique(candidates.obs["x"][0], dim=0)) == min(64, memory_size)
     )
@@ -166,7 +166,7 @@ def test_mirs_virtual_step_ignores_dropout_and_leaves_no_trace() -> None:
     for p in learner.module.parameters():
         p.grad = torch.zeros_like(p)
     before, drawn = {name: b.clone() for name, b in layers.named_buffers()}, torch.get_rng_state()
-    assert not bool(mir.interference(proposed(mir, learner), learner).any())
+    assert not bool(mir.interference(next_candidates(mir, learner), learner).any())
     assert all(torch.equal(b, before[name]) for name, b in layers.named_buffers())
     assert torch.equal(torch.get_rng_state(), drawn)
     assert all(part.training for part in layers.modules())

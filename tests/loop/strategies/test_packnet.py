@@ -22,7 +22,7 @@ from everloop.loop import (
 )
 
 
-def test_each_task_owns_the_largest_share_of_the_free_weights() -> None:
+def test_each_task_owns_its_share_of_the_largest_free_weights() -> None:
     learner = task_aware_learner(MLP((8, 8, 1), (16, 16)))
     packnet = PackNet(share=0.25, retrain_steps=0)
     learner.attach([packnet])

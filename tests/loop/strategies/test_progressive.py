@@ -13,7 +13,7 @@ from everloop.loop import (
 from everloop.loop.run import Plan, Run
 
 
-def test_a_returning_task_gets_a_new_column_and_others_do_not_change() -> None:
+def test_a_returning_task_gets_a_new_column_and_leaves_others_unchanged() -> None:
     learner, progressive = task_aware_learner(ProgressiveMLP((8, 8, 1), (8, 8))), Progressive()
     learner.attach([progressive])
     for task in (0, 1):

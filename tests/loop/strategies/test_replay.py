@@ -92,7 +92,7 @@ def test_a_returning_task_is_not_replayed_while_it_is_learned(
     assert replayed.tasks() == {0, 1}
 
 
-def test_the_update_descends_the_fresh_loss_plus_the_weighted_stored_loss() -> None:
+def test_replay_descends_the_fresh_loss_plus_the_weighted_stored_loss() -> None:
     learner, replay = digit_learner(), Replay(strength=0.7, capacity=40, batch_size=6)
     learner.attach([replay])
     learn_tasks(learner, [0])
@@ -227,7 +227,7 @@ def test_networks_in_bfloat16_replay_the_examples_they_have_seen(kind: Any) -> N
 
 
 @PPO_KINDS
-def test_in_control_the_replay_loss_is_the_kl_from_the_stored_policy(recurrent: bool) -> None:
+def test_replay_in_control_is_the_kl_from_the_stored_policy(recurrent: bool) -> None:
     learner, replay = control_learner(recurrent), Replay(strength=0.7, capacity=20, batch_size=4)
     learner.attach([replay])
     learn_tasks(learner, [0])

@@ -50,13 +50,13 @@ def test_shrink_and_perturb_mixes_weights_from_the_second_task_on() -> None:
 def test_in_a_foreign_loop_only_the_network_is_copied() -> None:
     """The copy for fresh weights has no hooks."""
 
-    class Whole(nn.Linear):
+    class CountedLinear(nn.Linear):
         def __deepcopy__(self, memo: Any) -> Any:
             assert not self._forward_hooks
             self.copies += 1
-            return Whole(4, 3)
+            return CountedLinear(4, 3)
 
-    module = Whole(4, 3)
+    module = CountedLinear(4, 3)
     module.copies = 0
     loop = attach([ShrinkAndPerturb()], module, torch.optim.SGD(module.parameters(), lr=0.1))
     for task in range(2):

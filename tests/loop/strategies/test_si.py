@@ -29,7 +29,7 @@ from everloop.loop import SI, Gaussian
 from everloop.loop.strategies.parts.path_integral import PathIntegral
 
 
-class Points(nn.Module):
+class TwoVectors(nn.Module):
     """Two weight vectors away from 0."""
 
     def __init__(self) -> None:
@@ -38,25 +38,25 @@ class Points(nn.Module):
         self.b = nn.Parameter(torch.tensor([0.5, 3.0, -1.0], dtype=torch.float64))
 
 
-def points(optimizer: Callable[[Any], torch.optim.Optimizer]) -> FixedLearner:
-    module = Points()
+def two_vectors(optimizer: Callable[[Any], torch.optim.Optimizer]) -> FixedLearner:
+    module = TwoVectors()
     return FixedLearner(module, Gaussian(1), optimizer(module))
 
 
 Slope = dict[str, Tensor]
-NOTHING = vector_batch(1, 1, 1)  # the loss does not depend on it
+UNUSED_BATCH = vector_batch(1, 1, 1)  # the loss does not depend on it
 SLOPE: Slope = {
     "a": torch.tensor([1.0, -0.5]).double(),
     "b": torch.tensor([2.0, -1.0, 0.25]).double(),
 }
 
 
-def line(learner: FixedLearner, slope: Slope) -> Tensor:
+def linear_loss(learner: FixedLearner, slope: Slope) -> Tensor:
     """A loss linear in the weights."""
     return sum((g * learner.weights()[n]).sum() for n, g in slope.items())  # type: ignore[return-value]
 
 
-def uphill(module: Points) -> torch.optim.Optimizer:
+def uphill(module: TwoVectors) -> torch.optim.Optimizer:
     """Gradient descent in a and gradient ascent in b."""
     return torch.optim.SGD(
         [{"params": [module.a]}, {"params": [module.b], "maximize": True}], lr=0.1
@@ -72,25 +72,25 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
-@pytest.mark.parametrize("limit", [None, 0.3], ids=["", "clipped"])
+@pytest.mark.parametrize("limit", [None, 0.3], ids=["unclipped", "clipped"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_for_a_linear_loss_the_path_integral_is_the_loss_drop(
     optimizer: str, limit: float | None
 ) -> None:
     """omega_i = -g_i (w_i after - w_i before) for every optimizer; their sum is the loss drop."""
-    learner, strategy = points(OPTIMIZERS[optimizer]), SI()
+    learner, strategy = two_vectors(OPTIMIZERS[optimizer]), SI()
     learner.max_grad_norm = limit
     learner.attach([strategy])
     strategy.begin_task(Named(), learner)
-    then, before = snapshot(learner), float(line(learner, SLOPE).detach())
+    then, before = snapshot(learner), float(linear_loss(learner, SLOPE).detach())
     for _ in range(9):
-        learner.updater.step(line(learner, SLOPE), NOTHING)
+        learner.updater.step(linear_loss(learner, SLOPE), UNUSED_BATCH)
     omega = strategy.path.omega
     for name, w in snapshot(learner).items():
         torch.testing.assert_close(
             omega[name], -SLOPE[name] * (w - then[name]), rtol=1e-12, atol=1e-12
         )
-    drop = before - float(line(learner, SLOPE).detach())
+    drop = before - float(linear_loss(learner, SLOPE).detach())
     assert float(sum(o.sum() for o in omega.values())) == pytest.approx(drop, rel=1e-12)
     assert abs(drop) > 0.1
     if optimizer == "sgd":
@@ -99,7 +99,7 @@ def test_for_a_linear_loss_the_path_integral_is_the_loss_drop(
 
 def omega_and_loss_drop(steepness: Slope, steps: int, time: float = 1.0) -> tuple[Weights, Weights]:
     """omega and each weight's drop of h_i / 2 w_i^2, after gradient descent over `time`."""
-    learner = points(lambda m: torch.optim.SGD(m.parameters(), lr=time / steps))
+    learner = two_vectors(lambda m: torch.optim.SGD(m.parameters(), lr=time / steps))
     path = PathIntegral()
     then = snapshot(learner)
     for _ in range(steps):
@@ -121,7 +121,7 @@ def omega_and_loss_drop(steepness: Slope, steps: int, time: float = 1.0) -> tupl
     ],
     ids=["straight path", "curved path"],
 )
-def test_for_a_quadratic_loss_the_path_integral_converges_to_the_loss_drop(
+def test_for_a_quadratic_loss_path_integrals_converge_to_the_loss_drop(
     steepness: Slope,
 ) -> None:
     """The error is of second order in a step: about lr h / 2 of the drop, halved with the rate."""
@@ -156,7 +156,7 @@ def test_a_networks_path_integrals_sum_to_the_loss_drop() -> None:
 
 def test_path_integrals_continue_over_steps_without_a_gradient() -> None:
     """Weights are identified by name, so replacing a parameter makes no difference."""
-    learner, path = points(OPTIMIZERS["sgd"]), PathIntegral()
+    learner, path = two_vectors(OPTIMIZERS["sgd"]), PathIntegral()
     expected = {n: torch.zeros_like(p) for n, p in learner.weights().items()}
     g = torch.Generator().manual_seed(0)
     for step, moving in enumerate(["a", "ab", "b", "ab", "ab", "", "b", "ab"]):
@@ -183,7 +183,7 @@ def learn_linear_task(
     strategy.begin_task(Named(), learner)
     then = snapshot(learner)
     for _ in range(steps):
-        learner.updater.step(line(learner, slope), NOTHING)
+        learner.updater.step(linear_loss(learner, slope), UNUSED_BATCH)
     omega = {n: o.clone() for n, o in strategy.path.omega.items()}
     strategy.end_task(Named(), [], learner)
     return then, snapshot(learner), omega
@@ -195,7 +195,7 @@ def test_si_importance_is_the_damped_path_integral_summed_over_tasks(
     optimizer: str, damping: float
 ) -> None:
     """Omega_i = sum_k max(0, -g_ki Delta_ki) / (Delta_ki^2 + xi), without changes between tasks."""
-    learner, strategy = points(OPTIMIZERS[optimizer]), SI(0.05, damping)
+    learner, strategy = two_vectors(OPTIMIZERS[optimizer]), SI(0.05, damping)
     learner.attach([strategy])
     importance = {n: torch.zeros_like(p) for n, p in learner.weights().items()}
     for task in range(3):
@@ -211,7 +211,7 @@ def test_si_importance_is_the_damped_path_integral_summed_over_tasks(
 
 
 def test_si_gives_no_importance_to_weights_that_went_uphill() -> None:
-    learner, strategy = points(uphill), SI()
+    learner, strategy = two_vectors(uphill), SI()
     learner.attach([strategy])
     learn_linear_task(learner, strategy, SLOPE)
     assert not bool(strategy.penalty.precision["b"].any())
@@ -220,7 +220,7 @@ def test_si_gives_no_importance_to_weights_that_went_uphill() -> None:
 
 def test_sis_path_integral_leaves_out_its_own_penalty() -> None:
     """Under a strong penalty omega_i is still minus the task loss's slope times the distance."""
-    learner, strategy = points(OPTIMIZERS["sgd"]), SI(strength=3.0)
+    learner, strategy = two_vectors(OPTIMIZERS["sgd"]), SI(strength=3.0)
     learner.attach([strategy])
     learn_linear_task(learner, strategy, SLOPE)
     opposite = {n: -g for n, g in SLOPE.items()}

@@ -34,15 +34,12 @@ from torch import Tensor
 
 from everloop.loop import Training
 
-NEEDS_OTHER_TARGET = {("dqn", "hat"), ("dqn", "lora")}
+UNSUPPORTED = {("dqn", "hat"), ("dqn", "lora")}
 """Learners with a target network, and strategies that it would not support."""
 
 CASES = [("stream", name) for name in STREAM] + [("control", name) for name in CONTROL]
 ALL_CASES = CASES + [
-    (kind, name)
-    for kind in ("dqn", "sac")
-    for name in CONTROL
-    if (kind, name) not in NEEDS_OTHER_TARGET
+    (kind, name) for kind in ("dqn", "sac") for name in CONTROL if (kind, name) not in UNSUPPORTED
 ]
 STREAMS_AND_CONTROL = pytest.mark.parametrize(
     ("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES]

@@ -114,7 +114,7 @@ def numbers_stored(strategy: Any) -> int:
 
 
 @pytest.mark.parametrize("kind", [L2, EWC, MAS, SI, RWalk])
-def test_strategies_store_as_many_numbers_per_weight_as_their_traits_say(
+def test_the_traits_state_the_numbers_stored_per_weight(
     kind: Callable[[], Any],
 ) -> None:
     learner, strategy = classifier("mlp")[0], kind()

@@ -47,7 +47,7 @@ from everloop.loop import (
 
 
 @pytest.mark.parametrize("memory", ["uncertain", "informative"])
-def test_scored_memories_keep_the_examples_with_the_highest_scores_per_class(
+def test_scored_memories_keep_the_highest_scoring_examples_of_each_class(
     memory: str,
 ) -> None:
     """The score is the entropy -sum p log p or -log p_y, with the outputs when the example came."""
@@ -162,7 +162,7 @@ def test_memories_that_need_class_labels_are_refused_without_them(
 
 
 @pytest.mark.parametrize("kind", [ERACE, GDumb, ICaRL])
-def test_strategies_that_need_one_label_per_example_are_refused_for_tags(
+def test_strategies_for_single_labels_are_refused_on_tags(
     kind: Callable[..., Strategy],
 ) -> None:
     with pytest.raises(
