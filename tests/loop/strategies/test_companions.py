@@ -85,14 +85,14 @@ def test_packnet_and_hat_must_come_first(kind: Any) -> None:
 def test_a_proximal_step_moves_no_weights_of_past_tasks(kind: Any) -> None:
     """It comes after the optimizer's step, and weights are restored after both."""
     learner = task_aware_learner(MLP((8, 8, 1), (12,)))
-    freezer, ewc = kind(), EWC(1e3, proximal=True)
-    learner.attach([freezer, ewc])
+    strategy, ewc = kind(), EWC(1e3, proximal=True)
+    learner.attach([strategy, ewc])
     learn_task(learner, 0)
     batch = examples(learner, 0)
-    then = view_outputs(learner, freezer, 0, batch)
+    then = view_outputs(learner, strategy, 0, batch)
     for task in (1, 2):
         learn_task(learner, task)
-    assert torch.equal(view_outputs(learner, freezer, 0, batch), then)
+    assert torch.equal(view_outputs(learner, strategy, 0, batch), then)
 
 
 def test_only_one_strategy_may_add_weights() -> None:

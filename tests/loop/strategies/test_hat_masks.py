@@ -86,7 +86,7 @@ def test_only_units_unused_by_past_tasks_are_penalised() -> None:
 def test_masks_descend_the_compensated_gradient_of_loss_and_penalty() -> None:
     """q' = s_max (cosh(s e) + 1) / (s (cosh(e) + 1)) q with q = dL/de of loss plus penalty.
 
-    An e beyond its limits does not move.
+    An e with |s e| > s_max does not move, and |e| stays at most 6.
     """
     learner, hat = masked_learner(period=7, s_max=50.0, rate=1e-3, sparsity=0.6)
     hat.begin_task(Named(0), learner)

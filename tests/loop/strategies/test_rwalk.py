@@ -107,7 +107,7 @@ def test_rwalks_importance_after_one_step() -> None:
 
 
 def test_the_new_fisher_has_weight_alpha() -> None:
-    """F^t = alpha F + (1 - alpha) F^(t-1) with alpha = 0.9, as in section 4.1; here F = 1, 4, 9."""
+    """F^t = alpha F + (1 - alpha) F^(t-1), alpha = 0.9 (section 4.1 and the authors' code)."""
     learner, strategy = Regression(), RWalk(interval=1)
     learner.attach([strategy])
     for x in (1.0, 2.0, 3.0):

@@ -35,7 +35,7 @@ from torch import Tensor
 from everloop.loop import Training
 
 UNSUPPORTED = {("dqn", "hat"), ("dqn", "lora")}
-"""Learners with a target network, and strategies that it would not support."""
+"""Strategies that are refused beside a target network."""
 
 CASES = [("stream", name) for name in STREAM] + [("control", name) for name in CONTROL]
 ALL_CASES = CASES + [
