@@ -215,10 +215,10 @@ def test_a_returning_class_is_herded_from_old_exemplars_and_new_examples() -> No
     icarl, learner = increments.icarl, increments.learner
     icarl.begin_task(Named(2), learner)
     perturb(learner.module, 6)
-    batches = examples(8, 2, seed=9, labels=[3, 2] * 4)
+    batch = examples(8, 2, seed=9, labels=[3, 2] * 4)
     others = {label: increments.exemplars[label] for label in (0, 1, 4)}
-    x, y = batches.obs["x"][0], batches.target[0]  # type: ignore[index]
-    icarl.end_task(Named(2), [batches], learner)
+    x, y = batch.obs["x"][0], batch.target[0]  # type: ignore[index]
+    icarl.end_task(Named(2), [batch], learner)
     for label, candidates in ((3, torch.cat([x[y == 3], increments.exemplars[3]])), (2, x[y == 2])):
         chosen = candidates[herd(normalised_features(learner.module, candidates), 4)]
         np.testing.assert_array_equal(
