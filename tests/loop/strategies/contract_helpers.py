@@ -1,4 +1,4 @@
-"""Every strategy with settings that make it act within a few steps, and learners to try it on."""
+"""Every strategy, with settings that make it act within a few steps, and learners for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loop_helpers import (
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
 from everloop.loop import STRATEGIES, Gaussian, Learner, Strategy, SupervisedLearner, Training
 
-SMALL: dict[str, dict[str, Any]] = {
+ACTIVE_SETTINGS: dict[str, dict[str, Any]] = {
     "replay": {"capacity": 40, "batch_size": 8},
     "der": {"capacity": 40, "batch_size": 8},
     "derpp": {"capacity": 40, "batch_size": 8},
@@ -39,10 +39,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "la_maml": {"capacity": 40, "batch_size": 8},
     "growth": {"units": 3, "threshold": 0.0, "patience": 5},
 }
-"""Settings under which a strategy does all that it can within a few steps."""
+"""Settings that make a strategy act within a few steps."""
 
-
-EMPTY: dict[str, dict[str, Any]] = {
+INACTIVE_SETTINGS: dict[str, dict[str, Any]] = {
     "gdumb": {"epochs": 0},
     "packnet": {"share": 0.0},
     "hat": {"masks": False},
@@ -52,53 +51,42 @@ EMPTY: dict[str, dict[str, Any]] = {
     "continual_backprop": {"replacement_rate": 0.0},
     "shrink_and_perturb": {"shrink": 1.0, "noise": 0.0},
 }
-"""What stands for strength 0."""
-
+"""Settings that make a strategy without a strength inactive."""
 
 ARCHITECTURES = {"progressive": ProgressiveMLP, "growing": GrowingMLP}
 
-
 TRAITS = {name: strategy.traits for name, strategy in STRATEGIES.items()}
 
-
 CONTROL_ONLY = {name for name, traits in TRAITS.items() if not traits.streams}
-
-
 LABELS_ONLY = {name for name, traits in TRAITS.items() if not traits.control}
-
-
 NETWORKS = {name: ARCHITECTURES[t.network] for name, t in TRAITS.items() if t.network}
-
-
-TOLD_ONLY = {name for name, traits in TRAITS.items() if traits.task_id}
-
-
-NOT_TOLD_ONLY = {name for name, traits in TRAITS.items() if traits.one_head}
-
+TASK_AWARE_ONLY = {name for name, traits in TRAITS.items() if traits.task_id}
+TOLD_ONLY = TASK_AWARE_ONLY
+TASK_AGNOSTIC_ONLY = {name for name, traits in TRAITS.items() if traits.one_head}
 
 STREAM = sorted(set(STRATEGIES) - CONTROL_ONLY)
-
-
 CONTROL = sorted(set(STRATEGIES) - LABELS_ONLY - set(NETWORKS))
 
 
 def active(name: str) -> Strategy:
-    return STRATEGIES[name](**SMALL.get(name, {}))
+    return STRATEGIES[name](**ACTIVE_SETTINGS.get(name, {}))
 
 
-def empty(name: str) -> Strategy:
-    return STRATEGIES[name](**SMALL.get(name, {}) | EMPTY.get(name, {"strength": 0.0}))
+def inactive(name: str) -> Strategy:
+    return STRATEGIES[name](
+        **ACTIVE_SETTINGS.get(name, {}) | INACTIVE_SETTINGS.get(name, {"strength": 0.0})
+    )
 
 
 def stream_learner(name: str = "", training: Training = Training()) -> SupervisedLearner:  # noqa: B008
-    """A small network on digits, with a head for each task where the strategy wants the task to be
-    told.
-    """
+    """A small network on digits, with one head per task if the strategy needs the task ID."""
     torch.manual_seed(0)
-    world = stream(label_space="within_task", task_cue=True) if name in TOLD_ONLY else stream()
-    outputs = 2 if name in TOLD_ONLY else 10
+    world = (
+        stream(label_space="within_task", task_cue=True) if name in TASK_AWARE_ONLY else stream()
+    )
+    outputs = 2 if name in TASK_AWARE_ONLY else 10
     backbone = NETWORKS.get(name, MLP)((8, 8, 1), (12, 12))
-    network = Classifier(backbone, outputs, tasks=5 if name in TOLD_ONLY else 1)
+    network = Classifier(backbone, outputs, tasks=5 if name in TASK_AWARE_ONLY else 1)
     return SupervisedLearner(network, world, training)
 
 
@@ -131,7 +119,7 @@ def sac(name: str = "") -> Learner:
     return off_policy_learner(sac=True, world=off_policy_world(sac=True, task_cue=True))
 
 
-MAKERS: dict[str, Callable[[str], Learner]] = {
+BUILDERS: dict[str, Callable[[str], Learner]] = {
     "stream": stream_learner,
     "control": control,
     "dqn": dqn,

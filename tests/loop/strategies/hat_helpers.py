@@ -1,4 +1,4 @@
-"""Networks for HAT's tests: of many kinds, and small ones whose mask is looked at."""
+"""Networks of many kinds for the tests of HAT, and a small one with a known mask."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_helpers import told
+from architecture_helpers import task_aware_learner
 from loop_helpers import (
     FixedLearner,
     FlatNet,
@@ -15,6 +15,7 @@ from loop_helpers import (
     update,
     vector_batch,
 )
+from strategy_helpers import Named
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Agent, ResNet18
@@ -22,25 +23,20 @@ from everloop.contract import Task
 from everloop.loop import HAT, Batch, Categorical, Learner, SupervisedLearner, Training
 
 
-class ToldLearner(FixedLearner):
-    """Without a world, but told the task."""
+class TaskAwareLearner(FixedLearner):
+    """Task-aware, without a world."""
 
     task_aware = True
 
 
-class Named:
-    """A task."""
-
-    def __init__(self, id: int) -> None:
-        self.id, self.name = id, f"task {id}"
-
-
 class Residual(nn.Module):
-    """x + f(x) over units of two layers, as in a residual block."""
+    """A residual block: x + f(x) over the units of two layers."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.first = nn.Linear(4, 6)
+        self.second = nn.Linear(6, 6)
+        self.last = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.first(x))
@@ -49,7 +45,7 @@ class Residual(nn.Module):
 
 
 class Features(nn.Module):
-    """`layers` on images as channels, from 0 to 1, and how many features come out."""
+    """Applies `layers` to images scaled to [0, 1], channels first; returns `size` features."""
 
     def __init__(self, layers: nn.Module, size: int) -> None:
         super().__init__()
@@ -76,7 +72,7 @@ def convolutions() -> nn.Module:
     )
 
 
-def units_that_are_not_0_when_off() -> nn.Module:
+def layers_with_nonzero_off_units() -> nn.Module:
     return Features(
         nn.Sequential(
             nn.Flatten(),
@@ -105,7 +101,7 @@ def agent_learner() -> SupervisedLearner:
     return SupervisedLearner(network, world, Training(learning_rate=1e-2))
 
 
-def momentum(learner: SupervisedLearner) -> SupervisedLearner:
+def with_momentum(learner: SupervisedLearner) -> SupervisedLearner:
     optimizer = torch.optim.SGD(
         learner.module.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3
     )
@@ -113,33 +109,33 @@ def momentum(learner: SupervisedLearner) -> SupervisedLearner:
 
 
 LEARNERS: dict[str, Callable[[], SupervisedLearner]] = {
-    "mlp": lambda: told(MLP((8, 8, 1), (16, 16)), 1e-2),
-    "convolutions": lambda: told(convolutions(), 1e-2),
-    "sigmoid and layer norm": lambda: told(units_that_are_not_0_when_off(), 1e-2),
-    "residual blocks and group norm": lambda: told(ResNet18((8, 8, 1), 4, "group")),
+    "mlp": lambda: task_aware_learner(MLP((8, 8, 1), (16, 16)), 1e-2),
+    "convolutions": lambda: task_aware_learner(convolutions(), 1e-2),
+    "sigmoid and layer norm": lambda: task_aware_learner(layers_with_nonzero_off_units(), 1e-2),
+    "residual blocks and group norm": lambda: task_aware_learner(ResNet18((8, 8, 1), 4, "group")),
     "attention": agent_learner,
-    "momentum and weight decay": lambda: momentum(told(MLP((8, 8, 1), (40, 40)))),
+    "momentum and weight decay": lambda: with_momentum(
+        task_aware_learner(MLP((8, 8, 1), (40, 40)))
+    ),
 }
-ANYWHERE = pytest.mark.parametrize("name", LEARNERS)
+EVERY_NETWORK = pytest.mark.parametrize("name", LEARNERS)
 
 
-def quick(**settings: Any) -> HAT:
-    """Masks that are learned within a few steps; of so few units each must be cheap."""
+def quick_hat(**settings: Any) -> HAT:
+    """HAT that learns its masks within a few steps, at a low price for few units."""
     return HAT(**{"rate": 0.1, "period": 4, "sparsity": 0.05} | settings)
 
 
-def layered(
+def masked_learner(
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD, **settings: Any
-) -> tuple[ToldLearner, HAT]:
-    """Two hidden layers in double precision, and a mask over their units."""
+) -> tuple[TaskAwareLearner, HAT]:
+    """Two hidden layers in double precision, with a mask over their units."""
     torch.manual_seed(0)
     net = FlatNet(
         nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), "x"
     ).double()
-    learner, hat = (
-        ToldLearner(net, Categorical(3), optimizer(net.parameters(), lr=0.1)),
-        quick(**settings),
-    )
+    learner = TaskAwareLearner(net, Categorical(3), optimizer(net.parameters(), lr=0.1))
+    hat = quick_hat(**settings)
     learner.attach([hat])
     return learner, hat
 
@@ -149,15 +145,15 @@ def batches(count: int, seed: int = 0) -> Iterator[Batch]:
         yield vector_batch(8, 4, 3, seed=100 * seed + i)
 
 
-def learn(learner: Learner, hat: HAT, task: int, steps: int = 12) -> None:
-    named: Task = Named(task)
-    hat.begin_task(named, learner)
+def learn_hat_task(learner: Learner, hat: HAT, task: int, steps: int = 12) -> None:
+    begun: Task = Named(task)
+    hat.begin_task(begun, learner)
     for batch in batches(steps, task):
         update(learner, batch)
-    hat.end_task(named, list(batches(1, task)), learner)
+    hat.end_task(begun, list(batches(1, task)), learner)
 
 
-def named(learner: Learner) -> dict[str, Tensor]:
+def named_weights(learner: Learner) -> dict[str, Tensor]:
     return {
         name.removeprefix("layers."): p.detach().clone()
         for name, p in learner.module.named_parameters()

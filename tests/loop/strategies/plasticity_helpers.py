@@ -1,4 +1,4 @@
-"""Networks with two hidden layers, for the tests of plasticity and meta-learning."""
+"""Networks with two hidden layers for the tests of plasticity and meta-learning."""
 
 from __future__ import annotations
 

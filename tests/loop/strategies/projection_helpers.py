@@ -1,4 +1,4 @@
-"""A linear classifier with stored tasks, for the tests of A-GEM and GEM."""
+"""A linear classifier with stored tasks for the tests of GEM and A-GEM."""
 
 from __future__ import annotations
 
@@ -22,44 +22,36 @@ from torch import nn
 from everloop.loop import AGEM, GEM, Batch
 
 INPUTS = 3
-
-
 CLASSES = 4
-
-
-EITHER = pytest.mark.parametrize("kind", [AGEM, GEM])
-
-
+BOTH_METHODS = pytest.mark.parametrize("kind", [AGEM, GEM])
 Vector = npt.NDArray[np.float64]
-
-
 seeds = st.integers(0, 2**32)
 
 
 def task_batch(task: int, examples: int = 6) -> Batch:
-    """Random examples that belong to the task alone."""
+    """Random examples of one task."""
     return replace(
         vector_batch(examples, INPUTS, CLASSES, seed=task), task=torch.full((examples,), task)
     )
 
 
-def taught(strategy: AGEM | GEM, ended: Sequence[int], at_hand: int | None = None) -> FixedLearner:
-    """A linear classifier; the strategy stores a batch of each ended task, and of one that
-    goes on.
-    """
+def learner_with_memory(
+    strategy: AGEM | GEM, past: Sequence[int], current: int | None = None
+) -> FixedLearner:
+    """A linear classifier whose strategy has stored a batch of each past and the current task."""
     torch.manual_seed(0)
     learner = vector_learner(nn.Linear(INPUTS, CLASSES), CLASSES)
     learner.attach([strategy])
-    for task in [*ended, *([] if at_hand is None else [at_hand])]:
+    for task in [*past, *([] if current is None else [current])]:
         strategy.begin_task(Named(task), learner)
         strategy.observe(task_batch(task), learner)
-        if task != at_hand:
+        if task != current:
             strategy.end_task(Named(task), [], learner)
     return learner
 
 
 def give_gradient(learner: FixedLearner, seed: int) -> Vector:
-    """Random numbers as if a fresh batch had left them; returns them as one vector."""
+    """Set a random gradient, as if from a fresh batch, and return it as one vector."""
     g = torch.Generator().manual_seed(seed)
     for p in learner.module.parameters():
         p.grad = torch.randn(p.shape, generator=g, dtype=p.dtype)
@@ -74,10 +66,8 @@ def gradient_of(learner: FixedLearner) -> Vector:
     )
 
 
-def gradient_by_hand(learner: FixedLearner, batch: Batch) -> Vector:
-    """The gradient of the mean cross-entropy of a linear classifier: (softmax - one-hot) x', over
-    the examples.
-    """
+def cross_entropy_gradient(learner: FixedLearner, batch: Batch) -> Vector:
+    """Gradient of the mean cross-entropy of a linear classifier: mean of (softmax - one-hot) x'."""
     layer: Any = (
         learner.module.layers[0]
         if isinstance(learner.module.layers, nn.Sequential)
@@ -90,12 +80,10 @@ def gradient_by_hand(learner: FixedLearner, batch: Batch) -> Vector:
     return torch.cat([(error.T @ x).flatten(), error.sum(0)]).detach().numpy()
 
 
-def foresee_tasks(
+def next_task_draws(
     strategy: AGEM | GEM, learner: FixedLearner, tasks: Sequence[Sequence[int]]
 ) -> list[Batch]:
-    """What the strategy is about to draw, once for each set of tasks; it draws the same
-    afterwards.
-    """
+    """The strategy's next draw for each set of tasks, without advancing its generator."""
     state = strategy.memory.rng.bit_generator.state
     drawn = [strategy.draw(learner, np.array(ids)) for ids in tasks]
     strategy.memory.rng.bit_generator.state = state

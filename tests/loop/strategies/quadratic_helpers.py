@@ -1,4 +1,4 @@
-"""A quadratic loss, a quadratic penalty written out, and descent on them."""
+"""A quadratic loss, an explicit quadratic penalty, and gradient descent."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Any
 
 from loop_helpers import FixedLearner, vector_batch
 from strategy_helpers import (
-    Untold,
+    TaskAgnosticLearner,
 )
 from torch import Tensor
 
 from everloop.loop import Batch
 
-Quadratics = list[tuple[dict[str, Tensor], dict[str, Tensor]]]  # (precision, center) of each
+Quadratics = list[tuple[dict[str, Tensor], dict[str, Tensor]]]  # (precision, anchor) of each
 
 
-class Parabola(Untold):
-    """loss = 1/2 sum_i steepness_i (w_i - best_i)^2, whatever the batch; 0 everywhere at first."""
+class Parabola(TaskAgnosticLearner):
+    """loss = 1/2 sum_i steepness (w_i - best)^2 for every batch; 0 until steepness is set."""
 
     steepness: Any = 0.0
     best: Any = 0.0

@@ -1,4 +1,4 @@
-"""Learners with a memory of examples, what they are about to draw, and losses written out."""
+"""Learners with a memory of examples, their next draws, and explicit losses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loop_helpers import (
     perturb,
     vector_batch,
 )
-from strategy_helpers import Untold
+from strategy_helpers import TaskAgnosticLearner
 from torch import Tensor, nn
 
 from everloop.loop import (
@@ -33,7 +33,7 @@ from everloop.loop.strategies.parts.rehearsal import Rehearsal
 INPUTS = 3
 CLASSES = 5
 RATE = 0.1
-KINDS = pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
+PPO_KINDS = pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
 seeds = st.integers(0, 2**31)
 
 
@@ -42,8 +42,8 @@ def rehearsal_learner(
     likelihood: Any = None,
     outputs: int = CLASSES,
     groups: bool = False,
-) -> Untold:
-    """Two layers in double precision; with `groups` the second one learns at a rate of its own."""
+) -> TaskAgnosticLearner:
+    """Two layers in double precision; with `groups` the second has a learning rate of 0.3."""
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, outputs)).double()
     rates = (
@@ -51,7 +51,7 @@ def rehearsal_learner(
         if groups
         else layers.parameters()
     )
-    learner = Untold(
+    learner = TaskAgnosticLearner(
         FlatNet(layers, "x"), likelihood or Categorical(outputs), torch.optim.SGD(rates, lr=RATE)
     )
     learner.attach(strategies)
@@ -67,7 +67,7 @@ def examples(
 
 
 def step(learner: FixedLearner, batch: Batch) -> None:
-    """One update, as a supervised learner takes it."""
+    """One update in which strategies observe the fresh batch before they replay."""
     output = learner.forward(batch)
     fresh = replace(batch, output=output.prediction.detach())
     for strategy in learner.strategies:
@@ -77,12 +77,10 @@ def step(learner: FixedLearner, batch: Batch) -> None:
     foreign_step(learner, loss, fresh)
 
 
-def foresee(
+def next_draws(
     strategy: Rehearsal, learner: Learner, *counts: int | None, tasks: Sequence[int] | None = None
 ) -> list[Batch]:
-    """What the strategy is about to draw, one batch for each count; it draws the same
-    afterwards.
-    """
+    """The strategy's next draw for each count, without advancing its generator."""
     state = strategy.memory.rng.bit_generator.state
     drawn = [
         strategy.draw(learner, None if tasks is None else np.array(tasks), count)
@@ -97,14 +95,14 @@ def stored(strategy: Rehearsal, learner: Learner) -> Batch:
     return strategy.read(np.arange(len(strategy.memory)), learner)
 
 
-def outputs_by_hand(module: Any, x: Tensor) -> Tensor:
-    """The outputs of the two layers."""
+def two_layer_outputs(module: Any, x: Tensor) -> Tensor:
+    """Outputs of the two layers, from their weights."""
     first, last = module.layers[-3], module.layers[-1]
     return torch.tanh(x @ first.weight.T + first.bias) @ last.weight.T + last.bias
 
 
 def cross_entropies(z: Tensor, y: Tensor) -> Tensor:
-    """-log(exp(z_y) / sum exp(z)) of each row."""
+    """-log(exp(z_y) / sum_k exp(z_k)) of each row."""
     return z.exp().sum(-1).log() - z[torch.arange(len(y)), y]
 
 
@@ -114,24 +112,22 @@ def close(a: Sequence[Tensor], b: Sequence[Tensor], rtol: float = 1e-9, atol: fl
     )
 
 
-def away(learner: Learner) -> None:
-    """Move the weights, so that what was stored is no longer what the network says."""
+def perturb_weights(learner: Learner) -> None:
+    """Move the weights, so that the network's outputs differ from the stored ones."""
     torch.manual_seed(0)
     perturb(learner.module, 1, 0.1)
 
 
-class Watch(Strategy):
-    """Notes what the network puts out for every fresh batch, before the update that learns
-    from it.
-    """
+class OutputRecorder(Strategy):
+    """Records the network's outputs for every fresh batch before its update."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[Batch, Tensor, Tensor | None]] = []
+        self.records: list[tuple[Batch, Tensor, Tensor | None]] = []
 
     def observe(self, batch: Batch, learner: Learner) -> None:
         with torch.no_grad():
             output = learner.forward(batch)
-        self.seen.append(
+        self.records.append(
             (
                 batch,
                 output.prediction.clone(),
@@ -140,9 +136,9 @@ class Watch(Strategy):
         )
 
     def by_observation(self, key: str) -> dict[bytes, tuple[Tensor, Tensor | None]]:
-        """What was put out for each example, by the example's bytes."""
+        """Prediction and value of each example, by the bytes of its observation."""
         found = {}
-        for batch, prediction, value in self.seen:
+        for batch, prediction, value in self.records:
             for i in range(len(batch)):
                 found[batch.obs[key][:, i].numpy().tobytes()] = (
                     prediction[:, i],

@@ -1,6 +1,4 @@
-"""Tasks without a world, small networks, and pulls on weights that the tests of strategies
-share.
-"""
+"""Tasks without a world, small networks, and penalties on weights for tests of strategies."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ import torch
 from loop_helpers import (
     FixedLearner,
     FlatNet,
+    gradients,
     update,
     vector_batch,
 )
@@ -22,20 +21,20 @@ Weights = dict[str, Tensor]
 
 
 class Named(NamedTuple):
-    """Any task at all."""
+    """A task for a learner without a world."""
 
     id: int = 0
     name: str = "any"
 
 
-class Untold(FixedLearner):
-    """Has no world that could tell the task."""
+class TaskAgnosticLearner(FixedLearner):
+    """Task-agnostic, without a world."""
 
     task_aware = False
 
 
-class InTurn(Categorical):
-    """Draws the classes in turn: the label of an example is its place in the batch."""
+class CyclicLabels(Categorical):
+    """Samples the classes in order: an example's label is its index modulo the classes."""
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.arange(p[..., 0].numel()).reshape(p.shape[:-1]) % self.classes
@@ -51,17 +50,17 @@ def one_layer(bias: bool = True) -> nn.Linear:
     return nn.Linear(4, 3, bias)
 
 
-def learner_of(
+def make_learner(
     layers: nn.Module,
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
-    kind: Any = Untold,
+    kind: Any = TaskAgnosticLearner,
 ) -> Any:
     module = FlatNet(layers, "x").double()
-    return kind(module, InTurn(3), optimizer(module.parameters()) if optimizer else None)
+    return kind(module, CyclicLabels(3), optimizer(module.parameters()) if optimizer else None)
 
 
-def like(learner: FixedLearner, low: float, high: float, seed: int) -> dict[str, Tensor]:
-    """Random numbers in [low, high], one for each weight."""
+def random_like(learner: FixedLearner, low: float, high: float, seed: int) -> dict[str, Tensor]:
+    """Uniform numbers in [low, high] in the shapes of the weights."""
     g = torch.Generator().manual_seed(seed)
     return {
         n: low + (high - low) * torch.rand(p.shape, generator=g, dtype=p.dtype)
@@ -69,39 +68,39 @@ def like(learner: FixedLearner, low: float, high: float, seed: int) -> dict[str,
     }
 
 
-def move(learner: FixedLearner, seed: int) -> dict[str, Tensor]:
-    """Put the weights elsewhere, and return where they are now."""
-    there = like(learner, -1.0, 1.0, seed)
+def move_weights(learner: FixedLearner, seed: int) -> dict[str, Tensor]:
+    """Set the weights to random values in [-1, 1] and return them."""
+    there = random_like(learner, -1.0, 1.0, seed)
     with torch.no_grad():
         for name, p in learner.weights().items():
             p.copy_(there[name])
     return there
 
 
-def edited(
-    learner: FixedLearner, strategy: Strategy, batch: Batch | None = None, already: float = 0.5
+def added_gradient(
+    learner: FixedLearner, strategy: Strategy, batch: Batch | None = None, existing: float = 0.5
 ) -> list[Tensor]:
-    """What the strategy adds to a gradient that is there already."""
+    """What the strategy adds to an existing gradient."""
     for p in learner.weights().values():
-        p.grad = torch.full_like(p, already)
+        p.grad = torch.full_like(p, existing)
     strategy.edit_gradients(batch or vector_batch(1, 1, 1), learner)
-    return [p.grad - already for p in learner.weights().values() if p.grad is not None]
+    return [p.grad - existing for p in learner.weights().values() if p.grad is not None]
 
 
 def snapshot(learner: FixedLearner) -> Weights:
     return {name: p.detach().clone() for name, p in learner.weights().items()}
 
 
-def pull(
-    learner: FixedLearner, strength: float, importance: Weights, center: Weights
+def penalty_gradient(
+    learner: FixedLearner, strength: float, importance: Weights, anchor: Weights
 ) -> list[Tensor]:
-    """By autograd: the gradient of strength * sum_i Omega_i (w_i - w*_i)^2."""
+    """Gradient of strength * sum_i Omega_i (w_i - w*_i)^2, by autograd."""
     w = learner.weights()
-    penalty = strength * sum((importance[n] * (w[n] - center[n]) ** 2).sum() for n in w)
+    penalty = strength * sum((importance[n] * (w[n] - anchor[n]) ** 2).sum() for n in w)
     return list(torch.autograd.grad(penalty, list(w.values())))  # type: ignore[arg-type]
 
 
-def images(norm: nn.Module) -> nn.Module:
+def image_layers(norm: nn.Module) -> nn.Module:
     return nn.Sequential(
         nn.Unflatten(1, (2, 3, 3)),
         nn.Conv2d(2, 4, 2),
@@ -112,8 +111,8 @@ def images(norm: nn.Module) -> nn.Module:
     )
 
 
-def measured(norm: Any) -> nn.Module:
-    """A batch norm that has seen something."""
+def with_random_statistics(norm: Any) -> nn.Module:
+    """A batch norm with random statistics and weights."""
     norm.running_mean.uniform_(-1, 1)
     norm.running_var.uniform_(0.5, 2)
     nn.init.uniform_(norm.weight, 0.5, 2)
@@ -152,14 +151,14 @@ NETS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
         4,
         lambda: nn.Sequential(nn.Linear(4, 6), nn.GroupNorm(2, 6), nn.Tanh(), nn.Linear(6, 3)),
     ),
-    "group norm of images": (18, lambda: images(nn.GroupNorm(2, 4))),
+    "group norm of images": (18, lambda: image_layers(nn.GroupNorm(2, 4))),
     "batch norm": (
         4,
         lambda: nn.Sequential(
-            nn.Linear(4, 5), measured(nn.BatchNorm1d(5)), nn.Tanh(), nn.Linear(5, 3)
+            nn.Linear(4, 5), with_random_statistics(nn.BatchNorm1d(5)), nn.Tanh(), nn.Linear(5, 3)
         ),
     ),
-    "batch norm of images": (18, lambda: images(measured(nn.BatchNorm2d(4)))),
+    "batch norm of images": (18, lambda: image_layers(with_random_statistics(nn.BatchNorm2d(4)))),
     "a layer without a rule": (
         4,
         lambda: nn.Sequential(nn.Linear(4, 5), nn.PReLU(5), nn.Linear(5, 3)),
@@ -168,18 +167,16 @@ NETS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
 
 
 def classifier(net: str) -> tuple[FixedLearner, int]:
-    """A learner, and the size of its inputs."""
+    """A classifier and the size of its inputs."""
     size, build = NETS[net]
     torch.manual_seed(0)
-    return Untold(FlatNet(build(), "x").double().eval(), Categorical(3)), size
+    return TaskAgnosticLearner(FlatNet(build(), "x").double().eval(), Categorical(3)), size
 
 
 def by_single_examples(
     learner: FixedLearner, batch: Batch, score: Callable[[Batch], Tensor], power: int
 ) -> list[Tensor]:
-    """The mean over examples, each a batch of its own, of the sum over scores of
-    |gradient|^power.
-    """
+    """Mean over single examples of the sum over scores of |gradient|^power."""
     parameters = list(learner.weights().values())
     totals = [torch.zeros_like(p) for p in parameters]
     for example in batch.split(1):
@@ -191,12 +188,26 @@ def by_single_examples(
     return totals
 
 
-def gradient(learner: FixedLearner, loss: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, list(learner.weights().values())))
+def gaussian_kl(p: Any, q: Any) -> Tensor:
+    """Mean over examples of KL(N(m, s) || N(m', s')), summed over two actions.
+
+    KL = log(s'/s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2, with (m, s) from `p` and (m', s') from
+    `q`.
+    """
+    m, log_s = Gaussian(2).split(p)
+    m_q, log_s_q = Gaussian(2).split(q)
+    s, s_q = log_s.exp(), log_s_q.exp()
+    return ((s_q / s).log() + (s**2 + (m - m_q) ** 2) / (2 * s_q**2) - 0.5).sum(-1).mean()
 
 
-class Unit(Gaussian):
-    """y ~ N(p, 1) whose every draw lies at p + 1: the squared gradient of log p is that of p."""
+def after_gradient_step(module: nn.Module, loss: Tensor, rate: float) -> list[Tensor]:
+    """Weights after one step of plain gradient descent on `loss`."""
+    slopes = gradients(loss, module)
+    return [p.detach() - rate * g for p, g in zip(module.parameters(), slopes, strict=True)]
+
+
+class OffsetGaussian(Gaussian):
+    """N(p, 1) whose every sample is p + 1, so that d log p(y) / dw = dp / dw."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -209,10 +220,10 @@ class Unit(Gaussian):
 
 
 class Regression(FixedLearner):
-    """y = w x with two weights; loss = mean of (y - w x)^2 / 2."""
+    """Linear regression with two weights; the loss is the mean of (y - w x)^2 / 2."""
 
     def __init__(self) -> None:
-        super().__init__(FlatNet(nn.Linear(2, 1, bias=False), "x").double(), Unit(), None)
+        super().__init__(FlatNet(nn.Linear(2, 1, bias=False), "x").double(), OffsetGaussian(), None)
         self.move([0.3, -0.2])
 
     def move(self, w: list[float]) -> None:
@@ -230,7 +241,7 @@ class Regression(FixedLearner):
 
 
 def regression_batches(task: int, count: int) -> list[Batch]:
-    """Each of 4 examples, with another scale of x in each."""
+    """Batches of 4 examples; the scale of x differs between batches."""
     g = torch.Generator().manual_seed(task)
     best = torch.tensor([[2.0, -1.0], [-1.0, 3.0], [0.5, 0.5]], dtype=torch.float64)[task]
     batches = []

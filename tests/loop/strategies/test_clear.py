@@ -1,4 +1,4 @@
-"""CLEAR: policy and value are cloned as they were."""
+"""CLEAR: cloning of stored policies and values."""
 
 from __future__ import annotations
 
@@ -9,42 +9,31 @@ from loop_helpers import (
     learn_tasks,
     rehearsal_loss,
 )
-from rehearsal_helpers import KINDS, Watch, away, close, foresee, stored
+from rehearsal_helpers import PPO_KINDS, OutputRecorder, close, next_draws, perturb_weights, stored
+from strategy_helpers import gaussian_kl
 
-from everloop.loop import (
-    CLEAR,
-    Gaussian,
-)
+from everloop.loop import CLEAR
 
 
-@KINDS
-def test_clear_clones_policy_and_value_as_they_were_when_the_experience_was_stored(
+@PPO_KINDS
+def test_clear_clones_the_stored_policy_and_value(
     recurrent: bool,
 ) -> None:
-    """strength mean KL(stored || now) + value_strength mean (V - V_stored)^2, gradient included;
-    stored numbers get none.
-    """
-    learner, watch, clear = (
-        control_learner(recurrent),
-        Watch(),
-        CLEAR(0.7, 0.3, capacity=100, batch_size=8),
-    )
-    learner.attach([watch, clear])
+    """strength mean KL(stored || present) + value_strength mean (V - V_stored)^2."""
+    learner = control_learner(recurrent)
+    recorder = OutputRecorder()
+    clear = CLEAR(0.7, 0.3, capacity=100, batch_size=8)
+    learner.attach([recorder, clear])
     learn_tasks(learner, [0])
-    seen, kept = watch.by_observation("sensor_0"), stored(clear, learner)
+    seen, kept = recorder.by_observation("sensor_0"), stored(clear, learner)
     for i in range(len(kept)):
         prediction, value = seen[kept.obs["sensor_0"][:, i].numpy().tobytes()]
         torch.testing.assert_close(kept.target[:, i], prediction)  # type: ignore[index]
         torch.testing.assert_close(kept.value[:, i], value)  # type: ignore[index]
-    away(learner)
-    (drawn,) = foresee(clear, learner, 8)
+    perturb_weights(learner)
+    (drawn,) = next_draws(clear, learner, 8)
     now = learner.forward(drawn)
-    (m, log_s), (m_now, log_s_now) = (
-        Gaussian(2).split(drawn.target),
-        Gaussian(2).split(now.prediction),
-    )  # type: ignore[arg-type]
-    s, s_now = log_s.exp(), log_s_now.exp()
-    kl = ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
+    kl = gaussian_kl(drawn.target, now.prediction)
     written = 0.7 * kl + 0.3 * ((now.value - drawn.value) ** 2).mean()  # type: ignore[operator]
     loss = rehearsal_loss(clear, learner)
     torch.testing.assert_close(loss, written, rtol=1e-4, atol=1e-6)
@@ -60,11 +49,11 @@ def test_clear_clones_policy_and_value_as_they_were_when_the_experience_was_stor
     assert not drawn.value.requires_grad  # type: ignore[union-attr]
 
 
-def test_without_a_value_strength_clear_clones_the_policy_alone() -> None:
+def test_at_value_strength_0_clear_clones_only_the_policy() -> None:
     learner, clear = control_learner(), CLEAR(0.7, 0.0, capacity=100, batch_size=8)
     learner.attach([clear])
     learn_tasks(learner, [0])
-    away(learner)
+    perturb_weights(learner)
     found = gradients(rehearsal_loss(clear, learner), learner.module)
     for (name, _), g in zip(learner.module.named_parameters(), found, strict=True):
         assert not name.startswith("value") or not g.any()

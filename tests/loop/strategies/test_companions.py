@@ -1,6 +1,4 @@
-"""Strategies beside each other, and beside the options of training: each does what it does alone,
-or is refused.
-"""
+"""Combinations of strategies with each other and with options of training."""
 
 from __future__ import annotations
 
@@ -9,8 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_helpers import examples, seen, teach, told
-from contract_helpers import NETWORKS, NOT_TOLD_ONLY, STREAM, TOLD_ONLY, active, world_of
+from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
+from contract_helpers import (
+    NETWORKS,
+    STREAM,
+    TASK_AGNOSTIC_ONLY,
+    TASK_AWARE_ONLY,
+    active,
+    world_of,
+)
 from loop_helpers import learn_tasks, same, stream, weights
 
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
@@ -28,10 +33,8 @@ from everloop.loop import (
 
 
 def pair_learner(names: tuple[str, str]) -> SupervisedLearner:
-    """A small network of the kind that one of the two asks for, told its task if one of them wants
-    that.
-    """
-    cue = bool(TOLD_ONLY & set(names))
+    """A small network that both strategies accept, task-aware if one of them needs the task ID."""
+    cue = bool(TASK_AWARE_ONLY & set(names))
     torch.manual_seed(0)
     world = stream(label_space="within_task", task_cue=True) if cue else stream()
     backbone = next((NETWORKS[name] for name in names if name in NETWORKS), MLP)(
@@ -41,7 +44,7 @@ def pair_learner(names: tuple[str, str]) -> SupervisedLearner:
 
 
 @pytest.mark.parametrize("first", STREAM)
-def test_any_two_work_together_or_are_refused_in_one_line_before_anything_is_learned(
+def test_any_two_strategies_train_together_or_are_refused_at_once(
     first: str,
 ) -> None:
     for second in STREAM:
@@ -49,12 +52,12 @@ def test_any_two_work_together_or_are_refused_in_one_line_before_anything_is_lea
         if (
             first == second
             or set(names) >= set(NETWORKS)
-            or (TOLD_ONLY & set(names) and NOT_TOLD_ONLY & set(names))
+            or (TASK_AWARE_ONLY & set(names) and TASK_AGNOSTIC_ONLY & set(names))
         ):
             continue
         learner = pair_learner(names)
         strategies = [active(name) for name in names]
-        begun = weights(learner.module)
+        initial = weights(learner.module)
         refusal = ""
         try:
             learner.attach(strategies)
@@ -63,10 +66,10 @@ def test_any_two_work_together_or_are_refused_in_one_line_before_anything_is_lea
         if refusal:
             assert len(refusal.splitlines()) == 1, names
             assert learner.strategies == [], names
-            assert same(weights(learner.module), begun), names
+            assert same(weights(learner.module), initial), names
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of methods that cannot help here
+            warnings.simplefilter("ignore")  # strategies warn that they cannot help here
             try:
                 learn_tasks(learner, [0, 1], 32, world_of(learner))
             except Exception as error:
@@ -74,35 +77,33 @@ def test_any_two_work_together_or_are_refused_in_one_line_before_anything_is_lea
         assert all(bool(w.isfinite().all()) for w in weights(learner.module)), names
 
 
-@pytest.mark.parametrize("made", [PackNet, HAT])
-def test_what_changes_weights_at_a_tasks_end_comes_first(made: Any) -> None:
-    learner = told(MLP((8, 8, 1), (12,)))
+@pytest.mark.parametrize("kind", [PackNet, HAT])
+def test_packnet_and_hat_must_come_first(kind: Any) -> None:
+    learner = task_aware_learner(MLP((8, 8, 1), (12,)))
     with pytest.raises(
         ValueError,
-        match=(
-            f"^{made.__name__.lower()} must come first in the list of strategies; it is number 2$"
-        ),
+        match=f"^{kind.name} must come first in the list of strategies; it is number 2$",
     ):
-        learner.attach([Replay(), made()])
-    learner.attach([made(), Replay()])
+        learner.attach([Replay(), kind()])
+    learner.attach([kind(), Replay()])
 
 
-@pytest.mark.parametrize("made", [PackNet, lambda: HAT(period=4, rate=0.5)])
-def test_a_proximal_step_moves_nothing_that_belongs_to_a_past_task(made: Any) -> None:
-    """It comes after the optimizer's, and the weights are put back after that."""
-    learner = told(MLP((8, 8, 1), (12,)))
-    keeper, ewc = made(), EWC(1e3, proximal=True)
-    learner.attach([keeper, ewc])
-    teach(learner, 0)
+@pytest.mark.parametrize("kind", [PackNet, lambda: HAT(period=4, rate=0.5)])
+def test_a_proximal_step_moves_no_weights_of_past_tasks(kind: Any) -> None:
+    """It comes after the optimizer's step, and weights are restored after both."""
+    learner = task_aware_learner(MLP((8, 8, 1), (12,)))
+    strategy, ewc = kind(), EWC(1e3, proximal=True)
+    learner.attach([strategy, ewc])
+    learn_task(learner, 0)
     batch = examples(learner, 0)
-    then = seen(learner, keeper, 0, batch)
+    then = view_outputs(learner, strategy, 0, batch)
     for task in (1, 2):
-        teach(learner, task)
-    assert torch.equal(seen(learner, keeper, 0, batch), then)
+        learn_task(learner, task)
+    assert torch.equal(view_outputs(learner, strategy, 0, batch), then)
 
 
-def test_one_strategy_in_a_list_adds_weights() -> None:
-    learner = told(ProgressiveMLP((8, 8, 1), (12,)))
+def test_only_one_strategy_may_add_weights() -> None:
+    learner = task_aware_learner(ProgressiveMLP((8, 8, 1), (12,)))
     with pytest.raises(
         ValueError,
         match=r"^progressive adds weights to the network and lora adds weights to the network, ",
@@ -120,7 +121,7 @@ GROWING: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("rate", ["cosine", "plateau"])
 @pytest.mark.parametrize("name", GROWING)
-def test_weights_that_are_added_follow_the_rate(name: str, rate: Any) -> None:
+def test_added_weights_follow_the_rate_schedule(name: str, rate: Any) -> None:
     strategy, backbone = GROWING[name][0](), GROWING[name][1]((8, 8, 1), (12,))
     learner = SupervisedLearner(
         Classifier(backbone, 2, tasks=5),
@@ -130,7 +131,7 @@ def test_weights_that_are_added_follow_the_rate(name: str, rate: Any) -> None:
     learner.attach([strategy])
     before = len(list(learner.module.parameters()))
     for task in range(2):
-        teach(learner, task)
+        learn_task(learner, task)
     known = {p for group in learner.optimizer.param_groups for p in group["params"]}
     added = list(learner.module.parameters())
     assert len(added) > before

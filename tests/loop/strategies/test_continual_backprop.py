@@ -1,4 +1,4 @@
-"""Continual backprop: which units it finds, how it ranks them, and how it replaces them."""
+"""Continual backprop: how it finds, ranks and replaces hidden units."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_helpers import examples, seen, teach, told
+from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
 from loop_helpers import (
     same,
     vector_batch,
@@ -26,7 +26,7 @@ from everloop.loop.strategies.continual_backprop import hidden_layers
 
 
 @pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Identity])
-def test_hidden_units_are_found_behind_any_usual_activation(act: type[nn.Module]) -> None:
+def test_hidden_units_are_found_with_usual_activations(act: type[nn.Module]) -> None:
     layers = two_hidden_layers(act=act)
     found = hidden_layers(plain_learner(layers), vector_batch(2, 4, 3))
     assert [(layer.reads, layer.feeds) for layer in found] == [
@@ -35,18 +35,20 @@ def test_hidden_units_are_found_behind_any_usual_activation(act: type[nn.Module]
     ]
 
 
-def test_units_that_something_else_reads_too_or_changes_are_left_alone() -> None:
+def test_units_with_other_readers_or_normalisation_are_left_alone() -> None:
     class Forked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+            self.a = nn.Linear(4, 6)
+            self.b = nn.Linear(6, 3)
+            self.c = nn.Linear(6, 3)
 
         def forward(self, x: Tensor) -> Tensor:
             h = torch.relu(self.a(x))
             return self.b(h) + self.c(h)  # type: ignore[no-any-return]
 
     class Skipped(Forked):
-        """The units of the first layer go on beside the second one, and its own go on alone."""
+        """A skip connection around the second layer."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -70,7 +72,7 @@ def test_units_that_something_else_reads_too_or_changes_are_left_alone() -> None
             ContinualBackprop(0.1).observe(vector_batch(2, 4, 3), learner)
 
 
-def test_looking_for_units_changes_nothing() -> None:
+def test_finding_units_changes_nothing() -> None:
     layers = two_hidden_layers()
     learner, before = plain_learner(layers), weights(layers)
     hidden_layers(learner, vector_batch(2, 4, 3))
@@ -79,27 +81,27 @@ def test_looking_for_units_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("last", [True, False])
-@pytest.mark.parametrize(("keeper", "network"), [(LoRA, MLP), (Progressive, ProgressiveMLP)])
-def test_units_that_another_strategy_has_frozen_stay(keeper: Any, network: Any, last: bool) -> None:
-    learner = told(network((8, 8, 1), (16, 16)))
-    replace, keep = ContinualBackprop(0.05, maturity=2, interval=1), keeper()
-    strategies: list[Strategy] = [keep, replace] if last else [replace, keep]
+@pytest.mark.parametrize(("freezer", "network"), [(LoRA, MLP), (Progressive, ProgressiveMLP)])
+def test_units_frozen_by_another_strategy_are_not_replaced(
+    freezer: Any, network: Any, last: bool
+) -> None:
+    learner = task_aware_learner(network((8, 8, 1), (16, 16)))
+    replace, freezing = ContinualBackprop(0.05, maturity=2, interval=1), freezer()
+    strategies: list[Strategy] = [freezing, replace] if last else [replace, freezing]
     learner.attach(strategies)
-    teach(learner, 0, 64)
+    learn_task(learner, 0, 64)
     assert any((layer.age < 7).any() for layer in replace.layers)  # of 8 steps
     batch = examples(learner, 0, seed=77)
-    then = seen(learner, keep, 0, batch)
-    teach(learner, 1, 64)
-    assert torch.equal(seen(learner, keep, 0, batch), then)
+    then = view_outputs(learner, freezing, 0, batch)
+    learn_task(learner, 1, 64)
+    assert torch.equal(view_outputs(learner, freezing, 0, batch), then)
 
 
-def test_utility_is_the_running_mean_of_activity_times_outgoing_weights() -> None:
+def test_utility_is_mean_activity_times_outgoing_weights() -> None:
     layers = two_hidden_layers()
-    learner, strategy, batch = (
-        plain_learner(layers, lr=0.0),
-        ContinualBackprop(1e-9, decay=0.9, interval=2),
-        vector_batch(8, 4, 3),
-    )
+    learner = plain_learner(layers, lr=0.0)
+    strategy = ContinualBackprop(1e-9, decay=0.9, interval=2)
+    batch = vector_batch(8, 4, 3)
     strategy.observe(batch, learner)
     for _ in range(6):
         strategy.after_step(batch, learner)
@@ -110,16 +112,15 @@ def test_utility_is_the_running_mean_of_activity_times_outgoing_weights() -> Non
     )
 
 
-def test_the_least_useful_mature_units_are_replaced_at_the_written_rate() -> None:
-    """rate * units * steps of them; incoming weights within the initial bound, outgoing ones 0,
-    moments of Adam 0.
+def test_the_least_useful_mature_unit_is_replaced_at_the_given_rate() -> None:
+    """rate * units * steps units are replaced.
+
+    Incoming weights are within the initial bound; outgoing weights and Adam's moments are 0.
     """
     layers = two_hidden_layers()
     learner = plain_learner(layers, lr=1e-3, adam=True)
-    strategy, batch = (
-        ContinualBackprop(1 / 60 + 1e-9, maturity=5, decay=0.5, interval=1),
-        vector_batch(8, 4, 3),
-    )
+    strategy = ContinualBackprop(1 / 60 + 1e-9, maturity=5, decay=0.5, interval=1)
+    batch = vector_batch(8, 4, 3)
     strategy.observe(batch, learner)
     for _ in range(5):
         learner.optimizer.zero_grad()
@@ -127,7 +128,7 @@ def test_the_least_useful_mature_units_are_replaced_at_the_written_rate() -> Non
         learner.optimizer.step()
         strategy.after_step(batch, learner)
     before = weights(learner.module)
-    for _ in range(9):  # 6 units * 1/60 * 9 steps: not yet a whole one
+    for _ in range(9):  # 6 units * 1/60 * 9 steps: less than one unit
         strategy.after_step(batch, learner)
     assert same(weights(learner.module), before)
     least = int(strategy.layers[0].utility.argmin())
@@ -143,13 +144,13 @@ def test_the_least_useful_mature_units_are_replaced_at_the_written_rate() -> Non
     assert float(strategy.layers[0].age[least]) == 0.0
 
 
-def test_a_replaced_unit_changes_the_outputs_by_what_it_gave_and_no_more() -> None:
+def test_replacing_a_unit_without_effect_preserves_the_outputs() -> None:
     layers = two_hidden_layers()
     learner, batch = plain_learner(layers), vector_batch(8, 4, 3)
     strategy = ContinualBackprop(1 / 6, maturity=0, interval=1)
     strategy.observe(batch, learner)
     with torch.no_grad():
-        layers[2].weight[:, 1] = 0.0  # a unit of no use
+        layers[2].weight[:, 1] = 0.0  # a unit without effect
     before = learner.outputs(batch).detach()
     frozen = layers[4].weight.detach().clone()
     strategy.layers = strategy.layers[:1]

@@ -1,4 +1,4 @@
-"""DER, DER++ and ER-ACE: what is stored, and the losses as written."""
+"""DER and DER++: stored outputs and losses."""
 
 from __future__ import annotations
 
@@ -20,39 +20,37 @@ from loop_helpers import (
 from rehearsal_helpers import (
     CLASSES,
     INPUTS,
-    KINDS,
-    Watch,
-    away,
+    PPO_KINDS,
+    OutputRecorder,
     close,
     cross_entropies,
     examples,
-    foresee,
-    outputs_by_hand,
+    next_draws,
+    perturb_weights,
     rehearsal_learner,
     seeds,
     step,
     stored,
+    two_layer_outputs,
 )
+from strategy_helpers import gaussian_kl
 from torch import nn
 
 from everloop.loop import (
     DER,
     Categorical,
     DERPlusPlus,
-    Gaussian,
 )
 
-# DER
 
-
-def test_der_stores_what_the_network_put_out_before_it_learned_from_the_example() -> None:
-    """In a stream: images as bytes, and the very outputs of the forward pass that the update was
-    made from.
-    """
-    learner, watch, der = digit_learner(), Watch(), DER(capacity=200)
-    learner.attach([watch, der])
+def test_der_stores_outputs_from_before_the_update() -> None:
+    """In a stream it stores images as bytes and the outputs of the update's forward pass."""
+    learner = digit_learner()
+    recorder = OutputRecorder()
+    der = DER(capacity=200)
+    learner.attach([recorder, der])
     learn_tasks(learner, [0, 1])
-    seen, kept = watch.by_observation("image"), stored(der, learner)
+    seen, kept = recorder.by_observation("image"), stored(der, learner)
     assert len(kept) == 128
     assert kept.obs["image"].dtype == torch.uint8
     for i in range(len(kept)):
@@ -60,8 +58,8 @@ def test_der_stores_what_the_network_put_out_before_it_learned_from_the_example(
     assert distance([kept.output], [learner.outputs(kept).detach()]) > 0.1  # type: ignore[list-item]
 
 
-def test_what_der_stores_is_of_the_very_pass_that_is_learned_from() -> None:
-    """A network that drops units at random would say something else if it were asked again."""
+def test_der_stores_the_outputs_of_the_updates_forward_pass() -> None:
+    """With dropout, a second forward pass would give other outputs."""
     torch.manual_seed(0)
     der = DER(capacity=6)
     learner = FixedLearner(
@@ -77,12 +75,14 @@ def test_what_der_stores_is_of_the_very_pass_that_is_learned_from() -> None:
     )
 
 
-@KINDS
-def test_in_control_der_stores_the_policys_outputs_of_the_rollout(recurrent: bool) -> None:
-    learner, watch, der = control_learner(recurrent), Watch(), DER(capacity=300)
-    learner.attach([watch, der])
+@PPO_KINDS
+def test_in_control_der_stores_outputs_from_the_rollout(recurrent: bool) -> None:
+    learner = control_learner(recurrent)
+    recorder = OutputRecorder()
+    der = DER(capacity=300)
+    learner.attach([recorder, der])
     learn_tasks(learner, [0])
-    seen, kept = watch.by_observation("sensor_0"), stored(der, learner)
+    seen, kept = recorder.by_observation("sensor_0"), stored(der, learner)
     assert len(kept) == 64 / learner.sequence_length
     for i in range(len(kept)):
         torch.testing.assert_close(
@@ -93,24 +93,24 @@ def test_in_control_der_stores_the_policys_outputs_of_the_rollout(recurrent: boo
 
 @settings(deadline=None, max_examples=15)
 @given(alpha=st.floats(0.1, 3.0), beta=st.floats(0.1, 3.0), plus=st.booleans(), seed=seeds)
-def test_ders_gradient_is_that_of_the_squared_distance_to_stored_outputs_and_another_draws_labels(
+def test_the_gradients_of_der_and_derpp_equal_their_formulas(
     alpha: float, beta: float, plus: bool, seed: int
 ) -> None:
-    """alpha mean (z - h(x))^2, and in DER++ beta times the mean cross-entropy of a second draw."""
+    """alpha mean (z - h(x))^2; DER++ adds beta times the mean cross-entropy of a second draw."""
     der = DERPlusPlus(alpha, beta, 20, 6, seed=seed) if plus else DER(alpha, 20, 6, seed=seed)
     learner = rehearsal_learner([der])
     for i in range(3):
         step(learner, examples(5, seed=seed + i))
         perturb(learner.module, seed + i)
-    dark, labelled = foresee(der, learner, 6, 6)
-    h = outputs_by_hand(learner.module, dark.obs["x"][0])
+    dark, labelled = next_draws(der, learner, 6, 6)
+    h = two_layer_outputs(learner.module, dark.obs["x"][0])
     written = alpha * ((dark.output[0] - h) ** 2).sum() / h.numel()  # type: ignore[index]
     if plus:
         written = (
             written
             + beta
             * cross_entropies(
-                outputs_by_hand(learner.module, labelled.obs["x"][0]), labelled.target[0]
+                two_layer_outputs(learner.module, labelled.obs["x"][0]), labelled.target[0]
             ).mean()
         )  # type: ignore[index]
     loss = rehearsal_loss(der, learner)
@@ -118,27 +118,19 @@ def test_ders_gradient_is_that_of_the_squared_distance_to_stored_outputs_and_ano
     assert not torch.equal(dark.obs["x"], labelled.obs["x"])
 
 
-@KINDS
-def test_in_control_der_plus_plus_adds_the_divergence_from_the_policy_of_the_rollout(
+@PPO_KINDS
+def test_in_control_derpp_adds_the_kl_from_the_rollout_policy(
     recurrent: bool,
 ) -> None:
     learner, der = control_learner(recurrent), DERPlusPlus(0.6, 0.8, capacity=100, batch_size=8)
     learner.attach([der])
     learn_tasks(learner, [0])
-    away(learner)
-    dark, other = foresee(der, learner, 8, 8)
+    perturb_weights(learner)
+    dark, other = next_draws(der, learner, 8, 8)
     assert torch.equal(other.target, other.output)  # type: ignore[arg-type]
-    (m, log_s), (m_now, log_s_now) = (
-        Gaussian(2).split(other.target),
-        Gaussian(2).split(learner.outputs(other)),
-    )  # type: ignore[arg-type]
-    s, s_now = log_s.exp(), log_s_now.exp()
-    kl = ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
+    kl = gaussian_kl(other.target, learner.outputs(other))
     written = 0.6 * ((dark.output - learner.outputs(dark)) ** 2).mean() + 0.8 * kl
     loss = rehearsal_loss(der, learner)
     torch.testing.assert_close(loss, written, rtol=1e-4, atol=1e-6)
     assert close(gradients(loss, learner.module), gradients(written, learner.module), 1e-3, 1e-5)
     assert float(kl.detach()) > 1e-4
-
-
-# ER-ACE

@@ -1,4 +1,4 @@
-"""ER-ACE: which classes the loss of the fresh batch is over."""
+"""ER-ACE: the classes in the loss of the fresh batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from loop_helpers import (
     digit_learner,
     distance,
-    gradients,
     learn_tasks,
     weights,
 )
@@ -20,16 +19,14 @@ from rehearsal_helpers import (
     RATE,
     cross_entropies,
     examples,
-    foresee,
-    outputs_by_hand,
+    next_draws,
     rehearsal_learner,
     step,
+    two_layer_outputs,
 )
+from strategy_helpers import after_gradient_step
 
-from everloop.loop import (
-    ERACE,
-    Forward,
-)
+from everloop.loop import ERACE, Forward
 
 
 @settings(deadline=None, max_examples=30)
@@ -39,50 +36,45 @@ from everloop.loop import (
     ),
     strength=st.floats(0.1, 2.0),
 )
-def test_er_ace_takes_the_fresh_loss_over_its_own_and_unseen_classes_and_the_stored_one_over_all(
+def test_er_aces_fresh_loss_is_over_its_own_and_unseen_classes(
     sequence: list[list[int]], strength: float
 ) -> None:
-    """The first batch is plain: what it does not show has never been seen."""
+    """The stored loss is over all classes; in the first batch all classes are unseen."""
     ace = ERACE(strength, capacity=20, batch_size=4)
     learner = rehearsal_learner([ace])
     known: set[int] = set()
     for i, labels in enumerate(sequence):
         batch, before = examples(len(labels), seed=i, labels=labels), copy.deepcopy(learner.module)
         allowed = sorted(set(labels) | (set(range(CLASSES)) - known))
-        z = outputs_by_hand(before, batch.obs["x"][0])
+        z = two_layer_outputs(before, batch.obs["x"][0])
         fresh = (
             z[:, allowed].exp().sum(-1).log() - z[torch.arange(len(labels)), torch.tensor(labels)]
         ).mean()
         twin = copy.deepcopy(ace)
         twin.observe(batch, learner)
-        (drawn,) = foresee(twin, learner, 4)
+        (drawn,) = next_draws(twin, learner, 4)
         total = (
             fresh
             + strength
-            * cross_entropies(outputs_by_hand(before, drawn.obs["x"][0]), drawn.target[0]).mean()
+            * cross_entropies(two_layer_outputs(before, drawn.obs["x"][0]), drawn.target[0]).mean()
         )  # type: ignore[index]
         step(learner, batch)
-        expected = [
-            p.detach() - RATE * g
-            for p, g in zip(before.parameters(), gradients(total, before), strict=True)
-        ]
+        expected = after_gradient_step(before, total, RATE)
         assert distance(weights(learner.module), expected) < 1e-9
         known |= set(labels)
 
 
-def test_er_ace_leaves_the_first_batchs_loss_alone() -> None:
+def test_er_ace_does_not_change_the_loss_of_the_first_batch() -> None:
     ace, batch = ERACE(), examples(3, labels=[0, 1, 0])
     learner = rehearsal_learner([ace])
     fresh = Forward(batch, learner.forward(batch))
-    for _ in range(2):  # the second batch shows all that was seen
+    for _ in range(2):  # the second batch has all classes seen so far
         assert torch.equal(ace.loss(fresh, None, learner), learner.loss(batch))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_in_a_stream_new_classes_do_not_push_old_ones_down(balanced: bool) -> None:
-    """The last layer's biases of old classes get no gradient from fresh examples, of whatever
-    softmax the plain loss is.
-    """
+def test_in_a_stream_er_ace_leaves_old_classes_biases_alone(balanced: bool) -> None:
+    """Fresh examples give them no gradient, with the plain and the balanced softmax."""
     learner, ace = digit_learner(balanced=balanced), ERACE(1e-9, capacity=200)
     learner.attach([ace])
     learn_tasks(learner, [0])
@@ -91,6 +83,4 @@ def test_in_a_stream_new_classes_do_not_push_old_ones_down(balanced: bool) -> No
     moved = (learner.module.layers[-1].bias.detach() - before).abs()  # type: ignore[union-attr, index]
     assert float(moved[:2].max()) < 1e-7
     assert float(moved[2:4].min()) > 1e-5
-    assert balanced or float(moved[4:].min()) > 1e-5, (
-        "the unseen ones are there to be told apart from"
-    )
+    assert balanced or float(moved[4:].min()) > 1e-5, "unseen classes are in the fresh loss"

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation in the supervised loop: its gradient, its optimum, its state."""
+"""EWC in the supervised loop: its gradient, its optimum and its Fisher information."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from loop_helpers import (
     update,
     weights,
 )
+from strategy_helpers import Named
 from torch import Tensor, nn
 
-from everloop.contract import Task
 from everloop.loop import EWC, Batch, Gaussian, SupervisedLearner, diagonal_fisher
 from everloop.loop.batch import subsample
 
@@ -32,7 +32,7 @@ Anchors = list[tuple[list[Tensor], list[Tensor]]]
 
 
 def precision(ewc: EWC) -> list[Tensor]:
-    """P of every weight."""
+    """The precision of every weight."""
     return list(ewc.penalty.precision.values())
 
 
@@ -43,12 +43,12 @@ def end_task(learner: SupervisedLearner, ewc: EWC, task: int) -> Batch:
 
 
 def anchor(learner: SupervisedLearner, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-    """(Fisher information from the labels in the data, weights), by the slow loop."""
+    """The empirical Fisher information, by a loop over examples, and the weights."""
     return diagonal_fisher(learner, [batch], by_hooks=False).values(), weights(learner.module)
 
 
 def empirical(strength: float, decay: float | None) -> EWC:
-    """Separate anchors without a decay, online ones with it."""
+    """EWC with separate anchors, or online EWC if there is a decay."""
     return (
         EWC(strength, fisher="empirical")
         if decay is None
@@ -59,7 +59,7 @@ def empirical(strength: float, decay: float | None) -> EWC:
 def penalty(module: nn.Module, anchors: Anchors, strength: float, decay: float | None) -> Tensor:
     """Separate: strength / 2 sum_k sum_i F_ki (w_i - w*_ki)^2.
 
-    Online: every F_k decayed, all around the last weights.
+    Online: every F_k is decayed, and all share the last weights as anchor.
     """
     total = torch.zeros((), dtype=torch.float64)
     for k, (fisher, then) in enumerate(anchors):
@@ -75,18 +75,16 @@ ADAM: Callable[[Any], torch.optim.Optimizer] = lambda p: torch.optim.Adam(p, lr=
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
-@pytest.mark.parametrize("decay", [None, 1.0, 0.6], ids=["separate", "online", "online, decaying"])
-def test_training_equals_a_penalty_in_the_loss(
+@pytest.mark.parametrize("decay", [None, 1.0, 0.6], ids=["separate", "online", "online with decay"])
+def test_ewc_trains_as_with_its_penalty_in_the_loss(
     decay: float | None, optimizer: Callable[[Any], torch.optim.Optimizer]
 ) -> None:
-    """Three tasks, one loop with closed-form gradients, one with autograd through the penalty: the
-    same weights all along.
-    """
+    """Closed-form gradients and autograd of the penalty give the same weights over three tasks."""
     strength, steps = 30.0, 96
     learner = digit_learner(optimizer)
     ewc = empirical(strength, decay)
     learner.attach([ewc])
-    plain = digit_learner(optimizer)  # its own update is written out below
+    plain = digit_learner(optimizer)  # its update is written out below
     anchors = Anchors()
     for task in range(3):
         learner.learn([task], steps)
@@ -103,14 +101,13 @@ def test_training_equals_a_penalty_in_the_loss(
         assert distance(weights(learner.module), weights(plain.module)) < 1e-9
         batch = end_task(learner, ewc, task)
         anchors.append(anchor(plain, batch))
-    assert (
-        float(penalty(plain.module, anchors[:1], strength, None).detach()) > 1e-3
-    )  # the weights did move away from the first anchor
+    moved = penalty(plain.module, anchors[:1], strength, None)
+    assert float(moved.detach()) > 1e-3, "the weights never left the first anchor"
 
 
 @pytest.mark.parametrize("decay", [None, 0.0, 0.6])
 @pytest.mark.parametrize("tasks", [1, 2, 3])
-def test_the_closed_form_is_the_penaltys_gradient(tasks: int, decay: float | None) -> None:
+def test_ewcs_closed_form_is_the_gradient_of_its_penalty(tasks: int, decay: float | None) -> None:
     learner = digit_learner()
     ewc, anchors = empirical(7.0, decay), Anchors()
     for task in range(tasks):
@@ -129,9 +126,7 @@ def test_the_closed_form_is_the_penaltys_gradient(tasks: int, decay: float | Non
 
 
 class Sigma(Gaussian):
-    """Every draw lies one standard deviation above the mean, so a sampled Fisher information is
-    exact.
-    """
+    """Samples one standard deviation above the mean, so that the sampled Fisher is exact."""
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         mean, log_std = self.split(p)
@@ -139,7 +134,7 @@ class Sigma(Gaussian):
 
 
 class Line(nn.Module):
-    """Predicts w x with a constant scale."""
+    """Predicts the mean w x with standard deviation parameter 0."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -151,9 +146,7 @@ class Line(nn.Module):
 
 
 def quadratic(scale: list[float], best: list[float]) -> Batch:
-    """Examples whose negative log-likelihood under `Line` is a quadratic with its minimum in
-    `best`.
-    """
+    """Examples whose negative log-likelihood under `Line` is quadratic, with minimum `best`."""
     x = torch.diag(torch.tensor(scale, dtype=torch.float64))[None]
     return Batch(
         {"x": x},
@@ -188,13 +181,13 @@ scales = st.floats(0.8, 1.2)
     ),
     strength=st.floats(0.1, 1.5),
 )
-def test_quadratics_meet_in_their_precision_weighted_mean(
+def test_on_quadratic_losses_ewc_reaches_the_precision_weighted_mean(
     tasks: list[tuple[list[float], list[float]]], strength: float
 ) -> None:
-    """Task K after tasks 1..K-1: w = (P_K w_K + strength sum P_k w_k) / (P_K + strength sum P_k),
-    w_k where task k ended.
+    """After task K: w = (P_K w_K + strength sum_k P_k w_k) / (P_K + strength sum_k P_k), k < K.
 
-    With strength 1 that is the minimum of all tasks' losses together.
+    w_K is the minimum of task K and w_k the weights at the end of task k. With strength 1, w is the
+    minimum of the sum of all losses.
     """
     learner = Quadratic(FlatNet(Line(2), "x"), Sigma(1))
     variance = torch.exp(2 * Gaussian(1).split(torch.zeros(2))[1]).double()
@@ -204,26 +197,21 @@ def test_quadratics_meet_in_their_precision_weighted_mean(
     weighted, precision = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for k, (scale, best) in enumerate(tasks):
         batch = quadratic(scale, best)
-        own = (
-            torch.tensor(scale, dtype=torch.float64) ** 2 / variance / 2
-        )  # two examples, one for each weight
+        # two examples, one for each weight
+        own = torch.tensor(scale, dtype=torch.float64) ** 2 / variance / 2
         descend(learner, batch)
         expected = (own * torch.tensor(best) + strength * weighted) / (own + strength * precision)
         torch.testing.assert_close(learner.module.layers.w.detach(), expected, rtol=1e-6, atol=1e-7)
-        ewc.end_task(named(k), [batch], learner)
+        ewc.end_task(Named(k), [batch], learner)
         weighted, precision = weighted + own * expected, precision + own
 
 
-def named(number: int) -> Task:
-    """Any task at all."""
-    task: Task = stream(1).tasks[number]
-    return task
-
-
-def test_the_examples_averaged_over_are_spread_over_all() -> None:
+def test_ewc_averages_over_evenly_spaced_examples() -> None:
     learner = digit_learner()
     batch = learner.rollout(stream(), [0], 4, seed=0)
-    some, same_ones, other = EWC(1.0, examples=10), EWC(1.0), EWC(1.0, examples=11)
+    some = EWC(1.0, examples=10)
+    same_ones = EWC(1.0)
+    other = EWC(1.0, examples=11)
     some.end_task(learner.world.tasks[0], [batch[:4], batch[4:]], learner)
     same_ones.end_task(learner.world.tasks[0], subsample([batch[:4], batch[4:]], 10), learner)
     other.end_task(learner.world.tasks[0], [batch], learner)
@@ -231,7 +219,7 @@ def test_the_examples_averaged_over_are_spread_over_all() -> None:
     assert not same(precision(some), precision(other))
 
 
-def test_empirical_takes_the_labels_in_the_data() -> None:
+def test_the_empirical_fisher_uses_the_labels_in_the_data() -> None:
     learner, ewc = digit_learner(), EWC(2.0, fisher="empirical")
     batch = end_task(learner, ewc, 0)
     for p, f in zip(
@@ -240,25 +228,27 @@ def test_empirical_takes_the_labels_in_the_data() -> None:
         torch.testing.assert_close(p, f)
 
 
-def test_the_seed_decides_the_labels_that_are_sampled() -> None:
-    """Drawn from the model, so other labels than those in the data; by a generator of its own."""
+def test_the_seed_determines_the_labels_sampled_for_the_fisher() -> None:
+    """They are sampled from the model, with a separate generator."""
     learner = digit_learner()
     ewcs = [EWC(1.0, seed=1), EWC(1.0, seed=1), EWC(1.0, seed=2), EWC(1.0, fisher="empirical")]
     states = random_states()
     for ewc in ewcs:
         end_task(learner, ewc, 0)
     assert random_states() == states
-    a, b, c, d = (precision(ewc) for ewc in ewcs)
-    assert same(a, b)
-    assert not same(a, c)
-    assert not same(a, d)
-    first = precision(ewcs[0])
+    first, repeated = precision(ewcs[0]), precision(ewcs[1])
+    other_seed, empirical = precision(ewcs[2]), precision(ewcs[3])
+    assert same(first, repeated)
+    assert not same(first, other_seed)
+    assert not same(first, empirical)
     ewcs[0].end_task(learner.world.tasks[0], [learner.rollout(stream(), [0], 4, seed=0)], learner)
-    assert not same(precision(ewcs[0]), [2 * p for p in first])  # fresh draws at every task's end
+    assert not same(precision(ewcs[0]), [2 * p for p in first])  # new samples at every task's end
 
 
-def test_a_value_head_stays_free() -> None:
-    learner, ewc, world = control_learner(), EWC(10.0), plant()
+def test_ewc_does_not_penalise_the_value_head() -> None:
+    learner = control_learner()
+    ewc = EWC(10.0)
+    world = plant()
     ewc.end_task(world.tasks[0], [learner.rollout(world, [0], 4, seed=0)], learner)
     names = [name for name, _ in learner.module.named_parameters()]
     free = {name for name, p in zip(names, precision(ewc), strict=True) if float(p.max()) == 0.0}
@@ -275,7 +265,7 @@ def test_a_value_head_stays_free() -> None:
     } == free
 
 
-def test_weights_without_a_gradient_are_left_alone() -> None:
+def test_ewc_leaves_weights_without_a_gradient_alone() -> None:
     learner, ewc = digit_learner(), EWC(10.0)
     end_task(learner, ewc, 0)
     first, *rest = learner.module.parameters()
@@ -286,7 +276,7 @@ def test_weights_without_a_gradient_are_left_alone() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_labels_are_sampled_on_the_networks_device() -> None:
+def test_labels_are_sampled_on_the_device_of_the_network() -> None:
     learner, ewc = digit_learner(), EWC(1.0)
     learner.module.cuda()
     end_task(learner, ewc, 0)

@@ -1,4 +1,4 @@
-"""Kronecker-factored EWC: its factors are the Fisher information where that is one product."""
+"""Kronecker-factored EWC: its penalty, its factors and the weights outside linear layers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from loop_helpers import FixedLearner, distance, vector_batch, weights
+from loop_helpers import FixedLearner, distance, gradients, vector_batch, weights
 from strategy_helpers import (
     Named,
-    edited,
-    gradient,
-    learner_of,
-    move,
+    added_gradient,
+    make_learner,
+    move_weights,
     one_layer,
     two_layers,
 )
@@ -25,9 +24,7 @@ from everloop.loop.batch import subsample
 
 
 def factors(learner: FixedLearner, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """A, G and weights of both layers of `two_layers`, the bias as a last column, by the chain
-    rule.
-    """
+    """A, G and the weights of both layers of `two_layers`; the bias is the last column."""
     first, second = learner.module.layers[0], learner.module.layers[2]
     with torch.no_grad():
         x = batch.obs["x"][0]
@@ -49,24 +46,22 @@ def stacked(layer: nn.Linear) -> Tensor:
 
 
 def vec(matrix: Tensor) -> Tensor:
-    """Columns on top of each other."""
+    """Stack the columns."""
     return matrix.T.reshape(-1)
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3])
-def test_the_kronecker_pull_is_the_gradient_of_the_quadratic_form_written_out(tasks: int) -> None:
-    """strength / 2 sum_k vec(W - W_k)' (A_k x G_k) vec(W - W_k), with the Kronecker products in
-    full.
-    """
-    learner, strategy = learner_of(two_layers()), KroneckerEWC(3.0, examples=19)
+def test_the_kronecker_gradient_is_that_of_the_full_quadratic_form(tasks: int) -> None:
+    """strength / 2 sum_k vec(W - W_k)' (A_k x G_k) vec(W - W_k) with full Kronecker products."""
+    learner, strategy = make_learner(two_layers()), KroneckerEWC(3.0, examples=19)
     learner.attach([strategy])
     ended = []
     for task in range(tasks):
-        move(learner, task)
+        move_weights(learner, task)
         batch = vector_batch(24, 4, 3, seed=task)
         strategy.end_task(Named(task), [batch], learner)
         ended.append(factors(learner, subsample([batch], 19)[0]))
-    move(learner, 9)
+    move_weights(learner, 9)
     loss = torch.zeros((), dtype=torch.float64)
     for then in ended:
         for layer, (A, G, W) in zip(
@@ -74,28 +69,26 @@ def test_the_kronecker_pull_is_the_gradient_of_the_quadratic_form_written_out(ta
         ):
             d = vec(stacked(layer) - W)
             loss = loss + 0.5 * 3.0 * d @ torch.kron(A, G) @ d
-    expected = gradient(learner, loss)
-    assert distance(edited(learner, strategy), expected) < 1e-10
+    expected = gradients(loss, learner.module)
+    assert distance(added_gradient(learner, strategy), expected) < 1e-10
     assert min(float(g.abs().max()) for g in expected) > 1e-2
 
 
-def test_kronecker_factors_do_not_depend_on_how_examples_are_batched() -> None:
-    """Twelve at once, or three and nine: the labels in turn are the same in both."""
-    learner, batch = learner_of(two_layers()), vector_batch(12, 4, 3)
-    pulls = []
+def test_kronecker_factors_do_not_depend_on_the_batches() -> None:
+    """Twelve examples at once, or three and nine; the sampled labels are the same in both."""
+    learner, batch = make_learner(two_layers()), vector_batch(12, 4, 3)
+    added = []
     for batches in ([batch], [batch[:3], batch[3:]]):
-        move(learner, 0)
+        move_weights(learner, 0)
         strategy = KroneckerEWC(1.0)
         strategy.end_task(Named(), batches, learner)
-        move(learner, 1)
-        pulls.append(edited(learner, strategy))
-    assert distance(*pulls) < 1e-13
+        move_weights(learner, 1)
+        added.append(added_gradient(learner, strategy))
+    assert distance(*added) < 1e-13
 
 
 def full_fisher(learner: FixedLearner, batch: Batch, parameters: list[nn.Parameter]) -> Tensor:
-    """The mean over examples of u u', u an example's gradient of log p with all weights of
-    `parameters` in a row.
-    """
+    """Mean over examples of u u', with u the gradient of log p in the flattened `parameters`."""
     log_p = learner.log_likelihood(batch, torch.Generator())
     rows = [
         torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters, retain_graph=True)])
@@ -105,50 +98,49 @@ def full_fisher(learner: FixedLearner, batch: Batch, parameters: list[nn.Paramet
     return u.T @ u / len(u)
 
 
-def assert_pull_of_the_full_fisher(
+def assert_penalty_of_the_full_fisher(
     learner: FixedLearner, batch: Batch, layers: list[nn.Linear]
 ) -> None:
-    """Each layer's pull is strength F (w - w*), F with all of the layer's weights' covariances."""
+    """Each layer's penalty has the gradient strength F (w - w*), with F the layer's full Fisher."""
     fishers = [full_fisher(learner, batch, list(layer.parameters())) for layer in layers]
-    assert all(
-        float((f - torch.diag(torch.diag(f))).abs().max()) > 1e-3 for f in fishers
-    )  # the diagonal would not do
+    off_diagonal = [f - torch.diag(torch.diag(f)) for f in fishers]
+    assert all(float(f.abs().max()) > 1e-3 for f in off_diagonal)
     strategy = KroneckerEWC(2.0)
     learner.attach([strategy])
     strategy.end_task(Named(), [batch], learner)
     then = [torch.cat([p.detach().flatten() for p in layer.parameters()]) for layer in layers]
-    move(learner, 5)
-    edited(learner, strategy, already=0.0)
+    move_weights(learner, 5)
+    added_gradient(learner, strategy, existing=0.0)
     for layer, fisher, w in zip(layers, fishers, then, strict=True):
         now = torch.cat([p.detach().flatten() for p in layer.parameters()])
-        pull = torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None])
-        torch.testing.assert_close(pull, 2.0 * fisher @ (now - w), rtol=1e-10, atol=1e-12)
+        added = torch.cat([p.grad.flatten() for p in layer.parameters() if p.grad is not None])
+        torch.testing.assert_close(added, 2.0 * fisher @ (now - w), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_kronecker_factors_are_the_full_fisher_of_a_layer_if_all_examples_share_its_input(
+def test_factors_are_the_full_fisher_if_examples_share_their_input(
     bias: bool,
 ) -> None:
     """mean of (a x g)(a x g)' = a a' x mean of g g'."""
-    learner = learner_of(one_layer(bias))
+    learner = make_learner(one_layer(bias))
     x = vector_batch(1, 4, 3).obs["x"].repeat(1, 7, 1)
-    assert_pull_of_the_full_fisher(
+    assert_penalty_of_the_full_fisher(
         learner, Batch({"x": x}, torch.ones(1, 7, dtype=torch.bool)), [learner.module.layers]
     )
 
 
-def test_kronecker_factors_are_the_full_fisher_of_every_layer_for_one_example() -> None:
-    learner = learner_of(two_layers())
-    assert_pull_of_the_full_fisher(
+def test_for_one_example_factors_are_the_full_fisher_of_every_layer() -> None:
+    learner = make_learner(two_layers())
+    assert_penalty_of_the_full_fisher(
         learner, vector_batch(1, 4, 3), [learner.module.layers[0], learner.module.layers[2]]
     )
 
 
-def test_a_kronecker_pull_holds_only_what_the_outputs_depend_on() -> None:
-    """A change of the weights that leaves all outputs on the task as they were costs nothing;
-    diagonal EWC pulls it back.
-    """
-    learner, strategy, diagonal = learner_of(one_layer()), KroneckerEWC(1.0), EWC(1.0)
+def test_kronecker_ewc_leaves_changes_free_that_preserve_the_outputs() -> None:
+    """A change of weights that preserves all outputs costs nothing; diagonal EWC penalises it."""
+    learner = make_learner(one_layer())
+    strategy = KroneckerEWC(1.0)
+    diagonal = EWC(1.0)
     batch = vector_batch(9, 4, 3)
     batch.obs["x"][..., 1] = batch.obs["x"][..., 0]
     outputs = learner.outputs(batch).detach()
@@ -158,8 +150,8 @@ def test_a_kronecker_pull_holds_only_what_the_outputs_depend_on() -> None:
         learner.module.layers.weight[:, 0] += 2.0
         learner.module.layers.weight[:, 1] -= 2.0
     torch.testing.assert_close(learner.outputs(batch).detach(), outputs)
-    assert max(float(g.abs().max()) for g in edited(learner, strategy)) < 1e-12
-    assert max(float(g.abs().max()) for g in edited(learner, diagonal)) > 0.1
+    assert max(float(g.abs().max()) for g in added_gradient(learner, strategy)) < 1e-12
+    assert max(float(g.abs().max()) for g in added_gradient(learner, diagonal)) > 0.1
 
 
 def tied() -> nn.Module:
@@ -204,16 +196,18 @@ def twice() -> nn.Module:
     ids=[
         "layer norm",
         "a layer used twice",
-        "two layers with one weight",
-        "a layer of many positions",
-        "weights made of others",
+        "two layers sharing a weight",
+        "a layer applied at many positions",
+        "parametrized weights",
     ],
 )
-def test_weights_outside_plain_linear_layers_are_held_by_the_diagonal(
+def test_weights_outside_plain_linear_layers_get_the_diagonal_penalty(
     build: Callable[[], nn.Module], outside: set[str]
 ) -> None:
     torch.manual_seed(0)
-    learner, strategy, batch = learner_of(build()), KroneckerEWC(2.0), vector_batch(11, 4, 3)
+    learner = make_learner(build())
+    strategy = KroneckerEWC(2.0)
+    batch = vector_batch(11, 4, 3)
     fisher = dict(
         zip(
             learner.weights(),
@@ -224,59 +218,56 @@ def test_weights_outside_plain_linear_layers_are_held_by_the_diagonal(
     then = {n: p.detach().clone() for n, p in learner.weights().items()}
     strategy.end_task(Named(), [batch], learner)
     assert set(strategy.rest.precision) == outside
-    move(learner, 5)
-    pulls = dict(zip(learner.weights(), edited(learner, strategy), strict=True))
+    move_weights(learner, 5)
+    added = dict(zip(learner.weights(), added_gradient(learner, strategy), strict=True))
     for name, p in learner.weights().items():
         diagonal = 2.0 * fisher[name] * (p.detach() - then[name])
-        assert (float((pulls[name] - diagonal).abs().max()) < 1e-12) is (name in outside)
+        assert (float((added[name] - diagonal).abs().max()) < 1e-12) is (name in outside)
 
 
-def test_a_layer_that_another_one_has_wrapped_is_left_alone() -> None:
-    """As adapters do with the layers that they stand beside; the others are held as before."""
-    learner, strategy = learner_of(two_layers()), KroneckerEWC(1.0)
+def test_a_wrapped_layer_gets_no_kronecker_penalty() -> None:
+    """Adapters wrap layers so. The other layers are penalised as before."""
+    learner, strategy = make_learner(two_layers()), KroneckerEWC(1.0)
     learner.attach([strategy])
     strategy.end_task(Named(), [vector_batch(9, 4, 3)], learner)
-    move(learner, 1)
-    alone = edited(learner, strategy)
+    move_weights(learner, 1)
+    alone = added_gradient(learner, strategy)
     learner.module.layers[0] = nn.Sequential(learner.module.layers[0])
-    pulls = edited(learner, strategy)
-    assert not any(bool(g.any()) for g in pulls[:2])
-    assert distance(pulls[2:], alone[2:]) == 0.0
+    added = added_gradient(learner, strategy)
+    assert not any(bool(g.any()) for g in added[:2])
+    assert distance(added[2:], alone[2:]) == 0.0
     assert bool(alone[2].any())
 
 
-def test_a_kronecker_pull_works_where_there_is_no_linear_layer() -> None:
-    """Then it is diagonal EWC."""
+def test_without_linear_layers_kronecker_ewc_is_diagonal_ewc() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.Flatten())
-    learner, strategy, batch = learner_of(layers), KroneckerEWC(2.0), vector_batch(11, 4, 3)
+    learner = make_learner(layers)
+    strategy = KroneckerEWC(2.0)
+    batch = vector_batch(11, 4, 3)
     fisher = diagonal_fisher(learner, [batch], torch.Generator(), by_hooks=False).values()
     then = weights(learner.module)
     strategy.end_task(Named(), [batch], learner)
-    move(learner, 5)
+    move_weights(learner, 5)
     expected = [
         2.0 * f * (w - c) for f, w, c in zip(fisher, weights(learner.module), then, strict=True)
     ]
-    assert distance(edited(learner, strategy), expected) < 1e-12
+    assert distance(added_gradient(learner, strategy), expected) < 1e-12
 
 
 class EveryPair(Categorical):
-    """Two steps, nine examples: each pair of three labels once, what uniform draws come to on
-    average.
-    """
+    """Samples each pair of three labels once, over two steps and nine examples."""
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.stack([torch.arange(9) // 3, torch.arange(9) % 3])
 
 
-def test_an_example_informs_by_all_its_steps() -> None:
-    """Steps drawn independently add up: the factors' diagonal is the diagonal Fisher information,
-    of examples, not of steps.
-    """
+def test_fisher_information_is_of_examples_not_of_steps() -> None:
+    """Independent steps add up; the factors' diagonal is the diagonal Fisher information."""
     layers = nn.Linear(2, 3)
     nn.init.zeros_(layers.weight)
     nn.init.zeros_(layers.bias)
-    learner = learner_of(layers)
+    learner = make_learner(layers)
     learner.likelihood = EveryPair(3)
     x = vector_batch(1, 2, 3).obs["x"].repeat(2, 9, 1)
     batch = Batch({"x": x}, torch.tensor([[True], [False]]).repeat(1, 9))
@@ -291,11 +282,9 @@ def test_an_example_informs_by_all_its_steps() -> None:
 
 
 def test_kronecker_labels_are_drawn_from_the_model() -> None:
-    """Where all inputs are 0 but the bias, G tends to diag(p) - p p': within five standard errors
-    of 3000 draws.
-    """
+    """With inputs of 0, G tends to diag(p) - p p': within five standard errors of 3000 draws."""
     layers, count = nn.Linear(1, 3), 3000
-    learner = learner_of(layers)
+    learner = make_learner(layers)
     learner.likelihood = Categorical(3)
     with torch.no_grad():
         layers.bias.copy_(torch.tensor([1.0, 0.0, -1.0]))
@@ -307,11 +296,10 @@ def test_kronecker_labels_are_drawn_from_the_model() -> None:
     strategies = [KroneckerEWC(1.0, examples=count, seed=seed) for seed in (0, 0, 1)]
     for strategy in strategies:
         strategy.end_task(Named(), [batch], learner)
-    (A, G, _), (_, same, _), (_, other, _) = (
-        strategy.layers["layers"][0] for strategy in strategies
-    )
+    A, G, _ = strategies[0].layers["layers"][0]
+    same, other = (strategy.layers["layers"][0][1] for strategy in strategies[1:])
     p = torch.softmax(layers.bias.detach(), -1)
-    g = torch.eye(3) - p  # a row for each label that can be drawn
+    g = torch.eye(3) - p  # one row per label
     products = g[:, :, None] * g[:, None, :]
     mean = torch.einsum("y,yab->ab", p, products)
     error = ((torch.einsum("y,yab->ab", p, products**2) - mean**2) / count).sqrt()

@@ -1,4 +1,4 @@
-"""GDumb: weights come from the memory alone."""
+"""GDumb: it trains from its memory alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from architecture_helpers import told
+from architecture_helpers import task_aware_learner
 from loop_helpers import (
     FlatNet,
     distance,
@@ -25,12 +25,12 @@ from rehearsal_helpers import (
     INPUTS,
     cross_entropies,
     examples,
-    outputs_by_hand,
     rehearsal_learner,
     step,
     stored,
+    two_layer_outputs,
 )
-from strategy_helpers import Named, Untold
+from strategy_helpers import Named, TaskAgnosticLearner
 from torch import Tensor, nn
 
 from everloop.agents import MLP, GrowingMLP, ProgressiveMLP
@@ -47,8 +47,8 @@ from everloop.loop import (
 )
 
 
-def dumb_learner(gdumb: GDumb, tasks: Sequence[int] = (0, 1)) -> Untold:
-    """Stores two tasks' examples while nothing is learned."""
+def gdumb_learner(gdumb: GDumb, tasks: Sequence[int] = (0, 1)) -> TaskAgnosticLearner:
+    """A learner whose memory has examples of `tasks`."""
     learner = rehearsal_learner([gdumb])
     for task in tasks:
         gdumb.begin_task(Named(task), learner)
@@ -57,7 +57,7 @@ def dumb_learner(gdumb: GDumb, tasks: Sequence[int] = (0, 1)) -> Untold:
     return learner
 
 
-def test_nothing_is_learned_from_the_stream_whatever_the_optimizer() -> None:
+def test_gdumb_learns_nothing_from_the_stream_with_any_optimizer() -> None:
     for make in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
         gdumb = GDumb(epochs=2, capacity=12)
         learner = rehearsal_learner()
@@ -73,7 +73,7 @@ def test_nothing_is_learned_from_the_stream_whatever_the_optimizer() -> None:
             assert not same(weights(learner.module), start)
 
 
-def test_no_gradient_is_asked_for_while_the_stream_passes() -> None:
+def test_gdumb_computes_no_gradient_on_the_stream() -> None:
     learner, calls = rehearsal_learner([GDumb(epochs=1, capacity=12)]), list[Tensor]()
     next(learner.module.parameters()).register_hook(calls.append)
     update(learner, examples(6, 0, seed=0))
@@ -83,13 +83,13 @@ def test_no_gradient_is_asked_for_while_the_stream_passes() -> None:
     assert len(calls) == 1
 
 
-def test_the_weights_at_a_tasks_end_depend_on_the_memory_and_the_first_weights_alone() -> None:
-    """Whatever the network, its gradients and the optimizer were led to in between."""
+def test_gdumbs_weights_depend_only_on_memory_and_initial_weights() -> None:
+    """Not on the weights, gradients and optimizer state before a task's end."""
     ends = []
-    for led_astray in (False, True):
+    for disturbed in (False, True):
         gdumb = GDumb(epochs=3, capacity=12, batch_size=4)
-        learner = dumb_learner(gdumb)
-        if led_astray:
+        learner = gdumb_learner(gdumb)
+        if disturbed:
             perturb(learner.module, 5, 3.0)
             for p in learner.module.parameters():
                 p.grad = torch.full_like(p, 7.0)
@@ -99,19 +99,22 @@ def test_the_weights_at_a_tasks_end_depend_on_the_memory_and_the_first_weights_a
     assert same(*ends)
 
 
-def test_it_is_momentum_descent_on_shuffled_passes_over_the_memory_at_a_cosines_rate() -> None:
-    """v <- 0.9 v + g + 1e-6 w, |g| <= 10; w <- w - rate v; rate_t = r / 100 + (r - r / 100) (1 +
-    cos(pi t / steps)) / 2.
+def test_gdumb_trains_by_momentum_sgd_with_a_cosine_rate() -> None:
+    """Over shuffled passes: v <- 0.9 v + g + 1e-6 w with |g| <= 10, w <- w - rate_t v.
+
+    rate_t = r / 100 + (r - r / 100) (1 + cos(pi t / steps)) / 2
     """
     gdumb = GDumb(epochs=3, capacity=10, batch_size=4, learning_rate=0.3)
-    learner, module = dumb_learner(gdumb), rehearsal_learner().module
-    rng, t, steps = copy.deepcopy(gdumb.memory.rng), 0, 3 * 3
+    learner, module = gdumb_learner(gdumb), rehearsal_learner().module
+    rng = copy.deepcopy(gdumb.memory.rng)
+    t = 0
+    steps = 3 * 3
     velocity = [torch.zeros_like(p) for p in module.parameters()]
     kept = stored(gdumb, learner)
     for _ in range(3):
         for rows in np.array_split(rng.permutation(10), 3):
             x, y = kept.obs["x"][0][rows], kept.target[0][rows]  # type: ignore[index]
-            grads = gradients(cross_entropies(outputs_by_hand(module, x), y).mean(), module)
+            grads = gradients(cross_entropies(two_layer_outputs(module, x), y).mean(), module)
             norm = math.sqrt(sum(float((g**2).sum()) for g in grads))
             rate = 0.003 + 0.297 * (1 + math.cos(math.pi * t / steps)) / 2
             for p, v, g in zip(module.parameters(), velocity, grads, strict=True):
@@ -122,8 +125,8 @@ def test_it_is_momentum_descent_on_shuffled_passes_over_the_memory_at_a_cosines_
     assert distance(weights(learner.module), weights(module)) < 1e-9
 
 
-class Moody(nn.Module):
-    """Notes in which mode it is learned from."""
+class ModeRecorder(nn.Module):
+    """Records its modes in forward passes with gradients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,9 +137,9 @@ class Moody(nn.Module):
         return self.linear(x)
 
 
-def test_in_a_loop_of_somebody_elses_it_trains_in_training_mode_as_in_ours() -> None:
-    """Else batch norm would stay at the statistics of an untrained network."""
-    module, batch = Moody(), examples(12)
+def test_in_a_foreign_loop_gdumb_trains_in_training_mode() -> None:
+    """Otherwise batch norm would keep the statistics of an untrained network."""
+    module, batch = ModeRecorder(), examples(12)
     loop = attach([GDumb(epochs=2)], module, torch.optim.SGD(module.parameters(), lr=0.1))
     loop.begin_task(0)
     x, y = batch.obs["x"][0].float(), batch.target[0]  # type: ignore[index]
@@ -146,7 +149,7 @@ def test_in_a_loop_of_somebody_elses_it_trains_in_training_mode_as_in_ours() -> 
     assert module.training
 
 
-def test_statistics_of_norms_do_not_follow_the_stream_either() -> None:
+def test_gdumb_does_not_update_batch_norm_on_the_stream() -> None:
     torch.manual_seed(0)
     module = FlatNet(
         nn.Sequential(
@@ -175,18 +178,18 @@ def test_statistics_of_norms_do_not_follow_the_stream_either() -> None:
         (lambda: LoRA(adapters="online"), MLP),
     ],
 )
-def test_beside_what_freezes_weights_or_adds_them_it_is_refused(
+def test_gdumb_is_refused_beside_strategies_that_freeze_or_add_weights(
     other: Callable[[], Strategy], network: type[nn.Module]
 ) -> None:
     companion = other()
     with pytest.raises(
         ValueError,
-        match=rf"^{companion.name} .* and gdumb resets all weights at each task's end, which can't",
+        match=f"^{companion.name} .* and gdumb resets all weights at each task's end, which can't",
     ):
-        told(network((8, 8, 1), (8, 8))).attach([companion, GDumb()])
+        task_aware_learner(network((8, 8, 1), (8, 8))).attach([companion, GDumb()])
 
 
-def test_the_examples_that_are_kept_are_a_share_of_each_class() -> None:
+def test_gdumbs_memory_is_balanced_over_classes() -> None:
     gdumb = GDumb(capacity=10)
     learner = rehearsal_learner([gdumb])
     gdumb.observe(examples(30, labels=[0] * 20 + [1] * 8 + [2] * 2), learner)

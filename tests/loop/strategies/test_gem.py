@@ -1,4 +1,4 @@
-"""GEM: the edited gradient is the nearest one that keeps every past task; solvers agree."""
+"""GEM: its projection and its solver of the dual problem."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from loop_helpers import (
 from projection_helpers import (
     Vector,
     close,
-    foresee_tasks,
+    cross_entropy_gradient,
     give_gradient,
-    gradient_by_hand,
     gradient_of,
+    learner_with_memory,
+    next_task_draws,
     seeds,
-    taught,
 )
 from scipy.optimize import minimize
 from strategy_helpers import Named
@@ -46,15 +46,15 @@ def nearest(g: Vector, G: Vector) -> Vector:
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 @settings(deadline=None, max_examples=15)
 @given(seed=seeds)
-def test_gems_gradient_is_the_nearest_that_keeps_every_ended_task(
+def test_gems_gradient_is_the_nearest_that_harms_no_past_task(
     ended: list[int], strength: float, seed: int
 ) -> None:
     gem = GEM(strength, capacity=60, batch_size=5, seed=seed)
-    learner = taught(gem, ended, at_hand=9)
+    learner = learner_with_memory(gem, ended, current=9)
     G = np.stack(
         [
-            gradient_by_hand(learner, drawn)
-            for drawn in foresee_tasks(gem, learner, [[task] for task in ended])
+            cross_entropy_gradient(learner, drawn)
+            for drawn in next_task_draws(gem, learner, [[task] for task in ended])
         ]
     )
     g = give_gradient(learner, seed)
@@ -71,14 +71,15 @@ def test_gems_gradient_is_the_nearest_that_keeps_every_ended_task(
 
 @settings(deadline=None, max_examples=20)
 @given(seed=seeds, margin=st.floats(0.01, 2.0))
-def test_a_margin_is_the_least_weight_of_every_ended_task(seed: int, margin: float) -> None:
-    """g~ = G' v + g, v = argmin_(v >= margin) v' G G' v / 2 + g' G' v: with a general solver's v,
-    the same g~.
-    """
+def test_a_margin_bounds_every_dual_variable_from_below(seed: int, margin: float) -> None:
+    """g~ = G' v + g with v = argmin_(v >= margin) v' G G' v / 2 + g' G' v, by a general solver."""
     gem = GEM(capacity=60, batch_size=5, margin=margin, seed=seed)
-    learner = taught(gem, [0, 1, 2])
+    learner = learner_with_memory(gem, [0, 1, 2])
     G = np.stack(
-        [gradient_by_hand(learner, drawn) for drawn in foresee_tasks(gem, learner, [[0], [1], [2]])]
+        [
+            cross_entropy_gradient(learner, drawn)
+            for drawn in next_task_draws(gem, learner, [[0], [1], [2]])
+        ]
     )
     g = give_gradient(learner, seed)
     gem.edit_gradients(None, learner)
@@ -93,16 +94,12 @@ def test_a_margin_is_the_least_weight_of_every_ended_task(seed: int, margin: flo
     kept = (G @ g >= 0).all()
     close(gradient_of(learner), g if kept else G.T @ v + g, 1e-5)
     if not kept:
-        assert (G @ gradient_of(learner) >= -1e-8 * np.linalg.norm(g)).all(), (
-            "a margin keeps the past the more"
-        )
+        assert (G @ gradient_of(learner) >= -1e-8 * np.linalg.norm(g)).all()
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_in_single_precision_tasks_that_agree_but_for_rounding_are_kept(seed: int) -> None:
-    """Past gradients that depend on each other have a Gram matrix which rounding makes
-    indefinite.
-    """
+def test_gem_satisfies_nearly_equal_constraints_in_single_precision(seed: int) -> None:
+    """Rounding makes the Gram matrix of dependent past gradients indefinite."""
     torch.manual_seed(seed)
     size, gem = 400, GEM(capacity=4, batch_size=1)
     learner = FixedLearner(
@@ -111,7 +108,7 @@ def test_in_single_precision_tasks_that_agree_but_for_rounding_are_kept(seed: in
     )
     learner.attach([gem])
     x = torch.randn(size)
-    for task in range(4):  # the same example but for a little
+    for task in range(4):  # nearly the same example
         shown = (x + 1e-6 * torch.randn(size))[None, None]
         gem.observe(
             Batch(
@@ -123,7 +120,7 @@ def test_in_single_precision_tasks_that_agree_but_for_rounding_are_kept(seed: in
             learner,
         )
         gem.end_task(Named(task), [], learner)
-    drawn = foresee_tasks(gem, learner, [[task] for task in range(4)])
+    drawn = next_task_draws(gem, learner, [[task] for task in range(4)])
     G = torch.stack(
         [
             torch.cat(
@@ -143,10 +140,10 @@ def test_in_single_precision_tasks_that_agree_but_for_rounding_are_kept(seed: in
 
 
 def problem(tasks: int, weights: int, seed: int, degenerate: bool) -> tuple[Vector, Vector]:
-    """Random G and g; degenerate ones have equal, opposite, dependent and empty rows.
+    """Random G and g; degenerate ones have equal, opposite, dependent and zero rows.
 
-    G is of tenths, so that rows are dependent or clearly not: rows that nearly oppose each other
-    magnify rounding ten thousand times, in any solver.
+    G has one decimal, so that rows are either dependent or clearly not: nearly opposite rows
+    magnify rounding ten thousand times in any solver.
     """
     rng = np.random.default_rng(seed)
     G, g = rng.standard_normal((tasks, weights)).round(1), rng.standard_normal(weights)
@@ -162,12 +159,10 @@ problems = st.builds(problem, st.integers(1, 7), st.integers(1, 6), seeds, st.bo
 
 @settings(deadline=None, max_examples=150)
 @given(problem=problems, margin=st.sampled_from([0.0, 0.5]))
-def test_the_dual_satisfies_the_conditions_of_karush_kuhn_and_tucker(
+def test_the_dual_solution_satisfies_the_kkt_conditions(
     problem: tuple[Vector, Vector], margin: float
 ) -> None:
-    """v >= margin, slope P v + q >= 0, and one of the two is an equality: for a convex problem that
-    is the optimum.
-    """
+    """v >= margin, slope P v + q >= 0, and one is an equality: the optimum of a convex problem."""
     G, g = problem
     P, q = G @ G.T, G @ g
     v = solve_dual(P, q, margin)
@@ -179,24 +174,21 @@ def test_the_dual_satisfies_the_conditions_of_karush_kuhn_and_tucker(
 
 @settings(deadline=None, max_examples=150)
 @given(problem=problems)
-def test_the_projection_is_quadprogs(problem: tuple[Vector, Vector]) -> None:
-    """argmin |x - g|^2 / 2 with G x >= 0 has one answer, however many v lead to it."""
+def test_the_projection_equals_quadprogs(problem: tuple[Vector, Vector]) -> None:
+    """argmin |x - g|^2 / 2 with G x >= 0 is unique, even if v is not."""
     quadprog = pytest.importorskip("quadprog")
     G, g = problem
-    G = G[np.linalg.norm(G, axis=1) > 0]  # an empty constraint is none
+    G = G[np.linalg.norm(G, axis=1) > 0]  # a zero row is no constraint
     if len(G):
-        least = np.full(
-            len(G), -1e-9
-        )  # of two opposite constraints rounding leaves nothing that satisfies both
+        # with bounds of 0, rounding could leave no solution for two opposite rows
+        least = np.full(len(G), -1e-9)
         expected = quadprog.solve_qp(np.eye(len(g)), g, np.ascontiguousarray(G.T), least)[0]
         close(G.T @ solve_dual(G @ G.T, G @ g) + g, expected, 1e-4)
 
 
 @settings(deadline=None, max_examples=60)
 @given(tasks=st.integers(1, 5), seed=seeds, margin=st.sampled_from([0.0, 0.5, 2.0]))
-def test_the_dual_itself_is_quadprogs_where_it_has_one_answer(
-    tasks: int, seed: int, margin: float
-) -> None:
+def test_a_unique_dual_solution_equals_quadprogs(tasks: int, seed: int, margin: float) -> None:
     quadprog = pytest.importorskip("quadprog")
     G, g = problem(tasks, 12, seed, degenerate=False)
     P, q = G @ G.T, G @ g
@@ -204,8 +196,8 @@ def test_the_dual_itself_is_quadprogs_where_it_has_one_answer(
     close(solve_dual(P, q, margin), expected, 1e-6)
 
 
-def test_a_dual_that_can_be_solved_in_the_head() -> None:
-    """Two orthogonal tasks of which one is hurt by 3, its gradient of length 2: v = (3 / 4, 0)."""
+def test_duals_with_known_solutions() -> None:
+    """Two orthogonal tasks; one has gradient norm 2 and conflict -3, so v = (3 / 4, 0)."""
     assert solve_dual(np.diag([4.0, 1.0]), np.array([-3.0, 2.0])).tolist() == pytest.approx(
         [0.75, 0.0]
     )

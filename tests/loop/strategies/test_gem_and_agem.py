@@ -1,4 +1,4 @@
-"""What GEM and A-GEM both do to a gradient."""
+"""Properties that GEM and A-GEM share."""
 
 from __future__ import annotations
 
@@ -13,32 +13,30 @@ from loop_helpers import (
     weights,
 )
 from projection_helpers import (
+    BOTH_METHODS,
     CLASSES,
-    EITHER,
     INPUTS,
     close,
-    foresee_tasks,
+    cross_entropy_gradient,
     give_gradient,
-    gradient_by_hand,
     gradient_of,
-    taught,
+    learner_with_memory,
+    next_task_draws,
 )
 
 from everloop.loop import AGEM, GEM, Batch
 
 
-@EITHER
+@BOTH_METHODS
 @pytest.mark.parametrize("seed", range(5))
-def test_a_small_step_of_gradient_descent_does_not_raise_the_pasts_loss(
+def test_a_small_step_does_not_raise_the_loss_of_past_tasks(
     kind: type[AGEM | GEM], seed: int
 ) -> None:
-    """To first order: the rise along the edited gradient is of second order, and that along the
-    plain one is not.
-    """
+    """Along the edited gradient the rise is of second order; along the plain one, of first."""
     strategy, rate = kind(capacity=30, batch_size=6, seed=seed), 1e-4
-    learner = taught(strategy, [0])
-    (drawn,) = foresee_tasks(strategy, learner, [[0]])
-    r = gradient_by_hand(learner, drawn)
+    learner = learner_with_memory(strategy, [0])
+    (drawn,) = next_task_draws(strategy, learner, [[0]])
+    r = cross_entropy_gradient(learner, drawn)
     g = give_gradient(learner, seed)
     g -= (g @ r / (r @ r) + 0.5) * r
     before, start = float(learner.loss(drawn).detach()), weights(learner.module)
@@ -58,24 +56,23 @@ def test_a_small_step_of_gradient_descent_does_not_raise_the_pasts_loss(
     assert rise() <= rate**2 * float(g @ g)
 
 
-@EITHER
-def test_without_an_ended_task_the_gradient_stays_as_it_is(kind: type[AGEM | GEM]) -> None:
-    learner = taught(kind(capacity=30), [], at_hand=0)
+@BOTH_METHODS
+def test_without_a_past_task_the_gradient_is_unchanged(kind: type[AGEM | GEM]) -> None:
+    learner = learner_with_memory(kind(capacity=30), [], current=0)
     g = give_gradient(learner, 0)
     learner.strategies[0].edit_gradients(None, learner)
     assert (gradient_of(learner) == g).all()
 
 
-@EITHER
-def test_weights_without_a_gradient_get_none_and_stand_outside_of_the_constraints(
+@BOTH_METHODS
+def test_weights_without_a_gradient_are_left_out_of_the_constraints(
     kind: type[AGEM | GEM],
 ) -> None:
-    """As if the network had no others than those that the update changes."""
     strategy = kind(capacity=30, batch_size=6)
-    learner = taught(strategy, [0])
+    learner = learner_with_memory(strategy, [0])
     weight, bias = learner.module.parameters()
-    (drawn,) = foresee_tasks(strategy, learner, [[0]])
-    r = gradient_by_hand(learner, drawn)[: INPUTS * CLASSES]
+    (drawn,) = next_task_draws(strategy, learner, [[0]])
+    r = cross_entropy_gradient(learner, drawn)[: INPUTS * CLASSES]
     g = np.random.default_rng(0).standard_normal(len(r)) - 2 * r
     weight.grad, bias.grad = torch.from_numpy(g).view_as(weight).clone(), None
     strategy.edit_gradients(None, learner)
@@ -84,36 +81,30 @@ def test_weights_without_a_gradient_get_none_and_stand_outside_of_the_constraint
     close(weight.grad.flatten(), g - (g @ r) / (r @ r) * r, 1e-8)  # type: ignore[union-attr]
 
 
-@EITHER
-def test_the_weights_and_what_is_stored_stay_as_they_are(kind: type[AGEM | GEM]) -> None:
+@BOTH_METHODS
+def test_editing_gradients_changes_neither_weights_nor_memory(kind: type[AGEM | GEM]) -> None:
     strategy = kind(capacity=30, batch_size=6)
-    learner = taught(strategy, [0, 1])
-    before, items = (
-        weights(learner.module),
-        {name: x.copy() for name, x in strategy.memory.items.items()},
-    )
+    learner = learner_with_memory(strategy, [0, 1])
+    before = weights(learner.module)
+    items = {name: x.copy() for name, x in strategy.memory.items.items()}
     give_gradient(learner, 1)
     strategy.edit_gradients(None, learner)
     assert same(weights(learner.module), before)
     assert all((x == items[name]).all() for name, x in strategy.memory.items.items())
 
 
-@EITHER
-def test_in_control_the_edited_gradient_does_not_raise_the_divergence_from_past_policies(
+@BOTH_METHODS
+def test_in_control_edited_gradients_do_not_conflict_with_past_policies(
     kind: type[AGEM | GEM],
 ) -> None:
-    """PPO's own gradient, in its own training: what comes out of `edit_gradients` has no conflict
-    left, what went in had.
-    """
-    learner, strategy = (
-        control_learner(max_grad_norm=float("inf")),
-        kind(capacity=60, batch_size=16),
-    )
+    """During PPO's training, `edit_gradients` removes the conflicts of the gradient."""
+    learner = control_learner(max_grad_norm=float("inf"))
+    strategy = kind(capacity=60, batch_size=16)
     found: list[tuple[float, float]] = []
     edit = strategy.edit_gradients
 
-    def noted(batch: Batch, learner: Any) -> None:
-        drawn = foresee_tasks(strategy, learner, [[0]] if len(strategy.past) else [])
+    def edit_and_record(batch: Batch, learner: Any) -> None:
+        drawn = next_task_draws(strategy, learner, [[0]] if len(strategy.past) else [])
         live = [p for p in learner.module.parameters() if p.grad is not None]
         before = [p.grad.clone() for p in live]
         edit(batch, learner)
@@ -125,7 +116,7 @@ def test_in_control_the_edited_gradient_does_not_raise_the_divergence_from_past_
             ]
             found.append((dots[0], dots[1]))
 
-    strategy.edit_gradients = noted  # type: ignore[method-assign]
+    strategy.edit_gradients = edit_and_record  # type: ignore[method-assign]
     for task in (0, 1):
         learner.attach([strategy])
         strategy.begin_task(learner.world.tasks[task], learner)

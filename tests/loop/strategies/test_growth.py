@@ -1,4 +1,4 @@
-"""Growth: when a network grows, and what its new units do."""
+"""Growth: when it adds units, and their training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everloop.loop import (
 )
 
 
-def test_a_network_grows_where_the_loss_stays_high_and_nothing_changes_at_that_moment() -> None:
+def test_a_network_grows_at_high_loss_and_keeps_its_outputs() -> None:
     def grown(threshold: float) -> int:
         torch.manual_seed(0)
         learner = SupervisedLearner(Classifier(GrowingMLP((8, 8, 1), (6, 6)), 10), stream())
@@ -35,7 +35,7 @@ def test_a_network_grows_where_the_loss_stays_high_and_nothing_changes_at_that_m
     assert sum(p.numel() for p in net.branches.parameters()) == 64 * 7 + 7 + 7 * 6
 
 
-def test_what_has_grown_is_trained_and_other_strategies_go_on() -> None:
+def test_added_units_are_trained_and_covered_by_ewc() -> None:
     torch.manual_seed(0)
     learner = SupervisedLearner(Classifier(GrowingMLP((8, 8, 1), (6, 6)), 10), stream())
     growth, ewc = Growth(units=4, threshold=0.0, patience=4, limit=1), EWC(10.0)

@@ -1,77 +1,75 @@
-"""HAT's masks and what they do to gradients: the paper's equations."""
+"""HAT's masks and their effect on gradients: the equations of the paper."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from hat_helpers import (
-    Named,
     Residual,
-    ToldLearner,
+    TaskAwareLearner,
     batches,
-    layered,
-    learn,
+    learn_hat_task,
     mask,
-    named,
-    quick,
+    masked_learner,
+    named_weights,
+    quick_hat,
 )
 from loop_helpers import (
     FlatNet,
     update,
 )
+from strategy_helpers import Named
 from torch import Tensor, nn
 
 from everloop.loop import HAT, Batch, Categorical, Learner
 
 
-def test_the_units_of_hidden_layers_are_multiplied_by_the_mask() -> None:
-    learner, hat = layered()
+def test_hidden_units_are_multiplied_by_the_mask() -> None:
+    learner, hat = masked_learner()
     hat.begin_task(Named(0), learner)
-    (batch,), w = batches(1), named(learner)
+    (batch,), w = batches(1), named_weights(learner)
     a, b = (mask(learner, layer).detach() for layer in (0, 2))
     assert a.shape == (6,)
     assert len(a.unique()) == 6
-    h = a * torch.relu(
-        batch.obs["x"][0] @ w["0.weight"].T + w["0.bias"]
-    )  # after the activation, as in the paper
+    # the mask comes after the activation, as in the paper
+    h = a * torch.relu(batch.obs["x"][0] @ w["0.weight"].T + w["0.bias"])
     h = b * torch.relu(h @ w["2.weight"].T + w["2.bias"])
     torch.testing.assert_close(
         learner.outputs(batch)[0].detach(), h @ w["4.weight"].T + w["4.bias"]
     )
 
 
-def apart(learner: Learner, hat: HAT, s: float) -> float:
-    """How far the mask is from sigmoid(s e)."""
+def mask_error(learner: Learner, hat: HAT, s: float) -> float:
+    """Largest difference of the first mask from sigmoid(s e)."""
     return float((mask(learner, 0).detach() - torch.sigmoid(s * hat.e["layers.0"])).abs().max())
 
 
-def test_masks_harden_with_the_batches_of_every_period() -> None:
-    """Equation 3 with b = 1 ... B, then from the beginning, as with every task."""
-    learner, hat = layered(period=4, s_max=100.0)
+def test_masks_harden_over_the_batches_of_each_period() -> None:
+    """Equation 3 with b = 1 ... B, restarted after each period and at each task."""
+    learner, hat = masked_learner(period=4, s_max=100.0)
     for task in range(2):
         hat.begin_task(Named(task), learner)
         for b, batch in zip([1, 2, 3, 4, 1, 2], batches(6), strict=True):
-            assert (
-                apart(learner, hat, 1 / 100 + (100 - 1 / 100) * (b - 1) / (4 - 1)) <= 2e-7
-            )  # single precision sees no less beside 1
+            s = 1 / 100 + (100 - 1 / 100) * (b - 1) / (4 - 1)
+            assert mask_error(learner, hat, s) <= 2e-7  # rounding of single precision near 1
             update(learner, batch)
-    learner, hat = layered(period=1, s_max=100.0)
+    learner, hat = masked_learner(period=1, s_max=100.0)
     hat.begin_task(Named(0), learner)
-    assert apart(learner, hat, 100) <= 2e-7
+    assert mask_error(learner, hat, 100) <= 2e-7
 
 
-def test_only_units_that_no_past_task_uses_have_a_price() -> None:
-    """Equation 5, one number for all layers."""
-    learner, hat = layered()
-    learn(learner, hat, 0)
+def test_only_units_unused_by_past_tasks_are_penalised() -> None:
+    """Equation 5, with one normaliser for all layers."""
+    learner, hat = masked_learner()
+    learn_hat_task(learner, hat, 0)
     hat.sparsity = 0.6
     used = [(hat.tasks.keys[0][f"layers.{layer}"] > 0).double() for layer in (0, 2)]
     assert 0 < sum(float(u.sum()) for u in used) < 11
     hat.begin_task(Named(1), learner)
     below = sum(float((1 - u).sum()) for u in used)
 
-    def price(a: Tensor) -> Tensor:
-        """Its gradient alone."""
+    def penalty_gradient(a: Tensor) -> Tensor:
+        """Gradient of the sparsity penalty in the mask `a`."""
         a.grad = None
         hat.edit_gradients(None, learner)
         assert a.grad is not None
@@ -79,17 +77,18 @@ def test_only_units_that_no_past_task_uses_have_a_price() -> None:
 
     for layer, u in zip((0, 2), used, strict=True):
         torch.testing.assert_close(
-            price(mask(learner, layer)), 0.6 * (1 - u) / below, rtol=1e-12, atol=0
+            penalty_gradient(mask(learner, layer)), 0.6 * (1 - u) / below, rtol=1e-12, atol=0
         )
     hat.units = {name: torch.ones_like(u) for name, u in hat.units.items()}
-    assert not price(mask(learner, 0)).any()
+    assert not penalty_gradient(mask(learner, 0)).any()
 
 
-def test_the_mask_descends_the_loss_and_its_price_by_the_compensated_gradient() -> None:
-    """q' = s_max (cosh(s e) + 1) / (s (cosh(e) + 1)) q with q = dL/de of the whole loss; beyond its
-    limits e rests.
+def test_masks_descend_the_compensated_gradient_of_loss_and_penalty() -> None:
+    """q' = s_max (cosh(s e) + 1) / (s (cosh(e) + 1)) q with q = dL/de of loss plus penalty.
+
+    An e with |s e| > s_max does not move, and |e| stays at most 6.
     """
-    learner, hat = layered(period=7, s_max=50.0, rate=1e-3, sparsity=0.6)
+    learner, hat = masked_learner(period=7, s_max=50.0, rate=1e-3, sparsity=0.6)
     hat.begin_task(Named(0), learner)
     for batch in batches(3):
         update(learner, batch)
@@ -97,7 +96,7 @@ def test_the_mask_descends_the_loss_and_its_price_by_the_compensated_gradient() 
     hat._show(hat._now())
     s = 1 / 50 + (50 - 1 / 50) * 3 / 6
     e = {name: x.clone().requires_grad_() for name, x in hat.e.items()}
-    (batch,), w = batches(1, seed=9), named(learner)
+    (batch,), w = batches(1, seed=9), named_weights(learner)
     a, b = torch.sigmoid(s * e["layers.0"]), torch.sigmoid(s * e["layers.2"])
     h = a * (batch.obs["x"][0] @ w["0.weight"].T + w["0.bias"]).relu()
     h = b * (h @ w["2.weight"].T + w["2.bias"]).relu()
@@ -127,17 +126,17 @@ def test_the_mask_descends_the_loss_and_its_price_by_the_compensated_gradient() 
 
 
 @pytest.mark.parametrize("alone", ["gradient", "step", "both"])
-def test_with_plain_gradient_descent_weights_move_by_the_papers_gradient(
+def test_plain_gradient_descent_follows_the_papers_gradient(
     alone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Equation 2: g' = (1 - min(a_i^<t, a_j^<t)) g, of a bias (1 - a_i^<t) g; inputs of the first
-    layer count as used.
+    """Equation 2: g' = (1 - min(a_i^<t, a_j^<t)) g, for a bias (1 - a_i^<t) g.
 
-    To hold the step is the same there as to scale the gradient, each without the other.
+    The inputs of the first layer count as used. Here editing the gradient alone and restoring
+    weights after the step alone give the same result.
     """
-    learner, hat = layered()
-    learn(learner, hat, 0)
-    learn(learner, hat, 1)
+    learner, hat = masked_learner()
+    learn_hat_task(learner, hat, 0)
+    learn_hat_task(learner, hat, 1)
     a, b = (
         torch.maximum(*[(hat.tasks.keys[task][f"layers.{layer}"] > 0).double() for task in (0, 1)])
         for layer in (0, 2)
@@ -164,31 +163,29 @@ def test_with_plain_gradient_descent_weights_move_by_the_papers_gradient(
 
 
 @pytest.mark.parametrize("restore", [True, False])
-def test_only_putting_weights_back_holds_them_under_adam(
+def test_under_adam_used_weights_stay_only_if_restored_after_the_step(
     restore: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A gradient of 0 does not: that is why equation 2 holds for the step."""
-    learner, hat = layered(torch.optim.Adam)
-    learn(learner, hat, 0)
-    then, used = (
-        named(learner),
-        {name.removeprefix("layers."): u > 0 for name, u in hat.used.items()},
-    )
+    """A gradient of 0 does not stop Adam, so HAT applies equation 2 to the step."""
+    learner, hat = masked_learner(torch.optim.Adam)
+    learn_hat_task(learner, hat, 0)
+    then = named_weights(learner)
+    used = {name.removeprefix("layers."): u > 0 for name, u in hat.used.items()}
     if not restore:
         monkeypatch.setattr(hat, "values", dict(learner.module.named_parameters()))
     hat.begin_task(Named(1), learner)
     for batch in batches(10, 1):
         update(learner, batch)
-    now = named(learner)
+    now = named_weights(learner)
     assert set(used) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert all(torch.equal(now[name][u], then[name][u]) for name, u in used.items()) is restore
     assert not any(torch.equal(now[name][~u], then[name][~u]) for name, u in used.items())
 
 
 def inputs_used(net: nn.Module, x: Tensor) -> tuple[HAT, dict[str, Tensor]]:
-    """Which inputs of each layer count as used after a task."""
+    """HAT after one task, and by layer which inputs count as used."""
     torch.manual_seed(0)
-    learner, hat = ToldLearner(FlatNet(net, "x"), Categorical(3)), quick()
+    learner, hat = TaskAwareLearner(FlatNet(net, "x"), Categorical(3)), quick_hat()
     learner.attach([hat])
     hat.begin_task(Named(0), learner)
     batch = Batch(
@@ -201,10 +198,8 @@ def inputs_used(net: nn.Module, x: Tensor) -> tuple[HAT, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("rows", [1, 20])
-def test_a_layers_inputs_are_as_used_as_the_units_they_come_from(rows: int) -> None:
-    """Through activations, pooling, flattening and sums; however few examples there are, and
-    whatever is dark in them.
-    """
+def test_inputs_are_used_as_much_as_the_units_they_come_from(rows: int) -> None:
+    """Through activations, pooling, flattening and sums, for few examples and inputs of 0."""
     hat, found = inputs_used(
         nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)),
         torch.zeros(rows, 4),
@@ -243,7 +238,7 @@ def test_a_layers_inputs_are_as_used_as_the_units_they_come_from(rows: int) -> N
     assert all(bool(u.all()) for u in found.values())
 
 
-def test_a_channel_of_a_grouped_convolution_reads_its_own_group() -> None:
+def test_a_grouped_convolutions_channel_reads_only_its_group() -> None:
     net = nn.Sequential(
         nn.Conv2d(1, 4, 1),
         nn.ReLU(),
@@ -259,7 +254,7 @@ def test_a_channel_of_a_grouped_convolution_reads_its_own_group() -> None:
     assert 0 < expected.sum() < 12
 
 
-def test_layers_that_share_their_weights_have_no_mask_and_belong_to_the_first_task() -> None:
+def test_shared_weights_get_no_mask_and_belong_to_the_first_task() -> None:
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
     hat, _ = inputs_used(

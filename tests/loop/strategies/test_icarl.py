@@ -1,4 +1,4 @@
-"""iCaRL: herding, the nearest mean, and its losses as written."""
+"""iCaRL: herding, the nearest mean of exemplars, and its losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from loop_helpers import (
     digit_learner,
     distance,
-    gradients,
     mlp,
     perturb,
     stream,
@@ -23,24 +22,24 @@ from rehearsal_helpers import (
     RATE,
     cross_entropies,
     examples,
-    outputs_by_hand,
     rehearsal_learner,
     step,
+    two_layer_outputs,
 )
-from strategy_helpers import Named
+from strategy_helpers import Named, after_gradient_step
 from torch import Tensor
 
 from everloop.contract import Output
 from everloop.loop import ERACE, Forward, ICaRL, Strategy, SupervisedLearner, Training
 
 
-def features_by_hand(module: Any, x: Tensor) -> Tensor:
+def normalised_features(module: Any, x: Tensor) -> Tensor:
     phi = torch.tanh(x @ module.layers[0].weight.T + module.layers[0].bias)
     return (phi / phi.norm(dim=1, keepdim=True)).detach()
 
 
 def herd(phi: Tensor, count: int) -> list[int]:
-    """Each next exemplar makes the mean of those picked the nearest to the mean of all."""
+    """Pick exemplars so that their mean is always nearest to the mean of all."""
     picked: list[int] = []
     for _ in range(count):
         left = [i for i in range(len(phi)) if i not in picked]
@@ -50,10 +49,8 @@ def herd(phi: Tensor, count: int) -> list[int]:
     return picked
 
 
-class Increments:
-    """Two tasks of two classes each, learned by iCaRL; what it should know of them, worked out
-    beside it.
-    """
+class IncrementalTasks:
+    """iCaRL after two tasks of two classes each, with the exemplars it should have."""
 
     def __init__(self, strength: float = 1.0, capacity: int = 9) -> None:
         self.icarl = ICaRL(strength, capacity, batch_size=5)
@@ -65,61 +62,61 @@ class Increments:
             self.end_task(task, labels)
 
     def end_task(self, task: int, labels: list[int]) -> None:
-        brought = [examples(6, task, seed=100 * task + i, labels=labels * 3) for i in range(2)]
+        batches = [examples(6, task, seed=100 * task + i, labels=labels * 3) for i in range(2)]
         self.old = copy.deepcopy(self.learner.module)
-        x, y = (
-            torch.cat([b.obs["x"][0] for b in brought]),
-            torch.cat([b.target[0] for b in brought]),
-        )  # type: ignore[index]
+        x = torch.cat([b.obs["x"][0] for b in batches])
+        y = torch.cat([b.target[0] for b in batches])  # type: ignore[index]
         share = self.icarl.capacity // (len(self.exemplars) + len(labels))
         self.exemplars = {label: chosen[:share] for label, chosen in self.exemplars.items()}
         for label in labels:
             mine = x[y == label]
             self.exemplars[label] = mine[
-                herd(features_by_hand(self.old, mine), min(share, len(mine)))
+                herd(normalised_features(self.old, mine), min(share, len(mine)))
             ]
-        self.icarl.end_task(Named(task), brought, self.learner)
+        self.icarl.end_task(Named(task), batches, self.learner)
 
 
 @pytest.mark.parametrize("capacity", [5, 9, 40])
-def test_exemplars_are_those_of_herding_and_every_class_has_the_same_share(capacity: int) -> None:
-    """capacity / classes of each; when new classes come, the best of the old ones stay."""
-    made = Increments(capacity=capacity)
-    assert set(made.icarl.rows) == set(made.exemplars) == {0, 1, 3, 4}
-    for label, rows in made.icarl.rows.items():
-        items = made.icarl.store.read(np.array(rows))
-        np.testing.assert_array_equal(items["obs.x"][:, 0], made.exemplars[label].numpy())
+def test_herded_exemplars_share_the_capacity_equally_among_classes(capacity: int) -> None:
+    """capacity / classes of each; when new classes come, old ones keep their first exemplars."""
+    increments = IncrementalTasks(capacity=capacity)
+    assert set(increments.icarl.rows) == set(increments.exemplars) == {0, 1, 3, 4}
+    for label, rows in increments.icarl.rows.items():
+        items = increments.icarl.store.read(np.array(rows))
+        np.testing.assert_array_equal(items["obs.x"][:, 0], increments.exemplars[label].numpy())
         assert set(items["target"].flatten().tolist()) == {label}
         assert len(rows) == min(6, capacity // 4)
-    taken = [row for rows in made.icarl.rows.values() for row in rows]
+    taken = [row for rows in increments.icarl.rows.values() for row in rows]
     assert len(set(taken)) == len(taken) <= capacity
 
 
-def test_under_its_view_the_nearest_mean_of_exemplars_answers() -> None:
-    """Means of normalised features, normalised again, as the network sees the exemplars now, not
-    when it chose them.
+def test_icarls_view_classifies_by_the_nearest_mean_of_exemplars() -> None:
+    """Means of normalised features, normalised again, with the present weights.
 
-    Classes of no exemplar are never guessed; afterwards all is as it was.
+    Classes without exemplars are never predicted, and the view leaves no trace.
     """
-    made = Increments()
-    perturb(made.learner.module, 5)
+    increments = IncrementalTasks()
+    perturb(increments.learner.module, 5)
     x = examples(200, seed=77).obs["x"]
     batch = examples(200, seed=77)
-    usual = made.learner.outputs(batch)
-    with made.icarl.view(Named(), made.learner):
-        guesses = made.learner.outputs(batch).argmax(-1)[0]
-    assert torch.equal(made.learner.outputs(batch), usual)
-    assert torch.equal(usual[0], outputs_by_hand(made.learner.module, x[0]))
-    phi, labels = features_by_hand(made.learner.module, x[0]), sorted(made.exemplars)
+    usual = increments.learner.outputs(batch)
+    with increments.icarl.view(Named(), increments.learner):
+        guesses = increments.learner.outputs(batch).argmax(-1)[0]
+    assert torch.equal(increments.learner.outputs(batch), usual)
+    assert torch.equal(usual[0], two_layer_outputs(increments.learner.module, x[0]))
+    phi, labels = normalised_features(increments.learner.module, x[0]), sorted(increments.exemplars)
     means = torch.stack(
-        [features_by_hand(made.learner.module, made.exemplars[label]).mean(0) for label in labels]
+        [
+            normalised_features(increments.learner.module, increments.exemplars[label]).mean(0)
+            for label in labels
+        ]
     )
     distances = torch.stack([(phi - mean / mean.norm()).norm(dim=1) for mean in means], 1)
     assert guesses.tolist() == [labels[i] for i in distances.argmin(1).tolist()]
     assert set(guesses.tolist()) == set(labels)
 
 
-def test_before_the_first_tasks_end_its_view_changes_nothing() -> None:
+def test_before_the_first_tasks_end_icarls_view_changes_nothing() -> None:
     icarl, batch = ICaRL(), examples(9)
     learner = rehearsal_learner([icarl])
     with icarl.view(Named(), learner):
@@ -128,16 +125,18 @@ def test_before_the_first_tasks_end_its_view_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.4])
-def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exemplars(
+def test_icarls_update_descends_its_binary_cross_entropies(
     strength: float,
 ) -> None:
-    """-sum_c t log s(z_c) + (1 - t) log(1 - s(z_c)), t = s(z*_c) for classes of ended tasks alone,
-    else whether c is the label.
+    """-sum_c t log s(z_c) + (1 - t) log(1 - s(z_c)), of fresh examples and of exemplars.
 
-    Class 2 is new, 0 and 1 come back.
+    t = s(z*_c) for old classes that do not return, else 1 for the label and 0 for other classes.
+    Class 2 is new; classes 0 and 1 return.
     """
-    made = Increments(strength)
-    icarl, learner, old = made.icarl, made.learner, made.old
+    increments = IncrementalTasks(strength)
+    icarl = increments.icarl
+    learner = increments.learner
+    old = increments.old
     icarl.begin_task(Named(2), learner)
     perturb(learner.module, 4, 0.2)
     before, batch = copy.deepcopy(learner.module), examples(6, 2, seed=5, labels=[2, 2, 2, 0, 2, 1])
@@ -145,10 +144,8 @@ def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exem
     drawn = icarl.store.read(rows[copy.deepcopy(icarl.rng).integers(0, len(rows), 5)])
 
     def written(x: Tensor, y: Tensor) -> Tensor:
-        s, s_old = (
-            torch.sigmoid(outputs_by_hand(before, x)),
-            torch.sigmoid(outputs_by_hand(old, x)).detach(),
-        )
+        s = torch.sigmoid(two_layer_outputs(before, x))
+        s_old = torch.sigmoid(two_layer_outputs(old, x)).detach()
         total = torch.zeros(len(x), dtype=torch.float64)
         for c in range(CLASSES):
             t = s_old[:, c] if c in {3, 4} else (y == c).double()
@@ -156,23 +153,18 @@ def test_icarl_moves_along_its_binary_cross_entropies_of_fresh_examples_and_exem
         return total.mean()
 
     x, y = batch.obs["x"][0], batch.target[0]  # type: ignore[index]
-    stored_x, stored_y = (
-        torch.from_numpy(drawn["obs.x"][:, 0]),
-        torch.from_numpy(drawn["target"][:, 0]),
-    )
+    stored_x = torch.from_numpy(drawn["obs.x"][:, 0])
+    stored_y = torch.from_numpy(drawn["target"][:, 0])
     total = (
         strength * (written(x, y) + written(stored_x, stored_y))
-        + (1 - strength) * cross_entropies(outputs_by_hand(before, x), y).mean()
+        + (1 - strength) * cross_entropies(two_layer_outputs(before, x), y).mean()
     )
     step(learner, batch)
-    expected = [
-        p.detach() - RATE * g
-        for p, g in zip(before.parameters(), gradients(total, before), strict=True)
-    ]
+    expected = after_gradient_step(before, total, RATE)
     assert distance(weights(learner.module), expected) < 1e-9
 
 
-def test_at_strength_1_icarls_losses_are_all_whatever_the_plain_loss_is() -> None:
+def test_at_strength_1_the_task_loss_plays_no_part() -> None:
     ends = []
     for balanced in (False, True):
         learner, icarl = digit_learner(balanced=balanced), ICaRL(capacity=20, batch_size=4)
@@ -188,27 +180,20 @@ def test_at_strength_1_icarls_losses_are_all_whatever_the_plain_loss_is() -> Non
     assert distance(*ends) < 1e-12
 
 
-def test_in_its_first_task_icarl_learns_the_labels_alone() -> None:
+def test_in_the_first_task_icarl_learns_only_the_labels() -> None:
     icarl = ICaRL()
     learner = rehearsal_learner([icarl])
     before, batch = copy.deepcopy(learner.module), examples(6)
-    s, t = (
-        torch.sigmoid(outputs_by_hand(before, batch.obs["x"][0])),
-        F.one_hot(batch.target[0], CLASSES),
-    )  # type: ignore[index]
+    s = torch.sigmoid(two_layer_outputs(before, batch.obs["x"][0]))
+    t = F.one_hot(batch.target[0], CLASSES)  # type: ignore[index]
     total = -(t * s.log() + (1 - t) * (1 - s).log()).sum(1).mean()
     step(learner, batch)
-    expected = [
-        p.detach() - RATE * g
-        for p, g in zip(before.parameters(), gradients(total, before), strict=True)
-    ]
+    expected = after_gradient_step(before, total, RATE)
     assert distance(weights(learner.module), expected) < 1e-9
 
 
-def test_where_all_classes_come_back_their_labels_are_learned() -> None:
-    """Binary cross-entropy of fresh examples and exemplars, as in the first task, whatever the old
-    network says.
-    """
+def test_if_all_classes_return_icarl_learns_only_their_labels() -> None:
+    """The loss is the binary cross-entropy of the labels, as in the first task."""
     icarl = ICaRL(capacity=20, batch_size=4)
     learner = rehearsal_learner([icarl])
     for task in (0, 1):
@@ -225,19 +210,17 @@ def test_where_all_classes_come_back_their_labels_are_learned() -> None:
         perturb(learner.module, task)
 
 
-def test_exemplars_of_a_returning_class_are_herded_from_the_old_ones_and_the_new_examples() -> None:
-    made = Increments(capacity=20)
-    icarl, learner = made.icarl, made.learner
+def test_a_returning_class_is_herded_from_old_exemplars_and_new_examples() -> None:
+    increments = IncrementalTasks(capacity=20)
+    icarl, learner = increments.icarl, increments.learner
     icarl.begin_task(Named(2), learner)
     perturb(learner.module, 6)
-    brought, others = (
-        examples(8, 2, seed=9, labels=[3, 2] * 4),
-        {label: made.exemplars[label] for label in (0, 1, 4)},
-    )
-    x, y = brought.obs["x"][0], brought.target[0]  # type: ignore[index]
-    icarl.end_task(Named(2), [brought], learner)
-    for label, candidates in ((3, torch.cat([x[y == 3], made.exemplars[3]])), (2, x[y == 2])):
-        chosen = candidates[herd(features_by_hand(learner.module, candidates), 4)]
+    batch = examples(8, 2, seed=9, labels=[3, 2] * 4)
+    others = {label: increments.exemplars[label] for label in (0, 1, 4)}
+    x, y = batch.obs["x"][0], batch.target[0]  # type: ignore[index]
+    icarl.end_task(Named(2), [batch], learner)
+    for label, candidates in ((3, torch.cat([x[y == 3], increments.exemplars[3]])), (2, x[y == 2])):
+        chosen = candidates[herd(normalised_features(learner.module, candidates), 4)]
         np.testing.assert_array_equal(
             icarl.store.read(icarl.rows[label])["obs.x"][:, 0], chosen.numpy()
         )
@@ -248,10 +231,8 @@ def test_exemplars_of_a_returning_class_are_herded_from_the_old_ones_and_the_new
     assert len({row for rows in icarl.rows.values() for row in rows}) == 20
 
 
-def test_the_nearest_mean_is_the_same_in_mixed_precision_given_the_same_features() -> None:
-    """Half of single precision would take near means for the same: distances are 1 - 2^-8 or 1, and
-    nothing in between.
-    """
+def test_icarl_compares_means_in_single_precision_under_mixed_precision() -> None:
+    """bfloat16 could not tell near means apart: it has no number between 1 - 2^-8 and 1."""
     learner = SupervisedLearner(
         mlp().float(), stream(), Training(precision="bfloat16", device="cpu")
     )
@@ -270,8 +251,8 @@ def test_the_nearest_mean_is_the_same_in_mixed_precision_given_the_same_features
     torch.testing.assert_close(seen, -torch.cdist(phi, means))
 
 
-def test_the_seed_says_which_exemplars_are_recalled() -> None:
-    def recalled(seed: int) -> Tensor:
+def test_the_seed_determines_which_exemplars_are_replayed() -> None:
+    def replayed(seed: int) -> Tensor:
         icarl = ICaRL(capacity=20, batch_size=16, seed=seed)
         learner = rehearsal_learner([icarl])
         icarl.end_task(Named(), [examples(20, labels=[0, 1, 2, 3, 4] * 4)], learner)
@@ -279,16 +260,16 @@ def test_the_seed_says_which_exemplars_are_recalled() -> None:
         assert stored is not None
         return stored.obs["x"]
 
-    assert torch.equal(recalled(1), recalled(1))
-    assert not torch.equal(recalled(1), recalled(2))
+    assert torch.equal(replayed(1), replayed(1))
+    assert not torch.equal(replayed(1), replayed(2))
 
 
-def test_more_classes_than_exemplars_are_refused_before_anything_is_learned() -> None:
+def test_a_capacity_below_the_number_of_classes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^capacity is 4; it must be finite and 5 or more$"):
         rehearsal_learner([ICaRL(capacity=4)])
 
 
-def test_what_replaces_the_plain_loss_does_so_alone() -> None:
+def test_only_one_strategy_may_replace_the_task_loss() -> None:
     with pytest.raises(
         ValueError,
         match=r"^er_ace replaces the task loss and icarl replaces the task loss, which can't be ",

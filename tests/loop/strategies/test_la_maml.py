@@ -1,4 +1,4 @@
-"""La-MAML: the paper's update, written out."""
+"""La-MAML: its update equals the paper's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from everloop.loop import (
 
 
 def gradients_at(values: list[Tensor], parts: list[tuple[float, Batch]]) -> list[Tensor]:
-    """Of the weighted sum of losses, in a network with these weights."""
+    """Gradients of the weighted sum of losses at the weights `values`."""
     twin = plain_learner(two_hidden_layers())
     with torch.no_grad():
         for p, value in zip(twin.module.parameters(), values, strict=True):
@@ -38,10 +38,8 @@ def gradients_at(values: list[Tensor], parts: list[tuple[float, Batch]]) -> list
     return list(torch.autograd.grad(loss, list(twin.module.parameters())))
 
 
-def test_la_maml_is_the_written_update() -> None:
-    """Two parts, a draw that is known, plain gradient descent; a second step has the rates of the
-    first.
-    """
+def test_la_maml_takes_the_papers_update() -> None:
+    """Two parts and plain gradient descent; the second step uses the rates learned in the first."""
     layers = two_hidden_layers()
     learner = plain_learner(layers, lr=0.7)
     strategy = LaMAML(alpha=0.2, alpha_lr=0.5, parts=2, capacity=6, batch_size=4)
@@ -50,13 +48,13 @@ def test_la_maml_is_the_written_update() -> None:
     drawn: list[Batch] = []
     draw = strategy.draw
 
-    def noted(*args: Any, **kwargs: Any) -> Batch | None:
+    def recorded(*args: Any, **kwargs: Any) -> Batch | None:
         stored = draw(*args, **kwargs)
         assert stored is not None
         drawn.append(stored)
         return stored
 
-    strategy.draw = noted  # type: ignore[method-assign]
+    strategy.draw = recorded  # type: ignore[method-assign]
     learner.attach([strategy])
     rates = [torch.full_like(w, 0.2) for w in weights(learner.module)]
     for _ in range(2):
@@ -77,7 +75,7 @@ def test_la_maml_is_the_written_update() -> None:
         assert distance(list(strategy.rates.values()), rates) < 1e-12
 
 
-def test_la_maml_looks_ahead_without_a_trace_in_the_statistics() -> None:
+def test_la_mamls_inner_steps_do_not_update_batch_norm() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
     learner, batch = plain_learner(layers), vector_batch(6, 4, 3)
@@ -90,8 +88,8 @@ def test_la_maml_looks_ahead_without_a_trace_in_the_statistics() -> None:
     assert all(torch.equal(buffer, expected[name]) for name, buffer in layers.named_buffers())
 
 
-def test_la_maml_keeps_what_other_strategies_add() -> None:
-    """By plain gradient descent the pull of `l2_init` comes on top, whatever the order."""
+def test_la_maml_keeps_the_penalties_of_other_strategies() -> None:
+    """With plain gradient descent the step of `l2_init` is added, in either order."""
 
     def step(*strategies: Strategy) -> list[Tensor]:
         module = mlp()
@@ -111,12 +109,12 @@ def test_la_maml_keeps_what_other_strategies_add() -> None:
         return LaMAML(alpha=0.2)
 
     alone = step(la_maml())
-    pulled = [w - 0.5 * 2 * 0.3 * 0.1 for w in alone]
-    assert distance(step(la_maml(), L2Init(0.3)), pulled) < 1e-12
-    assert distance(step(L2Init(0.3), la_maml()), pulled) < 1e-12
+    expected_with_l2 = [w - 0.5 * 2 * 0.3 * 0.1 for w in alone]
+    assert distance(step(la_maml(), L2Init(0.3)), expected_with_l2) < 1e-12
+    assert distance(step(L2Init(0.3), la_maml()), expected_with_l2) < 1e-12
 
 
-def test_la_maml_looks_ahead_on_one_batch() -> None:
+def test_la_maml_refuses_gradient_accumulation() -> None:
     with pytest.raises(
         ValueError,
         match=r"^accumulate is 3; it must be 1 for la_maml, which looks ahead",

@@ -1,29 +1,23 @@
-"""LoRA: what an adapter changes and what it leaves, and how a task comes back to it."""
+"""LoRA: training, merging and reuse of adapters."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from architecture_helpers import examples, seen, teach, told
+from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
 from contract_helpers import stream_learner
-from loop_helpers import stream
+from loop_helpers import learn_tasks, stream
 from torch import nn
 
 from everloop.agents import MLP, Classifier
-from everloop.loop import EWC, Learner, LoRA, Strategy, SupervisedLearner, attach
+from everloop.loop import EWC, LoRA, SupervisedLearner, attach
 from everloop.loop.run import Plan, Run
 
 
-def teach_shared(learner: Learner, strategy: Strategy, task: int) -> None:
-    strategy.begin_task(learner.world.tasks[task], learner)
-    learner.learn([task], 64)
-    strategy.end_task(learner.world.tasks[task], [learner.rollout(stream(), [task], 4, 0)], learner)
-
-
-def test_lora_trains_nothing_but_the_adapter_and_the_last_layer() -> None:
-    learner, lora = told(MLP((8, 8, 1), (16, 16))), LoRA(rank=3)
+def test_lora_trains_only_the_adapter_and_the_last_layer() -> None:
+    learner, lora = task_aware_learner(MLP((8, 8, 1), (16, 16))), LoRA(rank=3)
     learner.attach([lora])
-    teach(learner, 0)
+    learn_task(learner, 0)
     base = {
         name.replace("base_layer.", ""): p.detach().clone()
         for name, p in learner.module.named_parameters()
@@ -42,12 +36,12 @@ def test_lora_trains_nothing_but_the_adapter_and_the_last_layer() -> None:
     assert not torch.equal(learner.outputs(batch).detach(), fresh)
 
 
-def test_a_new_adapter_changes_nothing_and_a_merged_one_neither() -> None:
+def test_adding_or_merging_an_adapter_preserves_the_outputs() -> None:
     torch.manual_seed(0)
     learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (16, 16)), 10), stream())
     lora = LoRA(rank=2, adapters="online", alpha=6.0)
     learner.attach([lora])
-    teach_shared(learner, lora, 0)
+    learn_tasks(learner, [0], world=stream())
     batch = learner.rollout(stream(), [0], 4, 0)
     before = learner.outputs(batch).detach()
     lora.begin_task(learner.world.tasks[1], learner)
@@ -74,10 +68,8 @@ def test_a_new_adapter_changes_nothing_and_a_merged_one_neither() -> None:
     assert not learner.optimizer.state.keys() & {new_A, new_B}
 
 
-def test_what_holds_weights_holds_the_adapter_that_begins_anew() -> None:
-    """An online adapter's B is 0 after each task, and there EWC is to keep it: so lora
-    comes first.
-    """
+def test_ewc_anchors_an_online_adapter_where_it_restarts() -> None:
+    """An online adapter's B is reset to 0 at a task's end, so lora must come before ewc."""
     torch.manual_seed(0)
     learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (16, 16)), 10), stream())
     lora, ewc = LoRA(rank=2, adapters="online"), EWC(100.0)
@@ -94,16 +86,16 @@ def test_what_holds_weights_holds_the_adapter_that_begins_anew() -> None:
         batch = learner.rollout(stream(), [task], 4, 0)
         for strategy in (lora, ewc):
             strategy.end_task(learner.world.tasks[task], [batch], learner)
-    held = {name: center for name, center in ewc.penalty.anchor.items() if "lora" in name}
+    anchored = {name: anchor for name, anchor in ewc.penalty.anchor.items() if "lora" in name}
     now = dict(learner.module.named_parameters())
-    assert len(held) == 4
-    assert all(torch.equal(center, now[name]) for name, center in held.items())
-    assert all(not center.any() for name, center in held.items() if "lora_B" in name)
-    assert any(ewc.penalty.precision[name].any() for name in held if "lora_B" in name)
+    assert len(anchored) == 4
+    assert all(torch.equal(anchor, now[name]) for name, anchor in anchored.items())
+    assert all(not anchor.any() for name, anchor in anchored.items() if "lora_B" in name)
+    assert any(ewc.penalty.precision[name].any() for name in anchored if "lora_B" in name)
 
 
-def test_lora_adapts_the_layers_below_the_last_one_whatever_their_names_end_in() -> None:
-    """Layer "0" is not "2.0"."""
+def test_lora_adapts_every_layer_below_the_last() -> None:
+    """Layer "0" is adapted although the name of the last layer, "2.0", ends with it."""
     module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Sequential(nn.Linear(6, 3)))
     loop = attach(
         [LoRA(rank=2, adapters="online", train_base=False)],
@@ -120,34 +112,37 @@ def test_lora_adapts_the_layers_below_the_last_one_whatever_their_names_end_in()
 
 
 @pytest.mark.parametrize("train_base", [True, False])
-def test_a_task_is_learned_again_from_where_it_was_and_its_view_shows_what_is_being_learned(
+def test_a_returning_task_resumes_its_adapter(
     train_base: bool,
 ) -> None:
-    learner, lora = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), LoRA(rank=2, train_base=train_base)
+    """Its view shows the weights being learned."""
+    learner = task_aware_learner(MLP((8, 8, 1), (16, 16)), rate=1e-2)
+    lora = LoRA(rank=2, train_base=train_base)
     learner.attach([lora])
     for task in (0, 1):
-        teach(learner, task, 32)
+        learn_task(learner, task, 32)
     batch = examples(learner, 0, seed=77)
-    before = seen(learner, lora, 0, batch)
+    before = view_outputs(learner, lora, 0, batch)
     lora.begin_task(learner.world.tasks[0], learner)
-    assert torch.equal(seen(learner, lora, 0, batch), before)
+    assert torch.equal(view_outputs(learner, lora, 0, batch), before)
     assert sum("lora" in name for name in learner.weights()) == 4
     learner.learn([0], 160)
-    assert torch.equal(seen(learner, lora, 0, batch), learner.outputs(batch).detach())
-    assert not torch.equal(seen(learner, lora, 0, batch), before)
+    assert torch.equal(view_outputs(learner, lora, 0, batch), learner.outputs(batch).detach())
+    assert not torch.equal(view_outputs(learner, lora, 0, batch), before)
 
 
-def test_one_of_two_tasks_with_a_common_adapter_comes_back_to_a_copy_of_it() -> None:
-    learner, lora = told(MLP((8, 8, 1), (8, 8)), rate=1e-2), LoRA(rank=2, train_base=False)
+def test_a_returning_task_copies_an_adapter_shared_within_a_phase() -> None:
+    learner = task_aware_learner(MLP((8, 8, 1), (8, 8)), rate=1e-2)
+    lora = LoRA(rank=2, train_base=False)
     world = stream(label_space="within_task", task_cue=True)
     Run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [lora]).go()
     batches = [examples(learner, task) for task in range(3)]
-    then = [seen(learner, lora, task, batch) for task, batch in enumerate(batches)]
+    then = [view_outputs(learner, lora, task, batch) for task, batch in enumerate(batches)]
     lora.begin_task(learner.world.tasks[0], learner)
-    assert torch.equal(seen(learner, lora, 0, batches[0]), then[0])
+    assert torch.equal(view_outputs(learner, lora, 0, batches[0]), then[0])
     learner.learn([0], 64)
     lora.end_task(learner.world.tasks[0], [batches[0]], learner)
-    now = [seen(learner, lora, task, batch) for task, batch in enumerate(batches)]
+    now = [view_outputs(learner, lora, task, batch) for task, batch in enumerate(batches)]
     assert [torch.equal(a, b) for a, b in zip(now, then, strict=True)] == [False, True, True]
 
 

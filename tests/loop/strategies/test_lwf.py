@@ -1,6 +1,4 @@
-"""Learning without forgetting: its gradient is that of the formula as written, in streams and in
-the depth of PPO.
-"""
+"""LwF: its loss and gradient equal the written formula; past tasks; updates in a stream."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from loop_helpers import (
     vector_batch,
     weights,
 )
-from strategy_helpers import Named
+from strategy_helpers import Named, after_gradient_step, gaussian_kl
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier
@@ -45,7 +43,7 @@ seeds = st.integers(0, 2**31)
 
 
 class ManyHeads(nn.Module):
-    """A hidden layer and a linear head for each task; the task tells which one answers."""
+    """A hidden layer and one linear head per task; `task` selects the head of the prediction."""
 
     class Output(NamedTuple):
         prediction: Tensor
@@ -81,7 +79,7 @@ def labelled(labels: Sequence[int], seed: int = 0) -> Batch:
 
 
 def pass_task(learner: FixedLearner, lwf: LwF, task: int, batches: Sequence[Batch]) -> nn.Module:
-    """A task whose batches are seen while the weights wander; returns the network at its end."""
+    """Pass through a task, perturbing the weights at each batch; returns the network at its end."""
     lwf.begin_task(Named(task), learner)
     for i, batch in enumerate(batches):
         lwf.loss(Forward(batch, learner.forward(batch)), None, learner)
@@ -91,12 +89,17 @@ def pass_task(learner: FixedLearner, lwf: LwF, task: int, batches: Sequence[Batc
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """sum p log(p / q) of two softmaxes, as it is written."""
+    """sum p log(p / q) of two softmaxes."""
     p, q = p.exp() / p.exp().sum(-1, keepdim=True), q.exp() / q.exp().sum(-1, keepdim=True)
     return (p * (p / q).log()).sum(-1)
 
 
-# the formula
+def assert_same_gradients(a: Tensor | None, b: Tensor, module: nn.Module) -> None:
+    for x, y in zip(gradients(a, module), gradients(b, module), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
+
+
+# the loss
 
 
 @settings(deadline=None, max_examples=30)
@@ -110,7 +113,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
     outputs=st.sampled_from(["past", "all"]),
     seed=seeds,
 )
-def test_the_gradient_is_that_of_the_divergence_over_the_classes_of_ended_tasks(
+def test_lwf_equals_its_formula_over_past_or_all_outputs(
     strength: float,
     temperature: float,
     tasks: list[list[int]],
@@ -118,8 +121,8 @@ def test_the_gradient_is_that_of_the_divergence_over_the_classes_of_ended_tasks(
     outputs: str,
     seed: int,
 ) -> None:
-    """strength * ended tasks * mean T^2 KL(softmax(z* / T) || softmax(z / T)), of old classes'
-    outputs alone, or of all.
+    """strength * past tasks * mean T^2 KL(softmax(z* / T) || softmax(z / T)), with z over the old
+    classes or over all.
     """
     learner, lwf = lwf_learner(), LwF(strength, temperature, outputs)
     for task, labels in enumerate(tasks):
@@ -132,12 +135,10 @@ def test_the_gradient_is_that_of_the_divergence_over_the_classes_of_ended_tasks(
         if outputs == "past"
         else list(range(CLASSES))
     )
-    for _ in range(2):  # the fresh classes have been seen by now, and are not old for that
+    for _ in range(2):  # by the second pass LwF has seen the fresh classes; they are still new
         loss = lwf.loss(Forward(batch, learner.forward(batch)), None, learner)
-        z_then, z = (
-            learner.outputs(batch, then).detach()[..., old],
-            learner.outputs(batch)[..., old],
-        )
+        z_then = learner.outputs(batch, then).detach()[..., old]
+        z = learner.outputs(batch)[..., old]
         written = (
             strength
             * len(tasks)
@@ -145,10 +146,7 @@ def test_the_gradient_is_that_of_the_divergence_over_the_classes_of_ended_tasks(
             * divergence(z_then / temperature, z / temperature).mean()
         )
         torch.testing.assert_close(loss, written, rtol=1e-9, atol=1e-9)
-        for a, b in zip(
-            gradients(loss, learner.module), gradients(written, learner.module), strict=True
-        ):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        assert_same_gradients(loss, written, learner.module)
 
 
 @settings(deadline=None, max_examples=20)
@@ -158,12 +156,10 @@ def test_the_gradient_is_that_of_the_divergence_over_the_classes_of_ended_tasks(
     ended=st.permutations(range(4)),
     seed=seeds,
 )
-def test_of_a_head_for_each_task_it_is_the_sum_over_the_heads_of_ended_tasks(
+def test_with_one_head_per_task_lwf_sums_over_past_heads(
     strength: float, temperature: float, ended: list[int], seed: int
 ) -> None:
-    """Heads are taught all classes again, so none is left out; the head at hand and those to come
-    stand apart.
-    """
+    """Every head covers all classes, so all count. The current and future heads get no gradient."""
     learner, lwf = lwf_learner(heads=5), LwF(strength, temperature)
     for task in ended[:3]:
         learner.module.task = task
@@ -190,10 +186,8 @@ def test_of_a_head_for_each_task_it_is_the_sum_over_the_heads_of_ended_tasks(
     } == {str(t) for t in ended[:3]}
 
 
-def test_at_a_high_temperature_it_is_the_squared_distance_of_centred_outputs() -> None:
-    """T^2 KL -> sum (d - mean d)^2 / 2P, d = z - z*: what T^2 is there for (Hinton et al. 2015,
-    section 2.1).
-    """
+def test_at_high_temperature_lwf_is_squared_error_of_centred_outputs() -> None:
+    """T^2 KL -> sum (d - mean d)^2 / 2P with d = z - z* (Hinton et al. 2015, section 2.1)."""
     learner, lwf = lwf_learner(), LwF(1.0, temperature=1e4)
     batch = labelled(list(range(CLASSES)))
     then = pass_task(learner, lwf, 0, [batch])
@@ -204,31 +198,21 @@ def test_at_a_high_temperature_it_is_the_squared_distance_of_centred_outputs() -
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-2)  # type: ignore[union-attr]
 
 
-def test_of_a_gaussian_it_is_the_divergence_whatever_the_temperature() -> None:
-    """KL(N(m, s) || N(m', s')) = log(s'/s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2, summed over the
-    action's dimensions.
-    """
+def test_gaussian_lwf_is_the_kl_divergence_without_temperature() -> None:
     learner, lwf = lwf_learner(Gaussian(2), outputs=4), LwF(0.7, temperature=3.0)
     batch = replace(labelled([0, 1, 0]), target=None)
     then = pass_task(learner, lwf, 0, [batch])
     perturb(learner.module, 7)
     loss = lwf.loss(Forward(batch, learner.forward(batch)), None, learner)
-    (m, log_s), (m_now, log_s_now) = (
-        Gaussian(2).split(learner.outputs(batch, then).detach()),
-        Gaussian(2).split(learner.outputs(batch)),
-    )
-    s, s_now = log_s.exp(), log_s_now.exp()
-    written = (
-        0.7 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
-    )
-    for a, b in zip(
-        gradients(loss, learner.module), gradients(written, learner.module), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    z_then, z = learner.outputs(batch, then).detach(), learner.outputs(batch)
+    written = 0.7 * gaussian_kl(z_then, z)
+    assert_same_gradients(loss, written, learner.module)
 
 
-def test_of_tags_it_is_the_sum_over_the_tokens() -> None:
-    learner, lwf, T = lwf_learner(TokenCategorical(2, 3), outputs=6), LwF(0.7, temperature=3.0), 3.0
+def test_lwf_on_tags_sums_over_tokens() -> None:
+    learner = lwf_learner(TokenCategorical(2, 3), outputs=6)
+    lwf = LwF(0.7, temperature=3.0)
+    T = 3.0
     batch = replace(labelled([0, 1]), target=torch.tensor([[[0, 1], [2, -1]]]))
     then = pass_task(learner, lwf, 0, [batch])
     perturb(learner.module, 7)
@@ -239,23 +223,22 @@ def test_of_tags_it_is_the_sum_over_the_tokens() -> None:
         for token in (slice(0, 3), slice(3, 6))
     ]
     written = 0.7 * T**2 * (each[0] + each[1]).mean()
-    for a, b in zip(
-        gradients(loss, learner.module), gradients(written, learner.module), strict=True
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert_same_gradients(loss, written, learner.module)
 
 
-# when
+# past tasks and the teacher
 
 
-def test_there_is_nothing_to_keep_before_a_task_has_ended() -> None:
-    learner, lwf, batch = lwf_learner(), LwF(), labelled([0, 1])
+def test_lwf_has_no_loss_before_the_first_task_ends() -> None:
+    learner = lwf_learner()
+    lwf = LwF()
+    batch = labelled([0, 1])
     lwf.begin_task(Named(0), learner)
     assert lwf.loss(Forward(batch, learner.forward(batch)), None, learner) is None
 
 
-def test_a_task_that_comes_back_counts_again_only_after_it() -> None:
-    """Two ended tasks of which one is at hand: half the loss; the only one at hand: none."""
+def test_a_returning_task_is_not_distilled_while_it_is_learned() -> None:
+    """If one of two past tasks returns, the loss is halved; if the only one returns, it is None."""
     learner, lwf = lwf_learner(), LwF()
     every = labelled(list(range(CLASSES)))
     pass_task(learner, lwf, 0, [every])
@@ -276,8 +259,10 @@ def test_a_task_that_comes_back_counts_again_only_after_it() -> None:
     assert loss() == pytest.approx(two / 2, rel=1e-12)
 
 
-def test_the_old_network_is_that_of_the_last_tasks_end_whatever_comes_after() -> None:
-    learner, lwf, batch = lwf_learner(), LwF(), labelled([0, 1, 2, 3, 4])
+def test_the_teacher_is_the_network_at_the_last_tasks_end() -> None:
+    learner = lwf_learner()
+    lwf = LwF()
+    batch = labelled([0, 1, 2, 3, 4])
     pass_task(learner, lwf, 0, [batch])
     then = pass_task(learner, lwf, 1, [batch])
     perturb(learner.module, 3)
@@ -286,8 +271,8 @@ def test_the_old_network_is_that_of_the_last_tasks_end_whatever_comes_after() ->
     assert not same(weights(lwf.teacher.module), weights(learner.module))
 
 
-def test_neither_a_saved_nor_a_loaded_state_changes_afterwards() -> None:
-    """Class 4 comes after the state was saved; whoever starts from the state does not know it."""
+def test_saved_and_loaded_states_do_not_change_afterwards() -> None:
+    """Class 4 comes after the state is saved, so a restored strategy does not know it."""
     learner, lwf = lwf_learner(), LwF()
     pass_task(learner, lwf, 0, [labelled([0, 1])])
     state = lwf.state_dict()
@@ -306,14 +291,14 @@ def test_neither_a_saved_nor_a_loaded_state_changes_afterwards() -> None:
 # training
 
 
-@pytest.mark.parametrize("heads", [1, 5], ids=["one head", "a head for each task"])
-def test_an_update_in_a_stream_is_along_the_loss_plus_the_formula(heads: int) -> None:
-    told = {"label_space": "within_task", "task_cue": True} if heads > 1 else {}
+@pytest.mark.parametrize("heads", [1, 5], ids=["one head", "one head per task"])
+def test_a_stream_update_descends_the_task_loss_plus_lwf(heads: int) -> None:
+    world = {"label_space": "within_task", "task_cue": True} if heads > 1 else {}
     torch.manual_seed(0)
     module = Classifier(MLP((8, 8, 1), (6,)), 2 if heads > 1 else 10, tasks=heads)
     lwf, T = LwF(0.7, temperature=3.0), 3.0
     learner = SupervisedLearner(
-        module, stream(**told), optimizer=torch.optim.SGD(module.parameters(), lr=0.05)
+        module, stream(**world), optimizer=torch.optim.SGD(module.parameters(), lr=0.05)
     )
     last = Recorder()
     learner.attach([lwf, last])
@@ -334,13 +319,6 @@ def test_an_update_in_a_stream_is_along_the_loss_plus_the_formula(heads: int) ->
     else:
         pairs = 2 * [(old.prediction[0, :, :4].detach(), now.prediction[0, :, :4])]
     total = plain + 0.7 * T**2 * sum(divergence(p / T, q / T).mean() for p, q in pairs)
-    expected = [
-        p.detach() - 0.05 * g
-        for p, g in zip(before.parameters(), gradients(total, before), strict=True)
-    ]
-    without = [
-        p.detach() - 0.05 * g
-        for p, g in zip(before.parameters(), gradients(plain, before), strict=True)
-    ]
-    assert distance(weights(learner.module), expected) < 1e-6
-    assert distance(weights(learner.module), without) > 1e-4
+    reached = weights(learner.module)
+    assert distance(reached, after_gradient_step(before, total, 0.05)) < 1e-6
+    assert distance(reached, after_gradient_step(before, plain, 0.05)) > 1e-4

@@ -1,4 +1,4 @@
-"""LwF beside PPO: its gradient joins PPO's own."""
+"""LwF in PPO: its gradient is added to PPO's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from loop_helpers import (
     same,
     weights,
 )
+from strategy_helpers import gaussian_kl
 from torch import Tensor, nn
 
 from everloop.loop import (
@@ -28,16 +29,14 @@ from everloop.loop import (
 from everloop.loop.sb3.on_policy import SB3Learner
 
 
-class Capture(Strategy):
-    """The gradient and the weights at the first update after it was armed."""
+class GradientRecorder(Strategy):
+    """Records the gradient, weights and batch of the first update after `armed` is set."""
 
     def __init__(self) -> None:
-        self.armed, self.gradient, self.before, self.batch = (
-            False,
-            list[Tensor](),
-            nn.Module(),
-            Batch({}, torch.zeros(1, 0)),
-        )
+        self.armed = False
+        self.gradient = list[Tensor]()
+        self.before = nn.Module()
+        self.batch = Batch({}, torch.zeros(1, 0))
 
     def edit_gradients(self, batch: Batch, learner: Learner) -> None:
         if self.armed and not self.gradient:
@@ -49,12 +48,10 @@ class Capture(Strategy):
             self.before, self.batch = copy.deepcopy(learner.module), batch
 
 
-def first_update(learner: SB3Learner, strategies: list[Strategy]) -> Capture:
-    """The first update of the second task, from weights away from the first's end, which both
-    strategies were told of.
-    """
-    capture = Capture()
-    learner.attach([*strategies, capture])
+def first_update(learner: SB3Learner, strategies: list[Strategy]) -> GradientRecorder:
+    """Record the first update of the second task, from weights perturbed after the first task."""
+    recorder = GradientRecorder()
+    learner.attach([*strategies, recorder])
     learner.model.set_random_seed(0)
     for strategy in strategies:
         strategy.begin_task(learner.world.tasks[0], learner)
@@ -63,37 +60,28 @@ def first_update(learner: SB3Learner, strategies: list[Strategy]) -> Capture:
         strategy.end_task(learner.world.tasks[0], [], learner)
         strategy.begin_task(learner.world.tasks[1], learner)
     perturb(learner.module, 1, 0.05)
-    capture.armed = True
+    recorder.armed = True
     learner.model.set_random_seed(3)
     learner.learn([1], 32)
-    return capture
+    return recorder
 
 
-def test_in_ppo_the_formulas_gradient_joins_ppos_own() -> None:
-    """With and without, from the same weights and the same minibatch: their difference is the
-    formula's gradient.
-    """
+def test_in_ppo_the_gradient_of_lwf_is_added_to_ppos() -> None:
+    """The gradients with and without LwF, for equal weights and minibatches, differ by LwF's."""
     lwf = LwF(5.0)
-    with_it, without = first_update(control_learner(), [lwf]), first_update(control_learner(), [])
-    assert same(weights(with_it.before), weights(without.before))
-    looker, then = control_learner(), lwf.teacher.module
-    (m, log_s), (m_now, log_s_now) = (
-        Gaussian(2).split(looker.outputs(with_it.batch, net)) for net in (then, with_it.before)
-    )
-    s, s_now = log_s.exp(), log_s_now.exp()
-    written = (
-        5.0 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
-    )
-    own = gradients(written, with_it.before)
+    with_lwf, without = first_update(control_learner(), [lwf]), first_update(control_learner(), [])
+    assert same(weights(with_lwf.before), weights(without.before))
+    observer, then = control_learner(), lwf.teacher.module
+    outputs = [observer.outputs(with_lwf.batch, net) for net in (then, with_lwf.before)]
+    written = 5.0 * gaussian_kl(*outputs)
+    own = gradients(written, with_lwf.before)
     assert max(float(g.abs().max()) for g in own) > 1e-3
-    for total, plain, part in zip(with_it.gradient, without.gradient, own, strict=True):
+    for total, plain, part in zip(with_lwf.gradient, without.gradient, own, strict=True):
         torch.testing.assert_close(total, plain + part, rtol=1e-4, atol=1e-6)
 
 
-def test_in_ppo_it_is_the_heads_of_ended_tasks_that_are_kept() -> None:
-    """Where each task has a head the formula is that of the past one, on the new task's
-    observations.
-    """
+def test_in_ppo_lwf_distils_the_heads_of_past_tasks() -> None:
+    """With one head per task, the past task's head is distilled on the new task's observations."""
 
     def heads(observation_space: Any, action_space: Any) -> nn.Module:
         return agent(observation_space, action_space, head_per_task=True)
@@ -102,13 +90,13 @@ def test_in_ppo_it_is_the_heads_of_ended_tasks_that_are_kept() -> None:
         return SB3Learner(plant(task_cue=True), heads, parameters=PPO_PARAMETERS, device="cpu")
 
     lwf = LwF(5.0)
-    with_it, without = first_update(learner(), [lwf]), first_update(learner(), [])
-    looker = learner()
+    with_lwf, without = first_update(learner(), [lwf]), first_update(learner(), [])
+    observer = learner()
     z_then, z = (
-        looker.forward(with_it.batch, net).heads[:, :, 0]
-        for net in (lwf.teacher.module, with_it.before)
+        observer.forward(with_lwf.batch, net).heads[:, :, 0]
+        for net in (lwf.teacher.module, with_lwf.before)
     )  # type: ignore[index]
-    own = gradients(5.0 * Gaussian(2).kl(z_then, z).mean(), with_it.before)
+    own = gradients(5.0 * Gaussian(2).kl(z_then, z).mean(), with_lwf.before)
     assert max(float(g.abs().max()) for g in own) > 1e-3
-    for total, plain, part in zip(with_it.gradient, without.gradient, own, strict=True):
+    for total, plain, part in zip(with_lwf.gradient, without.gradient, own, strict=True):
         torch.testing.assert_close(total, plain + part, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""MAS: importance by finite differences."""
+"""MAS: its importance and its penalty."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from loop_helpers import (
 from strategy_helpers import (
     Named,
     Weights,
+    added_gradient,
     by_single_examples,
     classifier,
-    edited,
-    move,
-    pull,
+    move_weights,
+    penalty_gradient,
 )
 
 from everloop.loop import MAS, Batch
 
 
 def by_differences(learner: FixedLearner, batch: Batch, step: float = 1e-5) -> Weights:
-    """Mean over examples of | d |f(x)|^2 / d w |, by central differences in every single weight."""
+    """Mean over examples of |d |f(x)|^2 / d w|, by central differences in each weight."""
     result = {}
     with torch.no_grad():
         for name, p in learner.weights().items():
@@ -41,7 +41,7 @@ def by_differences(learner: FixedLearner, batch: Batch, step: float = 1e-5) -> W
 
 @pytest.mark.parametrize("length", [1, 3])
 @pytest.mark.parametrize("net", ["mlp", "convolution", "layer norm"])
-def test_mas_importance_by_finite_differences(net: str, length: int) -> None:
+def test_mas_importance_equals_finite_differences(net: str, length: int) -> None:
     learner, size = classifier(net)
     batch, strategy = vector_batch(9, size, 3, length), MAS()
     unlabelled = Batch(batch.obs, batch.start)
@@ -51,12 +51,11 @@ def test_mas_importance_by_finite_differences(net: str, length: int) -> None:
         torch.testing.assert_close(omega, expected[name], rtol=1e-6, atol=1e-8)
     parameters = list(learner.weights().values())
     together = torch.autograd.grad((learner.outputs(batch) ** 2).sum((0, 2)).mean(), parameters)
-    assert (
-        distance(list(expected.values()), [g.abs() for g in together]) > 1e-2
-    )  # the mean of absolutes is not the absolute mean
+    # the mean of absolute gradients is not the absolute mean gradient
+    assert distance(list(expected.values()), [g.abs() for g in together]) > 1e-2
 
 
-def test_mas_importance_depends_on_no_batching_and_is_of_as_many_examples_as_asked_for() -> None:
+def test_mas_importance_depends_on_the_examples_not_on_the_batches() -> None:
     learner, batch = classifier("mlp")[0], vector_batch(50, 4, 3)
     found = []
     for batches in ([batch], [batch[:1], batch[1:38], batch[38:]], [batch[:45], batch[45:]]):
@@ -70,12 +69,12 @@ def test_mas_importance_depends_on_no_batching_and_is_of_as_many_examples_as_ask
     assert distance(found[0], list(strategy.penalty.precision.values())) > 1e-6
 
 
-def test_mas_sums_importance_over_tasks_and_holds_to_the_last_weights() -> None:
-    """The pull is the gradient of strength * sum_i Omega_i (w_i - w*_i)^2."""
+def test_mas_sums_importance_and_anchors_the_last_weights() -> None:
+    """It adds the gradient of strength * sum_i Omega_i (w_i - w*_i)^2."""
     learner, strategy = classifier("mlp")[0], MAS(0.7)
     importance = {n: torch.zeros_like(p) for n, p in learner.weights().items()}
     for task in range(3):
-        last, batch = move(learner, task), vector_batch(7, 4, 3, seed=task)
+        last, batch = move_weights(learner, task), vector_batch(7, 4, 3, seed=task)
         expected = by_single_examples(
             learner, batch, lambda b: (learner.outputs(b) ** 2).sum((0, 2))[None], 1
         )
@@ -83,5 +82,10 @@ def test_mas_sums_importance_over_tasks_and_holds_to_the_last_weights() -> None:
         importance = {
             n: total + e for (n, total), e in zip(importance.items(), expected, strict=True)
         }
-        move(learner, 10 + task)
-        assert distance(edited(learner, strategy), pull(learner, 0.7, importance, last)) < 1e-10
+        move_weights(learner, 10 + task)
+        assert (
+            distance(
+                added_gradient(learner, strategy), penalty_gradient(learner, 0.7, importance, last)
+            )
+            < 1e-10
+        )

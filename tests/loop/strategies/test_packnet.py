@@ -1,18 +1,20 @@
-"""PackNet: which weights a task gets, what it keeps, and what is retrained."""
+"""PackNet: the weights that each task owns, pruning and retraining."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from architecture_helpers import examples, seen, teach, told
+from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
 from loop_helpers import (
     stream,
 )
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier, ConvNet5
+from everloop.envs import ByColumn, Examples, TextStreamVectorEnv
 from everloop.loop import (
     PackNet,
     SupervisedLearner,
@@ -20,8 +22,9 @@ from everloop.loop import (
 )
 
 
-def test_packnet_gives_each_task_its_share_of_what_is_free_the_largest_weights_first() -> None:
-    learner, packnet = told(MLP((8, 8, 1), (16, 16))), PackNet(share=0.25, retrain_steps=0)
+def test_each_task_owns_its_share_of_the_largest_free_weights() -> None:
+    learner = task_aware_learner(MLP((8, 8, 1), (16, 16)))
+    packnet = PackNet(share=0.25, retrain_steps=0)
     learner.attach([packnet])
     name, free = "backbone.layers.0.weight", 64 * 16
     for task in range(3):
@@ -46,12 +49,13 @@ def test_packnet_gives_each_task_its_share_of_what_is_free_the_largest_weights_f
     assert packnet.owner["backbone.layers.0.bias"].unique().tolist() == [1]
 
 
-def test_packnet_retrains_only_what_the_task_owns() -> None:
-    learner, packnet = told(MLP((8, 8, 1), (16, 16))), PackNet(share=0.5, retrain_steps=20)
+def test_packnet_retrains_only_the_tasks_own_weights() -> None:
+    learner = task_aware_learner(MLP((8, 8, 1), (16, 16)))
+    packnet = PackNet(share=0.5, retrain_steps=20)
     learner.attach([packnet])
-    teach(learner, 0)
+    learn_task(learner, 0)
     first = {name: p.detach().clone() for name, p in learner.module.named_parameters()}
-    teach(learner, 1)
+    learn_task(learner, 1)
     for name, p in learner.module.named_parameters():
         owner = packnet.owner[name]
         assert torch.equal(p[owner == 1], first[name][owner == 1])
@@ -60,23 +64,26 @@ def test_packnet_retrains_only_what_the_task_owns() -> None:
             assert not torch.equal(p[owner == 2], first[name][owner == 2])
 
 
-def test_packnet_gives_a_returning_task_another_share_and_its_view_shows_the_weights_now() -> None:
-    learner, packnet = told(MLP((8, 8, 1), (16, 16)), rate=1e-2), PackNet(retrain_steps=10)
+def test_a_returning_task_gets_another_share_of_weights() -> None:
+    learner = task_aware_learner(MLP((8, 8, 1), (16, 16)), rate=1e-2)
+    packnet = PackNet(retrain_steps=10)
     learner.attach([packnet])
     for task in (0, 1):
-        teach(learner, task, 32)
+        learn_task(learner, task, 32)
     batches = [examples(learner, task, seed=77) for task in (0, 1)]
-    other = seen(learner, packnet, 1, batches[1])
+    other = view_outputs(learner, packnet, 1, batches[1])
     packnet.begin_task(learner.world.tasks[0], learner)
     learner.learn([0], 160)
-    assert torch.equal(seen(learner, packnet, 0, batches[0]), learner.outputs(batches[0]).detach())
+    assert torch.equal(
+        view_outputs(learner, packnet, 0, batches[0]), learner.outputs(batches[0]).detach()
+    )
     packnet.end_task(learner.world.tasks[0], [examples(learner, 0)], learner)
     assert packnet.tasks.keys == {1: 2, 0: 3}
-    assert torch.equal(seen(learner, packnet, 1, batches[1]), other)
+    assert torch.equal(view_outputs(learner, packnet, 1, batches[1]), other)
 
 
-def pruned(training: Training) -> tuple[float, float]:
-    """A task's loss under its view, without retraining and with it."""
+def pruned_losses(training: Training) -> tuple[float, float]:
+    """A pruned task's loss in its view, without and with retraining."""
     losses = []
     for steps in (0, 200):
         torch.manual_seed(0)
@@ -84,19 +91,19 @@ def pruned(training: Training) -> tuple[float, float]:
         learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (12,)), 2, tasks=5), world, training)
         packnet = PackNet(0.05, retrain_steps=steps, batch_size=32)
         learner.attach([packnet])
-        teach(learner, 0, 640)
+        learn_task(learner, 0, 640)
         with packnet.view(learner.world.tasks[0], learner), torch.no_grad():
             losses.append(float(learner.loss(examples(learner, 0))))
     return losses[0], losses[1]
 
 
 @pytest.mark.parametrize("rate", ["constant", "cosine"])
-def test_what_was_pruned_is_made_up_for_at_the_full_rate(rate: Any) -> None:
-    before, after = pruned(Training(1e-2, rate=rate))
+def test_retraining_recovers_the_loss_with_any_rate_schedule(rate: Any) -> None:
+    before, after = pruned_losses(Training(1e-2, rate=rate))
     assert after < 0.1 * before
 
 
-def test_packnet_claims_the_same_weights_in_any_order_of_storage() -> None:
+def test_packnet_selects_the_same_weights_in_any_memory_format() -> None:
     owners: list[dict[str, Tensor]] = []
     for channels_last in (False, True):
         torch.manual_seed(0)
@@ -118,7 +125,9 @@ def test_packnet_claims_the_same_weights_in_any_order_of_storage() -> None:
     assert all(torch.equal(owner, owners[1][name]) for name, owner in owners[0].items())
 
 
-class _Tokens(nn.Module):
+class TokenFeatures(nn.Module):
+    """Five features of each token."""
+
     size = 5
 
     def __init__(self) -> None:
@@ -131,11 +140,11 @@ class _Tokens(nn.Module):
 
 
 class TagNet(nn.Module):
-    """Logits of 3 classes for each of 4 tokens, with a head for each task."""
+    """Logits of 3 classes for each token, with one head per task."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = Classifier(_Tokens(), 3, "tokens", tasks=2)
+        self.network = Classifier(TokenFeatures(), 3, "tokens", tasks=2)
 
     def initial_state(self, batch: int) -> Tensor:
         return self.network.initial_state(batch)
@@ -144,11 +153,7 @@ class TagNet(nn.Module):
         return self.network(*args)
 
 
-def test_packnet_keeps_a_head_of_tags_for_its_task() -> None:
-    import numpy as np
-
-    from everloop.envs import ByColumn, Examples, TextStreamVectorEnv
-
+def test_a_tagging_head_belongs_to_its_task() -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 9, (40, 4)).astype(np.int32)
     data = Examples(

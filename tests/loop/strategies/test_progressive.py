@@ -1,9 +1,9 @@
-"""Progressive networks: one column for each task."""
+"""Progressive networks: columns of returning tasks and of phases."""
 
 from __future__ import annotations
 
 import torch
-from architecture_helpers import examples, seen, teach, told
+from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
 from loop_helpers import stream
 
 from everloop.agents import ProgressiveMLP
@@ -13,22 +13,22 @@ from everloop.loop import (
 from everloop.loop.run import Plan, Run
 
 
-def test_a_task_that_comes_back_gets_a_new_column_and_the_other_tasks_stay_as_they_were() -> None:
-    learner, progressive = told(ProgressiveMLP((8, 8, 1), (8, 8))), Progressive()
+def test_a_returning_task_gets_a_new_column_and_leaves_others_unchanged() -> None:
+    learner, progressive = task_aware_learner(ProgressiveMLP((8, 8, 1), (8, 8))), Progressive()
     learner.attach([progressive])
     for task in (0, 1):
-        teach(learner, task)
+        learn_task(learner, task)
     batches = [examples(learner, task) for task in (0, 1)]
-    then = [seen(learner, progressive, task, batch) for task, batch in enumerate(batches)]
-    teach(learner, 0)
-    now = [seen(learner, progressive, task, batch) for task, batch in enumerate(batches)]
+    then = [view_outputs(learner, progressive, task, batch) for task, batch in enumerate(batches)]
+    learn_task(learner, 0)
+    now = [view_outputs(learner, progressive, task, batch) for task, batch in enumerate(batches)]
     assert progressive.tasks.keys == {0: 2, 1: 1}
     assert torch.equal(now[1], then[1])
     assert not torch.equal(now[0], then[0])
 
 
 def test_tasks_of_one_phase_share_a_column() -> None:
-    learner, progressive = told(ProgressiveMLP((8, 8, 1), (8, 8))), Progressive()
+    learner, progressive = task_aware_learner(ProgressiveMLP((8, 8, 1), (8, 8))), Progressive()
     world = stream(label_space="within_task", task_cue=True)
     Run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [progressive]).go()
     assert progressive.tasks.keys == {0: 0, 1: 0, 2: 1}

@@ -1,4 +1,4 @@
-"""Replay: what it stores, what it rehearses, and when."""
+"""Replay: what it stores, which tasks it replays, and its loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from loop_helpers import (
     update,
     weights,
 )
+from rehearsal_helpers import PPO_KINDS, next_draws, perturb_weights
 from stable_baselines3 import PPO
+from strategy_helpers import after_gradient_step, gaussian_kl
 from torch import Tensor, nn
 
 from everloop.envs.data import digits
@@ -33,7 +35,6 @@ from everloop.loop import (
     MIR,
     Batch,
     DERPlusPlus,
-    Gaussian,
     Learner,
     Replay,
     attach,
@@ -41,8 +42,8 @@ from everloop.loop import (
 from everloop.loop.sb3.on_policy import SB3Learner
 
 
-class Rehearsed:
-    """Notes every batch that `replay` recalls."""
+class ReplayRecorder:
+    """Records every batch that `replay` draws."""
 
     def __init__(self, replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches: list[Batch] = []
@@ -59,60 +60,52 @@ class Rehearsed:
         return {int(t) for batch in self.batches for t in batch.task}  # type: ignore[union-attr]
 
 
-def test_only_ended_tasks_are_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_past_tasks_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, replay = digit_learner(), Replay(capacity=200, batch_size=5)
-    rehearsed = Rehearsed(replay, monkeypatch)
+    replayed = ReplayRecorder(replay, monkeypatch)
     learner.attach([replay])
     learn_tasks(learner, [0])
-    assert rehearsed.batches == []
+    assert replayed.batches == []
     learner.attach([replay])
     learn_tasks(learner, [1])
-    assert rehearsed.tasks() == {0}
-    assert {len(batch) for batch in rehearsed.batches} == {5}
-    assert len(rehearsed.batches) == 64 / 8  # one draw with every update
+    assert replayed.tasks() == {0}
+    assert {len(batch) for batch in replayed.batches} == {5}
+    assert len(replayed.batches) == 64 / 8  # one draw per update
     learner.attach([replay])
     learn_tasks(learner, [2])
-    assert rehearsed.tasks() == {0, 1}
+    assert replayed.tasks() == {0, 1}
 
 
-def test_a_task_that_comes_back_is_rehearsed_again_only_after_it(
+def test_a_returning_task_is_not_replayed_while_it_is_learned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     learner, replay = digit_learner(), Replay(capacity=200, batch_size=5)
     learner.attach([replay])
     learn_tasks(learner, [0, 1])
-    rehearsed = Rehearsed(replay, monkeypatch)
+    replayed = ReplayRecorder(replay, monkeypatch)
     learner.attach([replay])
     learn_tasks(learner, [0])
-    assert rehearsed.tasks() == {1}
-    rehearsed.batches.clear()
+    assert replayed.tasks() == {1}
+    replayed.batches.clear()
     learner.attach([replay])
     learn_tasks(learner, [2])
-    assert rehearsed.tasks() == {0, 1}
+    assert replayed.tasks() == {0, 1}
 
 
-def test_the_update_is_along_the_loss_plus_strength_times_the_stored_examples_loss() -> None:
+def test_replay_descends_the_fresh_loss_plus_the_weighted_stored_loss() -> None:
     learner, replay = digit_learner(), Replay(strength=0.7, capacity=40, batch_size=6)
     learner.attach([replay])
     learn_tasks(learner, [0])
-    learner.learn([1], 8)  # the reservoir now holds both tasks
-    before, fresh = weights(learner.module), learner.rollout(stream(), [2], 1, seed=0)
-    state = replay.memory.rng.bit_generator.state
-    drawn = replay.memory.draw(6, np.array([0]))
-    replay.memory.rng.bit_generator.state = state
-    stored = Batch.from_items(replay.memory.read(drawn), torch.device("cpu"))
+    learner.learn([1], 8)  # now the reservoir has examples of both tasks
+    fresh = learner.rollout(stream(), [2], 1, seed=0)
+    (stored,) = next_draws(replay, learner, 6, tasks=[0])
     total = learner.loss(fresh) + 0.7 * learner.loss(stored)
-    expected = [
-        w - 0.05 * g
-        for w, g in zip(
-            before, torch.autograd.grad(total, list(learner.module.parameters())), strict=True
-        )
-    ]
+    expected = after_gradient_step(learner.module, total, 0.05)
     update(learner, fresh)
     assert distance(weights(learner.module), expected) < 1e-12
 
 
-def test_stored_images_have_their_true_labels_and_tasks_as_bytes() -> None:
+def test_images_are_stored_as_bytes_with_their_labels_and_tasks() -> None:
     learner, replay = digit_learner(), Replay(capacity=30)
     learner.attach([replay])
     learn_tasks(learner, [0, 3])
@@ -127,8 +120,8 @@ def test_stored_images_have_their_true_labels_and_tasks_as_bytes() -> None:
     assert set(items["task"].tolist()) == {0, 3}
 
 
-@pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
-def test_at_a_control_tasks_end_the_policys_own_outputs_become_the_target(recurrent: bool) -> None:
+@PPO_KINDS
+def test_in_control_the_policy_at_the_tasks_end_is_the_target(recurrent: bool) -> None:
     learner, replay = control_learner(recurrent), Replay(capacity=20, batch_size=4)
     learner.attach([replay])
     learn_tasks(learner, [0])
@@ -146,8 +139,8 @@ def test_at_a_control_tasks_end_the_policys_own_outputs_become_the_target(recurr
     assert max(float(g.abs().max()) for g in torch.autograd.grad(loss, parameters)) < 1e-4
 
 
-class Forgetful(nn.Module):
-    """A policy of which half of the outputs are 0 in training, at random."""
+class DropoutPolicy(nn.Module):
+    """A policy with dropout on its outputs."""
 
     def __init__(self, observation_space: Any, action_space: Any) -> None:
         super().__init__()
@@ -161,18 +154,16 @@ class Forgetful(nn.Module):
         return output._replace(prediction=self.dropout(output.prediction)), state
 
 
-def forgetful_learner() -> SB3Learner:
-    return SB3Learner(plant(), Forgetful, PPO, PPO_PARAMETERS, device="cpu")
+def dropout_learner() -> SB3Learner:
+    return SB3Learner(plant(), DropoutPolicy, PPO, PPO_PARAMETERS, device="cpu")
 
 
 @pytest.mark.parametrize("kind", [Replay, MIR, AGEM, GEM])
-def test_the_target_in_control_is_what_the_policy_that_has_finished_the_task_puts_out_when_judged(
+def test_targets_in_control_are_the_final_policys_in_evaluation_mode(
     kind: Any,
 ) -> None:
-    """For all that hold on to what was learned: not what it put out on the way, nor with units
-    dropped at random.
-    """
-    learner, strategy = forgetful_learner(), kind(capacity=300, batch_size=4)
+    """Not outputs from during the task, and without dropout."""
+    learner, strategy = dropout_learner(), kind(capacity=300, batch_size=4)
     learner.attach([strategy])
     learn_tasks(learner, [0, 1])
     for task, now in ((1, True), (0, False)):
@@ -185,7 +176,7 @@ def test_the_target_in_control_is_what_the_policy_that_has_finished_the_task_put
 
 
 @pytest.mark.parametrize("kind", [DER, DERPlusPlus, CLEAR])
-def test_what_is_to_come_out_as_it_did_then_stays_at_a_tasks_end(kind: Any) -> None:
+def test_outputs_stored_during_a_task_are_not_replaced_at_its_end(kind: Any) -> None:
     learner, strategy = control_learner(), kind(capacity=300, batch_size=4)
     learner.attach([strategy])
     strategy.begin_task(learner.world.tasks[0], learner)
@@ -200,8 +191,8 @@ def test_what_is_to_come_out_as_it_did_then_stays_at_a_tasks_end(kind: Any) -> N
 
 
 @pytest.mark.parametrize("kind", [Replay, CLEAR])
-def test_what_is_stored_on_the_way_is_of_the_network_as_it_is_judged(kind: Any) -> None:
-    learner, strategy = forgetful_learner(), kind(capacity=300, batch_size=4)
+def test_outputs_are_stored_in_evaluation_mode(kind: Any) -> None:
+    learner, strategy = dropout_learner(), kind(capacity=300, batch_size=4)
     batch = learner.rollout(plant(), [0], 8, seed=0)
     learner.module.train()
     strategy.observe(batch, learner)
@@ -214,9 +205,9 @@ def test_what_is_stored_on_the_way_is_of_the_network_as_it_is_judged(kind: Any) 
 @pytest.mark.parametrize(
     "kind",
     [Replay, DERPlusPlus, partial(Replay, memory="uncertain")],
-    ids=["replay", "derpp", "by entropy"],
+    ids=["replay", "derpp", "uncertain memory"],
 )
-def test_networks_in_bfloat16_rehearse_what_they_were_shown(kind: Any) -> None:
+def test_networks_in_bfloat16_replay_the_examples_they_have_seen(kind: Any) -> None:
     torch.manual_seed(0)
     module = nn.Linear(4, 3).bfloat16()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
@@ -235,33 +226,16 @@ def test_networks_in_bfloat16_rehearse_what_they_were_shown(kind: Any) -> None:
     assert rehearsal_loss(replay, loop) is not None
 
 
-@pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
-def test_in_control_the_loss_is_the_divergence_from_the_stored_policy(recurrent: bool) -> None:
-    """KL(N(m, s) || N(m', s')) = log(s'/s) + (s^2 + (m - m')^2) / (2 s'^2) - 1/2, summed over the
-    action's dimensions.
-    """
+@PPO_KINDS
+def test_replay_in_control_is_the_kl_from_the_stored_policy(recurrent: bool) -> None:
     learner, replay = control_learner(recurrent), Replay(strength=0.7, capacity=20, batch_size=4)
     learner.attach([replay])
     learn_tasks(learner, [0])
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for p in learner.module.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    state = replay.memory.rng.bit_generator.state
-    batch = Batch.from_items(
-        replay.memory.read(replay.memory.draw(4, np.array([0]))), learner.device
-    )
-    replay.memory.rng.bit_generator.state = state
+    perturb_weights(learner)
+    (batch,) = next_draws(replay, learner, 4, tasks=[0])
     loss = rehearsal_loss(replay, learner)
 
-    (m, log_s), (m_now, log_s_now) = (
-        Gaussian(2).split(batch.target),
-        Gaussian(2).split(learner.outputs(batch)),
-    )  # type: ignore[arg-type]
-    s, s_now = log_s.exp(), log_s_now.exp()
-    written = (
-        0.7 * ((s_now / s).log() + (s**2 + (m - m_now) ** 2) / (2 * s_now**2) - 0.5).sum(-1).mean()
-    )
+    written = 0.7 * gaussian_kl(batch.target, learner.outputs(batch))
     parameters = [p for n, p in learner.module.named_parameters() if not n.startswith("value")]
     assert loss is not None
     assert float(loss.detach()) > 1e-3
@@ -272,7 +246,7 @@ def test_in_control_the_loss_is_the_divergence_from_the_stored_policy(recurrent:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_targets_of_earlier_tasks_stay_as_they_were_at_their_own_end() -> None:
+def test_later_tasks_do_not_change_the_targets_of_earlier_ones() -> None:
     learner, replay = control_learner(), Replay(capacity=60, batch_size=4)
     learner.attach([replay])
     learn_tasks(learner, [0])

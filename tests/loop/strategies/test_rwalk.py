@@ -1,4 +1,4 @@
-"""RWalk: two weights by hand."""
+"""RWalk against a reference with two weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from loop_helpers import (
 from strategy_helpers import (
     Named,
     Regression,
+    added_gradient,
     classifier,
-    edited,
-    pull,
+    penalty_gradient,
     regression_batches,
 )
 from torch import Tensor
@@ -24,11 +24,14 @@ from torch import Tensor
 from everloop.loop import Batch, RWalk
 
 
-class HandMade:
-    """Riemannian walk of two weights as the paper writes it: eq. 6, 8 and sections 4.1 and 4.3."""
+class ReferenceRWalk:
+    """RWalk with two weights, as in the paper: equations 6 and 8, sections 4.1 and 4.3."""
 
     def __init__(self, strength: float, interval: int, alpha: float, w: Tensor) -> None:
-        self.strength, self.interval, self.alpha, self.w = strength, interval, alpha, w
+        self.strength = strength
+        self.interval = interval
+        self.alpha = alpha
+        self.w = w
         self.fisher: Tensor | None = None
         self.past: Tensor | None = None
         self.importance, self.anchor = torch.zeros(2).double(), torch.zeros(2).double()
@@ -59,31 +62,32 @@ class HandMade:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("interval", [1, 2, 3, 50])
-def test_rwalk_of_two_weights_by_hand(interval: int, alpha: float) -> None:
+def test_rwalk_equals_the_reference_over_three_tasks(interval: int, alpha: float) -> None:
     learner, strategy = Regression(), RWalk(0.2, interval, alpha)
     learner.attach([strategy])
-    hand = HandMade(0.2, interval, alpha, learner.w)
+    reference = ReferenceRWalk(0.2, interval, alpha, learner.w)
     for task in range(3):
         batches = regression_batches(task, 7)
         strategy.begin_task(Named(task), learner)
         for batch in batches:
             learner.take_step(batch)
         strategy.end_task(Named(task), batches, learner)
-        hand.learn(batches)
-        torch.testing.assert_close(learner.w, hand.w, rtol=1e-12, atol=1e-12)
+        reference.learn(batches)
+        torch.testing.assert_close(learner.w, reference.w, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(
-            strategy.penalty.precision["layers.weight"][0], hand.importance, rtol=1e-11, atol=1e-12
+            strategy.penalty.precision["layers.weight"][0],
+            reference.importance,
+            rtol=1e-11,
+            atol=1e-12,
         )
         torch.testing.assert_close(
-            strategy.penalty.anchor["layers.weight"][0], hand.anchor, rtol=1e-12, atol=1e-12
+            strategy.penalty.anchor["layers.weight"][0], reference.anchor, rtol=1e-12, atol=1e-12
         )
-    assert float((hand.importance[0] - hand.importance[1]).abs()) > 0.005
+    assert float((reference.importance[0] - reference.importance[1]).abs()) > 0.005
 
 
-def test_rwalks_first_step_in_numbers() -> None:
-    """x = (1, 2), y = 1, w = 0, lr 0.1: g = -(1, 2), way 0.1 (1, 2), omega 0.1 (1, 4), F (1, 4),
-    and so on to the score.
-    """
+def test_rwalks_importance_after_one_step() -> None:
+    """x = (1, 2), y = 1, w = 0, lr = 0.1: g = -(1, 2), step -0.1 g, omega 0.1 (1, 4), F (1, 4)."""
     learner, strategy = Regression(), RWalk(1.0, interval=1)
     learner.move([0.0, 0.0])
     learner.attach([strategy])
@@ -94,10 +98,7 @@ def test_rwalks_first_step_in_numbers() -> None:
     )
     learner.take_step(batch)
     strategy.end_task(Named(), [batch], learner)
-    score = [
-        0.1 / (0.5 * 1 * 0.01 + 1e-3),
-        0.4 / (0.5 * 4 * 0.04 + 1e-3),
-    ]  # 16.7 and 4.9: the first is the larger
+    score = [0.1 / (0.5 * 1 * 0.01 + 1e-3), 0.4 / (0.5 * 4 * 0.04 + 1e-3)]  # 16.7 and 4.9
     expected = torch.tensor([0.25 + 1.0, 1.0 + score[1] / score[0]]).double()
     torch.testing.assert_close(
         strategy.penalty.precision["layers.weight"][0], expected, rtol=1e-6, atol=0.0
@@ -105,10 +106,8 @@ def test_rwalks_first_step_in_numbers() -> None:
     assert strategy.penalty.anchor["layers.weight"][0].tolist() == [0.1, 0.2]
 
 
-def test_the_new_fisher_weighs_nine_times_the_old_one() -> None:
-    """F^t = alpha F + (1 - alpha) F^(t-1) with alpha = 0.9, as in section 4.1 and the authors'
-    code: of x^2 = 1, 4, 9 here.
-    """
+def test_the_new_fisher_has_weight_alpha() -> None:
+    """F^t = alpha F + (1 - alpha) F^(t-1), alpha = 0.9 (section 4.1 and the authors' code)."""
     learner, strategy = Regression(), RWalk(interval=1)
     learner.attach([strategy])
     for x in (1.0, 2.0, 3.0):
@@ -123,7 +122,7 @@ def test_the_new_fisher_weighs_nine_times_the_old_one() -> None:
     )
 
 
-def test_rwalk_scales_both_parts_to_at_most_1_over_all_layers() -> None:
+def test_rwalk_scales_fisher_and_scores_to_at_most_1() -> None:
     learner = classifier("mlp")[0]
     strategy = RWalk(interval=2)
     learner.attach([strategy])
@@ -141,7 +140,7 @@ def test_rwalk_scales_both_parts_to_at_most_1_over_all_layers() -> None:
         assert min(float(s.min()) for s in parts) > -1e-12
 
 
-def test_rwalks_pull_is_its_penaltys_gradient() -> None:
+def test_rwalk_adds_the_gradient_of_its_penalty() -> None:
     """strength * sum_i (F_i + s_i) (w_i - w*_i)^2"""
     learner, strategy = Regression(), RWalk(0.7, interval=2)
     learner.attach([strategy])
@@ -149,10 +148,13 @@ def test_rwalks_pull_is_its_penaltys_gradient() -> None:
     for batch in batches:
         learner.take_step(batch)
     strategy.end_task(Named(), batches, learner)
-    hand = HandMade(0.7, 2, 0.9, torch.tensor([0.3, -0.2]).float().double())
-    hand.learn(batches)
+    reference = ReferenceRWalk(0.7, 2, 0.9, torch.tensor([0.3, -0.2]).float().double())
+    reference.learn(batches)
     learner.move([5.0, -7.0])
-    expected = pull(
-        learner, 0.7, {"layers.weight": hand.importance[None]}, {"layers.weight": hand.anchor[None]}
+    expected = penalty_gradient(
+        learner,
+        0.7,
+        {"layers.weight": reference.importance[None]},
+        {"layers.weight": reference.anchor[None]},
     )
-    assert distance(edited(learner, strategy, batches[0]), expected) < 1e-10
+    assert distance(added_gradient(learner, strategy, batches[0]), expected) < 1e-10

@@ -1,4 +1,4 @@
-"""Settings outside their range are refused by name and value."""
+"""Settings outside their range are refused."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ BAD: dict[str, dict[str, Any]] = {
 CASES = [(name, bad) for name, values in BAD.items() for bad in keyword_grid(**values)]
 
 
-def test_every_strategy_with_numbers_or_choices_is_here() -> None:
+def test_every_strategy_with_settings_to_check_is_listed() -> None:
     assert {*STRATEGIES, *PRETRAINING} - set(BAD) == {"progressive"}
 
 
 @pytest.mark.parametrize(("name", "bad"), CASES, ids=str)
 def test_a_setting_outside_its_range_is_refused(name: str, bad: dict[str, Any]) -> None:
     ((setting, value),) = bad.items()
-    with pytest.raises(ValueError, match=rf"^{setting} is {value!r}; "):
+    with pytest.raises(ValueError, match=f"^{setting} is {value!r}; "):
         {**STRATEGIES, **PRETRAINING}[name](**bad)

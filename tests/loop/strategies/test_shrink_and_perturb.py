@@ -1,4 +1,4 @@
-"""Shrink and perturb: the mixture of old weights and fresh ones at each task's start."""
+"""Shrink and perturb: it mixes old and fresh weights at each task's start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from everloop.loop import (
 )
 
 
-def test_shrink_and_perturb_is_the_written_mixture_before_every_task_but_the_first() -> None:
+def test_shrink_and_perturb_mixes_weights_from_the_second_task_on() -> None:
     torch.manual_seed(0)
     learner = SupervisedLearner(Classifier(MLP((8, 8, 1), (12,)), 10), stream())
     strategy = ShrinkAndPerturb(shrink=0.7, noise=0.2, seed=3)
@@ -36,28 +36,27 @@ def test_shrink_and_perturb_is_the_written_mixture_before_every_task_but_the_fir
     ]
     bounds = [64**-0.5, 64**-0.5, 12**-0.5, 12**-0.5]
     assert all(float(x.abs().max()) <= b + 1e-5 for x, b in zip(fresh, bounds, strict=True))
-    assert float(fresh[0].std()) == pytest.approx(
-        64**-0.5 / 3**0.5, rel=0.1
-    )  # uniform, as nn.Linear draws
+    # uniform, like the initialisation of nn.Linear
+    assert float(fresh[0].std()) == pytest.approx(64**-0.5 / 3**0.5, rel=0.1)
     pure = ShrinkAndPerturb(shrink=0.5, noise=0.0)
     then = weights(learner.module)
     pure.begin_task(learner.world.tasks[0], learner)
     pure.after_step(learner.rollout(stream(), [0], 1, 0), learner)
-    for task in (1, 2):  # of one phase: nothing is learned in between
+    for task in (1, 2):  # tasks of one phase: no step in between
         pure.begin_task(learner.world.tasks[task], learner)
     assert distance(weights(learner.module), [0.5 * w for w in then]) < 1e-7
 
 
-def test_in_a_loop_of_somebody_elses_the_fresh_weights_are_of_the_network_alone() -> None:
-    """Not of a copy of all that watches it."""
+def test_in_a_foreign_loop_only_the_network_is_copied() -> None:
+    """The copy for fresh weights has no hooks."""
 
-    class Whole(nn.Linear):
+    class CountedLinear(nn.Linear):
         def __deepcopy__(self, memo: Any) -> Any:
             assert not self._forward_hooks
             self.copies += 1
-            return Whole(4, 3)
+            return CountedLinear(4, 3)
 
-    module = Whole(4, 3)
+    module = CountedLinear(4, 3)
     module.copies = 0
     loop = attach([ShrinkAndPerturb()], module, torch.optim.SGD(module.parameters(), lr=0.1))
     for task in range(2):

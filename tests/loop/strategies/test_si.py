@@ -1,4 +1,4 @@
-"""Path integrals and SI: the drop of the loss, to the last digit."""
+"""SI: its path integrals, its importance and its penalty."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from loop_helpers import (
 from strategy_helpers import (
     Named,
     Weights,
+    added_gradient,
     classifier,
-    edited,
-    move,
-    pull,
+    move_weights,
+    penalty_gradient,
     snapshot,
 )
 from torch import Tensor, nn
@@ -29,8 +29,8 @@ from everloop.loop import SI, Gaussian
 from everloop.loop.strategies.parts.path_integral import PathIntegral
 
 
-class Points(nn.Module):
-    """Two vectors, far from 0."""
+class TwoVectors(nn.Module):
+    """Two weight vectors away from 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,26 +38,26 @@ class Points(nn.Module):
         self.b = nn.Parameter(torch.tensor([0.5, 3.0, -1.0], dtype=torch.float64))
 
 
-def points(optimizer: Callable[[Any], torch.optim.Optimizer]) -> FixedLearner:
-    module = Points()
+def two_vectors(optimizer: Callable[[Any], torch.optim.Optimizer]) -> FixedLearner:
+    module = TwoVectors()
     return FixedLearner(module, Gaussian(1), optimizer(module))
 
 
 Slope = dict[str, Tensor]
-NOTHING = vector_batch(1, 1, 1)  # the loss does not depend on it
+UNUSED_BATCH = vector_batch(1, 1, 1)  # the loss does not depend on it
 SLOPE: Slope = {
     "a": torch.tensor([1.0, -0.5]).double(),
     "b": torch.tensor([2.0, -1.0, 0.25]).double(),
 }
 
 
-def line(learner: FixedLearner, slope: Slope) -> Tensor:
-    """A loss that is linear in the weights."""
+def linear_loss(learner: FixedLearner, slope: Slope) -> Tensor:
+    """A loss linear in the weights."""
     return sum((g * learner.weights()[n]).sum() for n, g in slope.items())  # type: ignore[return-value]
 
 
-def uphill(module: Points) -> torch.optim.Optimizer:
-    """Descends in a, ascends in b."""
+def uphill(module: TwoVectors) -> torch.optim.Optimizer:
+    """Gradient descent in a and gradient ascent in b."""
     return torch.optim.SGD(
         [{"params": [module.a]}, {"params": [module.b], "maximize": True}], lr=0.1
     )
@@ -72,41 +72,35 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
-@pytest.mark.parametrize("limit", [None, 0.3], ids=["", "clipped"])
+@pytest.mark.parametrize("limit", [None, 0.3], ids=["unclipped", "clipped"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_of_a_linear_loss_the_path_integral_is_the_drop_exactly(
+def test_for_a_linear_loss_the_path_integral_is_the_loss_drop(
     optimizer: str, limit: float | None
 ) -> None:
-    """omega_i = - g_i (w_i now - w_i then), whoever takes the steps and however they are clipped;
-    all together the loss's drop.
-    """
-    learner, strategy = points(OPTIMIZERS[optimizer]), SI()
+    """omega_i = -g_i (w_i after - w_i before) for every optimizer; their sum is the loss drop."""
+    learner, strategy = two_vectors(OPTIMIZERS[optimizer]), SI()
     learner.max_grad_norm = limit
     learner.attach([strategy])
     strategy.begin_task(Named(), learner)
-    then, before = snapshot(learner), float(line(learner, SLOPE).detach())
+    then, before = snapshot(learner), float(linear_loss(learner, SLOPE).detach())
     for _ in range(9):
-        learner.updater.step(line(learner, SLOPE), NOTHING)
+        learner.updater.step(linear_loss(learner, SLOPE), UNUSED_BATCH)
     omega = strategy.path.omega
     for name, w in snapshot(learner).items():
         torch.testing.assert_close(
             omega[name], -SLOPE[name] * (w - then[name]), rtol=1e-12, atol=1e-12
         )
-    drop = before - float(line(learner, SLOPE).detach())
+    drop = before - float(linear_loss(learner, SLOPE).detach())
     assert float(sum(o.sum() for o in omega.values())) == pytest.approx(drop, rel=1e-12)
     assert abs(drop) > 0.1
     if optimizer == "sgd":
         assert all(bool((o > 0).all()) for o in omega.values())
 
 
-def drops(steepness: Slope, steps: int, time: float = 1.0) -> tuple[Weights, Weights]:
-    """omega, and each weight's own drop of sum_i h_i / 2 w_i^2, after gradient flow for `time` in
-    so many steps.
-    """
-    learner, path = (
-        points(lambda m: torch.optim.SGD(m.parameters(), lr=time / steps)),
-        PathIntegral(),
-    )
+def omega_and_loss_drop(steepness: Slope, steps: int, time: float = 1.0) -> tuple[Weights, Weights]:
+    """omega and each weight's drop of h_i / 2 w_i^2, after gradient descent over `time`."""
+    learner = two_vectors(lambda m: torch.optim.SGD(m.parameters(), lr=time / steps))
+    path = PathIntegral()
     then = snapshot(learner)
     for _ in range(steps):
         learner.optimizer.zero_grad()
@@ -125,17 +119,15 @@ def drops(steepness: Slope, steps: int, time: float = 1.0) -> tuple[Weights, Wei
         {"a": torch.full((2,), 2.0), "b": torch.full((3,), 2.0)},
         {"a": torch.tensor([0.5, 2.0]), "b": torch.tensor([1.0, 3.0, 0.1])},
     ],
-    ids=["a straight path", "a bent path"],
+    ids=["straight path", "curved path"],
 )
-def test_of_a_quadratic_loss_the_path_integral_tends_to_the_drop_as_steps_get_small(
+def test_for_a_quadratic_loss_path_integrals_converge_to_the_loss_drop(
     steepness: Slope,
 ) -> None:
-    """The error is the second-order term, h / 2 sum of squared steps: at most lr h / 2 of the drop
-    or so, and half with half the step.
-    """
+    """The error is of second order in a step: about lr h / 2 of the drop, halved with the rate."""
     errors = []
     for steps in (100, 200, 400):
-        omega, drop = drops(steepness, steps)
+        omega, drop = omega_and_loss_drop(steepness, steps)
         relative = [(omega[n] - drop[n]) / drop[n] for n in omega]
         assert all(
             bool((r > 0).all()) and bool((r < 1.1 / steps * steepness[n] / 2).all())
@@ -146,7 +138,7 @@ def test_of_a_quadratic_loss_the_path_integral_tends_to_the_drop_as_steps_get_sm
         torch.testing.assert_close(fine / coarse, torch.full_like(fine, 0.5), rtol=0.02, atol=0.0)
 
 
-def test_of_a_network_all_path_integrals_together_are_the_drop_of_the_loss() -> None:
+def test_a_networks_path_integrals_sum_to_the_loss_drop() -> None:
     learner, batch = classifier("mlp")[0], vector_batch(30, 4, 3)
     learner.optimizer.param_groups[0]["lr"] = 0.02
     strategy = SI()
@@ -162,9 +154,9 @@ def test_of_a_network_all_path_integrals_together_are_the_drop_of_the_loss() -> 
     assert all(float(P.max()) > 0 for P in strategy.penalty.precision.values())
 
 
-def test_a_path_goes_on_through_steps_in_which_weights_have_no_gradient() -> None:
-    """Also where a weight stands in another tensor than before: it is known by its name."""
-    learner, path = points(OPTIMIZERS["sgd"]), PathIntegral()
+def test_path_integrals_continue_over_steps_without_a_gradient() -> None:
+    """Weights are identified by name, so replacing a parameter makes no difference."""
+    learner, path = two_vectors(OPTIMIZERS["sgd"]), PathIntegral()
     expected = {n: torch.zeros_like(p) for n, p in learner.weights().items()}
     g = torch.Generator().manual_seed(0)
     for step, moving in enumerate(["a", "ab", "b", "ab", "ab", "", "b", "ab"]):
@@ -174,24 +166,24 @@ def test_a_path_goes_on_through_steps_in_which_weights_have_no_gradient() -> Non
             p.grad = torch.randn(p.shape, generator=g, dtype=p.dtype) if name in moving else None
         path.before_step(learner)
         for name, p in learner.weights().items():
-            way = torch.randn(p.shape, generator=g, dtype=p.dtype)
+            delta = torch.randn(p.shape, generator=g, dtype=p.dtype)
             if p.grad is not None:
-                expected[name] -= p.grad * way
+                expected[name] -= p.grad * delta
             with torch.no_grad():
-                p += way
+                p += delta
         path.after_step()
     for name, omega in expected.items():
         torch.testing.assert_close(path.omega[name], omega, rtol=1e-12, atol=1e-12)
 
 
-def play(
+def learn_linear_task(
     learner: FixedLearner, strategy: SI, slope: Slope, steps: int = 6
 ) -> tuple[Weights, Weights, Weights]:
-    """A task with a linear loss: weights before and after it, and omega when it ends."""
+    """Learn a task with a linear loss; returns the weights before and after it, and omega."""
     strategy.begin_task(Named(), learner)
     then = snapshot(learner)
     for _ in range(steps):
-        learner.updater.step(line(learner, slope), NOTHING)
+        learner.updater.step(linear_loss(learner, slope), UNUSED_BATCH)
     omega = {n: o.clone() for n, o in strategy.path.omega.items()}
     strategy.end_task(Named(), [], learner)
     return then, snapshot(learner), omega
@@ -199,47 +191,42 @@ def play(
 
 @pytest.mark.parametrize("damping", [1e-3, 0.1, 5.0])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_si_importance_is_the_drop_per_squared_distance_and_damping_summed_over_tasks(
+def test_si_importance_is_the_damped_path_integral_summed_over_tasks(
     optimizer: str, damping: float
 ) -> None:
-    """Omega_i = sum_k max(0, - g_ki Delta_ki) / (Delta_ki^2 + xi); what moves the weights between
-    tasks counts for nothing.
-    """
-    learner, strategy = points(OPTIMIZERS[optimizer]), SI(0.05, damping)
+    """Omega_i = sum_k max(0, -g_ki Delta_ki) / (Delta_ki^2 + xi), without changes between tasks."""
+    learner, strategy = two_vectors(OPTIMIZERS[optimizer]), SI(0.05, damping)
     learner.attach([strategy])
     importance = {n: torch.zeros_like(p) for n, p in learner.weights().items()}
     for task in range(3):
         slope = {n: g * (1 + 0.5 * task) for n, g in SLOPE.items()}
-        then, now, _ = play(learner, strategy, slope)
+        then, now, _ = learn_linear_task(learner, strategy, slope)
         for n, w in now.items():
-            way = w - then[n]
-            importance[n] += (-slope[n] * way).clamp(min=0) / (way**2 + damping)
-        move(learner, task)
-        expected = pull(learner, 0.05, importance, now)
-        assert distance(edited(learner, strategy), expected) < 1e-11 / damping
+            delta = w - then[n]
+            importance[n] += (-slope[n] * delta).clamp(min=0) / (delta**2 + damping)
+        move_weights(learner, task)
+        expected = penalty_gradient(learner, 0.05, importance, now)
+        assert distance(added_gradient(learner, strategy), expected) < 1e-11 / damping
         assert max(float(e.abs().max()) for e in expected) > 1e-3
 
 
-def test_si_holds_weights_that_went_uphill_not_at_all() -> None:
-    learner, strategy = points(uphill), SI()
+def test_si_gives_no_importance_to_weights_that_went_uphill() -> None:
+    learner, strategy = two_vectors(uphill), SI()
     learner.attach([strategy])
-    play(learner, strategy, SLOPE)
+    learn_linear_task(learner, strategy, SLOPE)
     assert not bool(strategy.penalty.precision["b"].any())
     assert bool((strategy.penalty.precision["a"] > 0).all())
 
 
-def test_sis_own_pull_changes_the_way_but_is_no_part_of_the_gradient_along_it() -> None:
-    """In the second task, under a strong pull, omega_i is still the loss's own slope times the way
-    gone.
-    """
-    learner, strategy = points(OPTIMIZERS["sgd"]), SI(strength=3.0)
+def test_sis_path_integral_leaves_out_its_own_penalty() -> None:
+    """Under a strong penalty omega_i is still minus the task loss's slope times the distance."""
+    learner, strategy = two_vectors(OPTIMIZERS["sgd"]), SI(strength=3.0)
     learner.attach([strategy])
-    play(learner, strategy, SLOPE)
+    learn_linear_task(learner, strategy, SLOPE)
     opposite = {n: -g for n, g in SLOPE.items()}
-    then, now, omega = play(learner, strategy, opposite)
+    then, now, omega = learn_linear_task(learner, strategy, opposite)
     for name in omega:
-        way = now[name] - then[name]
-        torch.testing.assert_close(omega[name], -opposite[name] * way, rtol=1e-12, atol=1e-12)
-        assert bool(
-            ((way + 0.1 * 6 * opposite[name]).abs() > 0.01).all()
-        )  # without the pull it would be - lr steps g
+        delta = now[name] - then[name]
+        torch.testing.assert_close(omega[name], -opposite[name] * delta, rtol=1e-12, atol=1e-12)
+        without_penalty = -0.1 * 6 * opposite[name]
+        assert bool(((delta - without_penalty).abs() > 0.01).all())

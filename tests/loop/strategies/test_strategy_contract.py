@@ -1,4 +1,4 @@
-"""What every strategy must keep, whatever it does."""
+"""Properties that every strategy must have."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 from contract_helpers import (
+    BUILDERS,
     CONTROL,
     CONTROL_ONLY,
     LABELS_ONLY,
-    MAKERS,
-    NOT_TOLD_ONLY,
     STREAM,
-    TOLD_ONLY,
+    TASK_AGNOSTIC_ONLY,
+    TASK_AWARE_ONLY,
     active,
     control,
     dqn,
-    empty,
+    inactive,
     stream_learner,
     train,
 )
@@ -34,47 +34,47 @@ from torch import Tensor
 
 from everloop.loop import Training
 
-NO_TARGET = {("dqn", "hat"), ("dqn", "lora")}
-"""What a target network would not have."""
+UNSUPPORTED = {("dqn", "hat"), ("dqn", "lora")}
+"""Strategies that are refused beside a target network."""
 
 CASES = [("stream", name) for name in STREAM] + [("control", name) for name in CONTROL]
 ALL_CASES = CASES + [
-    (kind, name) for kind in ("dqn", "sac") for name in CONTROL if (kind, name) not in NO_TARGET
+    (kind, name) for kind in ("dqn", "sac") for name in CONTROL if (kind, name) not in UNSUPPORTED
 ]
-EVERY = pytest.mark.parametrize(
+STREAMS_AND_CONTROL = pytest.mark.parametrize(
     ("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES]
 )
-EVERYWHERE = pytest.mark.parametrize(
+ALL_LEARNERS = pytest.mark.parametrize(
     ("kind", "name"), ALL_CASES, ids=[f"{kind}-{name}" for kind, name in ALL_CASES]
 )
 
 
-@EVERY
-def test_the_empty_setting_is_plain_training_to_the_last_bit(kind: str, name: str) -> None:
+@STREAMS_AND_CONTROL
+def test_an_inactive_strategy_is_plain_training_bit_for_bit(kind: str, name: str) -> None:
     ends = []
-    for strategies in ([], [empty(name)]):
-        learner = MAKERS[kind](name)
+    for strategies in ([], [inactive(name)]):
+        learner = BUILDERS[kind](name)
         learner.seed(0)
         train(learner, strategies, [0, 1, 2])
         ends.append(weights(learner.module))
     assert same(*ends)
 
 
-@EVERY
-def test_the_empty_setting_is_left_out_when_it_is_attached(kind: str, name: str) -> None:
-    learner, full = MAKERS[kind](name), active(name)
-    learner.attach([empty(name)])
+@STREAMS_AND_CONTROL
+def test_an_inactive_strategy_is_not_attached(kind: str, name: str) -> None:
+    learner, full = BUILDERS[kind](name), active(name)
+    learner.attach([inactive(name)])
     assert learner.strategies == []
     learner.attach([full])
     assert learner.strategies == [full]
 
 
-@EVERYWHERE
-def test_it_changes_training(kind: str, name: str) -> None:
-    """Else the other tests of this file would say nothing."""
+@ALL_LEARNERS
+def test_an_active_strategy_changes_training(kind: str, name: str) -> None:
+    """Otherwise the other tests of this file would show nothing."""
     ends = []
     for strategies in ([], [active(name)]):
-        learner = MAKERS[kind](name)
+        learner = BUILDERS[kind](name)
         learner.seed(0)
         train(learner, strategies, [0, 1, 2])
         ends.append(weights(learner.module))
@@ -82,14 +82,12 @@ def test_it_changes_training(kind: str, name: str) -> None:
     assert all(bool(torch.isfinite(w).all()) for w in ends[1])
 
 
-@EVERYWHERE
-def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None:
-    """Saved in the midst of a task; what happens to the first strategy afterwards does not reach
-    the copy.
-    """
+@ALL_LEARNERS
+def test_a_strategy_continues_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None:
+    """The state is saved within a task."""
 
     def final(restore: bool) -> list[Tensor]:
-        learner, strategy = MAKERS[kind](name), active(name)
+        learner, strategy = BUILDERS[kind](name), active(name)
         learner.seed(0)
         train(learner, [strategy], [0, 1])
         strategy.begin_task(learner.world.tasks[2], learner)
@@ -111,19 +109,19 @@ def test_it_goes_on_bit_for_bit_from_a_saved_state(kind: str, name: str) -> None
     assert same(final(restore=True), final(restore=False))
 
 
-@pytest.mark.parametrize("midst", [False, True], ids=["between tasks", "in the midst of a task"])
+@pytest.mark.parametrize("within", [False, True], ids=["between tasks", "within a task"])
 @pytest.mark.parametrize("name", STREAM)
-def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -> None:
-    """As in a process of its own: nothing is left of the first but what was saved."""
+def test_a_strategy_continues_bit_for_bit_in_a_new_network(name: str, within: bool) -> None:
+    """As in a new process: only the saved state carries over."""
 
-    def final(anew: bool) -> list[Tensor]:
+    def final(restore: bool) -> list[Tensor]:
         learner, strategy = stream_learner(name), active(name)
         learner.seed(0)
         train(learner, [strategy], [0, 1])
-        if midst:
+        if within:
             strategy.begin_task(learner.world.tasks[2], learner)
             learner.learn([2], 64)
-        if anew:
+        if restore:
             file = io.BytesIO()
             world: Any = learner.world
             parts = (
@@ -144,7 +142,7 @@ def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -
             learner.world.load_state_dict(states[3])
             learner.steps = states[4]
             torch.set_rng_state(states[5])
-        if midst:
+        if within:
             learner.learn([2], 64)
             strategy.end_task(
                 learner.world.tasks[2], [learner.rollout(learner.world, [2], 8, seed=2)], learner
@@ -154,10 +152,10 @@ def test_it_goes_on_bit_for_bit_in_a_network_made_anew(name: str, midst: bool) -
         with strategy.view(learner.world.tasks[0], learner), learner.evaluating(), torch.no_grad():
             return [*weights(learner.module), learner.outputs(batch)]
 
-    assert same(final(anew=True), final(anew=False))
+    assert same(final(restore=True), final(restore=False))
 
 
-@EVERY
+@STREAMS_AND_CONTROL
 def test_a_saved_state_does_not_change_afterwards(kind: str, name: str) -> None:
     def flat(state: Any) -> list[Any]:
         if isinstance(state, dict):
@@ -172,7 +170,7 @@ def test_a_saved_state_does_not_change_afterwards(kind: str, name: str) -> None:
             else [torch.tensor(hash(state) % 2**31)]
         )
 
-    learner, strategy = MAKERS[kind](name), active(name)
+    learner, strategy = BUILDERS[kind](name), active(name)
     train(learner, [strategy], [0, 1])
     state = strategy.state_dict()
     then = flat(state)
@@ -182,7 +180,7 @@ def test_a_saved_state_does_not_change_afterwards(kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STREAM)
-def test_it_runs_in_mixed_precision(name: str) -> None:
+def test_strategies_run_in_mixed_precision(name: str) -> None:
     learner = stream_learner(name, Training(precision="bfloat16"))
     assert learner.mixed
     train(learner, [active(name)], [0, 1, 2])
@@ -192,7 +190,7 @@ def test_it_runs_in_mixed_precision(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STREAM)
-def test_global_generators_are_not_drawn_from(name: str) -> None:
+def test_strategies_leave_global_generators_alone(name: str) -> None:
     learner = stream_learner(name)
     states = random_states()
     train(learner, [active(name)], [0, 1])
@@ -200,42 +198,42 @@ def test_global_generators_are_not_drawn_from(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LABELS_ONLY))
-def test_what_needs_labels_is_refused_in_control(name: str) -> None:
+def test_strategies_that_need_labels_are_refused_in_control(name: str) -> None:
     with pytest.raises(ValueError, match=r"use |give |needs "):
         control().attach([active(name)])
 
 
 @pytest.mark.parametrize("name", sorted(CONTROL_ONLY))
-def test_what_needs_a_policy_is_refused_in_streams(name: str) -> None:
+def test_strategies_that_need_a_policy_are_refused_in_streams(name: str) -> None:
     with pytest.raises(ValueError, match="on labelled streams use replay or derpp"):
         stream_learner().attach([active(name)])
 
 
-@pytest.mark.parametrize("name", sorted(TOLD_ONLY))
-def test_what_needs_the_task_is_refused_where_it_is_not_told(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(TASK_AWARE_ONLY))
+def test_task_aware_strategies_are_refused_without_the_task_id(name: str) -> None:
     for learner in (stream_learner(), control_learner(world=plant(task_cue=False))):
         with pytest.raises(ValueError, match=r"needs the task ID|no columns"):
             learner.attach([active(name)])
 
 
-@pytest.mark.parametrize("name", sorted(NOT_TOLD_ONLY))
-def test_what_tells_all_classes_apart_is_refused_where_the_task_is_told(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(TASK_AGNOSTIC_ONLY))
+def test_single_head_strategies_are_refused_with_the_task_id(name: str) -> None:
     with pytest.raises(ValueError, match="where the task ID is given, use"):
         stream_learner("packnet").attach([active(name)])
 
 
-def test_new_weights_are_refused_where_a_target_network_would_not_have_them() -> None:
+def test_lora_is_refused_beside_a_target_network() -> None:
     with pytest.raises(ValueError, match="lora adds weights"):
         dqn("lora").attach([active("lora")])
 
 
-def test_a_recurrent_policys_single_steps_are_not_distilled() -> None:
+def test_lwf_is_refused_for_a_recurrent_policy() -> None:
     with pytest.raises(ValueError, match="for a recurrent network use replay"):
         control_learner(recurrent=True).attach([active("lwf")])
 
 
 @pytest.mark.parametrize("name", sorted(set(CONTROL) - {"hat", "lwf"}))
-def test_it_works_in_recurrent_control(name: str) -> None:
+def test_strategies_change_training_in_recurrent_control(name: str) -> None:
     learner = control_learner(recurrent=True, world=plant(task_cue=True))
     learner.seed(0)
     train(learner, [active(name)], [0, 1])

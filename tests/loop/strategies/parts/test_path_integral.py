@@ -1,4 +1,4 @@
-"""Path integrals of SI and RWalk while weights are frozen, added and thawed."""
+"""Path integrals of SI and RWalk with weights that are added, frozen and unfrozen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from loop_helpers import (
 from strategy_helpers import (
     Named,
     Regression,
-    Untold,
+    TaskAgnosticLearner,
     Weights,
     classifier,
     regression_batches,
@@ -28,21 +28,16 @@ from everloop.loop import EWC, L2, MAS, SI, Categorical, RWalk
 from everloop.loop.strategies.parts.path_integral import PathIntegral
 from everloop.loop.strategies.parts.quadratic import Quadratic
 
+SI_AND_RWALK = pytest.mark.parametrize("kind", [SI, lambda: RWalk(interval=2)], ids=["si", "rwalk"])
 
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        SI(),
-        pytest.param(
-            RWalk(interval=2),
-        ),
-    ],
-    ids=["si", "rwalk"],
-)
-def test_weights_may_come_while_a_task_is_learned(strategy: Any) -> None:
+
+@SI_AND_RWALK
+def test_weights_may_be_added_within_a_task(kind: Callable[[], Any]) -> None:
+    strategy = kind()
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(4, 3))
-    learner, batch = Untold(FlatNet(layers, "x").double(), Categorical(3)), vector_batch(20, 4, 3)
+    learner = TaskAgnosticLearner(FlatNet(layers, "x").double(), Categorical(3))
+    batch = vector_batch(20, 4, 3)
     learner.attach([strategy])
     strategy.begin_task(Named(), learner)
     update(learner, batch)
@@ -56,21 +51,19 @@ def test_weights_may_come_while_a_task_is_learned(strategy: Any) -> None:
     assert float(strategy.penalty.precision["layers.1.weight"].max()) > 0
 
 
-@pytest.mark.parametrize("at_the_end", [True, False], ids=["before the task's end", "after it"])
-@pytest.mark.parametrize("kind", [SI, lambda: RWalk(interval=2)], ids=["si", "rwalk"])
-def test_weights_may_be_frozen_added_and_thawed_between_tasks(
-    kind: Callable[[], Any], at_the_end: bool
+@pytest.mark.parametrize("before_end", [True, False], ids=["before end_task", "after end_task"])
+@SI_AND_RWALK
+def test_weights_may_be_frozen_added_and_unfrozen_between_tasks(
+    kind: Callable[[], Any], before_end: bool
 ) -> None:
-    """As adapters and columns do: what is trained is held where the task leaves it, and what is
-    frozen where it was.
-    """
+    """Adapters and columns do so. Trained weights get a new anchor; frozen ones keep theirs."""
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
-    learner, strategy = Untold(FlatNet(layers, "x").double(), Categorical(3)), kind()
+    learner, strategy = TaskAgnosticLearner(FlatNet(layers, "x").double(), Categorical(3)), kind()
     learner.attach([strategy])
     anchors: list[Weights] = []
-    for task, thawed in enumerate([True, False, True]):
-        layers[0].requires_grad_(thawed)
+    for task, trained in enumerate([True, False, True]):
+        layers[0].requires_grad_(trained)
         if task == 1:
             layers.append(nn.Linear(3, 3).double())
             learner.add_weights(list(layers[2].parameters()))
@@ -79,24 +72,24 @@ def test_weights_may_be_frozen_added_and_thawed_between_tasks(
         for _ in range(5):
             update(learner, batch)
         then = snapshot(learner)
-        layers[0].requires_grad_(thawed and not (at_the_end and task == 0))
+        layers[0].requires_grad_(trained and not (before_end and task == 0))
         strategy.end_task(Named(task), [batch], learner)
         anchors.append(dict(strategy.penalty.anchor))
         for name in learner.weights():
             assert torch.equal(anchors[-1][name], then[name])
             assert float(strategy.penalty.precision[name].max()) > 0
-    assert ("layers.0.weight" in anchors[0]) is not at_the_end
+    assert ("layers.0.weight" in anchors[0]) is not before_end
     assert all(
         anchors[1][name] is anchors[0][name] for name in anchors[0] if name.startswith("layers.0")
     )
     assert set(anchors[2]) == set(learner.weights())
 
 
-def held(strategy: Any) -> int:
-    """Numbers that a strategy keeps."""
+def numbers_stored(strategy: Any) -> int:
+    """The count of floats in the tensors that a strategy stores."""
     found: dict[int, int] = {}
 
-    def look(value: Any) -> None:
+    def visit(value: Any) -> None:
         if (
             isinstance(value, Tensor)
             and value.is_floating_point()
@@ -114,14 +107,14 @@ def held(strategy: Any) -> int:
                 isinstance(part, (Tensor, dict, list, tuple, Quadratic, PathIntegral))
                 and part is not value
             ):
-                look(part)
+                visit(part)
 
-    look(strategy)
+    visit(strategy)
     return sum(found.values())
 
 
 @pytest.mark.parametrize("kind", [L2, EWC, MAS, SI, RWalk])
-def test_as_many_numbers_are_kept_for_each_weight_as_the_traits_say(
+def test_the_traits_state_the_numbers_stored_per_weight(
     kind: Callable[[], Any],
 ) -> None:
     learner, strategy = classifier("mlp")[0], kind()
@@ -133,23 +126,14 @@ def test_as_many_numbers_are_kept_for_each_weight_as_the_traits_say(
             update(learner, batch)
         if task == 0:
             strategy.end_task(Named(task), [batch], learner)
-    assert held(strategy) == strategy.traits.copies * sum(
+    assert numbers_stored(strategy) == strategy.traits.copies * sum(
         p.numel() for p in learner.weights().values()
     )
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        SI(),
-        pytest.param(
-            RWalk(interval=2),
-        ),
-    ],
-    ids=["si", "rwalk"],
-)
-def test_tasks_that_were_learned_together_and_end_together_count_once(strategy: Any) -> None:
-    learner = Regression()
+@SI_AND_RWALK
+def test_tasks_of_one_phase_count_once(kind: Callable[[], Any]) -> None:
+    learner, strategy = Regression(), kind()
     learner.attach([strategy])
     batches = regression_batches(0, 5)
     for task in range(2):

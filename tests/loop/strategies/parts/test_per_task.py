@@ -1,4 +1,4 @@
-"""Strategies that keep each task's outputs keep them to the last bit: PackNet, LoRA, columns."""
+"""PackNet, LoRA and progressive networks preserve the outputs of old tasks bit for bit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from architecture_helpers import examples, four_tasks, seen, teach, told
+from architecture_helpers import (
+    examples,
+    learn_four_tasks,
+    learn_task,
+    task_aware_learner,
+    view_outputs,
+)
 from loop_helpers import PPO_PARAMETERS, agent, plant, same, weights
 from stable_baselines3 import PPO
 from torch import Tensor, nn
@@ -16,7 +22,6 @@ from torch import Tensor, nn
 from everloop.agents import MLP, Agent, ConvNet5, ProgressiveMLP
 from everloop.loop import (
     HAT,
-    Learner,
     LoRA,
     PackNet,
     Progressive,
@@ -27,7 +32,7 @@ from everloop.loop import (
 
 
 class Normed(nn.Module):
-    """Linear layers with a batch norm, whose statistics every task moves."""
+    """Linear layers with a batch norm, whose statistics change with every task."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +46,7 @@ class Normed(nn.Module):
         return rows
 
 
-KEEPERS: dict[str, tuple[Callable[[], Strategy], Callable[[], nn.Module]]] = {
+PRESERVING: dict[str, tuple[Callable[[], Strategy], Callable[[], nn.Module]]] = {
     "packnet": (lambda: PackNet(retrain_steps=10), lambda: MLP((8, 8, 1), (16, 16))),
     "packnet, batch norm": (lambda: PackNet(retrain_steps=10), Normed),
     "packnet, convolutions": (
@@ -54,43 +59,41 @@ KEEPERS: dict[str, tuple[Callable[[], Strategy], Callable[[], nn.Module]]] = {
 }
 
 
-@pytest.mark.parametrize("name", KEEPERS)
-def test_under_its_view_an_old_task_is_bit_equal_after_three_more_under_adam(name: str) -> None:
-    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
-    learner = told(backbone)
-    then, now, bare = four_tasks(learner, strategy)
+@pytest.mark.parametrize("name", PRESERVING)
+def test_old_tasks_are_bit_equal_in_their_views_after_later_tasks(name: str) -> None:
+    strategy, backbone = PRESERVING[name][0](), PRESERVING[name][1]()
+    learner = task_aware_learner(backbone)
+    then, now, bare = learn_four_tasks(learner, strategy)
     assert same(then, now)
-    assert not torch.equal(bare, then[0])  # without the view it is not the same network any more
+    assert not torch.equal(bare, then[0])  # without the view the network has changed
 
 
-@pytest.mark.parametrize("name", KEEPERS)
+@pytest.mark.parametrize("name", PRESERVING)
 def test_a_view_leaves_no_trace(name: str) -> None:
-    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
-    learner = told(backbone)
+    strategy, backbone = PRESERVING[name][0](), PRESERVING[name][1]()
+    learner = task_aware_learner(backbone)
     learner.attach([strategy])
     for task in range(2):
-        teach(learner, task, 32)
-    before, state = (
-        weights(learner.module),
-        {name: b.clone() for name, b in learner.module.named_buffers()},
-    )
+        learn_task(learner, task, 32)
+    before = weights(learner.module)
+    state = {name: b.clone() for name, b in learner.module.named_buffers()}
     trained = [p.requires_grad for p in learner.module.parameters()]
     batch = examples(learner, 0)
-    outputs = seen(learner, Strategy(), 1, batch)
+    outputs = view_outputs(learner, Strategy(), 1, batch)
     with pytest.raises(KeyError), strategy.view(learner.world.tasks[0], learner):
         raise KeyError
     assert same(before, weights(learner.module))
     assert all(torch.equal(b, state[name]) for name, b in learner.module.named_buffers())
     assert [p.requires_grad for p in learner.module.parameters()] == trained
-    assert torch.equal(seen(learner, Strategy(), 1, batch), outputs)
+    assert torch.equal(view_outputs(learner, Strategy(), 1, batch), outputs)
 
 
-@pytest.mark.parametrize("name", KEEPERS)
+@pytest.mark.parametrize("name", PRESERVING)
 def test_later_tasks_can_still_be_learned(name: str) -> None:
-    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
-    learner = told(backbone, rate=1e-2)
+    strategy, backbone = PRESERVING[name][0](), PRESERVING[name][1]()
+    learner = task_aware_learner(backbone, rate=1e-2)
     learner.attach([strategy])
-    teach(learner, 0)
+    learn_task(learner, 0)
     strategy.begin_task(learner.world.tasks[1], learner)
     batch = examples(learner, 1, seed=3)
     before = float(learner.loss(batch).detach())
@@ -98,20 +101,20 @@ def test_later_tasks_can_still_be_learned(name: str) -> None:
     assert float(learner.loss(batch).detach()) < 0.8 * before
 
 
-@pytest.mark.parametrize(("keeper", "network"), [(LoRA, MLP), (Progressive, ProgressiveMLP)])
-@pytest.mark.parametrize("sharer", [PackNet, HAT])
-def test_beside_what_shares_out_weights_they_are_refused(
-    keeper: Any, network: Any, sharer: Any
+@pytest.mark.parametrize(("freezer", "network"), [(LoRA, MLP), (Progressive, ProgressiveMLP)])
+@pytest.mark.parametrize("divider", [PackNet, HAT])
+def test_they_are_refused_beside_strategies_that_divide_the_weights(
+    freezer: Any, network: Any, divider: Any
 ) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"^{sharer.name} divides the weights among tasks and {keeper.name} freezes weights",
+        match=f"^{divider.name} divides the weights among tasks and {freezer.name} freezes weights",
     ):
-        told(network((8, 8, 1), (16, 16))).attach([sharer(), keeper()])
+        task_aware_learner(network((8, 8, 1), (16, 16))).attach([divider(), freezer()])
 
 
 class Columns(nn.Module):
-    """Columns as an agent's encoder."""
+    """A progressive network as an agent's encoder."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ class Columns(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [LoRA, Progressive])
-def test_in_control_the_value_head_goes_on_learning(kind: type[Strategy]) -> None:
+def test_in_control_the_value_head_keeps_learning(kind: type[Strategy]) -> None:
     def network(space: Any, action_space: Any) -> Agent:
         first = next(name for name in space.spaces if name != "cue")
         return agent(
@@ -156,19 +159,14 @@ def test_in_control_the_value_head_goes_on_learning(kind: type[Strategy]) -> Non
 
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("name", ["lora", "lora, pre-trained", "progressive"])
-def test_in_any_order_with_what_changes_weights_between_tasks_an_old_task_is_bit_equal(
-    name: str, last: bool
-) -> None:
-    strategy, backbone = KEEPERS[name][0](), KEEPERS[name][1]()
-    learner, shrink = told(backbone), ShrinkAndPerturb()
+def test_old_tasks_are_bit_equal_beside_shrink_and_perturb(name: str, last: bool) -> None:
+    strategy, backbone = PRESERVING[name][0](), PRESERVING[name][1]()
+    learner, shrink = task_aware_learner(backbone), ShrinkAndPerturb()
     strategies: list[Strategy] = [shrink, strategy] if last else [strategy, shrink]
     learner.attach(strategies)
-    teach(learner, 0)
+    learn_task(learner, 0)
     batch = examples(learner, 0, seed=77)
-    then = seen(learner, strategy, 0, batch)
+    then = view_outputs(learner, strategy, 0, batch)
     for task in (1, 2):
-        teach(learner, task)
-    assert torch.equal(seen(learner, strategy, 0, batch), then)
-
-
-Finish = Callable[[Learner, Strategy, int], None]
+        learn_task(learner, task)
+    assert torch.equal(view_outputs(learner, strategy, 0, batch), then)
