@@ -140,6 +140,21 @@ def test_a_mistake_is_found_before_the_first_run_begins(capsys: pytest.CaptureFi
     assert not Path("runs").exists()
 
 
+def test_a_killed_process_loses_its_own_run_only() -> None:
+    Path("mine.py").write_text(
+        "import os, signal\n"
+        "from everloop.scenarios import SplitDigits\n"
+        "class Killed(SplitDigits):\n"
+        "    name = 'killed'\n"
+        "    def world(self, split, num_envs, seed):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ends: dict[int, str | None] = {}
+    commands = [["run", "mine:Killed", *SHORT[2:]], [*SHORT, "--out", "x"], ["list"]]
+    run_all(commands, 1, ends.__setitem__)
+    assert ends == {0: "its process ended with status -9", 1: None, 2: None}
+
+
 def test_processes_do_not_outlive_the_one_that_started_them() -> None:
     """An error in the caller stops the processes that are still running."""
     long = [*SHORT, "--iterations", "100000", "--quiet", "--out"]
