@@ -23,6 +23,7 @@ from everloop.loop import (
 from everloop.loop.callbacks import tensorboard
 from everloop.loop.callbacks.curves import average_forgetting
 
+SPECIAL_NAMES = ["C++", "plant-1", "plant-10", "a(b", "x/y"]
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
 
 

@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from loop_helpers import FlatNet, control_learner, mlp, plant, random_states, same, stream, weights
+from loop_helpers import (
+    ConstantLogits,
+    FlatNet,
+    control_learner,
+    mlp,
+    plant,
+    random_states,
+    same,
+    stream,
+    weights,
+)
 from torch import Tensor, nn
 
 from everloop.contract import RETURN, SCORE, Task
@@ -50,7 +60,7 @@ def trained_learner() -> SupervisedLearner:
 @pytest.mark.parametrize("num_envs", [1, 7, 72, 100])
 @pytest.mark.parametrize("episode_length", [5, 32])
 @pytest.mark.parametrize("task", [0, 3])
-def test_the_return_of_a_stream_is_the_accuracy_on_all_examples(
+def test_the_return_of_a_stream_is_its_accuracy(
     trained_learner: SupervisedLearner, task: int, episode_length: int, num_envs: int
 ) -> None:
     """The number of copies need not divide the number of examples."""
@@ -97,32 +107,19 @@ def labelled_stream(num_envs: int = 3, **kwargs: Any) -> ImageStreamVectorEnv:
 
 def test_perfect_guesses_score_100_percent_and_wrong_ones_0() -> None:
     world = labelled_stream()
-    assert scores(
-        SupervisedLearner(FlatNet(LabelReader(0)), world), world, [], seed=0
-    ) == pytest.approx([100.0, 100.0])
-    assert scores(SupervisedLearner(FlatNet(LabelReader(1)), world), world, [], seed=0) == [
-        0.0,
-        0.0,
-    ]
+    right, wrong = (SupervisedLearner(FlatNet(LabelReader(i)), world) for i in (0, 1))
+    assert scores(right, world, [], seed=0) == pytest.approx([100.0, 100.0])
+    assert scores(wrong, world, [], seed=0) == [0.0, 0.0]
 
 
 def test_guessing_one_label_of_a_balanced_pair_scores_50_percent() -> None:
-    class ConstantGuess(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.logits = nn.Parameter(torch.tensor([0.0, 1.0]))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.logits.expand(len(x), -1)
-
     world = labelled_stream(label_space="within_task")
-    assert scores(
-        SupervisedLearner(FlatNet(ConstantGuess()), world), world, [], seed=0
-    ) == pytest.approx([50.0, 50.0])
+    learner = SupervisedLearner(FlatNet(ConstantLogits([0.0, 1.0])), world)
+    assert scores(learner, world, [], seed=0) == pytest.approx([50.0, 50.0])
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["feed-forward", "recurrent"])
-def test_the_return_in_control_is_the_mean_over_one_episode_per_copy(recurrent: bool) -> None:
+def test_the_return_in_control_averages_one_episode_per_copy(recurrent: bool) -> None:
     """A hand-written loop takes mean actions and keeps the state until the episode ends."""
     learner, world = control_learner(recurrent), plant(5, horizon=6)
     obs, _ = world.reset(seed=9, options={"task": 2})

@@ -107,7 +107,7 @@ def test_a_restored_run_logs_the_same_divergence_bit_for_bit(kind: str) -> None:
     assert found.scalars == expected.scalars[before:]
 
 
-def test_the_state_of_divergence_is_a_copy_loadable_as_weights_only() -> None:
+def test_the_state_of_divergence_is_a_copy_of_plain_data() -> None:
     run, _ = run_with_divergence("plain", 0)
     run.begin()
     while run.phase == 0:

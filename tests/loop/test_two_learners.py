@@ -1,6 +1,6 @@
 """PPO and the supervised learner give the same weights if their losses are the same.
 
-PPO makes one pass over one step a copy, without discount, value loss, entropy bonus or normalised
+PPO makes one pass over one step per copy, without discount, value loss, entropy bonus or normalised
 advantages. The world rewards every action with 1, so the advantage is 1 and PPO's gradient is that
 of -log pi(a|s). This is the cross-entropy of the action, which is the supervised learner's label.
 """

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from loop_helpers import control_learner, plant, random_states, same, weights
-from torch import nn
+from loop_helpers import control_learner, perturb, plant, random_states, same, weights
 
 from everloop.loop import Batch, Divergence, Gaussian
 from everloop.loop.sb3.on_policy import SB3Learner
@@ -44,14 +43,6 @@ def case(
     divergence.remember("one", learner, probe)
     yield Case(learner, probe, divergence)
     learner.module.load_state_dict(initial)
-
-
-def move(module: nn.Module, by: float, seed: int = 0) -> None:
-    """Add normal noise of deviation `by` to the weights."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(by * torch.randn(p.shape, generator=generator))
 
 
 def test_divergence_is_0_right_after_a_task(case: Case) -> None:
@@ -100,7 +91,7 @@ def test_if_one_module_drifts_its_divergence_is_that_of_the_network(
 ) -> None:
     learner = case.learner
     divergence = case.divergence
-    move(learner.module.get_submodule(changed), 0.3)
+    perturb(learner.module.get_submodule(changed), 0, 0.3)
     values = divergence.update(learner).values
     assert values["kl/one/network"] > 1e-4
     assert values[f"kl/one/{changed}"] == pytest.approx(values["kl/one/network"], rel=1e-4)
@@ -114,7 +105,7 @@ def test_if_one_module_drifts_its_divergence_is_that_of_the_network(
 def test_drift_of_the_value_head_has_no_divergence(case: Case) -> None:
     learner = case.learner
     divergence = case.divergence
-    move(learner.module.get_submodule("value"), 0.3)
+    perturb(learner.module.get_submodule("value"), 0, 0.3)
     values = divergence.update(learner).values
     assert values["weights/one/value"] > 0.01
     assert values["kl/one/network"] == values["kl/one/value"] == pytest.approx(0.0, abs=1e-6)
@@ -125,7 +116,7 @@ def test_divergence_is_the_mean_kl_of_old_from_new_outputs(case: Case) -> None:
     probe = case.probe
     divergence = case.divergence
     then = learner.outputs(probe).detach()
-    move(learner.module, 0.2)
+    perturb(learner.module, 0, 0.2)
     now = learner.outputs(probe).detach()
     (m, s), (m_now, s_now) = Gaussian(2).split(then), Gaussian(2).split(now)
     expected = (
@@ -142,7 +133,7 @@ def test_each_task_has_its_own_anchor_which_can_be_replaced(case: Case) -> None:
     learner = case.learner
     probe = case.probe
     divergence = case.divergence
-    move(learner.module, 0.2)
+    perturb(learner.module, 0, 0.2)
     divergence.remember("two", learner, probe)
     values = dict(divergence.update(learner).values)
     assert values["kl/two/network"] == pytest.approx(0.0, abs=1e-6)
@@ -156,7 +147,7 @@ def test_detected_is_true_if_any_task_is_above_the_threshold(case: Case) -> None
     probe = case.probe
     divergence = Divergence()
     divergence.remember("one", learner, probe)
-    move(learner.module, 0.2)
+    perturb(learner.module, 0, 0.2)
     divergence.remember("two", learner, probe)
     distance = divergence.update(learner).values["kl/one/network"]
     for threshold, expected in ((distance * 0.9, True), (distance * 1.1, False)):
@@ -169,7 +160,7 @@ def test_drift_of_weights_without_effect_is_not_detected(case: Case) -> None:
     probe = case.probe
     divergence = Divergence(threshold=1e-4)
     divergence.remember("one", learner, probe)
-    move(learner.module.get_submodule("value"), 5.0)
+    perturb(learner.module.get_submodule("value"), 0, 5.0)
     assert not divergence.update(learner).detected
 
 
@@ -182,7 +173,7 @@ def test_a_threshold_must_be_above_0(threshold: float) -> None:
 def test_an_update_changes_neither_network_nor_global_generators(case: Case) -> None:
     learner = case.learner
     divergence = case.divergence
-    move(learner.module, 0.2)
+    perturb(learner.module, 0, 0.2)
     before = weights(learner.module)
     states = random_states()
     training = learner.module.training

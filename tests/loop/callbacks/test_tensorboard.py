@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from loop_helpers import mlp, run_of, stream
 from result_helpers import finished_result
-from tensorboard_helpers import Case, curve, near, read, replay
+from tensorboard_helpers import SPECIAL_NAMES, Case, curve, near, read, replay
 
 from everloop.loop import (
     Divergence,
@@ -20,8 +20,6 @@ from everloop.loop import (
     Training,
 )
 from everloop.loop.callbacks.curves import average_forgetting
-
-SPECIAL_NAMES = ["C++", "plant-1", "plant-10", "a(b", "x/y"]
 
 
 def test_every_task_has_a_curve_of_scores_from_step_0(case: Case) -> None:

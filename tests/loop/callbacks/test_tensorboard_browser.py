@@ -106,9 +106,9 @@ def address(results: tuple[Path, dict[str, Result]]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    words = ["-m", "tensorboard.main", "--logdir", str(results[0]), "--host", "127.0.0.1"]
+    command = ["-m", "tensorboard.main", "--logdir", str(results[0]), "--host", "127.0.0.1"]
     with subprocess.Popen(
-        [sys.executable, *words, "--port", port],
+        [sys.executable, *command, "--port", port],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as server:

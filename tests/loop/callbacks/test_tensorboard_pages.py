@@ -12,14 +12,12 @@ from result_helpers import finished_result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
-from tensorboard_helpers import Case, curve, near, read, replay
+from tensorboard_helpers import SPECIAL_NAMES, Case, curve, near, read, replay
 
 from everloop.contract import ACCURACY, RETURN, SCORE, Metric
 from everloop.loop import Evaluation, Result, TensorBoardLogger
 from everloop.loop.callbacks import tensorboard
 from everloop.loop.callbacks.curves import charts, titles
-
-SCENARIOS = ["C++", "plant-1", "plant-10", "a(b", "x/y"]
 
 
 def layout_of(events: EventAccumulator) -> Layout:
@@ -28,7 +26,7 @@ def layout_of(events: EventAccumulator) -> Layout:
     return Layout.FromString(event.tensor_proto.string_val[0])
 
 
-def test_each_measure_has_a_chart_with_its_unit_in_the_title(case: Case) -> None:
+def test_each_measure_has_a_chart_with_its_unit(case: Case) -> None:
     (category,) = layout_of(case.events).category
     assert category.title == "digits"
     assert [chart.title for chart in category.chart] == [
@@ -54,11 +52,13 @@ def test_every_chart_draws_one_curve_per_run(case: Case) -> None:
     assert drawn[6] == ["measures/digits/anytime_score"]
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", SPECIAL_NAMES)
 def test_a_chart_matches_only_the_tags_of_its_own_scenario(scenario: str) -> None:
-    results = [Result(["a"], [[0]], ACCURACY, scenario=name) for name in [*SCENARIOS, "plant-1+"]]
+    results = [
+        Result(["a"], [[0]], ACCURACY, scenario=name) for name in [*SPECIAL_NAMES, "plant-1+"]
+    ]
     tags = {r.scenario: f"average/{r.scenario.replace('(', '[')}/score" for r in results}
-    regex = charts(results[SCENARIOS.index(scenario)])["average accuracy (%)"]
+    regex = charts(results[SPECIAL_NAMES.index(scenario)])["average accuracy (%)"]
     assert [name for name, tag in tags.items() if re.match(regex, tag)] == [scenario]
     assert not re.match(regex, f"{tags[scenario]}/0")
     assert not re.match(regex, f"{tags[scenario]}\n")

@@ -401,7 +401,7 @@ def test_unsupported_strategies_are_refused_before_hooks_are_added(name: str) ->
     assert not module._forward_hooks
 
 
-def test_calls_in_the_wrong_order_or_with_wrong_states_are_refused() -> None:
+def test_wrong_calls_of_an_attached_loop_are_refused() -> None:
     module, optimizer, x, y = make_small()
     loop = attach([EWC()], module, optimizer)
     with pytest.raises(RuntimeError, match="outside of a task; call begin_task first"):

@@ -90,7 +90,7 @@ def test_period_1_is_the_inner_optimizer_bit_for_bit(kind: str) -> None:
 
 @given(period=st.integers(2, 9))
 @settings(deadline=None, max_examples=8)
-def test_with_sgd_a_level_moves_by_the_sum_of_its_gradients(period: int) -> None:
+def test_sgd_moves_a_level_by_the_sum_of_its_gradients(period: int) -> None:
     ps = parameters(1)
     start = ps[0].detach().clone()
     optimizer = NestedOptimizer(torch.optim.SGD(ps, lr=0.1), {period: ps})

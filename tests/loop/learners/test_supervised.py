@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from loop_helpers import FlatNet, Recorder, agent, mlp, plant, same, stream, weights
+from loop_helpers import ConstantLogits, FlatNet, Recorder, agent, mlp, plant, same, stream, weights
 from torch import Tensor, nn
 
 from everloop.envs import SyncTaskVectorEnv
@@ -241,20 +240,9 @@ def test_guesses_do_not_depend_on_the_recurrent_state() -> None:
     np.testing.assert_array_equal(guesses, alone[0].argmax(-1).numpy())
 
 
-class Constant(nn.Module):
-    """Logits that ignore the image."""
-
-    def __init__(self, logits: Sequence[float]) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.tensor(logits))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.logits.expand(len(x), -1)
-
-
 def test_the_log_likelihood_of_a_sequence_is_summed_over_steps() -> None:
     logits = [float(i) for i in range(10)]
-    learner = SupervisedLearner(FlatNet(Constant(logits)), stream())
+    learner = SupervisedLearner(FlatNet(ConstantLogits(logits)), stream())
     learner.sequence_length = 4
     batch = learner.rollout(stream(), [0], 8, seed=0)
     assert batch.target is not None

@@ -91,7 +91,7 @@ def test_arrays_are_on_disk_only_above_the_limit(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("shape", [(6,), (1,), (2, 4)], ids=str)
 def test_an_example_of_another_shape_is_refused_with_its_field(shape: tuple[int, ...]) -> None:
-    """Including a shape that numpy would broadcast."""
+    """Shapes that numpy would broadcast are refused too."""
     kept = Store(5)
     kept.write(np.arange(2), {"obs.x": np.zeros((2, 4))})
     message = f"obs.x has the shape {shape}; it must be (4,), as in the first example stored"

@@ -51,7 +51,7 @@ def test_the_matrix_shows_every_number_and_name() -> None:
     assert positions == [(j, i) for i in range(3) for j in range(2)]
 
 
-def test_the_row_of_a_phase_with_several_tasks_has_a_name() -> None:
+def test_phases_of_several_tasks_have_row_names() -> None:
     scores = [[0.0] * 3, [1.0] * 3, [1.0] * 3]
     result = finished_result(["a", "b", "c"], scores, [[0, 1, 2], [0, 2]])
     rows = score_matrix_figure({"": result}).axes[0].get_yticklabels()

@@ -134,7 +134,7 @@ def runs(draw: st.DrawFn) -> tuple[Matrix, list[list[int]]]:
 def test_measures_scale_with_the_scores(
     run: tuple[Matrix, list[list[int]]], shift: float, scale: float
 ) -> None:
-    """Averages also follow a shift, and differences ignore it.
+    """A shift of the scores shifts averages, but not differences.
 
     Forgetting is at least minus the backward transfer.
     """
@@ -218,7 +218,7 @@ def test_forgetting_now_compares_the_latest_score_with_the_best() -> None:
 @given(
     scores=st.lists(st.lists(st.floats(-2.0, 1.0), min_size=3, max_size=3), min_size=3, max_size=3)
 )
-def test_the_mean_of_final_task_forgetting_is_that_of_the_run(scores: Matrix) -> None:
+def test_forgetting_of_a_run_is_the_mean_over_old_tasks(scores: Matrix) -> None:
     result = result_of_run(scores, IN_ORDER, BEFORE)
     old = [
         value for value in result.forgetting_now()[:2] if value is not None and math.isfinite(value)

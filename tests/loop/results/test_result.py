@@ -173,7 +173,7 @@ def broken(**changes: Any) -> str:
         (broken(evaluations=None), "is damaged"),
     ],
 )
-def test_a_file_that_is_not_a_result_is_refused_in_one_line(
+def test_invalid_result_files_are_refused_in_one_line(
     text: str | None, message: str, tmp_path: Path
 ) -> None:
     if text is not None:

@@ -174,7 +174,7 @@ def test_minibatches_contain_only_steps_of_the_rollout(recurrent: bool) -> None:
 def test_networks_get_images_as_the_world_shows_them(
     recurrent: bool, shape: tuple[int, int, int]
 ) -> None:
-    """In rollouts, in training and in what strategies observe, although SB3 adds an axis."""
+    """Rollouts, training and observed batches have the same shape, although SB3 adds an axis."""
     world = image_stream(*shape)
     learner, recorder = control_learner(recurrent, world), BufferRecorder()
     seen, shown = [], set[bytes]()
