@@ -211,8 +211,10 @@ def released(folder: Path, seconds: float = 60) -> bool:
 
 @pytest.mark.parametrize(
     ("number", "status", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
-    ids=["Ctrl-C", "SIGTERM"],
+    [
+        pytest.param(signal.SIGINT, 130, "interrupted", id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, 143, "terminated", id="SIGTERM", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_stops_all_runs_in_one_line(
     number: int, status: int, word: str, tmp_path: Path

@@ -38,9 +38,20 @@ def extra(name: str, data: Path) -> list[str]:
 STREAMS = [name for name in SCENARIOS if name not in ("switching-plant", "split-digits")]
 
 
-@pytest.mark.parametrize("kind", ["task", "domain", "class"])
-@pytest.mark.parametrize("name", STREAMS)
-def test_every_stream_runs_in_every_scenario_type(name: str, kind: str, data: Path) -> None:
+def usual(name: str) -> str:
+    """Return the scenario type in which a stream is usually run."""
+    if name.startswith(("domain", "permuted", "rotated")):
+        return "domain"
+    return "task" if name == "split-cifar100" else "class"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, usual(name)) for name in STREAMS]
+    + [("split-mnist", "task"), ("split-mnist", "domain")]
+    + [("domain-ner", "task"), ("domain-ner", "class")],
+)
+def test_every_stream_runs(name: str, kind: str, data: Path) -> None:
     words = [
         "run",
         name,
@@ -192,8 +203,11 @@ def test_without_the_data_a_stream_says_where_it_looks(
 
 @pytest.mark.parametrize(
     ("words", "terminal", "shown"),
-    [([], True, True), (["--quiet"], True, False), ([], False, False)],
-    ids=["terminal", "quiet terminal", "pipe"],
+    [
+        pytest.param([], True, True, id="terminal"),
+        pytest.param(["--quiet"], True, False, id="quiet terminal", marks=pytest.mark.slow),
+        pytest.param([], False, False, id="pipe", marks=pytest.mark.slow),
+    ],
 )
 def test_loading_data_shows_bars_only_in_a_terminal_and_never_with_quiet(
     words: list[str], terminal: bool, shown: bool, tmp_path: Path

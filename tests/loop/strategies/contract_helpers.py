@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from loop_helpers import (
     off_policy_world,
     plant,
     stream,
+    weights,
 )
+from torch import Tensor
 
 from everloop.agents import MLP, Classifier, GrowingMLP, ProgressiveMLP
 from everloop.loop import STRATEGIES, Gaussian, Learner, Strategy, SupervisedLearner, Training
@@ -61,7 +64,6 @@ CONTROL_ONLY = {name for name, traits in TRAITS.items() if not traits.streams}
 LABELS_ONLY = {name for name, traits in TRAITS.items() if not traits.control}
 NETWORKS = {name: ARCHITECTURES[t.network] for name, t in TRAITS.items() if t.network}
 TASK_AWARE_ONLY = {name for name, traits in TRAITS.items() if traits.task_id}
-TOLD_ONLY = TASK_AWARE_ONLY
 TASK_AGNOSTIC_ONLY = {name for name, traits in TRAITS.items() if traits.one_head}
 
 STREAM = sorted(set(STRATEGIES) - CONTROL_ONLY)
@@ -111,6 +113,26 @@ def train(
     learn_tasks(learner, tasks, steps=64 if learner.labelled else 32, world=world_of(learner))
 
 
+def end_of_training(kind: str, name: str, strategies: list[Strategy]) -> list[Tensor]:
+    """Return the weights after three tasks with the learner that the strategy `name` needs."""
+    learner = BUILDERS[kind](name)
+    learner.seed(0)
+    train(learner, strategies, [0, 1, 2])
+    return weights(learner.module)
+
+
+def plain_end(kind: str, name: str) -> list[Tensor]:
+    """Return the weights after three tasks without strategies."""
+    # one of the strategies whose learner is the same, so that it is trained once
+    same_learner = name if name in NETWORKS else "hat" if name in TASK_AWARE_ONLY else ""
+    return _plain_end(kind, same_learner if kind == "stream" else "")
+
+
+@cache
+def _plain_end(kind: str, name: str) -> list[Tensor]:
+    return end_of_training(kind, name, [])
+
+
 def dqn(name: str = "") -> Learner:
     return off_policy_learner(world=off_policy_world(sac=False, task_cue=True))
 
@@ -119,9 +141,14 @@ def sac(name: str = "") -> Learner:
     return off_policy_learner(sac=True, world=off_policy_world(sac=True, task_cue=True))
 
 
+def recurrent_control(name: str = "") -> Learner:
+    return control_learner(recurrent=True, world=plant(task_cue=True))
+
+
 BUILDERS: dict[str, Callable[[str], Learner]] = {
     "stream": stream_learner,
     "control": control,
+    "recurrent control": recurrent_control,
     "dqn": dqn,
     "sac": sac,
 }

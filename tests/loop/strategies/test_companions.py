@@ -43,11 +43,18 @@ def pair_learner(names: tuple[str, str]) -> SupervisedLearner:
     return SupervisedLearner(Classifier(backbone, 2 if cue else 10, tasks=5 if cue else 1), world)
 
 
+PARTNERS = ["ewc", "replay", "packnet", "lora"]
+"""One penalty, one that replays, one that divides the weights and one that adds some."""
+
+
+@pytest.mark.parametrize(
+    "seconds", [PARTNERS, pytest.param(STREAM, marks=pytest.mark.slow)], ids=["some", "all"]
+)
 @pytest.mark.parametrize("first", STREAM)
 def test_any_two_strategies_train_together_or_are_refused_at_once(
-    first: str,
+    first: str, seconds: list[str]
 ) -> None:
-    for second in STREAM:
+    for second in seconds:
         names = first, second
         if (
             first == second

@@ -19,7 +19,9 @@ from contract_helpers import (
     active,
     control,
     dqn,
+    end_of_training,
     inactive,
+    plain_end,
     stream_learner,
     train,
 )
@@ -41,6 +43,7 @@ CASES = [("stream", name) for name in STREAM] + [("control", name) for name in C
 ALL_CASES = CASES + [
     (kind, name) for kind in ("dqn", "sac") for name in CONTROL if (kind, name) not in UNSUPPORTED
 ]
+RECURRENT = [("recurrent control", name) for name in CONTROL if name not in ("hat", "lwf")]
 STREAMS_AND_CONTROL = pytest.mark.parametrize(
     ("kind", "name"), CASES, ids=[f"{kind}-{name}" for kind, name in CASES]
 )
@@ -51,13 +54,7 @@ ALL_LEARNERS = pytest.mark.parametrize(
 
 @STREAMS_AND_CONTROL
 def test_an_inactive_strategy_is_plain_training_bit_for_bit(kind: str, name: str) -> None:
-    ends = []
-    for strategies in ([], [inactive(name)]):
-        learner = BUILDERS[kind](name)
-        learner.seed(0)
-        train(learner, strategies, [0, 1, 2])
-        ends.append(weights(learner.module))
-    assert same(*ends)
+    assert same(end_of_training(kind, name, [inactive(name)]), plain_end(kind, name))
 
 
 @STREAMS_AND_CONTROL
@@ -69,17 +66,16 @@ def test_an_inactive_strategy_is_not_attached(kind: str, name: str) -> None:
     assert learner.strategies == [full]
 
 
-@ALL_LEARNERS
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    ALL_CASES + RECURRENT,
+    ids=[f"{kind}-{name}" for kind, name in ALL_CASES + RECURRENT],
+)
 def test_an_active_strategy_changes_training(kind: str, name: str) -> None:
     """Otherwise the other tests of this file would show nothing."""
-    ends = []
-    for strategies in ([], [active(name)]):
-        learner = BUILDERS[kind](name)
-        learner.seed(0)
-        train(learner, strategies, [0, 1, 2])
-        ends.append(weights(learner.module))
-    assert not same(*ends)
-    assert all(bool(torch.isfinite(w).all()) for w in ends[1])
+    end = end_of_training(kind, name, [active(name)])
+    assert not same(end, plain_end(kind, name))
+    assert all(bool(torch.isfinite(w).all()) for w in end)
 
 
 @ALL_LEARNERS
@@ -230,15 +226,3 @@ def test_lora_is_refused_beside_a_target_network() -> None:
 def test_lwf_is_refused_for_a_recurrent_policy() -> None:
     with pytest.raises(ValueError, match="for a recurrent network use replay"):
         control_learner(recurrent=True).attach([active("lwf")])
-
-
-@pytest.mark.parametrize("name", sorted(set(CONTROL) - {"hat", "lwf"}))
-def test_strategies_change_training_in_recurrent_control(name: str) -> None:
-    learner = control_learner(recurrent=True, world=plant(task_cue=True))
-    learner.seed(0)
-    train(learner, [active(name)], [0, 1])
-    plain = control_learner(recurrent=True, world=plant(task_cue=True))
-    plain.seed(0)
-    train(plain, [], [0, 1])
-    assert not same(weights(learner.module), weights(plain.module))
-    assert all(bool(torch.isfinite(w).all()) for w in weights(learner.module))
