@@ -72,17 +72,20 @@ def _status(words: list[str]) -> tuple[int, str]:
             return 1, errors.getvalue()
 
 
+Answers = SimpleQueue[tuple["Worker", str | None]]
+"""Pairs of a worker and the last line of its command's error, or None if it succeeded."""
+
+
 class Worker:
     """A process that runs one command after the other.
 
     Starting Python and torch takes longer than a short run, so processes are used again.
 
     Args:
-        answers: Receives the worker after each command, with the last line of the command's error,
-            or with None if it succeeded.
+        answers: Receives the worker after each command.
     """
 
-    def __init__(self, answers: SimpleQueue[tuple[Worker, str | None]]) -> None:
+    def __init__(self, answers: Answers) -> None:
         self.command: int | None = None  # position of the command that it runs
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORK],
@@ -118,9 +121,7 @@ class Worker:
             file.close()
 
 
-def _free(
-    workers: list[Worker], jobs: int, answers: SimpleQueue[tuple[Worker, str | None]]
-) -> Worker | None:
+def _free(workers: list[Worker], jobs: int, answers: Answers) -> Worker | None:
     """Return a worker without a command, which may be new; None if `jobs` commands are running."""
     living = [worker for worker in workers if worker.process.poll() is None]
     for worker in living:
@@ -150,7 +151,7 @@ def run_all(
         started: Called before a command begins, with its position in `commands`.
     """
     waiting = deque(enumerate(commands))
-    answers: SimpleQueue[tuple[Worker, str | None]] = SimpleQueue()
+    answers: Answers = SimpleQueue()
     workers: list[Worker] = []
     try:
         while waiting or any(worker.command is not None for worker in workers):

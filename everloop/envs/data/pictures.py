@@ -89,8 +89,8 @@ def decoded(
     """Return train and test examples from the cache, which is filled if necessary.
 
     The images have one channel if the mode of every picture is grey (1, L or LA), else three.
-    Transparency is dropped. With
-    a `size` each picture is scaled until it just covers that size, and cropped about its centre.
+    Transparency is dropped. With a `size` each picture is scaled until it just covers that size,
+    and cropped about its centre.
 
     Args:
         key: Key in the cache.

@@ -122,7 +122,7 @@ class Updater:
         weights: list[tuple[Tensor, Tensor]] = []
         total = torch.stack(losses).sum()
         if total.requires_grad:
-            known = list(self.model.weights().values())
+            known = [p for p in self.parameters if p.requires_grad]
             found = torch.autograd.grad(total, [*leaves, *known], allow_unused=True)
             outputs = list(found[: len(leaves)])
             pairs = zip(known, found[len(leaves) :], strict=True)
