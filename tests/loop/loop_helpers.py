@@ -140,46 +140,6 @@ class LateReplay(SupervisedLearner):
         return foreign_step(self, loss, batch)
 
 
-class Recorder(Strategy):
-    """Records observed batches with their steps, and batches of updates with their rates."""
-
-    def __init__(self) -> None:
-        self.observed: list[Batch] = []
-        self.updates: list[Batch] = []
-        self.rates: list[float] = []
-        self.steps: list[int] = []
-
-    def observe(self, batch: Batch, learner: Learner) -> None:
-        self.observed.append(batch)
-        self.steps.append(learner.steps)
-
-    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
-        self.updates.append(batch)
-
-    def after_step(self, batch: Batch, learner: Learner) -> None:
-        self.rates.append(learner.optimizer.param_groups[0]["lr"])
-
-
-class GradientNorms(Strategy):
-    """Records the norm of the gradient after the edits of earlier strategies."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
-        norms = [p.grad.norm() for p in learner.module.parameters() if p.grad is not None]
-        self.values.append(float(torch.stack(norms).norm()))
-
-
-class NotANumber(Strategy):
-    """Makes every gradient nan."""
-
-    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
-        for p in learner.module.parameters():
-            assert p.grad is not None
-            p.grad *= float("nan")
-
-
 def learn_tasks(learner: Learner, tasks: Sequence[int], steps: int = 64, world: Any = None) -> None:
     """Learn `tasks` one after the other, like a run, with the attached strategies.
 

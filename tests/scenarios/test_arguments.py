@@ -15,13 +15,10 @@ from everloop.scenarios import Experiment, SplitDigits, arguments
 from everloop.scenarios.cli import main
 from everloop.scenarios.names import Factory
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(HERE))
 
 
 @pytest.mark.parametrize(

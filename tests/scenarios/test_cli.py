@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from run_files import result_of
+from run_files import fails, result_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from everloop.scenarios.cli import main
@@ -18,15 +18,6 @@ HERE = Path(__file__).parent
 DIGITS = ["run", "split-digits", "--epochs", "1", "--eval-every", "100000"]
 SMALL = ["--token-size", "8", "--hidden-size", "8", "--eval-every", "100000"]
 PLANT = ["run", "switching-plant", "--steps", "1024", "--num-tasks", "2", *SMALL]
-
-
-def fails(words: list[str], capsys: pytest.CaptureFixture[str], *said: str) -> None:
-    """Check that the command ends with status 2 and one line on stderr with all of `said`."""
-    assert main(words) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    for part in said:
-        assert part in lines[0]
 
 
 def test_a_run_leaves_settings_result_and_events(tmp_path: Path) -> None:
@@ -147,7 +138,6 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run is the same as with the reference: in the terminal, result.json and TensorBoard."""
-    monkeypatch.syspath_prepend(str(HERE))
     small = [*PLANT[2:], "--recurrent", "false"]
     assert (
         main(["run", "switching-plant", *small, "--quiet", "--out", str(tmp_path / "scaled")]) == 0
@@ -339,36 +329,6 @@ def test_a_mistake_ends_in_one_line_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     fails(words, capsys, *said)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "x"
-    assert main([*DIGITS, "--out", str(out)]) == 0
-    (out / "notes.txt").write_text("mine")
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    capsys.readouterr()
-    fails(
-        [*DIGITS, "--out", str(out), "--seed", "1"],
-        capsys,
-        f"{out} already holds a complete run",
-        "(--overwrite, in Python overwrite=True)",
-    )
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert main([*DIGITS, "--out", str(out), "--seed", "1", "--overwrite"]) == 0
-    assert json.loads((out / "result.json").read_text())["seed"] == 1
-    assert (out / "notes.txt").read_text() == "mine"
-    assert len(list(out.glob("events*"))) == 1
-
-
-def test_a_file_in_the_place_of_the_folder_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "x").write_text("")
-    for out in (tmp_path / "x", tmp_path / "x" / "y"):
-        fails([*DIGITS, "--out", str(out)], capsys, f"{tmp_path / 'x'} is a file")
-    assert (tmp_path / "x").read_text() == ""
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,12 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from everloop.loop import PRETRAINING, STRATEGIES
 from everloop.scenarios import SCENARIOS
 from everloop.scenarios.cli import main
-
-HERE = Path(__file__).parent
 
 
 def test_list_names_scenarios_strategies_and_worlds(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +83,6 @@ def test_help_fits_into_80_columns_and_names_every_setting(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.syspath_prepend(str(HERE))
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80

@@ -100,7 +100,6 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
-    monkeypatch.syspath_prepend(str(HERE))
     Path("mine.py").write_text(
         "from own_parts import Failing\n"
         "from everloop.scenarios import SplitDigits\n"

@@ -13,13 +13,10 @@ from run_files import SHORT, asked, result_of
 from everloop.loop import STRATEGIES
 from everloop.scenarios.cli import main
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(HERE))
 
 
 def test_scaling_gradients_equals_scaling_the_learning_rate() -> None:

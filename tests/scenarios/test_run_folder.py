@@ -9,20 +9,19 @@ import time
 from pathlib import Path
 
 import pytest
+from run_files import fails
 
 from everloop.loop.results.result import write_json
 from everloop.scenarios import run_command
 from everloop.scenarios.cli import main
 from everloop.scenarios.folder import opened
 
-HERE = Path(__file__).parent
 SHORT = ["run", "split-digits", "--iterations", "3", "--consolidation-steps", "1", "--quiet"]
 
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(HERE))
 
 
 def names(folder: Path) -> set[str]:
@@ -264,3 +263,33 @@ def test_ctrl_c_is_one_line_and_status_130(
         capsys.readouterr().err.strip()
         == "everloop: error: interrupted; the same command runs the rest"
     )
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x"
+    assert main([*SHORT, "--out", str(out)]) == 0
+    (out / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    fails(
+        [*SHORT, "--out", str(out), "--seed", "1"],
+        capsys,
+        f"{out} already holds a complete run",
+        "(--overwrite, in Python overwrite=True)",
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert main([*SHORT, "--out", str(out), "--seed", "1", "--overwrite"]) == 0
+    assert json.loads((out / "result.json").read_text())["seed"] == 1
+    assert (out / "notes.txt").read_text() == "mine"
+    assert len(list(out.glob("events*"))) == 1
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x").write_text("")
+    for out in (tmp_path / "x", tmp_path / "x" / "y"):
+        fails([*SHORT, "--out", str(out)], capsys, f"{tmp_path / 'x'} is a file")
+    assert (tmp_path / "x").read_text() == ""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attached_helpers import make_small, plain_step
 from contract_helpers import active
 from loop_helpers import LateReplay, distance, mlp, same, stream, weights
 from torch import Tensor, nn
@@ -21,11 +22,9 @@ from everloop.loop import (
     STRATEGIES,
     Attached,
     Batch,
-    Forward,
     Learner,
     LoRA,
     LwF,
-    NotFiniteError,
     Replay,
     Strategy,
     attach,
@@ -107,12 +106,6 @@ def train_attached(
     return weights(module)
 
 
-def plain_step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
-    optimizer.zero_grad()
-    nn.functional.cross_entropy(module(x), y).backward()
-    optimizer.step()
-
-
 def closure_step(module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
     """A step with a closure, as Lightning takes it."""
 
@@ -143,18 +136,6 @@ def test_a_step_with_a_closure_gives_the_same_weights(name: str) -> None:
     assert same(
         train_attached(active(name), False, recorder, closure_step),
         train_attached(active(name), False, recorder, plain_step),
-    )
-
-
-def make_small(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer, Tensor, Tensor]:
-    """A classifier of vectors, its optimizer, eight examples and their labels."""
-    torch.manual_seed(seed)
-    module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
-    return (
-        module,
-        torch.optim.SGD(module.parameters(), lr=0.1),
-        torch.randn(8, 4),
-        torch.randint(3, (8,)),
     )
 
 
@@ -301,95 +282,6 @@ def test_storing_outputs_does_not_change_the_network() -> None:
     stored = der.read(np.arange(8), loop)
     assert stored.output is not None
     assert torch.equal(stored.output[0], module(stored.obs["input"][0]))
-
-
-class Decay(Strategy):
-    """Weight decay as a loss of the weights alone."""
-
-    def loss(
-        self, fresh: Forward | None, replayed: Forward | None, learner: Learner
-    ) -> Tensor | None:
-        assert fresh is not None
-        return 0.5 * torch.stack([(w**2).sum() for w in learner.weights().values()]).sum()
-
-
-@pytest.mark.parametrize("scale", [1.0, 64.0])
-def test_a_loss_of_the_weights_is_added_to_the_loops_loss(scale: float) -> None:
-    module, optimizer, x, y = make_small()
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    loop = attach([Decay()], module, optimizer, scaler=scaler)
-    before = weights(module)
-    own = torch.autograd.grad(nn.functional.cross_entropy(module(x), y), list(module.parameters()))
-    loop.begin_task(0)
-    loop.observe(x, y)
-    scaler.scale(nn.functional.cross_entropy(module(x), y)).backward()
-    scaler.step(optimizer)
-    expected = [w - 0.1 * (g + w) for w, g in zip(before, own, strict=True)]
-    assert distance(weights(module), expected) < 1e-6
-
-
-def test_the_gradient_is_clipped_after_the_strategies() -> None:
-    module, optimizer, x, y = make_small()
-    loop = attach([EWC(1e4)], module, optimizer, max_grad_norm=0.5)
-    loop.begin_task(0)
-    loop.observe(x, y)
-    plain_step(module, optimizer, x, y)
-    loop.end_task([(x, y)])
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.1)
-    before = weights(module)
-    loop.begin_task(1)
-    loop.observe(x, y)
-    plain_step(module, optimizer, x, y)
-    moved = torch.cat([(a - b).flatten() for a, b in zip(before, weights(module), strict=True)])
-    assert float(moved.norm()) == pytest.approx(0.1 * 0.5, rel=1e-4)
-
-
-def test_parameter_groups_added_later_are_clipped_and_checked() -> None:
-    module, optimizer, x, y = make_small()
-    late = nn.Parameter(torch.ones(3))
-    loop = attach([EWC(1.0)], module, optimizer, max_grad_norm=1.0)
-    loop.begin_task(0)
-    loop.observe(x, y)
-    optimizer.add_param_group({"params": [late]})
-    for value, size in ((1e6, pytest.approx(1.0, rel=1e-3)), (float("nan"), None)):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(module(x), y).backward()
-        late.grad = torch.full((3,), value)
-        if size is None:
-            with pytest.raises(NotFiniteError, match="gradient's norm is nan"):
-                optimizer.step()
-        else:
-            optimizer.step()
-            assert float(late.grad.norm()) == size
-
-
-def test_a_loop_can_move_to_another_optimizer() -> None:
-    module, optimizer, x, y = make_small()
-    ewc = EWC(50.0)
-    loop = attach([ewc], module, optimizer)
-    loop.begin_task(0)
-    loop.observe(x, y)
-    plain_step(module, optimizer, x, y)
-    loop.end_task([(x, y)])
-    second = torch.optim.SGD(module.parameters(), lr=0.1)
-    loop.move_to(second)
-    loop.begin_task(1)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(1.0)
-    twin = copy.deepcopy(module)
-    for hooks in (twin._forward_hooks, twin._forward_pre_hooks):
-        hooks.clear()
-    loop.observe(x, y)
-    plain_step(module, second, x, y)
-    nn.functional.cross_entropy(twin(x), y).backward()
-    terms = zip(
-        twin.parameters(), ewc.penalty.precision.values(), ewc.penalty.anchor.values(), strict=True
-    )
-    expected = [p.detach() - 0.1 * (p.grad + 50.0 * P * (p.detach() - c)) for p, P, c in terms]
-    assert distance(weights(module), expected) < 1e-6
 
 
 @pytest.mark.parametrize("name", REFUSED)

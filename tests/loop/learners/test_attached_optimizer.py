@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from attached_helpers import make_small, plain_step
 from loop_helpers import distance, same, vector_batch, weights
+from stub_helpers import Decay
 from torch import nn
 
-from everloop.loop import EWC, LaMAML, LoRA, LwF, attach
+from everloop.loop import (
+    EWC,
+    LaMAML,
+    LoRA,
+    LwF,
+    NotFiniteError,
+    attach,
+)
 
 
 def test_a_torch_schedule_continues_when_weights_are_added() -> None:
@@ -75,3 +86,82 @@ def test_strategies_get_only_the_weights_of_the_optimizer() -> None:
     module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     loop = attach([LaMAML()], module, torch.optim.SGD(module[2].parameters(), lr=0.1))
     assert list(loop.weights()) == ["2.weight", "2.bias"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 64.0])
+def test_a_loss_of_the_weights_is_added_to_the_loops_loss(scale: float) -> None:
+    module, optimizer, x, y = make_small()
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    loop = attach([Decay(as_loss=True)], module, optimizer, scaler=scaler)
+    before = weights(module)
+    own = torch.autograd.grad(nn.functional.cross_entropy(module(x), y), list(module.parameters()))
+    loop.begin_task(0)
+    loop.observe(x, y)
+    scaler.scale(nn.functional.cross_entropy(module(x), y)).backward()
+    scaler.step(optimizer)
+    expected = [w - 0.1 * (g + 0.1 * w) for w, g in zip(before, own, strict=True)]
+    assert distance(weights(module), expected) < 1e-6
+
+
+def test_the_gradient_is_clipped_after_the_strategies() -> None:
+    module, optimizer, x, y = make_small()
+    loop = attach([EWC(1e4)], module, optimizer, max_grad_norm=0.5)
+    loop.begin_task(0)
+    loop.observe(x, y)
+    plain_step(module, optimizer, x, y)
+    loop.end_task([(x, y)])
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.1)
+    before = weights(module)
+    loop.begin_task(1)
+    loop.observe(x, y)
+    plain_step(module, optimizer, x, y)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(before, weights(module), strict=True)])
+    assert float(moved.norm()) == pytest.approx(0.1 * 0.5, rel=1e-4)
+
+
+def test_parameter_groups_added_later_are_clipped_and_checked() -> None:
+    module, optimizer, x, y = make_small()
+    late = nn.Parameter(torch.ones(3))
+    loop = attach([EWC(1.0)], module, optimizer, max_grad_norm=1.0)
+    loop.begin_task(0)
+    loop.observe(x, y)
+    optimizer.add_param_group({"params": [late]})
+    for value, size in ((1e6, pytest.approx(1.0, rel=1e-3)), (float("nan"), None)):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(x), y).backward()
+        late.grad = torch.full((3,), value)
+        if size is None:
+            with pytest.raises(NotFiniteError, match="gradient's norm is nan"):
+                optimizer.step()
+        else:
+            optimizer.step()
+            assert float(late.grad.norm()) == size
+
+
+def test_a_loop_can_move_to_another_optimizer() -> None:
+    module, optimizer, x, y = make_small()
+    ewc = EWC(50.0)
+    loop = attach([ewc], module, optimizer)
+    loop.begin_task(0)
+    loop.observe(x, y)
+    plain_step(module, optimizer, x, y)
+    loop.end_task([(x, y)])
+    second = torch.optim.SGD(module.parameters(), lr=0.1)
+    loop.move_to(second)
+    loop.begin_task(1)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(1.0)
+    twin = copy.deepcopy(module)
+    for hooks in (twin._forward_hooks, twin._forward_pre_hooks):
+        hooks.clear()
+    loop.observe(x, y)
+    plain_step(module, second, x, y)
+    nn.functional.cross_entropy(twin(x), y).backward()
+    terms = zip(
+        twin.parameters(), ewc.penalty.precision.values(), ewc.penalty.anchor.values(), strict=True
+    )
+    expected = [p.detach() - 0.1 * (p.grad + 50.0 * P * (p.detach() - c)) for p, P, c in terms]
+    assert distance(weights(module), expected) < 1e-6

@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import FlatNet, Recorder, mlp, stream
+from loop_helpers import FlatNet, mlp, stream
+from stub_helpers import Recorder
 from torch import Tensor, nn
 
 from everloop.envs import Examples, TextStreamVectorEnv

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from loop_helpers import Recorder, mlp, stream
+from loop_helpers import mlp, stream
+from stub_helpers import Recorder
 
 from everloop.agents import MLP, Classifier
 from everloop.envs import SplitClasses

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from loop_helpers import Recorder, distance, mlp, stream, update, weights
+from loop_helpers import distance, mlp, stream, update, weights
+from stub_helpers import Recorder
 from torch import nn
 
 from everloop.agents import MLP, Classifier

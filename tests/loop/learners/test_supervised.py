@@ -8,7 +8,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from loop_helpers import ConstantLogits, FlatNet, Recorder, agent, mlp, plant, same, stream, weights
+from loop_helpers import ConstantLogits, FlatNet, agent, mlp, plant, same, stream, weights
+from stub_helpers import Recorder
 from torch import Tensor, nn
 
 from everloop.envs import SyncTaskVectorEnv

@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loop_helpers import Recorder, distance, mlp, same, stream, weights
+from loop_helpers import distance, mlp, same, stream, weights
+from stub_helpers import Recorder
 from torch import nn
 
 from everloop.agents import MLP, Classifier, ResNet18

@@ -21,6 +21,7 @@ from loop_helpers import (
     vector_learner,
     weights,
 )
+from stub_helpers import Decay
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -155,25 +156,6 @@ def test_updater_and_foreign_loop_take_the_same_step() -> None:
     direct = sum((g * w).sum() for w, g in found.weights)
     foreign_step(other, other.loss(batch) + direct, batch)
     assert same(weights(learner.module), weights(other.module))
-
-
-class Decay(Strategy):
-    """Weight decay, as a loss of the weights alone or as an edit of the gradient."""
-
-    def __init__(self, as_loss: bool) -> None:
-        self.as_loss = as_loss
-
-    def loss(
-        self, fresh: Forward | None, replayed: Forward | None, learner: Learner
-    ) -> Tensor | None:
-        if not self.as_loss or fresh is None:
-            return None
-        return 0.05 * torch.stack([(w**2).sum() for w in learner.weights().values()]).sum()
-
-    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
-        if not self.as_loss:
-            for w in learner.weights().values():
-                w.grad = 0.1 * w.detach() + (0 if w.grad is None else w.grad)
 
 
 @pytest.mark.parametrize("make", [digit_learner, control_learner, off_policy_learner])

@@ -13,8 +13,6 @@ from loop_helpers import (
     DQN_PARAMETERS,
     SAC_PARAMETERS,
     ConcatNet,
-    NotANumber,
-    Recorder,
     actor_net,
     agent,
     critic_net,
@@ -27,6 +25,7 @@ from loop_helpers import (
     same,
     weights,
 )
+from stub_helpers import NotANumber, Recorder
 from torch import Tensor
 
 from everloop.envs import TaskVectorWrapper

@@ -12,7 +12,6 @@ import torch
 from loop_helpers import (
     DQN_PARAMETERS,
     SAC_PARAMETERS,
-    GradientNorms,
     actor_net,
     critic_net,
     dial_plant,
@@ -30,6 +29,7 @@ from sb3_helpers import (
     train_with_strategies,
 )
 from stable_baselines3 import DQN, SAC
+from stub_helpers import GradientNorms
 from torch import Tensor
 
 from everloop.loop import CLEAR, EWC, LwF, Replay, Strategy, WorldVecEnv

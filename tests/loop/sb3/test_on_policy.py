@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_helpers import NotANumber, agent, control_learner, image_stream, plant, same, weights
+from loop_helpers import agent, control_learner, image_stream, plant, same, weights
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import PPO
+from stub_helpers import NotANumber
 from torch import Tensor
 
 from everloop.loop import Batch, Learner, NotFiniteError, Strategy

@@ -8,7 +8,6 @@ import pytest
 import torch
 from loop_helpers import (
     PPO_PARAMETERS,
-    GradientNorms,
     agent,
     control_learner,
     distance,
@@ -26,6 +25,7 @@ from sb3_helpers import (
     train_with_strategies,
 )
 from stable_baselines3 import PPO
+from stub_helpers import GradientNorms
 from torch import Tensor
 
 from everloop.loop import EWC, Replay, Strategy, WorldVecEnv

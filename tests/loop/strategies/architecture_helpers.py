@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from loop_helpers import learn_tasks, stream
+from loop_helpers import learn_tasks, same, stream, weights
 from torch import Tensor, nn
 
 from everloop.agents import Classifier
@@ -52,3 +53,18 @@ def learn_four_tasks(
         then.append(view_outputs(learner, strategy, task, batches[task]))
     now = [view_outputs(learner, strategy, task, batch) for task, batch in enumerate(batches)]
     return then, now, learner.outputs(batches[0]).detach()
+
+
+def check_view_leaves_no_trace(learner: Learner, strategy: Strategy) -> None:
+    """Check that an error inside the first task's view leaves the network as it was."""
+    before = weights(learner.module)
+    state = {name: b.detach().clone() for name, b in learner.module.named_buffers()}
+    trained = [p.requires_grad for p in learner.module.parameters()]
+    batch = examples(learner, 0)
+    outputs = view_outputs(learner, Strategy(), 1, batch)
+    with pytest.raises(KeyError), strategy.view(learner.world.tasks[0], learner):
+        raise KeyError
+    assert same(before, weights(learner.module))
+    assert all(torch.equal(b, state[name]) for name, b in learner.module.named_buffers())
+    assert [p.requires_grad for p in learner.module.parameters()] == trained
+    assert torch.equal(view_outputs(learner, Strategy(), 1, batch), outputs)

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from loop_helpers import (
     FixedLearner,
     FlatNet,
-    Recorder,
     control_learner,
     digit_learner,
     distance,
@@ -34,6 +33,7 @@ from rehearsal_helpers import (
     two_layer_outputs,
 )
 from strategy_helpers import gaussian_kl
+from stub_helpers import Recorder
 from torch import nn
 
 from everloop.loop import (

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from architecture_helpers import (
+    check_view_leaves_no_trace,
     examples,
     learn_four_tasks,
     learn_task,
@@ -55,15 +56,7 @@ def test_a_view_leaves_no_trace(name: str) -> None:
     learn_task(learner, 0, 32)
     hat.begin_task(learner.world.tasks[1], learner)
     learner.learn([1], 32)  # a new period, so masks are soft
-    before = weights(learner.module)
-    state = {name: b.detach().clone() for name, b in learner.module.named_buffers()}
-    batch = examples(learner, 0)
-    outputs = view_outputs(learner, Strategy(), 1, batch)
-    with pytest.raises(KeyError), hat.view(learner.world.tasks[0], learner):
-        raise KeyError
-    assert same(before, weights(learner.module))
-    assert all(torch.equal(b, state[name]) for name, b in learner.module.named_buffers())
-    assert torch.equal(view_outputs(learner, Strategy(), 1, batch), outputs)
+    check_view_leaves_no_trace(learner, hat)
 
 
 def test_the_current_tasks_view_shows_it_as_it_will_be_stored() -> None:

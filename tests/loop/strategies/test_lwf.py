@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from loop_helpers import (
     FixedLearner,
     FlatNet,
-    Recorder,
     distance,
     gradients,
     perturb,
@@ -24,6 +23,7 @@ from loop_helpers import (
     weights,
 )
 from strategy_helpers import Named, after_gradient_step, gaussian_kl
+from stub_helpers import Recorder
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier

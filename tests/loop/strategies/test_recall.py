@@ -8,17 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from loop_helpers import (
-    Recorder,
-    distance,
-    learn_tasks,
-    mlp,
-    stream,
-    vector_batch,
-    vector_learner,
-    weights,
-)
+from loop_helpers import distance, learn_tasks, mlp, stream, vector_batch, vector_learner, weights
 from strategy_helpers import after_gradient_step
+from stub_helpers import Recorder
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier

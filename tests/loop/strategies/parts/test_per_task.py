@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from architecture_helpers import (
+    check_view_leaves_no_trace,
     examples,
     learn_four_tasks,
     learn_task,
     task_aware_learner,
     view_outputs,
 )
-from loop_helpers import PPO_PARAMETERS, agent, plant, same, weights
+from loop_helpers import PPO_PARAMETERS, agent, plant, same
 from stable_baselines3 import PPO
 from torch import Tensor, nn
 
@@ -75,17 +76,7 @@ def test_a_view_leaves_no_trace(name: str) -> None:
     learner.attach([strategy])
     for task in range(2):
         learn_task(learner, task, 32)
-    before = weights(learner.module)
-    state = {name: b.clone() for name, b in learner.module.named_buffers()}
-    trained = [p.requires_grad for p in learner.module.parameters()]
-    batch = examples(learner, 0)
-    outputs = view_outputs(learner, Strategy(), 1, batch)
-    with pytest.raises(KeyError), strategy.view(learner.world.tasks[0], learner):
-        raise KeyError
-    assert same(before, weights(learner.module))
-    assert all(torch.equal(b, state[name]) for name, b in learner.module.named_buffers())
-    assert [p.requires_grad for p in learner.module.parameters()] == trained
-    assert torch.equal(view_outputs(learner, Strategy(), 1, batch), outputs)
+    check_view_leaves_no_trace(learner, strategy)
 
 
 @pytest.mark.parametrize("name", PRESERVING)
