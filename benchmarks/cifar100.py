@@ -28,10 +28,10 @@ REPLAY = "--replay.capacity 2000 --replay.batch-size 32"
 NESTED = "--periods [1,2,4]"
 METHODS = {
     "none": "--strategies none",
-    "ewc": "--strategies ewc --ewc.strength 100 --consolidation-steps 52",
+    "ewc": "--strategies ewc --ewc.strength 100",
     "replay": f"--strategies replay {REPLAY}",
     "nested": f"--strategies none {NESTED}",
-    "ewc,replay": f"--strategies ewc,replay {REPLAY} --ewc.strength 30 --consolidation-steps 52",
+    "ewc,replay": f"--strategies ewc,replay {REPLAY} --ewc.strength 30",
     "replay, nested": f"--strategies replay {REPLAY} {NESTED}",
     "joint": "--strategies joint",
 }

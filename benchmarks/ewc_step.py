@@ -19,11 +19,11 @@ ROUNDS = 300
 
 def consolidated(scenario: Scenario, strategies: list[Strategy]) -> Learner:
     """Return the scenario's learner with strategies that have ended its first task."""
-    learner, plan, _, consolidation = scenario.build(seed=0)
+    learner, *_ = scenario.build(seed=0)
     learner.attach(strategies)
-    batch = learner.rollout(consolidation, [0], plan.consolidation_steps, seed=0)
+    batch = learner.rollout(scenario.world("train", 32, 0), [0], 64, seed=0)
     for strategy in strategies:
-        strategy.end_task(consolidation.tasks[0], [batch], learner)
+        strategy.end_task(learner.world.tasks[0], [batch], learner)
     return learner
 
 

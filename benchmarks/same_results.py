@@ -51,8 +51,8 @@ STREAM_SETTINGS: dict[str, dict[str, Any]] = {
     "hat": {"period": 4, "rate": 0.5},
     "continual_backprop": {"replacement_rate": 0.05, "maturity": 4, "interval": 2},
     "gdumb": {"epochs": 2},
-    "reptile": {"iterations": 3},
-    "maml": {"iterations": 3},
+    "reptile": {"iterations": 3, "tasks": [0, 1]},
+    "maml": {"iterations": 3, "tasks": [0, 1]},
     "growth": {"units": 3, "threshold": 0.0, "patience": 5},
 }
 """Settings with which a strategy uses all of its parts within a few steps."""
@@ -194,7 +194,6 @@ class Sentences(TextScenario):
 
     name = "sentences"
     tags: bool = False
-    consolidation_steps: int = 2
 
     @property
     def eval_envs(self) -> int:
@@ -326,18 +325,18 @@ def cases() -> dict[str, Case]:
         "agem,lwf",
     ]
     for kind in ("class", "domain", "task"):
-        digits = SplitDigits(scenario_type=kind, iterations=12, consolidation_steps=4)
+        digits = SplitDigits(scenario_type=kind, iterations=12)
         for name in [*pairs, *METHODS]:
             add(f"digits {kind}", digits, name, STREAM_SETTINGS)
     for name in ("none", "progressive", "growth"):
         kind = "class" if name == "growth" else "task"
         add(
             f"columns {kind}",
-            Columns(scenario_type=kind, iterations=12, consolidation_steps=4),  # type: ignore[arg-type]
+            Columns(scenario_type=kind, iterations=12),  # type: ignore[arg-type]
             name,
             STREAM_SETTINGS,
         )
-    small = SplitDigits(iterations=12, consolidation_steps=4)
+    small = SplitDigits(iterations=12)
     options = {
         "accumulate": Training(accumulate=3),
         "repeats": Training(updates_per_batch=2),
@@ -399,7 +398,6 @@ def cases() -> dict[str, Case]:
         pictures = DigitsByPPO(
             scenario_type="task",
             iterations=24,
-            consolidation_steps=4,
             recurrent=recurrent,
             eval_every=100_000,
         )

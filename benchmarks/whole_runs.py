@@ -144,7 +144,7 @@ def network(name: str = "none") -> Classifier:
 
 def settings(name: str, updates: int) -> dict[str, Any]:
     """Return the settings of our strategy for tasks of this number of updates."""
-    by_updates = {
+    by_updates: dict[str, dict[str, Any]] = {
         "packnet": {"retrain_steps": updates},
         "rwalk": {"interval": updates // 4},
         "growth": {"patience": updates // 2},
@@ -152,8 +152,8 @@ def settings(name: str, updates: int) -> dict[str, Any]:
         "gdumb": {"epochs": 3 * updates // 20},
         # with few exemplars, herding seldom meets distances that are equal up to rounding
         "icarl": {"capacity": 5 * updates},
-        "reptile": {"iterations": updates},
-        "maml": {"iterations": updates},
+        "reptile": {"iterations": updates, "tasks": range(TASKS)},
+        "maml": {"iterations": updates, "tasks": range(TASKS)},
     }
     return SETTINGS.get(name, {}) | by_updates.get(name, {})
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Metric:
         evaluate: `evaluate(labels, guesses)` returns a share from 0 to 1, computed from one whole
             pass over a task's test examples, labels and guesses (N, ...). None means the mean
             reward.
+        new_classes: True if each task has classes that no other task has, and all are told apart.
+            A task can't be right before it is trained then, so forward transfer means nothing.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Metric:
     evaluate: Callable[[npt.NDArray[Any], npt.NDArray[Any]], float] | None = field(
         default=None, compare=False, repr=False
     )
+    new_classes: bool = field(default=False, compare=False)
 
     def text(self, value: float | None, missing: str = "-") -> str:
         """Format `value` for people to read.
@@ -118,8 +122,29 @@ class World(Protocol):
     def metric(self, task: int) -> Metric:
         """Return what an evaluation of `task` measures."""
 
-    def examples(self, task: int) -> int | None:
-        """Return the number of examples in one pass over the task; None if it is no data set."""
+    def examples(self, task: int | Sequence[int]) -> int | None:
+        """Return the number of examples in one pass over the task; None if it is no data set.
+
+        Several tasks ask for a shuffled pass over the union of their examples. A world that can
+        serve it returns its length here, and takes the same tasks as the option "task" of `reset`;
+        `info["task"]` then holds the task of the example that each copy shows. Other worlds return
+        None; for them the copies are divided among the tasks.
+        """
+
+    def show(
+        self, task: int, rows: npt.NDArray[np.int64]
+    ) -> tuple[Observation, npt.NDArray[np.int64]] | None:
+        """Return examples of a task and their labels, without any effect on the world.
+
+        None if it is no data set, or one whose examples can't be shown again. After every step of a
+        world that can, the info holds "index", the row of each example in the data set; "origin",
+        the id of the task that it belongs to; "leaked", whether that is another task than the
+        current one; and "ood", whether the example was altered.
+
+        Args:
+            task: Id of the task.
+            rows: What `info["index"]` was when the examples were shown, (n,).
+        """
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the complete state: a world made alike continues from it as this one would.
@@ -131,7 +156,7 @@ class World(Protocol):
         """Restore what `state_dict` returned."""
 
 
-WORLD = ("tasks", "reference", "metric", "examples", "state_dict", "load_state_dict")
+WORLD = ("tasks", "reference", "metric", "examples", "show", "state_dict", "load_state_dict")
 """The names that make a Gymnasium environment a world."""
 
 

@@ -20,7 +20,7 @@ EXAMPLES = [
     for i, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
 ]
 REDUCED = {
-    "split-digits": ["--iterations", "2", "--consolidation-steps", "1", "--eval-every", "10000"],
+    "split-digits": ["--iterations", "2", "--eval-every", "10000"],
     "switching-plant": [
         "--steps",
         "2048",

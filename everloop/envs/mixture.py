@@ -70,16 +70,21 @@ class Mixture:
             raise ValueError(f"passes is {self.passes}; it must be 1 or more")
 
     def draw_pass(
-        self, seed: int, indices: Sequence[Indices], task: int, epoch: int, alterations: int
+        self,
+        seed: int,
+        indices: Sequence[Indices],
+        tasks: Sequence[int],
+        epoch: int,
+        alterations: int,
     ) -> Presentations:
-        """Draw one pass over `task`: each of its examples once, and everything mixed in.
+        """Draw one pass over `tasks`: each of their examples once, and everything mixed in.
 
-        The result depends on the arguments alone.
+        The result depends on the arguments alone. Examples of several tasks are shuffled together.
 
         Args:
             seed: Seed of the stream.
             indices: Positions of each task's examples in the split, one array per task.
-            task: Id of the task.
+            tasks: Ids of the tasks, at least one.
             epoch: Number of the pass, from 0.
             alterations: Number of alterations to draw from for out-of-distribution examples.
 
@@ -87,19 +92,20 @@ class Mixture:
             The presentations, (FIELDS, n), in their order. LABEL is 0.
         """
         order = range(len(indices)) if self.order is None else self.order
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, task, epoch])))
-        own = indices[task]
-        past, coming = _before(order, task), _after(order, task)
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *tasks, epoch])))
+        own, origin = _pool(indices, tasks)
+        past, coming = _before(order, tasks), _after(order, tasks)
         blur = self.blur_ratio if coming else 0.0
         other = self.other_task_ratio if past else 0.0
         total = len(own) / (1.0 - blur - other - self.ood_ratio)
-        times = (np.arange(len(own)) + 0.5) / len(own)  # the task's own examples, evenly spaced
-        parts = [_part(rng.permutation(own), task, times)]
+        times = (np.arange(len(own)) + 0.5) / len(own)  # the tasks' own examples, evenly spaced
+        shuffled = rng.permutation(len(own))
+        parts = [_part(own[shuffled], origin[shuffled], times)]
         parts += _leaks(rng, indices, coming[:1], round(blur * total))
         parts += _leaks(rng, indices, past, round(other * total))
         parts += self._blend(rng, indices, coming[:1], past[-1:], times, epoch)
         if count := round(self.ood_ratio * total):
-            parts.append(_out_of_distribution(rng, own, task, count, alterations))
+            parts.append(_out_of_distribution(rng, own, origin, count, alterations))
         presentations = np.concatenate([part for part, _ in parts], axis=1)
         presentations[EPOCH] = epoch
         by_time = np.argsort(np.concatenate([times for _, times in parts]), kind="stable")
@@ -136,17 +142,25 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }
 
 
-def _before(order: Sequence[int], task: int) -> Sequence[int]:
-    return order[: order.index(task)] if task in order else []
+def _before(order: Sequence[int], tasks: Sequence[int]) -> Sequence[int]:
+    """Return the tasks that come before all of `tasks`; none if one of these has no place."""
+    return order[: min(map(order.index, tasks))] if set(tasks) <= set(order) else []
 
 
-def _after(order: Sequence[int], task: int) -> Sequence[int]:
-    return order[order.index(task) + 1 :] if task in order else []
+def _after(order: Sequence[int], tasks: Sequence[int]) -> Sequence[int]:
+    """Return the tasks that come after all of `tasks`; none if one of these has no place."""
+    return order[max(map(order.index, tasks)) + 1 :] if set(tasks) <= set(order) else []
 
 
-def _draw(rng: np.random.Generator, indices: Indices, count: int) -> Indices:
-    """Draw `count` of `indices`, each as often as any other, to within one."""
-    return np.resize(rng.permutation(indices), count)
+def _pool(indices: Sequence[Indices], tasks: Sequence[int]) -> tuple[Indices, Indices]:
+    """Return the positions of all examples of `tasks`, (n,), and the task of each, (n,)."""
+    origin = np.repeat(tasks, [len(indices[task]) for task in tasks])
+    return np.concatenate([indices[task] for task in tasks]), origin
+
+
+def _draw(rng: np.random.Generator, total: int, count: int) -> Indices:
+    """Draw `count` numbers from 0 to `total` - 1, each as often as any other, to within one."""
+    return np.resize(rng.permutation(total), count)
 
 
 def _leaks(
@@ -155,24 +169,24 @@ def _leaks(
     """Draw `count` examples of `tasks` at random times."""
     if not tasks or not count:
         return []
-    origin = np.repeat(tasks, [len(indices[task]) for task in tasks])
-    index = np.concatenate([indices[task] for task in tasks])
-    drawn = _draw(rng, np.arange(len(origin)), count)
+    index, origin = _pool(indices, tasks)
+    drawn = _draw(rng, len(origin), count)
     return [_part(index[drawn], origin[drawn], rng.random(count))]
 
 
 def _out_of_distribution(
-    rng: np.random.Generator, own: Indices, task: int, count: int, alterations: int
+    rng: np.random.Generator, own: Indices, origin: Indices, count: int, alterations: int
 ) -> Part:
-    """Draw `count` of the task's own examples at random times, each with a random alteration."""
+    """Draw `count` of the tasks' own examples at random times, each with a random alteration."""
     ood = rng.integers(1, alterations + 1, count)
-    part, times = _part(_draw(rng, own, count), task, rng.random(count))
+    drawn = _draw(rng, len(own), count)
+    part, times = _part(own[drawn], origin[drawn], rng.random(count))
     part[OOD] = ood
     part[KEY] = rng.integers(0, 2**62, count)
     return part, times
 
 
-def _part(index: Indices, origin: int | Indices, times: Times) -> Part:
+def _part(index: Indices, origin: Indices, times: Times) -> Part:
     presentations = np.zeros((FIELDS, len(index)), dtype=np.int64)
     presentations[INDEX] = index
     presentations[ORIGIN] = origin

@@ -28,19 +28,19 @@ class Prefetch:
         self._prepare = prepare
         self._depth = workers
         self._threads = ThreadPoolExecutor(workers)
-        # batches by task, pass and position in the pass, in the order in which they are due
+        # batches by chain, pass and position in the pass, in the order in which they are due
         self._queue: deque[tuple[tuple[int, int, int], Future[Inputs]]] = deque()
 
-    def inputs(self, task: int, chain: Chain, batch: Presentations) -> Inputs:
+    def inputs(self, key: int, chain: Chain, batch: Presentations) -> Inputs:
         """Return the inputs of `batch` and start to prepare the batches that follow.
 
         Args:
-            task: Id of the task that the chain belongs to.
-            chain: The task's chain.
+            key: Number of the chain.
+            chain: The chain.
             batch: What was taken last from the chain, (FIELDS, n).
         """
         n = batch.shape[1]
-        due = (task, chain.epoch, chain.cursor - n)
+        due = (key, chain.epoch, chain.cursor - n)
         while self._queue and self._queue[0][0] != due:
             self._queue.popleft()[1].cancel()
         inputs = self._queue.popleft()[1].result() if self._queue else self._prepare(batch)
@@ -48,7 +48,7 @@ class Prefetch:
         starts = range(first, chain.current.shape[1] - n + 1, n)
         for start in starts[: self._depth - len(self._queue)]:
             future = self._threads.submit(self._prepare, chain.current[:, start : start + n])
-            self._queue.append(((task, chain.epoch, start), future))
+            self._queue.append(((key, chain.epoch, start), future))
         return inputs
 
     def clear(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +29,7 @@ from everloop.envs.mixture import (
     find_mixture,
 )
 from everloop.envs.prefetch import Prefetch
-from everloop.envs.splits import SplitClasses, TaskSplit, find_task_split
+from everloop.envs.splits import OUTSIDE, SplitClasses, TaskSplit, find_task_split
 from everloop.envs.task import Mask, OneCopyEnv, TaskVectorEnv, find_task
 
 Ints = npt.NDArray[np.int64]
@@ -45,6 +46,9 @@ class StreamVectorEnv(TaskVectorEnv):
     first when its own task returns. A seeded reset of all copies restarts all chains. A chain
     depends on the seed and the task alone, not on the number of copies or workers.
 
+    `reset(options={"task": [0, 2]})` asks for several tasks at once, for joint training. Their
+    examples form one chain: a pass over it is a shuffled pass over the union of the tasks.
+
     Observation (Dict):
         The example, in the modality of the subclass.
         cue (if task_cue): One-hot of the task that the example belongs to, (num_tasks,).
@@ -58,8 +62,10 @@ class StreamVectorEnv(TaskVectorEnv):
         index: Its position in the split.
         epoch: The pass in which it was presented, from 0.
         origin: The id of the task that it belongs to.
-        leaked: True if that is not the current task.
+        leaked: True if that is none of the tasks that the copy plays.
         ood: True if it was altered.
+    Info about the next example:
+        task: The task that the copy plays; of several tasks the one that the example belongs to.
     Episode: `episode_length` examples, then truncated. `final_obs` already shows the next example.
 
     Args:
@@ -130,6 +136,9 @@ class StreamVectorEnv(TaskVectorEnv):
         self.reward_range = (0.0, 1.0)
         self._prefetch = Prefetch(self._show, workers) if workers else None
         self._seed = 0
+        # the tasks of each chain, first of all those of single tasks; and the chain of each copy
+        self._sources: list[tuple[int, ...]] = [(task.id,) for task in self.tasks]
+        self._source = np.zeros(num_envs, dtype=np.int64)
         self._restart()
 
     @staticmethod
@@ -166,6 +175,9 @@ class StreamVectorEnv(TaskVectorEnv):
         # one more column, so that the label -1 (no label) maps to itself
         self._table = np.pad(numbers, ((0, 0), (0, 1)), constant_values=-1)
         self._actions = int(numbers.max()) + 1
+        told_apart = [c for c, name in enumerate(train.classes) if name != OUTSIDE]
+        known = [set(row[row >= 0].tolist()) for row in numbers[:, told_apart]]
+        self._new_classes = sum(map(len, known)) == len(set().union(*known))
 
     def _check_order(self) -> None:
         ids = [task.id for task in self.tasks]
@@ -191,57 +203,106 @@ class StreamVectorEnv(TaskVectorEnv):
         names = list(known) if self.mixture.ood is None else self.mixture.ood
         return find_alterations(names, known)
 
-    def examples(self, task: int | str) -> int:
+    def examples(self, task: int | str | Sequence[int]) -> int:
         """Return the number of presentations in one pass over `task`, including what is mixed in.
+
+        Args:
+            task: An id or a name; or several ids, for one pass over the union of the tasks.
 
         Raises:
             ValueError: If there is no such task.
         """
-        return len(self._draw_pass(find_task(self.tasks, task).id, 0)[INDEX])
+        return len(self._draw_pass(self._find_tasks(task), 0)[INDEX])
 
-    def _draw_pass(self, task: int, epoch: int) -> Presentations:
+    def show(self, task: int, rows: Ints) -> tuple[Observation, Ints]:
+        """Return examples of `task` and their labels, without any effect on the stream.
+
+        Args:
+            task: Id of the task.
+            rows: Their positions in the split, as in `info["index"]`, (n,).
+
+        Returns:
+            The observations, (n, ...), unaltered, and the labels, (n,) or (n, L).
+        """
+        presentations = np.zeros((FIELDS, len(rows)), dtype=np.int64)
+        presentations[INDEX], presentations[ORIGIN] = rows, task
+        inputs = self._show(presentations)
+        return self._observation(inputs, presentations), self._label(presentations)
+
+    def _label(self, presentations: Presentations) -> Ints:
+        """Return the labels in the label space, (n,), or (n, L) for tags."""
+        labels, origin = self._labels[presentations[INDEX]], presentations[ORIGIN]
+        numbers: Ints = self._table[origin if labels.ndim == 1 else origin[:, None], labels]
+        return numbers
+
+    def _find_tasks(self, key: Any) -> tuple[int, ...]:
+        """Return the ids of one task, or of several ones in ascending order."""
+        several = isinstance(key, (list, tuple, np.ndarray)) and len(key) > 0
+        keys = key if several else [key]
+        return tuple(sorted({find_task(self.tasks, one).id for one in keys}))
+
+    def _find_source(self, key: Any) -> int:
+        """Return the number of the chain of the tasks `key`; a task's chain has the task's id."""
+        tasks = self._find_tasks(key)
+        if tasks not in self._sources:
+            self._sources.append(tasks)
+            self._chains.append(self._chain(tasks))
+        return self._sources.index(tasks)
+
+    def _switch(self, mask: Mask, source: int) -> None:
+        self._source[mask] = source
+        if source < len(self.tasks):
+            self.task[mask] = source
+
+    def _draw_pass(self, tasks: tuple[int, ...], epoch: int) -> Presentations:
         drawn = self.mixture.draw_pass(
-            self._seed, self._indices, task, epoch, len(self._alterations)
+            self._seed, self._indices, tasks, epoch, len(self._alterations)
         )
         if self._labels.ndim == 1:
-            drawn[LABEL] = self._table[drawn[ORIGIN], self._labels[drawn[INDEX]]]
+            drawn[LABEL] = self._label(drawn)
         return drawn
 
+    def _chain(self, tasks: tuple[int, ...]) -> Chain:
+        return Chain(partial(self._draw_pass, tasks))
+
     def _restart(self) -> None:
-        """Forget all passes: each chain begins with its task's first pass."""
-        self._chains = [Chain(partial(self._draw_pass, task.id)) for task in self.tasks]
-        # what each copy shows, and the task in whose chain it stands; -1 before the first reset
+        """Forget all passes: each chain begins with its tasks' first pass."""
+        self._chains = [self._chain(tasks) for tasks in self._sources]
+        # what each copy shows, and the chain that it came from; -1 before the first reset
         self._pending: Presentations = np.full((FIELDS, self.num_envs), -1, dtype=np.int64)
-        self._pending_task = np.full(self.num_envs, -1, dtype=np.int64)
+        self._pending_source = np.full(self.num_envs, -1, dtype=np.int64)
         if self._prefetch is not None:
             self._prefetch.clear()
 
     def _serve(self, mask: Mask) -> None:
-        """Give the next examples of their tasks to the copies of `mask`, in order."""
+        """Give the next examples of their chains to the copies of `mask`, in order."""
         self._pending = self._pending.copy()  # views of the last one are in infos
-        for task in np.unique(self.task[mask]):
-            copies = np.flatnonzero(mask & (self.task == task))
-            self._pending[:, copies] = self._chains[task].take(len(copies))
-            self._pending_task[copies] = task
+        for source in np.unique(self._source[mask]):
+            copies = np.flatnonzero(mask & (self._source == source))
+            self._pending[:, copies] = self._chains[source].take(len(copies))
+            self._pending_source[copies] = source
+        self._follow_tasks()
+
+    def _follow_tasks(self) -> None:
+        """Where a copy plays several tasks, its task is that of the example it shows."""
+        if len(self._sources) > len(self.tasks):
+            several = self._source >= len(self.tasks)
+            self.task[several] = self._pending[ORIGIN, several]
 
     def _begin(self, mask: Mask, seeded: bool) -> None:
-        if (seeded and mask.all()) or self._pending_task[0] < 0:
+        if (seeded and mask.all()) or self._pending_source[0] < 0:
             self._seed = int(self.np_random.integers(2**62))
             self._restart()
             self._serve(np.ones_like(mask))
-        elif (switched := mask & (self._pending_task != self.task)).any():
+        elif (switched := mask & (self._pending_source != self._source)).any():
             for copy in np.flatnonzero(switched):
-                self._chains[self._pending_task[copy]].give_back(self._pending[:, copy])
+                self._chains[self._pending_source[copy]].give_back(self._pending[:, copy])
             self._serve(switched)
-        self._one_task = bool((self.task == self.task[0]).all())
+        self._one_source = bool((self._source == self._source[0]).all())
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         scored = self._pending
-        label = (
-            scored[LABEL]
-            if self._labels.ndim == 1
-            else self._table[scored[ORIGIN][:, None], self._labels[scored[INDEX]]]
-        )
+        label = scored[LABEL] if self._labels.ndim == 1 else self._label(scored)
         guess = np.asarray(actions)
         if guess.shape != label.shape:
             raise ValueError(
@@ -252,26 +313,42 @@ class StreamVectorEnv(TaskVectorEnv):
             "index": scored[INDEX],
             "epoch": scored[EPOCH],
             "origin": scored[ORIGIN],
-            "leaked": scored[ORIGIN] != self._pending_task,
+            "leaked": self._is_leaked(scored),
             "ood": scored[OOD] > 0,
         }
         correct = guess == label
         reward = correct.astype(np.float32) if label.ndim == 1 else _share(correct, label >= 0)
-        if self._one_task:
-            self._pending = self._chains[self.task[0]].take(self.num_envs)
+        if self._one_source:
+            self._pending = self._chains[self._source[0]].take(self.num_envs)
+            self._follow_tasks()
         else:
             self._serve(np.ones(self.num_envs, dtype=np.bool_))
         return reward, info
 
+    def _is_leaked(self, scored: Presentations) -> Mask:
+        """Return, (num_envs,), whether each example belongs to no task of its chain."""
+        leaked: Mask = scored[ORIGIN] != self._pending_source
+        if (self._pending_source < len(self.tasks)).all():
+            return leaked
+        own = np.zeros((len(self._sources), len(self.tasks)), dtype=np.bool_)
+        for source, tasks in enumerate(self._sources):
+            own[source, list(tasks)] = True
+        leaked[:] = ~own[self._pending_source, scored[ORIGIN]]
+        return leaked
+
     def _observe(self) -> Observation:
-        if self._prefetch is not None and self._one_task:
-            task = int(self.task[0])
-            inputs = self._prefetch.inputs(task, self._chains[task], self._pending)
+        if self._prefetch is not None and self._one_source:
+            source = int(self._source[0])
+            inputs = self._prefetch.inputs(source, self._chains[source], self._pending)
         else:
             inputs = self._show(self._pending)
+        return self._observation(inputs, self._pending)
+
+    def _observation(self, inputs: npt.NDArray[Any], presentations: Presentations) -> Observation:
+        """Return the modalities of examples with these inputs (n, ...)."""
         observation: Observation = {self.modality: inputs}
         if self.task_cue:
-            observation[CUE] = np.eye(len(self.tasks), dtype=np.float32)[self._pending[ORIGIN]]
+            observation[CUE] = np.eye(len(self.tasks), dtype=np.float32)[presentations[ORIGIN]]
         return observation
 
     def _show(self, presentations: Presentations) -> npt.NDArray[Any]:
@@ -308,7 +385,7 @@ class StreamVectorEnv(TaskVectorEnv):
             ValueError: If there is no such task.
         """
         find_task(self.tasks, task)
-        return ACCURACY
+        return replace(ACCURACY, new_classes=self._new_classes)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -316,7 +393,7 @@ class StreamVectorEnv(TaskVectorEnv):
         Raises:
             ValueError: If it has another number of copies or tasks.
         """
-        tasks = len(state["own"]["cursor"])
+        tasks = sum(len(ids) == 1 for ids in state["own"]["sources"])
         if tasks != len(self.tasks):
             raise ValueError(f"the state has {tasks} tasks; this world has {len(self.tasks)}")
         super().load_state_dict(state)
@@ -325,23 +402,27 @@ class StreamVectorEnv(TaskVectorEnv):
         returned = [[one.copy() for one in chain.returned] for chain in self._chains]
         return {
             "seed": self._seed,
+            "sources": [list(tasks) for tasks in self._sources],
             "cursor": [chain.cursor for chain in self._chains],
             "passes": [chain.epoch for chain in self._chains],
             "returned": returned,
+            "source": self._source.copy(),
             "pending": self._pending.copy(),
-            "pending_task": self._pending_task.copy(),
+            "pending_source": self._pending_source.copy(),
         }
 
     def _load_world_state(self, own: Mapping[str, Any]) -> None:
+        self._sources = [tuple(tasks) for tasks in own["sources"]]
         self._restart()
         self._seed = own["seed"]
         for chain, epoch, cursor, returned in zip(
             self._chains, own["passes"], own["cursor"], own["returned"], strict=True
         ):
             chain.restore(epoch, cursor, returned)
+        self._source = own["source"].copy()
         self._pending = own["pending"].copy()
-        self._pending_task = own["pending_task"].copy()
-        self._one_task = bool((self.task == self.task[0]).all())
+        self._pending_source = own["pending_source"].copy()
+        self._one_source = bool((self._source == self._source[0]).all())
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the workers."""

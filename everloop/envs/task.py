@@ -58,13 +58,28 @@ class _Described:
         find_task(self.tasks, task)
         return RETURN
 
-    def examples(self, task: int | str) -> int | None:
+    def examples(self, task: int | str | Sequence[int]) -> int | None:
         """Return the number of examples in one pass over `task`; None if it is no data set.
+
+        Args:
+            task: An id or a name; or several ids, for a pass over the union of these tasks.
 
         Raises:
             ValueError: If there is no such task.
         """
-        find_task(self.tasks, task)
+        for one in [task] if isinstance(task, int | str) else task:
+            find_task(self.tasks, one)
+        return None
+
+    def show(
+        self, task: int, rows: npt.NDArray[np.int64]
+    ) -> tuple[Observation, npt.NDArray[np.int64]] | None:
+        """Return examples of a data set, (n, ...), and their labels; None unless overridden.
+
+        Args:
+            task: Id of the task.
+            rows: What `info["index"]` was when the examples were shown, (n,).
+        """
         return None
 
 
@@ -180,10 +195,10 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         """
         options = options or {}
         mask = self._mask(options.get("reset_mask"))
-        task = find_task(self.tasks, options["task"]).id if "task" in options else None
+        source = self._find_source(options["task"]) if "task" in options else None
         super().reset(seed=seed)
-        if task is not None:
-            self.task[mask] = task
+        if source is not None:
+            self._switch(mask, source)
         self._elapsed[mask] = 0
         self._begin(mask, seeded=seed is not None)
         return self._observe(), {"task": self.task.copy()}
@@ -248,6 +263,18 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         self.np_random.bit_generator.state = state["np_random"]
         self._load_world_state(state["own"])
 
+    def _find_source(self, key: Any) -> int:
+        """Return what the option "task" asks for: the id of a task, unless a subclass has more.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
+        return find_task(self.tasks, key).id
+
+    def _switch(self, mask: Mask, source: int) -> None:
+        """Switch the copies of `mask` to what `_find_source` returned."""
+        self.task[mask] = source
+
     def _world_state(self) -> dict[str, Any] | None:
         """Return everything else that the next step depends on; None if the subclass cannot."""
         return None
@@ -288,9 +315,10 @@ class OneCopyEnv(TaskEnv):
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed, options=options)
         self.world.np_random = self.np_random  # one generator, shared
-        self.world.task[0] = self.task.id
+        everyone = np.ones(1, dtype=np.bool_)
+        self.world._switch(everyone, self.task.id)
         self.world._elapsed[0] = 0
-        self.world._begin(np.ones(1, dtype=np.bool_), seeded=seed is not None)
+        self.world._begin(everyone, seeded=seed is not None)
         return self._first(self.world._observe()), {"task": self.task.id}
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -314,8 +342,14 @@ class OneCopyEnv(TaskEnv):
     def metric(self, task: int | str) -> Metric:
         return self.world.metric(task)
 
-    def examples(self, task: int | str) -> int | None:
-        return self.world.examples(task)
+    def examples(self, task: int | str | Sequence[int]) -> int | None:
+        """Return the number of examples in one pass over one task; None for several tasks."""
+        return self.world.examples(task) if isinstance(task, int | str) else None
+
+    def show(
+        self, task: int, rows: npt.NDArray[np.int64]
+    ) -> tuple[Observation, npt.NDArray[np.int64]] | None:
+        return self.world.show(task, rows)
 
     def state_dict(self) -> dict[str, Any] | None:
         own = self.world.state_dict()

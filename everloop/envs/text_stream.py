@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,7 +52,10 @@ class TextStreamVectorEnv(StreamVectorEnv):
 
     def metric(self, task: int | str) -> Metric:
         """Return the accuracy; for tags the F1 of whole entities."""
-        return Metric("entity F1", "%", self._entity_f1) if self._tags else super().metric(task)
+        metric = super().metric(task)
+        if not self._tags:
+            return metric
+        return replace(metric, name="entity F1", evaluate=self._entity_f1)
 
     def _entity_f1(self, labels: Ints, guesses: Ints) -> float:
         """Return the entity-level F1 of a pass; labels and guesses (N, L)."""

@@ -67,9 +67,12 @@ class SyncTaskVectorEnv(SyncVectorEnv):
         metric: Metric = self.envs[0].get_wrapper_attr("metric")(task)
         return metric
 
-    def examples(self, task: int | str) -> int | None:
+    def examples(self, task: int | str | Sequence[int]) -> int | None:
         count: int | None = self.envs[0].get_wrapper_attr("examples")(task)
         return count
+
+    def show(self, task: int, rows: Any) -> None:
+        """Return None: a wrapper of a copy may show examples differently."""
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the states of all copies.

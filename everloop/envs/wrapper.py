@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import VectorEnv, VectorWrapper
 
@@ -34,9 +35,15 @@ class TaskVectorWrapper(VectorWrapper[Observation, Any, Observation, Any, npt.ND
         metric: Metric = self.env.metric(task)
         return metric
 
-    def examples(self, task: int | str) -> int | None:
+    def examples(self, task: int | str | Sequence[int]) -> int | None:
         count: int | None = self.env.examples(task)
         return count
+
+    def show(
+        self, task: int, rows: npt.NDArray[np.int64]
+    ) -> tuple[Observation, npt.NDArray[np.int64]] | None:
+        """Return None: the wrapper may show examples differently from the wrapped world."""
+        return None
 
     def state_dict(self) -> dict[str, Any] | None:
         state: dict[str, Any] | None = self.env.state_dict()

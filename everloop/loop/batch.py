@@ -71,6 +71,22 @@ class Batch:
             torch.cat(targets, 1) if len(targets) == len(batches) else None,
         )
 
+    @classmethod
+    def pool(cls, batches: Sequence[Batch]) -> Batch:
+        """Join the examples of `batches` with every field that all of them have.
+
+        Args:
+            batches: Batches whose examples all have the same number of steps T.
+        """
+
+        def field(name: str, axis: int) -> Tensor | None:
+            values = [value for batch in batches if (value := getattr(batch, name)) is not None]
+            return torch.cat(values, axis) if len(values) == len(batches) else None
+
+        joined = cls.join(batches)
+        stepwise = {name: field(name, 1) for name in STEPWISE}
+        return cls(joined.obs, joined.start, **stepwise, task=field("task", 0))
+
     def split(self, size: int) -> Iterator[Batch]:
         """Yield batches of at most `size` examples, in order."""
         for begin in range(0, len(self), size):

@@ -135,6 +135,17 @@ def score_metric(world: World) -> Metric:
     )
 
 
+def check_references(world: World) -> None:
+    """Raise ValueError unless the best return of each task is above the random one, or is nan."""
+    for task in world.tasks:
+        random, best = world.reference(task.id)
+        if best <= random:
+            raise ValueError(
+                f"reference of task {task.name} is ({random:g}, {best:g}), a random return and the "
+                "best one; the best must be higher, or both nan if they are unknown"
+            )
+
+
 def scaled(world: World, returns: Sequence[float]) -> list[float]:
     """Return the score of each task, from its return G and by the world's `score_metric`.
 

@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.func import functional_call
 from everloop.contract import CUE, NetworkOutput, Output, World
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import Categorical, Likelihood
+from everloop.loop.tally import Tally
 
 Weights = Mapping[str, Tensor]
 
@@ -53,6 +55,11 @@ class Model(ABC):
     accumulate: int = 1
     supports_new_weights: bool = True
     on_log: Callable[[dict[str, float]], None] = staticmethod(lambda scalars: None)
+
+    @cached_property
+    def tally(self) -> Tally:
+        """Counts of updates and of presented examples; strategies add what they do themselves."""
+        return Tally()
 
     @property
     def classes(self) -> int | None:

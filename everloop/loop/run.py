@@ -12,7 +12,7 @@ import torch
 
 from everloop.contract import Task, World, check_world
 from everloop.loop.batch import Batch
-from everloop.loop.evaluate import returns, scaled, score_metric
+from everloop.loop.evaluate import check_references, returns, scaled, score_metric
 from everloop.loop.learners.learner import Learner
 from everloop.loop.pretraining import Pretraining
 from everloop.loop.results.result import Evaluation, Result
@@ -81,8 +81,13 @@ class Plan:
         phases: Task ids of each phase, at least one.
         steps: World steps of each phase, 1 or more, divided among its tasks.
         eval_every: World steps between two evaluations within a phase, 1 or more.
-        consolidation_steps: Steps of the world sampled at the end of each task, 1 or more, for the
-            strategies' `end_task` and for callbacks.
+        consolidation_examples: The largest number of examples, 1 or more, that strategies and
+            callbacks get at the end of each task. They are a random sample of those that the world
+            has shown in the task, each once. None means all examples that a data set has shown, and
+            in other worlds the latest 2,048.
+        fresh_rollouts: Steps of each copy of a world, 0 or more, that the agent acts at the end of
+            each task to make that sample of new experience instead. They count in `steps`. A data
+            set allows only 0.
         seed: Seed for evaluation and consolidation.
         eval_tasks: Tasks to evaluate: "all", or those "seen" so far. Forward transfer needs all.
 
@@ -93,7 +98,8 @@ class Plan:
     phases: Sequence[Sequence[int]]
     steps: Sequence[int]
     eval_every: int
-    consolidation_steps: int
+    consolidation_examples: int | None = None
+    fresh_rollouts: int = 0
     seed: int = 0
     eval_tasks: Literal["all", "seen"] = "all"
 
@@ -107,9 +113,14 @@ class Plan:
                 f"steps are {list(self.steps)}; give 1 or more for each of the {len(self.phases)} "
                 "phases"
             )
-        for name in ("eval_every", "consolidation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        for name, least in (
+            ("eval_every", 1),
+            ("consolidation_examples", 1),
+            ("fresh_rollouts", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be {least} or more")
 
 
 class Run:
@@ -122,17 +133,18 @@ class Run:
         learner: The learner to train.
         plan: The phases, their lengths and the evaluations.
         evaluation: World for evaluation; for a stream, its test split.
-        consolidation: World in which each task is sampled at its end: a copy of the learner's own
-            world, which is not touched; for a stream, its train split.
         strategies: Strategies in their order of application. They are attached to the learner,
             which leaves out inactive ones (strength 0).
         callbacks: Callbacks in the order in which their hooks are called.
         pretraining: Meta-training of the initial weights before the first task.
+        rollouts: A copy of the learner's own world for the plan's `fresh_rollouts`; None if there
+            are none.
 
     Attributes:
         result: The evaluations so far.
         phase: Index of the phase in progress; between two phases, of the next one.
-        samples: Tasks of the phase that ended last, each with its consolidation examples.
+        samples: Tasks of the phase that ended last, each with batches of its consolidation
+            examples. The batches of a data set are read from it when they are used.
 
     Raises:
         ValueError: If a strategy cannot work with the learner or with the others, or if an
@@ -144,15 +156,17 @@ class Run:
         learner: Learner,
         plan: Plan,
         evaluation: World,
-        consolidation: World,
         strategies: Sequence[Strategy] = (),
         callbacks: Sequence[Callback] = (),
         pretraining: Pretraining | None = None,
+        rollouts: World | None = None,
     ) -> None:
-        for world in (learner.world, evaluation, consolidation):
+        for world in (learner.world, evaluation, rollouts or evaluation):
             check_world(world)
+        _check_rollouts(plan, learner, rollouts)
         self.learner, self.plan = learner, plan
-        self.evaluation, self.consolidation = evaluation, consolidation
+        self.evaluation, self.rollouts = evaluation, rollouts
+        self.learner.shown.limit = plan.consolidation_examples
         self.callbacks = list(callbacks)
         if pretraining is not None:
             pretraining.check(learner)
@@ -160,11 +174,12 @@ class Run:
         learner.attach(strategies)
         learner.on_log = self.log
         names = [task.name for task in evaluation.tasks]
+        check_references(evaluation)
         self.result = Result(
             names, [list(tasks) for tasks in plan.phases], score_metric(evaluation)
         )
         self.phase = 0
-        self.samples: list[tuple[Task, Batch]] = []
+        self.samples: list[tuple[Task, Sequence[Batch]]] = []
         self._phase_end: int | None = None  # the step at which the phase in progress ends
         self._stopped = False
         self._began: float | None = None
@@ -288,15 +303,28 @@ class Run:
         """Call the strategies' `end_task` for the tasks in progress, with a sample of each."""
         self.samples = []
         for task in self.tasks:
-            batch = self.learner.rollout(
-                self.consolidation,
-                [task.id],
-                self.plan.consolidation_steps,
-                self.plan.seed + 1 + self.phase,
-            )
+            batches = self._sample(task)
+            if not batches:
+                raise ValueError(
+                    f"no example of task {task.name} was shown while it was trained, so it can't "
+                    "be consolidated; train longer or in larger batches"
+                )
             for strategy in self.learner.strategies:
-                strategy.end_task(task, [batch], self.learner)
-            self.samples.append((task, batch))
+                strategy.end_task(task, batches, self.learner)
+            self.samples.append((task, batches))
+        self.learner.shown.clear()
+
+    def _sample(self, task: Task) -> Sequence[Batch]:
+        """Return examples that the world has shown in `task`, or of fresh rollouts."""
+        seed = self.plan.seed + 1 + self.phase
+        if self.rollouts is None or not self.plan.fresh_rollouts:
+            return self.learner.shown.sample(task.id, seed)
+        batch = self.learner.rollout(self.rollouts, [task.id], self.plan.fresh_rollouts, seed)
+        steps = self.plan.fresh_rollouts * self.rollouts.num_envs
+        self.learner.steps += steps
+        if self._phase_end is not None:  # they don't shorten the phase
+            self._phase_end += steps
+        return [batch]
 
     def stop(self) -> None:
         """End the run. The phase in progress is neither consolidated nor evaluated."""
@@ -382,6 +410,10 @@ class Run:
         """Evaluate, add the evaluation to the result, and tell the callbacks."""
         now = self._measure(ends_phase)
         self.result.steps, self.result.wall_seconds = self.steps, self._seconds
+        tally = self.learner.tally
+        self.result.updates, self.result.presentations = tally.updates, tally.presentations
+        self.result.online_accuracy = tally.online_accuracy
+        self.result.average_return = tally.average_return
         self.result.evaluations.append(now)
         for callback in self.callbacks:
             callback.on_evaluation(self)
@@ -401,6 +433,26 @@ class Run:
             seen = {task for tasks in begun for task in tasks}
         now = returns(self.learner, self.evaluation, self.learner.strategies, self.plan.seed, seen)
         return Evaluation(self.steps, phase, ends_phase, scaled(self.evaluation, now), now)
+
+
+def _check_rollouts(plan: Plan, learner: Learner, rollouts: World | None) -> None:
+    """Raise ValueError if the fresh rollouts of `plan` can't be made."""
+    if not plan.fresh_rollouts:
+        return
+    if learner.labelled:
+        raise ValueError(
+            f"fresh_rollouts is {plan.fresh_rollouts}; a data set would show examples that were "
+            "not trained on, so leave it at 0"
+        )
+    if rollouts is None:
+        raise ValueError(
+            f"fresh_rollouts is {plan.fresh_rollouts}; give the run a copy of the world as rollouts"
+        )
+    if plan.fresh_rollouts % learner.sequence_length:
+        raise ValueError(
+            f"fresh_rollouts is {plan.fresh_rollouts}; it must be a multiple of "
+            f"{learner.sequence_length}, the length of an example"
+        )
 
 
 @contextmanager

@@ -21,11 +21,15 @@ class NotFiniteError(FloatingPointError):
 def reset_to_tasks(
     world: World, tasks: Sequence[int], seed: int | None = None
 ) -> tuple[Observation, npt.NDArray[np.int64]]:
-    """Reset a world so that copy i has the task `tasks[i % len(tasks)]`.
+    """Reset a world to one or several tasks.
+
+    A data set shows the examples of several tasks in shuffled passes over their union. In other
+    worlds copy i plays the task `tasks[i % len(tasks)]`.
 
     Args:
         world: The world, of `world.num_envs` copies.
-        tasks: Ids of the tasks, at least one and at most as many as there are copies.
+        tasks: Ids of the tasks, at least one. Unless it is a data set, at most as many as there are
+            copies.
         seed: Seed of the reset; None continues the world's generators.
 
     Returns:
@@ -34,6 +38,9 @@ def reset_to_tasks(
     Raises:
         ValueError: If there are more tasks than copies.
     """
+    if len(tasks) > 1 and world.examples(tasks) is not None:
+        obs, info = world.reset(seed=seed, options={"task": list(tasks)})
+        return obs, info["task"]
     if len(tasks) > world.num_envs:
         raise ValueError(
             f"there are {len(tasks)} tasks but only {world.num_envs} copies of the world; use at "

@@ -99,7 +99,7 @@ def _run(
             episode_length=72 if split == "train" else 1,
             **told,
         )
-        for split in ("train", "test", "train")
+        for split in ("train", "test")
     ]
     worlds[0].reset(seed=seed)
     backbone = (GrowingMLP if growing else MLP)((8, 8, 1), (16, 16))
@@ -107,9 +107,8 @@ def _run(
     learner.seed(seed)
     return Run(
         learner,
-        Plan([[0], [1], [2]], [STEPS] * 3, 10**9, consolidation_steps=4),
+        Plan([[0], [1], [2]], [STEPS] * 3, 10**9),
         worlds[1],
-        worlds[2],
         strategies,
     )
 

@@ -107,7 +107,7 @@ class Experiment:
         ]
         self.strategies = [method for method in methods if isinstance(method, Strategy)]
         self.pretraining = _only([m for m in methods if isinstance(m, Pretraining)])
-        self.learner, self.plan, self.evaluation, self.consolidation = scenario.build(
+        self.learner, self.plan, self.evaluation, self.rollouts = scenario.build(
             seed, joint=self.names == [JOINT]
         )
         self.learner.check(self.strategies)
@@ -196,8 +196,9 @@ class Experiment:
                     return self._written([*callbacks, bar])
             return self._written(callbacks)
         finally:
-            for world in (self.learner.world, self.evaluation, self.consolidation):
-                world.close()
+            for world in (self.learner.world, self.evaluation, self.rollouts):
+                if world is not None:
+                    world.close()
 
     def _written(self, callbacks: Sequence[Callback]) -> Result:
         """Run it, and write the files if it has a folder."""
@@ -230,10 +231,10 @@ class Experiment:
             self.learner,
             self.plan,
             self.evaluation,
-            self.consolidation,
             self.strategies,
             [Divergence(), *callbacks],
             self.pretraining,
+            self.rollouts,
         )
         run.result.scenario, run.result.seed = self.scenario.name, self.seed
         run.result.strategies = [strategy_key(name) for name in self.names]

@@ -29,9 +29,10 @@ class Scenario(ABC):
             evaluations per task. The end of each task is always evaluated.
         eval_tasks: Tasks to evaluate: all of them, or only those seen so far (seen). The measure
             forward transfer needs all.
-        consolidation_steps: World steps sampled from each copy at a task's end, 1 or more. The
-            sample is for strategies and monitors. A stream has batch_size copies, so this is a
-            number of batches. A recurrent agent needs a multiple of its sequence length.
+        consolidation_examples: The largest number of examples that strategies and monitors get at
+            a task's end, 1 or more. They are drawn from those that the task has shown, each once.
+            By default all that a stream has shown, and in control the latest 2,048. A recurrent
+            agent's example is a sequence of steps.
     """
 
     name: ClassVar[str]
@@ -64,9 +65,13 @@ class Scenario(ABC):
     def task_steps(self, world: World, task: int) -> int:
         """Return the world steps of training for `task`, counted over all copies."""
 
+    def phase_steps(self, world: World, tasks: Sequence[int]) -> int:
+        """Return the world steps of a phase that trains all of `tasks` at once."""
+        return sum(self.task_steps(world, task) for task in tasks)
+
     eval_every: int | None = None
     eval_tasks: Literal["all", "seen"] = "all"
-    consolidation_steps: int = 32
+    consolidation_examples: int | None = None
 
     def without_effect(self) -> dict[str, str]:
         """Return setting -> reason, for settings that the other settings make useless."""
@@ -87,7 +92,12 @@ class Scenario(ABC):
         """Number of copies of the world for evaluation."""
         return 32
 
-    def build(self, seed: int, joint: bool = False) -> tuple[Learner, Plan, World, World]:
+    @property
+    def rollout_steps(self) -> int:
+        """Steps of each copy in fresh rollouts at a task's end; 0 for none."""
+        return 0
+
+    def build(self, seed: int, joint: bool = False) -> tuple[Learner, Plan, World, World | None]:
         """Build everything that a run needs, from one seed.
 
         Args:
@@ -96,7 +106,7 @@ class Scenario(ABC):
                 instead of one phase per task.
 
         Returns:
-            (learner, plan, world for evaluation, world for consolidation samples).
+            (learner, plan, world for evaluation, world for fresh rollouts or None).
 
         Raises:
             ValueError: In one line, if a setting is out of range.
@@ -110,8 +120,8 @@ class Scenario(ABC):
             else [self._find(world.tasks, key) for key in self.tasks]
         )
         phases: Sequence[Sequence[int]] = [ids] if joint and ids else [[task] for task in ids]
-        steps = [sum(self.task_steps(world, task) for task in phase) for phase in phases]
-        if max(map(len, phases), default=0) > self.num_envs:
+        steps = [self.phase_steps(world, phase) for phase in phases]
+        if joint and len(ids) > self.num_envs and world.examples(ids) is None:
             raise ValueError(
                 f"{len(ids)} tasks can't be trained at once, because the world has only "
                 f"{self.num_envs} copies; choose at most {self.num_envs} tasks"
@@ -119,19 +129,18 @@ class Scenario(ABC):
         every = self.eval_every
         if every is None:
             every = max(1, sum(steps) // (self.evaluations_per_task * max(1, len(ids))))
-        plan = Plan(phases, steps, every, self.consolidation_steps, 10_000 + seed, self.eval_tasks)
-        learner = self.learner(world, seed)
-        if self.consolidation_steps % learner.sequence_length:
-            raise ValueError(
-                f"consolidation_steps is {self.consolidation_steps}; it must be a multiple of "
-                f"{learner.sequence_length}"
-            )
-        return (
-            learner,
-            plan,
-            self.world("test", self.eval_envs, seed),
-            self.world("train", self.num_envs, seed),
+        plan = Plan(
+            phases,
+            steps,
+            every,
+            self.consolidation_examples,
+            self.rollout_steps,
+            10_000 + seed,
+            self.eval_tasks,
         )
+        learner = self.learner(world, seed)
+        rollouts = self.world("train", self.num_envs, seed) if self.rollout_steps else None
+        return learner, plan, self.world("test", self.eval_envs, seed), rollouts
 
     @staticmethod
     def _find(tasks: Any, key: str) -> int:

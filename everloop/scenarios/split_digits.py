@@ -41,7 +41,6 @@ class SplitDigits(StreamScenario):
     batch_size: int = 32
     training: Training = field(default_factory=Training)
     eval_tasks: Literal["all", "seen"] = "all"
-    consolidation_steps: int = 32
 
     @property
     def eval_envs(self) -> int:

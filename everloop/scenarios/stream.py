@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -135,7 +135,6 @@ class StreamScenario(Scenario):
     held_out: int = 0
     data: str | None = None
     eval_tasks: Literal["all", "seen"] = "seen"
-    consolidation_steps: int = 8
 
     @property
     def more_training(self) -> str:
@@ -264,9 +263,12 @@ class StreamScenario(Scenario):
         return unused
 
     def task_steps(self, world: World, task: int) -> int:
+        return self.phase_steps(world, [task])
+
+    def phase_steps(self, world: World, tasks: Sequence[int]) -> int:
         if self.iterations is not None:
-            return self.iterations * self.batch_size
-        examples = world.examples(task)
+            return self.iterations * self.batch_size * len(tasks)
+        examples = world.examples(tasks)
         assert examples is not None, "a stream is a data set"
         return self.epochs * examples
 

@@ -45,6 +45,9 @@ class SwitchingPlant(Scenario):
         token_size: Features of each token in the agent, a multiple of 4.
         hidden_size: Features of the agent's recurrent memory, 1 or more (recurrent agents only).
         world_seed: Seed for the plants, 0 or more. By default the run's seed.
+        fresh_rollouts: Steps of each copy, 0 or more, that the agent acts at a task's end for
+            strategies and monitors, in place of the task's own experience. They count as steps. A
+            recurrent agent needs a multiple of 16.
     """
 
     name: ClassVar[str] = "switching-plant"
@@ -73,11 +76,15 @@ class SwitchingPlant(Scenario):
     token_size: int = 64
     hidden_size: int = 128
     world_seed: int | None = None
-    consolidation_steps: int = 64
+    fresh_rollouts: int = 0
 
     @property
     def more_training(self) -> str:
         return "raise --steps"
+
+    @property
+    def rollout_steps(self) -> int:
+        return self.fresh_rollouts
 
     def world(self, split: Split, num_envs: int, seed: int) -> World:
         world_seed = seed if self.world_seed is None else self.world_seed
@@ -186,6 +193,8 @@ class SwitchingPlant(Scenario):
             reasons = {"gradient_steps": "only algorithm sac uses it"}
         if self.algorithm == "sac" or self.recurrent is False:
             reasons["hidden_size"] = "only a recurrent agent uses it"
+        if self.fresh_rollouts:
+            reasons["consolidation_examples"] = "fresh rollouts are used as a whole"
         return reasons
 
     def _optimizer(self) -> Callable[..., torch.optim.Optimizer] | None:

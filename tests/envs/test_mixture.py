@@ -29,7 +29,7 @@ ratios = st.floats(0, 0.3)
 def test_a_pass_has_each_own_example_once_and_the_given_ratios(
     blur: float, other: float, ood: float, task: int, epoch: int, seed: int
 ) -> None:
-    plan = Mixture(blur, other, ood).draw_pass(seed, ROWS, task, epoch, alterations=3)
+    plan = Mixture(blur, other, ood).draw_pass(seed, ROWS, [task], epoch, alterations=3)
     clean = plan[OOD] == 0
     own = clean & (plan[ORIGIN] == task)
     assert sorted(plan[INDEX, own]) == ROWS[task].tolist()
@@ -53,14 +53,14 @@ def test_a_pass_has_each_own_example_once_and_the_given_ratios(
 
 
 def test_past_tasks_are_sampled_in_proportion_to_their_sizes() -> None:
-    plan = Mixture(other_task_ratio=0.5).draw_pass(0, ROWS, 2, 0, 1)
+    plan = Mixture(other_task_ratio=0.5).draw_pass(0, ROWS, [2], 0, 1)
     assert [(plan[ORIGIN] == k).sum() for k in range(4)] == [300, 200, 500, 0]
 
 
 def test_order_defines_the_next_and_the_past_tasks() -> None:
     mixture = Mixture(0.2, 0.2, order=[3, 1, 0])
     neighbours = {
-        task: set(mixture.draw_pass(0, ROWS, task, 0, 1)[ORIGIN]) for task in (3, 1, 0, 2)
+        task: set(mixture.draw_pass(0, ROWS, [task], 0, 1)[ORIGIN]) for task in (3, 1, 0, 2)
     }
     assert neighbours == {3: {3, 1}, 1: {1, 0, 3}, 0: {0, 3, 1}, 2: {2}}
 
@@ -77,7 +77,7 @@ def test_a_gradual_change_grows_linearly_to_one_half_at_the_boundary(
     for seed in range(60):
         visit = np.concatenate(
             [
-                Mixture(gradual=gradual, passes=passes).draw_pass(seed, ROWS, 2, e, 1)
+                Mixture(gradual=gradual, passes=passes).draw_pass(seed, ROWS, [2], e, 1)
                 for e in range(passes)
             ],
             axis=1,

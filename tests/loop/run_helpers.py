@@ -28,33 +28,30 @@ KINDS = pytest.mark.parametrize("kind", ["stream", "ppo", "recurrent ppo"])
 FOREVER = 10**9
 
 
-def setting(kind: str, seed: int = 0) -> tuple[Learner, Any, Any]:
-    """A learner, a world for evaluation and a world for consolidation."""
+def setting(kind: str, seed: int = 0) -> tuple[Learner, Any]:
+    """A learner and a world for evaluation."""
     if kind == "stream":
         return (
             SupervisedLearner(mlp(seed=seed), stream(seed=seed), Training(1e-2)),
             stream(16, split="test"),
-            stream(),
         )
     learner = control_learner(kind == "recurrent ppo", seed=seed)
     learner.model.set_random_seed(seed)
-    return learner, plant(5), plant(4)
+    return learner, plant(5)
 
 
 def plan(
     eval_every: int = FOREVER, phases: Sequence[Sequence[int]] = ((0,), (1,)), steps: int = 64
 ) -> Plan:
-    return Plan(phases, [steps] * len(phases), eval_every, consolidation_steps=4, seed=5)
+    return Plan(phases, [steps] * len(phases), eval_every, seed=5)
 
 
 def run_with_strategies(
     kind: str, eval_every: int = FOREVER, seed: int = 0
 ) -> tuple[Result, list[Tensor]]:
-    learner, evaluation, consolidation = setting(kind, seed)
+    learner, evaluation = setting(kind, seed)
     strategies = [EWC(50.0), Replay(capacity=50, batch_size=4)]
-    return Run(learner, plan(eval_every), evaluation, consolidation, strategies).go(), weights(
-        learner.module
-    )
+    return Run(learner, plan(eval_every), evaluation, strategies).go(), weights(learner.module)
 
 
 class HookRecorder(Callback):

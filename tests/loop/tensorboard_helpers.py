@@ -67,12 +67,12 @@ def logged_run(folder: Path) -> Case:
     """Train three of five tasks of digits, with four evaluations each and every figure."""
     numbers = NumberRecorder()
     learner = SupervisedLearner(mlp(), stream(), Training(1e-2))
-    plan = Plan([[0], [1], [2]], [80] * 3, eval_every=24, consolidation_steps=4)
+    plan = Plan([[0], [1], [2]], [80] * 3, eval_every=24)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensorboard, "DRAWING", math.inf)
         logger = TensorBoardLogger(folder, {"epochs": 1}, "everloop run digits")
         callbacks = [Divergence(), numbers, logger]
-        result = Run(learner, plan, stream(16, split="test"), stream(), [], callbacks).go()
+        result = Run(learner, plan, stream(16, split="test"), [], callbacks).go()
     return Case(result, numbers, read(folder))
 
 

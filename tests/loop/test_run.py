@@ -37,13 +37,13 @@ def test_evaluations_do_not_change_training_with_dropout() -> None:
     """An evaluation draws no dropout masks."""
 
     def final(eval_every: int) -> list[Tensor]:
-        _, evaluation, consolidation = setting("stream")
+        _, evaluation = setting("stream")
         torch.manual_seed(0)
         module = FlatNet(
             nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.5), nn.Linear(8, 10))
         )
         learner = SupervisedLearner(module, stream(), Training(1e-2))
-        Run(learner, plan(eval_every), evaluation, consolidation, []).go()
+        Run(learner, plan(eval_every), evaluation, []).go()
         return weights(module)
 
     assert same(final(1), final(FOREVER))
@@ -63,9 +63,9 @@ def test_the_same_seed_gives_the_same_scores_bit_for_bit(kind: str) -> None:
 
 @KINDS
 def test_the_result_contains_the_score_matrix_and_all_evaluations(kind: str) -> None:
-    learner, evaluation, consolidation = setting(kind)
+    learner, evaluation = setting(kind)
     before = scores(learner, evaluation, [], 5)
-    result = Run(learner, plan(32), evaluation, consolidation, []).go()
+    result = Run(learner, plan(32), evaluation, []).go()
     assert result.tasks == [task.name for task in evaluation.tasks]
     assert result.phases == [[0], [1]]
     assert result.before == before
@@ -97,8 +97,8 @@ def test_a_run_flushes_denormals_and_restores_the_setting(flushed: bool) -> None
 
     torch.set_flush_denormal(flushed)
     try:
-        learner, evaluation, consolidation = setting("stream")
-        Run(learner, plan(), evaluation, consolidation, [], [Denormals()]).go()
+        learner, evaluation = setting("stream")
+        Run(learner, plan(), evaluation, [], [Denormals()]).go()
         assert found
         assert not any(found)
         assert (float(torch.tensor([1e-40]) * 1) == 0) is flushed
@@ -108,8 +108,8 @@ def test_a_run_flushes_denormals_and_restores_the_setting(flushed: bool) -> None
 
 @KINDS
 def test_no_step_is_evaluated_twice(kind: str) -> None:
-    learner, evaluation, consolidation = setting(kind)
-    steps = [e.step for e in Run(learner, plan(32), evaluation, consolidation, []).go().evaluations]
+    learner, evaluation = setting(kind)
+    steps = [e.step for e in Run(learner, plan(32), evaluation, []).go().evaluations]
     assert steps == sorted(set(steps))
 
 
@@ -118,21 +118,20 @@ def test_evaluations_within_a_phase_use_the_updated_network(kind: str) -> None:
     """The scores equal those of a phase that ends there."""
 
     def at_64(steps: int) -> list[float]:
-        learner, evaluation, consolidation = setting(kind)
-        result = Run(learner, plan(64, phases=[[0]], steps=steps), evaluation, consolidation).go()
+        learner, evaluation = setting(kind)
+        result = Run(learner, plan(64, phases=[[0]], steps=steps), evaluation).go()
         return next(now.scores for now in result.evaluations if now.step == 64)
 
     assert at_64(128) == at_64(64)
 
 
 def recorded_tasks(phases: Sequence[Sequence[int]], kind: str = "stream") -> list[str]:
-    learner, evaluation, consolidation = setting(kind)
+    learner, evaluation = setting(kind)
     entries: list[str] = []
     Run(
         learner,
         plan(phases=phases, steps=32),
         evaluation,
-        consolidation,
         [TaskRecorder("a", entries), TaskRecorder("b", entries)],
     ).go()
     return entries
@@ -155,23 +154,23 @@ def test_tasks_of_one_phase_begin_and_end_together() -> None:
 
 @KINDS
 def test_a_task_ends_with_a_sample_of_its_examples(kind: str) -> None:
-    learner, evaluation, consolidation = setting(kind)
+    learner, evaluation = setting(kind)
     strategy = TaskRecorder("a", [])
-    Run(learner, plan(), evaluation, consolidation, [strategy]).go()
+    Run(learner, plan(), evaluation, [strategy]).go()
     assert [task for task, _ in strategy.batches] == [0, 1]
     for task, batch in strategy.batches:
-        assert batch.length * len(batch) == 4 * consolidation.num_envs
+        assert batch.length * len(batch) == 64
         assert batch.task is not None
         assert set(batch.task.tolist()) == {task}
         assert (batch.target is not None) == (kind == "stream")
 
 
 def test_a_new_run_replaces_the_strategies_of_the_learner() -> None:
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     entries: list[str] = []
-    Run(learner, plan(), evaluation, consolidation, [TaskRecorder("old", entries)]).go()
+    Run(learner, plan(), evaluation, [TaskRecorder("old", entries)]).go()
     entries.clear()
-    Run(learner, plan(), evaluation, consolidation, [TaskRecorder("new", entries)]).go()
+    Run(learner, plan(), evaluation, [TaskRecorder("new", entries)]).go()
     assert {entry.split()[0] for entry in entries} == {"new"}
 
 
@@ -187,26 +186,26 @@ def test_a_new_run_replaces_the_strategies_of_the_learner() -> None:
         ({"steps": [8, 8, 8]}, r"steps are \[8, 8, 8\]"),
         ({"steps": [8, 0]}, r"steps are \[8, 0\]"),
         ({"eval_every": 0}, "eval_every is 0; it must be 1 or more"),
-        ({"consolidation_steps": 0}, "consolidation_steps is 0; it must be 1 or more"),
+        ({"consolidation_examples": 0}, "consolidation_examples is 0; it must be 1 or more"),
     ],
     ids=str,
 )
 def test_invalid_plans_are_refused_with_the_value(settings: dict[str, Any], message: str) -> None:
-    valid = {"phases": [[0], [1]], "steps": [8, 8], "eval_every": 8, "consolidation_steps": 4}
+    valid = {"phases": [[0], [1]], "steps": [8, 8], "eval_every": 8}
     with pytest.raises(ValueError, match=message):
         Plan(**valid | settings)
 
 
 def test_an_unknown_task_is_refused() -> None:
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     with pytest.raises(ValueError, match="unknown task 9"):
-        Run(learner, plan(phases=[[9]]), evaluation, consolidation, []).go()
+        Run(learner, plan(phases=[[9]]), evaluation, []).go()
 
 
 def test_scores_rise_with_learning_and_fall_with_forgetting() -> None:
     """On class-incremental digits, the network learns the last task and forgets the first."""
-    learner, evaluation, consolidation = setting("stream")
-    result = Run(learner, plan(steps=1200), evaluation, consolidation, []).go()
+    learner, evaluation = setting("stream")
+    result = Run(learner, plan(steps=1200), evaluation, []).go()
     assert result.metric == ACCURACY
     assert result.scores[0][0] > 90
     assert result.scores[1][1] > 80
@@ -218,7 +217,7 @@ def test_scores_rise_with_learning_and_fall_with_forgetting() -> None:
 @pytest.mark.parametrize("kind", ["stream", "ppo"])
 def test_the_gradient_norm_is_that_of_the_latest_step(kind: str) -> None:
     """It is the norm that the optimizer got, after strategies and clipping."""
-    learner, evaluation, consolidation = setting(kind)
+    learner, evaluation = setting(kind)
     norms: list[float] = []
 
     def record_norm(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -229,7 +228,7 @@ def test_the_gradient_norm_is_that_of_the_latest_step(kind: str) -> None:
         ]
         norms.append(sum(squares) ** 0.5)
 
-    learned = Run(learner, plan(phases=[[0]]), evaluation, consolidation, [EWC(50.0)]).go()
+    learned = Run(learner, plan(phases=[[0]]), evaluation, [EWC(50.0)]).go()
     learner.optimizer.register_step_post_hook(record_norm)
     learner.learn([1], 64)
     assert learned.steps == 64
@@ -237,9 +236,9 @@ def test_the_gradient_norm_is_that_of_the_latest_step(kind: str) -> None:
 
 
 def test_an_environment_without_the_world_interface_is_refused() -> None:
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     with pytest.raises(
         ValueError,
         match="VectorWrapper is not a world: it has no tasks, reference, metric, examples",
     ):
-        Run(learner, plan(), VectorWrapper(evaluation), consolidation)
+        Run(learner, plan(), VectorWrapper(evaluation))

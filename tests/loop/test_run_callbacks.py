@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from loop_helpers import stream
 from run_helpers import FOREVER, HookRecorder, LogRecorder, TaskRecorder, plan, setting
 from torch import Tensor
 
@@ -23,10 +22,10 @@ from everloop.loop import (
 
 
 def test_all_hooks_are_called_in_order() -> None:
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     calls: list[str] = []
     a, b = HookRecorder("a", calls), HookRecorder("b", calls)
-    Run(learner, plan(16, steps=24), evaluation, consolidation, [], [a, b]).go()
+    Run(learner, plan(16, steps=24), evaluation, [], [a, b]).go()
     calls_of_a = [word.removeprefix("a ") for word in calls if word.startswith("a")]
     first = [
         "phase 0",
@@ -52,9 +51,9 @@ def test_all_hooks_are_called_in_order() -> None:
 
 
 def test_divergence_is_logged_at_evaluations_after_the_first_task() -> None:
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     recorder = LogRecorder("divergence/")
-    Run(learner, plan(16, steps=24), evaluation, consolidation, [], [recorder, Divergence()]).go()
+    Run(learner, plan(16, steps=24), evaluation, [], [recorder, Divergence()]).go()
     assert [(step, {name.split("/")[2] for name in d}) for step, d in recorder.scalars] == [
         (24, {"0-1"}),
         (40, {"0-1"}),
@@ -65,9 +64,9 @@ def test_divergence_is_logged_at_evaluations_after_the_first_task() -> None:
 
 
 def test_a_short_task_logs_its_loss_at_its_end() -> None:
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     recorder = LogRecorder("train/")
-    Run(learner, plan(steps=24), evaluation, consolidation, [], [recorder]).go()
+    Run(learner, plan(steps=24), evaluation, [], [recorder]).go()
     assert [step for step, _ in recorder.scalars] == [24, 48]
 
 
@@ -77,13 +76,12 @@ def test_a_callback_can_end_a_phase() -> None:
             if run.phase == 0 and run.steps == 16:
                 run.end_phase()
 
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     entries: list[str] = []
     result = Run(
         learner,
         plan(steps=32),
         evaluation,
-        consolidation,
         [TaskRecorder("a", entries)],
         [EndAt16()],
     ).go()
@@ -103,13 +101,12 @@ def test_a_phase_ends_only_after_all_callbacks_were_called() -> None:
             if not run.result.evaluations[-1].ends_phase:
                 run.end_phase()
 
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     calls: list[str] = []
     Run(
         learner,
         plan(16, phases=[[0]], steps=32),
         evaluation,
-        consolidation,
         [],
         [EndAtEvaluation(), HookRecorder("a", calls)],
     ).go()
@@ -122,13 +119,12 @@ def test_a_callback_can_stop_the_run() -> None:
             if run.phase == 1 and run.evaluate().scores[1] > 50:
                 run.stop()
 
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     calls: list[str] = []
     result = Run(
         learner,
         plan(steps=400),
         evaluation,
-        consolidation,
         [],
         [StopAbove50(), HookRecorder("a", calls)],
     ).go()
@@ -145,13 +141,12 @@ def test_a_boundary_ends_and_begins_the_task_within_a_phase() -> None:
             if run.steps == 16:
                 run.boundary()
 
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     entries: list[str] = []
     result = Run(
         learner,
         plan(phases=[[0]], steps=32),
         evaluation,
-        consolidation,
         [TaskRecorder("a", entries)],
         [BoundaryAt16()],
     ).go()
@@ -166,14 +161,14 @@ def test_a_boundary_ends_and_begins_the_task_within_a_phase() -> None:
 
 @pytest.mark.parametrize("act", [Run.end_phase, Run.boundary])
 def test_end_phase_and_boundary_are_refused_between_two_phases(act: Callable[[Run], None]) -> None:
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     with pytest.raises(RuntimeError, match="no phase is in progress"):
-        act(Run(learner, plan(), evaluation, consolidation))
+        act(Run(learner, plan(), evaluation))
 
 
-@pytest.mark.parametrize(("copies", "steps"), [(5, 51), (8, 16), (8, 17), (8, 64), (2, 3)])
+@pytest.mark.parametrize("shown", [16, 128, 136, 280])
 def test_divergence_uses_at_most_128_examples_of_the_sample(
-    copies: int, steps: int, monkeypatch: pytest.MonkeyPatch
+    shown: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probes: list[Batch] = []
     remember: Callable[..., None] = Divergence.remember
@@ -183,26 +178,18 @@ def test_divergence_uses_at_most_128_examples_of_the_sample(
         remember(self, task, learner, probe)
 
     monkeypatch.setattr(Divergence, "remember", recording_remember)
-    learner, evaluation, _ = setting("stream")
+    learner, evaluation = setting("stream")
     strategy = TaskRecorder("a", [])
-    Run(
-        learner,
-        Plan([[0]], [8], FOREVER, steps),
-        evaluation,
-        stream(copies),
-        [strategy],
-        [Divergence()],
-    ).go()
-    whole = strategy.batches[0][1]
-    assert len(whole) == copies * steps
-    assert min(len(whole), 64) <= len(probes[0]) <= 128
-    rows = {image.numpy().tobytes(): i for i, image in enumerate(whole.obs["image"][0])}
-    found = [rows[image.numpy().tobytes()] for image in probes[0].obs["image"][0]]
-    assert max(found) >= len(whole) * 0.9 - 1
+    Run(learner, Plan([[0]], [shown], FOREVER), evaluation, [strategy], [Divergence()]).go()
+    whole = Batch.pool([batch for _, batch in strategy.batches])
+    assert len(whole) == shown
+    assert len(probes[0]) == min(shown, 128)
+    images = {image.numpy().tobytes() for image in whole.obs["image"][0]}
+    assert {image.numpy().tobytes() for image in probes[0].obs["image"][0]} <= images
 
 
 def test_all_hooks_before_an_error_are_called() -> None:
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     calls: list[str] = []
 
     class FailingLoss(Strategy):
@@ -216,7 +203,6 @@ def test_all_hooks_before_an_error_are_called() -> None:
             learner,
             plan(16),
             evaluation,
-            consolidation,
             [FailingLoss()],
             [HookRecorder("a", calls)],
         ).go()
@@ -231,7 +217,7 @@ def test_all_hooks_before_an_error_are_called() -> None:
 
 
 def test_every_callback_gets_the_logged_numbers() -> None:
-    learner, evaluation, consolidation = setting("stream")
+    learner, evaluation = setting("stream")
     calls: list[tuple[str, int, list[str]]] = []
 
     class Scalars(Callback):
@@ -241,6 +227,6 @@ def test_every_callback_gets_the_logged_numbers() -> None:
         def on_log(self, run: Run, scalars: dict[str, float]) -> None:
             calls.append((self.name, run.steps, sorted(scalars)))
 
-    Run(learner, plan(steps=160), evaluation, consolidation, [], [Scalars("a"), Scalars("b")]).go()
+    Run(learner, plan(steps=160), evaluation, [], [Scalars("a"), Scalars("b")]).go()
     logged = ["train/gradient_norm", "train/learning_rate", "train/loss"]
     assert calls == [(name, step, logged) for step in (160, 320) for name in "ab"]

@@ -29,8 +29,8 @@ from everloop.loop import (
     Training,
 )
 
-Setting = tuple[Learner, Any, Any]
-"""A learner, a world for evaluation and a world for consolidation."""
+Setting = tuple[Learner, Any]
+"""A learner and a world for evaluation."""
 
 OPTIONS = {
     "plain": Training(1e-2),
@@ -48,17 +48,16 @@ def stream_setting(training: Training, seed: int) -> Setting:
     return (
         SupervisedLearner(mlp(seed=seed), stream(seed=seed), training),
         stream(16, split="test"),
-        stream(),
     )
 
 
 def ppo_setting(recurrent: bool, seed: int) -> Setting:
     learner = control_learner(recurrent, seed=seed)
-    return learner, plant(5), plant(4)
+    return learner, plant(5)
 
 
 def off_policy_setting(sac: bool, seed: int) -> Setting:
-    return off_policy_learner(sac, seed=seed), off_policy_world(sac, 5), off_policy_world(sac, 4)
+    return off_policy_learner(sac, seed=seed), off_policy_world(sac, 5)
 
 
 SETTINGS: dict[str, Callable[[int], Setting]] = {
@@ -75,10 +74,10 @@ SETTINGS: dict[str, Callable[[int], Setting]] = {
 
 def make_run(kind: str, seed: int, strategies: list[Strategy]) -> Run:
     """A run of three phases."""
-    learner, evaluation, consolidation = SETTINGS[kind](seed)
+    learner, evaluation = SETTINGS[kind](seed)
     learner.seed(seed)
-    plan = Plan([[0], [1], [0]], [80, 80, 48], eval_every=24, consolidation_steps=4, seed=5)
-    return Run(learner, plan, evaluation, consolidation, strategies)
+    plan = Plan([[0], [1], [0]], [80, 80, 48], eval_every=24, seed=5)
+    return Run(learner, plan, evaluation, strategies)
 
 
 def ewc_and_replay(seed: int = 0) -> list[Strategy]:
@@ -143,9 +142,8 @@ def test_divergence_from_a_smaller_network_is_refused() -> None:
     def run_with_lora() -> Run:
         return Run(
             stream_learner("lora"),
-            Plan([[0], [1]], [16, 16], eval_every=1000, consolidation_steps=4),
+            Plan([[0], [1]], [16, 16], eval_every=1000),
             stream(16, split="test", **world),
-            stream(**world),
             [LoRA(rank=2)],
             [Divergence()],
         )
@@ -206,11 +204,9 @@ def test_a_restored_run_with_any_strategy_continues_bit_for_bit(name: str) -> No
         learner = stream_learner(name)
         task_aware = STRATEGIES[name].traits.task_id
         world = {"label_space": "within_task", "task_cue": True} if task_aware else {}
-        plan = Plan([[0], [1], [2]], [48] * 3, eval_every=1000, consolidation_steps=4, seed=5)
+        plan = Plan([[0], [1], [2]], [48] * 3, eval_every=1000, seed=5)
         learner.seed(seed)
-        return Run(
-            learner, plan, stream(16, split="test", **world), stream(**world), [active(name)]
-        )
+        return Run(learner, plan, stream(16, split="test", **world), [active(name)])
 
     first = run(0)
     first.begin()

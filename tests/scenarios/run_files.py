@@ -17,7 +17,7 @@ def result_of(folder: Path | str) -> dict[str, Any]:
     return content
 
 
-SHORT = ["--iterations", "3", "--consolidation-steps", "1", "--eval-every", "100000"]
+SHORT = ["--iterations", "3", "--eval-every", "100000"]
 
 
 def asked(*words: str) -> Experiment:

@@ -296,8 +296,8 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         (["run", "switching-plant", "--gradient-steps", "0"], ["gradient_steps is 0"]),
         (["run", "switching-plant", "--world-seed", "-1"], ["world_seed is -1"]),
         (
-            ["run", "switching-plant", "--consolidation-steps", "5"],
-            ["consolidation_steps is 5", "multiple of 16"],
+            ["run", "switching-plant", "--fresh-rollouts", "5"],
+            ["fresh_rollouts is 5", "multiple of 16"],
         ),
         (
             ["run", "switching-plant", "--num-tasks", "40", "--strategies", "joint"],

@@ -173,7 +173,7 @@ def test_from_nothing_to_a_table_and_a_picture_in_two_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    short = ["--iterations", "2", "--consolidation-steps", "1"]
+    short = ["--iterations", "2"]
     assert (
         main(
             [

@@ -19,7 +19,7 @@ from everloop.scenarios.cli import main
 from everloop.scenarios.jobs import run_all
 
 HERE = Path(__file__).parent
-SHORT = ["run", "split-digits", "--iterations", "3", "--consolidation-steps", "1"]
+SHORT = ["run", "split-digits", "--iterations", "3"]
 SHORT += ["--eval-every", "100000"]
 
 
@@ -115,8 +115,6 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
                 "mine:Sometimes",
                 "--iterations",
                 "10",
-                "--consolidation-steps",
-                "1",
                 "--seeds",
                 "1,0",
                 "--out",

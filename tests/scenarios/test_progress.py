@@ -139,7 +139,7 @@ def test_quiet_shows_nothing() -> None:
 
 
 def test_python_shows_progress_on_request(capsys: pytest.CaptureFixture[str]) -> None:
-    scenario = SplitDigits(iterations=2, consolidation_steps=1, tasks=["0-1"])
+    scenario = SplitDigits(iterations=2, tasks=["0-1"])
     Experiment(scenario, "none").run()
     assert capsys.readouterr().out == ""
     Experiment(scenario, "none").run(progress=True)
@@ -194,7 +194,7 @@ SMALL = {"num_tasks": 2, "token_size": 8, "hidden_size": 8, "eval_every": 10_000
 @pytest.mark.parametrize(
     "scenario",
     [
-        SplitDigits(epochs=1, tasks=["0-1", "2-3"], consolidation_steps=1),
+        SplitDigits(epochs=1, tasks=["0-1", "2-3"]),
         SwitchingPlant(steps=100, **SMALL),
         SwitchingPlant(steps=100, algorithm="sac", **SMALL),
     ],

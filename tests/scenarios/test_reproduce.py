@@ -27,7 +27,7 @@ from everloop.scenarios.reproduce import (
 TABLE = """
 title: Digits
 source: nobody, 2026.
-common: --epochs 1 --tasks 0,{seed} --eval-every 100000 --consolidation-steps 1
+common: --epochs 1 --tasks 0,{seed} --eval-every 100000
 seeds: [1, 2]
 rows:
   - {method: none, column: class, published: 50.0, exact: true, run: split-digits --strategies none}
@@ -65,8 +65,7 @@ def test_the_command_runs_what_is_missing_and_writes_the_table(
     assert f"| ER | class | 0.0 | {np.mean(found):.1f} | {error:.2f} | 2 | pass |" in text
     assert "| later | task | - | - | - | 0 | -, on a GPU |" in text
     command = (
-        "split-digits --epochs 1 --tasks 0,SEED --eval-every 100000 --consolidation-steps 1 "
-        "--strategies replay --seed SEED"
+        "split-digits --epochs 1 --tasks 0,SEED --eval-every 100000 --strategies replay --seed SEED"
     )
     assert f"`everloop run {command}`" in text
     assert [json.loads((folder / seed / "result.json").read_text())["phases"] for seed in "12"] == [

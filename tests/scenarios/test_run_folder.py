@@ -16,7 +16,7 @@ from everloop.scenarios import run_command
 from everloop.scenarios.cli import main
 from everloop.scenarios.folder import opened
 
-SHORT = ["run", "split-digits", "--iterations", "3", "--consolidation-steps", "1", "--quiet"]
+SHORT = ["run", "split-digits", "--iterations", "3", "--quiet"]
 
 
 @pytest.fixture(autouse=True)
@@ -125,8 +125,6 @@ def test_old_files_are_kept_until_the_new_run_is_complete(
     failing = [
         "run",
         "own_parts:Failing",
-        "--consolidation-steps",
-        "1",
         "--quiet",
         "--out",
         "x",
@@ -146,7 +144,7 @@ def test_old_files_are_kept_until_the_new_run_is_complete(
 def test_an_error_in_a_users_world_is_one_line_and_its_traceback_is_kept(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["run", "own_parts:Failing", "--consolidation-steps", "1", "--out", "x"]) == 2
+    assert main(["run", "own_parts:Failing", "--out", "x"]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert errors == [
         "everloop: error: RuntimeError at step 480: the sensor is unplugged; the traceback is in "
@@ -193,10 +191,7 @@ def test_a_full_disk_leaves_no_empty_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    assert (
-        main(["run", "own_parts:Failing", "--consolidation-steps", "1", "--quiet", "--out", "x"])
-        == 2
-    )
+    assert main(["run", "own_parts:Failing", "--quiet", "--out", "x"]) == 2
     assert (
         capsys.readouterr().err
         == "everloop: error: RuntimeError at step 480: the sensor is unplugged\n"

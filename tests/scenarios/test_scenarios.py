@@ -31,8 +31,8 @@ def test_scenario_types_differ_in_actions_task_cue_and_heads(
 
 
 def test_an_epoch_is_one_pass_over_a_tasks_examples() -> None:
-    _, plan, _, consolidation = SplitDigits(epochs=3).build(seed=0)
-    assert list(plan.steps) == [3 * consolidation.examples(task) for task in range(5)]  # type: ignore[attr-defined]
+    learner, plan, _, _ = SplitDigits(epochs=3).build(seed=0)
+    assert list(plan.steps) == [3 * learner.world.examples(task) for task in range(5)]  # type: ignore[operator]
 
 
 def test_a_runs_seed_sets_its_plants_and_all_its_worlds_share_them() -> None:
@@ -144,10 +144,10 @@ def test_the_worlds_of_an_experiment_are_closed_when_it_has_run(
     breaks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, closed = (
-        Experiment(SplitDigits(iterations=1, consolidation_steps=1, tasks=["0-1"]), "none"),
+        Experiment(SplitDigits(iterations=1, tasks=["0-1"]), "none"),
         list[Any](),
     )
-    worlds = [experiment.learner.world, experiment.evaluation, experiment.consolidation]
+    worlds = [experiment.learner.world, experiment.evaluation]
     for world in worlds:
         monkeypatch.setattr(world, "close", lambda world=world: closed.append(world))
 

@@ -78,8 +78,8 @@ class Divergence(Callback):
 
     def on_evaluation(self, run: Run) -> None:
         if run.result.evaluations[-1].ends_phase:
-            for task, batch in run.samples:
-                self.remember(task.name, run.learner, subsample([batch], PROBE)[0])
+            for task, batches in run.samples:
+                self.remember(task.name, run.learner, Batch.pool(subsample(batches, PROBE)))
         values = self.update(run.learner).values
         if values:
             run.log({f"divergence/{name}": value for name, value in values.items()})

@@ -15,6 +15,7 @@ from torch import Tensor
 from everloop.contract import Observation, World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.accompanied import Accompanied
+from everloop.loop.learners.shown import Shown
 from everloop.loop.world import check_finite, reset_to_tasks
 
 
@@ -25,10 +26,13 @@ class Learner(Accompanied):
 
     Attributes:
         world: The world it learns from.
+        shown: The examples that it has been shown in the phase in progress, for samples at the end
+            of a task.
         notes: One line for each option that has no effect here, with the reason.
     """
 
     world: World
+    shown: Shown
     notes: Sequence[str] = ()
 
     @abstractmethod
@@ -100,12 +104,19 @@ class Learner(Accompanied):
                 f"{type(self.world).__name__} can't give its state (state_dict is None), so the "
                 "learner can't be saved during a phase; use a world that can"
             )
-        return {"steps": self.steps, "world": world}
+        return {
+            "steps": self.steps,
+            "world": world,
+            "shown": self.shown.state_dict(),
+            "tally": self.tally.state_dict(),
+        }
 
     def load_position(self, state: Mapping[str, Any]) -> None:
         """Restore what `position` returned."""
         self.steps = state["steps"]
         self.world.load_state_dict(state["world"])
+        self.shown.load_state_dict(state["shown"])
+        self.tally.load_state_dict(state["tally"])
 
     @torch.no_grad()
     def act(

@@ -18,6 +18,7 @@ from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.augment import AUGMENTATIONS
 from everloop.loop.learners.learner import Learner
 from everloop.loop.learners.learning_rate import RATES
+from everloop.loop.learners.shown import Recent, ShownRows
 from everloop.loop.learners.training import Training
 from everloop.loop.likelihood import Categorical, TokenCategorical, likelihood_for
 from everloop.loop.state import packed, restore
@@ -26,7 +27,7 @@ from everloop.loop.world import check_finite, labels_of, reset_to_tasks
 
 LOG_EVERY = 20
 """Updates averaged in each log entry."""
-POSITION = ("counts", "_obs", "_task", "_start", "_batches", "_done", "_losses")
+POSITION = ("counts", "_obs", "_task", "_mixed_tasks", "_start", "_batches", "_done", "_losses")
 """Attributes that hold the learner's position in a phase."""
 
 Replayed = list[tuple[Strategy, Forward]]
@@ -89,8 +90,11 @@ class SupervisedLearner(Learner):
                     f"augment {training.augment} does nothing: the world shows no images"
                 )
         self.max_grad_norm, self.accumulate = max_grad_norm, training.accumulate
+        can_show = world.show(world.tasks[0].id, np.zeros(0, np.int64)) is not None
+        self.shown = ShownRows(self._read) if can_show else Recent()
         self._obs: Observation = {}
         self._task = self._start = torch.zeros(0)
+        self._mixed_tasks = False  # True if the task may change from one batch to the next
         self._batches = self._done = 0
         self._losses: list[float] = []
         self.attach([])
@@ -150,6 +154,8 @@ class SupervisedLearner(Learner):
         return -(-batches // self.training.accumulate) * self.training.updates_per_batch
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
+        self.shown.clear()
+        self._mixed_tasks = len(tasks) > 1
         self._obs, played = reset_to_tasks(self.world, tasks)
         self._task = to_tensor(played, self.device)
         self._start = torch.ones(1, len(played), dtype=torch.bool, device=self.device)
@@ -183,12 +189,12 @@ class SupervisedLearner(Learner):
         unlabelled = self._current_batch()
         seen = self.augmented(unlabelled)
         output, replayed = self._look(seen)
-        label = self._guess(output)
+        label, info = self._guess(output)
         target = label[None]
-        if self.strategies:
-            fresh = replace(unlabelled, target=target, output=output.prediction.detach())
-            for strategy in self.strategies:
-                strategy.observe(fresh, self)
+        fresh = replace(unlabelled, target=target, output=output.prediction.detach())
+        self.shown.add(fresh, info)
+        for strategy in self.strategies:
+            strategy.observe(fresh, self)
         # The last step of a phase may average fewer batches.
         parts = self.training.accumulate
         together = min(parts, self._batches - self._done // parts * parts)
@@ -203,6 +209,18 @@ class SupervisedLearner(Learner):
             self._losses.clear()
         return len(label)
 
+    def _read(self, task: int, rows: npt.NDArray[np.int64]) -> Batch:
+        """Return examples of the world's data set, without any effect on the world."""
+        shown = self.world.show(task, rows)
+        assert shown is not None, "the world can show its examples again"
+        obs, labels = shown
+        return Batch(
+            {name: to_tensor(value[None], self.device) for name, value in obs.items()},
+            torch.ones(1, len(rows), dtype=torch.bool, device=self.device),
+            target=to_tensor(labels[None], self.device),
+            task=torch.full((len(rows),), task, device=self.device),
+        )
+
     def _current_batch(self) -> Batch:
         """Return the world's current observations as a batch without labels."""
         check_finite(self._obs, self.steps)
@@ -211,14 +229,18 @@ class SupervisedLearner(Learner):
         obs = {name: to_tensor(value[None], device) for name, value in self._obs.items()}
         return Batch(obs, self._start, task=self._task)
 
-    def _guess(self, output: NetworkOutput) -> Tensor:
-        """Step the world with the most likely labels. Return the true labels, (B, ...)."""
+    def _guess(self, output: NetworkOutput) -> tuple[Tensor, dict[str, Any]]:
+        """Step the world with the most likely labels. Return the true ones, (B, ...), and info."""
         guess = self.likelihood.mode(output.prediction[0].detach()).cpu().numpy()
-        self._obs, _, _, _, info = self.world.step(guess)
+        self._obs, rewards, _, _, info = self.world.step(guess)
         label = to_tensor(labels_of(info), self._start.device)
+        self.tally.right += float(rewards.sum())
+        self.tally.guessed += len(rewards)
+        if self._mixed_tasks:
+            self._task = to_tensor(info["task"], self._start.device)
         if self.counts is not None:
             self.counts += torch.bincount(label, minlength=len(self.counts))
-        return label
+        return label, info
 
     def _look(self, seen: Batch) -> tuple[NetworkOutput, Replayed]:
         """Return the outputs for the fresh batch and for replayed examples, from one pass."""

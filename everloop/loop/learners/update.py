@@ -90,9 +90,11 @@ class Updater:
 
     def recall(self) -> list[tuple[Strategy, Batch]]:
         """Return the stored examples to replay in the next update, each batch with its strategy."""
-        return [
+        recalled = [
             (s, stored) for s in self.strategies if (stored := s.recall(self.model)) is not None
         ]
+        self.model.tally.presentations += sum(len(stored) for _, stored in recalled)
+        return recalled
 
     def total_loss(
         self, task_loss: Tensor, fresh: Forward, replayed: Sequence[tuple[Strategy, Forward]]
@@ -181,11 +183,13 @@ class Updater:
         elif self.parts == 0:
             for p in self.model.weights().values():
                 p.grad = torch.zeros_like(p)
+        self.model.tally.presentations += len(batch)
         self.parts = (self.parts + 1) % parts
         if self.parts == 0:
             self._batch, self._replayed = batch, True
             self._step(self.model.optimizer)
             self._batch, self._replayed = None, False
+            self.model.tally.updates += 1
         return value
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -266,6 +270,9 @@ class Updater:
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._replayed:  # other code took the step, so nothing is counted yet
+            self.model.tally.updates += 1
+            self.model.tally.presentations += 0 if self._batch is None else len(self._batch)
         self._follow()
 
     def _follow(self) -> None:

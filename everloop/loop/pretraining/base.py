@@ -25,17 +25,17 @@ class Pretraining(ABC):
     """Meta-training of the initial weights on tasks of the learner's world.
 
     A run performs it once, before its first task. It is given to the run besides the strategies.
+    Its steps, updates and presentations are counted as those of the run.
 
     Args:
+        tasks: IDs of the tasks for meta-training, at least one. For a fair result choose tasks that
+            are not learned afterwards; with all tasks the result is only an upper bound.
         inner_lr: Learning rate of the adaptation steps within a task, 0 or more.
         outer_lr: Step size of the update of the initial weights in each iteration, 0 or more.
         adaptation_steps: Adaptation steps on a task in each iteration, 1 or more.
         iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain
             training.
         batches: Batches of the world averaged in each loss of an iteration, 1 or more.
-        tasks: IDs of the tasks for meta-training; all tasks of the world if none. Meta-training on
-            all tasks gives only an upper bound. For a fair result choose tasks that are not learned
-            afterwards.
         seed: Seed for the tasks and examples drawn in meta-training, 0 or more.
 
     Raises:
@@ -45,14 +45,17 @@ class Pretraining(ABC):
     name: ClassVar[str]
     """Name on the command line and in messages."""
 
+    outer_losses: ClassVar[int] = 0
+    """Losses of each iteration besides those of the adaptation steps."""
+
     def __init__(
         self,
+        tasks: Sequence[int] = (),
         inner_lr: float = 0.05,
         outer_lr: float = 0.5,
         adaptation_steps: int = 5,
         iterations: int = 200,
         batches: int = 1,
-        tasks: list[int] | None = None,
         seed: int = 0,
     ) -> None:
         check_range("inner_lr", inner_lr, 0)
@@ -62,43 +65,44 @@ class Pretraining(ABC):
         check_range("batches", batches, 1)
         self.inner_lr, self.outer_lr = inner_lr, outer_lr
         self.adaptation_steps, self.iterations = adaptation_steps, iterations
-        self.batches, self.tasks = batches, tasks
+        self.batches, self.tasks = batches, list(tasks)
         self.rng = np.random.default_rng(seed)
 
     def check(self, learner: Learner) -> None:
         """Check, before training, that it works with `learner`.
 
         Raises:
-            ValueError: If the world reveals no labels, or a task does not exist.
+            ValueError: If the world reveals no labels, or if tasks are missing or do not exist.
         """
         if not learner.labelled:
             raise ValueError(f"{self.name} needs labelled examples; use it with a stream")
         known = [task.id for task in learner.world.tasks]
-        for task in self.tasks or []:
+        if not self.tasks and self.iterations:
+            raise ValueError(
+                f"{self.name}.tasks is empty; give the IDs of the tasks for meta-training, best of "
+                f"tasks that are not learned afterwards, from {known[0]} to {known[-1]}"
+            )
+        for task in self.tasks:
             if task not in known:
                 raise ValueError(
                     f"{self.name}.tasks contains {task}; choose from {', '.join(map(str, known))}"
                 )
 
     def note(self, world: World) -> str:
-        """Return a note on its number of world steps, which the run does not count."""
-        steps = self.iterations * (self.adaptation_steps + 1) * self.batches * world.num_envs
-        tasks = ", ".join(map(str, self._ids(world)))
-        return (
-            f"{self.name} takes {steps} steps on tasks {tasks} before training, "
-            "which are not counted in steps"
-        )
-
-    def _ids(self, world: World) -> list[int]:
-        return self.tasks or [task.id for task in world.tasks]
+        """Return a note on its number of world steps."""
+        losses = self.iterations * (self.adaptation_steps + self.outer_losses)
+        steps = losses * self.batches * world.num_envs
+        tasks = ", ".join(map(str, self.tasks))
+        return f"{self.name} takes {steps} steps on tasks {tasks} before training; they are counted"
 
     def run(self, learner: Learner) -> None:
         """Meta-train the weights of `learner` in its world."""
-        ids = self._ids(learner.world)
         for _ in range(self.iterations):
-            task = int(self.rng.choice(ids))
+            task = int(self.rng.choice(self.tasks))
             loss = _loss_of_task(learner, task, self.batches, int(self.rng.integers(2**31)))
-            self.improve(learner, [loss] * (self.adaptation_steps + 1))
+            losses = [loss] * (self.adaptation_steps + self.outer_losses)
+            self.improve(learner, losses)
+            learner.tally.updates += len(losses)
 
     @abstractmethod
     def improve(self, model: Model, losses: Sequence[Loss]) -> None:
@@ -106,8 +110,8 @@ class Pretraining(ABC):
 
         Args:
             model: The model whose weights are meta-trained.
-            losses: One loss for each of the `adaptation_steps`, and one more. All are losses of the
-                same task.
+            losses: One loss for each of the `adaptation_steps`, and `outer_losses` more. All are
+                losses of the same task.
         """
 
     def adapted(
@@ -163,6 +167,8 @@ def _loss_of_task(learner: Learner, task: int, batches: int, seed: int) -> Loss:
             obs, _, _, _, info = world.step(guess)
             labels = to_tensor(labels_of(info), learner.device)
             losses.append(learner.loss_of(outputs, labels[None]))
+            learner.steps += len(labels)
+            learner.tally.presentations += len(labels)
         return torch.stack(losses).mean()
 
     return loss

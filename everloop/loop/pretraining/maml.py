@@ -23,31 +23,32 @@ class MAML(Pretraining):
     second-order terms of the adaptation steps. The paper's experiments use Adam too (section 5.1).
 
     Args:
+        tasks: IDs of the tasks for meta-training, at least one. For a fair result choose tasks that
+            are not learned afterwards; with all tasks the result is only an upper bound.
         inner_lr: Learning rate of the adaptation steps within a task, 0 or more.
         outer_lr: Learning rate of Adam on the initial weights, 0 or more.
         adaptation_steps: Adaptation steps on a task in each iteration, 1 or more.
         iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain
             training.
         batches: Batches of the world averaged in each loss of an iteration, 1 or more.
-        tasks: IDs of the tasks for meta-training; all tasks of the world if none. Meta-training on
-            all tasks gives only an upper bound. For a fair result choose tasks that are not learned
-            afterwards.
         seed: Seed for the tasks and examples drawn in meta-training, 0 or more.
     """
 
     name = "maml"
 
+    outer_losses = 1
+
     def __init__(
         self,
+        tasks: Sequence[int] = (),
         inner_lr: float = 0.05,
         outer_lr: float = 1e-3,
         adaptation_steps: int = 5,
         iterations: int = 200,
         batches: int = 1,
-        tasks: list[int] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(inner_lr, outer_lr, adaptation_steps, iterations, batches, tasks, seed)
+        super().__init__(tasks, inner_lr, outer_lr, adaptation_steps, iterations, batches, seed)
 
     def run(self, learner: Learner) -> None:
         self.adam = torch.optim.Adam(learner.weights().values(), self.outer_lr, fused=True)

@@ -18,15 +18,14 @@ class Reptile(Pretraining):
     w' are the weights after `adaptation_steps` steps of plain gradient descent on a task.
 
     Args:
+        tasks: IDs of the tasks for meta-training, at least one. For a fair result choose tasks that
+            are not learned afterwards; with all tasks the result is only an upper bound.
         inner_lr: Learning rate of the adaptation steps within a task, 0 or more.
         outer_lr: Step size of the initial weights towards the adapted ones, 0 or more.
         adaptation_steps: Adaptation steps on a task in each iteration, 1 or more.
         iterations: Iterations of meta-training before the first task, 0 or more; 0 is plain
             training.
         batches: Batches of the world averaged in each loss of an iteration, 1 or more.
-        tasks: IDs of the tasks for meta-training; all tasks of the world if none. Meta-training on
-            all tasks gives only an upper bound. For a fair result choose tasks that are not learned
-            afterwards.
         seed: Seed for the tasks and examples drawn in meta-training, 0 or more.
     """
 

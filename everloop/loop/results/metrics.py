@@ -86,6 +86,64 @@ def backward_transfer(S: Matrix, phases: Phases) -> float | None:
     return mean([S[-1][j] - S[_last(phases, j)][j] for j in old])
 
 
+def one_step_backward_transfer(S: Matrix, phases: Phases) -> float | None:
+    """Return mean_j (S[j+1][j] - S[j][j]) over tasks not trained in the last phase.
+
+    It is the change by the very next phase (Kumar et al. 2023, "Maintaining plasticity in continual
+    learning via regenerative regularization", section A.2.6).
+    """
+    old = [j for j in _trained(phases) if _last(phases, j) < len(phases) - 1]
+    return mean([S[_last(phases, j) + 1][j] - S[_last(phases, j)][j] for j in old])
+
+
+def min_accuracy(
+    scores: Matrix, at: Sequence[int | None], ends: Sequence[bool], phases: Phases
+) -> float | None:
+    """Return mean_j min_e scores[e][j] over tasks not trained in the last phase that has begun.
+
+    The minimum is over the evaluations e after the end of the last phase that trains j. It shows a
+    drop that a later recovery hides, and more of it the more often one evaluates. De Lange et al.
+    2023, "Continual evaluation for lifelong learning: identifying the stability gap", section 3
+    (min-ACC).
+
+    Args:
+        scores: The score on every task at each evaluation.
+        at: The phase in progress at each evaluation; None before training.
+        ends: Whether each evaluation ends its phase.
+        phases: The tasks of each phase.
+    """
+    present = max((phase for phase in at if phase is not None), default=-1)
+    begun = phases[: present + 1]
+    minima = []
+    for j in _trained(begun):
+        own = _last(begun, j)
+        if own < present:
+            end = next(e for e, phase in enumerate(at) if phase == own and ends[e])
+            minima.append(min(row[j] for row in scores[end + 1 :]))
+    return mean(minima)
+
+
+def worst_case_accuracy(
+    scores: Matrix, at: Sequence[int | None], ends: Sequence[bool], phases: Phases
+) -> float | None:
+    """Return the worst case that trades off the present phase and the earlier ones (WC-ACC).
+
+        1/k mean_j scores[E][j] + (1 - 1/k) min-ACC
+
+    j are the tasks of the k-th phase, which is in progress at the last evaluation E. De Lange et
+    al. 2023, section 3. Arguments as in `min_accuracy`.
+    """
+    present = max((phase for phase in at if phase is not None), default=-1)
+    if present < 0:
+        return None
+    now = mean([scores[-1][j] for j in phases[present]])
+    if present == 0 or now is None:
+        return now
+    lowest = min_accuracy(scores, at, ends, phases)
+    share = 1 / (present + 1)
+    return None if lowest is None else share * now + (1 - share) * lowest
+
+
 def forward_transfer(S: Matrix, phases: Phases, before: Sequence[float]) -> float | None:
     """Return mean_j (S[j-1][j] - before[j]) over tasks not trained in the first phase.
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from everloop.contract import Metric
 from everloop.loop.results import metrics
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,12 @@ class Result:
         phases: Ids of the tasks that each phase trains.
         metric: Name and unit of the scores.
         evaluations: Evaluations in chronological order; the first one precedes any training.
-        steps: World steps learned from.
+        steps: World steps learned from, with fresh rollouts and pre-training.
+        updates: Optimizer steps of the network, with those of strategies and pre-training.
+        presentations: Examples whose gradient an update used, each time that one was: of the
+            stream, replayed, or presented again at a task's end.
+        online_accuracy: Accuracy in % on each example before its update; None without labels.
+        average_return: Mean return of the episodes in training; None on a data set.
         wall_seconds: Seconds since the run began, including evaluation.
         scenario: Name of the scenario; empty if there is none.
         strategies: Names of the strategies.
@@ -56,6 +61,10 @@ class Result:
     metric: Metric
     evaluations: list[Evaluation] = field(default_factory=list)
     steps: int = 0
+    updates: int = 0
+    presentations: int = 0
+    online_accuracy: float | None = None
+    average_return: float | None = None
     wall_seconds: float = 0.0
     scenario: str = ""
     strategies: list[str] = field(default_factory=list)
@@ -112,8 +121,33 @@ class Result:
         return metrics.backward_transfer(self.scores, self.finished)
 
     @property
+    def one_step_backward_transfer(self) -> float | None:
+        """`metrics.one_step_backward_transfer` of the phases so far."""
+        return metrics.one_step_backward_transfer(self.scores, self.finished)
+
+    @property
+    def min_accuracy(self) -> float | None:
+        """`metrics.min_accuracy` of the evaluations so far."""
+        return metrics.min_accuracy(*self._course(), self.phases)
+
+    @property
+    def worst_case_accuracy(self) -> float | None:
+        """`metrics.worst_case_accuracy` of the evaluations so far."""
+        return metrics.worst_case_accuracy(*self._course(), self.phases)
+
+    def _course(self) -> tuple[list[list[float]], list[int | None], list[bool]]:
+        """Return the scores, the phase and the end of a phase at each evaluation."""
+        return (
+            [now.scores for now in self.evaluations],
+            [now.phase for now in self.evaluations],
+            [now.ends_phase for now in self.evaluations],
+        )
+
+    @property
     def forward_transfer(self) -> float | None:
-        """`metrics.forward_transfer` of the phases so far."""
+        """`metrics.forward_transfer` of the phases so far; None if each task has new classes."""
+        if self.metric.new_classes:
+            return None
         return metrics.forward_transfer(self.scores, self.finished, self.before)
 
     @property
@@ -162,6 +196,27 @@ class Result:
         """Return every measure by name; None if it can't be computed."""
         return {name: getattr(self, name) for name in MEASURES}
 
+    def reasons(self) -> dict[str, str]:
+        """Return why a measure can't be computed, by the name of each measure that is None."""
+        return {
+            name: self._reason(name) for name, value in self.measures().items() if value is None
+        }
+
+    def _reason(self, measure: str) -> str:
+        if measure == "online_accuracy":
+            return "the world reveals no labels"
+        if measure == "average_return":
+            return "no episode has ended" if self.metric.unit != "%" else "it is a data set"
+        if not self.rows:
+            return "no phase has ended"
+        if measure == "forward_transfer" and self.metric.new_classes:
+            return "each task has new classes, which can't be predicted before it is trained"
+        if len(self.rows) == 1:
+            return "it needs two phases"
+        if any(math.isnan(score) for now in self.evaluations for score in now.scores):
+            return "some tasks were not evaluated; use eval_tasks all"
+        return "no task was followed by another phase"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the content of result.json. Unknown numbers are None."""
         return {
@@ -170,14 +225,21 @@ class Result:
             "strategies": self.strategies,
             "seed": self.seed,
             "complete": self.complete,
-            "metric": {"name": self.metric.name, "unit": self.metric.unit},
+            "metric": {
+                "name": self.metric.name,
+                "unit": self.metric.unit,
+                "new_classes": self.metric.new_classes,
+            },
             "tasks": self.tasks,
             "phases": [[self.tasks[j] for j in phase] for phase in self.phases],
             **self.measures(),
+            "reasons": self.reasons(),
             "before": _known(self.before),
             "scores": [_known(row) for row in self.scores],
             "returns": [_known(row) for row in self.returns],
             "steps": self.steps,
+            "updates": self.updates,
+            "presentations": self.presentations,
             "wall_seconds": self.wall_seconds,
             "evaluations": [
                 {
@@ -242,6 +304,10 @@ class Result:
                 for e in content["evaluations"]
             ],
             content["steps"],
+            content["updates"],
+            content["presentations"],
+            content["online_accuracy"],
+            content["average_return"],
             content["wall_seconds"],
             content["scenario"],
             content["strategies"],
@@ -254,9 +320,14 @@ MEASURES = (
     "average_incremental_score",
     "forgetting",
     "backward_transfer",
+    "one_step_backward_transfer",
     "forward_transfer",
     "learning_accuracy",
     "anytime_score",
+    "min_accuracy",
+    "worst_case_accuracy",
+    "online_accuracy",
+    "average_return",
 )
 """The names of the measures, in a `Result` and in result.json."""
 

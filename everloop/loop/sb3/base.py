@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from everloop.contract import Output, World
 from everloop.loop.batch import Batch
 from everloop.loop.learners.learner import Learner
+from everloop.loop.learners.shown import Recent
 from everloop.loop.sb3.vec_env import WorldVecEnv, pictures
 from everloop.loop.state import packed, restore
 from everloop.loop.strategies.base import Effect, Forward, Strategy
@@ -135,7 +136,8 @@ class SB3Base(Learner):
                 f"parameters contain {name!r}, which the learner sets itself; leave it out"
             )
         self.world, self.max_grad_norm = world, max_grad_norm
-        self.env = WorldVecEnv(world)
+        self.env = WorldVecEnv(world, self.tally)
+        self.shown = Recent()
 
     def _adopt(self, model: Any, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Use the algorithm `model`, of which strategies see `module` and its `optimizer`."""
@@ -204,6 +206,7 @@ class SB3Base(Learner):
         return batch.action
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
+        self.shown.clear()
         self.env.tasks, self.env.steps = tasks, self.steps
         # SB3 resets the world and its schedules here.
         self._total, _ = self.model._setup_learn(steps, self._callback)
@@ -213,6 +216,7 @@ class SB3Base(Learner):
         if before >= self._total:
             return 0
         collected = self._collect()
+        self.shown.add(collected, {})
         for strategy in self.strategies:
             strategy.observe(collected, self)
         steps: int = self.model.num_timesteps - before

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from everloop.contract import Observation, World
 from everloop.loop.state import packed, restore
+from everloop.loop.tally import Tally
 from everloop.loop.world import check_finite, reset_to_tasks
 
 STATE = ("tasks", "played", "steps", "_obs", "_returns", "_lengths", "_seeds")
@@ -41,19 +42,20 @@ class WorldVecEnv(VecEnv):
 
     Args:
         world: A world with the autoreset mode SAME_STEP.
+        tally: Where the return of each ended episode is added; None for a tally of its own.
 
     Raises:
         ValueError: If the world has another autoreset mode.
         NotFiniteError: At a reset or step, if an observation or a reward is not finite.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, tally: Tally | None = None) -> None:
         mode = getattr(world, "metadata", {}).get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"the world's autoreset mode is {mode}; make it with {AutoresetMode.SAME_STEP}"
             )
-        self.world = world
+        self.world, self.tally = world, tally or Tally()
         self.tasks: Sequence[int] = [0]
         self.played: npt.NDArray[np.int64] = np.zeros(world.num_envs, dtype=np.int64)
         self.steps = 0
@@ -94,6 +96,8 @@ class WorldVecEnv(VecEnv):
             infos[i]["terminal_observation"] = self._with_axis(info["final_obs"][i], 0)
             infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
             infos[i]["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i])}
+        self.tally.returns += float(self._returns[done].sum())
+        self.tally.episodes += int(done.sum())
         self._returns[done] = 0.0
         self._lengths[done] = 0
         self._obs = obs

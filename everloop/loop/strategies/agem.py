@@ -48,6 +48,7 @@ class AGEM(Rehearsal):
             return
         grads: list[Tensor] = [p.grad for p in live if p.grad is not None]
         reference = gradient(model.loss(stored), live)
+        model.tally.presentations += len(stored)
         dot = inner(grads, reference)
         if dot < 0:
             ratio = float(dot / inner(reference, reference))

@@ -236,8 +236,10 @@ class Strategy:
 
         Args:
             task: The task.
-            batches: A sample of the task's examples.
-            model: The model after the task's last update.
+            batches: Examples that the world has shown in the task, each once, in random order.
+                Those of a data set are read from it whenever a batch is asked for.
+            model: The model after the task's last update. Count updates that are made here, and
+                examples that they use, in `model.tally`.
         """
 
     def view(self, task: Task, model: Model) -> AbstractContextManager[None]:

@@ -117,6 +117,8 @@ class GDumb(Rehearsal):
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(weights, 10.0)
                 optimizer.step()
+                model.tally.updates += 1
+                model.tally.presentations += len(rows)
                 rate.step()
         model.module.train(training)
         for p in weights:

@@ -88,6 +88,7 @@ class GEM(Rehearsal):
         _fill(g, own)
         for row, stored in zip(G, drawn, strict=True):
             _fill(row, gradient(model.loss(stored), live))
+            model.tally.presentations += len(stored)
         if bool((G @ g >= 0).all()):
             return
         products = _gram(self._gradients)

@@ -132,5 +132,6 @@ def _gradient(
     model: Model, batch: Batch, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
 ) -> list[Tensor]:
     """Return the gradient of the loss of `batch` at these weights and with these buffers."""
+    model.tally.presentations += len(batch)
     leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
     return gradient(model.loss(batch, leaves | dict(buffers)), list(leaves.values()))

@@ -66,6 +66,7 @@ class MIR(Rehearsal):
         worst = stored[increase.topk(min(self.batch_size, len(stored))).indices]
         loss = self.strength * model.loss(worst)
         loss.backward()  # type: ignore[no-untyped-call]
+        model.tally.presentations += len(worst)
 
     @torch.no_grad()
     def interference(self, stored: Batch, model: Model) -> Tensor:

@@ -149,6 +149,8 @@ class PackNet(Strategy):
             for (name, p), g in zip(live.items(), gradients, strict=True):
                 p.grad = None if g is None else g * own[name]
             optimizer.step()
+            model.tally.updates += 1
+            model.tally.presentations += count
             with torch.no_grad():
                 for name, p in live.items():
                     p.copy_(torch.lerp(before[name], p, own[name]))

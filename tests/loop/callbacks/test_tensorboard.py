@@ -149,9 +149,9 @@ def test_unknown_measures_are_not_written(tmp_path: Path) -> None:
 def resumable_run(folder: Path, seed: int) -> Run:
     """A run of two phases that is logged to `folder`."""
     learner = SupervisedLearner(mlp(seed=seed), stream(seed=seed), Training(1e-2))
-    plan = Plan([[0], [1]], [80] * 2, eval_every=24, consolidation_steps=4)
+    plan = Plan([[0], [1]], [80] * 2, eval_every=24)
     callbacks = [Divergence(), TensorBoardLogger(folder)]
-    return Run(learner, plan, stream(16, split="test"), stream(), [], callbacks)
+    return Run(learner, plan, stream(16, split="test"), [], callbacks)
 
 
 def test_a_resumed_run_has_the_same_curves_as_an_uninterrupted_one(tmp_path: Path) -> None:

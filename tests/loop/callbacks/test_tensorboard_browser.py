@@ -86,13 +86,13 @@ class Name(Callback):
 def train_run(folder: Path, name: str) -> Result:
     learner = SupervisedLearner(mlp(), stream(), Training(1e-2))
     strategies = [] if name == "none" else [Replay(strength=1.0)]
-    plan = Plan([[0], [1], [2]], [160] * 3, eval_every=32, consolidation_steps=4)
+    plan = Plan([[0], [1], [2]], [160] * 3, eval_every=32)
     callbacks = [
         Name([name]),
         Divergence(),
         TensorBoardLogger(folder / name, {"epochs": 1}, f"everloop run {name}"),
     ]
-    return Run(learner, plan, stream(16, split="test"), stream(), strategies, callbacks).go()
+    return Run(learner, plan, stream(16, split="test"), strategies, callbacks).go()
 
 
 @pytest.fixture(scope="module")

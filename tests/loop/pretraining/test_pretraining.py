@@ -106,7 +106,9 @@ def test_pretrained_weights_adapt_faster_than_random_ones(
         return total / 5
 
     plain, trained = small_learner(), small_learner()
-    method(inner_lr=0.5, outer_lr=outer_lr, adaptation_steps=1, iterations=60).run(trained)
+    method(range(5), inner_lr=0.5, outer_lr=outer_lr, adaptation_steps=1, iterations=60).run(
+        trained
+    )
     assert loss_after_one_step(trained) < 0.8 * loss_after_one_step(plain)
 
 
@@ -115,23 +117,40 @@ def test_a_task_that_does_not_exist_is_refused() -> None:
         run_with(Reptile(tasks=[1, 7]))
 
 
+def test_meta_training_without_tasks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^maml.tasks is empty; give .* from 0 to 4$"):
+        run_with(MAML())
+    run_with(MAML(iterations=0))  # plain training
+
+
+@pytest.mark.parametrize(("method", "losses"), [(Reptile, 2), (MAML, 3)])
+def test_meta_training_counts_in_the_result(method: type[Pretraining], losses: int) -> None:
+    """In each of 3 iterations every loss is the mean over 2 batches of 8 examples."""
+    meta = method([2], adaptation_steps=2, iterations=3, batches=2)
+    result = run_with(meta).go()
+    assert result.steps == 3 * losses * 2 * 8 + 128
+    assert result.presentations == result.steps
+    assert result.updates == 3 * losses + 16
+    assert f"takes {result.steps - 128} steps on tasks 2 " in meta.note(stream())
+
+
 def test_meta_training_does_not_use_the_global_generator() -> None:
     learner, state = small_learner(), torch.get_rng_state()
-    Reptile(iterations=2).run(learner)
+    Reptile([0], iterations=2).run(learner)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def run_with(pretraining: Pretraining | None, learner: SupervisedLearner | None = None) -> Run:
-    plan = Plan([[0], [1]], [64, 64], 10**9, consolidation_steps=4)
-    return Run(learner or small_learner(), plan, stream(), stream(), pretraining=pretraining)
+    plan = Plan([[0], [1]], [64, 64], 10**9)
+    return Run(learner or small_learner(), plan, stream(), pretraining=pretraining)
 
 
 @pytest.mark.parametrize("method", [Reptile, MAML])
 def test_a_run_starts_with_one_pretraining(method: type[Pretraining]) -> None:
-    run = run_with(method(iterations=3, seed=1))
+    run = run_with(method([2, 3], iterations=3, seed=1))
     run.go()
     learner = small_learner()
-    method(iterations=3, seed=1).run(learner)
+    method([2, 3], iterations=3, seed=1).run(learner)
     assert not same(weights(learner.module), weights(small_learner().module))
     by_hand = run_with(None, learner)
     by_hand.go()
@@ -139,7 +158,7 @@ def test_a_run_starts_with_one_pretraining(method: type[Pretraining]) -> None:
 
 
 def test_a_run_restored_within_a_task_is_not_pretrained_again() -> None:
-    first, second = (run_with(Reptile(iterations=3, seed=1)) for _ in range(2))
+    first, second = (run_with(Reptile([2], iterations=3, seed=1)) for _ in range(2))
     first.begin()
     for _ in range(3):
         first.advance()

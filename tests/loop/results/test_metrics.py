@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from result_helpers import finished_result
 
-from everloop.contract import SCORE
+from everloop.contract import SCORE, Metric
 from everloop.loop import Evaluation, Result
 from everloop.loop.results.metrics import (
     anytime_score,
@@ -19,7 +19,10 @@ from everloop.loop.results.metrics import (
     forgetting,
     forward_transfer,
     learning_accuracy,
+    min_accuracy,
+    one_step_backward_transfer,
     task_forgetting,
+    worst_case_accuracy,
 )
 
 Matrix = list[list[float]]
@@ -39,6 +42,60 @@ def test_forgetting_is_the_best_earlier_score_minus_the_last() -> None:
 
 def test_backward_transfer_is_the_last_score_minus_the_learned_one() -> None:
     assert backward_transfer(S, IN_ORDER) == pytest.approx(((0.5 - 0.9) + (0.9 - 0.8)) / 2)
+
+
+def test_one_step_backward_transfer_is_the_change_by_the_next_phase() -> None:
+    expected = ((0.7 - 0.9) + (0.9 - 0.8)) / 2
+    assert one_step_backward_transfer(S, IN_ORDER) == pytest.approx(expected)
+    assert one_step_backward_transfer(S[:1], [[0]]) is None
+
+
+def test_worst_case_measures_see_a_drop_that_recovers() -> None:
+    """Task 0 falls to 0.1 while task 1 is learned, and both recover before the phases end."""
+    course = [
+        (0, False, [0.2, 0.0, 0.0]),
+        (0, True, [0.9, 0.0, 0.0]),
+        (1, False, [0.1, 0.5, 0.0]),
+        (1, True, [0.8, 0.7, 0.0]),
+        (2, False, [0.6, 0.3, 0.4]),
+        (2, True, [0.7, 0.6, 0.5]),
+    ]
+
+    def measured(stop: int) -> tuple[float | None, float | None]:
+        at = [None, *(phase for phase, _, _ in course[:stop])]
+        ends = [False, *(end for _, end, _ in course[:stop])]
+        scores = [[0.0, 0.0, 0.0], *(row for _, _, row in course[:stop])]
+        return (
+            min_accuracy(scores, at, ends, IN_ORDER),
+            worst_case_accuracy(scores, at, ends, IN_ORDER),
+        )
+
+    assert measured(0) == (None, None)
+    assert measured(2) == (None, pytest.approx(0.9))
+    assert measured(3) == (pytest.approx(0.1), pytest.approx(0.5 * 0.5 + 0.5 * 0.1))
+    lowest = (0.1 + 0.3) / 2
+    assert measured(6) == (pytest.approx(lowest), pytest.approx(0.5 / 3 + 2 / 3 * lowest))
+
+
+def test_forward_transfer_to_new_classes_is_unknown_with_a_reason() -> None:
+    metric = Metric("accuracy", "%", new_classes=True)
+    result = finished_result(["a", "b"], [[50.0, 50.0], [90.0, 0.0], [0.0, 80.0]], metric=metric)
+    assert result.forward_transfer is None
+    assert result.reasons()["forward_transfer"].startswith("each task has new classes")
+    assert finished_result(["a"], [[1.0], [2.0]]).reasons() == {
+        **dict.fromkeys(
+            [
+                "forgetting",
+                "backward_transfer",
+                "one_step_backward_transfer",
+                "forward_transfer",
+                "min_accuracy",
+            ],
+            "it needs two phases",
+        ),
+        "online_accuracy": "the world reveals no labels",
+        "average_return": "it is a data set",
+    }
 
 
 def test_forward_transfer_is_the_gain_before_training_the_task() -> None:

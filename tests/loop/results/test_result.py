@@ -24,32 +24,51 @@ def example(unknown: float = 0.25) -> Result:
         Evaluation(640, 1, True, [0.25, 0.75], [2.5, 7.5]),
     ]
     return Result(
-        ["a", "b"], [[0], [1]], SCORE, evaluations, 640, 1.5, "digits", ["ewc", "replay"], 3
+        ["a", "b"],
+        [[0], [1]],
+        SCORE,
+        evaluations,
+        steps=640,
+        updates=20,
+        presentations=900,
+        average_return=3.5,
+        wall_seconds=1.5,
+        scenario="digits",
+        strategies=["ewc", "replay"],
+        seed=3,
     )
 
 
 def test_the_content_has_the_documented_keys_in_order() -> None:
     content = example().to_dict()
     expected = {
-        "version": 1,
+        "version": 2,
         "scenario": "digits",
         "strategies": ["ewc", "replay"],
         "seed": 3,
         "complete": True,
-        "metric": {"name": "score", "unit": ""},
+        "metric": {"name": "score", "unit": "", "new_classes": False},
         "tasks": ["a", "b"],
         "phases": [["a"], ["b"]],
         "average_score": 0.5,
         "average_incremental_score": 0.5,
         "forgetting": 0.25,
         "backward_transfer": -0.25,
+        "one_step_backward_transfer": -0.25,
         "forward_transfer": 0.0,
         "learning_accuracy": 0.625,
         "anytime_score": (320 * 0.5 + 160 * 0.375 + 160 * 0.5) / 640,
+        "min_accuracy": 0.25,
+        "worst_case_accuracy": 0.5 * 0.75 + 0.5 * 0.25,
+        "online_accuracy": None,
+        "average_return": 3.5,
+        "reasons": {"online_accuracy": "the world reveals no labels"},
         "before": [0.0, 0.25],
         "scores": [[0.5, 0.25], [0.25, 0.75]],
         "returns": [[5.0, 0.25], [2.5, 7.5]],
         "steps": 640,
+        "updates": 20,
+        "presentations": 900,
         "wall_seconds": 1.5,
         "evaluations": [
             {
@@ -165,8 +184,8 @@ def broken(**changes: Any) -> str:
     [
         (None, "holds no result.json; give the folder of a run that has ended a phase"),
         ("{", "can't be read"),
-        ("[]", "has format version None; this everloop reads version 1"),
-        (broken(version=7), "has format version 7; this everloop reads version 1"),
+        ("[]", "has format version None; this everloop reads version 2"),
+        (broken(version=7), "has format version 7; this everloop reads version 2"),
         (broken(evaluations=[{}]), "is damaged (KeyError: 'step')"),
         (broken(phases=[["c"]]), "is damaged"),
         (broken(metric={"name": "x", "color": "red"}), "is damaged"),

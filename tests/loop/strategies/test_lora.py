@@ -135,7 +135,7 @@ def test_a_returning_task_copies_an_adapter_shared_within_a_phase() -> None:
     learner = task_aware_learner(MLP((8, 8, 1), (8, 8)), rate=1e-2)
     lora = LoRA(rank=2, train_base=False)
     world = stream(label_space="within_task", task_cue=True)
-    Run(learner, Plan([[0, 1], [2]], [64, 64], 10**9, 4), world, world, [lora]).go()
+    Run(learner, Plan([[0, 1], [2]], [64, 64], 10**9), world, [lora]).go()
     batches = [examples(learner, task) for task in range(3)]
     then = [view_outputs(learner, lora, task, batch) for task, batch in enumerate(batches)]
     lora.begin_task(learner.world.tasks[0], learner)
