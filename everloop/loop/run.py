@@ -122,6 +122,28 @@ class Plan:
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; it must be {least} or more")
 
+    def check(self, learner: Learner, rollouts: World | None) -> None:
+        """Check that `learner` can make the fresh rollouts, in the world `rollouts`.
+
+        Raises:
+            ValueError: If it can't.
+        """
+        if not self.fresh_rollouts:
+            return
+        given = f"fresh_rollouts is {self.fresh_rollouts}"
+        if learner.labelled:
+            raise ValueError(
+                f"{given}; a data set would show examples that were not trained on, so leave it "
+                "at 0"
+            )
+        if rollouts is None:
+            raise ValueError(f"{given}; give the run a copy of the world as rollouts")
+        if self.fresh_rollouts % learner.sequence_length:
+            raise ValueError(
+                f"{given}; it must be a multiple of {learner.sequence_length}, the length of an "
+                "example"
+            )
+
 
 class Run:
     """Training of a learner by a plan, driven from outside.
@@ -163,7 +185,7 @@ class Run:
     ) -> None:
         for world in (learner.world, evaluation, rollouts or evaluation):
             check_world(world)
-        _check_rollouts(plan, learner, rollouts)
+        plan.check(learner, rollouts)
         self.learner, self.plan = learner, plan
         self.evaluation, self.rollouts = evaluation, rollouts
         self.learner.shown.limit = plan.consolidation_examples
@@ -413,7 +435,7 @@ class Run:
         tally = self.learner.tally
         self.result.updates, self.result.presentations = tally.updates, tally.presentations
         self.result.online_accuracy = tally.online_accuracy
-        self.result.average_return = tally.average_return
+        self.result.online_return = tally.online_return
         self.result.evaluations.append(now)
         for callback in self.callbacks:
             callback.on_evaluation(self)
@@ -433,26 +455,6 @@ class Run:
             seen = {task for tasks in begun for task in tasks}
         now = returns(self.learner, self.evaluation, self.learner.strategies, self.plan.seed, seen)
         return Evaluation(self.steps, phase, ends_phase, scaled(self.evaluation, now), now)
-
-
-def _check_rollouts(plan: Plan, learner: Learner, rollouts: World | None) -> None:
-    """Raise ValueError if the fresh rollouts of `plan` can't be made."""
-    if not plan.fresh_rollouts:
-        return
-    if learner.labelled:
-        raise ValueError(
-            f"fresh_rollouts is {plan.fresh_rollouts}; a data set would show examples that were "
-            "not trained on, so leave it at 0"
-        )
-    if rollouts is None:
-        raise ValueError(
-            f"fresh_rollouts is {plan.fresh_rollouts}; give the run a copy of the world as rollouts"
-        )
-    if plan.fresh_rollouts % learner.sequence_length:
-        raise ValueError(
-            f"fresh_rollouts is {plan.fresh_rollouts}; it must be a multiple of "
-            f"{learner.sequence_length}, the length of an example"
-        )
 
 
 @contextmanager

@@ -42,6 +42,6 @@ class Tally(Stateful):
         return 100 * self.right / self.guessed if self.guessed else None
 
     @property
-    def average_return(self) -> float | None:
+    def online_return(self) -> float | None:
         """Mean return of the episodes that have ended in training; None if there were none."""
         return self.returns / self.episodes if self.episodes else None

@@ -204,7 +204,10 @@ def _missing(table: Comparison, measures: Sequence[str]) -> list[str]:
         for group in table.groups:
             lacking = sorted(group.results.keys() - group.values(measure).keys())
             unknown |= (
-                measure == "forward_transfer" and bool(lacking) and len(group.first.phases) > 1
+                measure == "forward_transfer"
+                and measure in group.first.applicable
+                and bool(lacking)
+                and len(group.first.phases) > 1
             )
             if 0 < len(lacking) < len(group.results):
                 said.append(
@@ -302,8 +305,27 @@ def _comparison(groups: list[Group], baseline: str | None) -> Comparison:
         group.label for group in groups if not group.results.keys() & chosen.results.keys()
     ]:
         remarks.append(f"no seed in common with {chosen.label!r}: {'; '.join(apart)}")
+    remarks += [
+        line
+        for line in (_amounts(groups, name) for name in ("steps", "updates", "presentations"))
+        if line
+    ]
     scenario, scenario_type, *_ = _kind(chosen)
     return Comparison(scenario, scenario_type, chosen.first.metric, groups, chosen, remarks)
+
+
+def _amounts(groups: Sequence[Group], name: str) -> str:
+    """Return which rows had how many steps, updates or presentations; empty if all had the same.
+
+    The numbers are those of each row's first seed.
+    """
+    rows: dict[int, list[str]] = {}
+    for group in groups:
+        rows.setdefault(getattr(group.first, name), []).append(group.name)
+    if len(rows) == 1:
+        return ""
+    parts = [f"{count:,} ({', '.join(dict.fromkeys(names))})" for count, names in rows.items()]
+    return f"rows had different numbers of {name}: {_some(parts)}"
 
 
 def _by_number(label: str) -> list[str | float]:

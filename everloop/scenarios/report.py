@@ -63,6 +63,18 @@ def summary(result: Result) -> str:
     return ", ".join(said)
 
 
+def amount(result: Result) -> str:
+    """Return in one line how much training there was, and the online measure if there is one."""
+    said = [
+        f"{result.steps:,} steps",
+        f"{result.updates:,} updates",
+        f"{result.presentations:,} presentations",
+    ]
+    if result.online_accuracy is not None:
+        said.append(f"online accuracy {result.online_accuracy:.1f} %")
+    return ", ".join(said)
+
+
 def phase_names(result: Result) -> list[str]:
     """Return the name of each finished phase; tasks that return are numbered."""
     names = [
@@ -84,7 +96,7 @@ def score_table(title: str, result: Result, width: int) -> Table:
         for j, task in enumerate(result.tasks)
     ]
     wanted = max(map(len, [*rows, "after"])) + sum(size + 1 for size in sizes)
-    caption = summary(result)
+    caption = f"{summary(result)}\n{amount(result)}"
     if wanted > width:
         return _by_task(title, result, caption)
     # two matrices of five tasks fit side by side into 80 columns

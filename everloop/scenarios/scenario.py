@@ -140,6 +140,7 @@ class Scenario(ABC):
         )
         learner = self.learner(world, seed)
         rollouts = self.world("train", self.num_envs, seed) if self.rollout_steps else None
+        plan.check(learner, rollouts)
         return learner, plan, self.world("test", self.eval_envs, seed), rollouts
 
     @staticmethod

@@ -45,8 +45,8 @@ class SwitchingPlant(Scenario):
         token_size: Features of each token in the agent, a multiple of 4.
         hidden_size: Features of the agent's recurrent memory, 1 or more (recurrent agents only).
         world_seed: Seed for the plants, 0 or more. By default the run's seed.
-        fresh_rollouts: Steps of each copy, 0 or more, that the agent acts at a task's end for
-            strategies and monitors, in place of the task's own experience. They count as steps. A
+        fresh_rollouts: Extra steps of each copy at a task's end for strategies, 0 or more. They
+            take the place of the task's own experience, also for monitors, and count as steps. A
             recurrent agent needs a multiple of 16.
     """
 

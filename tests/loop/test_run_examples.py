@@ -286,10 +286,10 @@ def test_online_accuracy_is_that_of_each_batch_before_its_update() -> None:
     result = Run(learner, plan(), evaluation, [Guesses()]).go()
     assert len(right) == 128
     assert result.online_accuracy == pytest.approx(100 * sum(right) / len(right))
-    assert result.average_return is None
+    assert result.online_return is None
 
 
-def test_average_return_is_that_of_the_episodes_in_training() -> None:
+def test_online_return_is_that_of_the_episodes_in_training() -> None:
     world = plant(4, horizon=5)
     step, rewards = world.step, list[Any]()
 
@@ -301,7 +301,7 @@ def test_average_return_is_that_of_the_episodes_in_training() -> None:
     world.step = recorded
     result = Run(control_learner(world=world), Plan([[0]], [160], FOREVER), plant(5)).go()
     returns = np.array(rewards).reshape(8, 5, 4).sum(1)
-    assert result.average_return == pytest.approx(returns.mean(), rel=1e-6)
+    assert result.online_return == pytest.approx(returns.mean(), rel=1e-6)
     assert result.online_accuracy is None
 
 

@@ -36,16 +36,18 @@ def run_at(
     first = Evaluation(0, None, False, changes.pop("before", [0.0, 0.0]), [0.0, 0.0])
     scenario = changes.pop("scenario", "made-up")
     evaluations = [first, *(ends if phases == 2 else ends[:1])]
+    amounts = {key: changes.pop(key, 0) for key in ("updates", "presentations")}
     result = Result(
         changes.pop("tasks", ["a", "b"]),
         [[0], [1]],
         metric,
         evaluations,
-        200,
-        1.0,
-        scenario,
-        strategies.split("+"),
-        seed,
+        steps=200,
+        wall_seconds=1.0,
+        scenario=scenario,
+        strategies=strategies.split("+"),
+        seed=seed,
+        **amounts,
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "result.json", result.to_dict())
@@ -80,7 +82,15 @@ def bare_run(
         Evaluation(ends[1], 1, True, [last, 50.0], [0.0, 0.0]),
     ]
     result = Result(
-        ["a", "b"], [[0], [1]], ACCURACY, evaluations, ends[1], 1.0, "made-up", ["ewc"], seed
+        ["a", "b"],
+        [[0], [1]],
+        ACCURACY,
+        evaluations,
+        steps=ends[1],
+        wall_seconds=1.0,
+        scenario="made-up",
+        strategies=["ewc"],
+        seed=seed,
     )
     folder.mkdir(parents=True)
     write_json(folder / "result.json", result.to_dict())

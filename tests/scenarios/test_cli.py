@@ -147,8 +147,8 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
         json.loads((tmp_path / name / "result.json").read_text()) for name in ("scaled", "plain")
     )
     assert (scaled["metric"], plain["metric"]) == (
-        {"name": "score", "unit": ""},
-        {"name": "return", "unit": ""},
+        {"name": "score", "unit": "", "new_classes": False},
+        {"name": "return", "unit": "", "new_classes": False},
     )
     assert plain["returns"] == scaled["returns"] == plain["scores"] != scaled["scores"]
     assert plain["forgetting"] == pytest.approx(plain["scores"][0][0] - plain["scores"][1][0])

@@ -197,6 +197,14 @@ def test_a_baseline_can_be_named_by_its_strategies_alone(tmp_path: Path) -> None
     assert compare([tmp_path], "replay").tables[0].baseline.label == "replay, iterations=20"
 
 
+def test_rows_with_other_amounts_of_training_say_so(tmp_path: Path) -> None:
+    for name, updates in (("none", 10), ("ewc", 10), ("packnet", 1250)):
+        run_at(tmp_path / name, 50.0, 0, name, updates=updates, presentations=7)
+    (table,) = compare([tmp_path]).tables
+    said = "rows had different numbers of updates: 10 (none, ewc), 1,250 (packnet)"
+    assert table.remarks == [said]
+
+
 def test_rows_without_a_common_seed_are_named(tmp_path: Path) -> None:
     run_at(tmp_path / "a", 30, 0, "none")
     run_at(tmp_path / "b", 30, 1, "ewc")

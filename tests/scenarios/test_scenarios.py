@@ -36,7 +36,7 @@ def test_an_epoch_is_one_pass_over_a_tasks_examples() -> None:
 
 
 def test_a_runs_seed_sets_its_plants_and_all_its_worlds_share_them() -> None:
-    first, other = SwitchingPlant().build(seed=1), SwitchingPlant().build(seed=2)
+    first, other = (SwitchingPlant(fresh_rollouts=16).build(seed=seed) for seed in (1, 2))
     A = [build[i].unwrapped.A for build in (first, other) for i in (2, 3)]  # type: ignore[union-attr]
     np.testing.assert_array_equal(A[0], A[1])
     assert not np.array_equal(A[0], A[2])

@@ -19,10 +19,15 @@ SCORES = {
     "average_incremental_score": "mean of average_score over the phases so far",
     "learning_accuracy": "mean of the scores that tasks had right after their own training",
     "anytime_score": "mean over all steps so far of the average score of the tasks seen",
+    "min_accuracy": "mean over earlier tasks of the lowest score since their own training",
+    "worst_case_accuracy": "(present phase's mean score + (k - 1) min_accuracy) / k in phase k",
+    "online_accuracy": "accuracy on each example before its update, over all steps so far",
+    "online_return": "mean return of the episodes that have ended in training so far",
 }
 CHANGES = {
     "forgetting": "mean over earlier tasks of the best score after a phase minus the score now",
     "backward_transfer": "mean over earlier tasks of the score now minus that after training",
+    "one_step_backward_transfer": "mean over earlier tasks of the change by the very next phase",
     "forward_transfer": "mean over later tasks of the score before training minus untrained score",
 }
 """What the measures mean: those in the unit of a score, and those that are differences."""
@@ -99,7 +104,11 @@ def _curves(result: Result) -> list[tuple[str, str]]:
         "forgetting/<task>": f"{FORGETTING}; {difference}",
         average[0]: f"mean score of the tasks seen so far; {unit}",
         average[1]: f"mean forgetting of these tasks except the one in training; {difference}",
-        **{curve("measures", result, k): f"after each phase, {v}; {u}" for k, v, u in meanings},
+        **{
+            curve("measures", result, k): f"after each phase, {v}; {u}"
+            for k, v, u in meanings
+            if k in result.applicable
+        },
         "task/index": "number of the task in training",
         "divergence/kl/<task>/<module>": f"{KL}; nats",
         "divergence/weights/<task>/<module>": DISTANCE,

@@ -46,9 +46,14 @@ def titles(metric: Metric) -> dict[str, str]:
         "forgetting": f"forgetting ({change_unit(metric)})",
         "average_incremental_score": f"average incremental {metric.name}{level}",
         "backward_transfer": f"backward transfer ({change_unit(metric)})",
+        "one_step_backward_transfer": f"one-step backward transfer ({change_unit(metric)})",
         "forward_transfer": f"forward transfer ({change_unit(metric)})",
         "learning_accuracy": f"learning accuracy ({metric.unit or metric.name})",
         "anytime_score": f"anytime {metric.name}{level}",
+        "min_accuracy": f"min-ACC{level}",
+        "worst_case_accuracy": f"worst-case accuracy, WC-ACC{level}",
+        "online_accuracy": "online accuracy (%)",
+        "online_return": "mean return of the episodes in training",
     }
 
 
@@ -56,9 +61,14 @@ def charts(result: Result) -> dict[str, str]:
     """Return chart title -> regular expression that matches the tag of the chart's one curve.
 
     Average score and forgetting have a point at every evaluation; their curves are in the group
-    average/. The other measures have a point at the end of each phase.
+    average/. The other measures have a point at the end of each phase. Measures that can't be
+    computed in any phase have no chart.
     """
     tags = {name: curve("measures", result, name) for name in MEASURES}
     tags["average_score"] = curve("average", result, "score")
     tags["forgetting"] = curve("average", result, "forgetting")
-    return {title: rf"^{re.escape(tags[name])}\Z" for name, title in titles(result.metric).items()}
+    return {
+        title: rf"^{re.escape(tags[name])}\Z"
+        for name, title in titles(result.metric).items()
+        if name in result.applicable
+    }

@@ -49,7 +49,7 @@ class Result:
         presentations: Examples whose gradient an update used, each time that one was: of the
             stream, replayed, or presented again at a task's end.
         online_accuracy: Accuracy in % on each example before its update; None without labels.
-        average_return: Mean return of the episodes in training; None on a data set.
+        online_return: Mean return of the episodes in training; None on a data set.
         wall_seconds: Seconds since the run began, including evaluation.
         scenario: Name of the scenario; empty if there is none.
         strategies: Names of the strategies.
@@ -64,7 +64,7 @@ class Result:
     updates: int = 0
     presentations: int = 0
     online_accuracy: float | None = None
-    average_return: float | None = None
+    online_return: float | None = None
     wall_seconds: float = 0.0
     scenario: str = ""
     strategies: list[str] = field(default_factory=list)
@@ -196,6 +196,13 @@ class Result:
         """Return every measure by name; None if it can't be computed."""
         return {name: getattr(self, name) for name in MEASURES}
 
+    @property
+    def applicable(self) -> list[str]:
+        """The names of the measures that some run of this world and metric can have."""
+        other = "online_return" if self.metric.unit == "%" else "online_accuracy"
+        never = {other, "forward_transfer"} if self.metric.new_classes else {other}
+        return [name for name in MEASURES if name not in never]
+
     def reasons(self) -> dict[str, str]:
         """Return why a measure can't be computed, by the name of each measure that is None."""
         return {
@@ -205,7 +212,7 @@ class Result:
     def _reason(self, measure: str) -> str:
         if measure == "online_accuracy":
             return "the world reveals no labels"
-        if measure == "average_return":
+        if measure == "online_return":
             return "no episode has ended" if self.metric.unit != "%" else "it is a data set"
         if not self.rows:
             return "no phase has ended"
@@ -307,7 +314,7 @@ class Result:
             content["updates"],
             content["presentations"],
             content["online_accuracy"],
-            content["average_return"],
+            content["online_return"],
             content["wall_seconds"],
             content["scenario"],
             content["strategies"],
@@ -327,7 +334,7 @@ MEASURES = (
     "min_accuracy",
     "worst_case_accuracy",
     "online_accuracy",
-    "average_return",
+    "online_return",
 )
 """The names of the measures, in a `Result` and in result.json."""
 

@@ -34,9 +34,12 @@ def test_each_measure_has_a_chart_with_its_unit(case: Case) -> None:
         "forgetting (percentage points)",
         "average incremental accuracy (%)",
         "backward transfer (percentage points)",
-        "forward transfer (percentage points)",
+        "one-step backward transfer (percentage points)",
         "learning accuracy (%)",
         "anytime accuracy (%)",
+        "min-ACC (%)",
+        "worst-case accuracy, WC-ACC (%)",
+        "online accuracy (%)",
     ]
 
 
@@ -46,7 +49,7 @@ def test_every_chart_draws_one_curve_per_run(case: Case) -> None:
     for chart in layout_of(case.events).category[0].chart:
         (regex,) = chart.multiline.tag  # charts of different runs merge only if they have one
         drawn.append([tag for tag in tags if re.match(regex, tag)])
-    assert [len(tags) for tags in drawn] == [1] * 7
+    assert [len(tags) for tags in drawn] == [1] * 10
     assert drawn[0] == ["average/digits/score"]
     assert drawn[1] == ["average/digits/forgetting"]
     assert drawn[6] == ["measures/digits/anytime_score"]
@@ -144,10 +147,12 @@ def test_hparams_contain_settings_and_refer_to_measures(case: Case) -> None:
     assert (start["strategies"].string_value, start["seed"].number_value) == ("ewc, replay", 3.0)
     metrics = {info.name.tag: info.display_name for info in found["experiment"].metric_infos}
     assert metrics["measures/digits/average_score"] == "average accuracy (%)"
-    assert len(metrics) == 7
+    assert len(metrics) == 12
+    final = case.numbers.measures[-1]
     for tag in metrics:
-        final = case.numbers.measures[-1][tag.removeprefix("measures/digits/")]
-        assert curve(case.events, tag)[-1:] == near([(240, final)])
+        value = final[tag.removeprefix("measures/digits/")]
+        if value is not None:
+            assert curve(case.events, tag)[-1:] == near([(240, value)])
     assert found["session_end_info"].status == api_pb2.STATUS_SUCCESS
 
 

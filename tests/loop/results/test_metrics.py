@@ -94,7 +94,7 @@ def test_forward_transfer_to_new_classes_is_unknown_with_a_reason() -> None:
             "it needs two phases",
         ),
         "online_accuracy": "the world reveals no labels",
-        "average_return": "it is a data set",
+        "online_return": "it is a data set",
     }
 
 
