@@ -13,7 +13,7 @@ import torch
 from everloop.contract import SCORE, Metric, Task, World
 from everloop.loop.learners.learner import Learner
 from everloop.loop.strategies import Strategy
-from everloop.loop.world import check_finite, reset_to_tasks
+from everloop.loop.world import check_finite, check_tasks, reset_to_tasks
 
 
 @torch.no_grad()
@@ -45,13 +45,14 @@ Step = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_], dict[str
 
 def _steps(learner: Learner, world: World, task: int, seed: int) -> Iterator[Step]:
     """Yield steps of `world` under the learner's most probable actions, without end."""
-    obs, _ = reset_to_tasks(world, [task], seed)
+    obs, asked = reset_to_tasks(world, [task], seed)
     state = learner.initial_state(world.num_envs)
     start = np.ones(world.num_envs, dtype=np.bool_)
     while True:
         check_finite(obs, learner.steps)
         action, state = learner.act(obs, state, start)
         obs, rewards, terminated, truncated, info = world.step(action)
+        check_tasks(world, info, asked)
         check_finite({}, learner.steps, rewards)
         start = terminated | truncated
         yield action, rewards, start, info

@@ -32,7 +32,7 @@ def reset_to_tasks(
         The first observation, and the task id of each copy, (B,).
 
     Raises:
-        ValueError: If there are more tasks than copies.
+        ValueError: If there are more tasks than copies, or the world plays other tasks.
     """
     if len(tasks) > world.num_envs:
         raise ValueError(
@@ -40,10 +40,48 @@ def reset_to_tasks(
             "least one copy a task"
         )
     of_copy = np.resize(np.asarray(tasks, dtype=np.int64), world.num_envs)
-    obs, _ = world.reset(seed=seed, options={"task": int(tasks[0])})
+    obs, info = world.reset(seed=seed, options={"task": int(tasks[0])})
     for task in tasks[1:]:
-        obs, _ = world.reset(options={"task": int(task), "reset_mask": of_copy == task})
+        obs, info = world.reset(options={"task": int(task), "reset_mask": of_copy == task})
+    check_tasks(world, info, of_copy)
     return obs, of_copy
+
+
+def check_tasks(world: World, info: dict[str, Any], asked: npt.NDArray[np.int64]) -> None:
+    """Check that the copies of a world play the tasks that they were asked to play.
+
+    Args:
+        world: The world, for the message.
+        info: The info of a reset or a step.
+        asked: The ID of each copy's task, (B,).
+
+    Raises:
+        ValueError: If `info["task"]` is missing or differs.
+    """
+    played = info.get("task")
+    if np.array_equal(played, asked):
+        return
+    if np.shape(played) != asked.shape:
+        raise ValueError(
+            f'info["task"] is {played!r} in {_layers(world)}; return the task of every copy at '
+            "every reset and step"
+        )
+    copy = int(np.flatnonzero(played != asked)[0])
+    raise ValueError(
+        f"copy {copy} of the world plays task {np.asarray(played)[copy]} instead of task "
+        f"{asked[copy]}: a reset in {_layers(world)} drops its options; pass `options` on to the "
+        "wrapped environment, and keep the task when there are none"
+    )
+
+
+def _layers(world: Any) -> str:
+    """Return the names of a world and its wrappers, and of its first copy's, outermost first."""
+    names = []
+    while world is not None:
+        names.append(type(world).__name__)
+        copies = getattr(world, "envs", None)
+        world = copies[0] if copies else getattr(world, "env", None)
+    return " > ".join(names)
 
 
 def labels_of(info: dict[str, Any]) -> npt.NDArray[np.int64]:

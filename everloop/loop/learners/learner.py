@@ -15,7 +15,7 @@ from torch import Tensor
 from everloop.contract import Observation, World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.accompanied import Accompanied
-from everloop.loop.world import check_finite, reset_to_tasks
+from everloop.loop.world import check_finite, check_tasks, reset_to_tasks
 
 
 class Learner(Accompanied):
@@ -164,6 +164,7 @@ class Learner(Accompanied):
             action, state = self.act(obs, state, start, generator)
             seen.append(obs)
             obs, _, terminated, truncated, info = world.step(action)
+            check_tasks(world, info, played)
             rows.append((start, action, info.get("label")))
             start = terminated | truncated
         starts, actions, labels = zip(*rows, strict=True)

@@ -22,11 +22,11 @@ from everloop.loop.learners.training import Training
 from everloop.loop.likelihood import Categorical, TokenCategorical, likelihood_for
 from everloop.loop.state import packed, restore
 from everloop.loop.strategies.base import Forward, Strategy
-from everloop.loop.world import check_finite, labels_of, reset_to_tasks
+from everloop.loop.world import check_finite, check_tasks, labels_of, reset_to_tasks
 
 LOG_EVERY = 20
 """Updates averaged in each log entry."""
-POSITION = ("counts", "_obs", "_task", "_start", "_batches", "_done", "_losses")
+POSITION = ("counts", "_obs", "_played", "_task", "_start", "_batches", "_done", "_losses")
 """Attributes that hold the learner's position in a phase."""
 
 Replayed = list[tuple[Strategy, Forward]]
@@ -90,6 +90,7 @@ class SupervisedLearner(Learner):
                 )
         self.max_grad_norm, self.accumulate = max_grad_norm, training.accumulate
         self._obs: Observation = {}
+        self._played: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._task = self._start = torch.zeros(0)
         self._batches = self._done = 0
         self._losses: list[float] = []
@@ -150,9 +151,9 @@ class SupervisedLearner(Learner):
         return -(-batches // self.training.accumulate) * self.training.updates_per_batch
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
-        self._obs, played = reset_to_tasks(self.world, tasks)
-        self._task = to_tensor(played, self.device)
-        self._start = torch.ones(1, len(played), dtype=torch.bool, device=self.device)
+        self._obs, self._played = reset_to_tasks(self.world, tasks)
+        self._task = to_tensor(self._played, self.device)
+        self._start = torch.ones(1, len(self._played), dtype=torch.bool, device=self.device)
         self._batches, self._done = -(-steps // self.world.num_envs), 0
         self._losses = []
         self.rate.begin(self._batches * self.training.updates_per_batch)
@@ -215,6 +216,7 @@ class SupervisedLearner(Learner):
         """Step the world with the most likely labels. Return the true labels, (B, ...)."""
         guess = self.likelihood.mode(output.prediction[0].detach()).cpu().numpy()
         self._obs, _, _, _, info = self.world.step(guess)
+        check_tasks(self.world, info, self._played)
         label = to_tensor(labels_of(info), self._start.device)
         if self.counts is not None:
             self.counts += torch.bincount(label, minlength=len(self.counts))
