@@ -58,7 +58,7 @@ def check_tasks(world: World, info: dict[str, Any], asked: npt.NDArray[np.int64]
     Raises:
         ValueError: If `info["task"]` is missing or differs.
     """
-    played = info.get("task")
+    played: Any = info.get("task")
     if np.array_equal(played, asked):
         return
     if np.shape(played) != asked.shape:
