@@ -14,16 +14,17 @@ from everloop.agents.encoders import BackboneEncoder, ImageEncoder, VectorEncode
 from everloop.agents.heads import Heads
 from everloop.agents.memory import ResettableGRU
 from everloop.agents.text import EmbeddingEncoder
-from everloop.contract import CUE, PRESENCE, Output
+from everloop.contract import CUE, PRESENCE, Output, modality_kind
 
 
 class Agent(nn.Module):
     """Modality encoders -> cross-attention -> GRU -> heads.
 
     Args:
-        observation_space: A Dict of Box. Images are uint8 (H, W, C) and token ids int32 (L,) from
-            0, the padding; everything else is flattened. The modality "presence" is no token: it
-            holds one float per other modality, sorted by name, and 0 masks an absent one.
+        observation_space: A Dict of Box. `everloop.contract.modality_kind` says which are pictures,
+            uint8 (H, W, C), which are token ids (`everloop.envs.Tokens`), and which are vectors.
+            The modality "presence" is no token: it holds one float per other modality, sorted by
+            name, and 0 masks an absent one.
         prediction_size: P. For actions in a Box it is twice their number (mean and log standard
             deviation of a Gaussian); for discrete actions and classes it is their number (logits).
         value_head: Whether to predict the state's value, for actor-critic learners.
@@ -37,7 +38,7 @@ class Agent(nn.Module):
             the first policy hardly depends on the observation (Andrychowicz et al. 2021, "What
             matters in on-policy RL", section 3.2).
         encoders: Modality name -> backbone, a network with `size` features, in place of the
-            built-in encoder.
+            built-in encoder. It gets the rows (R, ...) as the world returns them.
 
     Raises:
         ValueError: If a space cannot be encoded, if an encoder has no modality, or if there is a
@@ -149,7 +150,7 @@ class Agent(nn.Module):
                 f"the observation has {', '.join(rows) or 'nothing'}; it needs at least one of "
                 f"{', '.join(self.names)}"
             )
-        encoded = [self.encoders[_key(name)](_flatten(rows[name])) for name in names]
+        encoded = [self.encoders[_key(name)](rows[name]) for name in names]
         tokens = torch.cat(encoded, dim=1)
         if PRESENCE not in rows:
             return tokens, None
@@ -162,13 +163,6 @@ def _key(name: str) -> str:
     return "of_" + name.replace("_", "__").replace(".", "_d")
 
 
-def _flatten(x: Tensor) -> Tensor:
-    """Flatten each row (R, ...) of a modality, except for images and token ids."""
-    if (x.dtype == torch.uint8 and x.ndim == 4) or x.ndim == 2:
-        return x
-    return rearrange(x, "r ... -> r (...)")
-
-
 def _size(space: spaces.Space[object]) -> int:
     size = 1
     for side in space.shape or ():
@@ -179,8 +173,13 @@ def _size(space: spaces.Space[object]) -> int:
 def _encoder(name: str, space: spaces.Space[object], token_size: int) -> nn.Module:
     if not isinstance(space, spaces.Box):
         raise ValueError(f"modality {name!r} is {space}; it must be a Box")
-    if space.dtype == "uint8" and len(space.shape) == 3:
+    try:
+        kind = modality_kind(name, space)
+    except ValueError as error:
+        raise ValueError(f"{error}, or give the agent encoders={{{name!r}: ...}}") from None
+    if kind == "picture":
         return ImageEncoder(space.shape, token_size)
-    if space.dtype == "int32" and len(space.shape) == 1 and (space.low == 0).all():
-        return BackboneEncoder(EmbeddingEncoder(int(space.high.max()) + 1, token_size), token_size)
+    if kind == "tokens":
+        embedding = EmbeddingEncoder(space.vocabulary, token_size)  # type: ignore[attr-defined]
+        return BackboneEncoder(embedding, token_size)
     return VectorEncoder(_size(space), token_size)
