@@ -22,6 +22,8 @@ PRESENCE = "presence"
 """Name of the modality that says which others are present: 1 or 0 for each, sorted by name."""
 FEEDBACK = "feedback"
 """Name of the modality that holds the previous action and reward."""
+LONGEST_EPISODE = 100_000
+"""Steps within which an episode must end. An evaluation of an endless one would never end."""
 
 Kind = Literal["vector", "picture", "tokens"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from everloop.contract import SCORE, Metric, Task, World
+from everloop.contract import LONGEST_EPISODE, SCORE, Metric, Task, World
 from everloop.loop.learners.learner import Learner
 from everloop.loop.strategies import Strategy
 from everloop.loop.world import check_finite, check_tasks, reset_to_tasks
@@ -32,11 +33,14 @@ def mean_return(learner: Learner, world: World, task: int, seed: int) -> float:
 
     Raises:
         NotFiniteError: If an observation or a reward is not finite.
+        ValueError: If an episode does not end within `LONGEST_EPISODE` steps, or a pass has more
+            steps than examples.
     """
     steps = _steps(learner, world, task, seed)
-    if world.examples(task) is None:
-        return _of_episodes(steps)
-    return _of_a_pass(steps, world.metric(task))
+    examples = world.examples(task)
+    if examples is None:
+        return _of_episodes(islice(steps, LONGEST_EPISODE))
+    return _of_a_pass(islice(steps, examples + 1), world.metric(task))
 
 
 Step = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_], dict[str, Any]]
@@ -67,7 +71,10 @@ def _of_episodes(steps: Iterator[Step]) -> float:
         under_way &= ~ended
         if not under_way.any():
             return total / len(rewards)
-    raise AssertionError("the steps of a world never end")
+    raise ValueError(
+        f"an episode has not ended after {LONGEST_EPISODE} steps of evaluation; let the world "
+        "truncate it, for example with gymnasium.wrappers.TimeLimit"
+    )
 
 
 def _of_a_pass(steps: Iterator[Step], metric: Metric) -> float:
@@ -81,6 +88,10 @@ def _of_a_pass(steps: Iterator[Step], metric: Metric) -> float:
         if metric.evaluate is not None:
             labels.append(info["label"][first])
             guesses.append(action[first])
+    else:
+        raise ValueError(
+            'a pass over the task has more steps than examples(task); count passes in info["epoch"]'
+        )
     if metric.evaluate is not None:
         return float(metric.evaluate(np.concatenate(labels), np.concatenate(guesses)))
     right = sum(float(part.sum()) for part in rewards)
