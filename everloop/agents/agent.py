@@ -18,7 +18,7 @@ from everloop.contract import CUE, PRESENCE, Output, modality_kind
 
 
 class Agent(nn.Module):
-    """Modality encoders -> cross-attention -> GRU -> heads.
+    """Modality encoders -> cross-attention -> GRU if recurrent -> heads.
 
     Args:
         observation_space: A Dict of Box. `everloop.contract.modality_kind` says which are pictures,
@@ -28,12 +28,13 @@ class Agent(nn.Module):
         prediction_size: P. For actions in a Box it is twice their number (mean and log standard
             deviation of a Gaussian); for discrete actions and classes it is their number (logits).
         value_head: Whether to predict the state's value, for actor-critic learners.
-        recurrent: Whether to have a memory. Without one `state` is returned unchanged.
+        recurrent: Whether to have a memory, for RecurrentPPO. Without one `state` is returned
+            unchanged.
         head_per_task: Whether to have one prediction head (and value head) per entry of the
             one-hot modality "cue", which selects it; for task-aware scenarios.
         token_size: Size of each modality's token; `attention_heads` must divide it.
         attention_heads: Number of attention heads.
-        hidden_size: Size of the memory's state.
+        hidden_size: Size of the state, which only a memory uses.
         prediction_scale: Factor on the prediction head's initial weights and biases. With 0.01
             the first policy hardly depends on the observation (Andrychowicz et al. 2021, "What
             matters in on-policy RL", section 3.2).
@@ -51,7 +52,7 @@ class Agent(nn.Module):
         prediction_size: int,
         *,
         value_head: bool = False,
-        recurrent: bool = True,
+        recurrent: bool = False,
         head_per_task: bool = False,
         token_size: int = 64,
         attention_heads: int = 4,

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from everloop.agents import Agent, EmbeddingEncoder, VectorEncoder
 from everloop.envs import Tokens
 
-SMALL: dict[str, Any] = {"token_size": 8, "attention_heads": 2, "hidden_size": 6}
+SMALL: dict[str, Any] = {
+    "token_size": 8,
+    "attention_heads": 2,
+    "hidden_size": 6,
+    "recurrent": True,
+}
 NAMES = ("cue", "image", "touch", "voice")
 
 
