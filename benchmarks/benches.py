@@ -99,7 +99,7 @@ def agent() -> nn.Module:
             "sensor": spaces.Box(-1, 1, (16,), np.float32),
         }
     )
-    return Agent(space, CLASSES, token_size=192, hidden_size=384)
+    return Agent(space, CLASSES, recurrent=True, token_size=192, hidden_size=384)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "convnet": convnet, "agent": agent}

@@ -31,7 +31,7 @@ def ours(units: int) -> tuple[Any, dict[str, Any]]:
 
     def network(observation_space: Any, action_space: Any) -> Agent:
         size = likelihood_for(action_space).size()
-        return Agent(observation_space, size, value_head=True, hidden_size=units)
+        return Agent(observation_space, size, value_head=True, recurrent=True, hidden_size=units)
 
     return RecurrentNetworkPolicy, {"network": network}
 

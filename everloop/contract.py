@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,39 @@ PRESENCE = "presence"
 """Name of the modality that says which others are present: 1 or 0 for each, sorted by name."""
 FEEDBACK = "feedback"
 """Name of the modality that holds the previous action and reward."""
+LONGEST_EPISODE = 100_000
+"""Steps within which an episode must end. An evaluation of an endless one would never end."""
+
+Kind = Literal["vector", "picture", "tokens"]
+
+
+def modality_kind(name: str, space: spaces.Box) -> Kind:
+    """Return what a modality is, which its space says.
+
+    - "tokens": a space with a `vocabulary`, such as `everloop.envs.Tokens`.
+    - "picture": uint8 (H, W, C).
+    - "vector": numbers of any other dtype and of any other number of axes, also integers.
+
+    Args:
+        name: Name of the modality, for the message.
+        space: Its space.
+
+    Raises:
+        ValueError: If the space leaves it open: uint8 that is not (H, W, C), or other numbers with
+            three axes.
+    """
+    shape = space.shape
+    if getattr(space, "vocabulary", None) is not None:
+        return "tokens"
+    if space.dtype != "uint8" and len(shape) != 3:
+        return "vector"
+    if space.dtype == "uint8" and len(shape) == 3 and not shape[0] <= 4 < shape[2]:
+        return "picture"
+    raise ValueError(
+        f"modality {name!r} is {space.dtype} of shape {shape}, but a picture is uint8 of shape "
+        "(height, width, channels), and a vector is of another dtype with other than three axes; "
+        "change the world"
+    )
 
 
 @dataclass(frozen=True)

@@ -14,30 +14,32 @@ from everloop.agents.encoders import BackboneEncoder, ImageEncoder, VectorEncode
 from everloop.agents.heads import Heads
 from everloop.agents.memory import ResettableGRU
 from everloop.agents.text import EmbeddingEncoder
-from everloop.contract import CUE, PRESENCE, Output
+from everloop.contract import CUE, PRESENCE, Output, modality_kind
 
 
 class Agent(nn.Module):
-    """Modality encoders -> cross-attention -> GRU -> heads.
+    """Modality encoders -> cross-attention -> GRU if recurrent -> heads.
 
     Args:
-        observation_space: A Dict of Box. Images are uint8 (H, W, C) and token ids int32 (L,) from
-            0, the padding; everything else is flattened. The modality "presence" is no token: it
-            holds one float per other modality, sorted by name, and 0 masks an absent one.
+        observation_space: A Dict of Box. `everloop.contract.modality_kind` says which are pictures,
+            uint8 (H, W, C), which are token ids (`everloop.envs.Tokens`), and which are vectors.
+            The modality "presence" is no token: it holds one float per other modality, sorted by
+            name, and 0 masks an absent one.
         prediction_size: P. For actions in a Box it is twice their number (mean and log standard
             deviation of a Gaussian); for discrete actions and classes it is their number (logits).
         value_head: Whether to predict the state's value, for actor-critic learners.
-        recurrent: Whether to have a memory. Without one `state` is returned unchanged.
+        recurrent: Whether to have a memory, for RecurrentPPO. Without one `state` is returned
+            unchanged.
         head_per_task: Whether to have one prediction head (and value head) per entry of the
             one-hot modality "cue", which selects it; for task-aware scenarios.
         token_size: Size of each modality's token; `attention_heads` must divide it.
         attention_heads: Number of attention heads.
-        hidden_size: Size of the memory's state.
+        hidden_size: Size of the state, which only a memory uses.
         prediction_scale: Factor on the prediction head's initial weights and biases. With 0.01
             the first policy hardly depends on the observation (Andrychowicz et al. 2021, "What
             matters in on-policy RL", section 3.2).
         encoders: Modality name -> backbone, a network with `size` features, in place of the
-            built-in encoder.
+            built-in encoder. It gets the rows (R, ...) as the world returns them.
 
     Raises:
         ValueError: If a space cannot be encoded, if an encoder has no modality, or if there is a
@@ -50,7 +52,7 @@ class Agent(nn.Module):
         prediction_size: int,
         *,
         value_head: bool = False,
-        recurrent: bool = True,
+        recurrent: bool = False,
         head_per_task: bool = False,
         token_size: int = 64,
         attention_heads: int = 4,
@@ -149,7 +151,7 @@ class Agent(nn.Module):
                 f"the observation has {', '.join(rows) or 'nothing'}; it needs at least one of "
                 f"{', '.join(self.names)}"
             )
-        encoded = [self.encoders[_key(name)](_flatten(rows[name])) for name in names]
+        encoded = [self.encoders[_key(name)](rows[name]) for name in names]
         tokens = torch.cat(encoded, dim=1)
         if PRESENCE not in rows:
             return tokens, None
@@ -162,13 +164,6 @@ def _key(name: str) -> str:
     return "of_" + name.replace("_", "__").replace(".", "_d")
 
 
-def _flatten(x: Tensor) -> Tensor:
-    """Flatten each row (R, ...) of a modality, except for images and token ids."""
-    if (x.dtype == torch.uint8 and x.ndim == 4) or x.ndim == 2:
-        return x
-    return rearrange(x, "r ... -> r (...)")
-
-
 def _size(space: spaces.Space[object]) -> int:
     size = 1
     for side in space.shape or ():
@@ -179,8 +174,13 @@ def _size(space: spaces.Space[object]) -> int:
 def _encoder(name: str, space: spaces.Space[object], token_size: int) -> nn.Module:
     if not isinstance(space, spaces.Box):
         raise ValueError(f"modality {name!r} is {space}; it must be a Box")
-    if space.dtype == "uint8" and len(space.shape) == 3:
+    try:
+        kind = modality_kind(name, space)
+    except ValueError as error:
+        raise ValueError(f"{error}, or give the agent encoders={{{name!r}: ...}}") from None
+    if kind == "picture":
         return ImageEncoder(space.shape, token_size)
-    if space.dtype == "int32" and len(space.shape) == 1 and (space.low == 0).all():
-        return BackboneEncoder(EmbeddingEncoder(int(space.high.max()) + 1, token_size), token_size)
+    if kind == "tokens":
+        embedding = EmbeddingEncoder(space.vocabulary, token_size)  # type: ignore[attr-defined]
+        return BackboneEncoder(embedding, token_size)
     return VectorEncoder(_size(space), token_size)

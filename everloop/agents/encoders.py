@@ -24,8 +24,8 @@ class VectorEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (R, 1, token_size) of vectors x, (R, D), of any dtype."""
-        token: Tensor = self.layers(x.to(precision(self)))
+        """Return tokens (R, 1, token_size) of x, (R, ...) of any dtype, flattened to (R, D)."""
+        token: Tensor = self.layers(x.flatten(1).to(precision(self)))
         return rearrange(token, "r d -> r 1 d")
 
 
@@ -55,21 +55,18 @@ class ImageEncoder(nn.Module):
     to another.
 
     Args:
-        shape: (H, W, C) of an image, H and W 8 or more.
+        shape: (H, W, C) of an image.
         token_size: Size of the token.
         channels: Channels of the first convolution; each later one has twice as many.
 
     Raises:
-        ValueError: If an image is smaller.
+        ValueError: If the shape is another one.
     """
 
     def __init__(self, shape: tuple[int, ...], token_size: int, channels: int = 16) -> None:
         super().__init__()
-        if len(shape) != 3 or min(shape[:2]) < 8:
-            raise ValueError(
-                f"the image shape is {shape}; it must be (height, width, channels), with sides of "
-                "8 or more"
-            )
+        if len(shape) != 3:
+            raise ValueError(f"the image shape is {shape}; it must be (height, width, channels)")
         height, width, depth = shape
         layers: list[nn.Module] = [nn.Conv2d(depth, channels, 3, padding=1), nn.ReLU()]
         while max(height, width) > 4:

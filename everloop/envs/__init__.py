@@ -23,6 +23,7 @@ from everloop.envs.splits import (
 from everloop.envs.stream import StreamEnv, StreamVectorEnv
 from everloop.envs.task import TaskEnv, TaskVectorEnv, find_task
 from everloop.envs.text_stream import TextStreamEnv, TextStreamVectorEnv
+from everloop.envs.tokens import Tokens
 from everloop.envs.vector import SyncTaskVectorEnv, make_vec
 from everloop.envs.wrapper import TaskVectorWrapper
 
@@ -65,6 +66,7 @@ __all__ = [
     "TaskVectorWrapper",
     "TextStreamEnv",
     "TextStreamVectorEnv",
+    "Tokens",
     "VectorFeedback",
     "check_task_env",
     "find_task",

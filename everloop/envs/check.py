@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from everloop.contract import Task
+from everloop.contract import (
+    CUE,
+    FEEDBACK,
+    LONGEST_EPISODE,
+    PRESENCE,
+    Task,
+    modality_kind,
+)
+from everloop.envs.feedback import feedback_space
 
 
 def _require(condition: bool, message: str) -> None:
@@ -16,19 +26,25 @@ def _require(condition: bool, message: str) -> None:
         raise AssertionError(message)
 
 
-def check_task_env(env: gym.Env[Any, Any], steps: int = 20, seed: int = 0) -> None:
+def check_task_env(
+    env: gym.Env[Any, Any], steps: int = 20, seed: int = 0, longest: int = LONGEST_EPISODE
+) -> None:
     """Check that `env` keeps the contract of a world.
 
     The checks are:
 
     - `tasks` has the ids 0..K-1 and unique names;
-    - observations are in a Dict of Boxes;
+    - observations are in a Dict of Boxes, and each says what it is (`modality_kind`);
+    - the reserved names "cue", "presence" and "feedback" are used for what they mean;
+    - the spaces are the same for all tasks;
+    - rewards are in `reward_range`;
     - a reset switches the task by id and by name, and without a task keeps it;
     - an unknown task is refused, and the task does not change;
     - `info["task"]` is right at every reset and step;
     - the same seed, task and actions give the same trajectory;
     - no two calls return arrays that share memory;
-    - `reference` is consistent.
+    - `reference` is consistent;
+    - episodes under random actions end.
 
     Gymnasium's `check_env` covers the rest.
 
@@ -36,16 +52,21 @@ def check_task_env(env: gym.Env[Any, Any], steps: int = 20, seed: int = 0) -> No
         env: A single world, wrapped or not.
         steps: Steps to play in each check.
         seed: Seed of the environment and of the actions.
+        longest: Steps within which an episode must end. It is not checked in a data set.
 
     Raises:
         AssertionError: If `env` breaks the contract. The message is one sentence.
     """
     tasks = _check_tasks(env)
-    _check_spaces(env)
+    _check_spaces(env, len(tasks))
+    shown = copy.deepcopy((env.observation_space, env.action_space))
     for task in tasks:
         _check_switch(env, task, steps, seed)
+        _check_same_spaces(env, task, *shown)
+    for task in tasks:
         _check_reproducible(env, task, steps, seed)
         _check_reference(env, task)
+        _check_end(env, task, longest, seed)
     _check_unknown(env, tasks)
 
 
@@ -74,7 +95,7 @@ def _check_tasks(env: gym.Env[Any, Any]) -> tuple[Task, ...]:
     return checked
 
 
-def _check_spaces(env: gym.Env[Any, Any]) -> None:
+def _check_spaces(env: gym.Env[Any, Any], tasks: int) -> None:
     space = env.observation_space
     _require(
         isinstance(space, spaces.Dict),
@@ -83,11 +104,65 @@ def _check_spaces(env: gym.Env[Any, Any]) -> None:
     assert isinstance(space, spaces.Dict)
     for name, part in space.spaces.items():
         _require(isinstance(part, spaces.Box), f"modality {name!r} is {part}; it must be a Box")
-        if len(part.shape or ()) == 3:
+        assert isinstance(part, spaces.Box)
+        try:
+            modality_kind(name, part)
+        except ValueError as error:
+            raise AssertionError(str(error)) from None
+    _check_reserved_names(env, space.spaces, tasks)
+
+
+def _check_reserved_names(
+    env: gym.Env[Any, Any], parts: Mapping[str, spaces.Space[Any]], tasks: int
+) -> None:
+    def require_shape(name: str, size: int, meaning: str) -> None:
+        if name in parts:
             _require(
-                part.dtype == np.uint8,
-                f"image modality {name!r} has dtype {part.dtype}; it must be uint8 (H, W, C)",
+                parts[name].shape == (size,) and parts[name].dtype.kind == "f",  # type: ignore[union-attr]
+                f"modality {name!r} is {parts[name]}, but this name is reserved for {meaning}, "
+                f"float32 ({size},); rename the modality",
             )
+
+    require_shape(CUE, tasks, "the one-hot task")
+    require_shape(
+        PRESENCE, len(set(parts) - {PRESENCE}), "1 or 0 for each other modality, present or not"
+    )
+    if FEEDBACK in parts:
+        size = feedback_space(env.action_space, (0.0, 0.0)).shape[0]
+        require_shape(FEEDBACK, size, "the previous action and reward")
+
+
+def _check_same_spaces(
+    env: gym.Env[Any, Any],
+    task: Task,
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+) -> None:
+    for name, now, before in (
+        ("observation", env.observation_space, observation_space),
+        ("action", env.action_space, action_space),
+    ):
+        _require(
+            now == before,
+            f"the {name} space of task {task.name!r} is {now} instead of {before}; use one space "
+            "for all tasks, large enough for each",
+        )
+
+
+def _check_end(env: gym.Env[Any, Any], task: Task, longest: int, seed: int) -> None:
+    """Check that an episode ends; a data set, whose passes end, may have endless episodes."""
+    if env.has_wrapper_attr("examples") and env.get_wrapper_attr("examples")(task.id) is not None:
+        return
+    env.action_space.seed(seed)
+    env.reset(seed=seed, options={"task": task.id})
+    for _ in range(longest):
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            return
+    raise AssertionError(
+        f"an episode of task {task.name!r} has not ended after {longest} steps; truncate it, for "
+        "example with gymnasium.wrappers.TimeLimit"
+    )
 
 
 def _check_switch(env: gym.Env[Any, Any], task: Task, steps: int, seed: int) -> None:
@@ -103,8 +178,14 @@ def _check_switch(env: gym.Env[Any, Any], task: Task, steps: int, seed: int) -> 
             f"the observation of task {key!r} is outside the observation space",
         )
     env.action_space.seed(seed)
+    low, high = _reward_range(env)
     for _ in range(steps):
-        observation, _, terminated, truncated, info = env.step(env.action_space.sample())
+        observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        _require(
+            low <= float(reward) <= high,
+            f"a reward of task {task.name!r} is {reward}, outside reward_range, ({low}, {high}); "
+            "correct the range",
+        )
         _require(
             info.get("task") == task.id,
             f'info["task"] is {info.get("task")!r} after a step; it must be {task.id}',
@@ -120,6 +201,13 @@ def _check_switch(env: gym.Env[Any, Any], task: Task, steps: int, seed: int) -> 
         info.get("task") == task.id,
         f"a reset without options changed the task from {task.id} to {info.get('task')!r}",
     )
+
+
+def _reward_range(env: gym.Env[Any, Any]) -> tuple[float, float]:
+    if not env.has_wrapper_attr("reward_range"):
+        return -np.inf, np.inf
+    low, high = env.get_wrapper_attr("reward_range")
+    return low, high
 
 
 def _rollout(env: gym.Env[Any, Any], task: Task, steps: int, seed: int) -> list[Any]:

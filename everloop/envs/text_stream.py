@@ -16,6 +16,7 @@ from everloop.envs.data import Examples, entity_f1, load_text
 from everloop.envs.data.examples import check_kind
 from everloop.envs.splits import TaskSplit
 from everloop.envs.stream import Ints, StreamEnv, StreamVectorEnv
+from everloop.envs.tokens import Tokens
 
 
 class TextStreamVectorEnv(StreamVectorEnv):
@@ -72,7 +73,7 @@ class TextStreamVectorEnv(StreamVectorEnv):
 
     @staticmethod
     def _input_space(data: Examples) -> spaces.Box:
-        return spaces.Box(0, data.vocabulary_size - 1, data.inputs.shape[1:], np.int32)
+        return Tokens(data.vocabulary_size, data.inputs.shape[1])
 
 
 class TextStreamEnv(StreamEnv):

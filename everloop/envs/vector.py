@@ -37,7 +37,15 @@ class SyncTaskVectorEnv(SyncVectorEnv):
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset as Gymnasium does; `info["task"]` covers all copies, reset or not."""
+        """Reset as Gymnasium does, except for the seeds and for `info["task"]`.
+
+        The copies' seeds are spawned from `seed`, because Gymnasium's seed + i would give runs of
+        neighbouring seeds the same copies. `info["task"]` covers all copies, reset or not.
+        """
+        if seed is not None and np.ndim(seed) == 0:
+            # 31 bits, which every generator accepts
+            words = np.random.SeedSequence(int(seed)).generate_state(self.num_envs) >> 1
+            seed = [int(word) for word in words]
         # Gymnasium removes the reset mask from the options, which are the caller's own
         own_options = None if options is None else dict(options)
         observation, info = super().reset(seed=seed, options=own_options)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from everloop.contract import SCORE, Metric, Task, World
+from everloop.contract import LONGEST_EPISODE, SCORE, Metric, Task, World
 from everloop.loop.learners.learner import Learner
 from everloop.loop.strategies import Strategy
-from everloop.loop.world import check_finite, reset_to_tasks
+from everloop.loop.world import check_finite, check_tasks, reset_to_tasks
 
 
 @torch.no_grad()
@@ -32,11 +33,14 @@ def mean_return(learner: Learner, world: World, task: int, seed: int) -> float:
 
     Raises:
         NotFiniteError: If an observation or a reward is not finite.
+        ValueError: If an episode does not end within `LONGEST_EPISODE` steps, or a pass has more
+            steps than examples.
     """
     steps = _steps(learner, world, task, seed)
-    if world.examples(task) is None:
-        return _of_episodes(steps)
-    return _of_a_pass(steps, world.metric(task))
+    examples = world.examples(task)
+    if examples is None:
+        return _of_episodes(islice(steps, LONGEST_EPISODE))
+    return _of_a_pass(islice(steps, examples + 1), world.metric(task))
 
 
 Step = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_], dict[str, Any]]
@@ -45,13 +49,14 @@ Step = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.bool_], dict[str
 
 def _steps(learner: Learner, world: World, task: int, seed: int) -> Iterator[Step]:
     """Yield steps of `world` under the learner's most probable actions, without end."""
-    obs, _ = reset_to_tasks(world, [task], seed)
+    obs, asked = reset_to_tasks(world, [task], seed)
     state = learner.initial_state(world.num_envs)
     start = np.ones(world.num_envs, dtype=np.bool_)
     while True:
         check_finite(obs, learner.steps)
         action, state = learner.act(obs, state, start)
         obs, rewards, terminated, truncated, info = world.step(action)
+        check_tasks(world, info, asked)
         check_finite({}, learner.steps, rewards)
         start = terminated | truncated
         yield action, rewards, start, info
@@ -66,7 +71,10 @@ def _of_episodes(steps: Iterator[Step]) -> float:
         under_way &= ~ended
         if not under_way.any():
             return total / len(rewards)
-    raise AssertionError("the steps of a world never end")
+    raise ValueError(
+        f"an episode has not ended after {LONGEST_EPISODE} steps of evaluation; let the world "
+        "truncate it, for example with gymnasium.wrappers.TimeLimit"
+    )
 
 
 def _of_a_pass(steps: Iterator[Step], metric: Metric) -> float:
@@ -80,6 +88,10 @@ def _of_a_pass(steps: Iterator[Step], metric: Metric) -> float:
         if metric.evaluate is not None:
             labels.append(info["label"][first])
             guesses.append(action[first])
+    else:
+        raise ValueError(
+            'a pass over the task has more steps than examples(task); count passes in info["epoch"]'
+        )
     if metric.evaluate is not None:
         return float(metric.evaluate(np.concatenate(labels), np.concatenate(guesses)))
     right = sum(float(part.sum()) for part in rewards)

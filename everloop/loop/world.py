@@ -36,10 +36,11 @@ def reset_to_tasks(
         The first observation, and the task id of each copy, (B,).
 
     Raises:
-        ValueError: If there are more tasks than copies.
+        ValueError: If there are more tasks than copies, or the world plays other tasks.
     """
-    if len(tasks) > 1 and world.examples(tasks) is not None:
-        obs, info = world.reset(seed=seed, options={"task": list(tasks)})
+    if mixed := mixed_tasks(world, tasks):
+        obs, info = world.reset(seed=seed, options={"task": mixed})
+        check_tasks(world, info, np.zeros(world.num_envs, dtype=np.int64), mixed)
         return obs, info["task"]
     if len(tasks) > world.num_envs:
         raise ValueError(
@@ -47,10 +48,58 @@ def reset_to_tasks(
             "least one copy a task"
         )
     of_copy = np.resize(np.asarray(tasks, dtype=np.int64), world.num_envs)
-    obs, _ = world.reset(seed=seed, options={"task": int(tasks[0])})
+    obs, info = world.reset(seed=seed, options={"task": int(tasks[0])})
     for task in tasks[1:]:
-        obs, _ = world.reset(options={"task": int(task), "reset_mask": of_copy == task})
+        obs, info = world.reset(options={"task": int(task), "reset_mask": of_copy == task})
+    check_tasks(world, info, of_copy)
     return obs, of_copy
+
+
+def mixed_tasks(world: World, tasks: Sequence[int]) -> list[int]:
+    """Return `tasks` if the world shuffles the examples of several tasks together, else none."""
+    return list(tasks) if len(tasks) > 1 and world.examples(tasks) is not None else []
+
+
+def check_tasks(
+    world: World, info: dict[str, Any], asked: npt.NDArray[np.int64], mixed: Sequence[int] = ()
+) -> None:
+    """Check that the copies of a world play the tasks that they were asked to play.
+
+    Args:
+        world: The world, for the message.
+        info: The info of a reset or a step.
+        asked: The ID of each copy's task, (B,).
+        mixed: Tasks that are shuffled together, of which each copy may play any.
+
+    Raises:
+        ValueError: If `info["task"]` is missing or differs.
+    """
+    played: Any = info.get("task")
+    if len(mixed) and np.shape(played) == asked.shape:
+        asked = np.where(np.isin(played, mixed), played, mixed[0])
+    if np.array_equal(played, asked):
+        return
+    if np.shape(played) != asked.shape:
+        raise ValueError(
+            f'info["task"] is {played!r} in {_layers(world)}; return the task of every copy at '
+            "every reset and step"
+        )
+    copy = int(np.flatnonzero(played != asked)[0])
+    raise ValueError(
+        f"copy {copy} of the world plays task {np.asarray(played)[copy]} instead of task "
+        f"{asked[copy]}: a reset in {_layers(world)} drops its options; pass `options` on to the "
+        "wrapped environment, and keep the task when there are none"
+    )
+
+
+def _layers(world: Any) -> str:
+    """Return the names of a world and its wrappers, and of its first copy's, outermost first."""
+    names = []
+    while world is not None:
+        names.append(type(world).__name__)
+        copies = getattr(world, "envs", None)
+        world = copies[0] if copies else getattr(world, "env", None)
+    return " > ".join(names)
 
 
 def labels_of(info: dict[str, Any]) -> npt.NDArray[np.int64]:

@@ -57,6 +57,4 @@ class SplitDigits(StreamScenario):
 
     def module(self, world: World, heads: int) -> nn.Module:
         outputs = likelihood_for(world.single_action_space).size()
-        return Agent(
-            world.single_observation_space, outputs, recurrent=False, head_per_task=heads > 1
-        )
+        return Agent(world.single_observation_space, outputs, head_per_task=heads > 1)

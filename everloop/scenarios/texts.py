@@ -78,7 +78,7 @@ class TextScenario(StreamScenario):
         tokens = world.single_observation_space["tokens"]  # type: ignore[index]
         backbone: nn.Module
         if self.checkpoint is None:
-            backbone = EmbeddingEncoder(int(tokens.high.max()) + 1, self.size, per_token=tags)
+            backbone = EmbeddingEncoder(tokens.vocabulary, self.size, per_token=tags)
         else:
             backbone = TransformerEncoder(self.checkpoint, per_token=tags)
         outputs = likelihood_for(actions).size() // (tokens.shape[0] if tags else 1)

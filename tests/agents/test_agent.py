@@ -10,11 +10,17 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from network_helpers import first_predictions
-from torch import Tensor
+from torch import Tensor, nn
 
-from everloop.agents import Agent
+from everloop.agents import Agent, EmbeddingEncoder, VectorEncoder
+from everloop.envs import Tokens
 
-SMALL: dict[str, Any] = {"token_size": 8, "attention_heads": 2, "hidden_size": 6}
+SMALL: dict[str, Any] = {
+    "token_size": 8,
+    "attention_heads": 2,
+    "hidden_size": 6,
+    "recurrent": True,
+}
 NAMES = ("cue", "image", "touch", "voice")
 
 
@@ -291,11 +297,20 @@ def test_an_observation_without_known_modalities_is_refused() -> None:
             r"^modality 'smell' is Discrete\(3\); it must be a Box$",
         ),
         (
-            spaces.Dict({"image": spaces.Box(0, 255, (7, 8, 1), np.uint8)}),
+            spaces.Dict({"image": spaces.Box(0, 255, (3, 8, 8), np.uint8)}),
             (
-                r"^the image shape is \(7, 8, 1\); it must be \(height, width, channels\), with "
-                "sides of 8 or more$"
+                r"^modality 'image' is uint8 of shape \(3, 8, 8\), but a picture is uint8 of shape "
+                r"\(height, width, channels\), .*; change the world, or give the agent "
+                r"encoders={'image': \.\.\.}$"
             ),
+        ),
+        (
+            spaces.Dict({"ram": spaces.Box(0, 255, (128,), np.uint8)}),
+            r"^modality 'ram' is uint8 of shape \(128,\), but a picture is uint8 of shape",
+        ),
+        (
+            spaces.Dict({"map": spaces.Box(0.0, 1.0, (8, 8, 3))}),
+            r"^modality 'map' is float32 of shape \(8, 8, 3\), but a picture is uint8 of shape",
         ),
         (
             spaces.Dict({"presence": spaces.Box(0.0, 1.0, (1,))}),
@@ -358,3 +373,26 @@ def test_every_weight_gets_a_gradient() -> None:
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
+
+
+def test_integers_are_numbers_unless_their_space_says_that_they_are_token_ids() -> None:
+    """An embedding would need a row for each of 2^31 values."""
+    counters = spaces.Box(0, np.iinfo(np.int32).max, (2,), np.int32)
+    net = agent(spaces.Dict({"counters": counters, "text": Tokens(31, 6)}))
+    counts, text = (net.encoders[name] for name in ("of_counters", "of_text"))
+    assert isinstance(counts, VectorEncoder)
+    assert isinstance(text.backbone, EmbeddingEncoder)
+    assert text.backbone.embedding.num_embeddings == 31
+
+
+def test_an_own_encoder_decides_for_an_unclear_modality_and_gets_the_rows_as_they_are() -> None:
+    class Maps(nn.Module):
+        size = 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape == (6, 8, 8, 3)
+            return x.mean((1, 2))
+
+    maps = spaces.Dict({"map": spaces.Box(0.0, 1.0, (8, 8, 3))})
+    net = agent(maps, recurrent=False, encoders={"map": Maps()})
+    assert first_predictions(net, {"map": torch.rand(1, 6, 8, 8, 3)}).shape == (1, 6, 5)

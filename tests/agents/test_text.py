@@ -12,6 +12,7 @@ from network_helpers import first_predictions
 from torch import Tensor
 
 from everloop.agents import Agent, Classifier, EmbeddingEncoder, TransformerEncoder
+from everloop.envs import Tokens
 
 
 def bert(**changes: Any) -> Any:
@@ -136,9 +137,7 @@ def test_recomputing_activations_changes_no_gradient() -> None:
 
 
 def test_an_agent_embeds_token_ids_or_uses_a_given_encoder() -> None:
-    space = spaces.Dict(
-        {"tokens": spaces.Box(0, 30, (6,), np.int32), "counts": spaces.Box(0, 9, (2,), np.float32)}
-    )
+    space = spaces.Dict({"tokens": Tokens(31, 6), "counts": spaces.Box(0, 9, (2,), np.float32)})
     torch.manual_seed(0)
     agent = Agent(space, 3, token_size=8, hidden_size=8)
     obs = {"tokens": ids(4, 6)[None], "counts": torch.rand(1, 4, 2)}

@@ -130,6 +130,7 @@ class UnseededStates(Walk):
 class UnseededRewards(Walk):
     """Draws only its rewards from such a generator."""
 
+    reward_range = (-np.inf, np.inf)
     dice = np.random.default_rng()
 
     def step(self, action: Any) -> Step:
@@ -187,6 +188,55 @@ class FloatImage(Walk):
     observation_space = spaces.Dict({"place": spaces.Box(0.0, 1.0, (8, 8, 1), np.float32)})
 
 
+class FlatImage(Walk):
+    observation_space = spaces.Dict({"place": spaces.Box(0, 255, (64,), np.uint8)})
+
+
+class ChannelsFirst(Walk):
+    observation_space = spaces.Dict({"place": spaces.Box(0, 255, (3, 8, 8), np.uint8)})
+
+
+class ObservationsFollowTheTask(Walk):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        found = super().reset(seed=seed, options=options)
+        bound = 100.0 + self.task.id
+        self.observation_space = spaces.Dict({"place": spaces.Box(-bound, bound, (1,))})
+        return found
+
+
+class ActionsFollowTheTask(Walk):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        found = super().reset(seed=seed, options=options)
+        self.action_space = spaces.Discrete(3 + self.task.id, start=-1)
+        return found
+
+
+class OwnCue(Walk):
+    observation_space = spaces.Dict({**Walk.observation_space, "cue": spaces.Box(0.0, 1.0, (2,))})
+
+
+class OwnPresence(Walk):
+    observation_space = spaces.Dict(
+        {**Walk.observation_space, "presence": spaces.Box(0.0, 1.0, (2,))}
+    )
+
+
+class OwnFeedback(Walk):
+    observation_space = spaces.Dict(
+        {**Walk.observation_space, "feedback": spaces.Box(0.0, 1.0, (2,))}
+    )
+
+
+class Endless(Walk):
+    def step(self, action: Any) -> Step:
+        observation, reward, _, _, info = super().step(action)
+        return observation, reward, False, False, info
+
+
+class WrongRange(Walk):
+    reward_range = (-1.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("world", "line"),
     [
@@ -231,12 +281,54 @@ class FloatImage(Walk):
             ),
         ),
         (NotABox, r"^modality 'place' is Discrete\(3\); it must be a Box$"),
-        (FloatImage, r"^image modality 'place' has dtype float32; it must be uint8 \(H, W, C\)$"),
+        (
+            FloatImage,
+            r"^modality 'place' is float32 of shape \(8, 8, 1\), but a picture is uint8 of shape",
+        ),
+        (
+            FlatImage,
+            r"^modality 'place' is uint8 of shape \(64,\), but a picture is uint8",
+        ),
+        (ChannelsFirst, r"^modality 'place' is uint8 of shape \(3, 8, 8\), but a picture is uint8"),
+        (
+            ObservationsFollowTheTask,
+            (
+                r"^the observation space of task 'to-3' is Dict\('place': Box\(-101.*instead of "
+                r"Dict\('place': Box\(-100.*; use one space for all tasks, large enough for each$"
+            ),
+        ),
+        (
+            ActionsFollowTheTask,
+            r"^the action space of task 'to-3' is Discrete\(4, start=-1\) instead of Discrete\(3, ",
+        ),
+        (
+            OwnCue,
+            (
+                r"^modality 'cue' is Box\(.*\(2,\), float32\), but this name is reserved for the "
+                r"one-hot task, float32 \(3,\); rename the modality$"
+            ),
+        ),
+        (OwnPresence, r"^modality 'presence' is .* for 1 or 0 for each other modality.* \(1,\);"),
+        (OwnFeedback, r"^modality 'feedback' is .* for the previous action and reward.* \(4,\);"),
+        (
+            Endless,
+            (
+                "^an episode of task 'to--3' has not ended after 300 steps; truncate it, for "
+                "example with gymnasium.wrappers.TimeLimit$"
+            ),
+        ),
+        (
+            WrongRange,
+            (
+                r"^a reward of task 'to--3' is -\d.*, outside reward_range, \(-1\.0, 0\.0\); "
+                "correct the range$"
+            ),
+        ),
     ],
 )
 def test_a_world_that_breaks_the_contract_is_rejected(world: Callable[[], Walk], line: str) -> None:
     with pytest.raises(AssertionError, match=line) as caught:
-        check_task_env(world())
+        check_task_env(world(), longest=300)
     assert "\n" not in str(caught.value)
 
 

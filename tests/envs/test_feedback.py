@@ -120,7 +120,7 @@ def test_a_vectors_feedback_is_that_of_its_copies(world: Any) -> None:
     vector = VectorFeedback(SyncTaskVectorEnv([world] * 3))
     singles = [Feedback(world()) for _ in range(3)]
     assert vector.single_observation_space == singles[0].observation_space
-    obs, _ = vector.reset(seed=5, options={"task": 2})
+    obs, _ = vector.reset(seed=[5, 6, 7], options={"task": 2})  # type: ignore[arg-type]
     for i, env in enumerate(singles):
         env.reset(seed=5 + i, options={"task": 2})
     vector.action_space.seed(0)

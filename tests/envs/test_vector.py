@@ -15,6 +15,8 @@ from everloop.envs import (
     ImageStreamVectorEnv,
     PlantVectorEnv,
     SyncTaskVectorEnv,
+    Task,
+    TaskEnv,
     VectorFeedback,
     make_vec,
 )
@@ -128,6 +130,36 @@ def test_a_seed_starts_each_copy_differently(walk_id: str) -> None:
     first, second = (make_vec(walk_id, 4).reset(seed=1)[0]["place"] for _ in range(2))
     assert first.tobytes() == second.tobytes()
     assert len(set(first[:, 0].tolist())) == 4
+
+
+class Carts(TaskEnv):
+    """Gymnasium's CartPole, unchanged, as a world of two equal tasks."""
+
+    tasks = (Task(0, "a"), Task(1, "b"))
+    observation_space = gym.spaces.Dict({"x": gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)})
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.cart = gym.make("CartPole-v1")
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        _, info = super().reset(seed=seed, options=options)
+        return {"x": self.cart.reset(seed=seed)[0]}, info
+
+
+def test_copies_and_neighbouring_seeds_share_no_first_state() -> None:
+    """Gymnasium seeds copies with seed + i, so that seeds 0 and 1 would share 31 of 32 states."""
+    first = {
+        seed: [x.tobytes() for x in SyncTaskVectorEnv([Carts] * 32).reset(seed=seed)[0]["x"]]
+        for seed in (0, 1, 2)
+    }
+    assert len({x for states in first.values() for x in states}) == 3 * 32
+    again = SyncTaskVectorEnv([Carts] * 32).reset(seed=1)[0]["x"]
+    assert [x.tobytes() for x in again] == first[1]
+    listed = SyncTaskVectorEnv([Carts] * 2).reset(seed=[5, 5])[0]["x"]
+    np.testing.assert_array_equal(listed[0], listed[1])
 
 
 def test_the_info_of_an_episodes_last_step_is_kept() -> None:

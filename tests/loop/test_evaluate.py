@@ -32,6 +32,7 @@ from everloop.loop import (
     Strategy,
     SupervisedLearner,
     Training,
+    evaluate,
     mean_return,
     scores,
 )
@@ -227,4 +228,29 @@ def test_an_infinite_observation_is_refused_with_its_name() -> None:
 
     world.step = broken
     with pytest.raises(NotFiniteError, match="'cue' holds inf"):
+        mean_return(learner, world, 0, seed=0)
+
+
+def test_an_evaluation_that_would_never_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "LONGEST_EPISODE", 20)
+    learner = control_learner()
+    mean_return(learner, plant(3, horizon=20), 0, seed=0)
+    with pytest.raises(
+        ValueError,
+        match=r"^an episode has not ended after 20 steps of evaluation; let the world truncate it",
+    ):
+        mean_return(learner, plant(3, horizon=21), 0, seed=0)
+
+
+def test_a_pass_that_would_never_end_is_refused() -> None:
+    world = labelled_stream(1)
+    learner = SupervisedLearner(FlatNet(LabelReader(0)), world)
+    step = world.step
+
+    def uncounted(actions: Any) -> Any:
+        *rest, info = step(actions)
+        return *rest, info | {"epoch": np.zeros(1, np.int64)}
+
+    world.step = uncounted  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r'more steps than examples.*; count passes in info\["epo'):
         mean_return(learner, world, 0, seed=0)

@@ -15,8 +15,12 @@ from torch import Tensor
 from everloop.contract import Observation, World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.accompanied import Accompanied
+<<<<<<< HEAD
 from everloop.loop.learners.shown import Shown
 from everloop.loop.world import check_finite, reset_to_tasks
+=======
+from everloop.loop.world import check_finite, check_tasks, mixed_tasks, reset_to_tasks
+>>>>>>> 689000049f4ef568f14f561457791bfa74ffaca3
 
 
 class Learner(Accompanied):
@@ -156,7 +160,8 @@ class Learner(Accompanied):
 
         Args:
             world: The world to act in.
-            tasks: IDs of the tasks, divided among the world's copies.
+            tasks: IDs of the tasks, divided among the world's copies. With several tasks of a data
+                set the batch names no tasks, because each step may be of another one.
             steps: Steps of each copy, a multiple of the sequence length.
             seed: Seed of the world and of the actions, 0 or more.
         """
@@ -166,6 +171,7 @@ class Learner(Accompanied):
     def _rollout(self, world: World, tasks: Sequence[int], steps: int, seed: int) -> Batch:
         generator = torch.Generator(self.device).manual_seed(seed)
         obs, played = reset_to_tasks(world, tasks, seed)
+        mixed = mixed_tasks(world, tasks)
         state = self.initial_state(world.num_envs)
         start = np.ones(world.num_envs, dtype=np.bool_)
         seen: list[Observation] = []
@@ -175,6 +181,7 @@ class Learner(Accompanied):
             action, state = self.act(obs, state, start, generator)
             seen.append(obs)
             obs, _, terminated, truncated, info = world.step(action)
+            check_tasks(world, info, played, mixed)
             rows.append((start, action, info.get("label")))
             start = terminated | truncated
         starts, actions, labels = zip(*rows, strict=True)
@@ -186,6 +193,6 @@ class Learner(Accompanied):
             to_tensor(np.stack(starts), self.device),
             target=target,
             action=to_tensor(np.stack(actions), self.device),
-            task=to_tensor(played, self.device),
+            task=None if mixed else to_tensor(played, self.device),
         )
         return experience.sequences(self.sequence_length)

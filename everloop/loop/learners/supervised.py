@@ -23,11 +23,11 @@ from everloop.loop.learners.training import Training
 from everloop.loop.likelihood import Categorical, TokenCategorical, likelihood_for
 from everloop.loop.state import packed, restore
 from everloop.loop.strategies.base import Forward, Strategy
-from everloop.loop.world import check_finite, labels_of, reset_to_tasks
+from everloop.loop.world import check_finite, check_tasks, labels_of, mixed_tasks, reset_to_tasks
 
 LOG_EVERY = 20
 """Updates averaged in each log entry."""
-POSITION = ("counts", "_obs", "_task", "_mixed_tasks", "_start", "_batches", "_done", "_losses")
+POSITION = ("counts", "_obs", "_played", "_mixed", "_task", "_start", "_batches", "_done", "_losses")
 """Attributes that hold the learner's position in a phase."""
 
 Replayed = list[tuple[Strategy, Forward]]
@@ -93,8 +93,9 @@ class SupervisedLearner(Learner):
         can_show = world.show(world.tasks[0].id, np.zeros(0, np.int64)) is not None
         self.shown = ShownRows(self._read) if can_show else Recent()
         self._obs: Observation = {}
+        self._played: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._task = self._start = torch.zeros(0)
-        self._mixed_tasks = False  # True if the task may change from one batch to the next
+        self._mixed: list[int] = []  # tasks that are shuffled together
         self._batches = self._done = 0
         self._losses: list[float] = []
         self.attach([])
@@ -155,10 +156,10 @@ class SupervisedLearner(Learner):
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
         self.shown.clear()
-        self._mixed_tasks = len(tasks) > 1
-        self._obs, played = reset_to_tasks(self.world, tasks)
-        self._task = to_tensor(played, self.device)
-        self._start = torch.ones(1, len(played), dtype=torch.bool, device=self.device)
+        self._obs, self._played = reset_to_tasks(self.world, tasks)
+        self._mixed = mixed_tasks(self.world, tasks)
+        self._task = to_tensor(self._played, self.device)
+        self._start = torch.ones(1, len(self._played), dtype=torch.bool, device=self.device)
         self._batches, self._done = -(-steps // self.world.num_envs), 0
         self._losses = []
         self.rate.begin(self._batches * self.training.updates_per_batch)
@@ -233,10 +234,11 @@ class SupervisedLearner(Learner):
         """Step the world with the most likely labels. Return the true ones, (B, ...), and info."""
         guess = self.likelihood.mode(output.prediction[0].detach()).cpu().numpy()
         self._obs, rewards, _, _, info = self.world.step(guess)
+        check_tasks(self.world, info, self._played, self._mixed)
         label = to_tensor(labels_of(info), self._start.device)
         self.tally.right += float(rewards.sum())
         self.tally.guessed += len(rewards)
-        if self._mixed_tasks:
+        if self._mixed:
             self._task = to_tensor(info["task"], self._start.device)
         if self.counts is not None:
             self.counts += torch.bincount(label, minlength=len(self.counts))

@@ -15,7 +15,7 @@ from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.learner import Learner
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import check_range
-from everloop.loop.world import check_finite, labels_of, reset_to_tasks
+from everloop.loop.world import check_finite, check_tasks, labels_of, reset_to_tasks
 
 Weights = Mapping[str, Tensor]
 Loss = Callable[[Weights], Tensor]
@@ -165,6 +165,7 @@ def _loss_of_task(learner: Learner, task: int, batches: int, seed: int) -> Loss:
             outputs = learner.outputs_with(Batch(tensors, start), weights)
             guess = learner.likelihood.mode(outputs[0].detach()).cpu().numpy()
             obs, _, _, _, info = world.step(guess)
+            check_tasks(world, info, played)
             labels = to_tensor(labels_of(info), learner.device)
             losses.append(learner.loss_of(outputs, labels[None]))
             learner.steps += len(labels)

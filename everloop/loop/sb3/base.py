@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.logger import KVWriter, Logger
@@ -49,6 +50,13 @@ RESERVED = {"max_grad_norm", "policy_kwargs", "use_sde", "seed", "device"}
 """Arguments of SB3's algorithms that the learner sets."""
 
 
+def check_algorithm(algorithm: type[Any], known: tuple[type[Any], ...]) -> None:
+    """Raise ValueError, in one line, if `algorithm` is none of the `known` ones or a subclass."""
+    if not issubclass(algorithm, known):
+        names = " or ".join(each.__name__ for each in known)
+        raise ValueError(f"algorithm is {algorithm.__name__}; choose {names}, or a subclass")
+
+
 def optimizer_arguments(optimizer: OptimizerFactory | None, **adam: Any) -> dict[str, Any]:
     """Return the policy's arguments for its optimizer.
 
@@ -72,6 +80,37 @@ def as_world(obs: Observations, space: spaces.Space[Any]) -> dict[str, Tensor]:
     """
     names = pictures(space)
     return {name: x.squeeze(-4) if name in names else x for name, x in obs.items()}
+
+
+@torch.no_grad()
+def has_memory(network: nn.Module, space: spaces.Space[Any]) -> bool:
+    """Return whether a network has a memory: whether a step changes its state.
+
+    Args:
+        network: A network as learners take it. One without memory returns its state unchanged.
+        space: The Dict space of its observations, of which a random one is tried.
+    """
+    assert isinstance(space, spaces.Dict), "networks see Dict observations"
+    device = next(network.parameters()).device
+    rng = np.random.default_rng(0)
+    obs = {
+        name: torch.as_tensor(_near_zero(part, rng), device=device)[None, None]
+        for name, part in space.spaces.items()
+    }
+    state = network.initial_state(1)  # type: ignore[operator]
+    training = network.training
+    network.eval()
+    try:
+        _, after = network(obs, state, torch.ones(1, 1, dtype=torch.bool, device=device))
+    finally:
+        network.train(training)
+    return not torch.equal(after, state)
+
+
+def _near_zero(space: Any, rng: np.random.Generator) -> npt.NDArray[Any]:
+    """Return a random element of a Box, with values of about 1 if its bounds allow them."""
+    element: npt.NDArray[Any] = np.clip(rng.normal(size=space.shape), space.low, space.high)
+    return element.astype(space.dtype)
 
 
 class Scalars(KVWriter):

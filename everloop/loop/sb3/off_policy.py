@@ -26,6 +26,8 @@ from everloop.loop.sb3.base import (
     OptimizerFactory,
     SB3Base,
     as_world,
+    check_algorithm,
+    has_memory,
     optimizer_arguments,
 )
 from everloop.loop.state import pack, packed, restore
@@ -62,15 +64,24 @@ class _Adapter(nn.Module):
     Args:
         network: A network without memory.
         space: The world's observation space.
+        seen: The space of what the network sees, if it sees more.
 
     Raises:
         ValueError: If the network has a memory.
     """
 
-    def __init__(self, network: nn.Module, space: spaces.Space[Any]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        space: spaces.Space[Any],
+        seen: spaces.Space[Any] | None = None,
+    ) -> None:
         super().__init__()
-        if getattr(network, "memory", None) is not None:
-            raise ValueError("the network has a memory; DQN and SAC need a network without one")
+        if has_memory(network, seen or space):
+            raise ValueError(
+                "the network has a memory, which DQN and SAC can't train; use a network without "
+                "one (recurrent=False in Agent)"
+            )
         self.network, self.space = network, space
         # The learner sets a function that adds the strategies' gradients.
         self.on_prediction: Callable[[Observations, Tensor, Tensor | None], Tensor] = _unchanged
@@ -192,7 +203,7 @@ class SquashedPolicy(SACPolicy):
         """Return two new critics. SB3 calls this for the critics and for their targets."""
         action = spaces.Box(-1.0, 1.0, self.action_space.shape, np.float32)
         space = spaces.Dict({**self.space.spaces, ACTION: action})
-        pair = [_Adapter(self.make_q_network(space), self.space) for _ in range(2)]
+        pair = [_Adapter(self.make_q_network(space), self.space, space) for _ in range(2)]
         return _Critic(pair).to(self.device)
 
 
@@ -328,7 +339,8 @@ class DQNLearner(OffPolicyLearner):
         world: A world with discrete actions that start at 0.
         network: Function from the world's observation space and action space to a module without
             memory, whose prediction is (T, B, actions). It is called again for the target network.
-        parameters: Keyword arguments of SB3's DQN, such as learning_rate, buffer_size, train_freq.
+        parameters: Keyword arguments of the algorithm, such as learning_rate, buffer_size,
+            train_freq.
         temperature: Temperature of the Boltzmann policy in units of the return, above 0. If it is
             small compared with the gaps between Q-values, only the best action matters, and the
             Fisher information of states with a certain action vanishes.
@@ -339,6 +351,7 @@ class DQNLearner(OffPolicyLearner):
         device: Device of the networks, such as "cpu"; "auto" for a GPU if there is one.
         optimizer: Function from the parameters and `lr` to the optimizer of each network; None for
             torch's Adam.
+        algorithm: `DQN` or a subclass.
 
     Raises:
         ValueError: If the world's actions are not discrete, the network has a memory, or a value
@@ -359,13 +372,15 @@ class DQNLearner(OffPolicyLearner):
         seed: int = 0,
         device: str = "auto",
         optimizer: OptimizerFactory | None = None,
+        algorithm: type[DQN] = DQN,
     ) -> None:
+        check_algorithm(algorithm, (DQN,))
         super().__init__(world, parameters, max_grad_norm, reset_buffer)
         space = world.single_action_space
         if not (isinstance(space, spaces.Discrete) and space.start == 0):
             raise ValueError(f"action space is {space}; DQN needs Discrete actions that start at 0")
         self.likelihood = Categorical(int(space.n), temperature)
-        model = DQN(
+        model = algorithm(
             QPolicy,
             self.env,
             **(parameters or {}),
@@ -400,7 +415,8 @@ class SACLearner(OffPolicyLearner):
         critic: Function from an observation space to a critic, a module without memory whose
             prediction is (T, B, 1). The space has one more modality "action", the action in
             [-1, 1]. The function is called four times: for two critics and their targets.
-        parameters: Keyword arguments of SB3's SAC, such as learning_rate, buffer_size, ent_coef.
+        parameters: Keyword arguments of the algorithm, such as learning_rate, buffer_size,
+            ent_coef.
         max_grad_norm: Norm to which the actor's gradient is clipped after the strategies, above 0;
             infinity for no clipping, as in SB3.
         reset_buffer: Empty the replay buffer when the tasks change; see `OffPolicyLearner`.
@@ -408,6 +424,7 @@ class SACLearner(OffPolicyLearner):
         device: Device of the networks, such as "cpu"; "auto" for a GPU if there is one.
         optimizer: Function from the parameters and `lr` to the optimizer of each network; None for
             torch's Adam.
+        algorithm: `SAC` or a subclass.
 
     Raises:
         ValueError: If the world's actions are not a flat Box with finite bounds, the world has a
@@ -425,7 +442,9 @@ class SACLearner(OffPolicyLearner):
         seed: int = 0,
         device: str = "auto",
         optimizer: OptimizerFactory | None = None,
+        algorithm: type[SAC] = SAC,
     ) -> None:
+        check_algorithm(algorithm, (SAC,))
         super().__init__(world, parameters, max_grad_norm, reset_buffer)
         space, observations = world.single_action_space, world.single_observation_space
         if not (isinstance(space, spaces.Box) and len(space.shape) == 1):
@@ -435,7 +454,7 @@ class SACLearner(OffPolicyLearner):
                 f"the world has a modality {ACTION!r}, but SAC's critics use this name; rename it"
             )
         self.likelihood: SquashedGaussian = SquashedGaussian(space.low, space.high)
-        model = SAC(
+        model = algorithm(
             SquashedPolicy,
             self.env,
             **(parameters or {}),

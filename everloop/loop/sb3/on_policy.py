@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from everloop.loop.sb3.base import (
     OptimizerFactory,
     SB3Base,
     as_world,
+    check_algorithm,
+    has_memory,
     optimizer_arguments,
 )
 from everloop.loop.state import pack
@@ -114,7 +117,20 @@ def _rows_of(output: NetworkOutput) -> tuple[Tensor, Tensor]:
 
 
 class NetworkPolicy(_NetworkPolicy, ActorCriticPolicy):
-    """SB3's policy for PPO. Every step is a separate example."""
+    """SB3's policy for PPO. Every step is a separate example.
+
+    Raises:
+        ValueError: If the network has a memory. PPO would train it with an empty memory at each
+            step, but act with a running one.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if has_memory(self.network, self.space):
+            raise ValueError(
+                "the network has a memory, which PPO can't train; use RecurrentPPO, or a network "
+                "without one (recurrent=False in Agent)"
+            )
 
     def _run_steps(self, obs: Observations) -> tuple[Tensor, Tensor]:
         rows = len(next(iter(obs.values())))
@@ -153,16 +169,18 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if getattr(self.network, "memory", None) is None:
+        if not has_memory(self.network, self.space):
             raise ValueError(
-                "the network has no memory; RecurrentPPO needs a network with a `memory`"
+                "the network has no memory, which RecurrentPPO trains; use PPO, or a network with "
+                "one (recurrent=True in Agent)"
             )
         self.lstm_hidden_state_shape = (1, 1, self.lstm_actor.hidden_size)
 
     @property
     def lstm_actor(self) -> Any:  # type: ignore[override]
-        """The recurrent layer. RecurrentPPO reads its `num_layers` and `hidden_size`."""
-        return self.network.memory.gru  # type: ignore[union-attr]
+        """What RecurrentPPO asks a recurrent layer for: the size of the network's state."""
+        size = self.network.initial_state(1).shape[1]  # type: ignore[operator]
+        return SimpleNamespace(num_layers=1, hidden_size=size)
 
     @staticmethod
     def _states(state: Tensor) -> RNNStates:
@@ -211,7 +229,7 @@ class SB3Learner(SB3Base):
         world: A world for reinforcement learning.
         network: Function from the world's observation space and action space to a module with a
             value head.
-        algorithm: `PPO`, or `RecurrentPPO` for a network with a memory.
+        algorithm: `PPO`, or `RecurrentPPO` for a network with a memory; or a subclass of one.
         parameters: Keyword arguments of the algorithm, such as n_steps, batch_size, learning_rate.
         max_grad_norm: Norm to which the gradient is clipped after the strategies, above 0. SB3's
             own clipping is off.
@@ -222,8 +240,9 @@ class SB3Learner(SB3Base):
         optimizer: Function from the parameters and `lr` to the optimizer; None for torch's Adam.
 
     Raises:
-        ValueError: If `parameters` contains an argument that the learner sets, `sequence_length`
-            does not divide n_steps, or RecurrentPPO is given a network without a memory.
+        ValueError: If the algorithm is another one, `parameters` contains an argument that the
+            learner sets, `sequence_length` does not divide n_steps, PPO is given a network with a
+            memory, or RecurrentPPO one without.
     """
 
     def __init__(
@@ -238,8 +257,9 @@ class SB3Learner(SB3Base):
         device: str = "auto",
         optimizer: OptimizerFactory | None = None,
     ) -> None:
+        check_algorithm(algorithm, (PPO, RecurrentPPO))
         super().__init__(world, parameters, max_grad_norm)
-        recurrent = algorithm is RecurrentPPO
+        recurrent = issubclass(algorithm, RecurrentPPO)
         model = algorithm(
             RecurrentNetworkPolicy if recurrent else NetworkPolicy,  # type: ignore[arg-type]
             self.env,

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from everloop.contract import Observation, World
 from everloop.loop.state import packed, restore
 from everloop.loop.tally import Tally
-from everloop.loop.world import check_finite, reset_to_tasks
+from everloop.loop.world import check_finite, check_tasks, reset_to_tasks
 
 STATE = ("tasks", "played", "steps", "_obs", "_returns", "_lengths", "_seeds")
 """Attributes to save."""
@@ -45,7 +45,8 @@ class WorldVecEnv(VecEnv):
         tally: Where the return of each ended episode is added; None for a tally of its own.
 
     Raises:
-        ValueError: If the world has another autoreset mode.
+        ValueError: If the world has another autoreset mode; or at a reset or step, if a copy plays
+            another task than the one asked for.
         NotFiniteError: At a reset or step, if an observation or a reward is not finite.
     """
 
@@ -87,6 +88,7 @@ class WorldVecEnv(VecEnv):
     ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], list[dict[str, Any]]]:
         obs, rewards, terminated, truncated, info = self.world.step(self._actions)
         self.steps += self.num_envs
+        check_tasks(self.world, info, self.played)
         check_finite(obs, self.steps, rewards)
         self._returns += rewards
         self._lengths += 1

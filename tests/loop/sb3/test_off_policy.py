@@ -25,6 +25,7 @@ from loop_helpers import (
     same,
     weights,
 )
+from stable_baselines3 import DQN, PPO, SAC
 from stub_helpers import NotANumber, Recorder
 from torch import Tensor
 
@@ -341,7 +342,7 @@ def test_recurrent_networks_are_refused(sac: bool) -> None:
         if sac
         else (lambda: DQNLearner(dial_plant(), recurrent_agent))
     )
-    with pytest.raises(ValueError, match="DQN and SAC need a network without one"):
+    with pytest.raises(ValueError, match="a memory, which DQN and SAC can't train; use a net"):
         make()
 
 
@@ -379,3 +380,22 @@ def test_a_temperature_must_be_finite_and_above_0(temperature: float) -> None:
 def test_a_strategy_that_needs_labels_is_refused(sac: bool) -> None:
     with pytest.raises(ValueError, match="which this learner does not have; use reservoir or ring"):
         off_policy_learner(sac).attach([Replay(memory="class-balanced")])
+
+
+class OwnDQN(DQN):
+    """A user's subclass."""
+
+
+class OwnSAC(SAC):
+    """A user's subclass."""
+
+
+@KINDS
+def test_the_algorithm_may_be_a_subclass(sac: bool) -> None:
+    learner = off_policy_learner(sac, algorithm=OwnSAC if sac else OwnDQN)
+    assert type(learner.model) is (OwnSAC if sac else OwnDQN)
+    learner.learn([0], 24)
+    with pytest.raises(
+        ValueError, match=f"^algorithm is PPO; choose {'SAC' if sac else 'DQN'}, or"
+    ):
+        off_policy_learner(sac, algorithm=PPO)

@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loop_helpers import agent, control_learner, image_stream, plant, same, weights
+from loop_helpers import (
+    agent,
+    control_learner,
+    image_stream,
+    plant,
+    recurrent_agent,
+    same,
+    weights,
+)
+from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, PPO
 from stub_helpers import NotANumber
 from torch import Tensor
 
@@ -310,3 +319,55 @@ def test_networks_are_built_for_the_spaces_of_the_world() -> None:
     ((observation_space, action_space),) = made
     assert observation_space == world.single_observation_space
     assert action_space == world.single_action_space
+
+
+def test_a_network_with_a_memory_is_for_recurrent_ppo_alone() -> None:
+    """PPO would train it with an empty memory at each step, and act with a running one."""
+    for algorithm, network, line in (
+        (
+            PPO,
+            recurrent_agent,
+            "^the network has a memory, which PPO can't train; use Rec",
+        ),
+        (RecurrentPPO, agent, "^the network has no memory, which RecurrentPPO trains; use PPO, or"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            SB3Learner(plant(), network, algorithm, {"n_steps": 8, "batch_size": 16})
+
+
+class OwnPPO(PPO):
+    """A user's subclass, which counts its calls of `train`."""
+
+    trained = 0
+
+    def train(self) -> None:
+        self.trained += 1
+        super().train()
+
+
+class OwnRecurrentPPO(RecurrentPPO):
+    trained = 0
+
+    def train(self) -> None:
+        self.trained += 1
+        super().train()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "network"), [(OwnPPO, agent), (OwnRecurrentPPO, recurrent_agent)]
+)
+def test_the_algorithm_may_be_a_subclass(algorithm: Any, network: Any) -> None:
+    learner = SB3Learner(
+        plant(), network, algorithm, {"n_steps": 8, "batch_size": 16}, device="cpu"
+    )
+    before = weights(learner.module)
+    learner.learn([0], 64)
+    assert learner.model.trained == 2
+    assert not same(weights(learner.module), before)
+
+
+def test_another_algorithm_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^algorithm is A2C; choose PPO or RecurrentPPO, or a subclass$"
+    ):
+        SB3Learner(plant(), agent, A2C)  # type: ignore[arg-type]
