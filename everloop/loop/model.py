@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -238,20 +238,21 @@ class Model(ABC):
         return copy.deepcopy(self.module).eval().requires_grad_(False)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self, gradients: bool = False) -> Iterator[None]:
         """Put the network in evaluation mode, for example without dropout.
 
-        Recurrent layers stay in training mode, since cuDNN computes their gradients only there.
+        Args:
+            gradients: True if gradients will be computed. cuDNN computes those of recurrent layers
+                only in training mode, so a network with such layers then runs without cuDNN.
         """
-        parts = [
-            part
-            for part in self.module.modules()
-            if part.training and not isinstance(part, nn.RNNBase)
-        ]
+        parts = [part for part in self.module.modules() if part.training]
+        recurrent = any(isinstance(part, nn.RNNBase) for part in self.module.modules())
         for part in parts:
             part.training = False
         try:
-            yield
+            without_cudnn = torch.backends.cudnn.flags(enabled=False)
+            with without_cudnn if gradients and recurrent else nullcontext():
+                yield
         finally:
             for part in parts:
                 part.training = True
