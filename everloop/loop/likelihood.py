@@ -91,8 +91,8 @@ class Categorical(Likelihood):
 class TokenCategorical(Likelihood):
     """A class for each of L tokens: logits (..., L * classes), tags int64 (..., L).
 
-    A token without a tag has one below 0 and does not count in log_prob. Entropy and KL can't know
-    these tokens, so they sum over all L.
+    A token without a tag, such as padding, has one below 0 and does not count in log_prob. Entropy
+    and KL can't know these tokens, so they sum over all L. `Model.mean_kl` leaves them out.
 
     Args:
         length: L, the number of tokens, 1 or more.
@@ -120,7 +120,11 @@ class TokenCategorical(Likelihood):
         return self.each.entropy(self._tokens(p)).sum(-1)
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        return self.each.kl(self._tokens(p), self._tokens(q)).sum(-1)
+        return self.token_kl(p, q).sum(-1)
+
+    def token_kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """Return KL(p || q) of each token in nats, (..., L)."""
+        return self.each.kl(self._tokens(p), self._tokens(q))
 
     def _tokens(self, p: Tensor) -> Tensor:
         """Return the logits of each token, (..., L, classes)."""

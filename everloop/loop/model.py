@@ -9,13 +9,14 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from einops import reduce
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from everloop.contract import CUE, NetworkOutput, Output, World
 from everloop.loop.batch import Batch
-from everloop.loop.likelihood import Categorical, Likelihood
+from everloop.loop.likelihood import Categorical, Likelihood, TokenCategorical
 
 Weights = Mapping[str, Tensor]
 
@@ -199,7 +200,7 @@ class Model(ABC):
         Args:
             batch: Examples.
             generator: Generator to draw x from the model's distribution. With None, x is the label
-                or action in the batch.
+                or action in the batch. Tokens without a tag in the batch get none.
 
         Raises:
             ValueError: Without a generator, for a batch that has neither labels nor actions.
@@ -207,6 +208,9 @@ class Model(ABC):
         p = self.outputs(batch)
         if generator is not None:
             x = self.likelihood.sample(p.detach(), generator)
+            tagged = self.tagged(batch.target)
+            if tagged is not None:
+                x = x.where(tagged, -1)
         else:
             taken = self.observed(batch)
             if taken is None:
@@ -215,6 +219,38 @@ class Model(ABC):
                 )
             x = taken
         return self.likelihood.log_prob(p, x).sum(0)
+
+    def tagged(self, target: Tensor | None) -> Tensor | None:
+        """Return which tokens have a tag, bool (T, B, L); None if the targets are not tags."""
+        if target is None or not (self.labelled and isinstance(self.likelihood, TokenCategorical)):
+            return None
+        return target >= 0
+
+    def mean_over_outputs(self, values: Tensor, target: Tensor | None) -> Tensor:
+        """Return the mean of `values`; for tags, over the tokens that have one.
+
+        Args:
+            values: A number for each output, (T, B, P), or for each token, (T, B, L).
+            target: The targets, which for tags are int64 (T, B, L).
+        """
+        tagged = self.tagged(target)
+        if tagged is None:
+            return values.mean()
+        by_token = reduce(values, "t b (l c) -> t b l", "mean", l=tagged.shape[-1])
+        return by_token.where(tagged, 0.0).sum() / tagged.sum().clamp(min=1)
+
+    def mean_kl(self, p: Tensor, q: Tensor, target: Tensor | None) -> Tensor:
+        """Return the mean of KL(p || q) in nats over steps; for tags, over tokens that have one.
+
+        Args:
+            p: Parameters of the likelihood, (T, B, P).
+            q: Other parameters, (T, B, P).
+            target: The targets, which for tags are int64 (T, B, L).
+        """
+        if self.tagged(target) is None:
+            return self.likelihood.kl(p, q).mean()
+        assert isinstance(self.likelihood, TokenCategorical)
+        return self.mean_over_outputs(self.likelihood.token_kl(p, q), target)
 
     @abstractmethod
     def targets(self, batch: Batch) -> Tensor:

@@ -20,7 +20,8 @@ class DER(Rehearsal):
         loss += strength * mean (z - h(x))^2 over stored (x, z)     (Buzzega et al. 2020, eq. 6)
 
     z are the outputs when x was observed. The paper calls strength alpha. The mean is over examples
-    and outputs, as in the authors' code; the paper has a sum over outputs. Examples are replayed
+    and outputs, as in the authors' code; the paper has a sum over outputs. For tags it is over the
+    outputs of tokens that have one. Examples are replayed
     from all tasks, including the current one, so task boundaries need not be known.
 
     Args:
@@ -54,8 +55,7 @@ class DER(Rehearsal):
         return self.draw(model)
 
     def replay_loss(self, replayed: Forward, model: Model) -> Tensor:
-        assert replayed.batch.output is not None
-        return self.strength * F.mse_loss(replayed.output.prediction, replayed.batch.output)
+        return self.strength * _dark_loss(replayed.batch, replayed.output.prediction, model)
 
 
 class DERPlusPlus(DER):
@@ -98,9 +98,15 @@ class DERPlusPlus(DER):
         return self.draw(model, count=2 * self.batch_size)
 
     def replay_loss(self, replayed: Forward, model: Model) -> Tensor:
-        z, y = replayed.batch.output, replayed.batch.target
-        assert z is not None and y is not None  # noqa: PT018
-        n, h = self.batch_size, replayed.output.prediction
-        dark = F.mse_loss(h[:, :n], z[:, :n])
+        n, h, y = self.batch_size, replayed.output.prediction, replayed.batch.target
+        assert y is not None
+        dark = _dark_loss(replayed.batch[:n], h[:, :n], model)
         labels = model.loss_of(h[:, n:], y[:, n:])
         return self.strength * dark + self.label_strength * labels
+
+
+def _dark_loss(stored: Batch, h: Tensor, model: Model) -> Tensor:
+    """Return the mean of (z - h)^2; for tags, over the tokens that have one."""
+    z = stored.output
+    assert z is not None
+    return model.mean_over_outputs(F.mse_loss(h, z, reduction="none"), stored.target)

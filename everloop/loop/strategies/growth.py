@@ -78,7 +78,7 @@ class Growth(Strategy):
         if self.grown == self.limit or batch.target is None:
             return
         output = observed_output(batch, model)
-        self.losses.append(-float(model.likelihood.log_prob(output, batch.target).mean()))
+        self.losses.append(float(model.loss_of(output, batch.target)))
         if len(self.losses) < self.patience:
             return
         if sum(self.losses) / len(self.losses) > self.threshold:
