@@ -200,14 +200,17 @@ class Model(ABC):
         Args:
             batch: Examples.
             generator: Generator to draw x from the model's distribution. With None, x is the label
-                or action in the batch. Tokens without a tag in the batch get none.
+                or action in the batch. Tokens without a tag in the batch get none. Of squashed
+                actions x is the value before squashing, which keeps its precision; the gradient is
+                the same.
 
         Raises:
             ValueError: Without a generator, for a batch that has neither labels nor actions.
         """
         p = self.outputs(batch)
         if generator is not None:
-            x = self.likelihood.sample(p.detach(), generator)
+            likelihood = self.likelihood.latent
+            x = likelihood.sample(p.detach(), generator)
             tagged = self.tagged(batch.target)
             if tagged is not None:
                 x = x.where(tagged, -1)
@@ -217,8 +220,8 @@ class Model(ABC):
                 raise ValueError(
                     "the batch holds neither labels nor actions; give one of them, or a generator"
                 )
-            x = taken
-        return self.likelihood.log_prob(p, x).sum(0)
+            likelihood, x = self.likelihood, taken
+        return likelihood.log_prob(p, x).sum(0)
 
     def tagged(self, target: Tensor | None) -> Tensor | None:
         """Return which tokens have a tag, bool (T, B, L); None if the targets are not tags."""

@@ -128,15 +128,15 @@ class SupervisedLearner(Learner):
     def observed(self, batch: Batch) -> Tensor | None:
         return batch.target
 
-    def act(
+    def choose(
         self,
         obs: Observation,
         state: Tensor,
         start: npt.NDArray[np.bool_],
         generator: torch.Generator | None = None,
     ) -> tuple[npt.NDArray[Any], Tensor]:
-        """Act as every learner does, but with an empty memory at each step, as in training."""
-        return super().act(obs, state, np.ones_like(start), generator)
+        """Choose as every learner does, but with an empty memory at each step, as in training."""
+        return super().choose(obs, state, np.ones_like(start), generator)
 
     def augmented(self, batch: Batch) -> Batch:
         if not self.images:

@@ -264,12 +264,12 @@ def test_rollouts_in_another_world_do_not_change_training(recurrent: bool) -> No
 
 
 @KINDS
-def test_rollouts_have_clipped_actions_in_sequences(recurrent: bool) -> None:
+def test_rollouts_have_sampled_actions_in_sequences(recurrent: bool) -> None:
     learner = control_learner(recurrent)
     batch = learner.rollout(plant(6, horizon=5), [1], 8, seed=0)
     assert batch.action is not None
     assert batch.target is None
-    assert float(batch.action.abs().max()) == 1.0
+    assert float(batch.action.abs().max()) > 1.0
     assert (batch.length, len(batch)) == ((4, 12) if recurrent else (1, 48))
     assert batch.task is not None
     assert batch.task.tolist() == [1] * len(batch)
