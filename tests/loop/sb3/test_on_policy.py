@@ -164,10 +164,11 @@ def test_minibatches_contain_only_steps_of_the_rollout(recurrent: bool) -> None:
     rollout = {row.tobytes() for row in recorder.buffers[0]["obs"]["sensor_0"].reshape(32, -1)}
     assert len(recorder.minibatches) == 4
     for batch in recorder.minibatches:
-        assert batch.length == 1
-        assert {row.numpy().tobytes() for row in batch.obs["sensor_0"][0]} <= rollout
+        assert batch.length == learner.sequence_length
+        shown = batch.obs["sensor_0"].flatten(0, 1)
+        assert {row.numpy().tobytes() for row in shown} <= rollout
         assert batch.action is not None
-        assert len(batch) == len(batch.action[0]) == 16
+        assert len(shown) == len(batch.action.flatten(0, 1)) == 16
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 8, 3), (8, 10, 9)], ids=str)
