@@ -68,9 +68,9 @@ class DERPlusPlus(DER):
     else is as in DER.
 
     Args:
-        strength: Alpha, the weight of the loss against stored outputs, 0 or more; 0 is plain
-            training. With 0 the loss against labels is off too.
-        label_strength: Beta, the weight of the loss against stored labels, 0 or more.
+        strength: Alpha, the weight of the loss against stored outputs, 0 or more.
+        label_strength: Beta, the weight of the loss against stored labels, 0 or more. If both are
+            0, this is plain training.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
@@ -92,6 +92,10 @@ class DERPlusPlus(DER):
     ) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)
         self.label_strength = check_strength(label_strength, "label_strength")
+
+    @property
+    def active(self) -> bool:
+        return self.strength > 0 or self.label_strength > 0
 
     def recall(self, model: Model) -> Batch | None:
         # Examples are drawn with replacement, so the two halves of one draw are independent.

@@ -79,6 +79,8 @@ class LaMAML(Rehearsal):
         check_range("alpha", alpha, 0)
         check_range("alpha_lr", alpha_lr, 0)
         check_range("parts", parts, 1)
+        if alpha == alpha_lr == 0:
+            raise ValueError("alpha and alpha_lr are 0, so nothing would be learned; raise one")
         self.alpha, self.alpha_lr = alpha, alpha_lr
         self.parts = parts
         self.rates: dict[str, Tensor] = {}  # a by the weight's name

@@ -21,6 +21,9 @@ from everloop.loop.strategies.base import (
 )
 from everloop.loop.strategies.parts.teacher import Teacher
 
+TEMPERATURE = 2.0
+"""The default temperature, that of Li & Hoiem."""
+
 NEVER = -1e4
 """A logit whose probability is 0. It is finite, so that 0 * NEVER is 0."""
 
@@ -57,7 +60,7 @@ class LwF(Strategy):
     def __init__(
         self,
         strength: float = 1.0,
-        temperature: float = 2.0,
+        temperature: float = TEMPERATURE,
         outputs: Literal["past", "all"] = "past",
     ) -> None:
         check_range("temperature", temperature, 1e-3)
@@ -72,6 +75,11 @@ class LwF(Strategy):
     def check(self, model: Model) -> None:
         if model.sequence_length > 1:
             raise ValueError("lwf distils single steps; for a recurrent network use replay")
+        if not model.likelihood.discrete and self.temperature != TEMPERATURE:
+            raise ValueError(
+                f"temperature is {self.temperature}, but only classes and discrete actions have "
+                "one; leave it out"
+            )
 
     def begin_task(self, task: Task, model: Model) -> None:
         self.past = [k for k in self.past if k != task.id]
