@@ -25,10 +25,13 @@ def mir(h: Hand) -> Run:
     buffer = Buffer()
     for k, phase in enumerate(h.phases):
         for x, y in h.batches(phase):
-            buffer.add(x, y, k)
-            grads = h.backward(F.cross_entropy(h.outputs(x), y))
             size = min(buffer.offered, CAPACITY)
             stored, labels = buffer.read(buffer.rng.choice(size, min(BATCH, size), replace=False))
+            buffer.add(x, y, k)
+            grads = h.backward(F.cross_entropy(h.outputs(x), y))
+            if not size:
+                h.adam.step()
+                continue
             candidates = pixels(stored)
             with torch.no_grad():
                 ahead = list(torch._foreach_add(h.weights, grads, alpha=-RATE))
@@ -49,8 +52,9 @@ def la_maml(h: Hand) -> Run:
     rates = [torch.full_like(p, 0.1) for p in h.weights]
     for k, phase in enumerate(h.phases):
         for x, y in h.batches(phase):
+            rows = buffer.draw() if buffer.offered else np.zeros(0, np.int64)
+            stored, labels = buffer.read(rows)
             buffer.add(x, y, k)
-            stored, labels = buffer.read(buffer.draw())
             with torch.no_grad():
                 h.outputs(x)  # the guess that a world would require
             z, together = pixels(torch.cat([x, stored])), torch.cat([y, labels])

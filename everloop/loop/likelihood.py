@@ -23,6 +23,14 @@ class Likelihood(Protocol):
     discrete: bool
     """True if p are logits, which a temperature can soften."""
 
+    @property
+    def latent(self) -> Likelihood:
+        """The distribution of a variable of which x is a fixed one-to-one function; by default x.
+
+        Both have the same parameters, and the same score d log p / dp for the same draw.
+        """
+        return self
+
     def size(self) -> int:
         """Return P, the number of outputs."""
 
@@ -91,8 +99,8 @@ class Categorical(Likelihood):
 class TokenCategorical(Likelihood):
     """A class for each of L tokens: logits (..., L * classes), tags int64 (..., L).
 
-    A token without a tag has one below 0 and does not count in log_prob. Entropy and KL can't know
-    these tokens, so they sum over all L.
+    A token without a tag, such as padding, has one below 0 and does not count in log_prob. Entropy
+    and KL can't know these tokens, so they sum over all L. `Model.mean_kl` leaves them out.
 
     Args:
         length: L, the number of tokens, 1 or more.
@@ -120,7 +128,11 @@ class TokenCategorical(Likelihood):
         return self.each.entropy(self._tokens(p)).sum(-1)
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        return self.each.kl(self._tokens(p), self._tokens(q)).sum(-1)
+        return self.token_kl(p, q).sum(-1)
+
+    def token_kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """Return KL(p || q) of each token in nats, (..., L)."""
+        return self.each.kl(self._tokens(p), self._tokens(q))
 
     def _tokens(self, p: Tensor) -> Tensor:
         """Return the logits of each token, (..., L, classes)."""
@@ -176,15 +188,28 @@ class Gaussian(Likelihood):
         return (log_q - log_p + 0.5 * (ratio + shift * shift - 1)).sum(-1)
 
 
-class SquashedGaussian(Gaussian):
+class ClampedGaussian(Gaussian):
+    """Diagonal Gaussian. Outputs (..., 2 * dims) hold the mean, then the log standard deviation.
+
+    The log standard deviation is bounded to [-20, 2], as in Stable-Baselines3's SAC.
+    """
+
+    LOW, HIGH = -20.0, 2.0
+
+    def split(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = torch.split(p, self.dims, -1)
+        return mean, log_std.clamp(self.LOW, self.HIGH)
+
+
+class SquashedGaussian(ClampedGaussian):
     """The policy of SAC: tanh of a diagonal Gaussian, stretched to the range of actions.
 
         action = low + (high - low) * (tanh(u) + 1) / 2,   u ~ N(mean, std^2)
 
     Haarnoja et al. 2018, appendix C. Outputs (..., 2 * dims) hold the mean of u, then its log
-    standard deviation, bounded to [-20, 2] as in Stable-Baselines3. The KL divergence is that of u,
-    because squashing is one to one. Near the ends of the range u can't be recovered from an action:
-    in float32 for |u| above 8, where log_prob uses |u| = 8.3.
+    standard deviation, as in `ClampedGaussian`, the distribution of u. The KL divergence is that of
+    u, because squashing is one to one. Near the ends of the range u can't be recovered from an
+    action: in float32 for |u| above 8. There log_prob takes the most likely u beyond |u| = 8.3.
 
     Args:
         low: Lowest action, (dims,).
@@ -194,7 +219,6 @@ class SquashedGaussian(Gaussian):
         ValueError: If a range is empty or not finite.
     """
 
-    LOW, HIGH = -20.0, 2.0
     EPSILON = 1e-6  # keeps the log of the slope of tanh finite, as in Stable-Baselines3
 
     def __init__(self, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
@@ -208,9 +232,10 @@ class SquashedGaussian(Gaussian):
             )
         super().__init__(len(self.low))
 
-    def split(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = torch.split(p, self.dims, -1)
-        return mean, log_std.clamp(self.LOW, self.HIGH)
+    @property
+    def latent(self) -> Likelihood:
+        """The distribution of u."""
+        return ClampedGaussian(self.dims)
 
     def stretch(self, y: Tensor) -> Tensor:
         """Map y from [-1, 1] to the range of actions."""
@@ -222,7 +247,9 @@ class SquashedGaussian(Gaussian):
         limit = 1.0 - torch.finfo(p.dtype).eps
         y = (2.0 * (x - low) / (high - low) - 1.0).clamp(-limit, limit)
         slope = torch.log(1.0 - y * y + self.EPSILON) + torch.log(0.5 * (high - low))
-        return super().log_prob(p, torch.atanh(y)) - slope.sum(-1)
+        mean, u = self.split(p)[0].detach(), torch.atanh(y)
+        u = u.where(y < limit, u.maximum(mean)).where(y > -limit, u.minimum(mean))
+        return super().log_prob(p, u) - slope.sum(-1)
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.stretch(torch.tanh(super().sample(p, generator)))

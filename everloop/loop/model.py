@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
+from einops import reduce
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from everloop.contract import CUE, NetworkOutput, Output, World
 from everloop.loop.batch import Batch
-from everloop.loop.likelihood import Categorical, Likelihood
+from everloop.loop.likelihood import Categorical, Likelihood, TokenCategorical
 from everloop.loop.tally import Tally
 
 Weights = Mapping[str, Tensor]
@@ -206,22 +207,60 @@ class Model(ABC):
         Args:
             batch: Examples.
             generator: Generator to draw x from the model's distribution. With None, x is the label
-                or action in the batch.
+                or action in the batch. Tokens without a tag in the batch get none. Of squashed
+                actions x is the value before squashing, which keeps its precision; the gradient is
+                the same.
 
         Raises:
             ValueError: Without a generator, for a batch that has neither labels nor actions.
         """
         p = self.outputs(batch)
         if generator is not None:
-            x = self.likelihood.sample(p.detach(), generator)
+            likelihood = self.likelihood.latent
+            x = likelihood.sample(p.detach(), generator)
+            tagged = self.tagged(batch.target)
+            if tagged is not None:
+                x = x.where(tagged, -1)
         else:
             taken = self.observed(batch)
             if taken is None:
                 raise ValueError(
                     "the batch holds neither labels nor actions; give one of them, or a generator"
                 )
-            x = taken
-        return self.likelihood.log_prob(p, x).sum(0)
+            likelihood, x = self.likelihood, taken
+        return likelihood.log_prob(p, x).sum(0)
+
+    def tagged(self, target: Tensor | None) -> Tensor | None:
+        """Return which tokens have a tag, bool (T, B, L); None if the targets are not tags."""
+        if target is None or not (self.labelled and isinstance(self.likelihood, TokenCategorical)):
+            return None
+        return target >= 0
+
+    def mean_over_outputs(self, values: Tensor, target: Tensor | None) -> Tensor:
+        """Return the mean of `values`; for tags, over the tokens that have one.
+
+        Args:
+            values: A number for each output, (T, B, P), or for each token, (T, B, L).
+            target: The targets, which for tags are int64 (T, B, L).
+        """
+        tagged = self.tagged(target)
+        if tagged is None:
+            return values.mean()
+        by_token = reduce(values, "t b (l c) -> t b l", "mean", l=tagged.shape[-1])
+        return by_token.where(tagged, 0.0).sum() / tagged.sum().clamp(min=1)
+
+    def mean_kl(self, p: Tensor, q: Tensor, target: Tensor | None) -> Tensor:
+        """Return the mean of KL(p || q) in nats over steps; for tags, over tokens that have one.
+
+        Args:
+            p: Parameters of the likelihood, (T, B, P).
+            q: Other parameters, (T, B, P).
+            target: The targets, which for tags are int64 (T, B, L).
+        """
+        if self.tagged(target) is None:
+            return self.likelihood.kl(p, q).mean()
+        assert isinstance(self.likelihood, TokenCategorical)
+        return self.mean_over_outputs(self.likelihood.token_kl(p, q), target)
 
     @abstractmethod
     def targets(self, batch: Batch) -> Tensor:
@@ -245,20 +284,21 @@ class Model(ABC):
         return copy.deepcopy(self.module).eval().requires_grad_(False)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self, gradients: bool = False) -> Iterator[None]:
         """Put the network in evaluation mode, for example without dropout.
 
-        Recurrent layers stay in training mode, since cuDNN computes their gradients only there.
+        Args:
+            gradients: True if gradients will be computed. cuDNN computes those of recurrent layers
+                only in training mode, so a network with such layers then runs without cuDNN.
         """
-        parts = [
-            part
-            for part in self.module.modules()
-            if part.training and not isinstance(part, nn.RNNBase)
-        ]
+        parts = [part for part in self.module.modules() if part.training]
+        recurrent = any(isinstance(part, nn.RNNBase) for part in self.module.modules())
         for part in parts:
             part.training = False
         try:
-            yield
+            without_cudnn = torch.backends.cudnn.flags(enabled=False)
+            with without_cudnn if gradients and recurrent else nullcontext():
+                yield
         finally:
             for part in parts:
                 part.training = True

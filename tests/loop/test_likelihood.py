@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from torch.distributions import (
 from torch.distributions import Categorical as TorchCategorical
 
 from everloop.loop import (
+    Batch,
     Categorical,
     Gaussian,
     Likelihood,
@@ -204,6 +206,39 @@ def test_the_squashed_density_has_integral_1_and_correct_entropy(
         assert float(
             likelihood.entropy(torch.tensor([mean, log_std], dtype=torch.float64))
         ) == pytest.approx(float(entropy), abs=0.02)
+
+
+def squashed_policy(mean: float, std: float, rows: int) -> tuple[FixedLearner, Batch]:
+    """A policy whose output is a bias, the mean and log std, for every observation."""
+    layer = nn.Linear(1, 2)
+    nn.init.zeros_(layer.weight)
+    layer.bias = nn.Parameter(torch.tensor([mean, math.log(std)]))
+    learner = FixedLearner(FlatNet(layer, "x"), SquashedGaussian([-1.0], [3.0]))
+    learner.observed = lambda batch: batch.action  # type: ignore[method-assign]
+    return learner, vector_batch(rows, 1, 1, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0, 9.0, -12.0, 30.0])
+def test_fisher_information_of_a_saturated_policy(mean: float) -> None:
+    """That of a Gaussian: 1 / std^2 for the mean and 2 for log std, within 5 standard errors.
+
+    The squares of z and of z^2 - 1 have the variances 2 and 56.
+    """
+    std, rows = 0.5, 3000
+    learner, batch = squashed_policy(mean, std, rows)
+    _, found = diagonal_fisher(learner, [batch], torch.Generator().manual_seed(0)).values()
+    errors = torch.tensor([2**0.5 / std**2, 56**0.5]) / rows**0.5
+    assert bool(((found - torch.tensor([1 / std**2, 2.0])).abs() < 5 * errors).all())
+
+
+@pytest.mark.parametrize(("mean", "least"), [(0.0, 3.5), (4.0, 3.5), (9.0, 0.0), (-30.0, 0.0)])
+def test_the_empirical_fisher_of_a_saturated_policy_is_bounded(mean: float, least: float) -> None:
+    """Actions at the ends of the range say nothing about a mean beyond them."""
+    learner, batch = squashed_policy(mean, 0.5, 3000)
+    p = learner.outputs(batch).detach()
+    action = learner.likelihood.sample(p, torch.Generator().manual_seed(0))
+    _, found = diagonal_fisher(learner, [replace(batch, action=action)]).values()
+    assert least <= float(found[0]) < 4.5
 
 
 @pytest.mark.parametrize(

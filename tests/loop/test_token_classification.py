@@ -1,17 +1,32 @@
 """Token classification: loss, metric, EWC and replay."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from loop_helpers import FixedLearner, FlatNet, same, weights
+from loop_helpers import FixedLearner, FlatNet, perturb, same, weights
 from torch import nn
 
 from everloop.agents import Classifier, EmbeddingEncoder
-from everloop.contract import Metric
+from everloop.contract import Metric, Task
 from everloop.envs import ByColumn, Examples, TaskVectorWrapper, TextStreamVectorEnv
-from everloop.loop import EWC, Batch, Replay, SupervisedLearner, TokenCategorical, Training
+from everloop.loop import (
+    DER,
+    EWC,
+    MAS,
+    Batch,
+    DERPlusPlus,
+    Divergence,
+    Forward,
+    Growth,
+    Replay,
+    SupervisedLearner,
+    TokenCategorical,
+    Training,
+    diagonal_fisher,
+)
 from everloop.loop.evaluate import returns, scaled
 
 WORDS, LENGTH = 12, 5
@@ -71,6 +86,81 @@ def test_the_loss_is_the_mean_over_tokens_with_a_tag() -> None:
     )  # type: ignore[list-item]
     nothing = Batch({"x": x}, batch.start, torch.full_like(tags, -1))
     assert learner.loss(nothing).item() == 0
+
+
+PADDED = torch.tensor([[[0, 2, 1, -1, -1], [1, -1, 0, -1, 2]]])
+"""Tags of two sentences; token 3 has none in either."""
+
+
+def tags_case() -> tuple[FixedLearner, Batch]:
+    """A linear tagger and two sentences."""
+    torch.manual_seed(0)
+    learner = FixedLearner(
+        FlatNet(nn.Linear(4, LENGTH * 3), "x").double(), TokenCategorical(LENGTH, 3)
+    )
+    x = torch.randn(1, 2, 4, dtype=torch.float64)
+    return learner, Batch({"x": x}, torch.ones(1, 2, dtype=torch.bool), PADDED)
+
+
+def test_fisher_information_of_tags_leaves_padding_out() -> None:
+    """Of softmax regression it is the mean of ((onehot - p) x')^2 over sentences."""
+    learner, batch = tags_case()
+    x = batch.obs["x"][0]
+    p = torch.softmax(learner.module.layers(x).detach().reshape(2, LENGTH, 3), -1)  # type: ignore[operator]
+    drawn = learner.likelihood.sample(
+        learner.outputs(batch).detach(), torch.Generator().manual_seed(3)
+    )[0]
+    error = (nn.functional.one_hot(drawn, 3) - p) * (PADDED[0] >= 0)[..., None]
+    expected = (error.flatten(1)[:, :, None] * x[:, None]).square().mean(0)
+    found = diagonal_fisher(learner, [batch], torch.Generator().manual_seed(3))
+    torch.testing.assert_close(found["layers.weight"], expected)
+    assert not found["layers.weight"].reshape(LENGTH, 3, 4)[3].any()
+
+
+def test_importance_of_mas_for_tags_leaves_padding_out() -> None:
+    """Of a linear map it is the mean of |2 z x'| over sentences."""
+    learner, batch = tags_case()
+    mas, x = MAS(), batch.obs["x"][0]
+    mas.end_task(Task(0, "tags"), [batch], learner)
+    z = learner.module.layers(x).detach().reshape(2, LENGTH, 3) * (PADDED[0] >= 0)[..., None]  # type: ignore[operator]
+    expected = (2 * z.flatten(1)[:, :, None] * x[:, None]).abs().mean(0)
+    torch.testing.assert_close(mas.penalty.precision["layers.weight"], expected)
+
+
+@pytest.mark.parametrize("strategy", [DER, DERPlusPlus])
+def test_der_for_tags_is_the_mean_over_tokens_with_a_tag(strategy: Any) -> None:
+    learner, batch = tags_case()
+    z, output = torch.randn(1, 2, LENGTH * 3, dtype=torch.float64), learner.forward(batch)
+    stored = replace(batch, output=z)
+    der = strategy(strength=0.7, batch_size=2)
+    if strategy is DERPlusPlus:  # the second half of the draw is for the loss of labels
+        stored = replace(
+            Batch.join([stored, stored]), output=torch.cat([z, torch.zeros_like(z)], 1)
+        )
+        output, der.label_strength = learner.forward(stored), 0.0
+    loss = der.replay_loss(Forward(stored, output), learner)
+    errors = (output.prediction[:, :2] - z).reshape(2, LENGTH, 3)[PADDED[0] >= 0]
+    torch.testing.assert_close(loss, 0.7 * errors.square().mean())
+
+
+def test_divergence_of_tags_is_the_mean_over_tokens_with_a_tag() -> None:
+    learner, batch = tags_case()
+    divergence = Divergence()
+    divergence.remember("tags", learner, batch)
+    before = torch.log_softmax(learner.outputs(batch).detach().reshape(2, LENGTH, 3), -1)
+    perturb(learner.module, 1)
+    after = torch.log_softmax(learner.outputs(batch).detach().reshape(2, LENGTH, 3), -1)
+    by_token = (before.exp() * (before - after)).sum(-1)
+    expected = by_token[PADDED[0] >= 0].mean()
+    found = divergence.update(learner).values["kl/tags/network"]
+    assert found == pytest.approx(float(expected))
+
+
+def test_growth_for_tags_averages_the_loss_over_tokens() -> None:
+    learner, batch = tags_case()
+    growth = Growth(patience=5)
+    growth.observe(batch, learner)
+    assert growth.losses == pytest.approx([learner.loss(batch).item()])
 
 
 def test_training_improves_the_score_of_the_trained_domain() -> None:

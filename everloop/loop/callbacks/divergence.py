@@ -46,7 +46,7 @@ class Divergence(Callback):
 
     Outputs are compared on a fixed probe batch of each ended task. There are these numbers for each
     ended task and each of the network's top-level modules (encoders, attention, ...), where *
-    marks the values at the task's end:
+    marks the values at the task's end and the mean is over steps, or over tokens that have a tag:
 
         weights/<task>/<module>  |w - w*| / |w*|
         kl/<task>/<module>       mean KL(p* || p* with the present weights of this module), in nats
@@ -142,7 +142,7 @@ def _restored(task: str, state: Mapping[str, Any], learner: Learner) -> Anchor:
 
 def _kl(learner: Learner, anchor: Anchor, outputs: Tensor) -> float:
     """Return the mean KL of the anchor's outputs from `outputs`, in nats."""
-    return float(learner.likelihood.kl(anchor.outputs, outputs).mean())
+    return float(learner.mean_kl(anchor.outputs, outputs, anchor.probe.target))
 
 
 def _outputs_with(learner: Learner, anchor: Anchor, weights: Mapping[str, Tensor]) -> Tensor:

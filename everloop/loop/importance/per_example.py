@@ -65,7 +65,7 @@ def mean_powers(
     totals: dict[Tensor, Tensor] = {}
     examples = 0
     # A batch norm in training mode would mix the examples' gradients.
-    with model.evaluating():
+    with model.evaluating(gradients=True):
         for batch in batches:
             for chunk in batch.split(PLAIN_CHUNK if _is_plain(model.module) else CHUNK):
                 examples += len(chunk)

@@ -15,12 +15,8 @@ from torch import Tensor
 from everloop.contract import Observation, World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.accompanied import Accompanied
-<<<<<<< HEAD
-from everloop.loop.learners.shown import Shown
-from everloop.loop.world import check_finite, reset_to_tasks
-=======
-from everloop.loop.world import check_finite, check_tasks, mixed_tasks, reset_to_tasks
->>>>>>> 689000049f4ef568f14f561457791bfa74ffaca3
+            obs, _, terminated, truncated, info = world.step(self.clip(action))
+            check_tasks(world, info, played, mixed)
 
 
 class Learner(Accompanied):
@@ -122,7 +118,6 @@ class Learner(Accompanied):
         self.shown.load_state_dict(state["shown"])
         self.tally.load_state_dict(state["tally"])
 
-    @torch.no_grad()
     def act(
         self,
         obs: Observation,
@@ -130,7 +125,21 @@ class Learner(Accompanied):
         start: npt.NDArray[np.bool_],
         generator: torch.Generator | None = None,
     ) -> tuple[npt.NDArray[Any], Tensor]:
+        """Return what `choose` returns, with actions clipped to the bounds of the action space."""
+        action, state = self.choose(obs, state, start, generator)
+        return self.clip(action), state
+
+    @torch.no_grad()
+    def choose(
+        self,
+        obs: Observation,
+        state: Tensor,
+        start: npt.NDArray[np.bool_],
+        generator: torch.Generator | None = None,
+    ) -> tuple[npt.NDArray[Any], Tensor]:
         """Return actions (B, ...) for one step, and the network's next state (B, H).
+
+        Sampled actions may lie outside the bounds of the action space.
 
         Args:
             obs: Observations of all copies of the world, by modality, (B, ...).
@@ -145,7 +154,7 @@ class Learner(Accompanied):
             action = self.likelihood.mode(p)
         else:
             action = self.likelihood.sample(p, generator)
-        return self.clip(action.cpu().numpy()), state
+        return action.cpu().numpy(), state
 
     def clip(self, action: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return `action` (B, ...) clipped to the bounds of the action space."""
@@ -178,9 +187,10 @@ class Learner(Accompanied):
         rows: list[tuple[Any, Any, Any]] = []
         for _ in range(steps):
             check_finite(obs, self.steps)
-            action, state = self.act(obs, state, start, generator)
+            # Stored as sampled: a clipped action has another likelihood.
+            action, state = self.choose(obs, state, start, generator)
             seen.append(obs)
-            obs, _, terminated, truncated, info = world.step(action)
+            obs, _, terminated, truncated, info = world.step(self.clip(action))
             check_tasks(world, info, played, mixed)
             rows.append((start, action, info.get("label")))
             start = terminated | truncated

@@ -27,7 +27,17 @@ from everloop.loop.world import check_finite, check_tasks, labels_of, mixed_task
 
 LOG_EVERY = 20
 """Updates averaged in each log entry."""
-POSITION = ("counts", "_obs", "_played", "_mixed", "_task", "_start", "_batches", "_done", "_losses")
+POSITION = (
+    "counts",
+    "_obs",
+    "_played",
+    "_mixed",
+    "_task",
+    "_start",
+    "_batches",
+    "_done",
+    "_losses",
+)
 """Attributes that hold the learner's position in a phase."""
 
 Replayed = list[tuple[Strategy, Forward]]
@@ -133,15 +143,15 @@ class SupervisedLearner(Learner):
     def observed(self, batch: Batch) -> Tensor | None:
         return batch.target
 
-    def act(
+    def choose(
         self,
         obs: Observation,
         state: Tensor,
         start: npt.NDArray[np.bool_],
         generator: torch.Generator | None = None,
     ) -> tuple[npt.NDArray[Any], Tensor]:
-        """Act as every learner does, but with an empty memory at each step, as in training."""
-        return super().act(obs, state, np.ones_like(start), generator)
+        """Choose as every learner does, but with an empty memory at each step, as in training."""
+        return super().choose(obs, state, np.ones_like(start), generator)
 
     def augmented(self, batch: Batch) -> Batch:
         if not self.images:

@@ -89,8 +89,17 @@ class _NetworkPolicy(BasePolicy):
         )
         return result
 
-    def on_evaluated(self, batch: Batch, prediction: Tensor, heads: Tensor | None) -> Tensor:
-        """Called in training with a minibatch and its outputs. The learner replaces it."""
+    def on_evaluated(
+        self, batch: Batch, begins: Tensor, prediction: Tensor, heads: Tensor | None
+    ) -> Tensor:
+        """Called in training with a minibatch and its outputs. The learner replaces it.
+
+        Args:
+            batch: The steps, each as an example, (1, n l, ...).
+            begins: bool (n l), True where a sequence begins.
+            prediction: The network's prediction for them, (n l, P).
+            heads: The outputs of all tasks' heads, (n l, K, P); None without heads per task.
+        """
         return prediction
 
     def choose(self, p: Tensor, deterministic: bool) -> Tensor:
@@ -105,7 +114,9 @@ class _NetworkPolicy(BasePolicy):
         rows = {name: x[None] for name, x in as_world(obs, self.space).items()}
         batch = Batch(rows, torch.ones_like(start)[None], action=actions[None])
         heads = None if output.heads is None else rearrange(output.heads, "l n k p -> (n l) k p")
-        p = self.on_evaluated(batch, p, heads)
+        begins = torch.zeros_like(start)
+        begins[:: len(start) // len(state)] = True
+        p = self.on_evaluated(batch, begins, p, heads)
         return values, self.likelihood.log_prob(p, actions), self.likelihood.entropy(p)
 
 
@@ -225,6 +236,9 @@ class RecurrentNetworkPolicy(_NetworkPolicy, RecurrentActorCriticPolicy):
 class SB3Learner(SB3Base):
     """PPO (Schulman et al. 2017) or RecurrentPPO of Stable-Baselines3.
 
+    Around a step of the optimizer, strategies get the minibatch as examples of `sequence_length`
+    steps, each of which begins with an empty memory.
+
     Args:
         world: A world for reinforcement learning.
         network: Function from the world's observation space and action space to a module with a
@@ -278,6 +292,11 @@ class SB3Learner(SB3Base):
                 f"sequence_length is {sequence_length}; it must divide n_steps = {model.n_steps}"
             )
         self.sequence_length = sequence_length
+        if recurrent and sequence_length == 1:
+            self.notes = [
+                "sequence_length is 1, so strategies see nothing of the memory's recurrent "
+                "weights; use a longer one, such as 16"
+            ]
         self.likelihood = likelihood_for(world.single_action_space)
         self._unpadded: Tensor | None = None  # bool, True for real steps of a padded minibatch
         policy: Any = model.policy
@@ -297,9 +316,14 @@ class SB3Learner(SB3Base):
 
         self.model.rollout_buffer.get = recorded
 
-    def _evaluated(self, batch: Batch, prediction: Tensor, heads: Tensor | None) -> Tensor:
-        real = batch if self._unpadded is None else batch[self._unpadded]
-        return self._join_losses(batch, prediction, heads, expected=real)
+    def _evaluated(
+        self, batch: Batch, begins: Tensor, prediction: Tensor, heads: Tensor | None
+    ) -> Tensor:
+        expected = batch
+        if self._unpadded is not None:
+            real = self._unpadded
+            expected = _sequences(batch[real], begins[real], self.sequence_length)
+        return self._join_losses(batch, prediction, heads, expected)
 
     def position(self) -> dict[str, Any]:
         memory = getattr(self.model, "_last_lstm_states", None)
@@ -344,3 +368,24 @@ class SB3Learner(SB3Base):
             task=torch.from_numpy(self.env.played).to(self.device),
         )
         return rollout.sequences(self.sequence_length)
+
+
+def _sequences(steps: Batch, begins: Tensor, length: int) -> Batch:
+    """Return consecutive steps as examples of `length` steps, so that a memory takes part in them.
+
+    Each example begins with an empty memory. Steps that do not fill an example are left out.
+
+    Args:
+        steps: The steps, each as an example, (1, n, ...).
+        begins: bool (n,), True where a sequence of SB3 begins.
+        length: Number of steps of an example, 1 or more. With fewer steps there is one example.
+    """
+    length = min(length, len(steps))
+    kept = len(steps) // length * length
+    assert steps.action is not None
+    one = Batch(
+        {name: x[0, :kept, None] for name, x in steps.obs.items()},
+        begins[:kept, None],
+        action=steps.action[0, :kept, None],
+    )
+    return one.sequences(length)

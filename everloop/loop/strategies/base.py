@@ -152,6 +152,12 @@ class Strategy:
     It changes weights at a task's end, and later strategies must see the changed weights.
     """
 
+    comes_last: bool = False
+    """True if it must come last in a list of strategies.
+
+    It changes the optimizer's step, and the others must see the changed step.
+    """
+
     strength: float = 1.0
     """Weight of the strategy's effect; with 0 it is inactive."""
 
@@ -275,6 +281,10 @@ def check_combination(strategies: Sequence[Strategy]) -> None:
         if strategy.comes_first and i > 0:
             raise ValueError(
                 f"{strategy.name} must come first in the list of strategies; it is number {i + 1}"
+            )
+        if strategy.comes_last and i < len(strategies) - 1:
+            raise ValueError(
+                f"{strategy.name} must come last in the list of strategies; it is number {i + 1}"
             )
         for other in strategies[:i]:
             _check_pair(other, strategy)

@@ -14,6 +14,7 @@ from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Forward, Traits, check_strength
 from everloop.loop.strategies.parts.rehearsal import Rehearsal
+from everloop.loop.strategies.parts.sample import sample_of
 
 
 class CLEAR(Rehearsal):
@@ -27,10 +28,11 @@ class CLEAR(Rehearsal):
     need an off-policy algorithm instead of PPO.
 
     Args:
-        strength: Weight of the policy cloning loss, 0 or more; 0 is plain training. The paper uses
-            0.01 together with V-trace.
-        value_strength: Weight of the value cloning loss, 0 or more. The paper uses 0.005 together
-            with V-trace.
+        strength: Weight of the policy cloning loss, 0 or more. The paper uses 0.01 together with
+            V-trace.
+        value_strength: Weight of the value cloning loss, 0 or more. By default 0.5, or 0 if
+            `strength` is 0 or the network has no value head, as under SAC and DQN. The paper uses
+            0.005 together with V-trace. If both weights are 0, this is plain training.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
@@ -48,14 +50,20 @@ class CLEAR(Rehearsal):
     def __init__(
         self,
         strength: float = 1.0,
-        value_strength: float = 0.5,
+        value_strength: float | None = None,
         capacity: int = 1000,
         batch_size: int = 64,
         memory: str = "reservoir",
         seed: int = 0,
     ) -> None:
         super().__init__(strength, capacity, batch_size, memory, seed)
-        self.value_strength = check_strength(value_strength, "value_strength")
+        if value_strength is not None:
+            check_strength(value_strength, "value_strength")
+        self.value_strength = value_strength
+
+    @property
+    def active(self) -> bool:
+        return self.strength > 0 or bool(self.value_strength)
 
     def check(self, model: Model) -> None:
         super().check(model)
@@ -63,6 +71,14 @@ class CLEAR(Rehearsal):
             raise ValueError(
                 "clear needs a policy and a value function; on labelled streams use replay or derpp"
             )
+        if self.value_strength and model.world is not None:
+            with torch.no_grad(), model.evaluating():
+                value = model.forward(sample_of(model.world, model.device)).value
+            if value is None:
+                raise ValueError(
+                    f"value_strength is {self.value_strength}, but the network has no value head; "
+                    "leave it out"
+                )
 
     def store(self, rows: npt.NDArray[np.int64], batch: Batch, model: Model) -> None:
         with torch.no_grad(), model.evaluating():
@@ -79,5 +95,6 @@ class CLEAR(Rehearsal):
         assert stored.target is not None
         loss = self.strength * model.likelihood.kl(stored.target, output.prediction).mean()
         if output.value is not None and stored.value is not None:
-            loss = loss + self.value_strength * (output.value - stored.value).square().mean()
+            strength = 0.5 if self.value_strength is None else self.value_strength
+            loss = loss + strength * (output.value - stored.value).square().mean()
         return loss

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everloop.contract import World
-from everloop.loop.batch import Batch, to_tensor
+from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Strategy, Traits, check_range
+from everloop.loop.strategies.parts.sample import sample_of
 
 ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     F.relu,
@@ -108,7 +106,7 @@ class ContinualBackprop(Strategy):
 
     def check(self, model: Model) -> None:
         if model.world is not None:
-            self._find(model, _sample(model.world, model.device))
+            self._find(model, sample_of(model.world, model.device))
 
     def observe(self, batch: Batch, model: Model) -> None:
         if not self.layers:
@@ -178,15 +176,6 @@ class ContinualBackprop(Strategy):
 
     def _restored(self, model: Model) -> None:
         self.layers = []  # the next batch finds them again
-
-
-def _sample(world: World, device: torch.device) -> Batch:
-    """Return two random observations from the world's observation space."""
-    space = copy.deepcopy(world.single_observation_space)
-    space.seed(0)
-    drawn = [space.sample() for _ in range(2)]
-    obs = {name: to_tensor(np.stack([x[name] for x in drawn])[None], device) for name in drawn[0]}
-    return Batch(obs, torch.ones(1, 2, dtype=torch.bool, device=device))
 
 
 @torch.no_grad()

@@ -20,7 +20,8 @@ class DER(Rehearsal):
         loss += strength * mean (z - h(x))^2 over stored (x, z)     (Buzzega et al. 2020, eq. 6)
 
     z are the outputs when x was observed. The paper calls strength alpha. The mean is over examples
-    and outputs, as in the authors' code; the paper has a sum over outputs. Examples are replayed
+    and outputs, as in the authors' code; the paper has a sum over outputs. For tags it is over the
+    outputs of tokens that have one. Examples are replayed
     from all tasks, including the current one, so task boundaries need not be known.
 
     Args:
@@ -54,8 +55,7 @@ class DER(Rehearsal):
         return self.draw(model)
 
     def replay_loss(self, replayed: Forward, model: Model) -> Tensor:
-        assert replayed.batch.output is not None
-        return self.strength * F.mse_loss(replayed.output.prediction, replayed.batch.output)
+        return self.strength * _dark_loss(replayed.batch, replayed.output.prediction, model)
 
 
 class DERPlusPlus(DER):
@@ -68,9 +68,9 @@ class DERPlusPlus(DER):
     else is as in DER.
 
     Args:
-        strength: Alpha, the weight of the loss against stored outputs, 0 or more; 0 is plain
-            training. With 0 the loss against labels is off too.
-        label_strength: Beta, the weight of the loss against stored labels, 0 or more.
+        strength: Alpha, the weight of the loss against stored outputs, 0 or more.
+        label_strength: Beta, the weight of the loss against stored labels, 0 or more. If both are
+            0, this is plain training.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
@@ -93,14 +93,24 @@ class DERPlusPlus(DER):
         super().__init__(strength, capacity, batch_size, memory, seed)
         self.label_strength = check_strength(label_strength, "label_strength")
 
+    @property
+    def active(self) -> bool:
+        return self.strength > 0 or self.label_strength > 0
+
     def recall(self, model: Model) -> Batch | None:
         # Examples are drawn with replacement, so the two halves of one draw are independent.
         return self.draw(model, count=2 * self.batch_size)
 
     def replay_loss(self, replayed: Forward, model: Model) -> Tensor:
-        z, y = replayed.batch.output, replayed.batch.target
-        assert z is not None and y is not None  # noqa: PT018
-        n, h = self.batch_size, replayed.output.prediction
-        dark = F.mse_loss(h[:, :n], z[:, :n])
+        n, h, y = self.batch_size, replayed.output.prediction, replayed.batch.target
+        assert y is not None
+        dark = _dark_loss(replayed.batch[:n], h[:, :n], model)
         labels = model.loss_of(h[:, n:], y[:, n:])
         return self.strength * dark + self.label_strength * labels
+
+
+def _dark_loss(stored: Batch, h: Tensor, model: Model) -> Tensor:
+    """Return the mean of (z - h)^2; for tags, over the tokens that have one."""
+    z = stored.output
+    assert z is not None
+    return model.mean_over_outputs(F.mse_loss(h, z, reduction="none"), stored.target)

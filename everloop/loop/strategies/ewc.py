@@ -35,7 +35,8 @@ class EWC(Strategy):
 
         grad += strength * P * (w - c)
         separate:  c <- (P c + F w*) / (P + F),  P <- P + F    exactly the sum above
-        online:    c <- w*,  P <- decay * P + F    (Schwarz et al. 2018, section 3.2)
+        online:    c <- w*,  P <- decay * P + F,  and the gradient has decay * P in place of P
+                   (Schwarz et al. 2018, eq. 9 and section 3.2)
         proximal:  w <- (w + lr strength P c) / (1 + lr strength P)
                    after the optimizer's step, in place of the gradient
 
@@ -48,8 +49,8 @@ class EWC(Strategy):
         anchors: Anchors of past tasks: separate (one for each task) or online (the latest one).
             separate is the sum over all tasks. online keeps the latest weights and a decaying sum
             of the Fisher information.
-        decay: Factor on earlier Fisher information at each task's end, in [0, 1]. It is used only
-            with online anchors. The paper calls it gamma.
+        decay: Factor on earlier Fisher information with online anchors, in [0, 1]; 0 is plain
+            training. With separate anchors it must be 1. The paper calls it gamma.
         fisher: Labels or actions for the Fisher information: sampled, empirical or exact. sampled
             draws them from the model, empirical takes them from the data, and exact averages over
             all classes with the model's probabilities.
@@ -77,6 +78,8 @@ class EWC(Strategy):
         check_choice("anchors", anchors, ("separate", "online"))
         check_choice("fisher", fisher, ("sampled", "empirical", "exact"))
         check_range("decay", decay, 0, 1)
+        if anchors == "separate" and decay != 1:
+            raise ValueError(f"decay is {decay}, but separate anchors don't decay; use online ones")
         check_range("examples", examples, 1)
         self.strength = check_strength(strength)
         self.anchors, self.decay = anchors, decay
@@ -86,17 +89,21 @@ class EWC(Strategy):
         self.penalty = Quadratic()  # P and c
         self.warning = ClassIncrementalWarning("ewc")
 
+    @property
+    def active(self) -> bool:
+        return self.strength * self.decay > 0
+
     def check(self, model: Model) -> None:
         if self.fisher == "exact":
             check_exact(model)
 
     def edit_gradients(self, batch: Batch, model: Model) -> None:
         if not self.proximal:
-            self.penalty.add_gradient(model, self.strength)
+            self.penalty.add_gradient(model, self.strength * self.decay)
 
     def after_step(self, batch: Batch, model: Model) -> None:
         if self.proximal:
-            self.penalty.proximal_step(model, self.strength)
+            self.penalty.proximal_step(model, self.strength * self.decay)
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         self.warning.check(model, batches)

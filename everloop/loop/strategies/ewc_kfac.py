@@ -91,7 +91,8 @@ class KroneckerEWC(Strategy):
         sums: dict[nn.Linear, tuple[Tensor, Tensor]] = {}
         steps = examples = 0
         for batch in batches:
-            with model.evaluating(), recorded_layers(model.module, _is_trained_linear) as calls:
+            recorded = recorded_layers(model.module, _is_trained_linear)
+            with model.evaluating(gradients=True), recorded as calls:
                 log_p = model.log_likelihood(batch, generator_for(model, self.generator))
             rows = batch.length * len(batch)
             once = {

@@ -44,7 +44,7 @@ class GDumb(Rehearsal):
         copies=1, examples=True, class_incremental=True, control=False, rank={"class": 7}
     )
     effects = frozenset({Effect.REPLACES_LOSS, Effect.RESETS_WEIGHTS})
-    state = ("initial", "buffers")
+    state = ("initial", "buffers", "modes")
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class GDumb(Rehearsal):
         self.epochs, self.learning_rate = epochs, learning_rate
         self.initial: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}  # statistics of norms before the task
+        self.modes: dict[str, bool] = {}  # True for parts that are in training mode while it learns
 
     def check(self, model: Model) -> None:
         if not model.labelled:
@@ -76,6 +77,7 @@ class GDumb(Rehearsal):
                 name: value.clone() for name, value in model.module.state_dict().items()
             }
         self.buffers = {name: value.clone() for name, value in model.module.named_buffers()}
+        self.modes = {}
 
     def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
         """Return the task loss without a graph, so that the stream trains nothing."""
@@ -89,6 +91,8 @@ class GDumb(Rehearsal):
 
     @torch.no_grad()
     def after_step(self, batch: Batch, model: Model) -> None:
+        if not self.modes:
+            self.modes = {name: part.training for name, part in model.module.named_modules()}
         # The forward passes on the stream have changed the statistics of norms.
         for name, value in model.module.named_buffers() if self.buffers else ():
             if name in self.buffers:
@@ -98,9 +102,11 @@ class GDumb(Rehearsal):
         super().end_task(task, batches, model)
         if not len(self.memory):
             return
-        training = model.module.training
+        before = {part: part.training for part in model.module.modules()}
         model.module.load_state_dict(self.initial)
-        model.module.train()
+        # A frozen norm stays in evaluation mode, as in the task.
+        for name, part in model.module.named_modules():
+            part.training = self.modes.get(name, True)
         weights = list(model.weights().values())
         optimizer = torch.optim.SGD(
             weights, self.learning_rate, momentum=0.9, weight_decay=1e-6, fused=True
@@ -120,6 +126,7 @@ class GDumb(Rehearsal):
                 model.tally.updates += 1
                 model.tally.presentations += len(rows)
                 rate.step()
-        model.module.train(training)
+        for part, training in before.items():
+            part.training = training
         for p in weights:
             p.grad = None

@@ -29,7 +29,8 @@ class Growth(Strategy):
         units: Hidden units added at a time, 0 or more; 0 is plain training.
         threshold: Mean loss above which the network grows, in nats, 0 or more.
         patience: Batches over which the loss is averaged before each decision, 1 or more.
-        limit: Maximum number of times that units are added in a run, 0 or more.
+        limit: Maximum number of times that units are added in a run, 0 or more; 0 is plain
+            training.
         seed: Seed for the weights of new units.
     """
 
@@ -60,7 +61,7 @@ class Growth(Strategy):
 
     @property
     def active(self) -> bool:
-        return self.units > 0
+        return self.units > 0 and self.limit > 0
 
     def check(self, model: Model) -> None:
         _growing(model.module)
@@ -78,7 +79,7 @@ class Growth(Strategy):
         if self.grown == self.limit or batch.target is None:
             return
         output = observed_output(batch, model)
-        self.losses.append(-float(model.likelihood.log_prob(output, batch.target).mean()))
+        self.losses.append(float(model.loss_of(output, batch.target)))
         if len(self.losses) < self.patience:
             return
         if sum(self.losses) / len(self.losses) > self.threshold:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from everloop.loop.batch import Batch
+from everloop.loop.learners.nested import NestedOptimizer
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Effect, Forward, Traits, check_range
 from everloop.loop.strategies.parts.gradients import gradient
+from everloop.loop.strategies.parts.quadratic import snapshot
 from everloop.loop.strategies.parts.rehearsal import Rehearsal, check_labels
 
 
@@ -26,9 +28,17 @@ class LaMAML(Rehearsal):
                                       (Gupta et al. 2020, algorithm 1 and eq. 6-8)
 
     The fresh batch is divided into parts, one for each look-ahead step. L is the loss on the fresh
-    batch and a sample of stored examples. The gradients are first order, as in the authors' code.
-    With plain gradient descent as the optimizer, the step is the one above for any learning rate.
-    Other optimizers rescale it.
+    batch and a sample of stored examples, drawn before the batch is stored. The gradients are first
+    order, as in the authors' code.
+
+    The gradient is scaled so that plain gradient descent takes the step above for any learning
+    rate. Adam would divide the learned step sizes out again. So an optimizer other than SGD gives
+    only its learning rate: the whole step, with the gradients that other strategies add, is one of
+    plain gradient descent. La-MAML must come last in a list of strategies, since the others must
+    see this step.
+
+    Differs from the authors' code: the gradients of the look-ahead steps, of the weights and of a
+    are not clipped. The code clips each to 2 by default. Tasks share one head.
 
     Memory: one number per weight, besides the examples.
 
@@ -50,6 +60,7 @@ class LaMAML(Rehearsal):
     traits: ClassVar[Traits] = Traits(
         boundaries=False, examples=True, copies=1, class_incremental=True, control=False
     )
+    comes_last = True
     state = ("rates",)
 
     def __init__(
@@ -68,9 +79,13 @@ class LaMAML(Rehearsal):
         check_range("alpha", alpha, 0)
         check_range("alpha_lr", alpha_lr, 0)
         check_range("parts", parts, 1)
+        if alpha == alpha_lr == 0:
+            raise ValueError("alpha and alpha_lr are 0, so nothing would be learned; raise one")
         self.alpha, self.alpha_lr = alpha, alpha_lr
         self.parts = parts
         self.rates: dict[str, Tensor] = {}  # a by the weight's name
+        self._learned: dict[str, Tensor] = {}  # a after this update
+        self._before: dict[str, Tensor] = {}  # weights before this update
 
     def check(self, model: Model) -> None:
         if not model.labelled:
@@ -80,31 +95,59 @@ class LaMAML(Rehearsal):
                 f"accumulate is {model.accumulate}; it must be 1 for la_maml, which looks ahead on "
                 "one batch"
             )
+        if isinstance(model.optimizer, NestedOptimizer):
+            raise ValueError(
+                "la_maml updates all weights at every step, so it can't have periods; leave them "
+                "out"
+            )
+        decay = max(group.get("weight_decay", 0.0) for group in model.optimizer.param_groups)
+        if decay and not isinstance(model.optimizer, torch.optim.SGD):
+            raise ValueError(
+                f"weight_decay is {decay}; la_maml takes its own steps, without the optimizer's "
+                "decay: set it to 0, or use sgd"
+            )
         super().check(model)
 
+    def observe(self, batch: Batch, model: Model) -> None:
+        self.draw_next(model)
+        super().observe(batch, model)
+
     def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
-        """Return the task loss, with the share (1 - strength) of its gradient."""
+        """Return the task loss, with the method's gradient at the weights.
+
+        The share (1 - strength) of its gradient is the plain one.
+        """
         if fresh is None or fresh.batch.target is None:
             return None
         plain = model.loss_of(fresh.output.prediction, fresh.batch.target)
-        if self.strength == 1:
-            return plain.detach()
-        return self.strength * plain.detach() + (1 - self.strength) * plain
-
-    def edit_gradients(self, batch: Batch, model: Model) -> None:
         weights = model.weights()
         for name, w in weights.items():
             self.rates.setdefault(name, torch.full_like(w, self.alpha))
-        meta, descent = self._look_ahead(model, batch, self.draw(model))
+        meta, descent = self._look_ahead(model, fresh.batch, self.take_next(model))
         lr = {
             p: float(group["lr"]) for group in model.optimizer.param_groups for p in group["params"]
         }
-        with torch.no_grad():
-            for (name, w), g, d in zip(weights.items(), meta, descent, strict=True):
-                self.rates[name] = self.rates[name] + self.alpha_lr * d
-                step = self.rates[name].clamp(min=0) * g / lr[w]
-                if w.grad is not None:
-                    w.grad.add_(step, alpha=self.strength)
+        terms = []
+        for (name, w), g, d in zip(weights.items(), meta, descent, strict=True):
+            self._learned[name] = self.rates[name] + self.alpha_lr * d
+            terms.append((self._learned[name].clamp(min=0) * g / lr[w] * w).sum())
+        linear = torch.stack(terms).sum()  # its gradient is the step / lr
+        own = plain.detach() + linear - linear.detach()
+        return own if self.strength == 1 else self.strength * own + (1 - self.strength) * plain
+
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
+        self.rates |= self._learned
+        self._before = snapshot(model)
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch, model: Model) -> None:
+        if isinstance(model.optimizer, torch.optim.SGD):
+            return
+        names = {w: name for name, w in model.weights().items()}
+        for group in model.optimizer.param_groups:
+            for p in group["params"]:
+                if p in names and p.grad is not None:
+                    torch.sub(self._before[names[p]], p.grad, alpha=float(group["lr"]), out=p)
 
     def _look_ahead(
         self, model: Model, batch: Batch, stored: Batch | None

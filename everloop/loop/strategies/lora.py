@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -50,7 +51,8 @@ class LoRA(Strategy):
         adapters: One adapter per task (task), or one merged at each task's end (online). task needs
             the task ID. online adds (alpha / rank) B A to W and starts the adapter again. Then LoRA
             must come first in a list of strategies, since strategies that store weights at a task's
-            end must see the new adapter.
+            end must see the new adapter. Layers that share their weight with another layer or an
+            embedding get no such adapter: W can't take up two of them.
         train_base: Train the whole network in the first task, without adapters. False trains
             adapters from the start, which suits a pre-trained network.
         seed: Seed for the initial weights of new adapters.
@@ -98,7 +100,7 @@ class LoRA(Strategy):
             raise ValueError(
                 "lora needs the task ID to choose an adapter; without it use adapters online"
             )
-        _targets(model)
+        self._targets(model)
 
     def _restored(self, model: Model) -> None:
         if self.frozen:
@@ -161,7 +163,7 @@ class LoRA(Strategy):
     def _inject(self, name: str, model: Model, generator: torch.Generator) -> None:
         """Add a new adapter to all linear layers below the last, and to the optimizer."""
         # peft would match a list by the end of names: "0" would match "2.0".
-        pattern = "|".join(map(re.escape, _targets(model)))
+        pattern = "|".join(map(re.escape, self._targets(model)))
         config = _peft().LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=pattern)
         with isolated_rng(model, generator), warnings.catch_warnings():
             # Earlier adapters have left a `peft_config`, which is intended.
@@ -170,6 +172,29 @@ class LoRA(Strategy):
         for p in head_weights(model):
             p.requires_grad_(True)  # peft has frozen everything except adapters
         model.add_weights(_adapter_weights(name, model.module))
+
+    def _targets(self, model: Model) -> list[str]:
+        """Return the names of the layers to adapt: linear ones below the last.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        parts = dict(model.module.named_modules())
+        owners = Counter(p for part in parts.values() for p in part._parameters.values())
+        layers, heads = set(_lora_layers(model.module)), set(head_weights(model))
+        linear = {
+            layer
+            for layer in parts.values()
+            if isinstance(layer, nn.Linear)
+            and layer.weight not in heads
+            and not (self.adapters == ONLINE and owners[layer.weight] > 1)
+        }
+        names = [name for name, part in parts.items() if part in (layers or linear)]
+        if not names:
+            raise ValueError(
+                "lora finds no linear layer below the last one; use a network that has one"
+            )
+        return names
 
     def _use(self, name: str | None, module: nn.Module) -> None:
         for layer in _lora_layers(module):
@@ -211,22 +236,6 @@ def _peft() -> Any:
         return import_module("peft")
     except ImportError:
         raise ValueError('lora needs the extra lora: pip install "everloop[lora]"') from None
-
-
-def _targets(model: Model) -> list[str]:
-    """Return the names of the linear layers below the last one; ValueError if there are none."""
-    layers, heads = set(_lora_layers(model.module)), set(head_weights(model))
-    linear = {
-        layer
-        for layer in model.module.modules()
-        if isinstance(layer, nn.Linear) and layer.weight not in heads
-    }
-    names = [name for name, layer in model.module.named_modules() if layer in (layers or linear)]
-    if not names:
-        raise ValueError(
-            "lora finds no linear layer below the last one; use a network that has one"
-        )
-    return names
 
 
 def _lora_layers(module: nn.Module) -> list[Any]:

@@ -21,6 +21,9 @@ from everloop.loop.strategies.base import (
 )
 from everloop.loop.strategies.parts.teacher import Teacher
 
+TEMPERATURE = 2.0
+"""The default temperature, that of Li & Hoiem."""
+
 NEVER = -1e4
 """A logit whose probability is 0. It is finite, so that 0 * NEVER is 0."""
 
@@ -34,6 +37,7 @@ class LwF(Strategy):
     Otherwise z_k are the outputs for all classes seen in ended tasks, and each ended task has the
     same weight as the current one, as in van de Ven et al. 2022. z_k* are the outputs of the
     network at the last task's end. In control the loss is the KL divergence between the policies.
+    For tags it is the mean over the tokens that have one, like the task loss.
 
     No examples are stored, and the only extra forward pass is the old network's. Use it together
     with replay (`lwf,replay`) for LwF with replay.
@@ -56,7 +60,7 @@ class LwF(Strategy):
     def __init__(
         self,
         strength: float = 1.0,
-        temperature: float = 2.0,
+        temperature: float = TEMPERATURE,
         outputs: Literal["past", "all"] = "past",
     ) -> None:
         check_range("temperature", temperature, 1e-3)
@@ -71,6 +75,11 @@ class LwF(Strategy):
     def check(self, model: Model) -> None:
         if model.sequence_length > 1:
             raise ValueError("lwf distils single steps; for a recurrent network use replay")
+        if not model.likelihood.discrete and self.temperature != TEMPERATURE:
+            raise ValueError(
+                f"temperature is {self.temperature}, but only classes and discrete actions have "
+                "one; leave it out"
+            )
 
     def begin_task(self, task: Task, model: Model) -> None:
         self.past = [k for k in self.past if k != task.id]
@@ -84,18 +93,15 @@ class LwF(Strategy):
             return None
         with torch.no_grad():
             then = model.forward(batch, self.teacher.module)
+        p, q, target = then.prediction, output.prediction, batch.target
         if output.heads is not None and then.heads is not None:
-            p, q = then.heads[:, :, self.past], output.heads[:, :, self.past]
-            return self.strength * self._distance(model, p, q).mean((0, 1)).sum()
-        p, q = then.prediction, output.prediction
-        if self.old is not None and self.outputs == "past":
+            # The outputs of each past head as more examples: (T, B, K, P) -> (T, B K, P).
+            p, q = (heads[:, :, self.past].flatten(1, 2) for heads in (then.heads, output.heads))
+            target = None if target is None else target.repeat_interleave(len(self.past), 1)
+        elif self.old is not None and self.outputs == "past":
             p, q = (z.masked_fill(~self.old, NEVER) for z in (p, q))
-        return self.strength * len(self.past) * self._distance(model, p, q).mean()
-
-    def _distance(self, model: Model, p: Tensor, q: Tensor) -> Tensor:
-        """Return T^2 KL(softmax(p / T) || softmax(q / T)); the last axis is summed over."""
         T = self.temperature if model.likelihood.discrete else 1.0
-        return T**2 * model.likelihood.kl(p / T, q / T)
+        return self.strength * len(self.past) * T**2 * model.mean_kl(p / T, q / T, target)
 
     def _see(self, model: Model, batch: Batch) -> None:
         """Record the classes in `batch`."""

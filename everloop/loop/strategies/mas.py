@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from einops import reduce
 from torch import Tensor
 
 from everloop.contract import Task
@@ -46,7 +47,11 @@ class MAS(Strategy):
 
     def end_task(self, task: Task, batches: Sequence[Batch], model: Model) -> None:
         def squared_norm(batch: Batch) -> Tensor:
-            return (model.outputs(batch) ** 2).sum((0, 2))[None]
+            squares, tagged = model.outputs(batch) ** 2, model.tagged(batch.target)
+            if tagged is not None:  # padding does not count
+                by_token = reduce(squares, "t b (l c) -> t b l", "sum", l=tagged.shape[-1])
+                squares = by_token * tagged
+            return squares.sum((0, 2))[None]
 
         self.warning.check(model, batches)
         importance = mean_powers(model, subsample(batches, self.examples), squared_norm, 1)

@@ -21,8 +21,9 @@ class MIR(Rehearsal):
         choose the `batch_size` of them with the largest l(f(x; w'), y) - l(f(x; w), y)
         loss += strength * their mean loss            (Aljundi et al. 2019, section 3.1, eq. 1)
 
-    w' is a step of plain gradient descent for any optimizer, with the optimizer's learning rate
-    times `lookahead`. Both losses l are computed in evaluation mode, for example without dropout.
+    The candidates are drawn before the fresh batch is stored. w' is a step of plain gradient
+    descent for any optimizer, with the optimizer's learning rate times `lookahead`. Both losses l
+    are computed in evaluation mode, for example without dropout.
 
     Cost: two more forward passes over the candidates in every update.
 
@@ -57,11 +58,21 @@ class MIR(Rehearsal):
         check_range("lookahead", lookahead, 0)
         self.candidates, self.lookahead = candidates, lookahead
 
-    def edit_gradients(self, batch: Batch, model: Model) -> None:
+    def sample(self, model: Model) -> Batch | None:
+        """Draw the candidates, without replacement."""
         if not len(self.memory):
-            return
+            return None
         rows = self.memory.draw_distinct(self.candidates)
-        stored = model.augmented(self.read(rows, model))
+        return model.augmented(self.read(rows, model))
+
+    def observe(self, batch: Batch, model: Model) -> None:
+        self.draw_next(model)
+        super().observe(batch, model)
+
+    def edit_gradients(self, batch: Batch, model: Model) -> None:
+        stored = self.take_next(model)
+        if stored is None:
+            return
         increase = self.interference(stored, model)
         worst = stored[increase.topk(min(self.batch_size, len(stored))).indices]
         loss = self.strength * model.loss(worst)

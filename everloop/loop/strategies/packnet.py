@@ -107,7 +107,7 @@ class PackNet(Strategy):
     @torch.no_grad()
     def _claim(self, task: Task, model: Model, batch: Batch) -> None:
         """Give the task its share of every weight matrix, and set the other free weights to 0."""
-        with model.evaluating():
+        with model.evaluating(gradients=True):
             used, heads = _weights_used(model, batch), _head_rows(task, model, batch)
         for name, p in model.weights().items():
             if name not in used:

@@ -71,7 +71,7 @@ class PlainModule(nn.Module):
 def train_learner(strategy: Strategy, sgd: bool) -> tuple[list[Tensor], ExampleRecorder]:
     module, recorder = mlp(hidden=12), ExampleRecorder()
     learner = LateReplay(module, stream(), optimizer=optimizer_of(module, sgd))
-    learner.attach([strategy, recorder])
+    learner.attach([recorder, strategy])
     for task in range(3):
         for s in (strategy, recorder):
             s.begin_task(learner.world.tasks[task], learner)

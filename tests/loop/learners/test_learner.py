@@ -1,4 +1,4 @@
-"""What any learner does when it acts is what it has trained."""
+"""A learner acts as it has trained; a rollout stores actions as they were sampled."""
 
 from __future__ import annotations
 
@@ -17,12 +17,20 @@ from loop_helpers import (
     recurrent_agent,
     stream,
 )
+from numpy.typing import NDArray
 from sb3_contrib import RecurrentPPO
 from torch import Tensor, nn
 
 from everloop.contract import Output
 from everloop.envs import TaskVectorWrapper
-from everloop.loop import Learner, SupervisedLearner, Training, likelihood_for
+from everloop.loop import (
+    Gaussian,
+    Learner,
+    SupervisedLearner,
+    Training,
+    diagonal_fisher,
+    likelihood_for,
+)
 from everloop.loop.sb3.on_policy import SB3Learner
 
 
@@ -123,3 +131,38 @@ def test_acting_gives_what_was_trained(kind: str) -> None:
     ours, theirs = map(np.stack, zip(*compared, strict=True))
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     assert len(np.unique(ours, axis=0)) > 1
+
+
+class Recording(TaskVectorWrapper):
+    """Records the actions that reach the world."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.received: list[NDArray[np.float32]] = []
+
+    def step(self, actions: Any) -> Any:
+        self.received.append(np.array(actions))
+        return self.env.step(actions)
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
+def test_a_rollout_keeps_sampled_actions_and_the_world_gets_clipped_ones(recurrent: bool) -> None:
+    learner, world = control_learner(recurrent), Recording(plant())
+    batch = learner.rollout(world, [0], 8, seed=0)
+    assert batch.action is not None
+    received = torch.from_numpy(np.stack(world.received))
+    by_example = batch.action.reshape(learner.sequence_length, -1, 4, 2)
+    stored = by_example.transpose(0, 1).reshape(received.shape)
+    assert float(stored.abs().max()) > 1.0
+    torch.testing.assert_close(received, stored.clamp(-1.0, 1.0))
+
+
+def test_the_empirical_fisher_of_a_policy_in_a_box_is_that_of_a_gaussian() -> None:
+    """E ((x - m) / s^2)^2 = E 1 / s^2 for the bias of the mean, within 5 standard errors."""
+    learner = control_learner()
+    batch = learner.rollout(plant(50), [0], 20, seed=0)
+    log_std = Gaussian(2).split(learner.outputs(batch).detach())[1]
+    squares = (-2 * log_std[0]).exp()
+    found = diagonal_fisher(learner, [batch])["head.linear.bias"][:2]
+    errors = 2**0.5 * squares.square().mean(0).sqrt() / len(batch) ** 0.5
+    assert bool(((found - squares.mean(0)).abs() < 5 * errors).all())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -28,8 +30,18 @@ from stable_baselines3 import PPO
 from stub_helpers import GradientNorms
 from torch import Tensor
 
-from everloop.loop import EWC, Replay, Strategy, WorldVecEnv
+from everloop.loop import (
+    EWC,
+    Batch,
+    Learner,
+    Replay,
+    RWalk,
+    Strategy,
+    WorldVecEnv,
+    diagonal_fisher,
+)
 from everloop.loop.sb3.on_policy import NetworkPolicy, RecurrentNetworkPolicy
+from everloop.loop.strategies.parts.rng import generator_for
 
 KINDS = pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
 ENT_COEF = PPO_PARAMETERS["ent_coef"]
@@ -166,3 +178,65 @@ def test_ewc_continues_bit_for_bit_from_a_restored_state(recurrent: bool) -> Non
         return weights(learner.module)
 
     assert same(train(restore=True), train(restore=False))
+
+
+class Seen(Strategy):
+    """Keeps the latest rollout, as examples of twice as many steps, and its minibatches."""
+
+    def observe(self, batch: Batch, learner: Learner) -> None:
+        self.minibatches = list[Batch]()
+        learner.sequence_length *= 2
+        self.rollout = learner.rollout_batch()  # type: ignore[attr-defined]
+        learner.sequence_length //= 2
+
+    def edit_gradients(self, batch: Batch, learner: Learner) -> None:
+        self.minibatches.append(batch)
+
+
+def test_minibatches_of_a_recurrent_policy_are_sequences_of_the_rollout() -> None:
+    """Consecutive steps of one copy; an episode that begins within resets the memory."""
+    learner, seen = control_learner(True, plant(horizon=6)), Seen()
+    learner.attach([seen])
+    learner.learn([0], 32)
+    rollout = seen.rollout  # an example is all eight steps of one copy
+    shown = rollout.obs["sensor_0"]
+    copy_and_step = {shown[t, b].numpy().tobytes(): (b, t) for b in range(4) for t in range(8)}
+    assert [(m.length, len(m)) for m in seen.minibatches] == [(4, 4)] * 4
+    resets = joints = 0
+    for batch in seen.minibatches:
+        for example in range(len(batch)):
+            keys = [x.numpy().tobytes() for x in batch.obs["sensor_0"][:, example]]
+            places = [copy_and_step[key] for key in keys]
+            assert batch.start[0, example]
+            for i, ((b, t), (c, s)) in enumerate(pairwise(places), 1):
+                consecutive = (c, s) == (b, t + 1)
+                assert bool(batch.start[i, example]) == (
+                    not consecutive or bool(rollout.start[s, c])
+                )
+                resets += consecutive and bool(rollout.start[s, c])
+                joints += not consecutive
+            for i, (b, t) in enumerate(places):
+                assert torch.equal(batch.action[i, example], rollout.action[t, b])  # type: ignore[index]
+    assert min(resets, joints) > 0
+
+
+def test_rwalk_measures_the_importance_of_recurrent_weights() -> None:
+    """Its Fisher information is that of the first minibatch, as examples of four steps."""
+    learner, rwalk, seen = control_learner(True), RWalk(interval=50), Seen()
+    learner.attach([rwalk, seen])
+    draws = RWalk().generator
+    before = copy.deepcopy(learner.module.state_dict())
+    rwalk.begin_task(learner.world.tasks[0], learner)
+    learner.learn([0], 32)
+    learner.module.load_state_dict(before)
+    expected = diagonal_fisher(learner, seen.minibatches[:1], generator_for(learner, draws))
+    for name, F in rwalk.fisher.items():
+        torch.testing.assert_close(F, expected[name])
+    assert float(expected["memory.gru.weight_hh_l0"].max()) > 0
+
+
+def test_a_recurrent_policy_with_examples_of_one_step_leaves_a_note() -> None:
+    (note,) = control_learner(True, sequence_length=1).notes
+    assert note.startswith("sequence_length is 1, so strategies see nothing of the memory's")
+    assert not control_learner(True).notes
+    assert not control_learner().notes

@@ -45,6 +45,7 @@ ACTIVE_SETTINGS: dict[str, dict[str, Any]] = {
 """Settings that make a strategy act within a few steps."""
 
 INACTIVE_SETTINGS: dict[str, dict[str, Any]] = {
+    "derpp": {"strength": 0.0, "label_strength": 0.0},
     "gdumb": {"epochs": 0},
     "packnet": {"share": 0.0},
     "hat": {"masks": False},

@@ -59,11 +59,12 @@ def empirical(strength: float, decay: float | None) -> EWC:
 def penalty(module: nn.Module, anchors: Anchors, strength: float, decay: float | None) -> Tensor:
     """Separate: strength / 2 sum_k sum_i F_ki (w_i - w*_ki)^2.
 
-    Online: every F_k is decayed, and all share the last weights as anchor.
+    Online: every F_k is decayed, the last one once (gamma F in Schwarz et al. 2018, eq. 9), and all
+    share the last weights as anchor.
     """
     total = torch.zeros((), dtype=torch.float64)
     for k, (fisher, then) in enumerate(anchors):
-        share = 1.0 if decay is None else decay ** (len(anchors) - 1 - k)
+        share = 1.0 if decay is None else decay ** (len(anchors) - k)
         then = then if decay is None else anchors[-1][1]
         for w, f, w_then in zip(module.parameters(), fisher, then, strict=True):
             total = total + share * (f * (w - w_then) ** 2).sum()
@@ -105,7 +106,7 @@ def test_ewc_trains_as_with_its_penalty_in_the_loss(
     assert float(moved.detach()) > 1e-3, "the weights never left the first anchor"
 
 
-@pytest.mark.parametrize("decay", [None, 0.0, 0.6])
+@pytest.mark.parametrize("decay", [None, 0.3, 0.6])
 @pytest.mark.parametrize("tasks", [1, 2, 3])
 def test_ewcs_closed_form_is_the_gradient_of_its_penalty(tasks: int, decay: float | None) -> None:
     learner = digit_learner()
@@ -263,6 +264,14 @@ def test_ewc_does_not_penalise_the_value_head() -> None:
         for name, p in learner.module.named_parameters()
         if p.grad is not None and float(p.grad.abs().max()) == 0.0
     } == free
+
+
+def test_a_decay_of_separate_anchors_is_refused_and_a_decay_of_0_is_inactive() -> None:
+    message = r"^decay is 0.5, but separate anchors don't decay; use online ones$"
+    with pytest.raises(ValueError, match=message):
+        EWC(decay=0.5)
+    assert EWC(anchors="online", decay=0.5).active
+    assert not EWC(anchors="online", decay=0.0).active
 
 
 def test_ewc_leaves_weights_without_a_gradient_alone() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from architecture_helpers import task_aware_learner
+from attached_helpers import plain_step
 from loop_helpers import (
     FlatNet,
     distance,
@@ -167,6 +168,29 @@ def test_gdumb_does_not_update_batch_norm_on_the_stream() -> None:
         assert not torch.equal(
             module.state_dict()["layers.2.running_mean"], before["layers.2.running_mean"]
         )
+
+
+@pytest.mark.parametrize("evaluating", [False, True], ids=["training", "evaluation mode"])
+def test_gdumb_keeps_a_frozen_batch_norm_frozen(evaluating: bool) -> None:
+    """Also if the loop is in evaluation mode when the task ends."""
+    torch.manual_seed(0)
+    frozen, free = nn.BatchNorm1d(8).eval(), nn.BatchNorm1d(8)
+    module = nn.Sequential(nn.Linear(INPUTS, 8), frozen, free, nn.ReLU(), nn.Linear(8, CLASSES))
+    optimizer, batch = torch.optim.SGD(module.parameters(), lr=0.1), examples(12)
+    loop = attach([GDumb(epochs=2)], module, optimizer)
+    x, y = batch.obs["x"][0].float(), batch.target[0]  # type: ignore[index]
+    loop.begin_task(0)
+    loop.observe(x, y)
+    plain_step(module, optimizer, x, y)
+    before = [b.clone() for b in frozen.buffers()]
+    if evaluating:
+        module.eval()
+    modes = [part.training for part in module.modules()]
+    moving = free.running_mean.clone()  # type: ignore[union-attr]
+    loop.end_task([(x, y)])
+    assert same(list(frozen.buffers()), before)
+    assert not torch.equal(free.running_mean, moving)  # type: ignore[arg-type]
+    assert [part.training for part in module.modules()] == modes
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,17 @@ from loop_helpers import (
     weights,
 )
 from plasticity_helpers import plain_learner, two_hidden_layers
+from strategy_helpers import Named
+from stub_helpers import Recorder
 from torch import Tensor, nn
 
 from everloop.loop import (
+    MIR,
+    SI,
     Batch,
     L2Init,
     LaMAML,
+    NestedOptimizer,
     Strategy,
     SupervisedLearner,
     Training,
@@ -38,27 +43,27 @@ def gradients_at(values: list[Tensor], parts: list[tuple[float, Batch]]) -> list
     return list(torch.autograd.grad(loss, list(twin.module.parameters())))
 
 
-def test_la_maml_takes_the_papers_update() -> None:
-    """Two parts and plain gradient descent; the second step uses the rates learned in the first."""
+@pytest.mark.parametrize("adam", [False, True], ids=["sgd", "adam"])
+@pytest.mark.parametrize("alpha", [0.2, 0.0], ids=["rates above 0", "rates around 0"])
+def test_la_maml_takes_the_papers_update(adam: bool, alpha: float) -> None:
+    """Two parts; the second step uses the rates learned in the first.
+
+    Adam does not rescale the step. With alpha 0 half of the learned rates are below 0, where the
+    paper takes no step.
+    """
     layers = two_hidden_layers()
-    learner = plain_learner(layers, lr=0.7)
-    strategy = LaMAML(alpha=0.2, alpha_lr=0.5, parts=2, capacity=6, batch_size=4)
+    learner = plain_learner(layers, lr=0.7, adam=adam)
+    strategy = LaMAML(alpha=alpha, alpha_lr=0.5, parts=2, capacity=6, batch_size=4)
     batch, old = vector_batch(6, 4, 3), vector_batch(6, 4, 3, seed=1)
     strategy.observe(old, learner)
     drawn: list[Batch] = []
-    draw = strategy.draw
-
-    def recorded(*args: Any, **kwargs: Any) -> Batch | None:
-        stored = draw(*args, **kwargs)
-        assert stored is not None
-        drawn.append(stored)
-        return stored
-
-    strategy.draw = recorded  # type: ignore[method-assign]
+    strategy.sample = lambda model: drawn[-1]  # type: ignore[method-assign]
     learner.attach([strategy])
-    rates = [torch.full_like(w, 0.2) for w in weights(learner.module)]
+    rates = [torch.full_like(w, alpha) for w in weights(learner.module)]
     for _ in range(2):
         start = weights(learner.module)
+        drawn += [draw for draw in [strategy.draw(learner)] if draw is not None]
+        strategy.take_next(learner)  # drawn when `old` was observed
         update(learner, batch)
         fast, led = [w.clone() for w in start], [torch.zeros_like(w) for w in start]
         meta, drift = ([torch.zeros_like(w) for w in start] for _ in range(2))
@@ -73,6 +78,7 @@ def test_la_maml_takes_the_papers_update() -> None:
         expected = [w - a.clamp(min=0) * m for w, a, m in zip(start, rates, meta, strict=True)]
         assert distance(weights(learner.module), expected) < 1e-12
         assert distance(list(strategy.rates.values()), rates) < 1e-12
+    assert any(bool((a < 0).any()) for a in rates) == (alpha == 0)
 
 
 def test_la_mamls_inner_steps_do_not_update_batch_norm() -> None:
@@ -89,7 +95,7 @@ def test_la_mamls_inner_steps_do_not_update_batch_norm() -> None:
 
 
 def test_la_maml_keeps_the_penalties_of_other_strategies() -> None:
-    """With plain gradient descent the step of `l2_init` is added, in either order."""
+    """With plain gradient descent the step of `l2_init` is added. La-MAML must come last."""
 
     def step(*strategies: Strategy) -> list[Tensor]:
         module = mlp()
@@ -110,8 +116,41 @@ def test_la_maml_keeps_the_penalties_of_other_strategies() -> None:
 
     alone = step(la_maml())
     expected_with_l2 = [w - 0.5 * 2 * 0.3 * 0.1 for w in alone]
-    assert distance(step(la_maml(), L2Init(0.3)), expected_with_l2) < 1e-12
     assert distance(step(L2Init(0.3), la_maml()), expected_with_l2) < 1e-12
+    message = r"^la_maml must come last in the list of strategies; it is number 1$"
+    with pytest.raises(ValueError, match=message):
+        step(la_maml(), L2Init(0.3))
+
+
+def test_other_strategies_see_the_step_of_la_maml() -> None:
+    """SI's path integral is the decrease of the loss along the method's gradient and step."""
+    learner = plain_learner(two_hidden_layers(), lr=0.7, adam=True)
+    si, batch = SI(), vector_batch(6, 4, 3)
+    learner.attach([si, LaMAML(alpha=0.2)])
+    si.begin_task(Named(), learner)
+    before = weights(learner.module)
+    update(learner, batch)
+    for name, omega, old in zip(si.path.omega, si.path.omega.values(), before, strict=True):
+        change = learner.weights()[name].detach() - old
+        torch.testing.assert_close(omega, change**2 / 0.7)  # - g change with g = - change / lr
+
+
+@pytest.mark.parametrize("strategy", [LaMAML, MIR])
+def test_a_batch_is_not_replayed_to_itself(strategy: Any) -> None:
+    learner = SupervisedLearner(mlp(), stream())
+    replayer = strategy(capacity=100, batch_size=20)
+    replayed: list[Batch | None] = []
+    take = replayer.take_next
+    replayer.take_next = lambda model: (replayed.append(take(model)), replayed[-1])[1]
+    recorder = Recorder()
+    learner.attach([recorder, replayer])
+    learner.learn([0], 8 * 4)
+    assert replayed[0] is None
+    assert len(replayed) == 4
+    for stored, fresh in zip(replayed[1:], recorder.observed[1:], strict=True):
+        assert stored is not None
+        shown = {x.numpy().tobytes() for x in fresh.obs["image"][0]}
+        assert not shown & {x.numpy().tobytes() for x in stored.obs["image"][0]}
 
 
 def test_la_maml_refuses_gradient_accumulation() -> None:
@@ -120,3 +159,14 @@ def test_la_maml_refuses_gradient_accumulation() -> None:
         match=r"^accumulate is 3; it must be 1 for la_maml, which looks ahead",
     ):
         SupervisedLearner(mlp(), stream(), Training(accumulate=3)).attach([LaMAML()])
+
+
+def test_la_maml_refuses_what_the_optimizer_could_not_do() -> None:
+    module = mlp()
+    decaying = torch.optim.AdamW(module.parameters(), weight_decay=0.1)
+    with pytest.raises(ValueError, match=r"^weight_decay is 0.1; la_maml takes its own steps, "):
+        SupervisedLearner(module, stream(), optimizer=decaying).attach([LaMAML()])
+    inner = torch.optim.SGD(module.parameters(), lr=0.1)
+    nested = NestedOptimizer(inner, {2: list(module.parameters())})
+    with pytest.raises(ValueError, match=r"^la_maml updates all weights at every step, so it can"):
+        SupervisedLearner(module, stream(), optimizer=nested).attach([LaMAML()])

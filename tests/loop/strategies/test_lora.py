@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
+from attached_helpers import plain_step
 from contract_helpers import stream_learner
 from loop_helpers import learn_tasks, stream
-from torch import nn
+from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier
 from everloop.loop import EWC, LoRA, SupervisedLearner, attach
@@ -66,6 +67,40 @@ def test_adding_or_merging_an_adapter_preserves_the_outputs() -> None:
     assert not new_B.any()
     assert not (new_A == A).any()
     assert not learner.optimizer.state.keys() & {new_A, new_B}
+
+
+class Tied(nn.Module):
+    """Three layers; the first two share their weight, with each other or with an embedding."""
+
+    def __init__(self, embedding: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.embedding, self.last = nn.Embedding(5, 5), nn.Linear(5, 3)
+        self.second.weight = self.embedding.weight if embedding else self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedded = self.embedding(x.argmax(-1))
+        h = torch.tanh(self.second(torch.tanh(self.first(x)))) + embedded
+        logits: Tensor = self.last(torch.tanh(self.third(h)))
+        return logits
+
+
+@pytest.mark.parametrize("embedding", [False, True], ids=["two layers", "an embedding"])
+def test_merging_an_adapter_preserves_the_outputs_if_a_weight_is_shared(embedding: bool) -> None:
+    torch.manual_seed(0)
+    module, x, y = Tied(embedding), torch.randn(20, 5), torch.randint(3, (20,))
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    loop = attach([LoRA(rank=2, adapters="online", train_base=False)], module, optimizer)
+    for task in range(3):
+        loop.begin_task(task)
+        for _ in range(10):
+            loop.observe(x, y)
+            plain_step(module, optimizer, x, y)
+        before = module(x).detach()
+        loop.end_task([(x, y)])
+        torch.testing.assert_close(module(x).detach(), before, rtol=1e-4, atol=1e-5)
+    adapted = {name.split(".")[0] for name in loop.weights() if "lora" in name}
+    assert adapted == ({"first", "third"} if embedding else {"third"})
 
 
 def test_ewc_anchors_an_online_adapter_where_it_restarts() -> None:

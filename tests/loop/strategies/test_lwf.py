@@ -50,10 +50,10 @@ class ManyHeads(nn.Module):
         value: Tensor | None
         heads: Tensor
 
-    def __init__(self, tasks: int) -> None:
+    def __init__(self, tasks: int, outputs: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(INPUTS, 4)
-        self.heads = nn.ModuleList(nn.Linear(4, CLASSES) for _ in range(tasks))
+        self.heads = nn.ModuleList(nn.Linear(4, outputs) for _ in range(tasks))
         self.task = 0
 
     def initial_state(self, batch: int) -> Tensor:
@@ -70,7 +70,7 @@ class ManyHeads(nn.Module):
 def lwf_learner(likelihood: Any = None, outputs: int = CLASSES, heads: int = 0) -> FixedLearner:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, outputs))
-    module = ManyHeads(heads) if heads else FlatNet(layers, "x")
+    module = ManyHeads(heads, outputs) if heads else FlatNet(layers, "x")
     return FixedLearner(module.double(), likelihood or Categorical(outputs))  # type: ignore[arg-type]
 
 
@@ -209,7 +209,7 @@ def test_gaussian_lwf_is_the_kl_divergence_without_temperature() -> None:
     assert_same_gradients(loss, written, learner.module)
 
 
-def test_lwf_on_tags_sums_over_tokens() -> None:
+def test_lwf_on_tags_is_the_mean_over_tokens_with_a_tag() -> None:
     learner = lwf_learner(TokenCategorical(2, 3), outputs=6)
     lwf = LwF(0.7, temperature=3.0)
     T = 3.0
@@ -222,7 +222,27 @@ def test_lwf_on_tags_sums_over_tokens() -> None:
         divergence(z_then[..., token] / T, z[..., token] / T)
         for token in (slice(0, 3), slice(3, 6))
     ]
-    written = 0.7 * T**2 * (each[0] + each[1]).mean()
+    tagged = torch.stack([each[0][0, 0], each[1][0, 0], each[0][0, 1]])
+    written = 0.7 * T**2 * tagged.mean()
+    torch.testing.assert_close(loss, written)
+    assert_same_gradients(loss, written, learner.module)
+
+
+def test_lwf_on_tags_with_heads_sums_the_means_of_past_heads() -> None:
+    learner, lwf = lwf_learner(TokenCategorical(2, 3), outputs=6, heads=3), LwF(0.7, 1.0)
+    batch = replace(labelled([0, 1]), target=torch.tensor([[[0, 1], [2, -1]]]))
+    for task in (0, 2):
+        then = pass_task(learner, lwf, task, [batch])
+    perturb(learner.module, 7)
+    output = learner.forward(batch)
+    loss = lwf.loss(Forward(batch, output), None, learner)
+    heads, heads_then = output.heads, learner.forward(batch, then).heads.detach()
+    written = torch.zeros((), dtype=torch.float64)
+    for task in (0, 2):
+        z_then, z = (x[0, :, task].unflatten(-1, (2, 3)) for x in (heads_then, heads))
+        each = divergence(z_then, z)
+        written = written + 0.7 * (each[0, 0] + each[0, 1] + each[1, 0]) / 3
+    torch.testing.assert_close(loss, written)
     assert_same_gradients(loss, written, learner.module)
 
 

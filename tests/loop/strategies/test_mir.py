@@ -78,6 +78,7 @@ def test_mir_replays_the_candidates_with_the_largest_rise_in_loss(
     torch.testing.assert_close(mir.interference(candidates, learner), rise, rtol=1e-9, atol=1e-12)
     worst = sorted(range(9), key=lambda i: -float(rise[i]))[:3]
     added = gradients(strength * losses[worst].mean(), learner.module)
+    mir.observe(fresh, learner)  # they are drawn before this batch is stored
     mir.edit_gradients(fresh, learner)
     now = [p.grad for p in learner.module.parameters()]
     assert close(now, [g + a for g, a in zip(grads, added, strict=True)])  # type: ignore[arg-type]
@@ -144,6 +145,7 @@ def test_mir_replays_no_example_twice(memory_size: int) -> None:
     assert (
         len(candidates) == len(torch.unique(candidates.obs["x"][0], dim=0)) == min(64, memory_size)
     )
+    mir.observe(examples(4, seed=9), learner)
     mir.edit_gradients(examples(4, seed=9), learner)
     (batch,) = replayed
     assert len(batch) == len(torch.unique(batch.obs["x"][0], dim=0)) == min(8, memory_size)

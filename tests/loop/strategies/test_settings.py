@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from loop_helpers import keyword_grid
+from loop_helpers import control_learner, keyword_grid, off_policy_learner
 
-from everloop.loop import PRETRAINING, STRATEGIES
+from everloop.loop import CLEAR, PRETRAINING, STRATEGIES, DERPlusPlus, Growth, LaMAML, LwF
 
 NAN, INF = float("nan"), float("inf")
 STRENGTH: Any = {"strength": [-0.5, NAN, INF]}
@@ -63,3 +63,26 @@ def test_a_setting_outside_its_range_is_refused(name: str, bad: dict[str, Any]) 
     ((setting, value),) = bad.items()
     with pytest.raises(ValueError, match=f"^{setting} is {value!r}; "):
         {**STRATEGIES, **PRETRAINING}[name](**bad)
+
+
+def test_a_setting_that_would_do_nothing_is_refused_before_training() -> None:
+    """A value head under SAC, a temperature of a Gaussian policy, rates that stay at 0."""
+    message = r"^value_strength is 0.5, but the network has no value head; leave it out$"
+    with pytest.raises(ValueError, match=message):
+        off_policy_learner(sac=True).attach([CLEAR(value_strength=0.5)])
+    off_policy_learner(sac=True).attach([CLEAR()])
+    control_learner().attach([CLEAR(value_strength=0.5)])
+    with pytest.raises(ValueError, match=r"^temperature is 3.0, but only classes and discrete "):
+        control_learner().attach([LwF(temperature=3.0)])
+    off_policy_learner(sac=False).attach([LwF(temperature=3.0)])
+    with pytest.raises(ValueError, match=r"^alpha and alpha_lr are 0, so nothing would be learned"):
+        LaMAML(alpha=0.0, alpha_lr=0.0)
+
+
+def test_a_strategy_is_active_if_one_of_its_weights_is() -> None:
+    assert DERPlusPlus(strength=0.0, label_strength=1.0).active
+    assert not DERPlusPlus(strength=0.0, label_strength=0.0).active
+    assert CLEAR(strength=0.0, value_strength=1.0).active
+    assert not CLEAR(strength=0.0).active
+    assert not CLEAR(strength=0.0, value_strength=0.0).active
+    assert not Growth(limit=0).active

@@ -71,6 +71,7 @@ class Rehearsal(Strategy):
         self._rule = memory
         self.memory: Memory = MEMORIES[memory](capacity, seed)
         self.past: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # IDs of ended tasks
+        self._next: list[Batch | None] = []  # what `draw_next` drew, until it is taken
 
     def check(self, model: Model) -> None:
         labels = self.memory.group_by == "target" or self.memory.score_by is not None
@@ -140,6 +141,21 @@ class Rehearsal(Strategy):
         """
         rows = self.memory.draw(self.batch_size if count is None else count, tasks)
         return model.augmented(self.read(rows, model)) if len(rows) else None
+
+    def draw_next(self, model: Model) -> None:
+        """Draw the stored examples of the next update, before its own batch is stored.
+
+        For strategies that replay outside of `recall`. They call this at the start of `observe`.
+        """
+        self._next = [self.sample(model)]
+
+    def take_next(self, model: Model) -> Batch | None:
+        """Return what `draw_next` drew, or a new draw in a further update on the same batch."""
+        return self._next.pop() if self._next else self.sample(model)
+
+    def sample(self, model: Model) -> Batch | None:
+        """Draw stored examples for `draw_next`; None if there are none."""
+        return self.draw(model)
 
     def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
         return None if replayed is None else self.replay_loss(replayed, model)

@@ -119,7 +119,7 @@ def weights_used(
             layers without an entry are used fully.
     """
     weights, last = model.weights(), set(model.last_layer().parameters())
-    with torch.enable_grad(), model.evaluating():
+    with torch.enable_grad(), model.evaluating(gradients=True):
         found = torch.autograd.grad(
             model.outputs(examples).sum(), list(weights.values()), allow_unused=True
         )
