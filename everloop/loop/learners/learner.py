@@ -15,8 +15,8 @@ from torch import Tensor
 from everloop.contract import Observation, World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.accompanied import Accompanied
-            obs, _, terminated, truncated, info = world.step(self.clip(action))
-            check_tasks(world, info, played, mixed)
+from everloop.loop.learners.shown import Shown
+from everloop.loop.world import check_finite, check_tasks, mixed_tasks, reset_to_tasks
 
 
 class Learner(Accompanied):
