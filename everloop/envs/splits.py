@@ -14,7 +14,6 @@ from everloop.contract import Task
 from everloop.envs.data import Examples
 from everloop.envs.views import permute_pixels, rotate_pixels
 
-OUTSIDE = "O"  # IOB2's tag of a token outside any entity
 Indices = npt.NDArray[np.int64]
 Table = npt.NDArray[np.int64]
 View = Callable[[npt.NDArray[Any], int], npt.NDArray[Any]]
@@ -158,10 +157,9 @@ class IBlurry(TaskSplit):
 class ByColumn(TaskSplit):
     """Each value of a column is a task: reviews by product, characters by alphabet.
 
-    Tasks that share classes number them alike: positive is positive for books and for kitchens.
-    Tasks whose classes are all their own number them from 0 each. All tasks together tell apart
-    every pair of task and class. The tag "O" of tokens outside any entity is the exception: it is
-    one class for all tasks.
+    A class that several tasks have is one class: positive is positive for books and for kitchens.
+    Tasks whose classes are all their own number them from 0 each within a task. Tasks and classes
+    are those of both splits.
 
     Args:
         column: Name of the column.
@@ -180,40 +178,31 @@ class ByColumn(TaskSplit):
         if self.column not in train.columns:
             raise ValueError(f"column is {self.column!r}; choose one of {', '.join(train.columns)}")
         columns = [data.columns[self.column].astype(str) for data in (train, test)]
-        order = np.unique(columns[0]) if self.order is None else self.order
+        order = np.unique(np.concatenate(columns)) if self.order is None else self.order
         values = [str(value) for value in order]
         indices = [[np.flatnonzero(column == value) for value in values] for column in columns]
-        occurs = _occurring(train, indices[0])
+        occurs = _occurring((train, test), indices)
         within = np.where(occurs, np.cumsum(occurs, axis=1) - 1, -1)
         tasks = []
         for k, value in enumerate(values):
             classes = [train.classes[int(c)] for c in np.flatnonzero(occurs[k])]
             tasks.append(Task(k, value, {self.column: value, "classes": classes}))
-        joint = _joint_numbers(train, occurs)
+        joint = np.where(occurs, np.cumsum(occurs.any(0)) - 1, -1)
         return Assignment(tuple(tasks), indices[0], indices[1], within, joint)
 
 
-def _occurring(train: Examples, indices: Sequence[Indices]) -> npt.NDArray[np.bool_]:
+def _occurring(
+    splits: Sequence[Examples], indices: Sequence[Sequence[Indices]]
+) -> npt.NDArray[np.bool_]:
     """Return which classes each task has, (K, C): all that occur anywhere if tasks share some."""
-    occurs = np.zeros((len(indices), len(train.classes)), dtype=np.bool_)
-    for k, own in enumerate(indices):
-        labels = train.labels[own]
-        occurs[k, np.unique(labels[labels >= 0])] = True
+    occurs = np.zeros((len(indices[0]), len(splits[0].classes)), dtype=np.bool_)
+    for data, of_tasks in zip(splits, indices, strict=True):
+        for k, own in enumerate(of_tasks):
+            labels = data.labels[own]
+            occurs[k, np.unique(labels[labels >= 0])] = True
     if (occurs.sum(0) > 1).any():
         occurs[:] = occurs.any(0)
     return occurs
-
-
-def _joint_numbers(train: Examples, occurs: npt.NDArray[np.bool_]) -> Table:
-    """Number all pairs of task and class, (K, C); the tag outside any entity has one number."""
-    outside = [c for c, name in enumerate(train.classes) if name == OUTSIDE]
-    if train.labels.ndim == 1:
-        outside = []
-    counted = occurs.copy()
-    counted[1:, outside] = False
-    joint = np.where(occurs, np.cumsum(counted).reshape(occurs.shape) - 1, -1)
-    joint[:, outside] = joint[:1, outside]
-    return joint
 
 
 @dataclass(frozen=True)

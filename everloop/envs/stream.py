@@ -29,7 +29,7 @@ from everloop.envs.mixture import (
     find_mixture,
 )
 from everloop.envs.prefetch import Prefetch
-from everloop.envs.splits import OUTSIDE, SplitClasses, TaskSplit, find_task_split
+from everloop.envs.splits import SplitClasses, TaskSplit, find_task_split
 from everloop.envs.task import Mask, OneCopyEnv, TaskVectorEnv, find_task
 
 Ints = npt.NDArray[np.int64]
@@ -168,15 +168,14 @@ class StreamVectorEnv(TaskVectorEnv):
         for task, indices in zip(self.tasks, self._indices, strict=True):
             if not len(indices):
                 raise ValueError(
-                    f"task {task.id} ({task.name}) has no example in the {split} split; "
-                    "it needs at least one"
+                    f"task {task.id} ({task.name}) has no example in the {split} split; leave the "
+                    "task out, or give it at least one"
                 )
         numbers = assignment.joint if label_space == "global" else assignment.within
         # one more column, so that the label -1 (no label) maps to itself
         self._table = np.pad(numbers, ((0, 0), (0, 1)), constant_values=-1)
         self._actions = int(numbers.max()) + 1
-        told_apart = [c for c, name in enumerate(train.classes) if name != OUTSIDE]
-        known = [set(row[row >= 0].tolist()) for row in numbers[:, told_apart]]
+        known = [set(row[row >= 0].tolist()) for row in numbers]
         self._new_classes = sum(map(len, known)) == len(set().union(*known))
 
     def _check_order(self) -> None:

@@ -27,7 +27,6 @@ class TextStreamVectorEnv(StreamVectorEnv):
 
     If the labels are tags (N, L), the action is a tag for every token and the reward is the share
     of correct tags. A pass over the test split is scored by the F1 of whole entities (`metric`).
-    With `label_space="global"` an entity counts as found only if its tag is of its own task.
     """
 
     modality = "tokens"
@@ -39,16 +38,15 @@ class TextStreamVectorEnv(StreamVectorEnv):
         super()._assign(task_split, train, test, split, label_space)
         self._tags: list[str] = []
         if train.labels.ndim == 2:
-            self._tags = self._tag_names(train.classes, by_task=label_space == "global")
+            self._tags = self._tag_names(train.classes)
 
-    def _tag_names(self, classes: Sequence[str], by_task: bool) -> list[str]:
-        """Return each action's tag; by task, "B-person" of politics is "B-politics/person"."""
+    def _tag_names(self, classes: Sequence[str]) -> list[str]:
+        """Return each action's tag."""
         names = [""] * self._actions
         for task in self.tasks:
             for tag, number in zip(classes, self._table[task.id], strict=False):
                 if number >= 0:
-                    place, dash, kind = tag.partition("-")
-                    names[number] = f"{place}-{task.name}/{kind}" if by_task and dash else tag
+                    names[number] = tag
         return names
 
     def metric(self, task: int | str) -> Metric:
