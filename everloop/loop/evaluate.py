@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -126,11 +126,21 @@ def _return(
     learner: Learner, world: World, strategies: Sequence[Strategy], task: Task, seed: int
 ) -> float:
     """Return the `mean_return` of one task in the strategies' view of it."""
+    with viewed(learner, strategies, task):
+        return mean_return(learner, world, task.id, seed)
+
+
+@contextmanager
+def viewed(learner: Learner, strategies: Sequence[Strategy], task: Task) -> Iterator[None]:
+    """Set up the network as an evaluation of `task` sees it.
+
+    It is in evaluation mode, and in the view of each strategy, the first one outermost.
+    """
     with ExitStack() as views:
         for strategy in strategies:
             views.enter_context(strategy.view(task, learner))
         views.enter_context(learner.evaluating())
-        return mean_return(learner, world, task.id, seed)
+        yield
 
 
 def score_metric(world: World) -> Metric:

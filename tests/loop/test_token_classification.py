@@ -146,7 +146,7 @@ def test_der_for_tags_is_the_mean_over_tokens_with_a_tag(strategy: Any) -> None:
 def test_divergence_of_tags_is_the_mean_over_tokens_with_a_tag() -> None:
     learner, batch = tags_case()
     divergence = Divergence()
-    divergence.remember("tags", learner, batch)
+    divergence.remember(Task(0, "tags"), learner, batch)
     before = torch.log_softmax(learner.outputs(batch).detach().reshape(2, LENGTH, 3), -1)
     perturb(learner.module, 1)
     after = torch.log_softmax(learner.outputs(batch).detach().reshape(2, LENGTH, 3), -1)

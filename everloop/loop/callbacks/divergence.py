@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
+from everloop.contract import Task
 from everloop.loop.batch import Batch, subsample
-from everloop.loop.learners.accompanied import load_weights
+from everloop.loop.evaluate import viewed
 from everloop.loop.learners.learner import Learner
 from everloop.loop.run import Callback, Run
 from everloop.loop.state import pack
@@ -25,20 +25,34 @@ class Anchor:
     """The network at a task's end, and its outputs then on a probe batch of that task.
 
     Args:
-        network: A frozen copy of the network.
+        task: The task.
+        weights: The network's weights and buffers by name, as evaluations of the task saw them.
         probe: Examples of the task.
-        outputs: The predictions of `network` for them, (T, B, P).
+        outputs: The predictions for them, (T, B, P).
     """
 
-    network: nn.Module
+    task: Task
+    weights: Mapping[str, Tensor]
     probe: Batch
     outputs: Tensor
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the weights, the examples and the outputs."""
-        weights, probe = self.network.state_dict(), vars(self.probe)
-        state: dict[str, Any] = pack({"weights": weights, "probe": probe, "outputs": self.outputs})
+        state: dict[str, Any] = pack(
+            {
+                "task": [self.task.id, self.task.name],
+                "weights": self.weights,
+                "probe": vars(self.probe),
+                "outputs": self.outputs,
+            }
+        )
         return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """Return the anchor that gave `state`."""
+        probe = Batch(**pack(state["probe"]))
+        return cls(Task(*state["task"]), pack(state["weights"]), probe, pack(state["outputs"]))
 
 
 class Divergence(Callback):
@@ -53,7 +67,9 @@ class Divergence(Callback):
         kl/<task>/network        mean KL(p* || p), in nats
 
     The KL by module shows where forgetting happens: it is the damage that the drift of one module
-    does by itself.
+    does by itself. All of it is seen as an evaluation of the task would see it: with the mask, the
+    adapter or the classifier that a strategy's `view` sets up. Buffers, such as the statistics of
+    norms, act on the outputs but do not count as weights.
 
     Args:
         threshold: `detected` is True if kl/<task>/network of any task is above it, in nats. It must
@@ -79,22 +95,23 @@ class Divergence(Callback):
     def on_evaluation(self, run: Run) -> None:
         if run.result.evaluations[-1].ends_phase:
             for task, batches in run.samples:
-                self.remember(task.name, run.learner, Batch.pool(subsample(batches, PROBE)))
+                self.remember(task, run.learner, Batch.pool(subsample(batches, PROBE)))
         values = self.update(run.learner).values
         if values:
             run.log({f"divergence/{name}": value for name, value in values.items()})
 
-    def remember(self, task: str, learner: Learner, probe: Batch) -> None:
+    @torch.no_grad()
+    def remember(self, task: Task, learner: Learner, probe: Batch) -> None:
         """Make the present network the anchor of a task.
 
         Args:
-            task: Name of the task. An earlier anchor of that name is replaced.
+            task: The task. An earlier anchor of it is replaced.
             learner: The learner of the network.
             probe: Examples of the task on which to compare outputs.
         """
-        network = learner.frozen_copy()
-        with torch.no_grad():
-            self.anchors[task] = Anchor(network, probe, learner.outputs(probe, network))
+        with viewed(learner, learner.strategies, task):
+            weights = pack(dict(learner.module.state_dict()))
+            self.anchors[task.name] = Anchor(task, weights, probe, learner.outputs(probe))
 
     @property
     def detected(self) -> bool:
@@ -109,35 +126,37 @@ class Divergence(Callback):
     def update(self, learner: Learner) -> Self:
         """Compute `values` for the present network, and return this object."""
         self.values = {}
-        for task, anchor in self.anchors.items():
-            with learner.evaluating():
-                now = learner.outputs(anchor.probe)
-            self.values[f"kl/{task}/network"] = _kl(learner, anchor, now)
-            for name, module in learner.module.named_children():
-                weights = {f"{name}.{key}": value for key, value in module.state_dict().items()}
-                # A module that a strategy has extended can't be put into the earlier network.
-                if weights and weights.keys() <= anchor.network.state_dict().keys():
-                    self.values[f"weights/{task}/{name}"] = _distance(anchor.network, weights)
-                    mixed = _outputs_with(learner, anchor, weights)
-                    self.values[f"kl/{task}/{name}"] = _kl(learner, anchor, mixed)
+        for anchor in self.anchors.values():
+            with viewed(learner, learner.strategies, anchor.task):
+                self._measure(learner, anchor)
         return self
+
+    def _measure(self, learner: Learner, anchor: Anchor) -> None:
+        """Compute the values of one task, in the strategies' view of it."""
+        task, now = anchor.task.name, learner.module.state_dict()
+        parameters = {name for name, _ in learner.module.named_parameters()}
+        self.values[f"kl/{task}/network"] = _kl(learner, anchor, learner.outputs(anchor.probe))
+        if not anchor.weights.keys() <= now.keys():
+            return  # a strategy has replaced layers, so that no mixture with the earlier ones works
+        for module, part in learner.module.named_children():
+            own = {f"{module}.{name}" for name in part.state_dict()}
+            # A module that a strategy has extended can't be put into the earlier network.
+            if not own or not all(_same_shape(anchor.weights.get(name), now[name]) for name in own):
+                continue
+            if own & parameters:
+                distance = _distance(anchor.weights, now, own & parameters)
+                self.values[f"weights/{task}/{module}"] = distance
+            earlier = {name: w for name, w in anchor.weights.items() if name not in own}
+            mixed = learner.outputs_with(anchor.probe, earlier)
+            self.values[f"kl/{task}/{module}"] = _kl(learner, anchor, mixed)
 
     def _restored(self, run: Run) -> None:
         states: Mapping[str, Any] = self.anchors
-        self.anchors = {task: _restored(task, states[task], run.learner) for task in states}
+        self.anchors = {name: Anchor.from_state(state) for name, state in states.items()}
 
 
-def _restored(task: str, state: Mapping[str, Any], learner: Learner) -> Anchor:
-    """Return the anchor of a loaded state, with a network made from the learner's."""
-    network = learner.frozen_copy()
-    try:
-        load_weights(network, state["weights"])
-    except ValueError:
-        raise ValueError(
-            f"Divergence can't restore the network at the end of {task}, because a strategy has "
-            "added weights since; begin the run again"
-        ) from None
-    return Anchor(network, Batch(**state["probe"]), state["outputs"])
+def _same_shape(old: Tensor | None, new: Tensor) -> bool:
+    return old is not None and old.shape == new.shape
 
 
 def _kl(learner: Learner, anchor: Anchor, outputs: Tensor) -> float:
@@ -145,16 +164,9 @@ def _kl(learner: Learner, anchor: Anchor, outputs: Tensor) -> float:
     return float(learner.mean_kl(anchor.outputs, outputs, anchor.probe.target))
 
 
-def _outputs_with(learner: Learner, anchor: Anchor, weights: Mapping[str, Tensor]) -> Tensor:
-    """Return the outputs of the anchor's network with some weights replaced."""
-    probe = anchor.probe
-    arguments = probe.obs, learner.initial_state(len(probe)), probe.start
-    outputs: Tensor = functional_call(anchor.network, dict(weights), arguments)[0].prediction
-    return outputs
-
-
-def _distance(network: nn.Module, weights: Mapping[str, Tensor]) -> float:
-    """Return |w - w*| / |w*| over `weights`, where w* are the weights of `network`."""
-    old = network.state_dict()
-    moved = sum(float(((value - old[key]) ** 2).sum()) for key, value in weights.items())
-    return float((moved / max(sum(float((old[key] ** 2).sum()) for key in weights), 1e-12)) ** 0.5)
+def _distance(
+    old: Mapping[str, Tensor], new: Mapping[str, Tensor], names: Collection[str]
+) -> float:
+    """Return |w - w*| / |w*| over the weights w with these names, where w* are the old ones."""
+    moved = sum(float(((new[name] - old[name]) ** 2).sum()) for name in names)
+    return float((moved / max(sum(float((old[name] ** 2).sum()) for name in names), 1e-12)) ** 0.5)

@@ -21,6 +21,9 @@ from everloop.loop.strategies.base import Effect, Forward, Strategy, Traits, che
 from everloop.loop.strategies.parts.rehearsal import check_labels
 from everloop.loop.strategies.parts.teacher import Teacher
 
+FAR = -1e9
+"""The output of a class without exemplars. It is finite, so that KL divergences are."""
+
 
 class ICaRL(Strategy):
     """Classifies by the nearest mean of a class's exemplars, and distils outputs for past classes.
@@ -187,7 +190,7 @@ class ICaRL(Strategy):
         means = self._means(model)
 
         def nearest(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            guess = torch.full_like(output, -torch.inf, dtype=means.dtype)
+            guess = torch.full_like(output, FAR, dtype=means.dtype)
             with torch.autocast(output.device.type, enabled=False):
                 guess[..., : len(means)] = -torch.cdist(_normalized(inputs[0]), means)
             return guess

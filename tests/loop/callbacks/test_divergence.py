@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from loop_helpers import control_learner, perturb, plant, random_states, same, weights
+from contract_helpers import active, stream_learner
+from loop_helpers import control_learner, perturb, plant, random_states, same, stream, weights
+from torch import Tensor, nn
 
-from everloop.loop import Batch, Divergence, Gaussian
+from everloop.contract import Output, Task
+from everloop.loop import Batch, Divergence, Gaussian, Plan, Run, SupervisedLearner
+from everloop.loop.evaluate import viewed
 from everloop.loop.sb3.on_policy import SB3Learner
 
 MODULES = ["encoders", "attention", "memory", "head", "value"]
+ONE, TWO = Task(0, "one"), Task(1, "two")
 
 
 class Case(NamedTuple):
@@ -40,7 +46,7 @@ def case(
     learner, probe = start
     initial = {name: value.clone() for name, value in learner.module.state_dict().items()}
     divergence = Divergence()
-    divergence.remember("one", learner, probe)
+    divergence.remember(ONE, learner, probe)
     yield Case(learner, probe, divergence)
     learner.module.load_state_dict(initial)
 
@@ -134,11 +140,11 @@ def test_each_task_has_its_own_anchor_which_can_be_replaced(case: Case) -> None:
     probe = case.probe
     divergence = case.divergence
     perturb(learner.module, 0, 0.2)
-    divergence.remember("two", learner, probe)
+    divergence.remember(TWO, learner, probe)
     values = dict(divergence.update(learner).values)
     assert values["kl/two/network"] == pytest.approx(0.0, abs=1e-6)
     assert values["kl/one/network"] > 1e-4
-    divergence.remember("one", learner, probe)
+    divergence.remember(ONE, learner, probe)
     assert divergence.update(learner).values["kl/one/network"] == pytest.approx(0.0, abs=1e-6)
 
 
@@ -146,9 +152,9 @@ def test_detected_is_true_if_any_task_is_above_the_threshold(case: Case) -> None
     learner = case.learner
     probe = case.probe
     divergence = Divergence()
-    divergence.remember("one", learner, probe)
+    divergence.remember(ONE, learner, probe)
     perturb(learner.module, 0, 0.2)
-    divergence.remember("two", learner, probe)
+    divergence.remember(TWO, learner, probe)
     distance = divergence.update(learner).values["kl/one/network"]
     for threshold, expected in ((distance * 0.9, True), (distance * 1.1, False)):
         divergence.threshold = threshold
@@ -159,7 +165,7 @@ def test_drift_of_weights_without_effect_is_not_detected(case: Case) -> None:
     learner = case.learner
     probe = case.probe
     divergence = Divergence(threshold=1e-4)
-    divergence.remember("one", learner, probe)
+    divergence.remember(ONE, learner, probe)
     perturb(learner.module.get_submodule("value"), 0, 5.0)
     assert not divergence.update(learner).detected
 
@@ -184,3 +190,67 @@ def test_an_update_changes_neither_network_nor_global_generators(case: Case) -> 
     assert learner.module.training is training
     assert [p.requires_grad for p in learner.module.parameters()] == grads
     assert divergence.update(learner).values == divergence.values
+
+
+class Normed(nn.Module):
+    """A linear layer, batch norm and a head, with the leading axes of a learner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8))
+        self.head = nn.Linear(8, 10)
+
+    def initial_state(self, batch: int) -> Tensor:
+        return torch.zeros(batch, 1)
+
+    def forward(self, obs: Any, state: Tensor, start: Tensor) -> tuple[Output, Tensor]:
+        x = self.body(obs["image"].flatten(0, 1) / 16)
+        return Output(self.head(x).unflatten(0, start.shape)), state
+
+
+def test_statistics_of_norms_are_no_weights_but_act_on_the_outputs() -> None:
+    learner = SupervisedLearner(Normed(), stream())
+    probe = learner.rollout(stream(), [0], 4, seed=0)
+    divergence = Divergence()
+    divergence.remember(ONE, learner, probe)
+    learner.outputs(learner.rollout(stream(), [1], 4, seed=0))  # a pass in training mode
+    values = divergence.update(learner).values
+    assert values["weights/one/body"] == values["weights/one/head"] == 0.0
+    assert values["kl/one/body"] == pytest.approx(values["kl/one/network"], rel=1e-5)
+    assert values["kl/one/network"] > 1e-4
+
+
+@pytest.mark.parametrize("name", ["hat", "packnet", "progressive"])
+def test_a_strategy_that_forgets_nothing_has_no_divergence(name: str) -> None:
+    """The network's present mask or column is another task's."""
+    world: dict[str, Any] = {"label_space": "within_task", "task_cue": True}
+    divergence = Divergence()
+    run = Run(
+        stream_learner(name),
+        Plan([[0], [1], [2]], [64] * 3, 10**9),
+        stream(16, split="test", **world),
+        [active(name)],
+        [divergence],
+    )
+    run.go()
+    for task in run.evaluation.tasks[:2]:
+        assert divergence.values[f"kl/{task.name}/network"] < 1e-6
+        for module in ("encoder", "head"):
+            assert divergence.values.get(f"kl/{task.name}/{module}", 0.0) < 1e-6
+
+
+def test_icarls_divergence_is_that_of_its_classifier_and_finite() -> None:
+    """Classes without exemplars, which it never predicts, are no infinity."""
+    divergence, icarl = Divergence(), active("icarl")
+    learner = stream_learner("icarl")
+    run = Run(
+        learner, Plan([[0], [1]], [64] * 2, 10**9), stream(16, split="test"), [icarl], [divergence]
+    )
+    run.go()
+    first = run.evaluation.tasks[0]
+    anchor = divergence.anchors[first.name]
+    with viewed(learner, [icarl], first), torch.no_grad():
+        p, q = (torch.softmax(z, -1) for z in (anchor.outputs, learner.outputs(anchor.probe)))
+    expected = torch.where(p > 0, p * (p.log() - q.log()), 0).sum(-1).mean()
+    assert divergence.values[f"kl/{first.name}/network"] == pytest.approx(float(expected), rel=1e-4)
+    assert all(math.isfinite(value) for value in divergence.values.values())
