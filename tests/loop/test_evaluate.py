@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,8 @@ from everloop.envs.data import from_arrays
 from everloop.loop import (
     Learner,
     NotFiniteError,
+    Plan,
+    Run,
     Strategy,
     SupervisedLearner,
     Training,
@@ -181,6 +184,18 @@ def test_without_references_for_all_tasks_scores_are_returns(
         )
         assert score_metric(world) == RETURN
         assert scores(learner, world, [], seed=0) == found
+
+
+@pytest.mark.parametrize("reference", [(3.0, 3.0), (3.0, 2.0)])
+def test_a_best_return_that_is_not_above_the_random_one_is_an_error(
+    reference: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores would be undefined, or turned around together with all forgetting."""
+    world = plant(5)
+    monkeypatch.setattr(world, "reference", lambda task: reference)
+    said = re.escape(f"is ({reference[0]:g}, {reference[1]:g}), a random return and the best one")
+    with pytest.raises(ValueError, match=said):
+        Run(control_learner(), Plan([[0]], [32], 1000), world)
 
 
 class ViewRecorder(Strategy):
