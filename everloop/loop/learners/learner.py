@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from everloop.contract import Observation, World
+from everloop.loop.actions import ActionUnits
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.accompanied import Accompanied
 from everloop.loop.world import check_finite, check_tasks, reset_to_tasks
@@ -115,7 +116,7 @@ class Learner(Accompanied):
         start: npt.NDArray[np.bool_],
         generator: torch.Generator | None = None,
     ) -> tuple[npt.NDArray[Any], Tensor]:
-        """Return actions (B, ...) for one step, and the network's next state (B, H).
+        """Return the world's actions (B, ...) for one step, and the network's next state (B, H).
 
         Args:
             obs: Observations of all copies of the world, by modality, (B, ...).
@@ -130,12 +131,12 @@ class Learner(Accompanied):
             action = self.likelihood.mode(p)
         else:
             action = self.likelihood.sample(p, generator)
-        return self.clip(action.cpu().numpy()), state
+        return self.units.to_world(action.cpu().numpy()), state
 
-    def clip(self, action: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return `action` (B, ...) clipped to the bounds of the action space."""
-        space = self.world.single_action_space
-        return np.clip(action, space.low, space.high) if isinstance(space, spaces.Box) else action
+    @cached_property
+    def units(self) -> ActionUnits:
+        """The units of the world's actions, and those of the network's, which batches hold."""
+        return ActionUnits(self.world.single_action_space)
 
     def rollout(self, world: World, tasks: Sequence[int], steps: int, seed: int) -> Batch:
         """Act in `world` and return the experience as examples of `sequence_length` steps.
@@ -165,7 +166,7 @@ class Learner(Accompanied):
             seen.append(obs)
             obs, _, terminated, truncated, info = world.step(action)
             check_tasks(world, info, played)
-            rows.append((start, action, info.get("label")))
+            rows.append((start, self.units.to_network(action), info.get("label")))
             start = terminated | truncated
         starts, actions, labels = zip(*rows, strict=True)
         target = None

@@ -70,6 +70,10 @@ class SupervisedLearner(Learner):
         max_grad_norm: float | None = None,
     ) -> None:
         self.module, self.world = module, world
+        if not self.units.same:
+            raise ValueError(
+                f"action space is {world.single_action_space}; labels and guesses must count from 0"
+            )
         self.training = training
         self.likelihood = likelihood_for(world.single_action_space)
         self.notes = training.prepare(module)

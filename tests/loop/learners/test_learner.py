@@ -109,7 +109,7 @@ def test_acting_gives_what_was_trained(kind: str) -> None:
         if torch.is_grad_enabled():  # a pass that a loss is computed from
             obs = {name: x.flatten(0, 1).numpy() for name, x in inputs[0].items()}
             modes = learner.likelihood.mode(output[0].prediction.detach().flatten(0, 1))
-            trained.extend(zip(rows(obs), learner.clip(modes.numpy()), strict=True))
+            trained.extend(zip(rows(obs), learner.units.to_world(modes.numpy()), strict=True))
 
     learner.module.register_forward_hook(record)
     learner.learn([0, 1], 64)
