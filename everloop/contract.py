@@ -171,6 +171,14 @@ WORLD = ("tasks", "reference", "metric", "examples", "state_dict", "load_state_d
 def check_world(world: Any) -> None:
     """Raise ValueError, in one line, if the environment lacks one of the names in `WORLD`."""
     missing = [name for name in WORLD if not hasattr(world, name)]
+    inner = world
+    while missing and (inner := getattr(inner, "env", None)) is not None:
+        if hasattr(inner, "tasks"):
+            name = type(world).__name__
+            raise ValueError(
+                f"{name} hides that it wraps a world; use "
+                f"everloop.envs.TaskVectorWrapper({name}(...))"
+            )
     if missing:
         raise ValueError(
             f"{type(world).__name__} is not a world: it has no {', '.join(missing)}; derive it "

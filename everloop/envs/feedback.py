@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from everloop.contract import FEEDBACK, Metric, Observation, Task
+from everloop.envs.task import reward_range_of
 from everloop.envs.wrapper import TaskVectorWrapper
 
 
@@ -98,7 +99,7 @@ class Feedback(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.Record
         gym.utils.RecordConstructorArgs.__init__(self)  # for the spec to re-create it
         gym.Wrapper.__init__(self, env)
         self.tasks: tuple[Task, ...] = env.get_wrapper_attr("tasks")
-        self.reward_range: tuple[float, float] = env.get_wrapper_attr("reward_range")
+        self.reward_range = reward_range_of(env)
         self._box = feedback_space(env.action_space, self.reward_range)
         self.observation_space: spaces.Space[Any] = _extended(env.observation_space, self._box)
 

@@ -98,7 +98,9 @@ class WorldVecEnv(VecEnv):
         done = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(done):
-            infos[i]["terminal_observation"] = self._with_axis(info["final_obs"][i], 0)
+            last = info["final_obs"][i]
+            check_finite(last, self.steps, what="an episode's last observation")
+            infos[i]["terminal_observation"] = self._with_axis(last, 0)
             infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
             infos[i]["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i])}
         self._returns[done] = 0.0
