@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
@@ -205,6 +205,17 @@ class NetworkOutput(Protocol):
 
     @property
     def heads(self) -> Tensor | None: ...
+
+
+@runtime_checkable
+class KeepsStatistics(Protocol):
+    """A network with statistics of its observations, which forward passes do not change."""
+
+    def update_statistics(self, obs: Mapping[str, Tensor]) -> None:
+        """Add new experience, (T, B, ...) by modality. Called once for each example of training."""
+
+    def end_first_phase(self) -> None:
+        """Called when a later phase of training begins."""
 
 
 class Output(NamedTuple):

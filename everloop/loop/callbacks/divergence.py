@@ -154,7 +154,7 @@ def _outputs_with(learner: Learner, anchor: Anchor, weights: Mapping[str, Tensor
 
 
 def _distance(network: nn.Module, weights: Mapping[str, Tensor]) -> float:
-    """Return |w - w*| / |w*| over `weights`, where w* are the weights of `network`."""
-    old = network.state_dict()
-    moved = sum(float(((value - old[key]) ** 2).sum()) for key, value in weights.items())
-    return float((moved / max(sum(float((old[key] ** 2).sum()) for key in weights), 1e-12)) ** 0.5)
+    """Return |w - w*| / |w*|, where w* are the weights of `network`; buffers do not count."""
+    old = {name: p for name, p in network.named_parameters() if name in weights}
+    moved = sum(float(((weights[name] - p) ** 2).sum()) for name, p in old.items())
+    return float((moved / max(sum(float((p**2).sum()) for p in old.values()), 1e-12)) ** 0.5)

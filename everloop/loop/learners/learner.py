@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from everloop.contract import Observation, World
+from everloop.contract import KeepsStatistics, Observation, World
 from everloop.loop.actions import ActionUnits
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.accompanied import Accompanied
@@ -52,6 +52,22 @@ class Learner(Accompanied):
             Number of world steps learned from. At the end of the phase nothing is done, and the
             number is 0.
         """
+
+    @cached_property
+    def _statistics(self) -> list[KeepsStatistics]:
+        """The networks with statistics of their observations, found once."""
+        return [part for part in self.networks.modules() if isinstance(part, KeepsStatistics)]
+
+    def _begin_statistics(self) -> None:
+        """Tell the networks if this is not the first phase. Subclasses call it in `begin`."""
+        if self.steps:
+            for network in self._statistics:
+                network.end_first_phase()
+
+    def _see(self, batch: Batch) -> None:
+        """Add new experience to the networks' statistics. Subclasses call it in `advance`."""
+        for network in self._statistics:
+            network.update_statistics(batch.obs)
 
     def learn(self, tasks: Sequence[int], steps: int) -> None:
         """Train for a whole phase: call `begin`, then `advance` until it returns 0."""

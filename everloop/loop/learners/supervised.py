@@ -155,6 +155,7 @@ class SupervisedLearner(Learner):
         return -(-batches // self.training.accumulate) * self.training.updates_per_batch
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
+        self._begin_statistics()
         self._obs, self._played = reset_to_tasks(self.world, tasks)
         self._task = to_tensor(self._played, self.device)
         self._start = torch.ones(1, len(self._played), dtype=torch.bool, device=self.device)
@@ -186,6 +187,7 @@ class SupervisedLearner(Learner):
         if self._done == self._batches:
             return 0
         unlabelled = self._current_batch()
+        self._see(unlabelled)
         seen = self.augmented(unlabelled)
         output, replayed = self._look(seen)
         label = self._guess(output)

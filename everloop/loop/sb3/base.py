@@ -243,6 +243,7 @@ class SB3Base(Learner):
         return batch.action
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
+        self._begin_statistics()
         self.env.tasks, self.env.steps = tasks, self.steps
         # SB3 resets the world and its schedules here.
         self._total, _ = self.model._setup_learn(steps, self._callback)
@@ -252,6 +253,7 @@ class SB3Base(Learner):
         if before >= self._total:
             return 0
         collected = self._collect()
+        self._see(collected)
         for strategy in self.strategies:
             strategy.observe(collected, self)
         steps: int = self.model.num_timesteps - before

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import pytest
 import torch
-from loop_helpers import control_learner, perturb, plant, random_states, same, weights
+from loop_helpers import (
+    PPO_PARAMETERS,
+    agent,
+    control_learner,
+    perturb,
+    plant,
+    random_states,
+    same,
+    weights,
+)
+from stable_baselines3 import PPO
 
 from everloop.loop import Batch, Divergence, Gaussian
 from everloop.loop.sb3.on_policy import SB3Learner
@@ -184,3 +195,15 @@ def test_an_update_changes_neither_network_nor_global_generators(case: Case) -> 
     assert learner.module.training is training
     assert [p.requires_grad for p in learner.module.parameters()] == grads
     assert divergence.update(learner).values == divergence.values
+
+
+def test_statistics_of_observations_are_no_weights_but_change_outputs() -> None:
+    network = partial(agent, normalize="running")
+    learner = SB3Learner(plant(), network, PPO, PPO_PARAMETERS, device="cpu")
+    probe = learner.rollout(plant(6), [0], 8, seed=0)
+    divergence = Divergence()
+    divergence.remember("one", learner, probe)
+    learner._see(probe)
+    values = divergence.update(learner).values
+    assert values["weights/one/encoders"] == 0.0
+    assert values["kl/one/encoders"] > 1e-6
