@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -196,6 +196,14 @@ WORLD = ("tasks", "reference", "metric", "examples", "show", "state_dict", "load
 def check_world(world: Any) -> None:
     """Raise ValueError, in one line, if the environment lacks one of the names in `WORLD`."""
     missing = [name for name in WORLD if not hasattr(world, name)]
+    inner = world
+    while missing and (inner := getattr(inner, "env", None)) is not None:
+        if hasattr(inner, "tasks"):
+            name = type(world).__name__
+            raise ValueError(
+                f"{name} hides that it wraps a world; use "
+                f"everloop.envs.TaskVectorWrapper({name}(...))"
+            )
     if missing:
         raise ValueError(
             f"{type(world).__name__} is not a world: it has no {', '.join(missing)}; derive it "
@@ -222,6 +230,17 @@ class NetworkOutput(Protocol):
 
     @property
     def heads(self) -> Tensor | None: ...
+
+
+@runtime_checkable
+class KeepsStatistics(Protocol):
+    """A network with statistics of its observations, which forward passes do not change."""
+
+    def update_statistics(self, obs: Mapping[str, Tensor]) -> None:
+        """Add new experience, (T, B, ...) by modality. Called once for each example of training."""
+
+    def end_first_phase(self) -> None:
+        """Called when a later phase of training begins."""
 
 
 class Output(NamedTuple):

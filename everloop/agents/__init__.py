@@ -8,6 +8,7 @@ from everloop.agents.heads import Heads
 from everloop.agents.memory import ResettableGRU
 from everloop.agents.nested import ContinuumMemory, NestedConvNet, levels_of
 from everloop.agents.networks import MLP, ConvNet5, ResNet18
+from everloop.agents.normalise import RunningNorm
 from everloop.agents.own import OwnBackbone
 from everloop.agents.progressive import GrowingMLP, ProgressiveMLP
 from everloop.agents.text import EmbeddingEncoder, TransformerEncoder
@@ -31,6 +32,7 @@ __all__ = [
     "ProgressiveMLP",
     "ResNet18",
     "ResettableGRU",
+    "RunningNorm",
     "TransformerEncoder",
     "VectorEncoder",
     "levels_of",

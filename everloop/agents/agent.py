@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 from einops import rearrange
@@ -13,8 +14,11 @@ from everloop.agents.attention import CrossAttention
 from everloop.agents.encoders import BackboneEncoder, ImageEncoder, VectorEncoder
 from everloop.agents.heads import Heads
 from everloop.agents.memory import ResettableGRU
+from everloop.agents.normalise import RunningNorm
 from everloop.agents.text import EmbeddingEncoder
 from everloop.contract import CUE, PRESENCE, Output, modality_kind
+
+Normalize = Literal["none", "running", "first-task"]
 
 
 class Agent(nn.Module):
@@ -40,10 +44,13 @@ class Agent(nn.Module):
             matters in on-policy RL", section 3.2).
         encoders: Modality name -> backbone, a network with `size` features, in place of the
             built-in encoder. It gets the rows (R, ...) as the world returns them.
+        normalize: Whether to normalise the vectors that built-in encoders read, except for the
+            cue, by their mean and variance in training (`RunningNorm`): "none"; "running", over
+            everything seen so far; or "first-task", over the first phase of training only.
 
     Raises:
-        ValueError: If a space cannot be encoded, if an encoder has no modality, or if there is a
-            head per task but no cue.
+        ValueError: If a space cannot be encoded, if an encoder has no modality, if there is a head
+            per task but no cue, or if there is nothing to normalise.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class Agent(nn.Module):
         hidden_size: int = 64,
         prediction_scale: float = 1.0,
         encoders: Mapping[str, nn.Module] | None = None,
+        normalize: Normalize = "none",
     ) -> None:
         super().__init__()
         if not isinstance(observation_space, spaces.Dict):
@@ -91,10 +99,12 @@ class Agent(nn.Module):
             {
                 _key(name): BackboneEncoder(own[name], token_size)
                 if name in own
-                else _encoder(name, parts[name], token_size)
+                else _encoder(name, parts[name], token_size, normalize != "none")
                 for name in self.names
             }
         )
+        self.normalize = normalize
+        self._check_normalize()
         self.attention = CrossAttention(token_size, attention_heads)
         self.recurrent = recurrent
         self.hidden_size = hidden_size
@@ -106,6 +116,47 @@ class Agent(nn.Module):
         with torch.no_grad():
             self.head.linear.weight.mul_(prediction_scale)
             self.head.linear.bias.mul_(prediction_scale)
+
+    def _check_normalize(self) -> None:
+        if self.normalize not in get_args(Normalize):
+            raise ValueError(
+                f"normalize is {self.normalize!r}; choose {', '.join(get_args(Normalize))}"
+            )
+        if self.normalize != "none" and not self._norms():
+            raise ValueError(
+                f"normalize is {self.normalize!r}, but no vector has a built-in encoder; use none"
+            )
+
+    def _norms(self) -> dict[str, RunningNorm]:
+        """Return the normalising layers by modality."""
+        encoders = {name: self.encoders[_key(name)] for name in self.names}
+        return {
+            name: encoder.norm
+            for name, encoder in encoders.items()
+            if isinstance(encoder, VectorEncoder) and encoder.norm is not None
+        }
+
+    def update_statistics(self, obs: Mapping[str, Tensor]) -> None:
+        """Add new experience to the statistics of the normalising layers.
+
+        A learner calls this once for each example that it collects. Call it yourself in a loop of
+        your own.
+
+        Args:
+            obs: Modality name -> (T, B, ...). Absent modalities do not count.
+        """
+        for name, norm in self._norms().items():
+            if name in obs:
+                x = obs[name].flatten(0, 1).flatten(1)
+                if PRESENCE in obs:
+                    x = x[obs[PRESENCE].flatten(0, 1)[:, self.names.index(name)] > 0.5]
+                norm.update(x)
+
+    def end_first_phase(self) -> None:
+        """Freeze the statistics if `normalize` is "first-task"."""
+        if self.normalize == "first-task":
+            for norm in self._norms().values():
+                norm.frozen.fill_(True)
 
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros (batch, hidden_size) on the agent's device."""
@@ -171,7 +222,7 @@ def _size(space: spaces.Space[object]) -> int:
     return size
 
 
-def _encoder(name: str, space: spaces.Space[object], token_size: int) -> nn.Module:
+def _encoder(name: str, space: spaces.Space[object], token_size: int, normalize: bool) -> nn.Module:
     if not isinstance(space, spaces.Box):
         raise ValueError(f"modality {name!r} is {space}; it must be a Box")
     try:
@@ -183,4 +234,4 @@ def _encoder(name: str, space: spaces.Space[object], token_size: int) -> nn.Modu
     if kind == "tokens":
         embedding = EmbeddingEncoder(space.vocabulary, token_size)  # type: ignore[attr-defined]
         return BackboneEncoder(embedding, token_size)
-    return VectorEncoder(_size(space), token_size)
+    return VectorEncoder(_size(space), token_size, normalize and name != CUE)

@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from everloop.agents.networks import precision
+from everloop.agents.normalise import RunningNorm
 
 
 class VectorEncoder(nn.Module):
@@ -15,17 +16,20 @@ class VectorEncoder(nn.Module):
     Args:
         size: Size of the vector, D.
         token_size: Size of the token.
+        normalize: Whether to normalise the vector first, by `RunningNorm`.
     """
 
-    def __init__(self, size: int, token_size: int) -> None:
+    def __init__(self, size: int, token_size: int, normalize: bool = False) -> None:
         super().__init__()
+        self.norm = RunningNorm(size) if normalize else None
         self.layers = nn.Sequential(
             nn.Linear(size, token_size), nn.Tanh(), nn.Linear(token_size, token_size)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens (R, 1, token_size) of x, (R, ...) of any dtype, flattened to (R, D)."""
-        token: Tensor = self.layers(x.flatten(1).to(precision(self)))
+        x = x.flatten(1).to(precision(self))
+        token: Tensor = self.layers(x if self.norm is None else self.norm(x))
         return rearrange(token, "r d -> r 1 d")
 
 

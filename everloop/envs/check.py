@@ -15,10 +15,12 @@ from everloop.contract import (
     FEEDBACK,
     LONGEST_EPISODE,
     PRESENCE,
+    WORLD,
     Task,
     modality_kind,
 )
 from everloop.envs.feedback import feedback_space
+from everloop.envs.task import reward_range_of
 
 
 def _require(condition: bool, message: str) -> None:
@@ -74,6 +76,10 @@ def _check_tasks(env: gym.Env[Any, Any]) -> tuple[Task, ...]:
     _require(
         env.has_wrapper_attr("tasks"),
         "the world has no attribute `tasks`; it needs a tuple of Task",
+    )
+    missing = [name for name in WORLD if not env.has_wrapper_attr(name)]
+    _require(
+        not missing, f"the world has no {', '.join(missing)}; derive it from everloop.envs.TaskEnv"
     )
     tasks = env.get_wrapper_attr("tasks")
     _require(
@@ -151,7 +157,7 @@ def _check_same_spaces(
 
 def _check_end(env: gym.Env[Any, Any], task: Task, longest: int, seed: int) -> None:
     """Check that an episode ends; a data set, whose passes end, may have endless episodes."""
-    if env.has_wrapper_attr("examples") and env.get_wrapper_attr("examples")(task.id) is not None:
+    if env.get_wrapper_attr("examples")(task.id) is not None:
         return
     env.action_space.seed(seed)
     env.reset(seed=seed, options={"task": task.id})
@@ -178,7 +184,7 @@ def _check_switch(env: gym.Env[Any, Any], task: Task, steps: int, seed: int) -> 
             f"the observation of task {key!r} is outside the observation space",
         )
     env.action_space.seed(seed)
-    low, high = _reward_range(env)
+    low, high = reward_range_of(env)
     for _ in range(steps):
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
         _require(
@@ -201,13 +207,6 @@ def _check_switch(env: gym.Env[Any, Any], task: Task, steps: int, seed: int) -> 
         info.get("task") == task.id,
         f"a reset without options changed the task from {task.id} to {info.get('task')!r}",
     )
-
-
-def _reward_range(env: gym.Env[Any, Any]) -> tuple[float, float]:
-    if not env.has_wrapper_attr("reward_range"):
-        return -np.inf, np.inf
-    low, high = env.get_wrapper_attr("reward_range")
-    return low, high
 
 
 def _rollout(env: gym.Env[Any, Any], task: Task, steps: int, seed: int) -> list[Any]:
@@ -239,7 +238,6 @@ def _check_reproducible(env: gym.Env[Any, Any], task: Task, steps: int, seed: in
 
 
 def _check_reference(env: gym.Env[Any, Any], task: Task) -> None:
-    _require(env.has_wrapper_attr("reference"), "the world has no method `reference(task)`")
     random, best = env.get_wrapper_attr("reference")(task.id)
     known = not (np.isnan(random) or np.isnan(best))
     _require(

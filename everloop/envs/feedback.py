@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from everloop.contract import FEEDBACK, Metric, Observation, Task
+from everloop.envs.task import reward_range_of
 from everloop.envs.wrapper import TaskVectorWrapper
 
 
@@ -21,25 +22,38 @@ def feedback_space(
 ) -> spaces.Box:
     """Return the space of the feedback, a Box (action size + 1,).
 
-    It holds the previous action, one-hot if discrete, then the reward. At an episode's start all
+    It holds the previous action, each choice one-hot, then the reward. At an episode's start all
     entries are 0.
 
     Args:
-        action_space: Box or Discrete.
+        action_space: Box, MultiBinary, Discrete or MultiDiscrete.
         reward_range: Lowest and highest reward of a step.
 
     Raises:
         ValueError: If the action space is of another kind.
     """
-    if isinstance(action_space, spaces.Discrete):
-        low, high = np.zeros(int(action_space.n)), np.ones(int(action_space.n))
-    elif isinstance(action_space, spaces.Box):
+    if isinstance(action_space, spaces.Box):
         low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
     else:
-        raise ValueError(f"the action space is {action_space}; feedback needs a Box or Discrete")
+        size = int(_options(action_space).sum())
+        low, high = np.zeros(size), np.ones(size)
     low = np.minimum(np.append(low, reward_range[0]), 0.0)
     high = np.maximum(np.append(high, reward_range[1]), 0.0)
     return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+
+
+def _options(action_space: spaces.Space[Any]) -> npt.NDArray[np.int64]:
+    """Return the numbers that each part of an action takes: one-hot vectors, or 1 for a bit."""
+    if isinstance(action_space, spaces.Discrete):
+        return np.array([action_space.n])
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return np.asarray(action_space.nvec, dtype=np.int64).reshape(-1)
+    if isinstance(action_space, spaces.MultiBinary):
+        return np.ones(int(np.prod(action_space.shape)), dtype=np.int64)
+    raise ValueError(
+        f"the action space is {action_space}; feedback needs a Box, Discrete, MultiDiscrete or "
+        "MultiBinary"
+    )
 
 
 def _encode(
@@ -49,12 +63,14 @@ def _encode(
     box: spaces.Box,
 ) -> npt.NDArray[np.float32]:
     """Return the feedback, (B, action size + 1), clipped to `box` as worlds clip actions."""
-    if isinstance(action_space, spaces.Discrete):
-        actions = np.eye(int(action_space.n), dtype=np.float32)[
-            np.asarray(actions).reshape(-1) - int(action_space.start)
-        ]
-    elif isinstance(action_space, spaces.Box):
+    if isinstance(action_space, spaces.Box):
         actions = np.clip(actions, action_space.low, action_space.high)
+    elif not isinstance(action_space, spaces.MultiBinary):
+        sizes, begin = _options(action_space), np.asarray(action_space.start).reshape(-1)  # type: ignore[attr-defined]
+        chosen = np.asarray(actions, dtype=np.int64).reshape(len(rewards), -1) - begin
+        chosen += np.cumsum(sizes) - sizes  # where the one-hot vector of each choice begins
+        actions = np.zeros((len(rewards), int(sizes.sum())), dtype=np.float32)
+        np.put_along_axis(actions, chosen, 1.0, axis=1)
     flat = np.empty((len(rewards), box.shape[0]), dtype=np.float32)
     flat[:, :-1] = np.asarray(actions).reshape(len(rewards), -1)
     flat[:, -1] = rewards
@@ -73,7 +89,7 @@ class Feedback(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.Record
     """A wrapper that adds the modality `"feedback"` to a single world.
 
     Args:
-        env: The world, with a Dict of observations and actions in a Box or Discrete.
+        env: The world, with a Dict of observations and numbers or choices as actions.
 
     Raises:
         ValueError: If its spaces are of another kind.
@@ -83,7 +99,7 @@ class Feedback(gym.Wrapper[Observation, Any, Observation, Any], gym.utils.Record
         gym.utils.RecordConstructorArgs.__init__(self)  # for the spec to re-create it
         gym.Wrapper.__init__(self, env)
         self.tasks: tuple[Task, ...] = env.get_wrapper_attr("tasks")
-        self.reward_range: tuple[float, float] = env.get_wrapper_attr("reward_range")
+        self.reward_range = reward_range_of(env)
         self._box = feedback_space(env.action_space, self.reward_range)
         self.observation_space: spaces.Space[Any] = _extended(env.observation_space, self._box)
 
@@ -125,7 +141,7 @@ class VectorFeedback(TaskVectorWrapper):
 
     Args:
         env: The worlds, under SAME_STEP or DISABLED autoreset, with a Dict of observations and
-            actions in a Box or Discrete.
+            numbers or choices as actions.
 
     Raises:
         ValueError: If the autoreset mode or a space is of another kind.

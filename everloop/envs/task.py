@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from everloop.contract import RETURN, Metric, Observation, Task
 
 Mask = npt.NDArray[np.bool_]
+UNKNOWN_RANGE = (-np.inf, np.inf)
 
 
 def find_task(tasks: Sequence[Task], key: Any) -> Task:
@@ -30,6 +31,16 @@ def find_task(tasks: Sequence[Task], key: Any) -> Task:
     raise ValueError(
         f"unknown task {key!r}: choose an id from 0 to {len(tasks) - 1} or one of {names}"
     )
+
+
+def reward_range_of(env: Any) -> tuple[float, float]:
+    """Return the lowest and highest reward of a step; infinite if `env` does not say."""
+    if isinstance(env, gym.Env):
+        known = env.has_wrapper_attr("reward_range")
+        low, high = env.get_wrapper_attr("reward_range") if known else UNKNOWN_RANGE
+    else:
+        low, high = getattr(env, "reward_range", UNKNOWN_RANGE)
+    return float(low), float(high)
 
 
 class _Described:
@@ -95,7 +106,7 @@ class TaskEnv(_Described, gym.Env[Observation, Any]):
 
     tasks: tuple[Task, ...]
     task: Task
-    reward_range: tuple[float, float] = (-np.inf, np.inf)
+    reward_range: tuple[float, float] = UNKNOWN_RANGE
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -139,7 +150,8 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
 
     A subclass sets `tasks`, `single_observation_space`, `single_action_space` and `horizon`, then
     calls `super().__init__(num_envs, autoreset_mode)`. It implements `_begin`, `_advance` and
-    `_observe`. This class keeps the contract: seeding, task switches, episode ends and autoreset.
+    `_observe`, and `_terminated` if episodes may end before `horizon`. This class keeps the
+    contract: seeding, task switches, episode ends and autoreset.
 
     `reset(options=...)` takes `"task"` (id or name) and `"reset_mask"`, bool (num_envs,), which
     restricts the reset and the switch to those copies. Copies may therefore play different tasks.
@@ -157,7 +169,7 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
     """
 
     tasks: tuple[Task, ...]
-    reward_range: tuple[float, float] = (-np.inf, np.inf)
+    reward_range: tuple[float, float] = UNKNOWN_RANGE
     horizon: int
 
     def __init__(
@@ -220,21 +232,23 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
         """Advance every copy by one step; shapes as in `gymnasium.vector.VectorEnv.step`."""
         rewards, info = self._advance(actions)
         self._elapsed += 1
+        terminated = self._terminated()
         truncated = self._elapsed >= self.horizon
+        ended = terminated | truncated
         info["task"] = self.task.copy()
         observation = self._observe()
-        if self._autoreset and truncated.any():
+        if self._autoreset and ended.any():
             final = np.full(self.num_envs, None, dtype=object)
-            last = zip(*(value[truncated] for value in observation.values()), strict=True)
-            for i, values in zip(np.flatnonzero(truncated), last, strict=True):
+            last = zip(*(value[ended] for value in observation.values()), strict=True)
+            for i, values in zip(np.flatnonzero(ended), last, strict=True):
                 final[i] = dict(zip(observation, values, strict=True))
-            self._elapsed[truncated] = 0
-            self._begin(truncated, seeded=False)
+            self._elapsed[ended] = 0
+            self._begin(ended, seeded=False)
             observation = self._observe()
             final_info = {key: value.copy() for key, value in info.items()}
-            info |= {"final_obs": final, "_final_obs": truncated.copy()}
-            info |= {"final_info": final_info, "_final_info": truncated.copy()}
-        return observation, rewards, np.zeros(self.num_envs, dtype=np.bool_), truncated, info
+            info |= {"final_obs": final, "_final_obs": ended.copy()}
+            info |= {"final_info": final_info, "_final_info": ended.copy()}
+        return observation, rewards, terminated, truncated, info
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the complete state for a world made alike; None if the subclass cannot."""
@@ -292,6 +306,13 @@ class TaskVectorEnv(_Described, VectorEnv[Observation, npt.NDArray[Any], npt.NDA
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         """Advance all copies; return rewards (num_envs,) and info arrays of that length."""
         raise NotImplementedError
+
+    def _terminated(self) -> Mask:
+        """Return a new array, True where the last step ended the task itself; by default nowhere.
+
+        The end at `horizon` is a truncation, which need not be returned.
+        """
+        return np.zeros(self.num_envs, dtype=np.bool_)
 
     def _observe(self) -> Observation:
         """Return new arrays, one per modality, (num_envs, ...)."""

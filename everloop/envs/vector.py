@@ -9,11 +9,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from everloop.contract import Metric, Task
+from everloop.contract import WORLD, Metric, Task
 from everloop.envs.feedback import Feedback, VectorFeedback
+from everloop.envs.task import reward_range_of
 
 # wrappers whose state a reset restores, so that a saved state leaves it out
 STATELESS = OrderEnforcing | PassiveEnvChecker | Feedback
@@ -26,13 +28,21 @@ class SyncTaskVectorEnv(SyncVectorEnv):
 
     Args:
         env_fns: Functions that each make one copy.
+
+    Raises:
+        ValueError: If the copies are not worlds.
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
         super().__init__(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+        if missing := [name for name in WORLD if not self.envs[0].has_wrapper_attr(name)]:
+            raise ValueError(
+                f"{self.envs[0]} is not a world: it has no {', '.join(missing)}; derive it from "
+                "everloop.envs.TaskEnv"
+            )
         self._task = np.zeros(self.num_envs, dtype=np.int64)
         self.tasks: tuple[Task, ...] = self.envs[0].get_wrapper_attr("tasks")
-        self.reward_range: tuple[float, float] = self.envs[0].get_wrapper_attr("reward_range")
+        self.reward_range = reward_range_of(self.envs[0])
 
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
@@ -60,11 +70,7 @@ class SyncTaskVectorEnv(SyncVectorEnv):
         of the reset's.
         """
         observation, rewards, terminated, truncated, info = super().step(actions)
-        for key, values in info.get("final_info", {}).items():
-            if not key.startswith("_") and f"_{key}" in info["final_info"]:
-                mask = info["final_info"][f"_{key}"]
-                info.setdefault(key, np.zeros_like(values))[mask] = values[mask]
-                info.setdefault(f"_{key}", np.zeros_like(mask))[mask] = True
+        _merge(info, info.get("final_info", {}))
         return observation, rewards, terminated, truncated, info
 
     def reference(self, task: int | str) -> tuple[float, float]:
@@ -110,6 +116,28 @@ class SyncTaskVectorEnv(SyncVectorEnv):
                 limit._elapsed_steps = elapsed
 
 
+def _merge(info: dict[str, Any], last: Mapping[str, Any]) -> None:
+    """Replace entries of `info` by those of `last`, for the copies that have them.
+
+    As Gymnasium does, `last` has for each key the entries of all copies, an array or again a dict,
+    and under "_key" the mask of the copies that have one.
+    """
+    for key, values in last.items():
+        mask = last.get(f"_{key}")
+        if mask is None:
+            continue
+        if isinstance(values, dict):
+            if not isinstance(info.get(key), dict):
+                info[key] = {}
+            _merge(info[key], values)
+        else:
+            old = info.get(key)
+            rows = mask.reshape(-1, *[1] * (values.ndim - 1))
+            known = isinstance(old, np.ndarray) and old.shape == values.shape
+            info[key] = np.where(rows, values, old if known else np.zeros_like(values))
+        info[f"_{key}"] = mask | info.get(f"_{key}", np.zeros_like(mask))
+
+
 def _layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
     """Yield the wrappers around an environment, outermost first."""
     while isinstance(env, gym.Wrapper):
@@ -126,6 +154,27 @@ def _steps_of_limits(env: gym.Env[Any, Any]) -> list[int | None] | None:
     if not all(isinstance(layer, STATELESS | TimeLimit) for layer in _layers(env)):
         return None
     return [limit._elapsed_steps for limit in _limits(env)]
+
+
+def _registered(env_id: str) -> EnvSpec:
+    """Return the spec of a registered world, after importing the module in its ID, if any.
+
+    Raises:
+        ValueError: If there is no such module or no such world. Errors inside the module remain.
+    """
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            import_module(module)
+        return gym.spec(name)
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and not f"{module}.".startswith(f"{missing}."):
+            raise  # the module is there, but imports another one that is not
+        worlds = ", ".join(sorted(name for name in gym.registry if name.startswith("everloop/")))
+        raise ValueError(
+            f"unknown world {env_id!r}: choose one of {worlds}, or register your own ({error})"
+        ) from None
 
 
 def make_vec(
@@ -146,16 +195,8 @@ def make_vec(
         ValueError: If the ID is not registered, or if the environment has no `tasks` or does not
             use SAME_STEP autoreset.
     """
-    module, _, name = env_id.rpartition(":")
-    try:
-        if module:
-            import_module(module)
-        spec = gym.spec(name)
-    except (gym.error.Error, ImportError) as error:
-        worlds = ", ".join(sorted(name for name in gym.registry if name.startswith("everloop/")))
-        raise ValueError(
-            f"unknown world {env_id!r}: choose one of {worlds}, or register your own ({error})"
-        ) from None
+    spec = _registered(env_id)
+    name = spec.id
     env: VectorEnv[Any, Any, Any]
     if spec.vector_entry_point is not None:
         env = gym.make_vec(name, num_envs, **parameters)

@@ -29,7 +29,7 @@ class Batch:
             start, and at the start of a sequence that was cut from an episode.
         target: The training target. In streams labels, int64 (T, B), or (T, B, L) with a label for
             each token; in control the outputs to imitate, (T, B, P).
-        action: The actions taken, (T, B, ...).
+        action: The actions taken, (T, B, ...), in the network's units (`ActionUnits`).
         task: The ID of each example's task, int64 (B,).
         output: The network's prediction when the example was observed, (T, B, P).
         value: The network's value when the example was observed, (T, B).

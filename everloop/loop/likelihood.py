@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -139,14 +140,55 @@ class TokenCategorical(Likelihood):
         return rearrange(p, "... (l c) -> ... l c", c=self.classes)
 
 
+class MultiCategorical(Likelihood):
+    """Independent choices: logits (..., n_1 + n_2 + ...) of all, actions int64 (..., choices).
+
+    Args:
+        sizes: Number of options of each choice, 1 or more.
+    """
+
+    discrete = True
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = [int(n) for n in sizes]
+        self.each = [Categorical(n) for n in self.sizes]
+
+    def size(self) -> int:
+        return sum(self.sizes)
+
+    def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
+        return self._sum(c.log_prob(z, i) for c, z, i in self._choices(p, x.unbind(-1)))
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.stack([c.sample(z, generator) for c, z in self._choices(p)], -1)
+
+    def mode(self, p: Tensor) -> Tensor:
+        return torch.stack([c.mode(z) for c, z in self._choices(p)], -1)
+
+    def entropy(self, p: Tensor) -> Tensor:
+        return self._sum(c.entropy(z) for c, z in self._choices(p))
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        others = torch.split(q, self.sizes, -1)
+        return self._sum(c.kl(z, other) for c, z, other in self._choices(p, others))
+
+    def _choices(self, p: Tensor, *more: Sequence[Tensor]) -> Iterator[tuple[Any, ...]]:
+        """Yield the distribution of each choice, its logits, and its part of each of `more`."""
+        return zip(self.each, torch.split(p, self.sizes, -1), *more, strict=True)
+
+    @staticmethod
+    def _sum(terms: Iterator[Tensor]) -> Tensor:
+        return torch.stack(list(terms)).sum(0)
+
+
 class Gaussian(Likelihood):
     """Diagonal Gaussian. Outputs (..., 2 * dims) hold the mean, then s.
 
         log std = LOW + (HIGH - LOW) * sigmoid(s + 1)
 
-    Mean and std are in the action's own units, so actions should be scaled to about [-1, 1]. The
-    bounds of std, e^-0.7 = 0.5 and 1, keep a policy able to explore a later task, even if it was
-    certain in an earlier one.
+    Mean and std are in the network's units, in which bounded actions are from -1 to 1. The bounds
+    of std, e^-0.7 = 0.5 and 1, keep a policy able to explore a later task, even if it was certain
+    in an earlier one.
 
     Args:
         dims: Number of dimensions of an action, 1 or more.
@@ -274,24 +316,26 @@ class SquashedGaussian(ClampedGaussian):
 
 
 def likelihood_for(action_space: spaces.Space[object]) -> Likelihood:
-    """Return the likelihood for an action space.
+    """Return the likelihood for an action space, of actions in the network's units.
 
-    Categorical for Discrete, TokenCategorical for MultiDiscrete, Gaussian for a flat Box.
+    Categorical for Discrete, Gaussian for a flat Box. For a flat MultiDiscrete and for MultiBinary
+    it is a product of categorical distributions: TokenCategorical if all have the same number of
+    options, else MultiCategorical.
 
     Raises:
         ValueError: For any other space.
     """
-    if isinstance(action_space, spaces.Discrete) and action_space.start == 0:
+    if isinstance(action_space, spaces.Discrete):
         return Categorical(int(action_space.n))
-    if (
-        isinstance(action_space, spaces.MultiDiscrete)
-        and action_space.nvec.ndim == 1
-        and len(set(action_space.nvec.tolist())) == 1
-    ):
-        return TokenCategorical(len(action_space.nvec), int(action_space.nvec[0]))
+    if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) == 1:
+        return TokenCategorical(action_space.shape[0], 2)
+    if isinstance(action_space, spaces.MultiDiscrete) and action_space.nvec.ndim == 1:
+        sizes = action_space.nvec.tolist()
+        equal = len(set(sizes)) == 1
+        return TokenCategorical(len(sizes), sizes[0]) if equal else MultiCategorical(sizes)
     if isinstance(action_space, spaces.Box) and len(action_space.shape) == 1:
         return Gaussian(action_space.shape[0])
     raise ValueError(
-        f"action space is {action_space}; it must be a Discrete that starts at 0, a flat "
-        "MultiDiscrete of equal numbers, or a flat Box"
+        f"action space is {' '.join(str(action_space).split())}; it must be a Discrete, or a flat "
+        "MultiDiscrete, MultiBinary or Box; flatten it"
     )

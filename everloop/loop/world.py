@@ -115,13 +115,19 @@ def labels_of(info: dict[str, Any]) -> npt.NDArray[np.int64]:
     return np.asarray(info["label"], dtype=np.int64)
 
 
-def check_finite(obs: Observation, step: int, rewards: npt.NDArray[Any] | None = None) -> None:
+def check_finite(
+    obs: Observation,
+    step: int,
+    rewards: npt.NDArray[Any] | None = None,
+    what: str = "observation",
+) -> None:
     """Check that all numbers of a step are finite.
 
     Args:
         obs: Observation of each modality by name. Integers are not checked.
         step: World steps so far, for the message.
         rewards: Rewards of the copies, (B,), if there are any.
+        what: What `obs` is, for the message.
 
     Raises:
         NotFiniteError: If a number is not. It names the modality, or the reward.
@@ -135,5 +141,5 @@ def check_finite(obs: Observation, step: int, rewards: npt.NDArray[Any] | None =
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             bad = value[~np.isfinite(value)].flat[0]
             raise NotFiniteError(
-                f"observation {name!r} holds {bad} at step {step}; observations must be finite"
+                f"{what} {name!r} holds {bad} at step {step}; observations must be finite"
             )

@@ -44,6 +44,8 @@ class SwitchingPlant(Scenario):
             own. By default Adam. Its arguments are the settings optimizer.NAME.
         token_size: Features of each token in the agent, a multiple of 4.
         hidden_size: Features of the agent's recurrent memory, 1 or more (recurrent agents only).
+        normalize: Normalise the agent's vectors by their mean and variance in training: none;
+            running, over all tasks so far; or first-task, over the first task only.
         world_seed: Seed for the plants, 0 or more. By default the run's seed.
         fresh_rollouts: Extra steps of each copy at a task's end for strategies, 0 or more. They
             take the place of the task's own experience, also for monitors, and count as steps. A
@@ -75,6 +77,7 @@ class SwitchingPlant(Scenario):
     optimizer: Factory | None = None
     token_size: int = 64
     hidden_size: int = 128
+    normalize: Literal["none", "running", "first-task"] = "none"
     world_seed: int | None = None
     fresh_rollouts: int = 0
 
@@ -125,6 +128,7 @@ class SwitchingPlant(Scenario):
             token_size=self.token_size,
             attention_heads=4,
             hidden_size=self.hidden_size,
+            normalize=self.normalize,
             **parameters,
         )
 

@@ -50,6 +50,36 @@ def test_a_discrete_action_is_one_hot() -> None:
         assert obs["feedback"].dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    ("space", "action", "expected"),
+    [
+        (spaces.MultiDiscrete([2, 3]), [1, 0], [0, 1, 1, 0, 0]),
+        (spaces.MultiDiscrete([2, 3], start=[5, -1]), [5, 1], [1, 0, 0, 0, 1]),
+        (spaces.MultiDiscrete([[2], [2]]), [[0], [1]], [1, 0, 0, 1]),
+        (spaces.MultiBinary(3), [1, 0, 1], [1, 0, 1]),
+    ],
+    ids=str,
+)
+def test_each_choice_is_one_hot_and_each_bit_itself(space: Any, action: Any, expected: Any) -> None:
+    class Chooser(Walk):
+        action_space = space
+
+        def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+            assert action in space
+            return super().step(0)
+
+    action = np.array(action, space.dtype)
+    single, vector = Feedback(Chooser()), VectorFeedback(SyncTaskVectorEnv([Chooser] * 2))
+    single.reset(seed=0)
+    vector.reset(seed=0)
+    obs, reward, *_ = single.step(action)
+    assert obs in single.observation_space
+    np.testing.assert_array_equal(obs["feedback"], np.append(expected, reward).astype(np.float32))
+    obs, rewards, *_ = vector.step(np.stack([action, action]))
+    np.testing.assert_array_equal(obs["feedback"][:, :-1], [expected] * 2)
+    np.testing.assert_array_equal(obs["feedback"][:, -1], rewards.astype(np.float32))
+
+
 def test_a_continuous_action_is_flattened_and_clipped_to_its_space() -> None:
     """The bounds include 0, with which an episode starts."""
     env = Feedback(Valve())
@@ -155,7 +185,7 @@ class OwnFeedback(Walk):
 
 
 class ManyActions(Walk):
-    action_space = spaces.MultiDiscrete([2, 2])
+    action_space = spaces.Tuple([spaces.Discrete(2)])
 
 
 @pytest.mark.parametrize(
@@ -180,7 +210,7 @@ class ManyActions(Walk):
         ),
         (
             ManyActions,
-            r"^the action space is MultiDiscrete\(\[2 2\]\); feedback needs a Box or Discrete$",
+            r"^the action space is Tuple\(Discrete\(2\)\); feedback needs a Box, Discrete, Multi",
         ),
     ],
 )

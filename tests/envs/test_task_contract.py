@@ -8,12 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from user_world import LENGTH, Walk
 
-from everloop.envs import ImageStreamVectorEnv, PlantVectorEnv, SyncTaskVectorEnv, VectorFeedback
+from everloop.envs import (
+    ImageStreamVectorEnv,
+    PlantVectorEnv,
+    SyncTaskVectorEnv,
+    Task,
+    TaskVectorEnv,
+    VectorFeedback,
+)
 from everloop.envs.data import from_arrays
 
 COPIES = 3
@@ -271,3 +279,43 @@ def test_a_seeded_masked_reset_does_not_change_the_other_copies(kind: str) -> No
         ]
     )
     assert model.task.tolist() == [2, 1, 1]
+
+
+class Countdown(TaskVectorEnv):
+    """A native world: copy i terminates after i + 1 steps, and is truncated after 3."""
+
+    tasks = (Task(0, "only"),)
+    single_observation_space = spaces.Dict({"count": spaces.Box(0.0, 9.0, (1,), np.float32)})
+    single_action_space = spaces.Discrete(2)
+    horizon = 3
+
+    def _begin(self, mask: Any, seeded: bool) -> None:
+        self.count = np.where(mask, 0, getattr(self, "count", 0))
+
+    def _advance(self, actions: Any) -> Any:
+        self.count = self.count + 1
+        return np.ones(self.num_envs), {}
+
+    def _observe(self) -> Any:
+        return {"count": self.count[:, None].astype(np.float32)}
+
+    def _terminated(self) -> Any:
+        return self.count > np.arange(self.num_envs)
+
+
+def test_episodes_of_a_native_world_may_end_before_its_horizon() -> None:
+    env = Countdown(4)
+    env.reset(seed=0)
+    for step in range(1, 13):
+        obs, _, terminated, truncated, info = env.step(np.zeros(4, int))
+        lengths = np.array([1, 2, 3, 3])
+        ended = step % lengths == 0
+        assert terminated.tolist() == (ended & [True, True, True, False]).tolist()
+        assert truncated.tolist() == (ended & [False, False, True, True]).tolist()
+        np.testing.assert_array_equal(obs["count"][:, 0], step % lengths)
+        assert info["_final_obs"].tolist() == ended.tolist()
+        for i in np.flatnonzero(ended):
+            assert info["final_obs"][i]["count"].tolist() == [lengths[i]]
+    without = Countdown(2, AutoresetMode.DISABLED)
+    without.reset(seed=0)
+    assert without.step(np.zeros(2, int))[2].tolist() == [True, False]

@@ -1,6 +1,7 @@
 """`make_vec` gives native worlds and user worlds the same interface."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import RecordEpisodeStatistics
+from gymnasium.wrappers import vector as wrappers
 from user_world import LENGTH, Walk
 
+from everloop.contract import check_world
 from everloop.envs import (
     ImageStreamEnv,
     ImageStreamVectorEnv,
@@ -17,7 +21,9 @@ from everloop.envs import (
     SyncTaskVectorEnv,
     Task,
     TaskEnv,
+    TaskVectorWrapper,
     VectorFeedback,
+    check_task_env,
     make_vec,
 )
 from everloop.envs.data import from_arrays
@@ -176,3 +182,110 @@ def test_the_info_of_an_episodes_last_step_is_kept() -> None:
         obs, _, _, _, info = env.step(np.zeros(2, int))
         np.testing.assert_array_equal(source["images"][info["index"]], shown)
         np.testing.assert_array_equal(source["labels"][info["index"]] - 1, info["label"])
+
+
+class Verbose(Walk):
+    """Its info has a dict, whose entries depend on the step, and entries of any kind."""
+
+    def step(self, action: Any) -> Any:
+        *rest, info = super().step(action)
+        inner = {"steps": self.elapsed, "last": {"place": np.full(2, self.place)}}
+        return *rest, info | {"inner": inner, "word": "abc", "pair": [1, 2], "none": None}
+
+
+def test_dicts_in_the_info_are_kept_also_at_an_episodes_end() -> None:
+    env = SyncTaskVectorEnv([lambda: RecordEpisodeStatistics(Verbose())] * 2)
+    env.reset(seed=0)
+    total = np.zeros(2)
+    for step in range(1, 2 * LENGTH + 1):
+        obs, rewards, _, truncated, info = env.step(np.array([1, 0]))
+        assert info["inner"]["steps"].tolist() == [(step - 1) % LENGTH + 1] * 2
+        last = (
+            np.stack([o["place"] for o in info["final_obs"]]) if truncated.any() else obs["place"]
+        )
+        shown = info["inner"]["last"]["place"].astype(np.float32)
+        np.testing.assert_array_equal(shown, np.repeat(last, 2, 1))
+        assert info["word"].tolist() == ["abc", "abc"]
+        total = rewards + (0.0 if step % LENGTH == 1 else total)
+        assert ("episode" in info) == truncated.any()
+        if truncated.any():
+            np.testing.assert_allclose(info["episode"]["r"], total, rtol=1e-6)
+
+
+def test_entries_of_one_copys_last_step_replace_only_its_own() -> None:
+    """Copy 0 ends after each step; the info of its reset has the same keys."""
+
+    class Short(Verbose):
+        def reset(self, **kwargs: Any) -> Any:
+            obs, info = super().reset(**kwargs)
+            return obs, info | {"inner": {"steps": -1}, "share": 1.0}
+
+        def step(self, action: Any) -> Any:
+            obs, reward, _, _, info = super().step(action)
+            return obs, reward, True, False, info | {"share": 0.5}
+
+    class Long(Short):
+        def step(self, action: Any) -> Any:
+            obs, reward, _, _, info = super().step(action)
+            return obs, reward, False, False, info | {"share": 0.25}
+
+    env = SyncTaskVectorEnv([Short, Long])
+    env.reset(seed=0)
+    for step in (1, 2, 3):
+        *_, info = env.step(np.zeros(2, int))
+        assert info["share"].tolist() == [0.5, 0.25]
+        assert info["inner"]["steps"].tolist() == [1, step]
+
+
+def test_wrappers_of_gymnasium_around_a_vector_become_a_world_again() -> None:
+    inner = SyncTaskVectorEnv([Walk] * 3)
+    env = TaskVectorWrapper(wrappers.RecordEpisodeStatistics(wrappers.ClipReward(inner, -1, 1)))
+    assert env.tasks == Walk.tasks
+    assert env.reward_range == Walk.reward_range
+    assert np.isnan(env.reference("to-3")).all()
+    assert env.metric(0) == inner.metric(0)
+    assert env.examples(0) is None
+    assert env.state_dict() is None
+    env.reset(seed=0, options={"task": 0})
+    _, info = env.reset(options={"task": 2, "reset_mask": np.array([True, False, True])})
+    assert info["task"].tolist() == [2, 0, 2]
+    for _ in range(LENGTH):
+        _, rewards, _, truncated, info = env.step(np.ones(3, int))
+        assert (rewards >= -1).all()
+    assert truncated.all()
+    assert info["episode"]["l"].tolist() == [LENGTH] * 3
+    with pytest.raises(
+        ValueError,
+        match=r"^ClipReward hides that it wraps a world; use everloop\.envs\.TaskVectorWrap",
+    ):
+        check_world(wrappers.ClipReward(inner, -1, 1))
+
+
+def test_an_environment_without_a_range_of_rewards_has_an_infinite_one() -> None:
+    """Gymnasium has dropped the attribute; TaskEnv has it."""
+
+    class Plain(gym.Wrapper[Any, Any, Any, Any]):
+        def has_wrapper_attr(self, name: str) -> bool:
+            return name != "reward_range" and super().has_wrapper_attr(name)
+
+    env = VectorFeedback(SyncTaskVectorEnv([lambda: Plain(Walk())] * 2))
+    assert env.reward_range == (-np.inf, np.inf)
+    check_task_env(Plain(Walk()))
+
+
+def test_a_copy_that_is_no_world_is_refused() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"CartPole.* is not a world: it has no tasks, reference, .*everloop\.envs\.TaskEnv$",
+    ):
+        SyncTaskVectorEnv([lambda: gym.make("CartPole-v1")])
+
+
+def test_an_error_inside_the_module_of_a_world_stays_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_worlds.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_package'") as caught:
+        make_vec("own_worlds:Own-v0")
+    assert caught.traceback[-1].path == tmp_path / "own_worlds.py"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
-from everloop.contract import Observation, World
+from everloop.contract import KeepsStatistics, Observation, World
+from everloop.loop.actions import ActionUnits
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.accompanied import Accompanied
 from everloop.loop.learners.shown import Shown
@@ -55,6 +56,22 @@ class Learner(Accompanied):
             Number of world steps learned from. At the end of the phase nothing is done, and the
             number is 0.
         """
+
+    @cached_property
+    def _statistics(self) -> list[KeepsStatistics]:
+        """The networks with statistics of their observations, found once."""
+        return [part for part in self.networks.modules() if isinstance(part, KeepsStatistics)]
+
+    def _begin_statistics(self) -> None:
+        """Tell the networks if this is not the first phase. Subclasses call it in `begin`."""
+        if self.steps:
+            for network in self._statistics:
+                network.end_first_phase()
+
+    def _see(self, batch: Batch) -> None:
+        """Add new experience to the networks' statistics. Subclasses call it in `advance`."""
+        for network in self._statistics:
+            network.update_statistics(batch.obs)
 
     def learn(self, tasks: Sequence[int], steps: int) -> None:
         """Train for a whole phase: call `begin`, then `advance` until it returns 0."""
@@ -125,9 +142,9 @@ class Learner(Accompanied):
         start: npt.NDArray[np.bool_],
         generator: torch.Generator | None = None,
     ) -> tuple[npt.NDArray[Any], Tensor]:
-        """Return what `choose` returns, with actions clipped to the bounds of the action space."""
+        """Return the world's actions (B, ...): what `choose` returns, in the world's units."""
         action, state = self.choose(obs, state, start, generator)
-        return self.clip(action), state
+        return self.units.to_world(action), state
 
     @torch.no_grad()
     def choose(
@@ -137,7 +154,7 @@ class Learner(Accompanied):
         start: npt.NDArray[np.bool_],
         generator: torch.Generator | None = None,
     ) -> tuple[npt.NDArray[Any], Tensor]:
-        """Return actions (B, ...) for one step, and the network's next state (B, H).
+        """Return actions (B, ...) for one step, in the network's units, and its next state (B, H).
 
         Sampled actions may lie outside the bounds of the action space.
 
@@ -156,10 +173,10 @@ class Learner(Accompanied):
             action = self.likelihood.sample(p, generator)
         return action.cpu().numpy(), state
 
-    def clip(self, action: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return `action` (B, ...) clipped to the bounds of the action space."""
-        space = self.world.single_action_space
-        return np.clip(action, space.low, space.high) if isinstance(space, spaces.Box) else action
+    @cached_property
+    def units(self) -> ActionUnits:
+        """The units of the world's actions, and those of the network's, which batches hold."""
+        return ActionUnits(self.world.single_action_space)
 
     def rollout(self, world: World, tasks: Sequence[int], steps: int, seed: int) -> Batch:
         """Act in `world` and return the experience as examples of `sequence_length` steps.
@@ -190,7 +207,7 @@ class Learner(Accompanied):
             # Stored as sampled: a clipped action has another likelihood.
             action, state = self.choose(obs, state, start, generator)
             seen.append(obs)
-            obs, _, terminated, truncated, info = world.step(self.clip(action))
+            obs, _, terminated, truncated, info = world.step(self.units.to_world(action))
             check_tasks(world, info, played, mixed)
             rows.append((start, action, info.get("label")))
             start = terminated | truncated

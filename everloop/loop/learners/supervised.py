@@ -81,6 +81,10 @@ class SupervisedLearner(Learner):
         max_grad_norm: float | None = None,
     ) -> None:
         self.module, self.world = module, world
+        if not self.units.same:
+            raise ValueError(
+                f"action space is {world.single_action_space}; labels and guesses must count from 0"
+            )
         self.training = training
         self.likelihood = likelihood_for(world.single_action_space)
         self.notes = training.prepare(module)
@@ -166,6 +170,7 @@ class SupervisedLearner(Learner):
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
         self.shown.clear()
+        self._begin_statistics()
         self._obs, self._played = reset_to_tasks(self.world, tasks)
         self._mixed = mixed_tasks(self.world, tasks)
         self._task = to_tensor(self._played, self.device)
@@ -198,6 +203,7 @@ class SupervisedLearner(Learner):
         if self._done == self._batches:
             return 0
         unlabelled = self._current_batch()
+        self._see(unlabelled)
         seen = self.augmented(unlabelled)
         output, replayed = self._look(seen)
         label, info = self._guess(output)

@@ -246,6 +246,7 @@ class SB3Base(Learner):
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
         self.shown.clear()
+        self._begin_statistics()
         self.env.tasks, self.env.steps = tasks, self.steps
         # SB3 resets the world and its schedules here.
         self._total, _ = self.model._setup_learn(steps, self._callback)
@@ -256,6 +257,7 @@ class SB3Base(Learner):
             return 0
         collected = self._collect()
         self.shown.add(collected, {})
+        self._see(collected)
         for strategy in self.strategies:
             strategy.observe(collected, self)
         steps: int = self.model.num_timesteps - before

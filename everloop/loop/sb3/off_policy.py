@@ -250,7 +250,7 @@ class OffPolicyLearner(SB3Base):
             rows = as_world(data.observations, self.world.single_observation_space)
             obs = {name: x[None] for name, x in rows.items()}
             start = torch.ones(1, len(data.actions), dtype=torch.bool, device=data.actions.device)
-            batch = Batch(obs, start, action=self._in_world_units(data.actions)[None])
+            batch = Batch(obs, start, action=self._in_network_units(data.actions)[None])
             self._sampled = data.observations, batch
             return data
 
@@ -263,8 +263,8 @@ class OffPolicyLearner(SB3Base):
         self.model.replay_buffer.sample = recorded
         adapter.on_prediction = joined
 
-    def _in_world_units(self, actions: Tensor) -> Tensor:
-        """Convert actions of the replay buffer to actions of the world."""
+    def _in_network_units(self, actions: Tensor) -> Tensor:
+        """Convert actions of the replay buffer to those that batches hold."""
         raise NotImplementedError
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
@@ -336,7 +336,7 @@ class DQNLearner(OffPolicyLearner):
     training is DQN's own.
 
     Args:
-        world: A world with discrete actions that start at 0.
+        world: A world with Discrete actions.
         network: Function from the world's observation space and action space to a module without
             memory, whose prediction is (T, B, actions). It is called again for the target network.
         parameters: Keyword arguments of the algorithm, such as learning_rate, buffer_size,
@@ -376,9 +376,9 @@ class DQNLearner(OffPolicyLearner):
     ) -> None:
         check_algorithm(algorithm, (DQN,))
         super().__init__(world, parameters, max_grad_norm, reset_buffer)
-        space = world.single_action_space
-        if not (isinstance(space, spaces.Discrete) and space.start == 0):
-            raise ValueError(f"action space is {space}; DQN needs Discrete actions that start at 0")
+        space = self.env.action_space
+        if not isinstance(space, spaces.Discrete):
+            raise ValueError(f"action space is {space}; DQN needs Discrete actions")
         self.likelihood = Categorical(int(space.n), temperature)
         model = algorithm(
             QPolicy,
@@ -397,7 +397,7 @@ class DQNLearner(OffPolicyLearner):
         self._adopt(model, adapter.network, model.policy.optimizer)
         self._follow(adapter)
 
-    def _in_world_units(self, actions: Tensor) -> Tensor:
+    def _in_network_units(self, actions: Tensor) -> Tensor:
         return rearrange(actions, "b 1 -> b").long()
 
 
@@ -446,7 +446,7 @@ class SACLearner(OffPolicyLearner):
     ) -> None:
         check_algorithm(algorithm, (SAC,))
         super().__init__(world, parameters, max_grad_norm, reset_buffer)
-        space, observations = world.single_action_space, world.single_observation_space
+        space, observations = self.env.action_space, world.single_observation_space
         if not (isinstance(space, spaces.Box) and len(space.shape) == 1):
             raise ValueError(f"action space is {space}; SAC needs a flat Box")
         if isinstance(observations, spaces.Dict) and ACTION in observations.spaces:
@@ -486,5 +486,5 @@ class SACLearner(OffPolicyLearner):
             with torch.no_grad():
                 self.model.log_ent_coef.copy_(state["log_ent_coef"])
 
-    def _in_world_units(self, actions: Tensor) -> Tensor:
+    def _in_network_units(self, actions: Tensor) -> Tensor:
         return self.likelihood.stretch(actions)

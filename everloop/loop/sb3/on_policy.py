@@ -111,6 +111,8 @@ class _NetworkPolicy(BasePolicy):
         """Return values (n l, 1), log-likelihoods (n l,) and entropies (n l,) in training."""
         output, _ = self._output(obs, state, start)
         p, values = _rows_of(output)
+        if self.likelihood.discrete:
+            actions = actions.long()  # SB3 stores choices as floats
         rows = {name: x[None] for name, x in as_world(obs, self.space).items()}
         batch = Batch(rows, torch.ones_like(start)[None], action=actions[None])
         heads = None if output.heads is None else rearrange(output.heads, "l n k p -> (n l) k p")
@@ -272,6 +274,7 @@ class SB3Learner(SB3Base):
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         check_algorithm(algorithm, (PPO, RecurrentPPO))
+        self.likelihood = likelihood_for(world.single_action_space)
         super().__init__(world, parameters, max_grad_norm)
         recurrent = issubclass(algorithm, RecurrentPPO)
         model = algorithm(
@@ -297,7 +300,6 @@ class SB3Learner(SB3Base):
                 "sequence_length is 1, so strategies see nothing of the memory's recurrent "
                 "weights; use a longer one, such as 16"
             ]
-        self.likelihood = likelihood_for(world.single_action_space)
         self._unpadded: Tensor | None = None  # bool, True for real steps of a padded minibatch
         policy: Any = model.policy
         self._adopt(model, policy.network, policy.optimizer)
@@ -359,8 +361,10 @@ class SB3Learner(SB3Base):
         buffer = self.model.rollout_buffer
         obs = {name: torch.from_numpy(x).to(self.device) for name, x in buffer.observations.items()}
         actions = torch.from_numpy(buffer.actions)
-        if isinstance(self.world.single_action_space, spaces.Discrete):
-            actions = rearrange(actions, "t b 1 -> t b").long()
+        if isinstance(self.env.action_space, spaces.Discrete):
+            actions = rearrange(actions, "t b 1 -> t b")
+        if self.likelihood.discrete:
+            actions = actions.long()
         rollout = Batch(
             as_world(obs, self.world.single_observation_space),
             torch.from_numpy(buffer.episode_starts > 0).to(self.device),

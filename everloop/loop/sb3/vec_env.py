@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
 from everloop.contract import Observation, World
+from everloop.loop.actions import ActionUnits
 from everloop.loop.state import packed, restore
 from everloop.loop.tally import Tally
 from everloop.loop.world import check_finite, check_tasks, reset_to_tasks
@@ -30,8 +31,9 @@ def pictures(space: spaces.Space[Any]) -> frozenset[str]:
 class WorldVecEnv(VecEnv):
     """A world as a `VecEnv` of Stable-Baselines3.
 
-    Arrays pass through unchanged, except that images get one more axis, (1, H, W, C). SB3 would
-    otherwise recognize them by their three axes, and transpose them. The return and the length of
+    Observations pass through unchanged, except that images get one more axis, (1, H, W, C). SB3
+    would otherwise recognize them by their three axes, and transpose them. Actions are in the
+    network's units (`ActionUnits`), which SB3 supports for any world. The return and the length of
     each ended episode are in `infos[i]["episode"]`, as with SB3's Monitor.
 
     Attributes:
@@ -64,7 +66,8 @@ class WorldVecEnv(VecEnv):
         self.taken: list[tuple[Observation, npt.NDArray[Any]]] | None = None
         self._pictures = pictures(world.single_observation_space)
         space = self._space_with_axis(world.single_observation_space)
-        super().__init__(world.num_envs, space, world.single_action_space)
+        self._units = ActionUnits(world.single_action_space)
+        super().__init__(world.num_envs, space, self._units.network)
         self._returns = np.zeros(world.num_envs)
         self._lengths = np.zeros(world.num_envs, dtype=np.int64)
 
@@ -86,7 +89,9 @@ class WorldVecEnv(VecEnv):
     def step_wait(
         self,
     ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], list[dict[str, Any]]]:
-        obs, rewards, terminated, truncated, info = self.world.step(self._actions)
+        obs, rewards, terminated, truncated, info = self.world.step(
+            self._units.to_world(self._actions)
+        )
         self.steps += self.num_envs
         check_tasks(self.world, info, self.played)
         check_finite(obs, self.steps, rewards)
@@ -95,7 +100,9 @@ class WorldVecEnv(VecEnv):
         done = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(done):
-            infos[i]["terminal_observation"] = self._with_axis(info["final_obs"][i], 0)
+            last = info["final_obs"][i]
+            check_finite(last, self.steps, what="an episode's last observation")
+            infos[i]["terminal_observation"] = self._with_axis(last, 0)
             infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
             infos[i]["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i])}
         self.tally.returns += float(self._returns[done].sum())

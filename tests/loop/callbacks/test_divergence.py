@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from contract_helpers import active, stream_learner
-from loop_helpers import control_learner, perturb, plant, random_states, same, stream, weights
+from loop_helpers import (
+    PPO_PARAMETERS,
+    agent,
+    control_learner,
+    perturb,
+    plant,
+    random_states,
+    same,
+    stream,
+    weights,
+)
+from stable_baselines3 import PPO
 from torch import Tensor, nn
 
 from everloop.contract import Output, Task
@@ -254,3 +266,15 @@ def test_icarls_divergence_is_that_of_its_classifier_and_finite() -> None:
     expected = torch.where(p > 0, p * (p.log() - q.log()), 0).sum(-1).mean()
     assert divergence.values[f"kl/{first.name}/network"] == pytest.approx(float(expected), rel=1e-4)
     assert all(math.isfinite(value) for value in divergence.values.values())
+
+
+def test_statistics_of_observations_are_no_weights_but_change_outputs() -> None:
+    network = partial(agent, normalize="running")
+    learner = SB3Learner(plant(), network, PPO, PPO_PARAMETERS, device="cpu")
+    probe = learner.rollout(plant(6), [0], 8, seed=0)
+    divergence = Divergence()
+    divergence.remember(ONE, learner, probe)
+    learner._see(probe)
+    values = divergence.update(learner).values
+    assert values["weights/one/encoders"] == 0.0
+    assert values["kl/one/encoders"] > 1e-6

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from loop_helpers import (
     agent,
     control_learner,
@@ -23,7 +25,8 @@ from stable_baselines3 import A2C, PPO
 from stub_helpers import NotANumber
 from torch import Tensor
 
-from everloop.loop import Batch, Learner, NotFiniteError, Strategy
+from everloop.envs import SyncTaskVectorEnv, Task, TaskEnv
+from everloop.loop import Batch, Learner, NotFiniteError, Strategy, mean_return
 from everloop.loop.sb3.on_policy import SB3Learner
 
 KINDS = pytest.mark.parametrize("recurrent", [False, True], ids=["ppo", "recurrent ppo"])
@@ -372,3 +375,42 @@ def test_another_algorithm_is_refused() -> None:
         ValueError, match=r"^algorithm is A2C; choose PPO or RecurrentPPO, or a subclass$"
     ):
         SB3Learner(plant(), agent, A2C)  # type: ignore[arg-type]
+
+
+class FarSensor(TaskEnv):
+    """A sensor shows 1013 - 1 or 1013 + 1, and the action must say which."""
+
+    tasks = (Task(0, "only"),)
+    observation_space = spaces.Dict({"pressure": spaces.Box(-np.inf, np.inf, (1,))})
+    action_space = spaces.Discrete(2)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        _, info = super().reset(seed=seed, options=options)
+        self.left = 16
+        return self._look(), info
+
+    def step(self, action: Any) -> Any:
+        right, self.left = float(action == self.high), self.left - 1
+        return self._look(), right, False, not self.left, {"task": 0}
+
+    def _look(self) -> Any:
+        self.high = int(self.np_random.integers(2))
+        pressure = 1013 + 2 * self.high - 1 + 0.1 * self.np_random.normal()
+        return {"pressure": np.array([pressure], np.float32)}
+
+
+@pytest.mark.parametrize(("normalize", "right"), [("none", 0.5), ("running", 1.0)])
+def test_a_normalised_sensor_far_from_0_is_learned_from(normalize: Any, right: float) -> None:
+    torch.manual_seed(0)
+    learner = SB3Learner(
+        SyncTaskVectorEnv([FarSensor] * 8),
+        partial(agent, normalize=normalize),
+        PPO,
+        {"n_steps": 32, "batch_size": 64, "learning_rate": 3e-3, "gamma": 0.9},
+        device="cpu",
+    )
+    learner.learn([0], 2048)
+    found = mean_return(learner, SyncTaskVectorEnv([FarSensor] * 8), 0, seed=0) / 16
+    assert found == pytest.approx(right, abs=0.1)

@@ -242,3 +242,25 @@ def test_unmodified_ppo_collects_the_steps_of_the_world() -> None:
             obs, rewards, terminated, truncated, _ = world.step(rollout["actions"][t].clip(-1, 1))
             np.testing.assert_array_equal(rollout["rewards"][t], rewards.astype(np.float32))
             start = terminated | truncated
+
+
+def test_a_nonfinite_last_observation_is_named_as_such() -> None:
+    """Stable-Baselines3 learns from it, but no step shows it."""
+    world = plant(COPIES, 2)
+    env = WorldVecEnv(world)
+    env.reset()
+    step = world.step
+
+    def broken(actions: Any) -> Any:
+        *rest, info = step(actions)
+        if "final_obs" in info:
+            info["final_obs"][1]["sensor_1"][:] = np.nan
+        return *rest, info
+
+    world.step = broken
+    first, second = random_actions(2)
+    env.step(first)
+    with pytest.raises(
+        NotFiniteError, match=r"^an episode's last observation 'sensor_1' holds nan at step 8;"
+    ):
+        env.step(second)
