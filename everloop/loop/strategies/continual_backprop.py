@@ -111,7 +111,8 @@ class ContinualBackprop(Strategy):
     def observe(self, batch: Batch, model: Model) -> None:
         if not self.layers:
             self.layers = self._find(model, batch[:2])
-            for layer, state in zip(self.layers, self.units, strict=False):
+            restored = zip(self.layers, self.units, strict=True) if self.units else ()
+            for layer, state in restored:
                 layer.utility, layer.age = state["utility"].clone(), state["age"].clone()
                 layer.due = state["due"]
 

@@ -158,3 +158,14 @@ def test_replacing_a_unit_without_effect_preserves_the_outputs() -> None:
     torch.testing.assert_close(learner.outputs(batch).detach(), before, rtol=0, atol=1e-12)
     assert torch.equal(layers[4].weight, frozen)
     assert strategy.layers[0].age.tolist().index(0.0) == 1
+
+
+def test_a_state_of_another_number_of_layers_is_refused() -> None:
+    learner, batch = plain_learner(two_hidden_layers()), vector_batch(8, 4, 3)
+    strategy = ContinualBackprop()
+    strategy.observe(batch, learner)
+    state = strategy.state_dict()
+    assert len(state["units"]) == 2
+    strategy.load_state_dict(state | {"units": state["units"][:1]}, learner)
+    with pytest.raises(ValueError, match="shorter"):
+        strategy.observe(batch, learner)
