@@ -31,6 +31,9 @@ class Learner(Accompanied):
     world: World
     notes: Sequence[str] = ()
 
+    _tasks: list[int] | None = None
+    """IDs of the tasks of the current phase."""
+
     @abstractmethod
     def begin(self, tasks: Sequence[int], steps: int) -> None:
         """Begin a phase of training.
@@ -51,6 +54,11 @@ class Learner(Accompanied):
             Number of world steps learned from. At the end of the phase nothing is done, and the
             number is 0.
         """
+
+    def _tasks_change(self, tasks: Sequence[int]) -> bool:
+        """Return True if a phase of other tasks came before this one of `tasks`."""
+        before, self._tasks = self._tasks, list(tasks)
+        return before is not None and before != self._tasks
 
     def learn(self, tasks: Sequence[int], steps: int) -> None:
         """Train for a whole phase: call `begin`, then `advance` until it returns 0."""
@@ -100,11 +108,11 @@ class Learner(Accompanied):
                 f"{type(self.world).__name__} can't give its state (state_dict is None), so the "
                 "learner can't be saved during a phase; use a world that can"
             )
-        return {"steps": self.steps, "world": world}
+        return {"steps": self.steps, "world": world, "tasks": self._tasks}
 
     def load_position(self, state: Mapping[str, Any]) -> None:
         """Restore what `position` returned."""
-        self.steps = state["steps"]
+        self.steps, self._tasks = state["steps"], state["tasks"]
         self.world.load_state_dict(state["world"])
 
     def act(
