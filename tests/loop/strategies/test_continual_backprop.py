@@ -144,6 +144,26 @@ def test_the_least_useful_mature_unit_is_replaced_at_the_given_rate() -> None:
     assert float(strategy.layers[0].age[least]) == 0.0
 
 
+def test_a_young_unit_is_not_replaced_for_its_youth() -> None:
+    """u = (1 - decay^age) times the mean contribution, so units are compared by the quotient."""
+    layers = two_hidden_layers()
+    learner = plain_learner(layers)
+    strategy = ContinualBackprop(1 / 6, maturity=10, decay=0.99, interval=1)
+    batch = vector_batch(8, 4, 3)
+    strategy.observe(batch, learner)
+    layer = strategy.layers[0]
+    h = torch.relu(layers[0](batch.obs["x"][0])).mean(0).float()
+    contribution = (h * layers[2].weight.abs().sum(0).float()).detach()
+    layer.age[:] = torch.tensor([20.0, 400.0, 400.0, 400.0, 400.0, 400.0])
+    layer.utility[:] = (1 - 0.99**layer.age) * contribution
+    least = int(contribution.argmin())
+    assert least != 0
+    assert int(layer.utility.argmin()) == 0, "only because it is young"
+    strategy.layers = [layer]
+    strategy.after_step(batch, learner)
+    assert layer.age.argmin() == least
+
+
 def test_replacing_a_unit_without_effect_preserves_the_outputs() -> None:
     layers = two_hidden_layers()
     learner, batch = plain_learner(layers), vector_batch(8, 4, 3)
