@@ -64,7 +64,8 @@ class Units:
         self.due += INTERVAL * REPLACED * int(mature.sum())
         count = min(int(self.due), int(mature.sum()))
         self.due -= count
-        return self.utility.masked_fill(~mature, torch.inf).topk(count, largest=False).indices
+        corrected = self.utility / (1 - DECAY**self.age)
+        return corrected.masked_fill(~mature, torch.inf).topk(count, largest=False).indices
 
     def replace(
         self, units: Tensor, adam: torch.optim.Optimizer, generator: torch.Generator

@@ -42,6 +42,9 @@ class SwitchingPlant(Scenario):
         gradient_steps: Updates after each step of all copies, 1 or more (sac only).
         optimizer: Name of a torch optimizer, such as adamw or sgd, or the import path of your
             own. By default Adam. Its arguments are the settings optimizer.NAME.
+        reset_optimizer: Forget the optimizers' state, such as Adam's moments, when a task begins.
+        reset_entropy: Set the entropy coefficient to its initial value when a task begins (sac
+            only).
         token_size: Features of each token in the agent, a multiple of 4.
         hidden_size: Features of the agent's recurrent memory, 1 or more (recurrent agents only).
         normalize: Normalise the agent's vectors by their mean and variance in training: none;
@@ -75,6 +78,8 @@ class SwitchingPlant(Scenario):
     gae_lambda: float = 0.9
     gradient_steps: int = 1
     optimizer: Factory | None = None
+    reset_optimizer: bool = False
+    reset_entropy: bool = False
     token_size: int = 64
     hidden_size: int = 128
     normalize: Literal["none", "running", "first-task"] = "none"
@@ -164,6 +169,7 @@ class SwitchingPlant(Scenario):
             algorithm,
             parameters,
             sequence_length=SEQUENCE if recurrent else 1,
+            reset_optimizer=self.reset_optimizer,
             seed=seed,
             device="cpu",
             optimizer=self._optimizer(),
@@ -186,7 +192,15 @@ class SwitchingPlant(Scenario):
             "gradient_steps": self.gradient_steps,
         }
         return SACLearner(
-            world, actor, critic, parameters, seed=seed, device="cpu", optimizer=self._optimizer()
+            world,
+            actor,
+            critic,
+            parameters,
+            reset_optimizer=self.reset_optimizer,
+            reset_entropy=self.reset_entropy,
+            seed=seed,
+            device="cpu",
+            optimizer=self._optimizer(),
         )
 
     def without_effect(self) -> dict[str, str]:
@@ -194,7 +208,8 @@ class SwitchingPlant(Scenario):
             unused = ["n_epochs", "batch_size", "n_steps", "ent_coef", "gae_lambda"]
             reasons = dict.fromkeys(unused, "only algorithm ppo uses it")
         else:
-            reasons = {"gradient_steps": "only algorithm sac uses it"}
+            unused = ["gradient_steps", "reset_entropy"]
+            reasons = dict.fromkeys(unused, "only algorithm sac uses it")
         if self.algorithm == "sac" or self.recurrent is False:
             reasons["hidden_size"] = "only a recurrent agent uses it"
         if self.fresh_rollouts:

@@ -33,6 +33,20 @@ def test_progressive_columns_are_the_papers_equation() -> None:
     torch.testing.assert_close(net(x), plain(x))
 
 
+def test_laterals_read_the_layer_before_their_own() -> None:
+    """Eq. 1 with three hidden layers of the same size, and so two layers with laterals."""
+    torch.manual_seed(0)
+    net = ProgressiveMLP((2, 2, 1), (3, 3, 3))
+    x = torch.randint(256, (7, 2, 2, 1), dtype=torch.uint8)
+    net.add_column()
+    a, b = net.columns
+    h_a = h_b = x.flatten(1).float() / 255
+    for i in range(3):
+        lateral = h_a @ b.laterals[i - 1].weight.T if i else 0.0
+        h_a, h_b = torch.relu(a.own[i](h_a)), torch.relu(b.own[i](h_b) + lateral)
+    torch.testing.assert_close(net(x), h_b)
+
+
 def test_networks_without_units_are_refused() -> None:
     for network in (ProgressiveMLP, GrowingMLP):
         with pytest.raises(ValueError, match="hidden is"):

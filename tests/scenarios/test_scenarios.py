@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from run_files import asked
 
 from everloop.loop import STRATEGIES, Callback, Run, Strategy
 from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant
@@ -159,3 +160,51 @@ def test_the_worlds_of_an_experiment_are_closed_when_it_has_run(
     with pytest.raises(RuntimeError, match="no more") if breaks else nullcontext():
         experiment.run([Breaks()])
     assert closed == worlds
+
+
+class PhaseWeights(Callback):
+    """Keeps the weights at the end of each phase."""
+
+    def __init__(self) -> None:
+        self.ends: list[list[torch.Tensor]] = []
+
+    def on_phase_end(self, run: Run) -> None:
+        self.ends.append([p.detach().clone() for p in run.learner.module.parameters()])
+
+
+PLANT = ["switching-plant", "--num-tasks", "2", "--token-size", "8", "--recurrent", "false"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reset"),
+    [
+        (["split-digits", "--epochs", "1", "--tasks", "0,1"], "--training.reset_optimizer"),
+        ([*PLANT, "--algorithm", "sac", "--steps", "1280"], "--reset_entropy"),
+    ],
+    ids=["optimizer", "entropy coefficient"],
+)
+def test_a_run_can_reset_what_a_task_has_left(words: list[str], reset: str) -> None:
+    """The first task is the same with and without it, the second is not."""
+    (first, second), (first_again, other) = (
+        _ends(asked(*words, "--eval-every", "100000", *flag)) for flag in ([], [reset, "true"])
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, first_again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(second, other, strict=True))
+
+
+def _ends(experiment: Experiment) -> list[list[torch.Tensor]]:
+    seen = PhaseWeights()
+    experiment.run([seen])
+    return seen.ends
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+def test_control_learners_get_the_option_to_reset_optimizers(algorithm: str) -> None:
+    words = [*PLANT, "--algorithm", algorithm]
+    given = asked(*words, "--reset_optimizer", "true").learner, asked(*words).learner
+    assert [learner.reset_optimizer for learner in given] == [True, False]  # type: ignore[attr-defined]
+
+
+def test_resetting_the_entropy_coefficient_does_nothing_under_ppo() -> None:
+    assert SwitchingPlant().without_effect()["reset_entropy"] == "only algorithm sac uses it"
+    assert "reset_entropy" not in SwitchingPlant(algorithm="sac").without_effect()

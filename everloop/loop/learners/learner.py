@@ -36,6 +36,9 @@ class Learner(Accompanied):
     shown: Shown
     notes: Sequence[str] = ()
 
+    _tasks: list[int] | None = None
+    """IDs of the tasks of the current phase."""
+
     @abstractmethod
     def begin(self, tasks: Sequence[int], steps: int) -> None:
         """Begin a phase of training.
@@ -62,11 +65,18 @@ class Learner(Accompanied):
         """The networks with statistics of their observations, found once."""
         return [part for part in self.networks.modules() if isinstance(part, KeepsStatistics)]
 
-    def _begin_statistics(self) -> None:
-        """Tell the networks if this is not the first phase. Subclasses call it in `begin`."""
-        if self.steps:
+    def _begin_phase(self, tasks: Sequence[int]) -> bool:
+        """Do what all learners do when a phase of `tasks` begins. Subclasses call it in `begin`.
+
+        Returns:
+            True if a phase of other tasks came before.
+        """
+        self.shown.clear()
+        before, self._tasks = self._tasks, list(tasks)
+        if before is not None:
             for network in self._statistics:
                 network.end_first_phase()
+        return before is not None and before != self._tasks
 
     def _see(self, batch: Batch) -> None:
         """Add new experience to the networks' statistics. Subclasses call it in `advance`."""
@@ -124,13 +134,14 @@ class Learner(Accompanied):
         return {
             "steps": self.steps,
             "world": world,
+            "tasks": self._tasks,
             "shown": self.shown.state_dict(),
             "tally": self.tally.state_dict(),
         }
 
     def load_position(self, state: Mapping[str, Any]) -> None:
         """Restore what `position` returned."""
-        self.steps = state["steps"]
+        self.steps, self._tasks = state["steps"], state["tasks"]
         self.world.load_state_dict(state["world"])
         self.shown.load_state_dict(state["shown"])
         self.tally.load_state_dict(state["tally"])

@@ -94,6 +94,12 @@ class NestedOptimizer(torch.optim.Optimizer):
                 torch._foreach_zero_(sums)
         return loss
 
+    def restart(self) -> None:
+        """Begin all periods again, and drop the updates added up so far."""
+        self.steps = 0
+        for sums in self.sums.values():
+            torch._foreach_zero_(sums)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the inner optimizer's state, the number of steps, and each level's sum so far."""
         sums = {period: [s.clone() for s in level] for period, level in self.sums.items()}

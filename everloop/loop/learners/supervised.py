@@ -18,6 +18,7 @@ from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.augment import AUGMENTATIONS
 from everloop.loop.learners.learner import Learner
 from everloop.loop.learners.learning_rate import RATES
+from everloop.loop.learners.reset import check_state, reset_state
 from everloop.loop.learners.shown import Recent, ShownRows
 from everloop.loop.learners.training import Training
 from everloop.loop.likelihood import Categorical, TokenCategorical, likelihood_for
@@ -89,6 +90,8 @@ class SupervisedLearner(Learner):
         self.likelihood = likelihood_for(world.single_action_space)
         self.notes = training.prepare(module)
         self.optimizer = optimizer or training.make_optimizer(module)
+        if training.reset_optimizer:
+            self.notes += check_state(self.optimizer)
         self.rate = RATES[training.rate](self.optimizer)
         self.mixed = training.precision == "bfloat16" and torch.amp.is_autocast_available(
             self.device.type
@@ -169,8 +172,8 @@ class SupervisedLearner(Learner):
         return -(-batches // self.training.accumulate) * self.training.updates_per_batch
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
-        self.shown.clear()
-        self._begin_statistics()
+        if self._begin_phase(tasks) and self.training.reset_optimizer:
+            reset_state(self.optimizer)
         self._obs, self._played = reset_to_tasks(self.world, tasks)
         self._mixed = mixed_tasks(self.world, tasks)
         self._task = to_tensor(self._played, self.device)

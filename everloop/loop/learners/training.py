@@ -42,6 +42,8 @@ class Training:
         checkpointing: Recompute activations in the backward pass to save memory, in networks that
             can.
         channels_last: Store the weights of convolutions channels-last, as images are.
+        reset_optimizer: Forget the optimizer's state, such as Adam's moments, when the tasks
+            change. Otherwise each task begins with the moments of the last one.
         balanced: Use a balanced softmax, whose prior is the label frequencies so far. Rare classes
             then count (Ren et al. 2020, eq. 4). In training only, with one class per example.
         device: Torch device, such as cpu or cuda:0; auto takes an accelerator if there is one.
@@ -58,6 +60,7 @@ class Training:
     augment: Literal["none", "crop_flip"] = "none"
     checkpointing: bool = False
     channels_last: bool = False
+    reset_optimizer: bool = False
     balanced: bool = False
     device: str = "auto"
 

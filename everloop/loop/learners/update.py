@@ -85,8 +85,9 @@ class Updater:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.parts = state["parts"]
-        for p, gradient in zip(self.parameters, pack(state["gradients"]), strict=False):
-            p.grad = gradient
+        if self.parts:
+            for p, gradient in zip(self.parameters, pack(state["gradients"]), strict=True):
+                p.grad = gradient
 
     def recall(self) -> list[tuple[Strategy, Batch]]:
         """Return the stored examples to replay in the next update, each batch with its strategy."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from everloop.contract import Output, World
 from everloop.loop.batch import Batch
 from everloop.loop.learners.learner import Learner
+from everloop.loop.learners.reset import check_state, reset_state
 from everloop.loop.learners.shown import Recent
 from everloop.loop.sb3.vec_env import WorldVecEnv, pictures
 from everloop.loop.state import packed, restore
@@ -159,6 +160,8 @@ class SB3Base(Learner):
         world: A world for reinforcement learning.
         parameters: Keyword arguments of the algorithm.
         max_grad_norm: Norm to which the gradient is clipped after the strategies, above 0.
+        reset_optimizer: Forget the state of all optimizers, such as Adam's moments, when the tasks
+            change, as in Continual World (Wolczyk et al. 2021).
 
     Raises:
         ValueError: If `parameters` contains an argument that the learner sets.
@@ -168,13 +171,18 @@ class SB3Base(Learner):
     policy: Any
 
     def __init__(
-        self, world: World, parameters: Mapping[str, Any] | None, max_grad_norm: float
+        self,
+        world: World,
+        parameters: Mapping[str, Any] | None,
+        max_grad_norm: float,
+        reset_optimizer: bool,
     ) -> None:
         for name in sorted(RESERVED & set(parameters or {})):
             raise ValueError(
                 f"parameters contain {name!r}, which the learner sets itself; leave it out"
             )
         self.world, self.max_grad_norm = world, max_grad_norm
+        self.reset_optimizer = reset_optimizer
         self.env = WorldVecEnv(world, self.tally)
         self.shown = Recent()
 
@@ -182,6 +190,8 @@ class SB3Base(Learner):
         """Use the algorithm `model`, of which strategies see `module` and its `optimizer`."""
         self.model, self.policy = model, model.policy
         self.module, self.optimizer = module, optimizer
+        if self.reset_optimizer:
+            self.notes = [*self.notes, *check_state(optimizer)]
         model.set_logger(Logger(None, [Scalars(self)]))
         self._total, self._callback = 0, model._init_callback(None)
         self.attach([])
@@ -245,8 +255,8 @@ class SB3Base(Learner):
         return batch.action
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
-        self.shown.clear()
-        self._begin_statistics()
+        if self._begin_phase(tasks):
+            self._reset()
         self.env.tasks, self.env.steps = tasks, self.steps
         # SB3 resets the world and its schedules here.
         self._total, _ = self.model._setup_learn(steps, self._callback)
@@ -265,6 +275,12 @@ class SB3Base(Learner):
         self.steps += steps
         self._report()
         return steps
+
+    def _reset(self) -> None:
+        """Reset what should not carry over to other tasks."""
+        if self.reset_optimizer:
+            for optimizer in (self.optimizer, *self._optimizers().values()):
+                reset_state(optimizer)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return SB3's optimizers by name, except the one that strategies are attached to."""

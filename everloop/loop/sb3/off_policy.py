@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from everloop.contract import World
 from everloop.loop.batch import Batch, to_tensor
+from everloop.loop.learners.reset import reset_state
 from everloop.loop.likelihood import Categorical, SquashedGaussian
 from everloop.loop.sb3.base import (
     NetworkFactory,
@@ -223,6 +224,8 @@ class OffPolicyLearner(SB3Base):
             preserve past tasks, as in Continual World (Wolczyk et al. 2021). Otherwise updates use
             all tasks that are still in the buffer, which prevents forgetting by itself while they
             last.
+        reset_optimizer: Forget the state of all optimizers, such as Adam's moments, when the tasks
+            change, as in Continual World. Otherwise each task begins with those of the last one.
     """
 
     def __init__(
@@ -231,12 +234,12 @@ class OffPolicyLearner(SB3Base):
         parameters: Mapping[str, Any] | None,
         max_grad_norm: float,
         reset_buffer: bool,
+        reset_optimizer: bool,
     ) -> None:
-        super().__init__(world, parameters, max_grad_norm)
+        super().__init__(world, parameters, max_grad_norm, reset_optimizer)
         self.reset_buffer = reset_buffer
         # The minibatch of the update, as SB3's observations and as a batch.
         self._sampled: tuple[Observations, Batch] | None = None
-        self._tasks: list[int] | None = None  # IDs of the tasks of the current phase
 
     def _follow(self, adapter: _Adapter) -> None:
         """Add the strategies' gradients to the predictions of `adapter` for each minibatch.
@@ -267,23 +270,17 @@ class OffPolicyLearner(SB3Base):
         """Convert actions of the replay buffer to those that batches hold."""
         raise NotImplementedError
 
-    def begin(self, tasks: Sequence[int], steps: int) -> None:
-        if self.reset_buffer and self._tasks != list(tasks):
+    def _reset(self) -> None:
+        super()._reset()
+        if self.reset_buffer:
             self.model.replay_buffer.reset()
-        self._tasks = list(tasks)
-        super().begin(tasks, steps)
 
     def position(self) -> dict[str, Any]:
-        return {
-            **super().position(),
-            "buffer": packed(self.model.replay_buffer, BUFFER),
-            "tasks": self._tasks,
-        }
+        return {**super().position(), "buffer": packed(self.model.replay_buffer, BUFFER)}
 
     def load_position(self, state: Mapping[str, Any]) -> None:
         super().load_position(state)
         restore(self.model.replay_buffer, state["buffer"])
-        self._tasks = state["tasks"]
 
     def _collect(self) -> Batch:
         model = self.model
@@ -347,6 +344,7 @@ class DQNLearner(OffPolicyLearner):
         max_grad_norm: Norm to which the gradient is clipped after the strategies, above 0. SB3's
             own clipping is off.
         reset_buffer: Empty the replay buffer when the tasks change; see `OffPolicyLearner`.
+        reset_optimizer: Forget the state of the optimizers when the tasks change.
         seed: Seed of SB3's algorithm, 0 or more.
         device: Device of the networks, such as "cpu"; "auto" for a GPU if there is one.
         optimizer: Function from the parameters and `lr` to the optimizer of each network; None for
@@ -369,13 +367,14 @@ class DQNLearner(OffPolicyLearner):
         temperature: float = 0.1,
         max_grad_norm: float = 10.0,
         reset_buffer: bool = True,
+        reset_optimizer: bool = False,
         seed: int = 0,
         device: str = "auto",
         optimizer: OptimizerFactory | None = None,
         algorithm: type[DQN] = DQN,
     ) -> None:
         check_algorithm(algorithm, (DQN,))
-        super().__init__(world, parameters, max_grad_norm, reset_buffer)
+        super().__init__(world, parameters, max_grad_norm, reset_buffer, reset_optimizer)
         space = self.env.action_space
         if not isinstance(space, spaces.Discrete):
             raise ValueError(f"action space is {space}; DQN needs Discrete actions")
@@ -420,6 +419,11 @@ class SACLearner(OffPolicyLearner):
         max_grad_norm: Norm to which the actor's gradient is clipped after the strategies, above 0;
             infinity for no clipping, as in SB3.
         reset_buffer: Empty the replay buffer when the tasks change; see `OffPolicyLearner`.
+        reset_optimizer: Forget the state of the optimizers when the tasks change.
+        reset_entropy: Set the entropy coefficient to its initial value when the tasks change, and
+            forget its optimizer's state. Otherwise a task begins with the coefficient that the last
+            one has learned, which may be too small to explore. Continual World has one for each
+            task.
         seed: Seed of SB3's algorithm, 0 or more.
         device: Device of the networks, such as "cpu"; "auto" for a GPU if there is one.
         optimizer: Function from the parameters and `lr` to the optimizer of each network; None for
@@ -428,7 +432,8 @@ class SACLearner(OffPolicyLearner):
 
     Raises:
         ValueError: If the world's actions are not a flat Box with finite bounds, the world has a
-            modality "action", or a network has a memory.
+            modality "action", a network has a memory, or the entropy coefficient to reset is
+            constant.
     """
 
     def __init__(
@@ -439,13 +444,15 @@ class SACLearner(OffPolicyLearner):
         parameters: Mapping[str, Any] | None = None,
         max_grad_norm: float = math.inf,
         reset_buffer: bool = True,
+        reset_optimizer: bool = False,
+        reset_entropy: bool = False,
         seed: int = 0,
         device: str = "auto",
         optimizer: OptimizerFactory | None = None,
         algorithm: type[SAC] = SAC,
     ) -> None:
         check_algorithm(algorithm, (SAC,))
-        super().__init__(world, parameters, max_grad_norm, reset_buffer)
+        super().__init__(world, parameters, max_grad_norm, reset_buffer, reset_optimizer)
         space, observations = self.env.action_space, world.single_observation_space
         if not (isinstance(space, spaces.Box) and len(space.shape) == 1):
             raise ValueError(f"action space is {space}; SAC needs a flat Box")
@@ -467,9 +474,22 @@ class SACLearner(OffPolicyLearner):
             seed=seed,
             device=device,
         )
+        if reset_entropy and model.log_ent_coef is None:
+            raise ValueError(
+                f"reset_entropy is True, but ent_coef is {model.ent_coef}, which does not change; "
+                "leave it out"
+            )
+        self._entropy = pack(model.log_ent_coef) if reset_entropy else None  # its initial value
         actor: Any = model.actor
         self._adopt(model, actor.adapter.network, actor.optimizer)
         self._follow(actor.adapter)
+
+    def _reset(self) -> None:
+        super()._reset()
+        if self._entropy is not None:
+            with torch.no_grad():
+                self.model.log_ent_coef.copy_(self._entropy)
+            reset_state(self.model.ent_coef_optimizer)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optimizers = {"critic": self.model.critic.optimizer}

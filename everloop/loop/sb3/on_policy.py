@@ -251,6 +251,8 @@ class SB3Learner(SB3Base):
             own clipping is off.
         sequence_length: Number of steps of a stored example of a recurrent policy, 1 or more. It
             must divide n_steps.
+        reset_optimizer: Forget the optimizer's state, such as Adam's moments, when the tasks
+            change. Otherwise each task begins with the moments of the last one.
         seed: Seed of SB3's algorithm, 0 or more.
         device: Device of the network, such as "cpu"; "auto" for a GPU if there is one.
         optimizer: Function from the parameters and `lr` to the optimizer; None for torch's Adam.
@@ -269,13 +271,14 @@ class SB3Learner(SB3Base):
         parameters: Mapping[str, Any] | None = None,
         max_grad_norm: float = 0.5,
         sequence_length: int = 1,
+        reset_optimizer: bool = False,
         seed: int = 0,
         device: str = "auto",
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         check_algorithm(algorithm, (PPO, RecurrentPPO))
         self.likelihood = likelihood_for(world.single_action_space)
-        super().__init__(world, parameters, max_grad_norm)
+        super().__init__(world, parameters, max_grad_norm, reset_optimizer)
         recurrent = issubclass(algorithm, RecurrentPPO)
         model = algorithm(
             RecurrentNetworkPolicy if recurrent else NetworkPolicy,  # type: ignore[arg-type]

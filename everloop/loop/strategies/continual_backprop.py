@@ -55,12 +55,17 @@ class ContinualBackprop(Strategy):
 
         u <- decay * u + (1 - decay) * mean |h| * sum |outgoing w|     (Dohare et al. 2024, eq. 1)
         at each update, for the share replacement_rate of the units older than `maturity` with the
-        smallest u: draw new incoming weights, set outgoing weights to 0
+        smallest u / (1 - decay^age): draw new incoming weights, set outgoing weights to 0
 
-    Replacing a unit changes the network's outputs by at most the unit's contribution. A unit must
-    lie between two linear layers with only an activation between them, and nothing else may read
-    it. Layers that are frozen or were not called are skipped. u is measured every `interval`
-    updates. Adam's moments of the replaced weights are set to 0.
+    The division corrects the bias of a moving average that began at 0 when the unit was new, as in
+    Adam and in the authors' code. Replacing a unit changes the network's outputs by at most the
+    unit's contribution. A unit must lie between two linear layers with only an activation between
+    them, and nothing else may read it. Layers that are frozen or were not called are skipped. u is
+    measured every `interval` updates. Adam's moments of the replaced weights are set to 0.
+
+    Differs from the authors' code: it adds a replaced unit's mean output, times its outgoing
+    weights, to the next layer's bias, and sets Adam's step count of the weights to 0. New weights
+    have the bound of `nn.Linear` instead of Kaiming's.
 
     Memory: two numbers per unit.
 
@@ -68,7 +73,7 @@ class ContinualBackprop(Strategy):
         replacement_rate: Share of the mature units replaced per update, in [0, 1]; 0 is plain
             training. rho in the paper, 1e-4 there.
         maturity: Updates for which a new unit is protected from replacement, 0 or more.
-        decay: Decay of the moving average of a unit's utility per update, in [0, 1].
+        decay: Decay of the moving average of a unit's utility per update, 0 or more and below 1.
         interval: Updates between two measurements of utility, 1 or more.
         seed: Seed for the new weights of replaced units.
 
@@ -92,6 +97,8 @@ class ContinualBackprop(Strategy):
         check_range("replacement_rate", replacement_rate, 0, 1)
         check_range("maturity", maturity, 0)
         check_range("decay", decay, 0, 1)
+        if decay == 1:
+            raise ValueError(f"decay is {decay}, so utilities would never change; lower it")
         check_range("interval", interval, 1)
         self.replacement_rate, self.maturity = replacement_rate, maturity
         self.decay, self.interval = decay, interval
@@ -111,7 +118,8 @@ class ContinualBackprop(Strategy):
     def observe(self, batch: Batch, model: Model) -> None:
         if not self.layers:
             self.layers = self._find(model, batch[:2])
-            for layer, state in zip(self.layers, self.units, strict=False):
+            restored = zip(self.layers, self.units, strict=True) if self.units else ()
+            for layer, state in restored:
                 layer.utility, layer.age = state["utility"].clone(), state["age"].clone()
                 layer.due = state["due"]
 
@@ -144,7 +152,8 @@ class ContinualBackprop(Strategy):
             count = min(int(layer.due), int(mature.sum()))
             if count:
                 layer.due -= count
-                utility = layer.utility.masked_fill(~mature, torch.inf)
+                corrected = layer.utility / (1 - self.decay**layer.age)
+                utility = corrected.masked_fill(~mature, torch.inf)
                 self._replace(layer, utility.topk(count, largest=False).indices, model)
 
     def _replace(self, layer: _Layer, units: Tensor, model: Model) -> None:

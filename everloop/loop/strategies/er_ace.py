@@ -24,8 +24,11 @@ class ERACE(Rehearsal):
     batch's loss, as in the authors' code. Examples are replayed from all tasks, including the
     current one.
 
-    Deviation: task boundaries are not used. Masking and replay start with the second batch; in the
-    authors' code they start with the second task.
+    Differs from the authors' code: the network keeps its last layer; there it is a cosine
+    classifier, 10 cos(w, phi), without a bias. Task boundaries are not used, so masking and replay
+    start with the second batch; there this is an option (task-free), and otherwise they start with
+    the second task. Classes never seen are those without an example so far; there they are those
+    above the largest label seen.
 
     Args:
         strength: Weight of the replay loss, 0 or more; 0 is plain training.

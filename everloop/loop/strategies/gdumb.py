@@ -25,8 +25,10 @@ class GDumb(Rehearsal):
     the learning rate (section 3, "Implementation details": 0.05 to 0.0005, batches of 16). The
     statistics of norms come only from the memory.
 
-    Deviations: the memory keeps a uniform sample of each class instead of its first examples, and
-    cutmix is not used.
+    Differs from the authors' code: the rate falls once over all updates. There it falls within
+    cycles of 1, 2, 4, ... passes, after a pass at a tenth of the rate (warm restarts, Loshchilov &
+    Hutter 2017), in 256 passes. The memory keeps a uniform sample of each class instead of its
+    first examples, and cutmix is not used.
 
     Args:
         epochs: Passes over the memory at each task's end, 0 or more; 0 is plain training.

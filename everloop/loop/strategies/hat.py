@@ -34,7 +34,7 @@ LEAST = 16.0
 """Upper bound of -s e in a soft mask; sigmoid(-16) = 1e-7."""
 
 EXAMPLES = 64
-"""Number of examples for finding used inputs and weights."""
+"""Number of examples in one pass that finds used inputs."""
 
 
 class HAT(Strategy):
@@ -200,11 +200,13 @@ class HAT(Strategy):
         self.learning = False
         self._show(self._now())
         self.units = {name: torch.maximum(self.units[name], a) for name, a in self._now().items()}
-        examples = batches[0][torch.arange(EXAMPLES, device=model.device) % len(batches[0])]
         noise = generator_for(model, self.generator)
-        for name, now in inputs_used(model, examples, self._layers, noise).items():
-            self.inputs[name] = torch.maximum(now, self.inputs.get(name, now))
-        self.used = weights_used(model, examples, self._layers, self.units, self.inputs)
+        for chunk in (chunk for batch in batches for chunk in batch.split(EXAMPLES)):
+            # Few examples are repeated, each time with other noise.
+            examples = chunk[torch.arange(EXAMPLES, device=model.device) % len(chunk)]
+            for name, now in inputs_used(model, examples, self._layers, noise).items():
+                self.inputs[name] = torch.maximum(now, self.inputs.get(name, now))
+        self.used = weights_used(model, batches, self._layers, self.units, self.inputs)
         self.values = {name: w for name, w in snapshot(model).items() if name in self.used}
         self.tasks.end(task, dict(self.e), head(model))
 

@@ -16,6 +16,7 @@ from everloop.loop.model import Model
 from everloop.loop.strategies.base import Effect, Strategy, Traits, check_range
 from everloop.loop.strategies.parts.per_task import PerTask, substituted
 from everloop.loop.strategies.parts.quadratic import restore_weights, snapshot
+from everloop.loop.strategies.parts.unit_masks import weights_reached
 
 
 class PackNet(Strategy):
@@ -99,16 +100,16 @@ class PackNet(Strategy):
         self.ended += 1
         # In control the targets are the policy's outputs, so they are computed before pruning.
         examples = [replace(batch, target=model.targets(batch)) for batch in batches]
-        self._claim(task, model, examples[0])
+        self._claim(task, model, examples)
         self._retrain(model, examples)
         self.tasks.end(task, self.ended, dict(model.module.named_buffers()))
         self._freeze(model)
 
     @torch.no_grad()
-    def _claim(self, task: Task, model: Model, batch: Batch) -> None:
+    def _claim(self, task: Task, model: Model, batches: Sequence[Batch]) -> None:
         """Give the task its share of every weight matrix, and set the other free weights to 0."""
-        with model.evaluating(gradients=True):
-            used, heads = _weights_used(model, batch), _head_rows(task, model, batch)
+        with model.evaluating():
+            used, heads = _weights_used(model, batches), _head_rows(task, model, batches[0])
         for name, p in model.weights().items():
             if name not in used:
                 continue
@@ -187,14 +188,10 @@ class PackNet(Strategy):
             yield
 
 
-def _weights_used(model: Model, batch: Batch) -> set[str]:
+def _weights_used(model: Model, batches: Sequence[Batch]) -> set[str]:
     """Return the names of the weights that affect the outputs; a value head's do not."""
-    weights = model.weights()
-    with torch.enable_grad():
-        found = torch.autograd.grad(
-            model.outputs(batch).sum(), list(weights.values()), allow_unused=True
-        )
-    return {name for name, g in zip(weights, found, strict=True) if g is not None}
+    used = set(weights_reached(model, batches))
+    return {name for name, p in model.weights().items() if p in used}
 
 
 @torch.no_grad()

@@ -32,8 +32,12 @@ class RWalk(Strategy):
     distributions. At a task's end F and s are scaled to at most 1, and s is averaged with the s of
     earlier tasks (section 4.3).
 
-    Deviations: F uses labels sampled from the model; the paper uses those of the data. F uses the
-    first batch of an interval; the authors' code averages over all of its batches.
+    Differs from the authors' code: F is a mean of squared per-example gradients with labels sampled
+    from the model, on the first batch of an interval; there it is the mean over the interval of
+    squared batch gradients with the labels of the data. The distance has the factor 1/2 of eq. 6,
+    which the code leaves out. s is scaled first and then averaged with its past, (past + s) / 2 as
+    in section 4.3; the code adds that mean to its past and scales the sum. Scaling divides by the
+    largest value; the code maps the smallest to 0 as well.
 
     Memory: ten numbers per weight, for any number of tasks.
 

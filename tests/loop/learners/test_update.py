@@ -291,3 +291,12 @@ def test_a_step_without_an_observed_batch_is_refused() -> None:
     learner.loss(batch).backward()  # type: ignore[no-untyped-call]
     with pytest.raises(RuntimeError, match="the optimizer stepped without an observed batch"):
         learner.optimizer.step()
+
+
+def test_an_unfinished_gradient_of_other_weights_is_refused() -> None:
+    learner = vector_learner(nn.Linear(4, 3), 3)
+    learner.updater.step(learner.loss(vector_batch(4, 4, 3)), vector_batch(4, 4, 3), parts=2)
+    state = learner.updater.state_dict()
+    learner.updater.load_state_dict(state)
+    with pytest.raises(ValueError, match="shorter"):
+        learner.updater.load_state_dict(state | {"gradients": state["gradients"][:1]})

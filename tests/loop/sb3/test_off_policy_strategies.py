@@ -179,7 +179,7 @@ def test_a_strategy_adds_the_gradient_of_its_loss(sac: bool, make: Callable[[], 
 @KINDS
 def test_strategies_do_not_draw_from_global_generators(sac: bool) -> None:
     states = []
-    for strategies in ([], [Replay(1.0, 50, 8), LwF(), EWC(1.0), CLEAR(1.0, 1.0, 50, 8)]):
+    for strategies in ([], [Replay(1.0, 50, 8), LwF(), EWC(1.0), CLEAR(1.0, None, 50, 8)]):
         train(make_learner(sac), sac, 3, strategies)
         states.append(random_states())
     assert states[0] == states[1]

@@ -45,6 +45,22 @@ def two_layers() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
 
 
+class Routed(nn.Module):
+    """Two layers; examples with a positive number pass through a third one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.routed, self.last = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, chosen = torch.relu(self.first(x)), (x > 0).any(-1, keepdim=True)
+        if bool(chosen.any()):
+            h = torch.where(chosen, torch.relu(self.routed(h)), h)
+        logits: Tensor = self.last(h)
+        return logits
+
+
 def one_layer(bias: bool = True) -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(4, 3, bias)

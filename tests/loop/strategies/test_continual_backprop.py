@@ -144,6 +144,26 @@ def test_the_least_useful_mature_unit_is_replaced_at_the_given_rate() -> None:
     assert float(strategy.layers[0].age[least]) == 0.0
 
 
+def test_a_young_unit_is_not_replaced_for_its_youth() -> None:
+    """u = (1 - decay^age) times the mean contribution, so units are compared by the quotient."""
+    layers = two_hidden_layers()
+    learner = plain_learner(layers)
+    strategy = ContinualBackprop(1 / 6, maturity=10, decay=0.99, interval=1)
+    batch = vector_batch(8, 4, 3)
+    strategy.observe(batch, learner)
+    layer = strategy.layers[0]
+    h = torch.relu(layers[0](batch.obs["x"][0])).mean(0).float()
+    contribution = (h * layers[2].weight.abs().sum(0).float()).detach()
+    layer.age[:] = torch.tensor([20.0, 400.0, 400.0, 400.0, 400.0, 400.0])
+    layer.utility[:] = (1 - 0.99**layer.age) * contribution
+    least = int(contribution.argmin())
+    assert least != 0
+    assert int(layer.utility.argmin()) == 0, "only because it is young"
+    strategy.layers = [layer]
+    strategy.after_step(batch, learner)
+    assert layer.age.argmin() == least
+
+
 def test_replacing_a_unit_without_effect_preserves_the_outputs() -> None:
     layers = two_hidden_layers()
     learner, batch = plain_learner(layers), vector_batch(8, 4, 3)
@@ -158,3 +178,14 @@ def test_replacing_a_unit_without_effect_preserves_the_outputs() -> None:
     torch.testing.assert_close(learner.outputs(batch).detach(), before, rtol=0, atol=1e-12)
     assert torch.equal(layers[4].weight, frozen)
     assert strategy.layers[0].age.tolist().index(0.0) == 1
+
+
+def test_a_state_of_another_number_of_layers_is_refused() -> None:
+    learner, batch = plain_learner(two_hidden_layers()), vector_batch(8, 4, 3)
+    strategy = ContinualBackprop()
+    strategy.observe(batch, learner)
+    state = strategy.state_dict()
+    assert len(state["units"]) == 2
+    strategy.load_state_dict(state | {"units": state["units"][:1]}, learner)
+    with pytest.raises(ValueError, match="shorter"):
+        strategy.observe(batch, learner)

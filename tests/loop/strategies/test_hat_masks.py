@@ -17,8 +17,9 @@ from hat_helpers import (
 from loop_helpers import (
     FlatNet,
     update,
+    vector_batch,
 )
-from strategy_helpers import Named
+from strategy_helpers import Named, Routed
 from torch import Tensor, nn
 
 from everloop.loop import HAT, Batch, Categorical, Learner
@@ -265,3 +266,19 @@ def test_shared_weights_get_no_mask_and_belong_to_the_first_task() -> None:
     )
     assert set(hat.e) == {"layers.4"}
     assert all(bool(hat.used[f"layers.{name}"].all()) for name in ("0.weight", "0.bias", "2.bias"))
+
+
+def test_inputs_and_weights_are_found_in_all_batches() -> None:
+    """Only the last of many examples passes through one of the layers."""
+    torch.manual_seed(0)
+    learner, hat = TaskAwareLearner(FlatNet(Routed(), "x").double(), Categorical(3)), quick_hat()
+    learner.attach([hat])
+    hat.begin_task(Named(0), learner)
+    plain, routed = vector_batch(5, 4, 3), vector_batch(300, 4, 3, seed=1)
+    plain.obs["x"].clamp_(max=0.0)
+    routed.obs["x"][0, :-1].clamp_(max=0.0)
+    routed.obs["x"][0, -1] = 1.0
+    hat.end_task(Named(0), [plain, routed], learner)
+    i, j = hat.units["layers.routed"], hat.units["layers.first"]
+    assert torch.equal(hat.inputs["layers.routed"], j)
+    assert torch.equal(hat.used["layers.routed.weight"], torch.minimum(i[:, None], j))

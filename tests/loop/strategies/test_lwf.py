@@ -35,6 +35,7 @@ from everloop.loop import (
     LwF,
     SupervisedLearner,
     TokenCategorical,
+    attach,
 )
 
 INPUTS = 3
@@ -289,6 +290,27 @@ def test_the_teacher_is_the_network_at_the_last_tasks_end() -> None:
     assert lwf.teacher.module is not None
     assert same(weights(lwf.teacher.module), weights(then))
     assert not same(weights(lwf.teacher.module), weights(learner.module))
+
+
+@pytest.mark.parametrize("attached", [False, True], ids=["our learner", "attached"])
+def test_the_teacher_is_in_evaluation_mode(attached: bool) -> None:
+    """Right after a task its outputs are those of the network without dropout."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(INPUTS, 40), nn.Dropout(0.5), nn.Linear(40, CLASSES)).double()
+    optimizer = torch.optim.SGD(layers.parameters(), lr=0.1)
+    learner: Any = (
+        attach([], layers, optimizer)
+        if attached
+        else FixedLearner(FlatNet(layers, "x"), Categorical(CLASSES), optimizer)
+    )
+    lwf, batch = LwF(), labelled([0, 1, 2, 3])
+    batch = learner.batch(batch.obs["x"][0], batch.target[0]) if attached else batch  # type: ignore[index]
+    lwf.loss(Forward(batch, learner.forward(batch)), None, learner)
+    lwf.end_task(Named(0), [batch], learner)
+    with learner.evaluating():
+        loss = lwf.loss(Forward(batch, learner.forward(batch)), None, learner)
+    assert loss is not None
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_saved_and_loaded_states_do_not_change_afterwards() -> None:

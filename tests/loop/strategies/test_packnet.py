@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from architecture_helpers import examples, learn_task, task_aware_learner, view_outputs
-from loop_helpers import (
-    stream,
-)
+from loop_helpers import FlatNet, control_learner, plant, stream, vector_batch
+from strategy_helpers import Named, Routed, TaskAgnosticLearner
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier, ConvNet5
 from everloop.envs import ByColumn, Examples, TextStreamVectorEnv
 from everloop.loop import (
+    Categorical,
     PackNet,
     SupervisedLearner,
     Training,
@@ -171,3 +171,29 @@ def test_a_tagging_head_belongs_to_its_task() -> None:
         learner.learn([task], 16)
         packnet.end_task(world.tasks[task], [learner.rollout(world, [task], 4, 0)], learner)
     assert packnet.owner["network.heads.linear.bias"].tolist() == [1, 1, 1, 2, 2, 2]
+
+
+def test_packnet_does_not_prune_a_value_head() -> None:
+    """The outputs that it protects do not depend on it."""
+    world = plant(task_cue=True)
+    learner, packnet = control_learner(world=world), PackNet(0.5, retrain_steps=2)
+    learner.attach([packnet])
+    value = {name for name in learner.weights() if name.startswith("value")}
+    before = {name: learner.weights()[name].detach().clone() for name in value}
+    packnet.end_task(world.tasks[0], [learner.rollout(world, [0], 8, seed=0)], learner)
+    assert value
+    assert all(torch.equal(learner.weights()[name], before[name]) for name in value)
+    assert not value & packnet.owner.keys()
+    assert packnet.owner["head.linear.weight"].eq(0).any()
+
+
+def test_packnet_claims_weights_that_only_later_examples_use() -> None:
+    """They are searched in all batches, in chunks."""
+    learner = TaskAgnosticLearner(FlatNet(Routed(), "x").double(), Categorical(3))
+    packnet = PackNet(0.5, retrain_steps=0)
+    plain, routed = vector_batch(5, 4, 3), vector_batch(300, 4, 3, seed=1)
+    plain.obs["x"].clamp_(max=0.0)
+    routed.obs["x"][0, :-1].clamp_(max=0.0)
+    routed.obs["x"][0, -1] = 1.0
+    packnet.end_task(Named(), [plain, routed], learner)
+    assert "layers.routed.weight" in packnet.owner

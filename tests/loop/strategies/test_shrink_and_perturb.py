@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from attached_helpers import plain_step
 from loop_helpers import (
     distance,
     same,
@@ -45,6 +46,31 @@ def test_shrink_and_perturb_mixes_weights_from_the_second_task_on() -> None:
     for task in (1, 2):  # tasks of one phase: no step in between
         pure.begin_task(learner.world.tasks[task], learner)
     assert distance(weights(learner.module), [0.5 * w for w in then]) < 1e-7
+
+
+class Ones(nn.Linear):
+    """Its initial weights are 1."""
+
+    def reset_parameters(self) -> None:
+        for p in self.parameters():
+            nn.init.ones_(p)
+
+
+def test_fresh_weights_are_added_with_their_sign() -> None:
+    module = Ones(4, 3)
+    for p in module.parameters():
+        nn.init.constant_(p, 0.5)
+    loop = attach(
+        [ShrinkAndPerturb(shrink=0.7, noise=0.2)], module, torch.optim.SGD(module.parameters(), 0.0)
+    )
+    x, y = torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)
+    loop.begin_task(0)
+    loop.observe(x, y)
+    plain_step(module, loop.optimizer, x, y)
+    loop.end_task([(x, y)])
+    loop.begin_task(1)
+    for p in module.parameters():
+        torch.testing.assert_close(p.detach(), torch.full_like(p, 0.7 * 0.5 + 0.2 * 1.0))
 
 
 def test_in_a_foreign_loop_only_the_network_is_copied() -> None:

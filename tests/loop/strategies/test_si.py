@@ -210,6 +210,24 @@ def test_si_importance_is_the_damped_path_integral_summed_over_tasks(
         assert max(float(e.abs().max()) for e in expected) > 1e-3
 
 
+@pytest.mark.parametrize("boundary", ["end", "begin"])
+def test_a_path_counts_once(boundary: str) -> None:
+    """For tasks that end together, and if a task begins again without an end."""
+    learner, strategy = two_vectors(OPTIMIZERS["sgd"]), SI(0.05)
+    learner.attach([strategy])
+    if boundary == "begin":
+        strategy.begin_task(Named(), learner)
+        for _ in range(3):
+            learner.updater.step(linear_loss(learner, SLOPE), UNUSED_BATCH)
+    then, now, _ = learn_linear_task(learner, strategy, SLOPE)
+    if boundary == "end":
+        strategy.end_task(Named(1), [], learner)
+    for name, P in strategy.penalty.precision.items():
+        delta = now[name] - then[name]
+        expected = (-SLOPE[name] * delta).clamp(min=0) / (delta**2 + strategy.damping)
+        torch.testing.assert_close(P, expected)
+
+
 def test_si_gives_no_importance_to_weights_that_went_uphill() -> None:
     learner, strategy = two_vectors(uphill), SI()
     learner.attach([strategy])

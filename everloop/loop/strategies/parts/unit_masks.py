@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,9 +98,27 @@ def inputs_used(
     }
 
 
+CHUNK = 256
+"""Examples in one pass that finds the weights on which the outputs depend."""
+
+
+def weights_reached(model: Model, batches: Sequence[Batch]) -> list[nn.Parameter]:
+    """Return the trained weights on which the outputs for some of the examples depend."""
+    left, reached = list(model.weights().values()), list[nn.Parameter]()
+    with torch.enable_grad(), model.evaluating(gradients=True):
+        for chunk in (chunk for batch in batches for chunk in batch.split(CHUNK)):
+            if not left:
+                break
+            outputs = model.outputs(chunk).sum()
+            found = torch.autograd.grad(outputs, left, allow_unused=True)
+            reached += [p for p, g in zip(left, found, strict=True) if g is not None]
+            left = [p for p, g in zip(left, found, strict=True) if g is None]
+    return reached
+
+
 def weights_used(
     model: Model,
-    examples: Batch,
+    batches: Sequence[Batch],
     layers: Mapping[str, Layer],
     units: Mapping[str, Tensor],
     inputs: Mapping[str, Tensor],
@@ -112,22 +130,15 @@ def weights_used(
 
     Args:
         model: The model.
-        examples: Examples that show on which weights the outputs depend.
+        batches: Examples that show on which weights the outputs depend.
         layers: The hidden layers by name, as `hidden_layers` returns them.
         units: Use of each layer's units in [0, 1], (units,), by the layer's name.
         inputs: Use of each layer's inputs in [0, 1], (inputs,), by the layer's name. The weights of
             layers without an entry are used fully.
     """
-    weights, last = model.weights(), set(model.last_layer().parameters())
-    with torch.enable_grad(), model.evaluating(gradients=True):
-        found = torch.autograd.grad(
-            model.outputs(examples).sum(), list(weights.values()), allow_unused=True
-        )
-    used: dict[Tensor, Tensor] = {
-        p: torch.ones_like(p)
-        for p, g in zip(weights.values(), found, strict=True)
-        if g is not None and p not in last
-    }
+    last = set(model.last_layer().parameters())
+    reached = weights_reached(model, batches)
+    used: dict[Tensor, Tensor] = {p: torch.ones_like(p) for p in reached if p not in last}
     for name, layer in layers.items():
         if name not in inputs or layer.weight not in used:
             continue
@@ -138,4 +149,4 @@ def weights_used(
         used[layer.weight] *= torch.minimum(i[:, None], j).view(*j.shape, *kernel_axes)
         if layer.bias is not None:
             used[layer.bias] *= i
-    return {name: used[p] for name, p in weights.items() if p in used}
+    return {name: used[p] for name, p in model.weights().items() if p in used}
