@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +64,10 @@ EXIT = {
 """Exit status -> its meaning."""
 
 
+PACKAGE = Path(everloop.__file__).parent
+LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+
+
 @dataclass(frozen=True)
 class Listing:
     """The settings of `everloop list`.
@@ -101,9 +107,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return unread()
     except BAD_INPUT as error:
-        return fail(str(error) or type(error).__name__)
+        return fail(described(error))
     except KeyboardInterrupt as stop:
         return stopped(stop)
+
+
+def described(error: BaseException) -> str:
+    """Return the error in one line, with its kind and place if a user's own code raised it."""
+    line = str(error) or type(error).__name__
+    place = None
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        library = any(path.is_relative_to(folder) for folder in LIBRARIES)
+        if path.is_file() and (path.is_relative_to(PACKAGE) or not library):
+            place = path, frame.lineno
+    if place is None or place[0].is_relative_to(PACKAGE):
+        return line
+    return f"{type(error).__name__}: {line} ({place[0].name}, line {place[1]})"
 
 
 def unread() -> int:

@@ -129,17 +129,24 @@ class Experiment:
         return [*self.learner.notes, *before, *self._rounded(), *self._few_updates()]
 
     def _rounded(self) -> list[str]:
-        """Return a line if a task's steps are not a whole number of rollouts."""
-        steps, copies = self.plan.steps[0], self.learner.world.num_envs
-        whole, unit = whole_steps(self.learner, steps), whole_steps(self.learner, 1)
-        if whole == steps or unit == copies:  # a stream fills its last batch
+        """Return a line for each number of steps that is not a whole number of rollouts."""
+        if self.learner.labelled:  # a stream fills its last batch
             return []
-        count = "one rollout" if whole == unit else f"{whole // unit} rollouts"
+        copies, unit = self.learner.world.num_envs, self.learner.unit
         together = " of all tasks together" if len(self.plan.phases[0]) > 1 else ""
-        return [
-            f"steps {steps}{together} is rounded up to {whole}: {count} of {copies} copies x "
-            f"{unit // copies} steps"
-        ]
+        given = {f"steps {steps}{together}": steps for steps in self.plan.steps}
+        if self.scenario.eval_every is not None and self.plan.eval_every < max(self.plan.steps):
+            given[f"eval_every {self.plan.eval_every}"] = self.plan.eval_every
+        lines = []
+        for name, steps in given.items():
+            whole = whole_steps(self.learner, steps)
+            count = "one rollout" if whole == unit else f"{whole // unit} rollouts"
+            if whole != steps:
+                lines.append(
+                    f"{name} is rounded up to {whole}: {count} of {copies} copies x "
+                    f"{unit // copies} step{'' if unit == copies else 's'}"
+                )
+        return lines
 
     def _few_updates(self) -> list[str]:
         """Return a line if a task gets fewer updates than small networks need."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich import progress
 from rich.console import Console
@@ -19,14 +19,7 @@ BAR = range(8, 25)  # possible widths of the bar in columns
 
 def whole_steps(learner: Learner, steps: int) -> int:
     """Return `steps` rounded up to whole batches of a stream or whole rollouts of an algorithm."""
-    model: Any = getattr(learner, "model", None)
-    rollout = (
-        model.n_steps
-        if hasattr(model, "rollout_buffer")
-        else getattr(getattr(model, "train_freq", None), "frequency", 1)
-    )
-    unit: int = rollout * learner.world.num_envs
-    return -(-steps // unit) * unit
+    return -(-steps // learner.unit) * learner.unit
 
 
 class Progress(Callback):

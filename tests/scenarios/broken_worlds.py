@@ -43,3 +43,21 @@ class ExplodingLoss(SplitDigits):
     def learner(self, world: Any, seed: int) -> Any:
         plain = super().learner(world, seed)
         return ExplodingLearner(plain.module, world)
+
+
+@dataclass
+class BrokenWorld(SwitchingPlant):
+    """A mistake in the code of a world."""
+
+    def world(self, split: Any, num_envs: int, seed: int) -> Any:
+        return (
+            super().world(split, num_envs, seed) if split == "train" else np.zeros(3) @ np.ones(2)
+        )
+
+
+@dataclass
+class BadSetting(SwitchingPlant):
+    """A wrong value that the library refuses."""
+
+    def world(self, split: Any, num_envs: int, seed: int) -> Any:
+        return super().world(split, 0, seed)

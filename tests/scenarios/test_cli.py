@@ -361,6 +361,23 @@ def test_nan_stops_the_run_says_where_and_keeps_what_was_logged(
     assert len(events.Scalars(scores[0])) > 1
 
 
+def test_a_mistake_in_the_code_of_a_world_keeps_its_kind_and_place(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal of a value, which says what to do, needs none."""
+    monkeypatch.chdir(HERE)
+    lines = (HERE / "broken_worlds.py").read_text().splitlines()
+    number = next(i for i, line in enumerate(lines, 1) if "np.zeros(3) @" in line)
+    fails(
+        ["run", "broken_worlds:BrokenWorld"],
+        capsys,
+        "error: ValueError: matmul",
+        f"(broken_worlds.py, line {number})",
+    )
+    assert main(["run", "broken_worlds:BadSetting"]) == 2
+    assert capsys.readouterr().err == "everloop: error: num_envs is 0; it must be 1 or more\n"
+
+
 def test_the_module_is_the_same_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "everloop", "run", "nothing"],

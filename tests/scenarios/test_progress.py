@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,7 +54,7 @@ def run_of(result: Result, step: int = 0, phase: int = 0, total: int = 100) -> A
     """Return a stand-in for a run with the attributes that the progress bar reads."""
     tasks = [SimpleNamespace(id=j, name=result.tasks[j]) for j in result.phases[phase]]
     plan = SimpleNamespace(phases=result.phases, steps=[total])
-    learner = SimpleNamespace(world=SimpleNamespace(num_envs=1))
+    learner = SimpleNamespace(unit=1)
     return SimpleNamespace(
         result=result, steps=step, phase=phase, tasks=tasks, plan=plan, learner=learner
     )
@@ -208,20 +209,44 @@ def test_the_total_is_the_number_of_steps_really_made(scenario: Any) -> None:
     assert learned.steps % 32 == 0
 
 
+@dataclass
+class Growing(SwitchingPlant):
+    """Each task has one step more than the one before."""
+
+    def task_steps(self, world: Any, task: int) -> int:
+        return self.steps + task
+
+
 @pytest.mark.parametrize(
-    ("steps", "said"),
+    ("scenario", "said"),
     [
-        (100, ["steps 100 is rounded up to 2048: one rollout of 32 copies x 64 steps"]),
-        (2049, ["steps 2049 is rounded up to 4096: 2 rollouts of 32 copies x 64 steps"]),
-        (4096, []),
+        (
+            SwitchingPlant(steps=100, **SMALL),
+            ["steps 100 is rounded up to 2048: one rollout of 32 copies x 64 steps"],
+        ),
+        (
+            SwitchingPlant(steps=2049, **SMALL),
+            ["steps 2049 is rounded up to 4096: 2 rollouts of 32 copies x 64 steps"],
+        ),
+        (SwitchingPlant(steps=4096, **SMALL), []),
+        (
+            Growing(steps=2048, **SMALL),
+            ["steps 2049 is rounded up to 4096: 2 rollouts of 32 copies x 64 steps"],
+        ),
+        (
+            SwitchingPlant(steps=4096, **SMALL | {"eval_every": 3000}),
+            ["eval_every 3000 is rounded up to 4096: 2 rollouts of 32 copies x 64 steps"],
+        ),
+        (
+            SwitchingPlant(algorithm="sac", steps=100, **SMALL),
+            ["steps 100 is rounded up to 128: 4 rollouts of 32 copies x 1 step"],
+        ),
     ],
+    ids=["one", "two", "none", "later task", "evaluation", "sac"],
 )
-def test_steps_that_are_rounded_up_are_noted(steps: int, said: list[str]) -> None:
-    assert [
-        note
-        for note in Experiment(SwitchingPlant(steps=steps, **SMALL)).notes
-        if "rounded up" in note
-    ] == said
+def test_steps_that_are_rounded_up_are_noted(scenario: Any, said: list[str]) -> None:
+    notes = Experiment(scenario).notes
+    assert [note for note in notes if "rounded up" in note] == said
     assert not any("rounded up" in note for note in Experiment(SplitDigits(epochs=1)).notes)
 
 

@@ -89,6 +89,11 @@ class Learner(Accompanied):
         while self.advance():
             pass
 
+    @property
+    def unit(self) -> int:
+        """World steps of one `advance`; a phase takes whole units."""
+        return self.world.num_envs
+
     def updates(self, steps: int) -> int | None:
         """Return the number of optimizer steps in a phase of `steps` world steps.
 

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.dqn.policies import DQNPolicy
 from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
@@ -281,6 +282,12 @@ class OffPolicyLearner(SB3Base):
     def load_position(self, state: Mapping[str, Any]) -> None:
         super().load_position(state)
         restore(self.model.replay_buffer, state["buffer"])
+
+    @property
+    def unit(self) -> int:
+        freq = self.model.train_freq
+        in_steps = freq.unit is TrainFrequencyUnit.STEP  # else in episodes, whose length is unknown
+        return int(freq.frequency if in_steps else 1) * self.world.num_envs
 
     def _collect(self) -> Batch:
         model = self.model

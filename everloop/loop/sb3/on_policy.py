@@ -353,10 +353,13 @@ class SB3Learner(SB3Base):
     def _report(self) -> None:
         self.model.dump_logs(self.model.num_timesteps // (self.model.n_steps * self.world.num_envs))
 
+    @property
+    def unit(self) -> int:
+        return int(self.model.n_steps) * self.world.num_envs
+
     def updates(self, steps: int) -> int:
-        rollout = int(self.model.n_steps) * self.world.num_envs
-        rollouts = -(-steps // rollout)
-        minibatches = -(-rollout // int(self.model.batch_size))
+        rollouts = -(-steps // self.unit)
+        minibatches = -(-self.unit // int(self.model.batch_size))
         return rollouts * int(self.model.n_epochs) * minibatches
 
     def rollout_batch(self) -> Batch:
