@@ -221,7 +221,8 @@ class Strategy:
 
         Args:
             batch: The batch that the task loss was computed on: on a stream the augmented batch, in
-                control a minibatch. If gradients are accumulated, the last batch of the step.
+                control a minibatch, whose examples have `sequence_length` steps. If gradients are
+                accumulated, the last batch of the step.
             model: The model that is updated.
         """
 

@@ -17,6 +17,7 @@ from everloop.loop.strategies.parts.per_task import PerTask, head
 from everloop.loop.strategies.parts.quadratic import restore_weights, snapshot
 from everloop.loop.strategies.parts.rng import generator_for
 from everloop.loop.strategies.parts.unit_masks import (
+    CHUNK,
     Layer,
     hidden_layers,
     inputs_used,
@@ -34,7 +35,7 @@ LEAST = 16.0
 """Upper bound of -s e in a soft mask; sigmoid(-16) = 1e-7."""
 
 EXAMPLES = 64
-"""Number of examples in one pass that finds used inputs."""
+"""Least number of examples in a pass that finds used inputs."""
 
 
 class HAT(Strategy):
@@ -201,9 +202,10 @@ class HAT(Strategy):
         self._show(self._now())
         self.units = {name: torch.maximum(self.units[name], a) for name, a in self._now().items()}
         noise = generator_for(model, self.generator)
-        for chunk in (chunk for batch in batches for chunk in batch.split(EXAMPLES)):
+        for chunk in (chunk for batch in batches for chunk in batch.split(CHUNK)):
             # Few examples are repeated, each time with other noise.
-            examples = chunk[torch.arange(EXAMPLES, device=model.device) % len(chunk)]
+            count = max(len(chunk), EXAMPLES)
+            examples = chunk[torch.arange(count, device=model.device) % len(chunk)]
             for name, now in inputs_used(model, examples, self._layers, noise).items():
                 self.inputs[name] = torch.maximum(now, self.inputs.get(name, now))
         self.used = weights_used(model, batches, self._layers, self.units, self.inputs)

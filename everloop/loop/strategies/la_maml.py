@@ -40,7 +40,7 @@ class LaMAML(Rehearsal):
     Differs from the authors' code: the gradients of the look-ahead steps, of the weights and of a
     are not clipped. The code clips each to 2 by default. Tasks share one head.
 
-    Memory: one number per weight, besides the examples.
+    Memory: one number per weight, besides the examples; two if the optimizer is not SGD.
 
     Args:
         strength: Share of the method's gradient, in [0, 1]; 1 is the method, 0 is plain training.
@@ -58,7 +58,7 @@ class LaMAML(Rehearsal):
     name = "la_maml"
     effects = frozenset({Effect.REPLACES_LOSS})
     traits: ClassVar[Traits] = Traits(
-        boundaries=False, examples=True, copies=1, class_incremental=True, control=False
+        boundaries=False, examples=True, copies=2, class_incremental=True, control=False
     )
     comes_last = True
     state = ("rates",)
@@ -137,7 +137,8 @@ class LaMAML(Rehearsal):
 
     def edit_gradients(self, batch: Batch, model: Model) -> None:
         self.rates |= self._learned
-        self._before = snapshot(model)
+        if not isinstance(model.optimizer, torch.optim.SGD):
+            self._before = snapshot(model)
 
     @torch.no_grad()
     def after_step(self, batch: Batch, model: Model) -> None:

@@ -75,6 +75,11 @@ class LwF(Strategy):
     def check(self, model: Model) -> None:
         if model.sequence_length > 1:
             raise ValueError("lwf distils single steps; for a recurrent network use replay")
+        if self.outputs == "all" and model.classes is None:
+            raise ValueError(
+                "outputs is 'all', but without classes all outputs are distilled anyway; leave it "
+                "out"
+            )
         if not model.likelihood.discrete and self.temperature != TEMPERATURE:
             raise ValueError(
                 f"temperature is {self.temperature}, but only classes and discrete actions have "

@@ -75,6 +75,8 @@ def test_a_setting_that_would_do_nothing_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match=r"^temperature is 3.0, but only classes and discrete "):
         control_learner().attach([LwF(temperature=3.0)])
     off_policy_learner(sac=False).attach([LwF(temperature=3.0)])
+    with pytest.raises(ValueError, match=r"^outputs is 'all', but without classes all outputs"):
+        control_learner().attach([LwF(outputs="all")])
     with pytest.raises(ValueError, match=r"^alpha and alpha_lr are 0, so nothing would be learned"):
         LaMAML(alpha=0.0, alpha_lr=0.0)
 

@@ -99,7 +99,7 @@ def inputs_used(
 
 
 CHUNK = 256
-"""Examples in one pass that finds the weights on which the outputs depend."""
+"""Examples in one pass that finds used inputs and weights."""
 
 
 def weights_reached(model: Model, batches: Sequence[Batch]) -> list[nn.Parameter]:
