@@ -245,7 +245,15 @@ class StreamScenario(Scenario):
             else own_network(self.network, world, heads)
         )
         module = module.to(self.training.find_device())
-        return SupervisedLearner(module, world, self.training, self.make_optimizer(module))
+        learner = SupervisedLearner(module, world, self.training, self.make_optimizer(module))
+        classes = [task.params.get("classes") for task in world.tasks]
+        alike = classes[0] is not None and all(names == classes[0] for names in classes)
+        if self.scenario_type == "class" and alike and len(classes) > 1:
+            learner.notes = [
+                *learner.notes,
+                "all tasks have the same classes, so scenario_type class is the same as domain",
+            ]
+        return learner
 
     def make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer of the module's weights."""

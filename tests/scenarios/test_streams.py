@@ -74,6 +74,17 @@ def test_every_stream_runs(name: str, kind: str, data: Path) -> None:
     assert result["anytime_score"] is not None
 
 
+@pytest.mark.parametrize(("name", "noted"), [("domain-sentiment", True), ("split-mnist", False)])
+def test_class_incremental_learning_of_the_same_classes_is_noted(
+    name: str, noted: bool, data: Path
+) -> None:
+    made: Any = SCENARIOS[name]
+    for kind in ("class", "domain"):
+        notes = made(scenario_type=kind).build(0)[0].notes
+        said = any("scenario_type class is the same as domain" in note for note in notes)
+        assert said == (noted and kind == "class")
+
+
 @pytest.mark.parametrize(
     ("name", "tasks", "classes"),
     [
@@ -91,7 +102,10 @@ def test_every_stream_runs(name: str, kind: str, data: Path) -> None:
 def test_the_number_of_classes_depends_on_the_scenario_type(
     name: str, tasks: list[str], classes: int, data: Path
 ) -> None:
-    """Class-incremental learning has the classes of all tasks, the other types those of one."""
+    """Class-incremental learning has the classes of all tasks, the other types those of one.
+
+    Domains of the same classes have only these.
+    """
     options = {"data": str(data / "imagenet"), "side": 8} if name == "split-imagenet256" else {}
     if name == "domain-text":
         options = {"folders": [str(data / "own" / "news"), str(data / "own" / "social")]}
@@ -102,7 +116,8 @@ def test_the_number_of_classes_depends_on_the_scenario_type(
     }
     assert [task.name for task in worlds["class"].tasks] == tasks
     assert worlds["domain"].single_action_space.n == worlds["task"].single_action_space.n == classes
-    together = 5 if name == "domain-newsgroups" else classes * len(tasks)
+    alike = {"domain-newsgroups": 5, "domain-sentiment": 2, "domain-text": 2}
+    together = alike.get(name, classes * len(tasks))
     assert worlds["class"].single_action_space.n == together
     assert ["cue" in worlds[kind].single_observation_space.spaces for kind in worlds] == [
         False,
