@@ -239,6 +239,6 @@ def test_an_environment_without_the_world_interface_is_refused() -> None:
     learner, evaluation = setting("stream")
     with pytest.raises(
         ValueError,
-        match="VectorWrapper hides that it wraps a world; use .*TaskVectorWrapper",
+        match=r"VectorWrapper hides that it wraps a world; use .*TaskVectorWrapper",
     ):
         Run(learner, plan(), VectorWrapper(evaluation))
