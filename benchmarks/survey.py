@@ -1,9 +1,10 @@
 """Every strategy with its default settings, in every scenario type: `python benchmarks/survey.py`.
 
-Runs `everloop run split-digits`, as for a user who names a strategy and sets nothing else. Prints
-the table of docs/results.md: the average accuracy in % after the last task, as the mean over the
-seeds and the value of each seed; a dash if the strategy refuses. Runs are made `--jobs` at a time
-with one thread each. Runs that the folder `--out` already holds are not repeated.
+Runs `everloop run split-digits`, as for a user who names a strategy and sets nothing else; only
+Reptile and MAML must be told their tasks, here all of them. Prints the table of docs/results.md:
+the average accuracy in % after the last task, as the mean over the seeds and the value of each
+seed; a dash if the strategy refuses. Runs are made `--jobs` at a time with one thread each. Runs
+that the folder `--out` already holds are not repeated.
 """
 
 import argparse
@@ -18,13 +19,16 @@ TYPES = ["class", "domain", "task"]
 ELSEWHERE = {"clear", "progressive", "growth"}
 """Strategies for control, and for networks with columns or branches."""
 
+TOLD = {name: [f"--{name}.tasks", "[0,1,2,3,4]"] for name in PRETRAINING}
+"""Settings that a strategy refuses to do without."""
+
 NAMES = ["none", *[n for n in (*STRATEGIES, *PRETRAINING) if n not in ELSEWHERE], "joint"]
 
 
 def average(strategies: str, scenario_type: str, seed: int, folder: Path) -> float | None:
     """Return the average accuracy in %, or None if the strategy refuses the scenario."""
     words = ["split-digits", "--scenario-type", scenario_type]
-    words += ["--strategies", strategies, "--seed", str(seed)]
+    words += ["--strategies", strategies, "--seed", str(seed), *TOLD.get(strategies, [])]
     try:
         result = run(words, folder / scenario_type / strategies / str(seed))
     except RuntimeError as refused:
