@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 from gymnasium.vector import VectorWrapper
@@ -238,8 +239,12 @@ def test_the_gradient_norm_is_that_of_the_latest_step(kind: str) -> None:
 
 def test_an_environment_without_the_world_interface_is_refused() -> None:
     learner, evaluation, consolidation = setting("stream")
-    with pytest.raises(
-        ValueError,
-        match="VectorWrapper is not a world: it has no tasks, reference, metric, examples",
+    for world, line in (
+        (
+            gym.make_vec("CartPole-v1"),
+            "CartPole.* is not a world: it has no tasks, reference, metr",
+        ),
+        (VectorWrapper(evaluation), "^VectorWrapper hides that it wraps a world; use everloop"),
     ):
-        Run(learner, plan(), VectorWrapper(evaluation), consolidation)
+        with pytest.raises(ValueError, match=line):
+            Run(learner, plan(), world, consolidation)
