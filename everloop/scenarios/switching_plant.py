@@ -44,8 +44,8 @@ class SwitchingPlant(Scenario):
             own. By default Adam. Its arguments are the settings optimizer.NAME.
         token_size: Features of each token in the agent, a multiple of 4.
         hidden_size: Features of the agent's recurrent memory, 1 or more (recurrent agents only).
-        normalize: Normalise the agent's vectors by their mean and variance in training: none;
-            running, over all tasks so far; or first-task, over the first task only.
+        normalize: Normalise the vectors that the agent sees: none, running or first-task. They are
+            scaled by their mean and variance in training so far, or in the first task only.
         world_seed: Seed for the plants, 0 or more. By default the run's seed.
     """
 

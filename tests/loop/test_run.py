@@ -242,7 +242,7 @@ def test_an_environment_without_the_world_interface_is_refused() -> None:
     for world, line in (
         (
             gym.make_vec("CartPole-v1"),
-            "CartPole.* is not a world: it has no tasks, reference, metr",
+            "CartPole.* is not a world: it has no tasks, refer",
         ),
         (VectorWrapper(evaluation), "^VectorWrapper hides that it wraps a world; use everloop"),
     ):
