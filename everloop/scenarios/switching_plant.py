@@ -47,9 +47,8 @@ class SwitchingPlant(Scenario):
             only).
         token_size: Features of each token in the agent, a multiple of 4.
         hidden_size: Features of the agent's recurrent memory, 1 or more (recurrent agents only).
-        normalize: How to normalise the agent's vectors by their mean and variance: none, running or
-            first-task. running takes them over all training so far, first-task over that of the
-            first task.
+        normalize: Normalise the vectors that the agent sees: none, running or first-task. They are
+            scaled by their mean and variance in training so far, or in the first task only.
         world_seed: Seed for the plants, 0 or more. By default the run's seed.
         fresh_rollouts: Extra steps of each copy at a task's end for strategies, 0 or more. They
             take the place of the task's own experience, also for monitors, and count as steps. A

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 from gymnasium.vector import VectorWrapper
@@ -237,8 +238,12 @@ def test_the_gradient_norm_is_that_of_the_latest_step(kind: str) -> None:
 
 def test_an_environment_without_the_world_interface_is_refused() -> None:
     learner, evaluation = setting("stream")
-    with pytest.raises(
-        ValueError,
-        match=r"VectorWrapper hides that it wraps a world; use .*TaskVectorWrapper",
+    for world, line in (
+        (
+            gym.make_vec("CartPole-v1"),
+            "CartPole.* is not a world: it has no tasks, refer",
+        ),
+        (VectorWrapper(evaluation), "^VectorWrapper hides that it wraps a world; use everloop"),
     ):
-        Run(learner, plan(), VectorWrapper(evaluation))
+        with pytest.raises(ValueError, match=line):
+            Run(learner, plan(), world)
