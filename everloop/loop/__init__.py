@@ -19,11 +19,13 @@ from everloop.loop.learners.supervised import SupervisedLearner
 from everloop.loop.learners.training import Training
 from everloop.loop.learners.update import Updater
 from everloop.loop.likelihood import (
+    Bernoulli,
     Categorical,
     Gaussian,
     Likelihood,
     SquashedGaussian,
     TokenCategorical,
+    UnitGaussian,
     likelihood_for,
 )
 from everloop.loop.memory import MEMORIES, Memory, Reservoir, herding
@@ -99,6 +101,7 @@ __all__ = [
     "STRATEGIES",
     "Attached",
     "Batch",
+    "Bernoulli",
     "Callback",
     "Categorical",
     "ContinualBackprop",
@@ -143,6 +146,7 @@ __all__ = [
     "TokenCategorical",
     "Training",
     "Traits",
+    "UnitGaussian",
     "Updater",
     "World",
     "WorldVecEnv",

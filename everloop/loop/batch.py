@@ -58,17 +58,19 @@ class Batch:
 
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
-        """Join the examples of `batches`. Only observations, starts and targets are kept.
+        """Join the examples of `batches`. Observations, starts, targets and task IDs are kept.
 
         Args:
             batches: Batches of the same number of steps T. The targets are joined only if every
-                batch has them.
+                batch has them, and so are the task IDs.
         """
         targets = [batch.target for batch in batches if batch.target is not None]
+        tasks = [batch.task for batch in batches if batch.task is not None]
         return cls(
             {name: torch.cat([batch.obs[name] for batch in batches], 1) for name in batches[0].obs},
             torch.cat([batch.start for batch in batches], 1),
             torch.cat(targets, 1) if len(targets) == len(batches) else None,
+            task=torch.cat(tasks) if len(tasks) == len(batches) else None,
         )
 
     def split(self, size: int) -> Iterator[Batch]:
