@@ -108,6 +108,7 @@ class Attached(UserNetwork):
     ) -> None:
         super().__init__(module, optimizer, calls, head, likelihood)
         self._inspected = False  # True once the current task's first batch has been checked
+        self._versions: int | None = None  # changes before the task; None if unknown
         self.joining = Joining(self)
 
     def detach(self) -> None:
@@ -138,6 +139,7 @@ class Attached(UserNetwork):
         self.begun.add(task)
         for strategy in self.strategies:
             strategy.begin_task(self.current, self)
+        self.joining.steps, self._versions = 0, self._count_changes()
 
     def observe(self, inputs: Inputs, labels: Tensor) -> None:
         """Announce the batch of the next forward pass and optimizer steps.
@@ -163,6 +165,10 @@ class Attached(UserNetwork):
         for strategy in self.strategies:
             strategy.observe(batch, self)
 
+    def _count_changes(self) -> int:
+        """Return how often weights were changed in place so far."""
+        return sum(p._version for p in self.weights().values())
+
     def late_forwards(self) -> Sequence[Forward]:
         return self.joining.late()
 
@@ -179,11 +185,17 @@ class Attached(UserNetwork):
                 example to estimate which weights matter.
 
         Raises:
-            RuntimeError: If no task has begun.
+            RuntimeError: If no task has begun, or if another optimizer has trained the module.
             ValueError: If there are no examples.
         """
         if self.current is None:
             raise RuntimeError("end_task was called before begin_task")
+        trained = self._versions not in (None, self._count_changes())
+        if self.strategies and trained and not self.joining.steps:
+            raise RuntimeError(
+                f"weights changed in {self.current.name}, but the attached optimizer took no step; "
+                "attach to the optimizer that steps, or call move_to with it"
+            )
         batches = [self.batch(inputs, labels) for inputs, labels in examples]
         if not batches:
             raise ValueError("end_task got no examples; give one batch or more")
@@ -241,6 +253,7 @@ class Attached(UserNetwork):
             ValueError: If the state belongs to other strategies.
         """
         load_states(self.strategies, state["strategies"], self)
+        self._versions = None
         self.steps, self.begun = state["steps"], set(state["begun"])
         self.current = None if state["task"] is None else Task(*state["task"])
 

@@ -29,7 +29,9 @@ class Joining:
         self.missing: list[Batch] = []  # observed, but their losses are not in the gradient yet
         self._latest: Batch | None = None
         self._pending: Batch | None = None  # the batch of a forward pass without a backward pass
-        self._stepped = False
+        self.steps = 0  # optimizer steps seen in the current task
+        self._stepped = False  # True after a step, until the next batch is observed
+        self._unlabelled = False  # True if the module was called without the labels to observe
         self._hooks: list[Any] = []
 
     def watch(self) -> None:
@@ -51,7 +53,7 @@ class Joining:
             self.missing, self._stepped = [], False
         if batch is not None:
             self.missing = [*self.missing, batch][-self.model.accumulate :]
-        self._latest, self._pending = batch, None
+        self._latest, self._pending, self._unlabelled = batch, None, False
 
     def late(self) -> list[Forward]:
         """Return forward passes of the batches whose losses are not in the gradient.
@@ -59,8 +61,15 @@ class Joining:
         Called once in each step, after the loop's backward passes.
 
         Raises:
-            RuntimeError: If a strategy replaces the loop's loss, which is too late now.
+            RuntimeError: If a strategy replaces the loop's loss, which is too late now, or if the
+                module was called without the labels.
         """
+        self.steps += 1
+        if self._unlabelled:
+            raise RuntimeError(
+                f"the module was called without {self.model.label_name!r}, so its batch was not "
+                "observed; call observe before each forward pass"
+            )
         missing, needing = self.missing, [s for s in self.model.strategies if _uses_fresh(s)]
         # The next step may learn from the latest batch again.
         self.missing = [] if self._latest is None else [self._latest]
@@ -81,7 +90,11 @@ class Joining:
         model = self.model
         labels = None if model.label_name is None else kwargs.get(model.label_name)
         training = module.training and torch.is_grad_enabled() and not model.calls.active
-        if labels is None or not training:
+        if model.label_name is None or not training:
+            return
+        if labels is None:
+            # The loop may have called `observe` itself, because it keeps the labels.
+            self._unlabelled = self._stepped
             return
         inputs = {
             name: x

@@ -256,7 +256,7 @@ class Updater:
         if self._batch is None:
             raise RuntimeError(
                 "the optimizer stepped without an observed batch; call begin_task, then observe "
-                "before each forward pass, or detach"
+                "before each forward pass (label_name observes only calls with labels), or detach"
             )
         return self._batch
 
