@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from everloop.contract import NetworkOutput, Task
 from everloop.loop.batch import Batch
 from everloop.loop.learners.calls import Calls, Inputs, Pick
+from everloop.loop.learners.growing import grow_outputs, grow_weights, replaced
 from everloop.loop.learners.joining import Joining
 from everloop.loop.learners.user_network import UserNetwork
 from everloop.loop.likelihood import Likelihood
@@ -108,6 +109,7 @@ class Attached(UserNetwork):
     ) -> None:
         super().__init__(module, optimizer, calls, head, likelihood)
         self._inspected = False  # True once the current task's first batch has been checked
+        self._known: dict[str, nn.Parameter] = {}  # weights when the last task began
         self._versions: int | None = None  # changes before the task; None if unknown
         self.joining = Joining(self)
 
@@ -129,16 +131,25 @@ class Attached(UserNetwork):
             name: The task's name; by default "task-<ID>".
 
         Raises:
-            RuntimeError: If the last task has not ended.
+            RuntimeError: If the last task has not ended, or if the optimizer trains weights that
+                are no longer in the module.
+            ValueError: If a layer has become smaller since the last task.
         """
         if self.current is not None:
             raise RuntimeError(
                 f"task {task} was begun during task {self.current.id}; call end_task first"
             )
+        if gone := replaced(self._known, self):
+            raise RuntimeError(
+                f"the module holds a new {gone[0]}, but the optimizer trains the old one; make a "
+                "new optimizer, and call move_to with it before begin_task"
+            )
+        grow_weights(self.strategies, self)
         self.current, self._inspected = Task(task, name or f"task-{task}"), False
         self.begun.add(task)
         for strategy in self.strategies:
             strategy.begin_task(self.current, self)
+        self._known = self.weights()
         self.joining.steps, self._versions = 0, self._count_changes()
 
     def observe(self, inputs: Inputs, labels: Tensor) -> None:
@@ -157,6 +168,7 @@ class Attached(UserNetwork):
             raise RuntimeError("a batch was observed outside of a task; call begin_task first")
         if not self._inspected:
             self.inspect(inputs, labels)
+            grow_outputs(self.strategies, self.likelihood.size())
             self._inspected = True
         batch = self.batch(inputs, labels)
         self.joining.expect(batch)

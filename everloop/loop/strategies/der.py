@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,7 +56,7 @@ class DER(Rehearsal):
 
     def replay_loss(self, replayed: Forward, model: Model) -> Tensor:
         assert replayed.batch.output is not None
-        return self.strength * F.mse_loss(replayed.output.prediction, replayed.batch.output)
+        return self.strength * _distance(replayed.output.prediction, replayed.batch.output)
 
 
 class DERPlusPlus(DER):
@@ -101,6 +102,11 @@ class DERPlusPlus(DER):
         z, y = replayed.batch.output, replayed.batch.target
         assert z is not None and y is not None  # noqa: PT018
         n, h = self.batch_size, replayed.output.prediction
-        dark = F.mse_loss(h[:, :n], z[:, :n])
+        dark = _distance(h[:, :n], z[:, :n])
         labels = model.loss_of(h[:, n:], y[:, n:])
         return self.strength * dark + self.label_strength * labels
+
+
+def _distance(h: Tensor, z: Tensor) -> Tensor:
+    """Return the mean of (z - h)^2. z is nan where the network had no such output yet."""
+    return F.mse_loss(h, torch.where(z.isnan(), h.detach(), z))
