@@ -63,11 +63,13 @@ from everloop.loop.strategies.si import SI
 from everloop.loop.world import NotFiniteError
 
 if TYPE_CHECKING:
+    from everloop.loop.sb3.attached import attach_sb3
     from everloop.loop.sb3.off_policy import DQNLearner, SACLearner
     from everloop.loop.sb3.on_policy import SB3Learner
     from everloop.loop.sb3.vec_env import WorldVecEnv
 
 _LAZY = {
+    "attach_sb3": "everloop.loop.sb3.attached",
     "DQNLearner": "everloop.loop.sb3.off_policy",
     "SACLearner": "everloop.loop.sb3.off_policy",
     "SB3Learner": "everloop.loop.sb3.on_policy",
@@ -151,6 +153,7 @@ __all__ = [
     "World",
     "WorldVecEnv",
     "attach",
+    "attach_sb3",
     "diagonal_fisher",
     "herding",
     "learning_curves_figure",

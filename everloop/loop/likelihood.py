@@ -249,6 +249,17 @@ class Gaussian(Likelihood):
         return (log_q - log_p + 0.5 * (ratio + shift * shift - 1)).sum(-1)
 
 
+class FreeGaussian(Gaussian):
+    """Diagonal Gaussian whose log standard deviation has no bounds, as in Stable-Baselines3's PPO.
+
+    Outputs (..., 2 * dims) hold the mean, then the log standard deviation.
+    """
+
+    def split(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = torch.split(p, self.dims, -1)
+        return mean, log_std
+
+
 class SquashedGaussian(Gaussian):
     """The policy of SAC: tanh of a diagonal Gaussian, stretched to the range of actions.
 

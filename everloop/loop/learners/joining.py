@@ -70,7 +70,7 @@ class Joining:
                 f"the module was called without {self.model.label_name!r}, so its batch was not "
                 "observed; call observe before each forward pass"
             )
-        missing, needing = self.missing, [s for s in self.model.strategies if _uses_fresh(s)]
+        missing, needing = self.missing, [s for s in self.model.strategies if uses_fresh(s)]
         # The next step may learn from the latest batch again.
         self.missing = [] if self._latest is None else [self._latest]
         self._stepped, self._pending = True, None
@@ -163,6 +163,6 @@ class Joining:
         return joined
 
 
-def _uses_fresh(strategy: Strategy) -> bool:
+def uses_fresh(strategy: Strategy) -> bool:
     """Return True if the strategy may have a loss of the fresh batch."""
     return type(strategy).loss not in (Strategy.loss, Rehearsal.loss)

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from everloop.contract import Output, World
 from everloop.loop.batch import Batch
 from everloop.loop.learners.learner import Learner
+from everloop.loop.sb3.control import Control
 from everloop.loop.sb3.vec_env import WorldVecEnv, pictures
 from everloop.loop.state import packed, restore
-from everloop.loop.strategies.base import Effect, Forward, Strategy
+from everloop.loop.strategies.base import Forward
 
 NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -107,7 +108,7 @@ class _Join(torch.autograd.Function):
         return own, *(x for gradient in ctx.saved_tensors for x in (gradient, None))
 
 
-class SB3Base(Learner):
+class SB3Base(Control, Learner):
     """A network that an algorithm of SB3 trains. The algorithm owns the loop over updates.
 
     Attributes:
@@ -171,37 +172,9 @@ class SB3Base(Learner):
         joined: Tensor = _Join.apply(prediction, *(x for pair in pairs for x in pair))  # type: ignore[no-untyped-call]
         return joined
 
-    def check(self, strategies: Sequence[Strategy]) -> None:
-        super().check(strategies)
-        for strategy in strategies:
-            if strategy.active and Effect.REPLACES_LOSS in strategy.effects:
-                raise ValueError(
-                    f"{strategy.name} replaces the task loss, but the algorithm needs its own; in "
-                    "control use replay"
-                )
-
     def seed(self, seed: int) -> None:
         """Seed torch, numpy, random actions and the world's next reset."""
         self.model.set_random_seed(seed)
-
-    def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the mean of KL(target || outputs) over steps: policy distillation.
-
-        This is the loss of stored examples. SB3 computes the algorithm's own loss.
-        """
-        return self.likelihood.kl(target, outputs).mean()
-
-    def example_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
-        return self.likelihood.kl(target, outputs).sum(0)
-
-    @torch.no_grad()
-    def targets(self, batch: Batch) -> Tensor:
-        """Return the network's current outputs in evaluation mode, (T, B, P)."""
-        with self.evaluating():
-            return self.outputs(batch)
-
-    def observed(self, batch: Batch) -> Tensor | None:
-        return batch.action
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
         self.env.tasks, self.env.steps = tasks, self.steps
