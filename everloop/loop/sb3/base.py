@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from torch import Tensor, nn
 
@@ -27,6 +28,8 @@ from everloop.loop.strategies.base import Forward
 NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 Observations = Mapping[str, Tensor]
+Callbacks = BaseCallback | Callable[..., bool] | list[BaseCallback] | None
+"""What SB3's `learn` takes as `callback`."""
 
 COUNTERS = (
     "num_timesteps",
@@ -138,12 +141,19 @@ class SB3Base(Control, Learner):
         self.world, self.max_grad_norm = world, max_grad_norm
         self.env = WorldVecEnv(world)
 
-    def _adopt(self, model: Any, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def _adopt(
+        self,
+        model: Any,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        callback: Callbacks = None,
+    ) -> None:
         """Use the algorithm `model`, of which strategies see `module` and its `optimizer`."""
         self.model, self.policy = model, model.policy
         self.module, self.optimizer = module, optimizer
         model.set_logger(Logger(None, [Scalars(self)]))
-        self._total, self._callback = 0, model._init_callback(None)
+        self._total, self._callback = 0, model._init_callback(callback)
+        self._stopped = False  # True if a callback has stopped the present phase
         self.attach([])
 
     def _join_losses(
@@ -180,18 +190,25 @@ class SB3Base(Control, Learner):
         self.env.tasks, self.env.steps = tasks, self.steps
         # SB3 resets the world and its schedules here.
         self._total, _ = self.model._setup_learn(steps, self._callback)
+        self._stopped = False
+        self._callback.on_training_start(locals(), globals())
 
     def advance(self) -> int:
         before = self.model.num_timesteps
-        if before >= self._total:
+        if self._stopped or before >= self._total:
             return 0
         collected = self._collect()
-        for strategy in self.strategies:
-            strategy.observe(collected, self)
         steps: int = self.model.num_timesteps - before
-        self._train(steps)
+        if collected is None:
+            self._stopped = True
+        else:
+            for strategy in self.strategies:
+                strategy.observe(collected, self)
+            self._train(steps)
         self.steps += steps
         self._report()
+        if self._stopped or self.model.num_timesteps >= self._total:
+            self._callback.on_training_end()
         return steps
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -222,6 +239,7 @@ class SB3Base(Control, Learner):
         actions = self.model.action_space.np_random.bit_generator.state
         own = {
             "total": self._total,
+            "stopped": self._stopped,
             "counters": counters,
             "episodes": episodes,
             "actions": actions,
@@ -231,7 +249,7 @@ class SB3Base(Control, Learner):
 
     def load_position(self, state: Mapping[str, Any]) -> None:
         super().load_position(state)
-        self._total = state["total"]
+        self._total, self._stopped = state["total"], state["stopped"]
         restore(self.model, state["counters"])
         for name, value in state["episodes"].items():
             setattr(self.model, name, deque(value, maxlen=self.model._stats_window_size))
@@ -240,8 +258,11 @@ class SB3Base(Control, Learner):
         self.env.load_state_dict(state["env"])
 
     @abstractmethod
-    def _collect(self) -> Batch:
-        """Act for one rollout. Return its experience, each example once."""
+    def _collect(self) -> Batch | None:
+        """Act for one rollout. Return its experience, each example once.
+
+        None if a callback of SB3 has stopped training.
+        """
 
     @abstractmethod
     def _train(self, steps: int) -> None:

@@ -21,6 +21,7 @@ from everloop.contract import World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.likelihood import Categorical, SquashedGaussian
 from everloop.loop.sb3.base import (
+    Callbacks,
     NetworkFactory,
     Observations,
     OptimizerFactory,
@@ -274,11 +275,11 @@ class OffPolicyLearner(SB3Base):
         restore(self.model.replay_buffer, state["buffer"])
         self._tasks = state["tasks"]
 
-    def _collect(self) -> Batch:
+    def _collect(self) -> Batch | None:
         model = self.model
         self._episodes = model._episode_num
         self.env.taken = []  # the replay buffer does not say which experience is new
-        model.collect_rollouts(
+        rollout = model.collect_rollouts(
             model.env,
             callback=self._callback,
             train_freq=model.train_freq,
@@ -286,8 +287,10 @@ class OffPolicyLearner(SB3Base):
             learning_starts=model.learning_starts,
             replay_buffer=model.replay_buffer,
         )
-        obs, actions = zip(*self.env.taken, strict=True)
-        self.env.taken = None
+        taken, self.env.taken = self.env.taken, None
+        if not rollout.continue_training:
+            return None
+        obs, actions = zip(*taken, strict=True)
         experience = Batch(
             {name: to_tensor(np.stack([o[name] for o in obs]), self.device) for name in obs[0]},
             torch.ones(len(obs), len(actions[0]), dtype=torch.bool, device=self.device),
@@ -339,6 +342,8 @@ class DQNLearner(OffPolicyLearner):
         device: Device of the networks, such as "cpu"; "auto" for a GPU if there is one.
         optimizer: Function from the parameters and `lr` to the optimizer of each network; None for
             torch's Adam.
+        callback: Callback of SB3 or a list of them, as in SB3's `learn`, which takes each phase for
+            one call of it. Their own state is not saved in checkpoints.
 
     Raises:
         ValueError: If the world's actions are not discrete, the network has a memory, or a value
@@ -359,6 +364,7 @@ class DQNLearner(OffPolicyLearner):
         seed: int = 0,
         device: str = "auto",
         optimizer: OptimizerFactory | None = None,
+        callback: Callbacks = None,
     ) -> None:
         super().__init__(world, parameters, max_grad_norm, reset_buffer)
         space = world.single_action_space
@@ -379,7 +385,7 @@ class DQNLearner(OffPolicyLearner):
             device=device,
         )
         adapter: Any = model.policy.q_net
-        self._adopt(model, adapter.network, model.policy.optimizer)
+        self._adopt(model, adapter.network, model.policy.optimizer, callback)
         self._follow(adapter)
 
     def _in_world_units(self, actions: Tensor) -> Tensor:
@@ -408,6 +414,8 @@ class SACLearner(OffPolicyLearner):
         device: Device of the networks, such as "cpu"; "auto" for a GPU if there is one.
         optimizer: Function from the parameters and `lr` to the optimizer of each network; None for
             torch's Adam.
+        callback: Callback of SB3 or a list of them, as in SB3's `learn`, which takes each phase for
+            one call of it. Their own state is not saved in checkpoints.
 
     Raises:
         ValueError: If the world's actions are not a flat Box with finite bounds, the world has a
@@ -425,6 +433,7 @@ class SACLearner(OffPolicyLearner):
         seed: int = 0,
         device: str = "auto",
         optimizer: OptimizerFactory | None = None,
+        callback: Callbacks = None,
     ) -> None:
         super().__init__(world, parameters, max_grad_norm, reset_buffer)
         space, observations = world.single_action_space, world.single_observation_space
@@ -449,7 +458,7 @@ class SACLearner(OffPolicyLearner):
             device=device,
         )
         actor: Any = model.actor
-        self._adopt(model, actor.adapter.network, actor.optimizer)
+        self._adopt(model, actor.adapter.network, actor.optimizer, callback)
         self._follow(actor.adapter)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
