@@ -40,6 +40,34 @@ def call_with(
     return result
 
 
+def frozen_copy_of(module: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
+    """Return a copy of `module` in evaluation mode, without gradients.
+
+    Tensors that a layer computed and keeps, such as weights of `weight_norm` and cached
+    activations, are copied by their value.
+
+    Args:
+        module: The module.
+        memo: What stands in the copy for objects of the original, by their `id`.
+
+    Raises:
+        ValueError: If the module holds something that can't be copied.
+    """
+    known = dict(memo or {})
+    for part in module.modules():
+        for value in vars(part).values():
+            for x in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(x, Tensor) and not x.is_leaf:
+                    known[id(x)] = x.detach().clone()
+    try:
+        return copy.deepcopy(module, known).eval().requires_grad_(False)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"the network can't be copied ({error}); take out what can't be, or use a strategy "
+            "without an old network, such as ewc or replay"
+        ) from error
+
+
 def last_linear(module: nn.Module) -> nn.Linear | None:
     """Return the linear layer that was registered last, value heads aside; None without one."""
     linear = [
@@ -256,7 +284,7 @@ class Model(ABC):
 
     def frozen_copy(self) -> nn.Module:
         """Return a copy of the network that no optimizer will change."""
-        return copy.deepcopy(self.module).eval().requires_grad_(False)
+        return frozen_copy_of(self.module)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -238,7 +237,7 @@ class Attached(UserNetwork):
     def frozen_copy(self) -> nn.Module:
         self.joining.unwatch()  # a copied module's hooks would call a copy of this object
         try:
-            return copy.deepcopy(self.module).eval().requires_grad_(False)
+            return super().frozen_copy()
         finally:
             self.joining.watch()
 

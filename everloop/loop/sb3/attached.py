@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from everloop.contract import NetworkOutput, Output, Task
 from everloop.loop.batch import Batch, subsample
 from everloop.loop.learners.joining import uses_fresh
+from everloop.loop.model import frozen_copy_of
 from everloop.loop.sb3.control import Control
 from everloop.loop.sb3.views import view_of
 from everloop.loop.strategies.base import Forward, Strategy, load_states, states_of
@@ -133,9 +134,7 @@ class AttachedSB3(Control):
 
     def frozen_copy(self) -> nn.Module:
         # SB3's policies hold their optimizer, whose hooks lead to this object and the environment.
-        without_optimizer: dict[int, Any] = {id(self.optimizer): None}
-        copied = copy.deepcopy(self.module, without_optimizer)
-        return copied.eval().requires_grad_(False)
+        return frozen_copy_of(self.module, {id(self.optimizer): None})
 
     def late_forwards(self) -> Sequence[Forward]:
         batch = self.minibatch

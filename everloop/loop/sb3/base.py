@@ -154,6 +154,7 @@ class SB3Base(Control, Learner):
         model.set_logger(Logger(None, [Scalars(self)]))
         self._total, self._callback = 0, model._init_callback(callback)
         self._stopped = False  # True if a callback has stopped the present phase
+        self._started = False  # True once the callback knows that training has started
         self.attach([])
 
     def _join_losses(
@@ -191,9 +192,15 @@ class SB3Base(Control, Learner):
         # SB3 resets the world and its schedules here.
         self._total, _ = self.model._setup_learn(steps, self._callback)
         self._stopped = False
+        self._start_callback()
+
+    def _start_callback(self) -> None:
+        self._started = True
         self._callback.on_training_start(locals(), globals())
 
     def advance(self) -> int:
+        if not self._started:
+            self._start_callback()  # the phase began in another process
         before = self.model.num_timesteps
         if self._stopped or before >= self._total:
             return 0
