@@ -19,12 +19,14 @@ from everloop.loop.learners.supervised import SupervisedLearner
 from everloop.loop.learners.training import Training
 from everloop.loop.learners.update import Updater
 from everloop.loop.likelihood import (
+    Bernoulli,
     Categorical,
     Gaussian,
     Likelihood,
     MultiCategorical,
     SquashedGaussian,
     TokenCategorical,
+    UnitGaussian,
     likelihood_for,
 )
 from everloop.loop.memory import MEMORIES, Memory, Reservoir, herding
@@ -62,11 +64,13 @@ from everloop.loop.strategies.si import SI
 from everloop.loop.world import NotFiniteError
 
 if TYPE_CHECKING:
+    from everloop.loop.sb3.attached import attach_sb3
     from everloop.loop.sb3.off_policy import DQNLearner, SACLearner
     from everloop.loop.sb3.on_policy import SB3Learner
     from everloop.loop.sb3.vec_env import WorldVecEnv
 
 _LAZY = {
+    "attach_sb3": "everloop.loop.sb3.attached",
     "DQNLearner": "everloop.loop.sb3.off_policy",
     "SACLearner": "everloop.loop.sb3.off_policy",
     "SB3Learner": "everloop.loop.sb3.on_policy",
@@ -100,6 +104,7 @@ __all__ = [
     "STRATEGIES",
     "Attached",
     "Batch",
+    "Bernoulli",
     "Callback",
     "Categorical",
     "ContinualBackprop",
@@ -145,10 +150,12 @@ __all__ = [
     "TokenCategorical",
     "Training",
     "Traits",
+    "UnitGaussian",
     "Updater",
     "World",
     "WorldVecEnv",
     "attach",
+    "attach_sb3",
     "diagonal_fisher",
     "herding",
     "learning_curves_figure",

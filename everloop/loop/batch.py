@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -58,17 +59,19 @@ class Batch:
 
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
-        """Join the examples of `batches`. Only observations, starts and targets are kept.
+        """Join the examples of `batches`. Observations, starts, targets and task IDs are kept.
 
         Args:
             batches: Batches of the same number of steps T. The targets are joined only if every
-                batch has them.
+                batch has them, and so are the task IDs.
         """
         targets = [batch.target for batch in batches if batch.target is not None]
+        tasks = [batch.task for batch in batches if batch.task is not None]
         return cls(
-            {name: torch.cat([batch.obs[name] for batch in batches], 1) for name in batches[0].obs},
+            {name: _cat([batch.obs[name] for batch in batches]) for name in batches[0].obs},
             torch.cat([batch.start for batch in batches], 1),
-            torch.cat(targets, 1) if len(targets) == len(batches) else None,
+            _cat(targets, -100) if len(targets) == len(batches) else None,
+            task=torch.cat(tasks) if len(tasks) == len(batches) else None,
         )
 
     @classmethod
@@ -145,6 +148,26 @@ class Batch:
         assert start is not None
         stepwise = {name: tensor(name) for name in STEPWISE}
         return cls(obs, start, **stepwise, task=tensor("task"))  # type: ignore[arg-type]
+
+
+def _cat(parts: Sequence[Tensor], fill: int = 0) -> Tensor:
+    """Join (T, B, ...) along B; shorter ones are filled up at the end of their later axes."""
+    shapes = {part.shape[2:] for part in parts}
+    if len(shapes) > 1:
+        longest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+        parts = [
+            F.pad(
+                part,
+                [
+                    n
+                    for size, have in zip(reversed(longest), reversed(part.shape[2:]), strict=True)
+                    for n in (0, size - have)
+                ],
+                value=fill,
+            )
+            for part in parts
+        ]
+    return torch.cat(list(parts), 1)
 
 
 def subsample(batches: Sequence[Batch], examples: int) -> list[Batch]:

@@ -78,7 +78,7 @@ class Categorical(Likelihood):
         return self.classes
 
     def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
-        logits = self.logits(p).reshape(-1, self.classes)
+        logits = self.logits(p).reshape(-1, p.shape[-1])
         return -F.cross_entropy(logits, x.reshape(-1), reduction="none").reshape(x.shape)
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -100,24 +100,32 @@ class Categorical(Likelihood):
 class TokenCategorical(Likelihood):
     """A class for each of L tokens: logits (..., L * classes), tags int64 (..., L).
 
-    A token without a tag, such as padding, has one below 0 and does not count in log_prob. Entropy
-    and KL can't know these tokens, so they sum over all L. `Model.mean_kl` leaves them out.
+    A token without a tag, such as padding, has one below 0, or `ignore`, and does not count in
+    log_prob. Entropy and KL can't know these tokens, so they sum over all L. `Model.mean_kl` leaves
+    them out.
 
     Args:
         length: L, the number of tokens, 1 or more.
         classes: Number of classes of a token, 1 or more.
+        ignore: One more tag that does not count, such as that of padding.
     """
 
     discrete = True
 
-    def __init__(self, length: int, classes: int) -> None:
-        self.length, self.classes, self.each = length, classes, Categorical(classes)
+    def __init__(self, length: int, classes: int, ignore: int = -100) -> None:
+        self.length, self.classes, self.ignore = length, classes, ignore
+        self.each = Categorical(classes)
+
+    def counts(self, x: Tensor) -> Tensor:
+        """Return True for each token that has a tag, (..., L)."""
+        return (x >= 0) & (x != self.ignore)
 
     def size(self) -> int:
         return self.length * self.classes
 
     def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
-        return self.each.log_prob(self._tokens(p), x.clamp(min=0)).where(x >= 0, 0.0).sum(-1)
+        counts = self.counts(x)
+        return self.each.log_prob(self._tokens(p), x.where(counts, 0)).where(counts, 0.0).sum(-1)
 
     def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.each.sample(self._tokens(p), generator)
@@ -181,6 +189,72 @@ class MultiCategorical(Likelihood):
         return torch.stack(list(terms)).sum(0)
 
 
+class Bernoulli(Likelihood):
+    """P independent yes-or-no labels: logits (..., P), labels (..., P) from 0 to 1.
+
+    Args:
+        labels: P, the number of labels of an example, 1 or more; 1 for binary classification.
+    """
+
+    discrete = True
+
+    def __init__(self, labels: int = 1) -> None:
+        self.labels = labels
+
+    def size(self) -> int:
+        return self.labels
+
+    def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
+        """Return sum of x log sigmoid(p) + (1 - x) log sigmoid(-p), shape (...)."""
+        return -F.binary_cross_entropy_with_logits(p, x.to(p.dtype), reduction="none").sum(-1)
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.bernoulli(torch.sigmoid(p), generator=generator)
+
+    def mode(self, p: Tensor) -> Tensor:
+        return (p > 0).to(p.dtype)
+
+    def entropy(self, p: Tensor) -> Tensor:
+        return -self.log_prob(p, torch.sigmoid(p))
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        x = torch.sigmoid(p)
+        return self.log_prob(p, x) - self.log_prob(q, x)
+
+
+class UnitGaussian(Likelihood):
+    """N(p, 1) for each of P numbers: means p and numbers x, both (..., P).
+
+    Its negative log-likelihood is half the squared error, up to a constant.
+
+    Args:
+        dims: P, the number of numbers of an example, 1 or more.
+    """
+
+    discrete = False
+
+    def __init__(self, dims: int = 1) -> None:
+        self.dims = dims
+
+    def size(self) -> int:
+        return self.dims
+
+    def log_prob(self, p: Tensor, x: Tensor) -> Tensor:
+        return -0.5 * ((x - p).square() + math.log(2 * math.pi)).sum(-1)
+
+    def sample(self, p: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return p + torch.randn(p.shape, generator=generator, device=p.device, dtype=p.dtype)
+
+    def mode(self, p: Tensor) -> Tensor:
+        return p
+
+    def entropy(self, p: Tensor) -> Tensor:
+        return p.new_full(p.shape[:-1], 0.5 * p.shape[-1] * (1 + math.log(2 * math.pi)))
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        return 0.5 * (p - q).square().sum(-1)
+
+
 class Gaussian(Likelihood):
     """Diagonal Gaussian. Outputs (..., 2 * dims) hold the mean, then s.
 
@@ -241,6 +315,17 @@ class ClampedGaussian(Gaussian):
     def split(self, p: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = torch.split(p, self.dims, -1)
         return mean, log_std.clamp(self.LOW, self.HIGH)
+
+
+class FreeGaussian(Gaussian):
+    """Diagonal Gaussian whose log standard deviation has no bounds, as in Stable-Baselines3's PPO.
+
+    Outputs (..., 2 * dims) hold the mean, then the log standard deviation.
+    """
+
+    def split(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = torch.split(p, self.dims, -1)
+        return mean, log_std
 
 
 class SquashedGaussian(ClampedGaussian):

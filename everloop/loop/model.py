@@ -23,6 +23,64 @@ from everloop.loop.tally import Tally
 Weights = Mapping[str, Tensor]
 
 
+class _Bound(nn.Module):
+    """A function of a module, as a module, so that `functional_call` can replace the weights."""
+
+    def __init__(self, module: nn.Module, function: Callable[[nn.Module], Tensor]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self) -> Tensor:
+        return self.function(self.module)
+
+
+def call_with(
+    module: nn.Module, weights: Weights, function: Callable[[nn.Module], Tensor]
+) -> Tensor:
+    """Return `function(module)`, where weights and buffers are replaced by others of their name."""
+    given = {f"module.{name}": value for name, value in weights.items()}
+    result: Tensor = functional_call(_Bound(module, function), given, ())
+    return result
+
+
+def frozen_copy_of(module: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
+    """Return a copy of `module` in evaluation mode, without gradients.
+
+    Tensors that a layer computed and keeps, such as weights of `weight_norm` and cached
+    activations, are copied by their value.
+
+    Args:
+        module: The module.
+        memo: What stands in the copy for objects of the original, by their `id`.
+
+    Raises:
+        ValueError: If the module holds something that can't be copied.
+    """
+    known = dict(memo or {})
+    for part in module.modules():
+        for value in vars(part).values():
+            for x in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(x, Tensor) and not x.is_leaf:
+                    known[id(x)] = x.detach().clone()
+    try:
+        return copy.deepcopy(module, known).eval().requires_grad_(False)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"the network can't be copied ({error}); take out what can't be, or use a strategy "
+            "without an old network, such as ewc or replay"
+        ) from error
+
+
+def last_linear(module: nn.Module) -> nn.Linear | None:
+    """Return the linear layer that was registered last, value heads aside; None without one."""
+    linear = [
+        layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and not name.startswith("value")
+    ]
+    return linear[-1] if linear else None
+
+
 class Model(ABC):
     """A network, its loss and the distribution that its outputs parametrize.
 
@@ -127,13 +185,8 @@ class Model(ABC):
         """
         if weights is None:
             return self.outputs(batch)
-
-        def module(*args: Any, **kwargs: Any) -> Any:
-            return functional_call(self.module, dict(weights), args, kwargs)
-
-        substituted: Any = module
         with self._keeping_activations():
-            return self.forward(batch, substituted).prediction
+            return call_with(self.module, weights, lambda module: self.outputs(batch, module))
 
     @contextmanager
     def _keeping_activations(self) -> Iterator[None]:
@@ -163,14 +216,10 @@ class Model(ABC):
         Raises:
             ValueError: If the network has no linear layer.
         """
-        linear = [
-            layer
-            for name, layer in self.module.named_modules()
-            if isinstance(layer, nn.Linear) and not name.startswith("value")
-        ]
-        if not linear:
+        linear = last_linear(self.module)
+        if linear is None:
             raise ValueError("the network has no linear layer; use one that ends in a linear layer")
-        return linear[-1]
+        return linear
 
     def features(self, batch: Batch) -> Tensor:
         """Return the last layer's input, (B, size) for examples of one step."""
@@ -281,7 +330,7 @@ class Model(ABC):
 
     def frozen_copy(self) -> nn.Module:
         """Return a copy of the network that no optimizer will change."""
-        return copy.deepcopy(self.module).eval().requires_grad_(False)
+        return frozen_copy_of(self.module)
 
     @contextmanager
     def evaluating(self, gradients: bool = False) -> Iterator[None]:

@@ -248,7 +248,8 @@ class Run:
         """Advance the learner once, and do whatever is due before and after it."""
         if self._phase_end is None:
             self._begin_phase()
-        self.learner.advance()
+        if not self.learner.advance():
+            self._phase_end = self.steps  # a callback of SB3 has ended the phase early
         for callback in self.callbacks:
             callback.on_step(self)
         # Callbacks may stop the run or end the phase, both in on_step and in on_evaluation.

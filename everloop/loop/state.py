@@ -13,6 +13,11 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+ARRAY = "array of "
+"""Beginning of the only key of a dict that stands for an array; its dtype follows."""
+
+RAW = np.dtype("V2")  # holds bfloat16, which numpy lacks
+
 
 class Stateful:
     """Base class that saves and restores the attributes named in `state`.
@@ -129,13 +134,59 @@ def pack(value: Any) -> Any:
     return value
 
 
+def without_arrays(value: Any) -> Any:
+    """Return a packed state with tensors in place of arrays, sharing their memory.
+
+    `torch.load(..., weights_only=True)` reads it, unlike one with arrays.
+    """
+    if isinstance(value, np.ndarray):
+        tagged = value.view(np.int16) if value.dtype == RAW else value
+        return {ARRAY + str(value.dtype): torch.from_numpy(tagged)}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: without_arrays(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_arrays(part) for part in value]
+    return value
+
+
+def with_arrays(value: Any) -> Any:
+    """Return the state from which `without_arrays` made `value`."""
+    if isinstance(value, Mapping):
+        if len(value) == 1 and str(key := next(iter(value))).startswith(ARRAY):
+            return value[key].cpu().numpy().view(key.removeprefix(ARRAY))
+        return {key: with_arrays(part) for key, part in value.items()}
+    return [with_arrays(part) for part in value] if isinstance(value, list) else value
+
+
+def move_state(owner: Any, device: torch.device) -> None:
+    """Move the tensors in the declared attributes of `owner` and of its parts to `device`."""
+    for name in declared(type(owner)):
+        value = getattr(owner, name)
+        if isinstance(value, Stateful):
+            move_state(value, device)
+        elif isinstance(value, Tensor | Mapping | list | tuple):
+            setattr(owner, name, _moved(value, device))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _moved(part, device) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(part, device) for part in value)
+    return value
+
+
 def _unpacked(now: Any, packed: Any) -> Any:
     """Return the attribute `now` with the state `packed`.
 
     Generators and objects with a `state_dict` are changed in place; anything else is a copy.
     """
     if isinstance(now, torch.Generator):
-        now.set_state(packed)
+        now.set_state(packed.cpu())
         return now
     if isinstance(now, np.random.Generator):
         now.bit_generator.state = packed

@@ -21,16 +21,19 @@ from torch.distributions import (
     TransformedDistribution,
     kl_divergence,
 )
+from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Categorical as TorchCategorical
 
 from everloop.loop import (
     Batch,
+    Bernoulli,
     Categorical,
     Gaussian,
     Likelihood,
     MultiCategorical,
     SquashedGaussian,
     TokenCategorical,
+    UnitGaussian,
     diagonal_fisher,
     likelihood_for,
 )
@@ -48,8 +51,19 @@ FAMILIES = pytest.mark.parametrize(
         SquashedGaussian([-1.0, 0.0], [1.0, 5.0]),
         TokenCategorical(2, 3),
         MultiCategorical([2, 3]),
+        Bernoulli(3),
+        UnitGaussian(2),
     ],
-    ids=["categorical", "boltzmann", "gaussian", "squashed", "tokens", "choices"],
+    ids=[
+        "categorical",
+        "boltzmann",
+        "gaussian",
+        "squashed",
+        "tokens",
+        "choices",
+        "bernoulli",
+        "unit",
+    ],
 )
 
 
@@ -99,6 +113,24 @@ def test_each_tagged_token_has_a_categorical_likelihood(
     assert torch.equal(likelihood.mode(p), theirs.probs.argmax(-1))
     assert likelihood.sample(p).shape == (*shape, length)
     assert likelihood.size() == length * classes
+
+
+@settings(deadline=None, max_examples=50)
+@given(shape=shapes, dims=sizes, seed=seeds)
+def test_bernoulli_and_unit_gaussian_equal_torchs(
+    shape: tuple[int, ...], dims: int, seed: int
+) -> None:
+    p, q = draw(seed, *shape, dims), draw(seed + 1, *shape, dims)
+    pairs = [
+        (Bernoulli(dims), TorchBernoulli(logits=p), TorchBernoulli(logits=q)),
+        (UnitGaussian(dims), Normal(p, 1.0), Normal(q, 1.0)),
+    ]
+    for likelihood, theirs, other in pairs:
+        x = theirs.sample()
+        torch.testing.assert_close(likelihood.log_prob(p, x), theirs.log_prob(x).sum(-1))
+        torch.testing.assert_close(likelihood.entropy(p), theirs.entropy().sum(-1))
+        torch.testing.assert_close(likelihood.kl(p, q), kl_divergence(theirs, other).sum(-1))
+        assert likelihood.sample(p).shape == likelihood.mode(p).shape == (*shape, dims)
 
 
 @settings(deadline=None, max_examples=50)

@@ -13,6 +13,7 @@ from everloop.loop.learners.update import Updater
 from everloop.loop.model import Model
 from everloop.loop.state import pack
 from everloop.loop.strategies.base import (
+    Forward,
     Strategy,
     check_combination,
     load_states,
@@ -61,7 +62,14 @@ class Accompanied(Model):
         self.strategies = [strategy for strategy in strategies if strategy.active]
         if hasattr(self, "updater"):
             self.updater.detach()
-        self.updater = Updater(self, self.strategies, self.max_grad_norm)
+        self.updater = Updater(self, self.strategies, self.max_grad_norm, self.late_forwards)
+
+    def late_forwards(self) -> Sequence[Forward]:
+        """Return forward passes of fresh batches whose losses are not in the gradient yet.
+
+        Called in each step that other code takes.
+        """
+        return ()
 
     def gradient_norm(self) -> float | None:
         """Return the norm of the gradient in the last optimizer step; None before the first one."""

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everloop.contract import NetworkOutput, Output, Task
+from everloop.contract import NetworkOutput, Task
 from everloop.loop.batch import Batch
-from everloop.loop.learners.accompanied import Accompanied
-from everloop.loop.likelihood import Categorical
+from everloop.loop.learners.calls import Calls, Inputs, Pick
+from everloop.loop.learners.growing import grow_outputs, grow_weights, replaced
+from everloop.loop.learners.joining import Joining
+from everloop.loop.learners.user_network import UserNetwork
+from everloop.loop.likelihood import Likelihood
 from everloop.loop.strategies.base import Forward, Strategy, load_states, states_of
 
-Inputs = Tensor | Mapping[str, Tensor]
 Examples = tuple[Inputs, Tensor]
-ALONE = "input"
-"""Modality name of inputs that are a single tensor."""
 
 
 def attach(
@@ -28,8 +26,11 @@ def attach(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    classes: int | None = None,
-    predict: Callable[[nn.Module, Any], Tensor] | None = None,
+    likelihood: str | Likelihood | None = None,
+    outputs: Pick | None = None,
+    head: str | nn.Linear | None = None,
+    predict: Callable[[nn.Module, Any], Any] | None = None,
+    for_task: Callable[[Any, int], Any] | None = None,
     label_name: str | None = None,
     max_grad_norm: float | None = None,
     accumulate: int = 1,
@@ -51,12 +52,21 @@ def attach(
 
     Args:
         strategies: Strategies in their order of application. Inactive ones are left out.
-        module: A classifier. It takes a tensor (B, ...) or keyword arguments, and returns logits
-            (B, classes) or an object with the attribute `logits`.
+        module: The network. It takes a tensor (B, ...) or keyword arguments.
         optimizer: The optimizer of the module's weights.
-        classes: Number of classes, 1 or more; by default the size of the last linear layer.
-        predict: Function (module, inputs) -> logits (B, classes), for a module that is called in
-            another way.
+        likelihood: What the outputs mean: "categorical" (logits (B, classes), labels int64 (B,)),
+            "bernoulli" (logits and labels from 0 to 1, (B,) or (B, P)), "gaussian" (regression,
+            means and numbers, (B,) or (B, P)), "tokens" (logits (B, L, classes), labels int64
+            (B, L), those below 0 without a label), or a `Likelihood`. None for categorical, which
+            is refused where the network has a single output.
+        outputs: What picks the logits from the module's output: a key, an index, the name of an
+            attribute, or a function (output) -> logits. By default the output is a tensor, or it
+            has `logits`.
+        head: The last layer or its name; by default the linear layer from which the logits come.
+        predict: Function (module, inputs) -> output, for a module that is called in parts or
+            through another method.
+        for_task: Function (inputs, task ID) -> inputs as they look for that task, for a module with
+            a head for each task.
         label_name: Keyword argument through which the module receives labels, as in Hugging Face's
             models. Then the loop need not call `observe`.
         max_grad_norm: Norm to which the gradient is clipped after the strategies, above 0; None for
@@ -68,72 +78,49 @@ def attach(
     Raises:
         ValueError: If a strategy does not work with this model. Nothing has changed then.
     """
-    return Attached(
-        strategies,
-        module,
-        optimizer,
-        classes,
-        predict,
-        label_name,
-        max_grad_norm,
-        accumulate,
-        scaler,
-    )
+    if accumulate < 1:
+        raise ValueError(f"accumulate is {accumulate}; it must be 1 or more")
+    calls = Calls(predict, outputs, for_task)
+    loop = Attached(module, optimizer, calls, _layer_named(module, head), likelihood)
+    loop.label_name, loop.max_grad_norm = label_name, max_grad_norm
+    loop.accumulate, loop.scaler = accumulate, scaler
+    loop.attach(strategies)
+    loop.joining.watch()
+    return loop
 
 
-class Attached(Accompanied):
+class Attached(UserNetwork):
     """Strategies in a user's own training loop; `attach` returns it.
 
     Each row of the inputs is one example.
     """
 
-    labelled = True
+    label_name: str | None = None
+    scaler: torch.amp.GradScaler | None = None
 
     def __init__(
         self,
-        strategies: Sequence[Strategy],
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
-        classes: int | None,
-        predict: Callable[[nn.Module, Any], Tensor] | None,
-        label_name: str | None,
-        max_grad_norm: float | None,
-        accumulate: int,
-        scaler: torch.amp.GradScaler | None,
+        calls: Calls,
+        head: nn.Linear | None,
+        likelihood: str | Likelihood | None,
     ) -> None:
-        if accumulate < 1:
-            raise ValueError(f"accumulate is {accumulate}; it must be 1 or more")
-        self.accumulate, self.scaler = accumulate, scaler
-        self.module, self.optimizer = module, optimizer
-        self.max_grad_norm = max_grad_norm
-        self.predict, self.label_name = predict or _call, label_name
-        self.likelihood = Categorical(
-            self.last_layer().out_features if classes is None else classes
-        )
-        self.current: Task | None = None
-        self._observed: Batch | None = None  # the batch of the next forward pass
-        self._asking = False  # True during a forward pass that is not the loop's own
-        self.attach(strategies)
-        self._watch()
-
-    def _watch(self) -> None:
-        """Hook every forward pass of the module."""
-        self._hooks = [
-            self.module.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            self.module.register_forward_hook(self._after_forward),
-        ]
+        super().__init__(module, optimizer, calls, head, likelihood)
+        self._inspected = False  # True once the current task's first batch has been checked
+        self._known: dict[str, nn.Parameter] = {}  # weights when the last task began
+        self._versions: int | None = None  # changes before the task; None if unknown
+        self.joining = Joining(self)
 
     def detach(self) -> None:
         """Take all hooks off the module and the optimizer."""
         self.updater.detach()
-        for hook in self._hooks:
-            hook.remove()
+        self.joining.unwatch()
 
     def move_to(self, optimizer: torch.optim.Optimizer) -> None:
         """Run the strategies around another optimizer of the same module."""
         self.optimizer = optimizer
         self.attach(self.strategies)
-        self.updater.expect(self._observed)
 
     def begin_task(self, task: int, name: str | None = None) -> None:
         """Begin a task.
@@ -141,32 +128,65 @@ class Attached(Accompanied):
         Args:
             task: The task's ID, 0 or more.
             name: The task's name; by default "task-<ID>".
+
+        Raises:
+            RuntimeError: If the last task has not ended, or if the optimizer trains weights that
+                are no longer in the module.
+            ValueError: If a layer has become smaller since the last task.
         """
-        self.current = Task(task, name or f"task-{task}")
+        if self.current is not None:
+            raise RuntimeError(
+                f"task {task} was begun during task {self.current.id}; call end_task first"
+            )
+        if gone := replaced(self._known, self):
+            raise RuntimeError(
+                f"the module holds a new {gone[0]}, but the optimizer trains the old one; make a "
+                "new optimizer, and call move_to with it before begin_task"
+            )
+        grow_weights(self.strategies, self)
+        self.current, self._inspected = Task(task, name or f"task-{task}"), False
+        self.begun.add(task)
         for strategy in self.strategies:
             strategy.begin_task(self.current, self)
+        self._known = self.weights()
+        self.joining.steps, self._versions = 0, self._count_changes()
 
     def observe(self, inputs: Inputs, labels: Tensor) -> None:
         """Announce the batch of the next forward pass and optimizer steps.
 
         Args:
             inputs: A tensor (B, ...), or tensors by keyword argument.
-            labels: Labels, int64 (B,).
+            labels: Labels in the shape that the likelihood has, with B rows.
 
         Raises:
             RuntimeError: If no task has begun.
+            ValueError: If, in a task's first batch, the labels do not fit the likelihood, or the
+                network can't be called or returns something else than logits.
         """
         if self.current is None:
             raise RuntimeError("a batch was observed outside of a task; call begin_task first")
+        if not self._inspected:
+            self.inspect(inputs, labels)
+            grow_outputs(self.strategies, self.likelihood.size())
+            self._inspected = True
         batch = self.batch(inputs, labels)
-        self._expect(batch)
+        self.joining.expect(batch)
+        self.updater.expect(batch)
         self.steps += len(batch)
         for strategy in self.strategies:
             strategy.observe(batch, self)
 
-    def _expect(self, batch: Batch | None) -> None:
-        self._observed = batch
-        self.updater.expect(batch)
+    def _count_changes(self) -> int:
+        """Return how often weights were changed in place so far."""
+        return sum(p._version for p in self.weights().values())
+
+    def late_forwards(self) -> Sequence[Forward]:
+        return self.joining.late()
+
+    def fresh_forward(self, batch: Batch) -> NetworkOutput:
+        """Return the output for `batch` without changing the network's statistics."""
+        prediction = self.outputs_with(batch, self.copied_buffers())
+        return self.output_of(batch, prediction[0])
 
     def end_task(self, examples: Iterable[Examples]) -> None:
         """End the task.
@@ -176,17 +196,24 @@ class Attached(Accompanied):
                 example to estimate which weights matter.
 
         Raises:
-            RuntimeError: If no task has begun.
+            RuntimeError: If no task has begun, or if another optimizer has trained the module.
             ValueError: If there are no examples.
         """
         if self.current is None:
             raise RuntimeError("end_task was called before begin_task")
+        trained = self._versions not in (None, self._count_changes())
+        if self.strategies and trained and not self.joining.steps:
+            raise RuntimeError(
+                f"weights changed in {self.current.name}, but the attached optimizer took no step; "
+                "attach to the optimizer that steps, or call move_to with it"
+            )
         batches = [self.batch(inputs, labels) for inputs, labels in examples]
         if not batches:
             raise ValueError("end_task got no examples; give one batch or more")
         for strategy in self.strategies:
             strategy.end_task(self.current, batches, self)
-        self._expect(None)
+        self.joining.expect(None)
+        self.updater.expect(None)
         self.current = None
 
     @contextmanager
@@ -198,55 +225,21 @@ class Attached(Accompanied):
             views.enter_context(self.evaluating())
             yield
 
-    def weights(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that the optimizer trains, by name."""
-        trained = {p for group in self.optimizer.param_groups for p in group["params"]}
-        return {name: p for name, p in super().weights().items() if p in trained}
-
-    def batch(self, inputs: Inputs, labels: Tensor) -> Batch:
-        """Return inputs (B, ...) and labels (B,) as a batch of single steps."""
-        obs = inputs if isinstance(inputs, Mapping) else {ALONE: inputs}
-        rows = len(labels)
-        on_device = {name: x.detach().to(self.device)[None] for name, x in obs.items()}
-        start = torch.ones(1, rows, dtype=torch.bool, device=self.device)
-        task = torch.full((rows,), self.current.id if self.current else -1, device=self.device)
-        return Batch(on_device, start, target=labels.detach().to(self.device)[None], task=task)
-
-    def apply(
-        self, module: nn.Module, obs: Mapping[str, Tensor], state: Tensor, start: Tensor
-    ) -> tuple[NetworkOutput, Tensor]:
-        rows = {name: x.flatten(0, 1) for name, x in obs.items()}
-        self._asking = True
-        try:
-            logits = self.predict(module, rows[ALONE] if set(rows) == {ALONE} else rows)
-        finally:
-            self._asking = False
-        return Output(logits.float().unflatten(0, tuple(start.shape))), state  # type: ignore[no-untyped-call]
-
-    def initial_state(self, batch: int) -> Tensor:
-        return torch.zeros(batch, 0, device=self.device)
-
-    def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the mean cross-entropy."""
-        return F.cross_entropy(outputs.flatten(0, 1), target.flatten())
-
-    def example_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
-        return -self.likelihood.log_prob(outputs, target).sum(0)
-
-    def targets(self, batch: Batch) -> Tensor:
-        """Return the labels."""
-        assert batch.target is not None, "a batch of a stream has labels"
-        return batch.target
-
-    def observed(self, batch: Batch) -> Tensor | None:
-        return batch.target
+    def check(self, strategies: Sequence[Strategy]) -> None:
+        for strategy in strategies:
+            if self.calls.for_task is not None and strategy.active and strategy.traits.one_head:
+                raise ValueError(
+                    f"{strategy.name} predicts among the classes of all tasks, with one head; with "
+                    "for_task use replay, derpp or lwf"
+                )
+        super().check(strategies)
 
     def frozen_copy(self) -> nn.Module:
-        for hook in self._hooks:
-            hook.remove()  # a copied module's hooks would call a copy of this object
-        frozen = copy.deepcopy(self.module).eval().requires_grad_(False)
-        self._watch()
-        return frozen
+        self.joining.unwatch()  # a copied module's hooks would call a copy of this object
+        try:
+            return super().frozen_copy()
+        finally:
+            self.joining.watch()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all strategies and the current task.
@@ -254,7 +247,12 @@ class Attached(Accompanied):
         The loop must save the module and the optimizer itself.
         """
         task = None if self.current is None else (self.current.id, self.current.name)
-        return {"steps": self.steps, "task": task, "strategies": states_of(self.strategies)}
+        return {
+            "steps": self.steps,
+            "task": task,
+            "begun": sorted(self.begun),
+            "strategies": states_of(self.strategies),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -266,55 +264,19 @@ class Attached(Accompanied):
             ValueError: If the state belongs to other strategies.
         """
         load_states(self.strategies, state["strategies"], self)
-        self.steps = state["steps"]
+        self._versions = None
+        self.steps, self.begun = state["steps"], set(state["begun"])
         self.current = None if state["task"] is None else Task(*state["task"])
 
-    def _before_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Observe the batch if the module receives the labels."""
-        labels = None if self.label_name is None else kwargs.get(self.label_name)
-        training = module.training and torch.is_grad_enabled() and not self._asking
-        if labels is None or not training:
-            return
-        inputs = {
-            name: x
-            for name, x in kwargs.items()
-            if name != self.label_name and _has_rows(x, len(labels))
-        }
-        self.observe(inputs, labels)
 
-    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Add the gradient of the strategies' losses to the loop's own gradient at the logits."""
-        batch, logits = self._observed, _logits(output)
-        if self._asking or batch is None or not torch.is_grad_enabled():
-            return
-        if not _has_rows(logits, len(batch)) or not logits.requires_grad:
-            return
-        leaf = logits.detach().float()[None].requires_grad_()
-        found = self.updater.fresh_gradients(Forward(batch, Output(leaf)), [leaf])
-        if found is None:
-            return
-        gradient = torch.zeros_like(leaf) if found.outputs[0] is None else found.outputs[0]
-        # The loop scales its own loss by the same factor.
-        scale = (1.0 if self.scaler is None else self.scaler.get_scale()) / self.accumulate
-
-        def joined(own: Tensor) -> Tensor:
-            for w, g in found.weights:
-                w.grad = scale * g if w.grad is None else w.grad + scale * g
-            added: Tensor = scale * gradient[0].to(own.dtype)
-            return added if found.replace else own + added
-
-        logits.register_hook(joined)
-
-
-def _call(module: nn.Module, inputs: Inputs) -> Tensor:
-    logits: Tensor = _logits(module(**inputs) if isinstance(inputs, Mapping) else module(inputs))
-    return logits
-
-
-def _logits(output: Any) -> Any:
-    return getattr(output, "logits", output)
-
-
-def _has_rows(x: Any, rows: int) -> bool:
-    """True for a tensor with a row for each example."""
-    return isinstance(x, Tensor) and x.ndim > 0 and len(x) == rows
+def _layer_named(module: nn.Module, head: str | nn.Linear | None) -> nn.Linear | None:
+    """Return the layer that was given by name or as it is."""
+    layers = dict(module.named_modules())
+    found = layers.get(head) if isinstance(head, str) else head
+    if head is not None and not (isinstance(found, nn.Linear) and found in layers.values()):
+        linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
+        raise ValueError(
+            f"head is {head}, which is no linear layer of the module; choose one of "
+            f"{', '.join(linear) or 'none'}"
+        )
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,12 +49,18 @@ class Updater:
         model: The model whose optimizer is hooked.
         strategies: Strategies in their order of application.
         max_grad_norm: Norm to which the gradient is clipped, above 0; None for no clipping.
+        late: Function that returns, in a step that other code calls, the forward passes of fresh
+            batches whose losses are not in the gradient yet; None if there are never any.
     """
 
     def __init__(
-        self, model: Model, strategies: Sequence[Strategy], max_grad_norm: float | None = None
+        self,
+        model: Model,
+        strategies: Sequence[Strategy],
+        max_grad_norm: float | None = None,
+        late: Callable[[], Sequence[Forward]] | None = None,
     ) -> None:
-        self.model, self.strategies = model, strategies
+        self.model, self.strategies, self.late = model, strategies, late
         self.max_grad_norm = max_grad_norm
         self.parts = 0  # parts of a batch that the gradient holds so far
         self._batch: Batch | None = None  # the batch of the next step
@@ -255,18 +261,21 @@ class Updater:
         if self._batch is None:
             raise RuntimeError(
                 "the optimizer stepped without an observed batch; call begin_task, then observe "
-                "before each forward pass, or detach"
+                "before each forward pass (label_name observes only calls with labels), or detach"
             )
         return self._batch
 
     def _replay(self) -> None:
-        """Add the gradients of the strategies' losses on replayed examples to `.grad`."""
-        losses = []
+        """Add the gradients of the losses on replayed examples and on late ones to `.grad`."""
+        losses: list[Tensor] = []
+        for fresh in () if self.late is None else self.late():
+            losses += [loss / self.model.accumulate for loss in self._losses(fresh, [])[1]]
         for strategy, stored in self.recall():
             replayed = Forward(stored, self.model.forward(stored))
             loss = strategy.loss(None, replayed, self.model)
             if loss is not None:
                 losses.append(loss)
+        losses = [loss for loss in losses if loss.requires_grad]
         if losses:
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 

@@ -52,19 +52,37 @@ class Store:
             rows: Row numbers, (n,).
             items: The examples' fields, each (n, ...).
 
+        Examples may have different lengths (the axes after the first two) if one of the fields is
+        a mask of the observations, `obs.<name with "mask">`. Then all are padded to the longest:
+        with 0, tags with -100, and outputs with nan.
+
         Raises:
             ValueError: If a field has another shape than in the first example stored.
         """
+        masked = any(name.startswith("obs.") and "mask" in name for name in items)
         for name, value in items.items():
+            if masked and name in self.items:
+                value = self._made_equal(name, value)
             if name not in self.items:
                 self.items[name] = _allocate((self.capacity, *value.shape[1:]), value.dtype)
             like = self.items[name].shape[1:]
             if value.shape[1:] != like:
                 raise ValueError(
                     f"{name} has the shape {value.shape[1:]}; it must be {like}, as in the first "
-                    "example stored"
+                    "example stored; for examples of different lengths give a mask among the "
+                    "inputs, such as attention_mask"
                 )
             self.items[name][rows] = value
+
+    def _made_equal(self, name: str, value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return `value` padded to the stored field, after padding this one to `value`."""
+        stored = self.items[name]
+        if stored.ndim != value.ndim or stored.shape[1:2] != value.shape[1:2]:
+            return value
+        longest = np.maximum(stored.shape[1:], value.shape[1:])
+        if (longest > stored.shape[1:]).any():
+            self.items[name] = _padded(stored, longest, name)
+        return _padded(value, longest, name)
 
     def read(self, rows: Rows) -> dict[str, npt.NDArray[Any]]:
         """Return copies of the examples in `rows`."""
@@ -92,6 +110,23 @@ class Store:
         self.items = {}
         if state["items"]:
             self.write(np.arange(self.capacity), state["items"])
+
+
+def padding(name: str, integer: bool) -> float:
+    """Return the value that fills up a field of examples that are shorter than others."""
+    if name == "output":
+        return np.nan
+    return -100 if name == "target" and integer else 0
+
+
+def _padded(value: npt.NDArray[Any], shape: npt.NDArray[np.int64], name: str) -> npt.NDArray[Any]:
+    """Return `value` (n, ...) as (n, *shape), filled up at the end of each axis."""
+    if tuple(shape) == value.shape[1:]:
+        return value
+    wide = _allocate((len(value), *shape), value.dtype)
+    wide[...] = padding(name, value.dtype.kind == "i")
+    wide[tuple(slice(0, n) for n in value.shape)] = value
+    return wide
 
 
 def _allocate(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from torch import Tensor, nn
 
@@ -22,13 +23,16 @@ from everloop.loop.batch import Batch
 from everloop.loop.learners.learner import Learner
 from everloop.loop.learners.reset import check_state, reset_state
 from everloop.loop.learners.shown import Recent
+from everloop.loop.sb3.control import Control
 from everloop.loop.sb3.vec_env import WorldVecEnv, pictures
 from everloop.loop.state import packed, restore
-from everloop.loop.strategies.base import Effect, Forward, Strategy
+from everloop.loop.strategies.base import Forward
 
 NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 Observations = Mapping[str, Tensor]
+Callbacks = BaseCallback | Callable[..., bool] | list[BaseCallback] | None
+"""What SB3's `learn` takes as `callback`."""
 
 COUNTERS = (
     "num_timesteps",
@@ -148,7 +152,7 @@ class _Join(torch.autograd.Function):
         return own, *(x for gradient in ctx.saved_tensors for x in (gradient, None))
 
 
-class SB3Base(Learner):
+class SB3Base(Control, Learner):
     """A network that an algorithm of SB3 trains. The algorithm owns the loop over updates.
 
     Attributes:
@@ -186,14 +190,22 @@ class SB3Base(Learner):
         self.env = WorldVecEnv(world, self.tally)
         self.shown = Recent()
 
-    def _adopt(self, model: Any, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def _adopt(
+        self,
+        model: Any,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        callback: Callbacks = None,
+    ) -> None:
         """Use the algorithm `model`, of which strategies see `module` and its `optimizer`."""
         self.model, self.policy = model, model.policy
         self.module, self.optimizer = module, optimizer
         if self.reset_optimizer:
             self.notes = [*self.notes, *check_state(optimizer)]
         model.set_logger(Logger(None, [Scalars(self)]))
-        self._total, self._callback = 0, model._init_callback(None)
+        self._total, self._callback = 0, model._init_callback(callback)
+        self._stopped = False  # True if a callback has stopped the present phase
+        self._started = False  # True once the callback knows that training has started
         self.attach([])
 
     def _join_losses(
@@ -222,37 +234,9 @@ class SB3Base(Learner):
         joined: Tensor = _Join.apply(prediction, *(x for pair in pairs for x in pair))  # type: ignore[no-untyped-call]
         return joined
 
-    def check(self, strategies: Sequence[Strategy]) -> None:
-        super().check(strategies)
-        for strategy in strategies:
-            if strategy.active and Effect.REPLACES_LOSS in strategy.effects:
-                raise ValueError(
-                    f"{strategy.name} replaces the task loss, but the algorithm needs its own; in "
-                    "control use replay"
-                )
-
     def seed(self, seed: int) -> None:
         """Seed torch, numpy, random actions and the world's next reset."""
         self.model.set_random_seed(seed)
-
-    def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the mean of KL(target || outputs) over steps: policy distillation.
-
-        This is the loss of stored examples. SB3 computes the algorithm's own loss.
-        """
-        return self.likelihood.kl(target, outputs).mean()
-
-    def example_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
-        return self.likelihood.kl(target, outputs).sum(0)
-
-    @torch.no_grad()
-    def targets(self, batch: Batch) -> Tensor:
-        """Return the network's current outputs in evaluation mode, (T, B, P)."""
-        with self.evaluating():
-            return self.outputs(batch)
-
-    def observed(self, batch: Batch) -> Tensor | None:
-        return batch.action
 
     def begin(self, tasks: Sequence[int], steps: int) -> None:
         if self._begin_phase(tasks):
@@ -260,20 +244,33 @@ class SB3Base(Learner):
         self.env.tasks, self.env.steps = tasks, self.steps
         # SB3 resets the world and its schedules here.
         self._total, _ = self.model._setup_learn(steps, self._callback)
+        self._stopped = False
+        self._start_callback()
+
+    def _start_callback(self) -> None:
+        self._started = True
+        self._callback.on_training_start(locals(), globals())
 
     def advance(self) -> int:
+        if not self._started:
+            self._start_callback()  # the phase began in another process
         before = self.model.num_timesteps
-        if before >= self._total:
+        if self._stopped or before >= self._total:
             return 0
         collected = self._collect()
-        self.shown.add(collected, {})
-        self._see(collected)
-        for strategy in self.strategies:
-            strategy.observe(collected, self)
         steps: int = self.model.num_timesteps - before
-        self._train(steps)
+        if collected is None:
+            self._stopped = True
+        else:
+            self.shown.add(collected, {})
+            self._see(collected)
+            for strategy in self.strategies:
+                strategy.observe(collected, self)
+            self._train(steps)
         self.steps += steps
         self._report()
+        if self._stopped or self.model.num_timesteps >= self._total:
+            self._callback.on_training_end()
         return steps
 
     def _reset(self) -> None:
@@ -310,6 +307,7 @@ class SB3Base(Learner):
         actions = self.model.action_space.np_random.bit_generator.state
         own = {
             "total": self._total,
+            "stopped": self._stopped,
             "counters": counters,
             "episodes": episodes,
             "actions": actions,
@@ -319,7 +317,7 @@ class SB3Base(Learner):
 
     def load_position(self, state: Mapping[str, Any]) -> None:
         super().load_position(state)
-        self._total = state["total"]
+        self._total, self._stopped = state["total"], state["stopped"]
         restore(self.model, state["counters"])
         for name, value in state["episodes"].items():
             setattr(self.model, name, deque(value, maxlen=self.model._stats_window_size))
@@ -328,8 +326,11 @@ class SB3Base(Learner):
         self.env.load_state_dict(state["env"])
 
     @abstractmethod
-    def _collect(self) -> Batch:
-        """Act for one rollout. Return its experience, each example once."""
+    def _collect(self) -> Batch | None:
+        """Act for one rollout. Return its experience, each example once.
+
+        None if a callback of SB3 has stopped training.
+        """
 
     @abstractmethod
     def _train(self, steps: int) -> None:

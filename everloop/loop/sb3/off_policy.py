@@ -23,6 +23,7 @@ from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.reset import reset_state
 from everloop.loop.likelihood import Categorical, SquashedGaussian
 from everloop.loop.sb3.base import (
+    Callbacks,
     NetworkFactory,
     Observations,
     OptimizerFactory,
@@ -289,11 +290,11 @@ class OffPolicyLearner(SB3Base):
         in_steps = freq.unit is TrainFrequencyUnit.STEP  # else in episodes, whose length is unknown
         return int(freq.frequency if in_steps else 1) * self.world.num_envs
 
-    def _collect(self) -> Batch:
+    def _collect(self) -> Batch | None:
         model = self.model
         self._episodes = model._episode_num
         self.env.taken = []  # the replay buffer does not say which experience is new
-        model.collect_rollouts(
+        rollout = model.collect_rollouts(
             model.env,
             callback=self._callback,
             train_freq=model.train_freq,
@@ -301,8 +302,10 @@ class OffPolicyLearner(SB3Base):
             learning_starts=model.learning_starts,
             replay_buffer=model.replay_buffer,
         )
-        obs, actions = zip(*self.env.taken, strict=True)
-        self.env.taken = None
+        taken, self.env.taken = self.env.taken, None
+        if not rollout.continue_training:
+            return None
+        obs, actions = zip(*taken, strict=True)
         experience = Batch(
             {name: to_tensor(np.stack([o[name] for o in obs]), self.device) for name in obs[0]},
             torch.ones(len(obs), len(actions[0]), dtype=torch.bool, device=self.device),
@@ -357,6 +360,8 @@ class DQNLearner(OffPolicyLearner):
         optimizer: Function from the parameters and `lr` to the optimizer of each network; None for
             torch's Adam.
         algorithm: `DQN` or a subclass.
+        callback: Callback of SB3 or a list of them, as in SB3's `learn`, which takes each phase for
+            one call of it. Their own state is not saved in checkpoints.
 
     Raises:
         ValueError: If the world's actions are not discrete, the network has a memory, or a value
@@ -379,6 +384,7 @@ class DQNLearner(OffPolicyLearner):
         device: str = "auto",
         optimizer: OptimizerFactory | None = None,
         algorithm: type[DQN] = DQN,
+        callback: Callbacks = None,
     ) -> None:
         check_algorithm(algorithm, (DQN,))
         super().__init__(world, parameters, max_grad_norm, reset_buffer, reset_optimizer)
@@ -400,7 +406,7 @@ class DQNLearner(OffPolicyLearner):
             device=device,
         )
         adapter: Any = model.policy.q_net
-        self._adopt(model, adapter.network, model.policy.optimizer)
+        self._adopt(model, adapter.network, model.policy.optimizer, callback)
         self._follow(adapter)
 
     def _in_network_units(self, actions: Tensor) -> Tensor:
@@ -436,6 +442,8 @@ class SACLearner(OffPolicyLearner):
         optimizer: Function from the parameters and `lr` to the optimizer of each network; None for
             torch's Adam.
         algorithm: `SAC` or a subclass.
+        callback: Callback of SB3 or a list of them, as in SB3's `learn`, which takes each phase for
+            one call of it. Their own state is not saved in checkpoints.
 
     Raises:
         ValueError: If the world's actions are not a flat Box with finite bounds, the world has a
@@ -457,6 +465,7 @@ class SACLearner(OffPolicyLearner):
         device: str = "auto",
         optimizer: OptimizerFactory | None = None,
         algorithm: type[SAC] = SAC,
+        callback: Callbacks = None,
     ) -> None:
         check_algorithm(algorithm, (SAC,))
         super().__init__(world, parameters, max_grad_norm, reset_buffer, reset_optimizer)
@@ -488,7 +497,7 @@ class SACLearner(OffPolicyLearner):
             )
         self._entropy = pack(model.log_ent_coef) if reset_entropy else None  # its initial value
         actor: Any = model.actor
-        self._adopt(model, actor.adapter.network, actor.optimizer)
+        self._adopt(model, actor.adapter.network, actor.optimizer, callback)
         self._follow(actor.adapter)
 
     def _reset(self) -> None:

@@ -21,6 +21,7 @@ from everloop.contract import NetworkOutput, World
 from everloop.loop.batch import Batch
 from everloop.loop.likelihood import likelihood_for
 from everloop.loop.sb3.base import (
+    Callbacks,
     NetworkFactory,
     Observations,
     OptimizerFactory,
@@ -256,6 +257,8 @@ class SB3Learner(SB3Base):
         seed: Seed of SB3's algorithm, 0 or more.
         device: Device of the network, such as "cpu"; "auto" for a GPU if there is one.
         optimizer: Function from the parameters and `lr` to the optimizer; None for torch's Adam.
+        callback: Callback of SB3 or a list of them, as in SB3's `learn`, which takes each phase for
+            one call of it. Their own state is not saved in checkpoints.
 
     Raises:
         ValueError: If the algorithm is another one, `parameters` contains an argument that the
@@ -275,6 +278,7 @@ class SB3Learner(SB3Base):
         seed: int = 0,
         device: str = "auto",
         optimizer: OptimizerFactory | None = None,
+        callback: Callbacks = None,
     ) -> None:
         check_algorithm(algorithm, (PPO, RecurrentPPO))
         self.likelihood = likelihood_for(world.single_action_space)
@@ -305,7 +309,7 @@ class SB3Learner(SB3Base):
             ]
         self._unpadded: Tensor | None = None  # bool, True for real steps of a padded minibatch
         policy: Any = model.policy
-        self._adopt(model, policy.network, policy.optimizer)
+        self._adopt(model, policy.network, policy.optimizer, callback)
         policy.on_evaluated = self._evaluated
         if recurrent:
             self._record_padding()
@@ -339,11 +343,13 @@ class SB3Learner(SB3Base):
         if state["memory"] is not None:
             self.model._last_lstm_states = RecurrentNetworkPolicy._states(state["memory"])
 
-    def _collect(self) -> Batch:
+    def _collect(self) -> Batch | None:
         model = self.model
-        model.collect_rollouts(
+        goes_on = model.collect_rollouts(
             model.env, self._callback, model.rollout_buffer, n_rollout_steps=model.n_steps
         )
+        if not goes_on:
+            return None
         model._update_current_progress_remaining(model.num_timesteps, self._total)
         return self.rollout_batch()
 

@@ -48,7 +48,15 @@ from torch import Tensor
 from everloop.contract import NetworkOutput, Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
-from everloop.loop.state import by_name, declared, packed, unpack_into
+from everloop.loop.state import (
+    by_name,
+    declared,
+    move_state,
+    packed,
+    unpack_into,
+    with_arrays,
+    without_arrays,
+)
 
 
 class Forward(NamedTuple):
@@ -259,9 +267,13 @@ class Strategy:
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the attributes named in `state`.
 
-        A resumed run needs them in addition to the network and the optimizer.
+        A resumed run needs them in addition to the network and the optimizer. The state holds only
+        tensors and plain Python, so that `torch.load` reads it with weights_only.
         """
-        return packed(self, declared(type(self)))
+        return {
+            name: without_arrays(value)
+            for name, value in packed(self, declared(type(self))).items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], model: Model) -> None:
         """Restore a saved state. The strategy must be attached to `model` first.
@@ -269,7 +281,8 @@ class Strategy:
         If the strategy had added weights to the network, they are added again. Load the states of
         the network and the optimizer afterwards, since they contain the values.
         """
-        unpack_into(self, state)
+        unpack_into(self, {name: with_arrays(value) for name, value in state.items()})
+        move_state(self, model.device)
         self._restored(model)
 
     def _restored(self, model: Model) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -110,7 +111,11 @@ class DERPlusPlus(DER):
 
 
 def _dark_loss(stored: Batch, h: Tensor, model: Model) -> Tensor:
-    """Return the mean of (z - h)^2; for tags, over the tokens that have one."""
+    """Return the mean of (z - h)^2; for tags, over the tokens that have one.
+
+    z is nan where the network had no such output yet.
+    """
     z = stored.output
     assert z is not None
-    return model.mean_over_outputs(F.mse_loss(h, z, reduction="none"), stored.target)
+    known = torch.where(z.isnan(), h.detach(), z)
+    return model.mean_over_outputs(F.mse_loss(h, known, reduction="none"), stored.target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -156,10 +155,7 @@ class ICaRL(Strategy):
         free = sorted(set(range(self.capacity)) - taken)
         with model.evaluating():
             features = torch.cat([self._features(model, batch) for batch in batches])
-        items = [
-            replace(batch, action=None, output=None, value=None).to_items() for batch in batches
-        ]
-        together = {name: np.concatenate([item[name] for item in items]) for name in items[0]}
+        together = Batch.join(batches).to_items()
         for label in sorted(new):
             candidates = torch.nonzero(labels == label)[:, 0]
             order = herding(features[candidates], min(share, len(candidates)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from everloop.loop.batch import Batch
 from everloop.loop.learners.nested import NestedOptimizer
@@ -27,9 +27,9 @@ class LaMAML(Rehearsal):
         weights:  w <- w - max(0, a) * mean_k grad L(w_(k+1))
                                       (Gupta et al. 2020, algorithm 1 and eq. 6-8)
 
-    The fresh batch is divided into parts, one for each look-ahead step. L is the loss on the fresh
-    batch and a sample of stored examples, drawn before the batch is stored. The gradients are first
-    order, as in the authors' code.
+    The fresh batch is divided into parts, one for each look-ahead step; with batch norm, of two
+    examples or more. L is the loss on the fresh batch and a sample of stored examples, drawn before
+    the batch is stored. The gradients are first order, as in the authors' code.
 
     The gradient is scaled so that plain gradient descent takes the step above for any learning
     rate. Adam would divide the learned step sizes out again. So an optimizer other than SGD gives
@@ -160,7 +160,7 @@ class LaMAML(Rehearsal):
         meta = [torch.zeros_like(w) for w in fast]
         descent = [torch.zeros_like(w) for w in fast]
         both = batch if stored is None else Batch.join([batch, stored])
-        parts = list(batch.split(-(-len(batch) // self.parts)))
+        parts = _parts(batch, self.parts, _has_batch_norm(model.module))
         buffers = model.copied_buffers()  # the look-ahead must not change the network's statistics
         for part in parts:
             g = _gradient(model, part, dict(zip(names, fast, strict=True)), buffers)
@@ -170,6 +170,26 @@ class LaMAML(Rehearsal):
             torch._foreach_add_(meta, ahead, alpha=1 / len(parts))
             torch._foreach_addcmul_(descent, ahead, path, value=1 / len(parts))
         return meta, descent
+
+
+def _parts(batch: Batch, count: int, normalised: bool) -> list[Batch]:
+    """Divide `batch` into `count` parts; if normalised, into fewer of two examples or more."""
+    size = -(-len(batch) // count)
+    if not normalised or len(batch) < 2:
+        return list(batch.split(size))
+    size = max(size, 2)
+    whole = len(batch) // size * size
+    parts = list(batch[:whole].split(size))
+    if len(batch) - whole == 1:  # a batch norm can't train on one example
+        return [*parts[:-1], batch[whole - size :]]
+    return parts if whole == len(batch) else [*parts, batch[whole:]]
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    return any(
+        isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
+        for layer in module.modules()
+    )
 
 
 def _gradient(

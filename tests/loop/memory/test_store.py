@@ -95,5 +95,23 @@ def test_an_example_of_another_shape_is_refused_with_its_field(shape: tuple[int,
     kept = Store(5)
     kept.write(np.arange(2), {"obs.x": np.zeros((2, 4))})
     message = f"obs.x has the shape {shape}; it must be (4,), as in the first example stored"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}; for examples of d"):
         kept.write(np.arange(2), {"obs.x": np.zeros((2, *shape))})
+
+
+def test_fields_of_masked_examples_are_padded_to_the_longest() -> None:
+    kept = Store(3)
+    for row, length in enumerate((2, 3, 1)):
+        text = {
+            "obs.ids": np.full((1, 1, length), 7),
+            "obs.mask": np.ones((1, 1, length), bool),
+            "target": np.full((1, 1, length), 4),
+            "output": np.full((1, 1, 2 * length), 5.0),
+        }
+        kept.write(np.array([row]), text)
+    found = {name: value[:, 0] for name, value in kept.read(np.arange(3)).items()}
+    mask = np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0]], bool)
+    np.testing.assert_array_equal(found["obs.mask"], mask)
+    np.testing.assert_array_equal(found["obs.ids"], np.where(mask, 7, 0))
+    np.testing.assert_array_equal(found["target"], np.where(mask, 4, -100))
+    np.testing.assert_array_equal(found["output"], np.where(mask.repeat(2, 1), 5.0, np.nan))

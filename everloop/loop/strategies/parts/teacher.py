@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from everloop.loop.model import Model
@@ -48,5 +49,13 @@ class Teacher:
                     "restored; start the run again"
                 )
         self.module = model.frozen_copy()
+        for name, p in list(self.module.named_parameters()):
+            if name in self._weights and p.shape != self._weights[name].shape:
+                # A layer has grown since, in a user's own loop.
+                owner, _, key = name.rpartition(".")
+                smaller = torch.empty_like(self._weights[name], device=p.device, dtype=p.dtype)
+                setattr(
+                    self.module.get_submodule(owner), key, nn.Parameter(smaller, p.requires_grad)
+                )
         self.module.load_state_dict(self._weights)
         self._weights = None
