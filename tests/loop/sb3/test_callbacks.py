@@ -75,7 +75,7 @@ def test_a_callback_that_stops_ends_the_phase_only(kind: str) -> None:
 def test_a_run_goes_on_with_the_next_phase() -> None:
     made = learner(Counter(limit=8))
     plan = Plan([[0], [1]], [64, 64], 64)
-    result = Run(made, plan, plant(), plant()).go()
+    result = Run(made, plan, plant()).go()
     assert made.steps == 16
     assert [evaluation.step for evaluation in result.evaluations if evaluation.ends_phase] == [
         8,
