@@ -57,11 +57,7 @@ def frozen_copy_of(module: nn.Module, memo: Mapping[int, Any] | None = None) -> 
         ValueError: If the module holds something that can't be copied.
     """
     known = dict(memo or {})
-    for part in module.modules():
-        for value in vars(part).values():
-            for x in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(x, Tensor) and not x.is_leaf:
-                    known[id(x)] = x.detach().clone()
+    known |= {id(x): x.detach().clone() for x in _computed(module, set(known))}
     try:
         return copy.deepcopy(module, known).eval().requires_grad_(False)
     except (TypeError, RuntimeError, AttributeError) as error:
@@ -69,6 +65,25 @@ def frozen_copy_of(module: nn.Module, memo: Mapping[int, Any] | None = None) -> 
             f"the network can't be copied ({error}); take out what can't be, or use a strategy "
             "without an old network, such as ewc or replay"
         ) from error
+
+
+def _computed(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Yield the tensors with a graph that an object holds, also in objects inside it."""
+    if id(value) in seen or isinstance(value, type):
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            yield value
+        return
+    if isinstance(value, Mapping):
+        parts = list(value.values())
+    elif isinstance(value, list | tuple | set):
+        parts = list(value)
+    else:
+        parts = list(getattr(value, "__dict__", {}).values())
+    for part in parts:
+        yield from _computed(part, seen)
 
 
 def last_linear(module: nn.Module) -> nn.Linear | None:

@@ -209,8 +209,10 @@ def test_ewc_protects_the_first_tasks_policy() -> None:
 
 
 def test_a_copy_of_a_policy_has_no_optimizer_and_no_environment() -> None:
+    """The policy keeps its latest distribution, whose logits have a graph."""
     model = KINDS["ppo"]()
     loop = attach_sb3([LwF()], model)
+    model.learn(32, callback=loop.callback(0))
     copied: Any = loop.frozen_copy()
     assert copied.optimizer is None
     assert model.policy.optimizer is loop.optimizer

@@ -33,7 +33,7 @@ from stub_helpers import GradientNorms
 from torch import Tensor
 
 from everloop.loop import CLEAR, EWC, LwF, Replay, Strategy, WorldVecEnv
-from everloop.loop.sb3.off_policy import QPolicy, SquashedPolicy
+from everloop.loop.sb3.off_policy_networks import QPolicy, SquashedPolicy
 
 KINDS = pytest.mark.parametrize("sac", [False, True], ids=["dqn", "sac"])
 STRENGTH = 3.0
