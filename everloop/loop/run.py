@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 
 from everloop.contract import Task, World, check_world
@@ -327,6 +328,8 @@ class Run:
         self.samples = []
         for task in self.tasks:
             batches = self._sample(task)
+            if not batches and not self.learner.strategies:
+                continue
             if not batches:
                 raise ValueError(
                     f"no example of task {task.name} was shown while it was trained, so it can't "
@@ -339,7 +342,7 @@ class Run:
 
     def _sample(self, task: Task) -> Sequence[Batch]:
         """Return examples that the world has shown in `task`, or of fresh rollouts."""
-        seed = self.plan.seed + 1 + self.phase
+        seed = int(np.random.SeedSequence([self.plan.seed, self.phase]).generate_state(1)[0])
         if self.rollouts is None or not self.plan.fresh_rollouts:
             return self.learner.shown.sample(task.id, seed)
         batch = self.learner.rollout(self.rollouts, [task.id], self.plan.fresh_rollouts, seed)

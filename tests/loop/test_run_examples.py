@@ -161,7 +161,8 @@ def test_a_boundary_brings_only_what_was_shown_since_the_last_one() -> None:
 
 def test_a_task_without_a_shown_example_is_an_error() -> None:
     learner, evaluation = setting("stream")
-    run = Run(learner, Plan([[0, 1, 2, 3, 4]], [8], FOREVER), evaluation)
+    plain = Plan([[0, 1, 2, 3, 4]], [8], FOREVER)
+    run = Run(learner, plain, evaluation, [Ends()])
     with pytest.raises(ValueError, match=r"^no example of task .* was shown .*; train longer"):
         run.go()
 
