@@ -31,10 +31,11 @@ from everloop.loop.likelihood import (
 )
 from everloop.loop.memory import MEMORIES, Memory, Reservoir, herding
 from everloop.loop.model import Model
+from everloop.loop.plan import Plan
 from everloop.loop.pretraining import MAML, PRETRAINING, Pretraining, Reptile
 from everloop.loop.results.figures import learning_curves_figure, score_matrix_figure
 from everloop.loop.results.result import Evaluation, Result
-from everloop.loop.run import Callback, Plan, Run
+from everloop.loop.run import Callback, Run
 from everloop.loop.strategies import STRATEGIES, Effect, Forward, Strategy, Traits
 from everloop.loop.strategies.agem import AGEM
 from everloop.loop.strategies.clear import CLEAR

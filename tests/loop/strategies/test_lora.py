@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from everloop.agents import MLP, Classifier
 from everloop.loop import EWC, LoRA, SupervisedLearner, attach
-from everloop.loop.run import Plan, Run
+from everloop.loop.plan import Plan
+from everloop.loop.run import Run
 
 
 def test_lora_trains_only_the_adapter_and_the_last_layer() -> None:

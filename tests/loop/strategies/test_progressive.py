@@ -10,7 +10,8 @@ from everloop.agents import ProgressiveMLP
 from everloop.loop import (
     Progressive,
 )
-from everloop.loop.run import Plan, Run
+from everloop.loop.plan import Plan
+from everloop.loop.run import Run
 
 
 def test_a_returning_task_gets_a_new_column_and_leaves_others_unchanged() -> None:
