@@ -28,9 +28,10 @@ class AGEM(Rehearsal):
         strength: Share of the projection that is applied, 0 or more; 0 is plain training. 1 is the
             method as published.
         capacity: Number of examples stored in total, 1 or more.
-        batch_size: Number of stored examples replayed with each update, 1 or more.
+        batch_size: Number of stored examples replayed with each update, 1 or more. The authors'
+            code uses 256.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
-            informative.
+            informative. The authors' code stores equally many examples of each class.
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
     """
 

@@ -27,7 +27,7 @@ class DER(Rehearsal):
 
     Args:
         strength: Alpha, the weight of the loss against stored outputs, 0 or more; 0 is plain
-            training.
+            training. The authors' code uses 0.2 to 1, chosen for each data set.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
@@ -69,9 +69,10 @@ class DERPlusPlus(DER):
     else is as in DER.
 
     Args:
-        strength: Alpha, the weight of the loss against stored outputs, 0 or more.
+        strength: Alpha, the weight of the loss against stored outputs, 0 or more. The authors' code
+            uses 0.1 to 1, chosen for each data set.
         label_strength: Beta, the weight of the loss against stored labels, 0 or more. If both are
-            0, this is plain training.
+            0, this is plain training. The authors' code uses 0.5 or 1.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or

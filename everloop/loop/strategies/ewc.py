@@ -45,7 +45,9 @@ class EWC(Strategy):
     Memory: three numbers per weight, for any number of tasks.
 
     Args:
-        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
+        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training. Tune it: the
+            code of Lopez-Paz & Ranzato (2017) uses 1 to 1000, chosen for each data set. The default
+            was not checked against the paper.
         anchors: Anchors of past tasks: separate (one for each task) or online (the latest one).
             separate is the sum over all tasks. online keeps the latest weights and a decaying sum
             of the Fisher information.

@@ -39,7 +39,8 @@ class KroneckerEWC(Strategy):
     of tasks. If that is too much, use EWC.
 
     Args:
-        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
+        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training. Tune it; the
+            default was not checked against the paper.
         examples: Examples per finished task for estimating the factors, 1 or more.
         seed: Seed for labels or actions sampled from the model.
     """

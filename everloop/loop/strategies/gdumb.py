@@ -31,11 +31,13 @@ class GDumb(Rehearsal):
     first examples, and cutmix is not used.
 
     Args:
-        epochs: Passes over the memory at each task's end, 0 or more; 0 is plain training.
+        epochs: Passes over the memory at each task's end, 0 or more; 0 is plain training. The
+            authors' code uses 256, which takes 8 times as long as 30.
         capacity: Number of examples stored in total, 1 or more.
-        batch_size: Number of stored examples in each update at a task's end, 1 or more.
+        batch_size: Number of stored examples in each update at a task's end, 1 or more. 16 is the
+            paper's.
         learning_rate: Initial learning rate at each task's end, above 0. It falls along a cosine to
-            1 % of this value.
+            1 % of this value. 0.05 is the paper's.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
         seed: Seed for choosing which examples are stored, and for their order, 0 or more.

@@ -38,9 +38,10 @@ class GEM(Rehearsal):
         strength: Share of the projection that is applied, 0 or more; 0 is plain training. 1 is the
             method as published.
         capacity: Number of examples stored in total, 1 or more.
-        batch_size: Number of stored examples of each ended task per update, 1 or more.
+        batch_size: Number of stored examples of each ended task per update, 1 or more. The authors'
+            code uses all of them, 256.
         margin: Minimum weight of each past task's gradient in a projection, 0 or more. A larger
-            margin favours past tasks. The paper uses 0.5.
+            margin favours past tasks. 0 is eq. 11 as printed; the authors' code uses 0.5.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative. The paper uses ring, with equal parts for all tasks.
         seed: Seed for choosing which examples are stored and replayed, 0 or more.
@@ -56,7 +57,7 @@ class GEM(Rehearsal):
         strength: float = 1.0,
         capacity: int = 1000,
         batch_size: int = 64,
-        margin: float = 0.0,
+        margin: float = 0.5,
         memory: str = "ring",
         seed: int = 0,
     ) -> None:

@@ -26,7 +26,8 @@ class Growth(Strategy):
     unchanged. Growth does not prevent forgetting, so combine it with a strategy that does.
 
     Args:
-        units: Hidden units added at a time, 0 or more; 0 is plain training.
+        units: Hidden units added at a time, 0 or more; 0 is plain training. The defaults are our
+            own, since Yoon et al. expand in another way.
         threshold: Mean loss above which the network grows, in nats, 0 or more.
         patience: Batches over which the loss is averaged before each decision, 1 or more.
         limit: Maximum number of times that units are added in a run, 0 or more; 0 is plain

@@ -68,11 +68,14 @@ class HAT(Strategy):
 
     Args:
         masks: Mask the units; false is plain training.
-        s_max: Largest slope of the mask's sigmoid, 1 or more.
-        sparsity: Weight of the penalty on used units, 0 or more. The paper calls it c.
-        rate: Learning rate of the mask embeddings e, above 0. The paper uses that of the weights.
+        s_max: Largest slope of the mask's sigmoid, 1 or more. 400 is the paper's.
+        sparsity: Weight of the penalty on used units, 0 or more. The paper calls it c and uses
+            0.75.
+        rate: Learning rate of the mask embeddings e, above 0. The paper uses that of the weights,
+            initially 0.05.
         period: Number of updates in which the masks become binary, 1 or more. The paper uses an
-            epoch. A task should end with the last update of a period, when its masks are binary.
+            epoch, whose length is unknown here. A task should end with the last update of a period,
+            when its masks are binary.
         seed: Seed for initial mask embeddings, and for the noise that finds unused inputs.
     """
 

@@ -46,8 +46,10 @@ class ICaRL(Strategy):
     Args:
         strength: Share of the method's loss, in [0, 1]; 1 is the method, 0 is plain training.
             Values in between mix the method's loss and the plain loss.
-        capacity: Number of exemplars stored in total, at least one for each class.
-        batch_size: Number of exemplars added to each batch, 1 or more.
+        capacity: Number of exemplars stored in total, at least one for each class. The paper uses
+            2000 for the 100 classes of CIFAR-100.
+        batch_size: Number of exemplars added to each batch, 1 or more. The paper has no such
+            setting: it mixes exemplars and new examples in one training set.
         seed: Seed for choosing which exemplars are replayed, 0 or more.
     """
 

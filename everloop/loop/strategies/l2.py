@@ -26,7 +26,8 @@ class L2(Strategy):
     Memory: three numbers per weight.
 
     Args:
-        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
+        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training. Tune it; the
+            default is from no paper.
     """
 
     name = "l2"

@@ -25,7 +25,8 @@ class L2Init(Strategy):
     Memory: two copies of the weights.
 
     Args:
-        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
+        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training. The paper tries
+            powers of ten from 1e-5 to 1e-2.
     """
 
     name = "l2_init"

@@ -47,9 +47,12 @@ class LaMAML(Rehearsal):
             Values in between mix the method's gradient and the plain gradient.
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
-        alpha: Initial step size a of every weight, 0 or more.
-        alpha_lr: Learning rate of the step sizes a, 0 or more.
-        parts: Number of parts of each fresh batch, with one look-ahead step each, 1 or more.
+        alpha: Initial step size a of every weight, 0 or more. The authors' code uses 0.1 on
+            CIFAR-100 and 0.1 or 0.15 on MNIST.
+        alpha_lr: Learning rate of the step sizes a, 0 or more. The authors' code uses 0.25 on
+            CIFAR-100 and 0.1 or 0.3 on MNIST.
+        parts: Number of parts of each fresh batch, with one look-ahead step each, 1 or more. The
+            authors' code uses 5 on CIFAR-100.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
         seed: Seed for choosing which examples are stored and replayed, 0 or more.

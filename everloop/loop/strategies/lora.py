@@ -46,8 +46,10 @@ class LoRA(Strategy):
     Memory: rank * (i + o) numbers per layer for each task.
 
     Args:
-        rank: Rank of the adapters, 0 or more; 0 is plain training.
-        alpha: Scale of the adapters, above 0. Each adapter is multiplied by alpha / rank.
+        rank: Rank of the adapters, 0 or more; 0 is plain training. The authors' code uses 8 for
+            RoBERTa.
+        alpha: Scale of the adapters, above 0. Each adapter is multiplied by alpha / rank. The
+            authors' code uses 16 for RoBERTa.
         adapters: One adapter per task (task), or one merged at each task's end (online). task needs
             the task ID. online adds (alpha / rank) B A to W and starts the adapter again. Then LoRA
             must come first in a list of strategies, since strategies that store weights at a task's

@@ -45,9 +45,10 @@ class LwF(Strategy):
     Memory: a copy of the network.
 
     Args:
-        strength: Weight of the distillation loss, 0 or more; 0 is plain training.
+        strength: Weight of the distillation loss, 0 or more; 0 is plain training. 1 gives each
+            ended task the weight of the current one.
         temperature: Temperature T of the softmax, 0.001 or more. Used for classes, tags and
-            discrete actions.
+            discrete actions. 2 is the paper's.
         outputs: Outputs distilled by a single head: past (classes of ended tasks) or all. With all,
             the old network's low probabilities for the new classes are distilled too, as in the
             code of van de Ven et al. 2022.

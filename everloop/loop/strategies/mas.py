@@ -29,7 +29,8 @@ class MAS(Strategy):
     Memory: three numbers per weight, for any number of tasks.
 
     Args:
-        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training.
+        strength: Lambda, the weight of the penalty, 0 or more; 0 is plain training. 1 is the
+            authors', for recognizing objects.
         examples: Examples per finished task for estimating the importance, 1 or more.
     """
 

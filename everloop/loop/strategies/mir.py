@@ -30,9 +30,12 @@ class MIR(Rehearsal):
     Args:
         strength: Weight of the replay loss, 0 or more; 0 is plain training.
         capacity: Number of examples stored in total, 1 or more.
-        batch_size: Number of stored examples replayed with each update, 1 or more.
-        candidates: Number of stored examples compared with each update, at least batch_size.
-        lookahead: Length of the look-ahead step in units of the learning rate, 0 or more.
+        batch_size: Number of stored examples replayed with each update, 1 or more. The authors'
+            code uses 10, as many as there are fresh ones.
+        candidates: Number of stored examples compared with each update, at least batch_size. The
+            authors' code uses 50, five times the batch; twice the batch costs less.
+        lookahead: Length of the look-ahead step in units of the learning rate, 0 or more. 1 is the
+            paper's.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
         seed: Seed for choosing which examples are stored and replayed, 0 or more.

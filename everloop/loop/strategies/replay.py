@@ -26,7 +26,8 @@ class Replay(Rehearsal):
     Args:
         strength: Weight of the replay loss, 0 or more; 0 is plain training.
         capacity: Number of examples stored in total, 1 or more.
-        batch_size: Number of stored examples replayed with each update, 1 or more.
+        batch_size: Number of stored examples replayed with each update, 1 or more. Chaudhry et al.
+            use 10, as many as there are fresh ones.
         memory: Rule for what is stored: reservoir, class-balanced, ring, uncertain or
             informative.
         current: Replay examples of the current task too, not only of ended ones. Use it where task

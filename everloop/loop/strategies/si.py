@@ -31,9 +31,10 @@ class SI(Strategy):
     no forward passes at a task's end.
 
     Args:
-        strength: Weight of the penalty, 0 or more; 0 is plain training. The paper calls it c.
+        strength: Weight of the penalty, 0 or more; 0 is plain training. The paper calls it c. Tune
+            it; the default was not checked against the paper.
         damping: Term that keeps the importance of nearly unmoved weights finite, above 0. The paper
-            calls it xi.
+            calls it xi. The authors' code uses 0.1 on permuted MNIST and 0.001 on CIFAR-10.
     """
 
     name = "si"

@@ -49,7 +49,7 @@ def nearest(g: Vector, G: Vector) -> Vector:
 def test_gems_gradient_is_the_nearest_that_harms_no_past_task(
     ended: list[int], strength: float, seed: int
 ) -> None:
-    gem = GEM(strength, capacity=60, batch_size=5, seed=seed)
+    gem = GEM(strength, capacity=60, batch_size=5, margin=0.0, seed=seed)
     learner = learner_with_memory(gem, ended, current=9)
     G = np.stack(
         [
@@ -95,6 +95,40 @@ def test_a_margin_bounds_every_dual_variable_from_below(seed: int, margin: float
     close(gradient_of(learner), g if kept else G.T @ v + g, 1e-5)
     if not kept:
         assert (G @ gradient_of(learner) >= -1e-8 * np.linalg.norm(g)).all()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_default_margin_keeps_old_classes_that_eq_11_alone_loses(seed: int) -> None:
+    """Two tasks of two classes each, one head: blobs around the corners of a square."""
+
+    def accuracy_of_first_task(gem: GEM) -> float:
+        g = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        learner = vector_learner(nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 4)), 4)
+        optimizer = torch.optim.Adam(learner.module.parameters(), 0.1)
+        corners = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [1.0, -1.0]]).double()
+
+        def blobs(task: int) -> Batch:
+            y = 2 * task + torch.randint(2, (1, 32), generator=g)
+            x = corners[y] + 0.2 * torch.randn(1, 32, 2, generator=g, dtype=torch.float64)
+            start = torch.ones(1, 32, dtype=torch.bool)
+            return Batch({"x": x}, start, y, task=torch.full((32,), task))
+
+        for task in (0, 1):
+            gem.begin_task(Named(task), learner)
+            for _ in range(60):
+                batch = blobs(task)
+                gem.observe(batch, learner)
+                optimizer.zero_grad()
+                learner.loss(batch).backward()
+                gem.edit_gradients(batch, learner)
+                optimizer.step()
+            gem.end_task(Named(task), [], learner)
+        test = blobs(0)
+        return float((learner.outputs(test).argmax(-1) == test.target).double().mean())
+
+    assert accuracy_of_first_task(GEM(capacity=200)) > 0.9
+    assert accuracy_of_first_task(GEM(capacity=200, margin=0.0)) < 0.5
 
 
 @pytest.mark.parametrize("seed", range(10))

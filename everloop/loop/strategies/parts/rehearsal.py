@@ -33,6 +33,9 @@ class Rehearsal(Strategy):
     the results are bit for bit those of plain training. In control with a recurrent policy, an
     example is a sequence of steps.
 
+    The default capacity and batch size are the same for all strategies, so that they compare. The
+    papers choose them for each data set.
+
     Args:
         capacity: Number of examples stored in total, 1 or more.
         batch_size: Number of stored examples replayed with each update, 1 or more.
