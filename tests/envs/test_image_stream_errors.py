@@ -47,7 +47,15 @@ TEXTS = examples(np.zeros((12, 5), np.int32))
         ),
         (
             {"task_split": SplitClasses(groups=[["a", "b"], []])},
-            r"^task 1 \(no-classes\) has no example in the train split",
+            "^group 1 of groups is empty; give it at least one class$",
+        ),
+        (
+            {"task_split": SplitClasses(groups=[])},
+            "^groups is empty; give at least one group of classes$",
+        ),
+        (
+            {"task_split": SplitClasses(groups=[["a"], ["b", 1]])},
+            "^group 1 of groups holds class 'b' twice; name it once$",
         ),
         (
             {"task_split": {"kind": "classes", "size": 2}},

@@ -16,7 +16,8 @@ import pytest
 
 from everloop.agents import ContinuumMemory, NestedConvNet
 from everloop.loop import NestedOptimizer
-from everloop.scenarios import SCENARIOS, Experiment, SplitCIFAR10, SplitDigits
+from everloop.scenarios import SCENARIOS, Experiment, SplitCIFAR10, SplitDigits, SplitMNIST
+from everloop.scenarios.arguments import build, read
 from everloop.scenarios.cli import main
 
 pytestmark = pytest.mark.usefixtures("surroundings")
@@ -171,6 +172,32 @@ def test_a_phase_of_a_task_that_returns_is_its_visit(settings: dict[str, Any]) -
         )
         assert set(own.values()) == {1}
         assert len(own) == scenario.epochs * sum(scenario.loaded[0].labels // 2 == task)
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "tasks"),
+    [
+        ("split-digits", "[[0,1,2,3],[9],[6,5]]", ["0-1-2-3", "9", "6-5"]),
+        ("split-mnist", "[[3,c001],[c000,2]]", ["c003-c001", "c000-c002"]),
+    ],
+)
+def test_groups_of_classes_are_tasks(name: str, groups: str, tasks: list[str]) -> None:
+    request = read([name, "--groups", groups])
+    world = build(request.scenario, request.values, request.given).world("train", 4, 0)
+    assert [task.name for task in world.tasks] == tasks
+
+
+def test_groups_exclude_i_blurry_and_replace_equal_groups() -> None:
+    grouped = SplitMNIST(groups=[["0", "1"], ["2"]])
+    assert {"classes_per_task", "class_seed"} <= set(grouped.without_effect())
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^groups is set and disjoint_ratio is 0\.5; i-Blurry makes its own groups, so leave "
+            "one of them out$"
+        ),
+    ):
+        SplitMNIST(groups=[["0", "1"]], disjoint_ratio=0.5).task_split()
 
 
 def test_visits_that_iterations_do_not_tell_are_refused() -> None:
