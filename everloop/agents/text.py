@@ -50,7 +50,8 @@ class EmbeddingEncoder(nn.Module):
 class TransformerEncoder(nn.Module):
     """The mean of a transformer's last hidden states, without padding (extra `text`).
 
-    It reads the token ids of a `PretrainedTokenizer`.
+    It reads the token ids of a `PretrainedTokenizer`. Of an encoder-decoder, such as T5, it is the
+    encoder.
 
     Args:
         checkpoint: A local folder or a Hub id such as bert-base-uncased, whose weights are loaded;
@@ -85,6 +86,8 @@ class TransformerEncoder(nn.Module):
                 ) from error
         else:
             self.transformer = AutoModel.from_config(copy.deepcopy(checkpoint))  # type: ignore[no-untyped-call]
+        if self.transformer.config.is_encoder_decoder:
+            self.transformer = self.transformer.get_encoder()
         self.transformer.train()
         self.size = int(self.transformer.config.hidden_size)
         self.per_token = per_token

@@ -23,6 +23,7 @@ FIELDS = 6
 
 Times = npt.NDArray[np.float64]
 """When in the pass each presentation comes, (n,), from 0 to 1."""
+Weights = npt.NDArray[np.float64]
 Part = tuple[Presentations, Times]
 
 
@@ -31,7 +32,9 @@ class Mixture:
     """What a stream presents besides the current task's own examples.
 
     The first task has no past task and the last one no next task; the corresponding shares are
-    0 there.
+    0 there. A task may return: `order` names each of its visits. The passes 0 to `passes` - 1 over
+    its examples belong to its first visit, the following ones to the next, and all that remain to
+    its last. The next and the past tasks of a pass are those around its visit.
 
     Args:
         blur_ratio: Share of all presentations that come from the next task, ahead of time.
@@ -40,11 +43,12 @@ class Mixture:
         gradual: Share of a visit, from 0 to 1, during which a task blends into its neighbours.
             The next task's examples rise from none to every second one at the boundary; the
             previous task's fall from there to none.
-        passes: Number of passes over its examples in one visit to a task. Only `gradual` uses it.
+        passes: Number of passes over its examples in one visit to a task. It has an effect with
+            `gradual`, and where a task returns.
         ood: Names of the alterations that make an example out of distribution. One of them is
             drawn for each such example. None means all available alterations.
-        order: Task ids in the order of training, which defines the next and the past tasks. None
-            means the order of the ids.
+        order: Task ids in the order of training, which defines the next and the past tasks. An id
+            may occur several times. None means the order of the ids.
 
     Raises:
         ValueError: If a ratio is outside 0 to 1, or if nothing remains for the task itself.
@@ -91,48 +95,86 @@ class Mixture:
         Returns:
             The presentations, (FIELDS, n), in their order. LABEL is 0.
         """
-        order = range(len(indices)) if self.order is None else self.order
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *tasks, epoch])))
         own, origin = _pool(indices, tasks)
-        past, coming = _before(order, tasks), _after(order, tasks)
-        blur = self.blur_ratio if coming else 0.0
-        other = self.other_task_ratio if past else 0.0
-        total = len(own) / (1.0 - blur - other - self.ood_ratio)
-        times = (np.arange(len(own)) + 0.5) / len(own)  # the tasks' own examples, evenly spaced
+        near = self._neighbours(len(indices), tasks, epoch)
+        times = _evenly(len(own))
         shuffled = rng.permutation(len(own))
+        blur, other, ood = self._counts(len(own), near)
         parts = [_part(own[shuffled], origin[shuffled], times)]
-        parts += _leaks(rng, indices, coming[:1], round(blur * total))
-        parts += _leaks(rng, indices, past, round(other * total))
-        parts += self._blend(rng, indices, coming[:1], past[-1:], times, epoch)
-        if count := round(self.ood_ratio * total):
-            parts.append(_out_of_distribution(rng, own, origin, count, alterations))
+        parts += _leaks(rng, indices, near.following, blur)
+        parts += _leaks(rng, indices, near.past, other)
+        for neighbour, weights in self._blends(len(own), near, epoch):
+            drawn = _leaks(rng, indices, neighbour, _total(weights))
+            parts += [(part, times[_places(rng, weights)]) for part, _ in drawn]
+        if ood:
+            parts.append(_out_of_distribution(rng, own, origin, ood, alterations))
         presentations = np.concatenate([part for part, _ in parts], axis=1)
         presentations[EPOCH] = epoch
         by_time = np.argsort(np.concatenate([times for _, times in parts]), kind="stable")
         return np.ascontiguousarray(presentations[:, by_time])
 
-    def _blend(
-        self,
-        rng: np.random.Generator,
-        indices: Sequence[Indices],
-        coming: Sequence[int],
-        past: Sequence[int],
-        times: Times,
-        epoch: int,
-    ) -> list[Part]:
-        """Draw the examples of neighbouring tasks; their share p is linear in the visit's time.
+    def pass_length(self, sizes: Sequence[int], tasks: Sequence[int], epoch: int) -> int:
+        """Return the number of presentations in a pass, without drawing it.
 
-        With probability p / (1 - p) one of them follows an example of the task's own.
+        Args:
+            sizes: Number of each task's examples in the split.
+            tasks: As for `draw_pass`.
+            epoch: As for `draw_pass`.
         """
-        parts: list[Part] = []
-        if self.gradual:
-            visit = (epoch % self.passes + times) / self.passes
-            for neighbours, distance in ((coming, 1 - visit), (past, visit)):
-                p = 0.5 * np.clip(1 - distance / (self.gradual / 2), 0, 1)
-                follows = times[rng.random(len(times)) < p / (1 - p)]
-                leaks = _leaks(rng, indices, neighbours, len(follows))
-                parts += [(presentations, follows) for presentations, _ in leaks]
-        return parts
+        own = sum(sizes[task] for task in tasks)
+        near = self._neighbours(len(sizes), tasks, epoch)
+        blends = self._blends(own, near, epoch)
+        return own + sum(self._counts(own, near)) + sum(_total(weights) for _, weights in blends)
+
+    def _neighbours(self, count: int, tasks: Sequence[int], epoch: int) -> _Neighbours:
+        """Return the tasks around those of a pass; none if one of these has no place."""
+        order = list(range(count) if self.order is None else self.order)
+        if not set(tasks) <= set(order):
+            return _Neighbours([], [], [])
+        places = [i for i, task in enumerate(order) if task in tasks]
+        if len(tasks) == 1:
+            places = [places[min(epoch // self.passes, len(places) - 1)]]
+        first, last = places[0], places[-1]
+        previous, following = order[max(first - 1, 0) : first], order[last + 1 : last + 2]
+        return _Neighbours(
+            [task for task in dict.fromkeys(order[:first]) if task not in tasks],
+            [task for task in previous if task not in tasks],
+            [task for task in following if task not in tasks],
+        )
+
+    def _counts(self, own: int, near: _Neighbours) -> tuple[int, int, int]:
+        """Return how many examples come from the next task, from past ones, and are altered."""
+        blur = self.blur_ratio if near.following else 0.0
+        other = self.other_task_ratio if near.past else 0.0
+        total = own / (1.0 - blur - other - self.ood_ratio)
+        return round(blur * total), round(other * total), round(self.ood_ratio * total)
+
+    def _blends(
+        self, own: int, near: _Neighbours, epoch: int
+    ) -> list[tuple[Sequence[int], Weights]]:
+        """Return each neighbouring task, and how many of its examples follow each own one, (n,).
+
+        Their share p is linear in the visit's time, so p / (1 - p) of them follow an own example.
+        """
+        if not self.gradual:
+            return []
+        visit = (epoch % self.passes + _evenly(own)) / self.passes
+        blends = []
+        for neighbour, distance in ((near.following, 1 - visit), (near.previous, visit)):
+            p = 0.5 * np.clip(1 - distance / (self.gradual / 2), 0, 1)
+            if neighbour:
+                blends.append((neighbour, p / (1 - p)))
+        return blends
+
+
+@dataclass(frozen=True)
+class _Neighbours:
+    """The tasks around a visit: all past ones, the previous one and the next one, if any."""
+
+    past: Sequence[int]
+    previous: Sequence[int]
+    following: Sequence[int]
 
 
 PRESETS: Mapping[str, Mapping[str, float]] = {
@@ -142,14 +184,21 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }
 
 
-def _before(order: Sequence[int], tasks: Sequence[int]) -> Sequence[int]:
-    """Return the tasks that come before all of `tasks`; none if one of these has no place."""
-    return order[: min(map(order.index, tasks))] if set(tasks) <= set(order) else []
+def _evenly(count: int) -> Times:
+    """Return the times of a pass's own examples, (count,)."""
+    return (np.arange(count) + 0.5) / count
 
 
-def _after(order: Sequence[int], tasks: Sequence[int]) -> Sequence[int]:
-    """Return the tasks that come after all of `tasks`; none if one of these has no place."""
-    return order[max(map(order.index, tasks)) + 1 :] if set(tasks) <= set(order) else []
+def _total(weights: Weights) -> int:
+    return round(float(weights.sum()))
+
+
+def _places(rng: np.random.Generator, weights: Weights) -> Indices:
+    """Draw `_total(weights)` places from 0 to n - 1 at even distances of weight, for n weights."""
+    count = _total(weights)
+    points = (np.arange(count) + rng.random()) * (weights.sum() / max(count, 1))
+    places: Indices = np.searchsorted(np.cumsum(weights), points)
+    return np.minimum(places, len(weights) - 1)
 
 
 def _pool(indices: Sequence[Indices], tasks: Sequence[int]) -> tuple[Indices, Indices]:

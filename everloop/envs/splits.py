@@ -61,8 +61,9 @@ class SplitClasses(TaskSplit):
     Args:
         classes_per_task: Classes in each group; it must divide the number of classes.
         seed: Seed of a random order of the classes. None keeps their order.
-        groups: The classes of each task by name or number, in place of equal groups. A class may
-            be in several groups or in none.
+        groups: The classes of each task, in place of equal groups: names, or numbers from 0 in
+            the order of the classes. A string that is no name may be a number. A class may be in
+            several groups or in none.
     """
 
     classes_per_task: int = 2
@@ -71,6 +72,7 @@ class SplitClasses(TaskSplit):
 
     def assign(self, train: Examples, test: Examples) -> Assignment:
         groups = self._groups(train.classes)
+        used = sorted({c for group in groups for c in group})
         tasks = []
         within = np.full((len(groups), len(train.classes)), -1)
         joint = within.copy()
@@ -78,7 +80,7 @@ class SplitClasses(TaskSplit):
             names = [train.classes[c] for c in group]
             tasks.append(Task(k, _title(names), {"classes": names}))
             within[k, group] = np.arange(len(group))
-            joint[k, group] = group
+            joint[k, group] = np.searchsorted(used, group)
         indices = [
             [np.flatnonzero(np.isin(_classes(data), group)) for group in groups]
             for data in (train, test)
@@ -87,7 +89,7 @@ class SplitClasses(TaskSplit):
 
     def _groups(self, classes: Sequence[str]) -> list[list[int]]:
         if self.groups is not None:
-            return [[_find_class(classes, key) for key in group] for group in self.groups]
+            return _named_groups(classes, self.groups)
         size = self.classes_per_task
         count = len(classes)
         if size < 1 or count % size:
@@ -315,9 +317,27 @@ def _classes(data: Examples) -> npt.NDArray[np.int64]:
     return data.labels
 
 
+def _named_groups(classes: Sequence[str], groups: Sequence[Sequence[str | int]]) -> list[list[int]]:
+    """Return the groups as numbers of classes."""
+    if not groups:
+        raise ValueError("groups is empty; give at least one group of classes")
+    found = [[_find_class(classes, key) for key in group] for group in groups]
+    for k, group in enumerate(found):
+        if not group:
+            raise ValueError(f"group {k} of groups is empty; give it at least one class")
+        for c in group:
+            if group.count(c) > 1:
+                raise ValueError(
+                    f"group {k} of groups holds class {classes[c]!r} twice; name it once"
+                )
+    return found
+
+
 def _find_class(classes: Sequence[str], key: str | int) -> int:
     if isinstance(key, str) and key in classes:
         return list(classes).index(key)
+    if isinstance(key, str) and key.isdecimal() and int(key) < len(classes):
+        return int(key)
     if isinstance(key, int) and 0 <= key < len(classes):
         return key
     raise ValueError(
@@ -342,8 +362,6 @@ def _image_shape(data: Examples) -> tuple[int, int, int]:
 
 
 def _title(names: Sequence[str]) -> str:
-    if not names:
-        return "no-classes"
     return "-".join(names) if len(names) <= 4 else f"{names[0]}-to-{names[-1]}"
 
 

@@ -181,10 +181,9 @@ class StreamVectorEnv(TaskVectorEnv):
     def _check_order(self) -> None:
         ids = [task.id for task in self.tasks]
         order = ids if self.mixture.order is None else list(self.mixture.order)
-        if not set(order) <= set(ids) or len(set(order)) < len(order):
+        if not set(order) <= set(ids):
             raise ValueError(
-                f"the mixture's order is {order}; it must hold ids from 0 to {len(ids) - 1}, "
-                "each at most once"
+                f"the mixture's order is {order}; it must hold ids from 0 to {len(ids) - 1}"
             )
 
     def _find_alterations(self, ood_data: Any) -> list[Alteration]:
@@ -211,7 +210,26 @@ class StreamVectorEnv(TaskVectorEnv):
         Raises:
             ValueError: If there is no such task.
         """
-        return len(self._draw_pass(self._find_tasks(task), 0)[INDEX])
+        return self._pass_length(self._find_tasks(task), 0)
+
+    def visit_length(self, task: int | str | Sequence[int], visit: int = 0) -> int:
+        """Return the number of presentations in one visit to `task`, `mixture.passes` passes.
+
+        Visits differ in length, because the tasks around them do.
+
+        Args:
+            task: As for `examples`.
+            visit: Number of the visit, from 0.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
+        tasks, passes = self._find_tasks(task), self.mixture.passes
+        return sum(self._pass_length(tasks, visit * passes + epoch) for epoch in range(passes))
+
+    def _pass_length(self, tasks: tuple[int, ...], epoch: int) -> int:
+        sizes = [len(indices) for indices in self._indices]
+        return self.mixture.pass_length(sizes, tasks, epoch)
 
     def show(self, task: int, rows: Ints) -> tuple[Observation, Ints]:
         """Return examples of `task` and their labels, without any effect on the stream.

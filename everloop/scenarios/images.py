@@ -139,6 +139,8 @@ class SplitImages(ImageScenario):
         classes_per_task: Classes in each task, 1 or more; it must divide the number of classes.
         class_seed: Seed for shuffling the classes before the split. By default the classes keep
             their order; i-Blurry shuffles with seed 0.
+        groups: Classes of each task by name, or by number from 0, such as [[0,1,2,3],[4,5]]. It
+            replaces classes_per_task and class_seed. A class may be in several groups or in none.
         disjoint_ratio: Share of classes that belong to one task only, from 0 to 1. 1 is a plain
             split. Below 1 the stream is i-Blurry (Koh et al. 2022); it needs scenario_type class.
         blurry_ratio: Share of each blurry class's examples that other tasks get, from 0 to 1. In
@@ -147,17 +149,26 @@ class SplitImages(ImageScenario):
 
     classes_per_task: int = 2
     class_seed: int | None = None
+    groups: list[list[str]] | None = None
     disjoint_ratio: float = 1.0
     blurry_ratio: float = 0.1
 
     def without_effect(self) -> dict[str, str]:
-        return super().without_effect() | (
-            {"blurry_ratio": "disjoint_ratio is 1"} if self.disjoint_ratio == 1 else {}
-        )
+        unused = super().without_effect()
+        if self.disjoint_ratio == 1:
+            unused["blurry_ratio"] = "disjoint_ratio is 1"
+        if self.groups is not None:
+            unused |= dict.fromkeys(["classes_per_task", "class_seed"], "groups replaces it")
+        return unused
 
     def task_split(self) -> TaskSplit:
         if self.disjoint_ratio == 1:
-            return SplitClasses(self.classes_per_task, self.class_seed)
+            return SplitClasses(self.classes_per_task, self.class_seed, self.groups)
+        if self.groups is not None:
+            raise ValueError(
+                f"groups is set and disjoint_ratio is {self.disjoint_ratio}; i-Blurry makes its "
+                "own groups, so leave one of them out"
+            )
         if self.scenario_type != "class":
             raise ValueError(
                 f"disjoint_ratio is {self.disjoint_ratio}; it must be 1 with scenario_type "

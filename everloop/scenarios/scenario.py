@@ -69,6 +69,10 @@ class Scenario(ABC):
         """Return the world steps of a phase that trains all of `tasks` at once."""
         return sum(self.task_steps(world, task) for task in tasks)
 
+    def schedule_steps(self, world: World, phases: Sequence[Sequence[int]]) -> list[int]:
+        """Return the world steps of each of the phases, in their order."""
+        return [self.phase_steps(world, tasks) for tasks in phases]
+
     eval_every: int | None = None
     eval_tasks: Literal["all", "seen"] = "all"
     consolidation_examples: int | None = None
@@ -120,7 +124,7 @@ class Scenario(ABC):
             else [self._find(world.tasks, key) for key in self.tasks]
         )
         phases: Sequence[Sequence[int]] = [ids] if joint and ids else [[task] for task in ids]
-        steps = [self.phase_steps(world, phase) for phase in phases]
+        steps = self.schedule_steps(world, phases)
         if joint and len(ids) > self.num_envs and world.examples(ids) is None:
             raise ValueError(
                 f"{len(ids)} tasks can't be trained at once, because the world has only "

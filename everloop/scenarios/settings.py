@@ -317,11 +317,8 @@ def convert(setting: Setting, value: Any) -> Any:
         and not value.startswith("[")
     ):
         value = [part.strip() for part in value.split(",") if part.strip()]
-    if listed == list[str] and isinstance(value, list):
-        value = [
-            str(part) if isinstance(part, int) and not isinstance(part, bool) else part
-            for part in value
-        ]
+    if listed in (list[str], list[list[str]]):
+        value = _as_names(value)
     if listed is not None and value == "":
         value = []
     if value is None and setting.default is not None and NoneType not in kinds and Any not in kinds:
@@ -340,6 +337,18 @@ def convert(setting: Setting, value: Any) -> Any:
             f"{possible(setting.kind)}.{_near_choice(value, setting.kind)}"
         ) from None
     return parsed["value"]
+
+
+def _as_names(value: Any) -> Any:
+    """Return a list of names, or a text in brackets that is one, with whole numbers as text."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            return yaml.load(value, yaml.BaseLoader)  # "no" is a name, not False
+        except yaml.YAMLError:
+            return value
+    if isinstance(value, list):
+        return [_as_names(part) for part in value]
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 @lru_cache(maxsize=256)
@@ -375,6 +384,8 @@ def possible(kind: Any) -> str:
             words.append(names[part])
         elif get_origin(part) is Literal:
             words.append("one of " + ", ".join(map(str, get_args(part))))
+        elif part == list[list[str]]:
+            words.append("lists of names, such as [[a,b],[c]]")
         elif get_origin(part) in (list, tuple, Sequence):
             inside = several.get(get_args(part)[0], "values") if get_args(part) else "values"
             words.append(f"a comma-separated list of {inside}")

@@ -20,6 +20,8 @@ class SplitDigits(StreamScenario):
     """The digits of scikit-learn in 5 tasks of 2 classes, learned by the agent.
 
     Args:
+        groups: Digits of each task, such as [[0,1,2,3],[4,5]]. By default 2 digits in each. A digit
+            may be in several groups or in none.
         data: No effect here, because the digits come with scikit-learn.
     """
 
@@ -42,6 +44,8 @@ class SplitDigits(StreamScenario):
     training: Training = field(default_factory=Training)
     eval_tasks: Literal["all", "seen"] = "all"
 
+    groups: list[list[str]] | None = None
+
     @property
     def eval_envs(self) -> int:
         return 72
@@ -53,7 +57,7 @@ class SplitDigits(StreamScenario):
         return digits()
 
     def task_split(self) -> TaskSplit:
-        return SplitClasses(2)
+        return SplitClasses(2, groups=self.groups)
 
     def module(self, world: World, heads: int) -> nn.Module:
         outputs = likelihood_for(world.single_action_space).size()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -235,6 +236,14 @@ class StreamScenario(Scenario):
             **PRESETS[self.preset],
             **{name: value for name, value in own.items() if value is not None},
         }
+        returns = order is not None and len(set(order)) < len(order)
+        if self.iterations is not None and returns:
+            for name in ("blur_ratio", "other_task_ratio"):
+                if ratios[name]:
+                    raise ValueError(
+                        f"{name} is {ratios[name]} and tasks holds a task several times, whose "
+                        "visits are counted by whole passes; give epochs in place of iterations"
+                    )
         return Mixture(**ratios, gradual=self.gradual, passes=self.epochs, order=order)
 
     def learner(self, world: World, seed: int) -> Learner:
@@ -271,14 +280,18 @@ class StreamScenario(Scenario):
         return unused
 
     def task_steps(self, world: World, task: int) -> int:
-        return self.phase_steps(world, [task])
+        return self.schedule_steps(world, [[task]])[0]
 
-    def phase_steps(self, world: World, tasks: Sequence[int]) -> int:
+    def schedule_steps(self, world: World, phases: Sequence[Sequence[int]]) -> list[int]:
         if self.iterations is not None:
-            return self.iterations * self.batch_size * len(tasks)
-        examples = world.examples(tasks)
-        assert examples is not None, "a stream is a data set"
-        return self.epochs * examples
+            return [self.iterations * self.batch_size * len(tasks) for tasks in phases]
+        stream: Any = world.unwrapped  # type: ignore[attr-defined]
+        visits: Counter[tuple[int, ...]] = Counter()
+        steps = []
+        for tasks in map(tuple, phases):
+            steps.append(stream.visit_length(tasks, visits[tasks]))
+            visits[tasks] += 1
+        return steps
 
     def given(self, name: str, hub: str | None = None) -> str:
         """Return the source of the data.

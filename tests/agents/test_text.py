@@ -34,6 +34,26 @@ def gpt() -> Any:
     return GPT2Config(vocab_size=30, n_embd=8, n_layer=2, n_head=2, n_positions=16)
 
 
+def t5() -> Any:
+    from transformers import T5Config
+
+    return T5Config(vocab_size=30, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2)
+
+
+def bart() -> Any:
+    from transformers import BartConfig
+
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 12))
+    }
+    return BartConfig(vocab_size=30, d_model=8, max_position_embeddings=16, **sides)
+
+
+CONFIGURATIONS = {"bert": bert, "gpt": gpt, "t5": t5, "bart": bart}
+
+
 def ids(rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(
         1, 30, (rows, length), generator=torch.Generator().manual_seed(seed), dtype=torch.int32
@@ -44,10 +64,10 @@ def encoder(kind: str, per_token: bool = False) -> Any:
     torch.manual_seed(0)
     if kind == "embedding":
         return EmbeddingEncoder(31, 8, per_token).eval()
-    return TransformerEncoder(bert() if kind == "bert" else gpt(), per_token).eval()
+    return TransformerEncoder(CONFIGURATIONS[kind](), per_token).eval()
 
 
-KINDS = ["embedding", "bert", "gpt"]
+KINDS = ["embedding", *CONFIGURATIONS]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,6 +119,20 @@ def test_a_transformer_gets_the_ids_of_its_own_vocabulary(kind: str) -> None:
     torch.testing.assert_close(encoder(kind, True)(tokens), own)
 
 
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_an_encoder_decoder_reads_with_its_encoder(kind: str, tmp_path: Path) -> None:
+    """Its whole checkpoint is loaded, and nothing of the decoder is kept."""
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    whole = AutoModel.from_config(CONFIGURATIONS[kind]()).eval()
+    whole.save_pretrained(tmp_path)
+    net, tokens = TransformerEncoder(tmp_path).eval(), ids(2, 6)
+    own = whole(input_ids=tokens.long() - 1, decoder_input_ids=torch.zeros(2, 1, dtype=torch.long))
+    torch.testing.assert_close(net(tokens), own.encoder_last_hidden_state.mean(1))
+    assert sum(p.numel() for p in net.parameters()) < sum(p.numel() for p in whole.parameters())
+
+
 def test_a_saved_checkpoint_is_loaded_with_its_weights(tmp_path: Path) -> None:
     net = encoder("bert")
     net.transformer.save_pretrained(tmp_path)
@@ -125,9 +159,10 @@ def gradients(net: Any, tokens: Tensor) -> list[Tensor]:
     return [p.grad.clone() for p in net.parameters() if p.grad is not None]
 
 
-def test_recomputing_activations_changes_no_gradient() -> None:
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_recomputing_activations_changes_no_gradient(kind: str) -> None:
     """Bit for bit, with dropout."""
-    net, tokens = encoder("bert").train(), ids(4, 6)
+    net, tokens = encoder(kind).train(), ids(4, 6)
     plain = gradients(net, tokens)
     assert not net.checkpointing
     net.checkpointing = True

@@ -1,5 +1,6 @@
 """Mixtures: how many foreign and altered examples a pass holds, where, and how infos mark them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,65 @@ def test_order_defines_the_next_and_the_past_tasks() -> None:
         task: set(mixture.draw_pass(0, ROWS, [task], 0, 1)[ORIGIN]) for task in (3, 1, 0, 2)
     }
     assert neighbours == {3: {3, 1}, 1: {1, 0, 3}, 0: {0, 3, 1}, 2: {2}}
+
+
+@given(
+    ratios=st.tuples(ratios, ratios, ratios),
+    gradual=st.floats(0, 1),
+    passes=st.integers(1, 3),
+    order=st.none() | st.lists(st.integers(0, 3), max_size=6),
+    tasks=st.sets(st.integers(0, 3), min_size=1, max_size=2),
+    epoch=st.integers(0, 9),
+)
+@settings(deadline=None, max_examples=80)
+def test_the_length_of_a_pass_is_known_without_drawing_it(
+    ratios: tuple[float, float, float],
+    gradual: float,
+    passes: int,
+    order: list[int] | None,
+    tasks: set[int],
+    epoch: int,
+) -> None:
+    mixture = Mixture(*ratios, gradual, passes, order=order)
+    drawn = mixture.draw_pass(0, ROWS, sorted(tasks), epoch, 2)
+    assert mixture.pass_length([len(rows) for rows in ROWS], sorted(tasks), epoch) == drawn.shape[1]
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_task_that_returns_has_the_neighbours_of_each_visit(passes: int) -> None:
+    """Order 0 0 1 0 2 1: next task of each visit to 0, past tasks; none is its own neighbour."""
+    blur, other = Mixture(0.2, passes=passes), Mixture(0.0, 0.2, passes=passes)
+    expected: dict[int, list[tuple[set[int], set[int]]]] = {
+        0: [(set(), set()), ({1}, set()), ({2}, {1})],
+        1: [({0}, {0}), (set(), {0, 2})],
+        2: [({1}, {0, 1})],
+        3: [(set(), set())],
+    }
+    for task, visits in expected.items():
+        for epoch in range(passes * (len(visits) + 1)):  # later passes belong to the last visit
+            found = [
+                set(
+                    replace(mixture, order=[0, 0, 1, 0, 2, 1]).draw_pass(0, ROWS, [task], epoch, 1)[
+                        ORIGIN
+                    ]
+                )
+                for mixture in (blur, other)
+            ]
+            following, past = visits[min(epoch // passes, len(visits) - 1)]
+            assert found == [following | {task}, past | {task}], (task, epoch)
+
+
+def test_each_visit_of_a_task_that_returns_blends_into_its_own_neighbours() -> None:
+    """Half of the examples at each end of a visit are the neighbour's there."""
+    mixture = Mixture(gradual=0.2, passes=2, order=[1, 0, 2, 0, 3])
+    for visit, (before, after) in enumerate([(1, 2), (2, 3)]):
+        origins = np.concatenate(
+            [mixture.draw_pass(0, ROWS, [0], 2 * visit + e, 1)[ORIGIN] for e in range(2)]
+        )
+        assert set(origins) == {0, before, after}
+        assert 0.35 < (origins[:20] == before).mean() < 0.6
+        assert 0.35 < (origins[-20:] == after).mean() < 0.6
+        assert (origins[100:-100] == 0).all()
 
 
 @pytest.mark.parametrize("passes", [1, 4])

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import rotate
@@ -102,6 +103,23 @@ def test_groups_name_their_classes_by_name_or_number() -> None:
     served = infos(env, env.examples(2))
     names = np.array(data(60)[0].classes)[data(60)[0].labels[served["index"]]]
     np.testing.assert_array_equal(np.array(["13", "2", "11"])[served["label"]], names)
+
+
+def test_a_string_in_a_group_is_a_name_before_it_is_a_number() -> None:
+    """The classes are 2, 3, 5, 7, 11, 13: "2" is the class 2, and "0" the first one."""
+    world = ImageStreamVectorEnv(1, data(60), SplitClasses(groups=[["2", "3"], ["1", "4"]]))
+    assert [task.name for task in world.tasks] == ["2-3", "3-11"]
+
+
+def test_only_the_classes_of_the_groups_are_told_apart() -> None:
+    split = SplitClasses(groups=[["13"], ["5", "13"]])
+    world = ImageStreamVectorEnv(1, data(60), split)
+    assert world.single_action_space == spaces.Discrete(2)
+    for task, expected in ((0, {"13": 1}), (1, {"5": 0, "13": 1})):
+        world.reset(seed=0, options={"task": task})
+        served = infos(world, world.examples(task))
+        names = np.array(data(60)[0].classes)[data(60)[0].labels[served["index"]]]
+        assert dict(zip(names.tolist(), served["label"].tolist(), strict=True)) == expected
 
 
 def test_tasks_with_the_same_classes_have_different_names() -> None:

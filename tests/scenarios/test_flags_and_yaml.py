@@ -72,6 +72,7 @@ class Child(Parent):
     inner: Inner = field(default_factory=lambda: Inner(rate=0.25))
     on: bool = False
     made: Factory | None = None
+    groups: list[list[str]] | None = None
 
 
 SCHEMA = schema_of(Child)
@@ -88,6 +89,7 @@ def test_the_settings_of_a_class_have_their_types_defaults_and_meanings() -> Non
         "inner.kind",
         "on",
         "made",
+        "groups",
     ]
     assert [SCHEMA[key].default for key in ("count", "note", "size", "words", "inner.rate")] == [
         3,
@@ -104,7 +106,7 @@ def test_the_settings_of_a_class_have_their_types_defaults_and_meanings() -> Non
         "on": "",
     }
     assert set(schema_of(Child, "x.", skip={"inner", "made"}, defaults={"count": 9})) == {
-        f"x.{n}" for n in ("count", "note", "size", "numbers", "words", "on")
+        f"x.{n}" for n in ("count", "note", "size", "numbers", "words", "on", "groups")
     }
     assert schema_of(Child, "x.", defaults={"count": 9})["x.count"].default == 9
 
@@ -139,6 +141,10 @@ def test_words_become_settings(words: str, positional: list[str], found: dict[st
         ("words", "a,b", ["a", "b"]),
         ("words", [1, "b"], ["1", "b"]),
         ("words", "", []),
+        ("words", "[0, no]", ["0", "no"]),
+        ("groups", "[[0,no],[b c]]", [["0", "no"], ["b c"]]),
+        ("groups", [[0, "a"], []], [["0", "a"], []]),
+        ("groups", None, None),
         ("inner.rate", "1e-3", 1e-3),
         ("inner.rate", 1, 1.0),
         ("inner.kind", "slow", "slow"),
@@ -170,6 +176,13 @@ def test_values_come_in_their_types_from_flags_and_from_yaml(
             "a,b",
             "numbers is ['a', 'b']; it must be a comma-separated list of whole numbers",
         ),
+        (
+            "groups",
+            "[[0],1]",
+            "groups is [['0'], '1']; it must be lists of names, such as [[a,b],[c]] or null",
+        ),
+        ("groups", "[[0", "groups is '[[0'; it must be lists of names"),
+        ("groups", "0,1", "groups is ['0', '1']; it must be lists of names"),
         ("inner.rate", "fast", "inner.rate is 'fast'; it must be a number"),
         (
             "inner.kind",

@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 import termios
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 
 from everloop.agents import ContinuumMemory, NestedConvNet
 from everloop.loop import NestedOptimizer
-from everloop.scenarios import SCENARIOS, Experiment, SplitCIFAR10, SplitDigits
+from everloop.scenarios import SCENARIOS, Experiment, SplitCIFAR10, SplitDigits, SplitMNIST
+from everloop.scenarios.arguments import build, read
 from everloop.scenarios.cli import main
 
 pytestmark = pytest.mark.usefixtures("surroundings")
@@ -141,6 +143,74 @@ def test_presets_and_single_ratios_reach_the_stream() -> None:
         0.5,
         [1, 0],
     )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"blur_ratio": 0.2, "other_task_ratio": 0.2, "epochs": 2},
+        {"gradual": 0.4, "epochs": 2},
+        {"gradual": 1.0},
+    ],
+)
+def test_a_phase_of_a_task_that_returns_is_its_visit(settings: dict[str, Any]) -> None:
+    """Its steps are whole passes, with examples of the tasks before and after this phase."""
+    scenario = SplitDigits(tasks=["0-1", "2-3", "0-1", "4-5"], batch_size=1, **settings)
+    learner, plan, *_ = scenario.build(0)
+    world: Any = learner.world
+    neighbours = [{1}, {0}, {1, 2}, {0, 1}]
+    for phase, (task, steps) in enumerate(zip([0, 1, 0, 2], plan.steps, strict=True)):
+        world.reset(options={"task": task})
+        seen = [world.step(np.zeros(1, int))[4] for _ in range(steps)]
+        origins = [int(info["origin"][0]) for info in seen]
+        foreign = set(origins) - {task}
+        assert neighbours[phase] >= foreign > set(), phase
+        own = Counter(
+            (int(info["epoch"][0]), int(info["index"][0]))
+            for info in seen
+            if info["origin"][0] == task
+        )
+        assert set(own.values()) == {1}
+        assert len(own) == scenario.epochs * sum(scenario.loaded[0].labels // 2 == task)
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "tasks"),
+    [
+        ("split-digits", "[[0,1,2,3],[9],[6,5]]", ["0-1-2-3", "9", "6-5"]),
+        ("split-mnist", "[[3,c001],[c000,2]]", ["c003-c001", "c000-c002"]),
+    ],
+)
+def test_groups_of_classes_are_tasks(name: str, groups: str, tasks: list[str]) -> None:
+    request = read([name, "--groups", groups])
+    world = build(request.scenario, request.values, request.given).world("train", 4, 0)
+    assert [task.name for task in world.tasks] == tasks
+
+
+def test_groups_exclude_i_blurry_and_replace_equal_groups() -> None:
+    grouped = SplitMNIST(groups=[["0", "1"], ["2"]])
+    assert {"classes_per_task", "class_seed"} <= set(grouped.without_effect())
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^groups is set and disjoint_ratio is 0\.5; i-Blurry makes its own groups, so leave "
+            "one of them out$"
+        ),
+    ):
+        SplitMNIST(groups=[["0", "1"]], disjoint_ratio=0.5).task_split()
+
+
+def test_visits_that_iterations_do_not_tell_are_refused() -> None:
+    again = ["0-1", "2-3", "0-1"]
+    SplitDigits(tasks=again, iterations=5, ood_ratio=0.1).build(0)
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^other_task_ratio is 0\.1 and tasks holds a task several times, whose visits are "
+            "counted by whole passes; give epochs in place of iterations$"
+        ),
+    ):
+        SplitDigits(tasks=again, iterations=5, other_task_ratio=0.1).build(0)
 
 
 def test_a_stream_knows_the_order_of_the_chosen_tasks() -> None:

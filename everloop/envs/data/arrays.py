@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop.envs.data.examples import Array, Examples
+from everloop.envs.data.layout import Channels, channels_last, check_channels
 
 Labels = npt.NDArray[np.int64]
 
@@ -19,24 +20,28 @@ def from_arrays(
     labels: npt.ArrayLike,
     test_images: npt.ArrayLike,
     test_labels: npt.ArrayLike,
+    channels: Channels | None = None,
 ) -> tuple[Examples, Examples]:
     """Return train and test examples made of arrays. The images are not copied.
 
     Args:
-        images: Train images, uint8 (N, H, W) or (N, H, W, C).
+        images: Train images, uint8 (N, H, W), (N, H, W, C) or (N, C, H, W).
         labels: Train labels, integers or strings (N,). The classes are these labels, sorted.
         test_images: Test images of the same shape each, with their own N.
         test_labels: Test labels of the same kind.
+        channels: Where C is, "last" or "first". None is for images that show it: exactly one of
+            the two axes where C may be has 4 entries or fewer.
 
     Returns:
-        (train, test), images with one axis for the channels.
+        (train, test), images (N, H, W, C).
 
     Raises:
-        ValueError: If images and labels do not fit together, or if a test label does not occur in
-            training.
+        ValueError: If images and labels do not fit together, if `channels` is None and the shape
+            leaves it open, or if a test label does not occur in training.
     """
-    train_x, train_y = _checked(images, labels, "")
-    test_x, test_y = _checked(test_images, test_labels, "test_")
+    check_channels(channels)
+    train_x, train_y = _checked(images, labels, "", channels)
+    test_x, test_y = _checked(test_images, test_labels, "test_", channels)
     if train_x.shape[1:] != test_x.shape[1:]:
         raise ValueError(
             f"a test image has shape {test_x.shape[1:]}; it must be {train_x.shape[1:]}, as in "
@@ -46,7 +51,9 @@ def from_arrays(
     return Examples(train_x, coded, classes), Examples(test_x, test_coded, classes)
 
 
-def _checked(images: npt.ArrayLike, labels: npt.ArrayLike, prefix: str) -> tuple[Array, Array]:
+def _checked(
+    images: npt.ArrayLike, labels: npt.ArrayLike, prefix: str, channels: Channels | None
+) -> tuple[Array, Array]:
     """Return images (N, H, W, C) and labels (N,)."""
     try:
         x, y = np.asarray(images), np.asarray(labels)
@@ -61,12 +68,7 @@ def _checked(images: npt.ArrayLike, labels: npt.ArrayLike, prefix: str) -> tuple
             hint = "; multiply floats from 0 to 1 by 255 and use .astype(np.uint8)"
         raise ValueError(
             f"{prefix}images have dtype {x.dtype} and shape {x.shape}; they must be uint8 of "
-            f"shape (N, H, W) or (N, H, W, C){hint}"
-        )
-    if x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[3] > 4:
-        raise ValueError(
-            f"{prefix}images have shape {x.shape}, which looks like (N, C, H, W); use "
-            ".transpose(0, 2, 3, 1)"
+            f"shape (N, H, W), (N, H, W, C) or (N, C, H, W){hint}"
         )
     if y.shape != x.shape[:1]:
         raise ValueError(
@@ -75,7 +77,9 @@ def _checked(images: npt.ArrayLike, labels: npt.ArrayLike, prefix: str) -> tuple
         )
     if not len(x):
         raise ValueError(f"{prefix}images hold 0 examples; give at least one")
-    return x[..., None] if x.ndim == 3 else x, y
+    if x.ndim == 3:
+        return x[..., None], y
+    return channels_last(x, channels, f"{prefix}images"), y
 
 
 def code_labels(labels: Array, test_labels: Array) -> tuple[Labels, Labels, tuple[str, ...]]:

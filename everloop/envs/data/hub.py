@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from everloop.envs.data.pictures import CHUNK, Encoded
 
 # dtypes of labels and other columns; class labels are int64 with names
 COLUMN = r"u?int\d+|(large_)?string"
+MARK = "\ufeff"  # the byte order mark
 
 
 class Unreachable(ValueError):
@@ -47,9 +48,11 @@ def load_splits(source: str, scratch: Path | None = None) -> Any:
     answers = scratch is not None or hub_answers()
     try:
         with contextlib.nullcontext() if answers else offline():
-            return datasets.load_dataset(
-                source, cache_dir=None if scratch is None else str(scratch)
-            )
+            cache = None if scratch is None else str(scratch)
+            config = datasets.load_dataset_builder(source, cache_dir=cache).config
+            # else "NA", "null" and empty cells of a CSV file would be missing values
+            options = {"keep_default_na": False} if hasattr(config, "keep_default_na") else {}
+            return datasets.load_dataset(source, cache_dir=cache, **options)
     except Exception as error:  # from the network, the Hub, the file system or any reader
         if not answers or isinstance(error, ConnectionError):
             raise Unreachable(
@@ -231,11 +234,27 @@ def _values(data: Any, split: str, name: str) -> list[Any]:
             f"column {name!r} of {split} holds {dtype}; it must hold class labels, integers or "
             "strings"
         )
-    values = list(data[name])
+    values = without_marks(data[name])
     names = getattr(feature, "names", None)
     for row, value in enumerate(values):
         # the Hub's hidden labels are -1
         if value is None or (names is not None and not 0 <= value < len(names)):
-            wanted = "have a value" if names is None else f"be from 0 to {len(names) - 1}"
-            raise ValueError(f"{name!r} in row {row} of {split} is {value}; it must {wanted}")
+            if names is None:
+                raise missing(name, row, split)
+            raise ValueError(
+                f"{name!r} in row {row} of {split} is {value}; it must be from 0 to "
+                f"{len(names) - 1}"
+            )
     return values
+
+
+def missing(name: str, row: int, split: str) -> ValueError:
+    """Return the error for a row without a value."""
+    return ValueError(
+        f"{name!r} in row {row} of {split} is missing; give it a value, or leave the row out"
+    )
+
+
+def without_marks(values: Iterable[Any]) -> list[Any]:
+    """Return values, strings without the byte order mark that some programs begin a text with."""
+    return [value.removeprefix(MARK) if isinstance(value, str) else value for value in values]

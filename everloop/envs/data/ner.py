@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from everloop.envs.data.examples import NO_LABEL, Array, Examples
-from everloop.envs.data.hub import check_splits, located
+from everloop.envs.data.hub import check_splits, located, without_marks
 from everloop.envs.data.optional import needed
 from everloop.envs.data.text import FORMAT, arrays_of, checked, kept
 from everloop.envs.data.tokens import Tokenizer
@@ -59,7 +59,10 @@ def load_ner(
         data = splits(scratch)
         both = ("train", test_split)
         check_splits(data, source, both, names)
-        words = [_lists(data, split, tokens, str, "lists of words") for split in both]
+        words = [
+            [without_marks(row) for row in _lists(data, split, tokens, str, "lists of words")]
+            for split in both
+        ]
         word_tags, classes = _tags(data, both, tags)
         inputs = []
         labels = []

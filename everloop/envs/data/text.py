@@ -11,10 +11,17 @@ import numpy as np
 
 from everloop.envs.data.cache import cached
 from everloop.envs.data.examples import Array, Examples, opened
-from everloop.envs.data.hub import check_splits, located, read_labels, read_strings
+from everloop.envs.data.hub import (
+    check_splits,
+    located,
+    missing,
+    read_labels,
+    read_strings,
+    without_marks,
+)
 from everloop.envs.data.tokens import HashTokenizer, Tokenizer
 
-FORMAT = "1"  # version of the stored arrays; changing it makes the cache forget older ones
+FORMAT = "2"  # version of the stored arrays; changing it makes the cache forget older ones
 Splits = tuple[str, str]
 ClassFiles = Mapping[str, Sequence[Path]]
 """Class name -> the files of its texts."""
@@ -37,7 +44,8 @@ def load_text(
 
     Args:
         source: A data set's id on the Hugging Face Hub, or a folder in its layout, such as parquet,
-            csv or json lines files.
+            csv or json lines files. Every cell of a csv file is a value, also "NA", "null" and an
+            empty one, which is the empty string.
         tokenizer: Turns texts into token ids. None means `HashTokenizer()`.
         length: Tokens to keep of each text, 1 or more.
         text: Name of the column with the texts.
@@ -187,11 +195,9 @@ def _texts(data: Any, split: str, name: str) -> list[str]:
         raise ValueError(
             f"column {name!r} of {split} holds {data[split].features[name]}; it must hold strings"
         )
-    texts = list(data[split][name])
+    texts = without_marks(data[split][name])
     if None in texts:
-        raise ValueError(
-            f"{name!r} in row {texts.index(None)} of {split} is None; it must be a string"
-        )
+        raise missing(name, texts.index(None), split)
     return texts
 
 
@@ -227,6 +233,6 @@ def _by_class(folder: Path) -> ClassFiles:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")  # without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read as UTF-8 text ({type(error).__name__})") from error

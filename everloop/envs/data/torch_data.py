@@ -9,9 +9,8 @@ import numpy as np
 
 from everloop.envs.data.arrays import code_labels
 from everloop.envs.data.examples import Array, Examples
+from everloop.envs.data.layout import Channels, channels_last, check_channels
 from everloop.envs.data.pictures import COLOUR, GREY, pixels
-
-CHANNELS = (1, 3, 4)
 
 
 class MapDataset(Protocol):
@@ -23,19 +22,23 @@ class MapDataset(Protocol):
 
 
 def from_torch(
-    train: MapDataset, test: MapDataset, classes: Sequence[str] | None = None
+    train: MapDataset,
+    test: MapDataset,
+    classes: Sequence[str] | None = None,
+    channels: Channels | None = None,
 ) -> tuple[Examples, Examples]:
     """Read two data sets, whose items are (picture, label), into memory.
 
-    A picture is a PIL image; or an array or a tensor (H, W), (H, W, C) or (C, H, W), C in 1, 3, 4.
-    It is uint8, or floats from 0 to 1, which are rounded to 256 grey levels. If both the first and
-    the last axis could be C, a tensor has it first and an array last.
+    A picture is a PIL image; or an array or a tensor (H, W), (H, W, C) or (C, H, W). It is uint8,
+    or floats from 0 to 1, which are rounded to 256 grey levels.
 
     Args:
         train: The train split.
         test: The test split.
         classes: Names of the classes, if labels are indices into them. None means that labels are
             integers or strings of any kind, whose sorted values in training are the classes.
+        channels: Where C is, "last" or "first". None is for pictures that show it: exactly one of
+            the two axes where C may be has 4 entries or fewer.
 
     Returns:
         (train, test) examples, images uint8 (N, H, W, C).
@@ -44,8 +47,9 @@ def from_torch(
         ValueError: If an item is of another kind or the pictures differ in shape. The message
             names the item.
     """
-    images, labels = _read(train, "train", None)
-    test_images, test_labels = _read(test, "test", images.shape[1:])
+    check_channels(channels)
+    images, labels = _read(train, "train", None, channels)
+    test_images, test_labels = _read(test, "test", images.shape[1:], channels)
     if classes is None:
         labels, test_labels, classes = code_labels(labels, test_labels)
     elif labels.dtype.kind != "i" or test_labels.dtype.kind != "i":
@@ -57,7 +61,9 @@ def from_torch(
     return Examples(images, labels, names), Examples(test_images, test_labels, names)
 
 
-def _read(data: MapDataset, split: str, shape: tuple[int, ...] | None) -> tuple[Array, Array]:
+def _read(
+    data: MapDataset, split: str, shape: tuple[int, ...] | None, channels: Channels | None
+) -> tuple[Array, Array]:
     """Return pictures (N, *shape) and labels (N,); the first picture gives a missing shape."""
     if not len(data):
         raise ValueError(f"{split} holds 0 examples; it needs at least one")
@@ -65,7 +71,7 @@ def _read(data: MapDataset, split: str, shape: tuple[int, ...] | None) -> tuple[
     labels = []
     for i in range(len(data)):  # iterating over a torch data set need not end
         picture, label = data[i]
-        image = _picture(picture, f"picture {i} of {split}")
+        image = _picture(picture, f"picture {i} of {split}", channels)
         shape = shape or image.shape
         if image.shape != shape:
             raise ValueError(
@@ -83,14 +89,13 @@ def _read(data: MapDataset, split: str, shape: tuple[int, ...] | None) -> tuple[
     return images, np.asarray(labels)
 
 
-def _picture(picture: Any, where: str) -> Array:
+def _picture(picture: Any, where: str, channels: Channels | None) -> Array:
     """Return a picture as uint8 (H, W, C); `where` names it in errors."""
     if hasattr(picture, "convert"):  # a PIL image
         if picture.mode not in GREY | COLOUR:
             raise ValueError(f"{where} has the mode {picture.mode}; convert it to L or RGB")
         return pixels(picture, "L" if picture.mode in GREY else "RGB", picture.size[::-1])
-    tensor = hasattr(picture, "numpy")
-    array = picture.numpy() if tensor else np.asarray(picture)
+    array = picture.numpy() if hasattr(picture, "numpy") else np.asarray(picture)
     if np.issubdtype(array.dtype, np.floating) and array.size:
         if not (array.min() >= 0 and array.max() <= 1):
             raise ValueError(
@@ -104,14 +109,8 @@ def _picture(picture: Any, where: str) -> Array:
         )
     if array.ndim == 2:
         return array[..., None]
-    ends = [
-        axis
-        for axis in ((0, 2) if tensor else (2, 0))
-        if array.ndim == 3 and array.shape[axis] in CHANNELS
-    ]
-    if not ends:
+    if array.ndim != 3:
         raise ValueError(
-            f"{where} has shape {array.shape}; it must be (H, W), (H, W, C) or (C, H, W), with C "
-            f"in {CHANNELS}"
+            f"{where} has shape {array.shape}; it must be (H, W), (H, W, C) or (C, H, W)"
         )
-    return np.moveaxis(array, ends[0], 2)
+    return channels_last(array, channels, where)

@@ -60,6 +60,32 @@ def test_images_are_the_given_ones_and_not_copied(channels: int | None) -> None:
     np.testing.assert_array_equal(test.inputs, train.inputs[:4])
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [
+        ((12, 3, 8, 8), None),
+        ((12, 1, 8, 8), None),
+        ((12, 3, 8, 3), "first"),
+        ((12, 4, 4, 4), "first"),
+        ((12, 13, 8, 8), "first"),
+        ((12, 8, 8, 3), None),
+        ((12, 3, 8, 3), "last"),
+        ((12, 3, 8, 8), "last"),
+        ((12, 8, 8, 13), "last"),
+    ],
+)
+def test_channels_are_where_the_shape_or_the_user_says(
+    shape: tuple[int, ...], channels: Any
+) -> None:
+    """Each pixel (n, h, w) keeps its value of each channel c."""
+    images = noise(*shape)
+    train, _ = from_arrays(images, LABELS, images, LABELS, channels=channels)
+    first = channels == "first" or (channels is None and shape[1] < 5)
+    for n, h, w, c in [(0, 0, 0, 0), (5, 2, 1, -1), (11, -1, -1, 0)]:
+        expected = images[n, c, h, w] if first else images[n, h, w, c]
+        assert train.inputs[n, h, w, c] == expected
+
+
 def arrays(**changes: Any) -> dict[str, Any]:
     images = np.zeros((12, 8, 8), np.uint8)
     return {
@@ -86,27 +112,28 @@ def arrays(**changes: Any) -> dict[str, Any]:
             {"images": np.zeros((12, 8, 8))},
             (
                 r"^images have dtype float64 and shape \(12, 8, 8\); they must be uint8 of shape "
-                r"\(N, H, W\) or \(N, H, W, C\); multiply floats from 0 to 1 by 255 and use "
-                r"\.astype\(np\.uint8\)$"
+                r"\(N, H, W\), \(N, H, W, C\) or \(N, C, H, W\); multiply floats from 0 to 1 by "
+                r"255 and use \.astype\(np\.uint8\)$"
             ),
         ),
         (
-            {"images": np.zeros((12, 3, 32, 32), np.uint8)},
+            {"test_images": np.zeros((12, 3, 8, 4), np.uint8)},
             (
-                r"^images have shape \(12, 3, 32, 32\), which looks like \(N, C, H, W\); use "
-                r"\.transpose\(0, 2, 3, 1\)$"
+                r"^test_images of shape \(12, 3, 8, 4\) may be \(height, width, channels\) or "
+                r'\(channels, height, width\); write channels="last" or channels="first"$'
             ),
         ),
         (
-            {"test_images": np.zeros((12, 1, 8, 8), np.uint8)},
-            r"^test_images have shape \(12, 1, 8, 8\), which looks like \(N, C, H, W\)",
+            {"images": np.zeros((12, 13, 8, 8), np.uint8)},
+            r"^images of shape \(12, 13, 8, 8\) may be .*; write channels=",
         ),
+        ({"channels": "middle"}, r"""^channels is 'middle'; write "first" or "last"$"""),
         ({"test_images": np.zeros((12, 8, 8), np.int64)}, r"^test_images have dtype int64"),
         (
             {"images": np.zeros((12, 64), np.uint8)},
             (
                 r"^images have dtype uint8 and shape \(12, 64\); they must be uint8 of shape \(N, "
-                r"H, W\) or \(N, H, W, C\)$"
+                r"H, W\), \(N, H, W, C\) or \(N, C, H, W\)$"
             ),
         ),
         (

@@ -158,12 +158,12 @@ def test_the_cache_holds_only_the_arrays(tmp_path: Path, cache: Path) -> None:
         (
             {"label": [1, None, 0, 1]},
             {},
-            "^'label' in row 1 of train is None; it must have a value$",
+            "^'label' in row 1 of train is missing; give it a value, or leave the row out$",
         ),
         (
             {"origin": ["a", None, "b", "a"]},
             {"columns": ["origin"]},
-            "^'origin' in row 1 of train is None; it must have a value$",
+            "^'origin' in row 1 of train is missing; give it a value, or leave the row out$",
         ),
         (
             {"origin": [0.5] * 4},
@@ -254,13 +254,17 @@ def test_a_hub_data_set_is_decoded_once_per_revision(
     """The paths of the library's files contain the revision."""
     import datasets
 
-    load, asked = datasets.load_dataset, []
+    asked = []
 
-    def from_hub(name: str, cache_dir: str | None) -> Any:
-        asked.append((name, cache_dir))
-        return load(str(tmp_path / "set"), cache_dir=str(tmp_path / "hub"))
+    def from_hub(load: Any) -> Any:
+        def answer(name: str, cache_dir: str | None) -> Any:
+            asked.append((load.__name__, name, cache_dir))
+            return load(str(tmp_path / "set"), cache_dir=str(tmp_path / "hub"))
 
-    monkeypatch.setattr(datasets, "load_dataset", from_hub)
+        return answer
+
+    for load in (datasets.load_dataset, datasets.load_dataset_builder):
+        monkeypatch.setattr(datasets, load.__name__, from_hub(load))
     small_images(tmp_path / "set")
     first = load_images("owner/name")[0]
     with monkeypatch.context() as patch:
@@ -269,4 +273,5 @@ def test_a_hub_data_set_is_decoded_once_per_revision(
     other = noise(4, 8, 8, seed=1)
     small_images(tmp_path / "set", image=[png(pixels) for pixels in other])
     np.testing.assert_array_equal(load_images("owner/name")[0].inputs[..., 0], other)
-    assert asked == [("owner/name", None)] * 3
+    calls = [("load_dataset_builder", "owner/name", None), ("load_dataset", "owner/name", None)]
+    assert asked == calls * 3

@@ -49,6 +49,15 @@ def test_each_words_tag_is_at_its_first_token(kind: str, tmp_path: Path) -> None
     assert kind == "strings" or part.classes == TAGS
 
 
+def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path: Path) -> None:
+    marked = [["\ufeff" + words[0], *words[1:]] for words in WORDS]
+    plain, marked_too = (
+        load_ner(small(tmp_path / str(i), tokens=words), length=4)[0].inputs
+        for i, words in enumerate((WORDS, marked))
+    )
+    np.testing.assert_array_equal(marked_too, plain)
+
+
 def test_later_tokens_of_a_word_have_no_tag(tmp_path: Path) -> None:
     class Halves(HashTokenizer):
         """One token at the start of the sentence, then two tokens per word."""

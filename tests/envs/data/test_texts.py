@@ -81,7 +81,7 @@ def test_only_a_new_tokenizer_or_length_encodes_the_texts_again(
         (
             {"text": ["a", None, "b", "c"]},
             {},
-            "^'text' in row 1 of train is None; it must be a string$",
+            ("^'text' in row 1 of train is missing; give it a value, or leave the row out$"),
         ),
         (
             {"label": [0.5, 1.0, 0.0, 1.0]},
@@ -94,7 +94,7 @@ def test_only_a_new_tokenizer_or_length_encodes_the_texts_again(
         (
             {"label": ["x", None, "x", "y"]},
             {},
-            "^'label' in row 1 of train is None; it must have a value$",
+            ("^'label' in row 1 of train is missing; give it a value, or leave the row out$"),
         ),
     ],
 )
@@ -106,6 +106,29 @@ def test_a_bad_column_or_split_is_refused_and_nothing_is_cached(
         load_text(root, **options)
     assert "\n" not in str(caught.value)
     assert not list(cache.glob("*"))
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [("csv", ","), ("tsv", "\t")])
+def test_every_cell_of_a_csv_file_is_a_value(suffix: str, separator: str, tmp_path: Path) -> None:
+    """Also those that pandas takes for missing values, and the first one after a BOM."""
+    rows = [("null", "NA", "x"), ("NaN", "None", "NA"), ("", "yes", ""), ("good", "", "null")]
+    lines = [separator.join(row) for row in [("text", "label", "domain"), *rows]]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.{suffix}").write_text("\n".join(lines), "utf-8-sig")
+    train, _ = load_text(tmp_path, tokenizer=TOKENS, length=3, columns=["domain"])
+    np.testing.assert_array_equal(train.inputs, TOKENS.encode([row[0] for row in rows], 3))
+    assert [train.classes[i] for i in train.labels] == [row[1] for row in rows]
+    assert train.columns["domain"].tolist() == [row[2] for row in rows]
+
+
+def test_a_byte_order_mark_is_no_token(tmp_path: Path) -> None:
+    texts = {f"x/{c}/{i}.txt": "\ufeffgood" for c in "ab" for i in range(5)}
+    from_folders, _ = text_folders([write_texts(tmp_path, texts) / "x"], tokenizer=TOKENS, length=2)
+    from_parquet, _ = load_text(
+        small_texts(tmp_path / "set", text=["\ufeffgood"] * 4), tokenizer=TOKENS, length=2
+    )
+    for part in (from_folders, from_parquet):
+        assert (part.inputs == TOKENS.encode(["good"], 2)).all()
 
 
 def write_domains(root: Path, domains: str = "xy", files: int = 10) -> list[Path]:
