@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -215,11 +215,16 @@ class Permuted(TaskSplit):
 
     Args:
         num_tasks: Number of tasks, 1 or more.
-        seed: Seed of the orders.
+        seed: Seed of the orders and of the draws.
+        examples_per_task: Number of training examples of each task, drawn at random without
+            replacement. None means all of them.
+        same_examples: Draw the examples once for all tasks; otherwise anew for each task.
     """
 
     num_tasks: int = 10
     seed: int = 0
+    examples_per_task: int | None = None
+    same_examples: bool = False
 
     def assign(self, train: Examples, test: Examples) -> Assignment:
         _check_tasks(self.num_tasks)
@@ -229,7 +234,19 @@ class Permuted(TaskSplit):
         for k in range(1, self.num_tasks):
             orders.append(np.random.default_rng([self.seed, k]).permutation(pixels))
             tasks.append(Task(k, f"permutation-{k}", {"seed": [self.seed, k]}))
-        return _all_examples(tasks, train, test, permute_pixels(orders))
+        every = _all_examples(tasks, train, test, permute_pixels(orders))
+        if self.examples_per_task is None:
+            return every
+        return replace(every, train=[self._draw(k, len(train)) for k in range(self.num_tasks)])
+
+    def _draw(self, task: int, count: int) -> Indices:
+        """Return the indices of the task's examples among `count`, in ascending order."""
+        size = self.examples_per_task
+        assert size is not None
+        if not 1 <= size <= count:
+            raise ValueError(f"examples_per_task is {size}; it must be 1 to {count}")
+        rng = np.random.default_rng([self.seed, 0 if self.same_examples else task, 1])
+        return np.sort(rng.choice(count, size, replace=False))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ from everloop.scenarios.compare_output import (
 from everloop.scenarios.environment import command
 from everloop.scenarios.help import first_line, help_text
 from everloop.scenarios.names import did_you_mean
-from everloop.scenarios.reproduce import Reproduce, reproduce, tables
+from everloop.scenarios.published import tables
+from everloop.scenarios.reproduce import Reproduce, reproduce
 from everloop.scenarios.run_command import (
     BAD_INPUT,
     INTERRUPTED,

@@ -28,7 +28,10 @@ class PermutedMNIST(ImageScenario):
 
     Args:
         num_tasks: Number of tasks, 1 or more. The first task shows the digits unpermuted.
-        permutation_seed: Seed for the pixel permutations, 0 or more.
+        permutation_seed: Seed for the pixel permutations and for drawing examples, 0 or more.
+        examples_per_task: Number of training examples in each task, 1 or more, drawn at random. By
+            default all of them.
+        same_examples: Draw examples_per_task once for all tasks; otherwise anew for each task.
     """
 
     name: ClassVar[str] = "permuted-mnist"
@@ -40,9 +43,20 @@ class PermutedMNIST(ImageScenario):
     hub: ClassVar[str | None] = "ylecun/mnist"
     num_tasks: int = 10
     permutation_seed: int = 0
+    examples_per_task: int | None = None
+    same_examples: bool = False
 
     def task_split(self) -> TaskSplit:
-        return Permuted(self.num_tasks, self.permutation_seed)
+        return Permuted(
+            self.num_tasks, self.permutation_seed, self.examples_per_task, self.same_examples
+        )
+
+    def without_effect(self) -> dict[str, str]:
+        return super().without_effect() | (
+            {"same_examples": "examples_per_task is not set"}
+            if self.examples_per_task is None
+            else {}
+        )
 
 
 @dataclass

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import platform
 import shlex
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import yaml
 
 from everloop.loop import Result
 from everloop.scenarios.folder import complete
 from everloop.scenarios.jobs import run_all
-from everloop.scenarios.names import did_you_mean
+from everloop.scenarios.published import Row, Table, load_table
 
-TABLES = Path(__file__).parent / "tables"
 REPORT = "report.md"
 
 
@@ -42,91 +37,6 @@ class Reproduce:
     report: Path | None = None
 
 
-@dataclass(frozen=True)
-class Row:
-    """One published number and how to reproduce it.
-
-    Args:
-        method: Name of the method.
-        column: Column of the published table, such as class.
-        run: Words after `everloop run`; {seed} in them stands for the run's seed.
-        published: The published number in %; None if there is none.
-        standing: Where the published number comes from.
-        search: How the settings were chosen.
-        machine: Where it was run, if not on the table's machine.
-        exact: If True, a number above the published one is as wrong as one below it, as for a lower
-            bound.
-    """
-
-    method: str
-    column: str
-    run: str
-    published: float | None = None
-    standing: str = ""
-    search: str = ""
-    machine: str = ""
-    exact: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A published table.
-
-    Args:
-        name: Name of the table's file, without its suffix.
-        title: Title of the table.
-        source: The publication.
-        common: Words after `everloop run` that all rows share.
-        seeds: Seeds to run for each row.
-        rows: The rows.
-        points: Tolerance in percentage points.
-        notes: Remarks for the report.
-        machine: Where the rows are run.
-    """
-
-    name: str
-    title: str
-    source: str
-    common: str
-    seeds: Sequence[int]
-    rows: Sequence[Row]
-    points: float = 1.5
-    notes: str = ""
-    machine: str = field(
-        default_factory=lambda: f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
-    )
-
-
-def tables() -> dict[str, str]:
-    """Return name -> title of the tables that come with everloop."""
-    return {path.stem: load_table(path.stem).title for path in sorted(TABLES.glob("*.yaml"))}
-
-
-def load_table(name: str) -> Table:
-    """Return the built-in table called `name`, or the one at a path that ends in .yaml or .yml.
-
-    Raises:
-        ValueError: In one line, if there is no such table or the file is not a table.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else TABLES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in TABLES.glob("*.yaml"))) or f"none in {TABLES}"
-        hint = did_you_mean(name, known.split(", "))
-        raise ValueError(
-            f"unknown table {name!r}."
-            f"{hint or f' Choose one of {known}, or the path of a YAML file.'}"
-        )
-    try:
-        data = yaml.safe_load(path.read_text())
-        rows = [Row(**row) for row in data.pop("rows")]
-        return Table(name=path.stem, rows=rows, **data)
-    except (TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        known = ", ".join(f.name for f in fields(Row))
-        raise ValueError(
-            f"table {path} can't be read: {' '.join(str(error).split())}; its rows may have {known}"
-        ) from None
-
-
 def words_of(table: Table, row: Row) -> list[str]:
     """Return the words after `everloop run` for `row`, without the seed."""
     scenario, *own = shlex.split(row.run)
@@ -134,13 +44,14 @@ def words_of(table: Table, row: Row) -> list[str]:
 
 
 def folder_of(table: Table, row: Row, out: Path) -> Path:
-    """Return the folder of the row's runs. It depends on the row's command."""
+    """Return the folder of the row's runs, which it shares with all rows of the same command."""
     words = words_of(table, row)
+    first = next((other for other in table.rows if words_of(table, other) == words), row)
     key = hashlib.sha256(shlex.join(words).encode()).hexdigest()[:8]
     return (
         out
         / table.name
-        / f"{row.column}-{row.method}-{key}".lower()
+        / f"{first.column}-{first.method}-{key}".lower()
         .replace(" ", "-")
         .replace("+", "p")
         .replace("/", "-")
@@ -150,60 +61,60 @@ def folder_of(table: Table, row: Row, out: Path) -> Path:
 def run_rows(
     table: Table, rows: Sequence[Row], out: Path, jobs: int, tell: Callable[[str], None]
 ) -> None:
-    """Run every row and seed that is not complete in `out`.
+    """Run every row and seed that is not complete in `out`; rows of the same command run once.
 
     Args:
         table: The table.
         rows: The rows to run.
         out: Folder for the runs.
         jobs: Number of runs at the same time, 1 or more; each uses one thread.
-        tell: Called with a line of text after each run.
+        tell: Called with a line of text for each row after each of its runs.
 
     Raises:
-        ValueError: If a run fails, with its command and its error. The other runs are stopped.
+        ValueError: If a run fails, with its command and its error, or does not have a row's metric.
+            The other runs are stopped.
     """
+    shared: dict[Path, list[Row]] = {}
+    for row in rows:
+        shared.setdefault(folder_of(table, row, out), []).append(row)
     cells = [
-        (row, seed)
+        (folder / str(seed), seed)
         for seed in table.seeds
-        for row in rows
-        if not complete(folder_of(table, row, out) / str(seed))
+        for folder in shared
+        if not complete(folder / str(seed))
     ]
     commands = [
         [
-            *("run", *(word.replace("{seed}", str(seed)) for word in words_of(table, row))),
-            *(
-                "--seed",
-                str(seed),
-                "--out",
-                str(folder_of(table, row, out) / str(seed)),
-                "--overwrite",
-                "--quiet",
-            ),
+            *("run", *_seeded(words_of(table, shared[folder.parent][0]), str(seed))),
+            *("--seed", str(seed), "--out", str(folder), "--overwrite", "--quiet"),
         ]
-        for row, seed in cells
+        for folder, seed in cells
     ]
 
     def ended(i: int, error: str | None) -> None:
-        row, seed = cells[i]
+        folder, seed = cells[i]
         if error is not None:
             raise ValueError(f"everloop {shlex.join(commands[i])}: {error}")
-        tell(
-            f"{row.method}, {row.column}, seed {seed}: "
-            f"{accuracy(folder_of(table, row, out) / str(seed)):.2f}"
-        )
+        for row in shared[folder.parent]:
+            value = row.value(Result.load(folder))
+            tell(f"{row.label}, seed {seed}: {row.metric} {value:.2f}")
 
     run_all(commands, jobs, ended)
 
 
-def accuracy(folder: Path) -> float:
-    """Return the mean accuracy over the tasks after the last phase, in %."""
-    return statistics.mean(Result.load(folder).scores[-1])
+def _seeded(words: Sequence[str], seed: str) -> list[str]:
+    """Return the words of a row's command with the seed in its places."""
+    return [word.replace("{seed}", seed) for word in words]
 
 
 def numbers(table: Table, row: Row, out: Path) -> list[float]:
-    """Return the accuracies in % of the seeds with a complete run."""
+    """Return the row's numbers of the seeds with a complete run.
+
+    Raises:
+        ValueError: If a run does not have the row's metric.
+    """
     folders = [folder_of(table, row, out) / str(seed) for seed in table.seeds]
-    return [accuracy(folder) for folder in folders if complete(folder)]
+    return [row.value(Result.load(folder)) for folder in folders if complete(folder)]
 
 
 def verdict(row: Row, values: Sequence[float], points: float) -> str:
@@ -213,8 +124,8 @@ def verdict(row: Row, values: Sequence[float], points: float) -> str:
 
     Args:
         row: The published number.
-        values: Our numbers by seed, in %.
-        points: Tolerance in percentage points.
+        values: Our numbers by seed, in the row's unit.
+        points: Tolerance in that unit.
     """
     if row.published is None:
         return "-"
@@ -240,8 +151,8 @@ def comparison(table: Table, out: Path) -> str:
         "",
     ]
     lines += [
-        "| method | column | published | ours | standard error | seeds | verdict |",
-        "|---|---|---|---|---|---|---|",
+        "| method | column | metric | published | ours | standard error | seeds | verdict |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in table.rows:
         values = numbers(table, row, out)
@@ -252,8 +163,8 @@ def comparison(table: Table, out: Path) -> str:
         published = "-" if row.published is None else f"{row.published:.1f}"
         said = verdict(row, values, table.points) + (f", on {row.machine}" if row.machine else "")
         lines.append(
-            f"| {row.method} | {row.column} | {published} | {mean} | {error} | {len(values)} | "
-            f"{said} |"
+            f"| {row.method} | {row.column} | {row.metric} | {published} | {mean} | {error} | "
+            f"{len(values)} | {said} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -261,17 +172,14 @@ def comparison(table: Table, out: Path) -> str:
 def commands(table: Table) -> str:
     """Return the command of each row and where its numbers come from, as a table in Markdown."""
     lines = [
-        "| method | column | command | the published number | settings |",
-        "|---|---|---|---|---|",
+        "| method | column | metric | command | the published number | settings |",
+        "|---|---|---|---|---|---|",
     ]
     for row in table.rows:
-        command = shlex.join(
-            word.replace("{seed}", "SEED")
-            for word in ["everloop", "run", *words_of(table, row), "--seed", "SEED"]
-        )
+        words = _seeded(["everloop", "run", *words_of(table, row), "--seed", "{seed}"], "SEED")
         lines.append(
-            f"| {row.method} | {row.column} | `{command}` | {row.standing or '-'} | "
-            f"{' '.join((row.search or '-').split())} |"
+            f"| {row.method} | {row.column} | {row.metric} | `{shlex.join(words)}` | "
+            f"{row.standing or '-'} | {' '.join((row.search or '-').split())} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -213,6 +213,38 @@ def test_each_permuted_or_rotated_task_has_all_examples(
         )
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_permuted_tasks_have_a_draw_of_the_training_examples(same: bool) -> None:
+    train, test = data(40)
+
+    def drawn(seed: int) -> list[set[int]]:
+        made = Permuted(3, seed, examples_per_task=15, same_examples=same).assign(train, test)
+        assert all(len(rows) == len(set(rows)) == 15 and max(rows) < 40 for rows in made.train)
+        assert all((rows == np.arange(len(test))).all() for rows in made.test)
+        return [set(rows.tolist()) for rows in made.train]
+
+    draws = drawn(5)
+    assert draws == drawn(5)
+    assert len({frozenset(rows) for rows in draws}) == (1 if same else 3)
+    assert not any(draw in draws for draw in drawn(6))
+    env = ImageStreamVectorEnv(5, (train, test), Permuted(3, 5, 15, same))
+    for k, rows in enumerate(draws):
+        env.reset(seed=0, options={"task": k})
+        assert sorted(infos(env, 3)["index"]) == sorted(rows)
+    for bad in (0, 41):
+        with pytest.raises(ValueError, match=f"^examples_per_task is {bad}; it must be 1 to 40$"):
+            Permuted(3, examples_per_task=bad).assign(train, test)
+
+
+def test_a_draw_of_examples_changes_no_permutation() -> None:
+    whole, drawn = Permuted(3, 5).assign(*data(40)), Permuted(3, 5, 15).assign(*data(40))
+    assert whole.view is not None
+    assert drawn.view is not None
+    image = data(40)[0].inputs[:1]
+    for k in range(3):
+        np.testing.assert_array_equal(whole.view(image, k), drawn.view(image, k))
+
+
 def test_each_task_has_one_fixed_permutation_of_the_pixels() -> None:
     rng = np.random.default_rng(0)
     image = rng.permutation(256)[:192].reshape(1, 8, 8, 3).astype(np.uint8)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from everloop.contract import ACCURACY
+from everloop.loop import Evaluation, Result
+from everloop.loop.results.result import write_json
 from everloop.scenarios import SplitDigits
 from everloop.scenarios.cli import main
+from everloop.scenarios.published import TABLES, Row, load_table
 from everloop.scenarios.reproduce import (
-    TABLES,
-    Row,
     choose_rows,
     folder_of,
-    load_table,
     run_rows,
     verdict,
     words_of,
@@ -39,6 +41,10 @@ rows:
 """
 
 
+def result_of(folder: Path) -> Any:
+    return json.loads((folder / "result.json").read_text())
+
+
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     path = tmp_path / "digits.yaml"
@@ -57,24 +63,96 @@ def test_the_command_runs_what_is_missing_and_writes_the_table(
     loaded = load_table(str(table))
     folder = folder_of(loaded, loaded.rows[1], out)
     found = [
-        100 * np.mean(json.loads((folder / seed / "result.json").read_text())["returns"][-1])
+        100 * np.mean(np.array(result_of(folder / seed)["returns"][-1])[[0, int(seed)]])
         for seed in "12"
     ]
     error = np.std(found, ddof=1) / 2**0.5
     text = report.read_text()
-    assert f"| ER | class | 0.0 | {np.mean(found):.1f} | {error:.2f} | 2 | pass |" in text
-    assert "| later | task | - | - | - | 0 | -, on a GPU |" in text
+    assert (
+        f"| ER | class | final accuracy | 0.0 | {np.mean(found):.1f} | {error:.2f} | 2 | pass |"
+        in text
+    )
+    assert "| later | task | final accuracy | - | - | - | 0 | -, on a GPU |" in text
     command = (
         "split-digits --epochs 1 --tasks 0,SEED --eval-every 100000 --strategies replay --seed SEED"
     )
     assert f"`everloop run {command}`" in text
-    assert [json.loads((folder / seed / "result.json").read_text())["phases"] for seed in "12"] == [
+    assert [result_of(folder / seed)["phases"] for seed in "12"] == [
         [["0-1"], ["2-3"]],
         [["0-1"], ["4-5"]],
     ]
     assert main(words) == 0
     assert "seed 1:" not in capsys.readouterr().out  # nothing is run twice
     assert report.read_text() == text
+
+
+METRICS_TABLE = """
+title: Made up
+source: nobody, 2026.
+common: --epochs 1
+seeds: [1, 2]
+rows:
+  - {method: none, column: a, metric: BWT, run: &plain split-digits --strategies none}
+  - {method: none, column: a, metric: one-step BWT, run: *plain}
+  - {method: none, column: b, metric: online accuracy, run: *plain}
+  - {method: none, column: b, run: *plain}
+  - {method: EWC, column: b, run: split-digits --strategies ewc}
+"""
+SCORES = [[90.0, 0.0, 0.0], [70.0, 80.0, 0.0], [20.0, 50.0, 60.0]]
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that would have run; each leaves a made-up result of three tasks."""
+    ran: list[list[str]] = []
+
+    def run_all(commands: Any, jobs: int, ended: Any) -> None:
+        for i, words in enumerate(commands):
+            ran.append(words)
+            ends = [Evaluation(i, i, True, row, row) for i, row in enumerate(SCORES)]
+            first = Evaluation(0, None, False, 3 * [0.0], 3 * [0.0])
+            made = Result(["a", "b", "c"], [[0], [1], [2]], ACCURACY, [first, *ends])
+            made.online_accuracy = 65.0
+            folder = Path(words[words.index("--out") + 1])
+            folder.mkdir(parents=True)
+            write_json(folder / "result.json", made.to_dict())
+            ended(i, None)
+
+    monkeypatch.setattr("everloop.scenarios.reproduce.run_all", run_all)
+    return ran
+
+
+def test_rows_of_one_command_share_its_runs_and_each_takes_its_own_metric(
+    tmp_path: Path, ran: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "made-up.yaml", tmp_path / "out"
+    path.write_text(METRICS_TABLE)
+    assert main(["reproduce", str(path), "--rows", "b", "--out", str(out)]) == 0
+    assert [words[words.index("--seed") + 1] for words in ran] == ["1", "1", "2", "2"]
+    assert [words[words.index("--strategies") + 1] for words in ran] == 2 * ["none", "ewc"]
+    assert "none, b, seed 2: online accuracy 65.00" in capsys.readouterr().out.splitlines()
+    assert main(["reproduce", str(path), "--out", str(out)]) == 0
+    assert len(ran) == 4, "no row needs a run of its own"
+    report = (out / "made-up" / "report.md").read_text()
+    for column, metric, value in (
+        ("a", "BWT", ((20 - 90) + (50 - 80)) / 2),
+        ("a", "one-step BWT", ((70 - 90) + (50 - 80)) / 2),
+        ("b", "online accuracy", 65),
+        ("b", "final accuracy", (20 + 50 + 60) / 3),
+    ):
+        assert f"| none | {column} | {metric} | - | {value:.1f} | 0.00 | 2 | - |" in report
+        assert f"| none | {column} | {metric} | `everloop run split-digits" in report
+
+
+def test_a_metric_that_the_runs_lack_ends_in_one_line_with_the_reason(
+    tmp_path: Path, ran: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "made-up.yaml"
+    path.write_text(METRICS_TABLE.replace("metric: BWT", "metric: average return"))
+    assert main(["reproduce", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "everloop: error: none, a: the run has no average return: it is a data set"
+    ]
 
 
 def test_a_pipe_gets_whole_lines(
@@ -156,7 +234,7 @@ def test_another_command_is_another_run(table: Path, tmp_path: Path) -> None:
 def test_a_row_passes_within_points_or_two_standard_errors_or_above(
     published: float | None, exact: bool, values: list[float], said: str
 ) -> None:
-    assert verdict(Row("m", "c", "run", published, exact=exact), values, 1.5) == said
+    assert verdict(Row("m", "c", "run", published=published, exact=exact), values, 1.5) == said
 
 
 names = st.text("abcdef", min_size=1, max_size=4)
@@ -201,6 +279,11 @@ def test_rows_are_chosen_by_method_and_by_column(table: Path) -> None:
         (["DIGITS", "--jobs", "0"], "jobs is 0; it must be 1 or more"),
         (["BROKEN"], "can't be read"),
         (["FAILING"], "unknown scenario 'sea'"),
+        (
+            ["UNKNOWN"],
+            "unknown.yaml: metric of row 'ER' is 'speed'. Choose one of final accuracy, online "
+            "accuracy, BWT, one-step BWT, average return.",
+        ),
     ],
 )
 def test_a_mistake_ends_in_one_line(
@@ -208,8 +291,10 @@ def test_a_mistake_ends_in_one_line(
 ) -> None:
     (tmp_path / "broken.yaml").write_text("title: x\nrows: [{methd: a}]\n")
     (tmp_path / "failing.yaml").write_text(TABLE.replace("run: split-digits", "run: sea"))
+    (tmp_path / "unknown.yaml").write_text(TABLE.replace("ER,", "ER, metric: speed,"))
     places = {
         "DIGITS": table,
+        "UNKNOWN": tmp_path / "unknown.yaml",
         "BROKEN": tmp_path / "broken.yaml",
         "FAILING": tmp_path / "failing.yaml",
     }

@@ -19,6 +19,7 @@ from everloop.loop import NestedOptimizer
 from everloop.scenarios import SCENARIOS, Experiment, SplitCIFAR10, SplitDigits, SplitMNIST
 from everloop.scenarios.arguments import build, read
 from everloop.scenarios.cli import main
+from everloop.scenarios.mnist import PermutedMNIST
 
 pytestmark = pytest.mark.usefixtures("surroundings")
 
@@ -126,6 +127,13 @@ def test_the_number_of_classes_depends_on_the_scenario_type(
         False,
         True,
     ]
+
+
+def test_permuted_mnist_trains_on_a_draw_of_examples(data: Path) -> None:
+    made = PermutedMNIST(num_tasks=2, examples_per_task=7)
+    assert made.world("train", 1, 0).examples([0, 1]) == 14
+    assert "same_examples" not in made.without_effect()
+    assert PermutedMNIST().without_effect()["same_examples"] == "examples_per_task is not set"
 
 
 def test_presets_and_single_ratios_reach_the_stream() -> None:
