@@ -15,8 +15,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 
 from everloop.contract import NetworkOutput, Output, Task
-from everloop.loop.batch import Batch, subsample
+from everloop.loop.batch import Batch
 from everloop.loop.learners.joining import uses_fresh
+from everloop.loop.learners.shown import Recent
 from everloop.loop.model import frozen_copy_of
 from everloop.loop.sb3.control import Control
 from everloop.loop.sb3.views import view_of
@@ -24,9 +25,6 @@ from everloop.loop.strategies.base import Forward, Strategy, load_states, states
 
 ALONE = "obs"
 """Modality name of observations that are a single array."""
-
-KEPT = 2048
-"""Examples of a task that are kept for its end."""
 
 
 def attach_sb3(
@@ -86,7 +84,7 @@ class AttachedSB3(Control):
         norm = getattr(algorithm, "max_grad_norm", None)
         self.max_grad_norm = None if norm is None or math.isinf(norm) else norm
         self.current: Task | None = None
-        self.examples: list[Batch] = []  # of the current task
+        self.shown = Recent()  # the latest experience of the current task
         self.minibatch: Batch | None = None
         self.attach(strategies)
 
@@ -165,9 +163,7 @@ class AttachedSB3(Control):
         """Let strategies observe new experience, and keep it for the task's end."""
         self.steps += batch.length * len(batch)
         batch = batch.sequences(self.sequence_length)
-        self.examples.append(batch)
-        if sum(len(part) for part in self.examples) > 2 * KEPT:
-            self.examples = subsample(self.examples, KEPT)
+        self.shown.add(batch, {})
         for strategy in self.strategies:
             strategy.observe(batch, self)
 
@@ -197,7 +193,8 @@ class _Learning(BaseCallback):
         loop = self.loop
         if self.model is not loop.algorithm:
             raise ValueError("the callback belongs to another algorithm; call attach_sb3 for this")
-        loop.current, loop.examples = self.task, []
+        loop.current = self.task
+        loop.shown.clear()
         for strategy in loop.strategies:
             strategy.begin_task(self.task, loop)
 
@@ -229,9 +226,10 @@ class _Learning(BaseCallback):
     def _on_training_end(self) -> None:
         self._unwatch()
         loop = self.loop
+        examples = loop.shown.sample(self.task.id, seed=self.task.id)
         for strategy in loop.strategies:
-            strategy.end_task(self.task, loop.examples, loop)
-        loop.current, loop.examples, loop.minibatch = None, [], None
+            strategy.end_task(self.task, examples, loop)
+        loop.current, loop.minibatch = None, None
         loop.updater.expect(None)
 
     def _watch(self) -> None:

@@ -136,12 +136,12 @@ def test_outputs_and_likelihood_are_those_of_the_policy(kind: str) -> None:
 
 
 def kept(loop: Any) -> Any:
-    """A callback that keeps the task's first examples in `loop.kept`."""
+    """A callback that keeps examples of the task in `loop.kept`."""
     callback = loop.callback(0)
     end = callback._on_training_end
 
     def keep() -> None:
-        loop.kept = loop.examples[0]
+        loop.kept = loop.shown.sample(0, seed=0)[0]
         end()
 
     callback._on_training_end = keep
