@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from everloop.contract import Metric
-from everloop.envs.corruptions import TEXT_ALTERATIONS
+from everloop.envs.corruptions import TEXT_ALTERATIONS, Alteration
 from everloop.envs.data import Examples, entity_f1, load_text
 from everloop.envs.data.examples import check_kind
 from everloop.envs.splits import TaskSplit
@@ -30,7 +30,6 @@ class TextStreamVectorEnv(StreamVectorEnv):
     """
 
     modality = "tokens"
-    alterations: ClassVar = TEXT_ALTERATIONS
 
     def _assign(
         self, task_split: TaskSplit, train: Examples, test: Examples, split: str, label_space: str
@@ -72,6 +71,9 @@ class TextStreamVectorEnv(StreamVectorEnv):
     @staticmethod
     def _input_space(data: Examples) -> spaces.Box:
         return Tokens(data.vocabulary_size, data.inputs.shape[1])
+
+    def _known_alterations(self) -> Mapping[str, Alteration]:
+        return TEXT_ALTERATIONS
 
 
 class TextStreamEnv(StreamEnv):

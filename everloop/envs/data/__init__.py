@@ -1,8 +1,9 @@
-"""Labelled data sets of images and texts as arrays."""
+"""Labelled data sets of images, texts and features as arrays."""
 
 from everloop.envs.data.arrays import digits, from_arrays
 from everloop.envs.data.cache import cache_folder, cached, fingerprint
 from everloop.envs.data.examples import NO_LABEL, Examples
+from everloop.envs.data.features import from_features, load_features
 from everloop.envs.data.images import load_images
 from everloop.envs.data.kaggle import imagenet256
 from everloop.envs.data.ner import entity_f1, load_ner
@@ -23,9 +24,11 @@ __all__ = [
     "entity_f1",
     "fingerprint",
     "from_arrays",
+    "from_features",
     "from_tasks",
     "from_torch",
     "imagenet256",
+    "load_features",
     "load_images",
     "load_ner",
     "load_text",
