@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from everloop.contract import Metric
 from everloop.envs.corruptions import TEXT_ALTERATIONS, Alteration
-from everloop.envs.data import Examples, entity_f1, load_text
+from everloop.envs.data import Examples, entity_f1, load_text, sentences
 from everloop.envs.data.examples import check_kind
 from everloop.envs.splits import TaskSplit
 from everloop.envs.stream import Ints, StreamEnv, StreamVectorEnv
@@ -22,8 +22,8 @@ from everloop.envs.tokens import Tokens
 class TextStreamVectorEnv(StreamVectorEnv):
     """`everloop/TextStream-v0`: token ids in the modality "tokens", int32 (L,), padded with 0.
 
-    `data` is (train, test) `Examples`; or a Hub id or a local folder, which `load_text` reads. For
-    everything else see `StreamVectorEnv`.
+    `data` is (train, test) `Examples`; or a Hub id or a local folder, which `load_text` reads; or
+    None for the built-in `sentences`. For everything else see `StreamVectorEnv`.
 
     If the labels are tags (N, L), the action is a tag for every token and the reward is the share
     of correct tags. A pass over the test split is scored by the F1 of whole entities (`metric`).
@@ -62,9 +62,7 @@ class TextStreamVectorEnv(StreamVectorEnv):
     @staticmethod
     def _load(data: Any) -> tuple[Examples, Examples]:
         if data is None:
-            raise ValueError(
-                "data is None; give (train, test) examples, a Hub id or a local folder"
-            )
+            return sentences()
         pair = load_text(data) if isinstance(data, str | Path) else data
         return check_kind(pair, "texts", np.int32, 2, "int32 token ids (N, L)")
 

@@ -7,6 +7,7 @@ from everloop.envs.data.features import from_features, load_features
 from everloop.envs.data.images import load_images
 from everloop.envs.data.kaggle import imagenet256
 from everloop.envs.data.ner import entity_f1, load_ner
+from everloop.envs.data.sentences import sentences
 from everloop.envs.data.tasks import from_tasks
 from everloop.envs.data.text import load_text, text_folders
 from everloop.envs.data.tokens import HashTokenizer, PretrainedTokenizer, Tokenizer
@@ -32,5 +33,6 @@ __all__ = [
     "load_images",
     "load_ner",
     "load_text",
+    "sentences",
     "text_folders",
 ]
