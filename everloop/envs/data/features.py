@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
@@ -15,6 +16,7 @@ from everloop.envs.data.examples import Array, Examples, check_pair
 
 Columns = Mapping[str, npt.ArrayLike]
 TEST = "_test"  # ends the name of an array of the test split
+NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 EVERY = 5  # without a test split, every fifth example is for testing
 
 
@@ -185,7 +187,7 @@ def _read_csv(
         raise ValueError(f"no column is left for features; it has {', '.join(header)} only")
     x = np.stack([_numbers(name, cells[name], lines) for name in features], axis=1)
     y = np.array(cells[label])
-    if all(cell.removeprefix("-").isdecimal() for cell in cells[label]):  # 10 comes after 2
+    if all(NUMBER.fullmatch(cell) for cell in cells[label]):  # 10 comes after 2
         y = y.astype(np.int64)
     return from_features(x, y, columns={name: cells[name] for name in columns})
 
@@ -229,7 +231,7 @@ def _numbers(name: str, cells: Sequence[str], lines: Sequence[int]) -> npt.NDArr
             what = (
                 f"{name!r} is {cell!r} in line {lines[i]}, not a number"
                 if cell
-                else (f"line {lines[i]} has no {name!r}")
+                else f"line {lines[i]} has no {name!r}"
             )
             raise ValueError(
                 f"{what}; correct it, leave the row out, or the column by naming it in ignore"

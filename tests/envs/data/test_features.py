@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from everloop.envs.data import from_features, load_features
+from everloop.envs.data import from_features, from_tasks, load_features
 
 X = np.random.default_rng(0).normal(size=(30, 3))
 Y = np.arange(30) % 3
@@ -57,6 +57,16 @@ def test_a_table_gives_its_numbers_labels_and_columns(
         assert part.labels.tolist() == own.labels.tolist()
         assert part.columns["site"].tolist() == own.columns["site"].tolist()
         assert part.classes == ("2", "10", "11")
+
+
+def test_labels_that_only_look_like_numbers_stay_as_they_are(tmp_path: Path) -> None:
+    rows = table()
+    for row in rows[1:]:
+        row[2] = {2: "007", 10: "7", 11: "9" * 30}[row[2]]
+    train, _ = load_features(
+        write(tmp_path / "t.csv", rows), label="kind", columns=["site"], ignore=["id"]
+    )
+    assert train.classes == ("007", "7", "9" * 30)
 
 
 @pytest.mark.parametrize("with_test", [False, True])
@@ -137,6 +147,17 @@ def test_bad_arrays_are_refused_in_one_line(changes: dict[str, Any], said: str) 
         from_features(**{"x": X, "y": Y, **changes})
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
+
+
+def test_several_sets_of_vectors_are_tasks_of_one() -> None:
+    parts = {"first": from_features(X, Y), "second": from_features(X + 1, Y + 2)}
+    train, _ = from_tasks(parts)
+    for name, part in parts.items():
+        rows = train.columns["task"] == name
+        np.testing.assert_array_equal(train.inputs[rows], part[0].inputs)
+        assert [train.classes[c] for c in train.labels[rows]] == [
+            part[0].classes[c] for c in part[0].labels
+        ]
 
 
 def test_a_file_that_is_missing_or_of_another_kind_is_refused(tmp_path: Path) -> None:
