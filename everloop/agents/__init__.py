@@ -4,6 +4,7 @@ from everloop.agents.agent import Agent
 from everloop.agents.attention import CrossAttention
 from everloop.agents.classifier import Classifier
 from everloop.agents.encoders import BackboneEncoder, ImageEncoder, VectorEncoder
+from everloop.agents.features import FeatureMLP
 from everloop.agents.heads import Heads
 from everloop.agents.memory import ResettableGRU
 from everloop.agents.nested import ContinuumMemory, NestedConvNet, levels_of
@@ -23,6 +24,7 @@ __all__ = [
     "ConvNet5",
     "CrossAttention",
     "EmbeddingEncoder",
+    "FeatureMLP",
     "GrowingMLP",
     "Heads",
     "ImageEncoder",

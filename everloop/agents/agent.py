@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from einops import rearrange
@@ -14,11 +14,9 @@ from everloop.agents.attention import CrossAttention
 from everloop.agents.encoders import BackboneEncoder, ImageEncoder, VectorEncoder
 from everloop.agents.heads import Heads
 from everloop.agents.memory import ResettableGRU
-from everloop.agents.normalise import RunningNorm
+from everloop.agents.normalise import Normalize, RunningNorm
 from everloop.agents.text import EmbeddingEncoder
 from everloop.contract import CUE, PRESENCE, Output, modality_kind
-
-Normalize = Literal["none", "running", "first-task"]
 
 
 class Agent(nn.Module):

@@ -88,7 +88,7 @@ class MLP(nn.Module):
         if any(units < 1 for units in hidden):
             raise ValueError(f"hidden is {list(hidden)}; each layer needs 1 or more units")
         sizes = [flat_size(input_shape), *hidden]
-        self.layers = _fully_connected(sizes)
+        self.layers = fully_connected(sizes)
         self.size = sizes[-1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class ConvNet5(nn.Module):
             depth = channels
         self.convolutions = nn.ModuleList(layers)
         sizes = [height * width * depth, *hidden]
-        self.layers = _fully_connected(sizes)
+        self.layers = fully_connected(sizes)
         self.size = sizes[-1]
 
     def freeze_convolutions(self, state: dict[str, Tensor] | None = None) -> None:
@@ -248,7 +248,7 @@ class ConvNet5(nn.Module):
         return features
 
 
-def _fully_connected(sizes: Sequence[int]) -> nn.Sequential:
+def fully_connected(sizes: Sequence[int]) -> nn.Sequential:
     """Return linear layers with a ReLU after each."""
     layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+Normalize = Literal["none", "running", "first-task"]
+"""Whether to normalise, and over which experience: everything seen, or the first phase only."""
 
 
 class RunningNorm(nn.Module):

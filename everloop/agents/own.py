@@ -17,21 +17,30 @@ class OwnBackbone(nn.Module):
     Args:
         net: For images, it takes floats from 0 to 1, (R, C, H, W), and returns features (R, ...),
             which are flattened. For tokens, it takes ids (R, L) and returns features (R, size),
-            or (R, L, size) with `per_token`.
-        shape: Shape of one observation: (H, W, C) of an image, or (L,) of a text.
+            or (R, L, size) with `per_token`. For vectors it takes floats (R, D) and returns
+            features (R, size).
+        shape: Shape of one observation: (H, W, C) of an image, (L,) of a text, or (D,).
         per_token: Whether `net` returns features of every token.
+        vectors: Whether observations of one axis are vectors of floats, not token ids.
 
     Raises:
         ValueError: If `net` cannot read such observations or returns another shape. The message
             is one line.
     """
 
-    def __init__(self, net: nn.Module, shape: ImageShape, per_token: bool = False) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        shape: ImageShape,
+        per_token: bool = False,
+        vectors: bool = False,
+    ) -> None:
         super().__init__()
         self.net = net
         self.images = len(shape) == 3
         self.per_token = per_token
-        probe = torch.zeros(2, *shape, dtype=torch.uint8 if self.images else torch.int32)
+        texts = torch.float32 if vectors else torch.int32
+        probe = torch.zeros(2, *shape, dtype=torch.uint8 if self.images else texts)
         training = net.training
         try:
             with torch.no_grad():

@@ -5,6 +5,7 @@ from gymnasium.envs.registration import register, registry
 from everloop.contract import Task
 from everloop.envs.check import check_task_env
 from everloop.envs.data import Examples
+from everloop.envs.feature_stream import FeatureStreamEnv, FeatureStreamVectorEnv
 from everloop.envs.feedback import Feedback, VectorFeedback
 from everloop.envs.image_stream import ImageStreamEnv, ImageStreamVectorEnv
 from everloop.envs.mixture import PRESETS, Mixture
@@ -31,6 +32,7 @@ for _id, _module, _name in (
     ("Plant", "plant", "Plant"),
     ("ImageStream", "image_stream", "ImageStream"),
     ("TextStream", "text_stream", "TextStream"),
+    ("FeatureStream", "feature_stream", "FeatureStream"),
 ):
     if f"everloop/{_id}-v0" not in registry:
         register(
@@ -45,6 +47,8 @@ __all__ = [
     "Assignment",
     "ByColumn",
     "Examples",
+    "FeatureStreamEnv",
+    "FeatureStreamVectorEnv",
     "Feedback",
     "IBlurry",
     "ImageStreamEnv",

@@ -1,7 +1,8 @@
 """Alterations that make an example out of distribution: noise, corruptions and other data.
 
 Each takes one example and a generator, and returns a new example of the same shape and dtype.
-Images are uint8 (H, W, C); texts are int32 token ids (L,), padded with 0.
+Images are uint8 (H, W, C); texts are int32 token ids (L,), padded with 0; features are float32
+(D,).
 """
 
 from __future__ import annotations
@@ -82,6 +83,32 @@ TEXT_ALTERATIONS: Mapping[str, Alteration] = {
     "shuffled": shuffled_tokens,
     "dropped": dropped_tokens,
 }
+
+
+def feature_alterations(mean: Example, std: Example) -> Mapping[str, Alteration]:
+    """Return the alterations of features.
+
+    Args:
+        mean: Mean of each number over the data, (D,).
+        std: Its standard deviation, (D,).
+    """
+
+    def noise(features: Example, rng: np.random.Generator) -> Example:
+        """Replace every number with a normal one of its mean and standard deviation."""
+        return (mean + std * rng.standard_normal(len(mean))).astype(np.float32)
+
+    def gaussian_noise(features: Example, rng: np.random.Generator) -> Example:
+        """Add normal noise of each number's standard deviation."""
+        return (features + std * rng.standard_normal(len(mean))).astype(np.float32)
+
+    def masked(features: Example, rng: np.random.Generator) -> Example:
+        """Replace three of ten numbers, at least one, with their mean, as if they were missing."""
+        hidden = rng.permutation(len(mean))[: max(1, round(0.3 * len(mean)))]
+        altered = features.copy()
+        altered[hidden] = mean[hidden]
+        return altered
+
+    return {"noise": noise, "gaussian-noise": gaussian_noise, "masked": masked}
 
 
 def other_data(inputs: Example) -> Alteration:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from everloop.envs.corruptions import IMAGE_ALTERATIONS
+from everloop.envs.corruptions import IMAGE_ALTERATIONS, Alteration
 from everloop.envs.data import Examples, digits, load_images
 from everloop.envs.data.examples import check_kind
 from everloop.envs.stream import StreamEnv, StreamVectorEnv
@@ -22,7 +23,6 @@ class ImageStreamVectorEnv(StreamVectorEnv):
     """
 
     modality = "image"
-    alterations: ClassVar = IMAGE_ALTERATIONS
 
     @staticmethod
     def _load(data: Any) -> tuple[Examples, Examples]:
@@ -34,6 +34,9 @@ class ImageStreamVectorEnv(StreamVectorEnv):
     @staticmethod
     def _input_space(data: Examples) -> spaces.Box:
         return spaces.Box(0, 255, data.inputs.shape[1:], np.uint8)
+
+    def _known_alterations(self) -> Mapping[str, Alteration]:
+        return IMAGE_ALTERATIONS
 
 
 class ImageStreamEnv(StreamEnv):

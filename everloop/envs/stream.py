@@ -38,7 +38,7 @@ Ints = npt.NDArray[np.int64]
 class StreamVectorEnv(TaskVectorEnv):
     """Labelled examples as a batched world: one indexed read serves `num_envs` examples a step.
 
-    Abstract; see the subclasses for images and texts.
+    Abstract; see the subclasses for images, texts and features.
 
     Each task's examples form an endless chain of shuffled passes. Over one pass every example is
     scored exactly once, however long the episodes are. An example is pending until a guess for it
@@ -91,7 +91,6 @@ class StreamVectorEnv(TaskVectorEnv):
     """
 
     modality: ClassVar[str]
-    alterations: ClassVar[Mapping[str, Alteration]]
 
     def __init__(
         self,
@@ -186,9 +185,13 @@ class StreamVectorEnv(TaskVectorEnv):
                 f"the mixture's order is {order}; it must hold ids from 0 to {len(ids) - 1}"
             )
 
+    def _known_alterations(self) -> Mapping[str, Alteration]:
+        """Return name -> alteration of an input."""
+        raise NotImplementedError
+
     def _find_alterations(self, ood_data: Any) -> list[Alteration]:
         """Return the alterations that out-of-distribution examples are drawn from."""
-        known = dict(self.alterations)
+        known = dict(self._known_alterations())
         if ood_data is not None:
             other = np.asarray(ood_data)
             shape = self._inputs.shape[1:]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from everloop.contract import Metric
-from everloop.envs.corruptions import TEXT_ALTERATIONS
-from everloop.envs.data import Examples, entity_f1, load_text
+from everloop.envs.corruptions import TEXT_ALTERATIONS, Alteration
+from everloop.envs.data import Examples, entity_f1, load_text, sentences
 from everloop.envs.data.examples import check_kind
 from everloop.envs.splits import TaskSplit
 from everloop.envs.stream import Ints, StreamEnv, StreamVectorEnv
@@ -22,15 +22,14 @@ from everloop.envs.tokens import Tokens
 class TextStreamVectorEnv(StreamVectorEnv):
     """`everloop/TextStream-v0`: token ids in the modality "tokens", int32 (L,), padded with 0.
 
-    `data` is (train, test) `Examples`; or a Hub id or a local folder, which `load_text` reads. For
-    everything else see `StreamVectorEnv`.
+    `data` is (train, test) `Examples`; or a Hub id or a local folder, which `load_text` reads; or
+    None for the built-in `sentences`. For everything else see `StreamVectorEnv`.
 
     If the labels are tags (N, L), the action is a tag for every token and the reward is the share
     of correct tags. A pass over the test split is scored by the F1 of whole entities (`metric`).
     """
 
     modality = "tokens"
-    alterations: ClassVar = TEXT_ALTERATIONS
 
     def _assign(
         self, task_split: TaskSplit, train: Examples, test: Examples, split: str, label_space: str
@@ -63,15 +62,16 @@ class TextStreamVectorEnv(StreamVectorEnv):
     @staticmethod
     def _load(data: Any) -> tuple[Examples, Examples]:
         if data is None:
-            raise ValueError(
-                "data is None; give (train, test) examples, a Hub id or a local folder"
-            )
+            return sentences()
         pair = load_text(data) if isinstance(data, str | Path) else data
         return check_kind(pair, "texts", np.int32, 2, "int32 token ids (N, L)")
 
     @staticmethod
     def _input_space(data: Examples) -> spaces.Box:
         return Tokens(data.vocabulary_size, data.inputs.shape[1])
+
+    def _known_alterations(self) -> Mapping[str, Alteration]:
+        return TEXT_ALTERATIONS
 
 
 class TextStreamEnv(StreamEnv):

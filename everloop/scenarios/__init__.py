@@ -3,6 +3,7 @@
 from everloop.scenarios.check_strategy import check_strategy
 from everloop.scenarios.cifar import SplitCIFAR10, SplitCIFAR100
 from everloop.scenarios.experiment import Experiment
+from everloop.scenarios.features import Features
 from everloop.scenarios.imagenet import SplitImageNet256
 from everloop.scenarios.images import ImageScenario, SplitImages
 from everloop.scenarios.mnist import PermutedMNIST, RotatedMNIST, SplitMNIST
@@ -36,6 +37,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
         DomainNewsgroups,
         DomainNER,
         DomainText,
+        Features,
     )
 }
 """Scenario classes by their names on the command line. Add your own to run it by name."""
@@ -48,6 +50,7 @@ __all__ = [
     "DomainText",
     "Experiment",
     "Factory",
+    "Features",
     "ImageScenario",
     "PermutedMNIST",
     "RotatedMNIST",

@@ -22,8 +22,8 @@ class Scenario(ABC):
     To define your own scenario, subclass this as a dataclass. Its fields become settings.
 
     Args:
-        tasks: Names or IDs of the tasks in training order, such as plant-1,plant-0. By default all
-            tasks, in the world's order.
+        tasks: Names or IDs of the tasks in training order, such as plant-1,plant-0. A task may
+            occur several times. By default all tasks, in the world's order.
         eval_every: World steps between two evaluations, 1 or more. Steps are counted over all
             copies of the world; in a stream a step is one example. By default there are a few
             evaluations per task. The end of each task is always evaluated.

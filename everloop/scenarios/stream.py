@@ -17,6 +17,7 @@ from gymnasium import spaces
 from torch import nn
 
 from everloop.agents import Classifier, OwnBackbone, levels_of
+from everloop.contract import CUE
 from everloop.envs import PRESETS, Examples, Mixture, TaskSplit, make_vec
 from everloop.envs.data.hub import Unreachable
 from everloop.loop import (
@@ -40,7 +41,7 @@ def own_network(factory: Factory, world: World, heads: int) -> nn.Module:
 
     Args:
         factory: The network's class and settings.
-        world: A stream with images (H, W, C) or tokens (L,).
+        world: A stream with images (H, W, C), tokens (L,) or features (D,).
         heads: Number of heads, 1 or more.
 
     Raises:
@@ -48,7 +49,7 @@ def own_network(factory: Factory, world: World, heads: int) -> nn.Module:
     """
     shown = world.single_observation_space
     assert isinstance(shown, spaces.Dict), "a stream has named modalities"
-    modality, space = next((n, s) for n, s in shown.items() if n in ("image", "tokens"))
+    modality, space = next((name, space) for name, space in shown.items() if name != CUE)
     actions = world.single_action_space
     tags = isinstance(actions, spaces.MultiDiscrete)
     shape = tuple(space.shape or ())
@@ -68,7 +69,8 @@ def own_network(factory: Factory, world: World, heads: int) -> nn.Module:
             f"network {factory.path} makes {type(net).__name__}; it must make a torch module"
         )
     outputs = likelihood_for(actions).size() // (shape[0] if tags else 1)
-    return Classifier(OwnBackbone(net, shape, per_token=tags), outputs, modality, heads)
+    backbone = OwnBackbone(net, shape, tags, vectors=modality == "features")
+    return Classifier(backbone, outputs, modality, heads)
 
 
 @dataclass
@@ -99,9 +101,9 @@ class StreamScenario(Scenario):
         optimizer: Name of a torch optimizer, such as adamw or sgd, or the path of your own. Set its
             arguments with optimizer.KEY, and the learning rate with training.learning_rate.
         network: Your own torch module, as package.module:Class; set its arguments with network.KEY.
-            It maps images (N, C, H, W), floats from 0 to 1, or token IDs (N, L) to features. Heads
-            are added. If the class has a required argument, it gets the shape of one input, such
-            as (C, H, W).
+            It maps images (N, C, H, W), floats from 0 to 1, token IDs (N, L) or vectors (N, D) to
+            features. Heads are added. If the class has a required argument, it gets the shape of
+            one input, such as (C, H, W).
         periods: Training steps between updates of each level of layers, 1 or more per level. This
             is nested learning. Levels are the network's continuum memories if it has any, else its
             layers from the last to the first. By default every step updates all layers.

@@ -174,10 +174,6 @@ def test_a_bad_argument_of_an_image_stream_is_refused(
     ("parameters", "line"),
     [
         (
-            {"data": None},
-            r"^data is None; give \(train, test\) examples, a Hub id or a local folder$",
-        ),
-        (
             {"data": DATA},
             (
                 r"^train texts are uint8 of shape \(12, 8, 8, 1\); they must be int32 token ids "

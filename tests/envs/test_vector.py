@@ -15,6 +15,7 @@ from user_world import LENGTH, Walk
 
 from everloop.contract import check_world
 from everloop.envs import (
+    FeatureStreamVectorEnv,
     ImageStreamEnv,
     ImageStreamVectorEnv,
     PlantVectorEnv,
@@ -22,6 +23,7 @@ from everloop.envs import (
     Task,
     TaskEnv,
     TaskVectorWrapper,
+    TextStreamVectorEnv,
     VectorFeedback,
     check_task_env,
     make_vec,
@@ -38,7 +40,12 @@ def walk_id() -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("env_id", "world"),
-    [("everloop/Plant-v0", PlantVectorEnv), ("everloop/ImageStream-v0", ImageStreamVectorEnv)],
+    [
+        ("everloop/Plant-v0", PlantVectorEnv),
+        ("everloop/ImageStream-v0", ImageStreamVectorEnv),
+        ("everloop/TextStream-v0", TextStreamVectorEnv),
+        ("everloop/FeatureStream-v0", FeatureStreamVectorEnv),
+    ],
 )
 def test_native_worlds_use_their_own_vector_class(env_id: str, world: type) -> None:
     env = make_vec(env_id, 5, task_cue=True)
@@ -71,7 +78,10 @@ def test_the_spec_of_a_vector_survives_json(env_id: str) -> None:
 def test_an_unknown_world_is_refused_by_its_id(env_id: str) -> None:
     with pytest.raises(
         ValueError,
-        match=f"unknown world '{env_id}': choose one of everloop/ImageStream-v0, everloop/Plant-v0",
+        match=(
+            f"unknown world '{env_id}': choose one of everloop/FeatureStream-v0, "
+            "everloop/ImageStream-v0, everloop/Plant-v0, everloop/TextStream-v0"
+        ),
     ):
         make_vec(env_id)
 

@@ -30,6 +30,8 @@ def image_set(folder: Path, classes: int, colour: bool = False, **columns: Any) 
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     image_set(root / "mnist", 10)
+    rows = [f"{i},{i % 3},{'ab'[i % 2]},{'ns'[i // 2 % 2]}" for i in range(40)]
+    (root / "flowers.csv").write_text("\n".join(["length,width,label,site", *rows]))
     image_set(root / "cifar10", 10, colour=True)
     image_set(root / "cifar100", 100, colour=True)
     image_set(root / "omniglot28", 6, alphabet=lambda label: ["Greek", "Latin", "Thai"][label // 2])

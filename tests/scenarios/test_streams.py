@@ -35,6 +35,7 @@ def extra(name: str, data: Path) -> list[str]:
         "split-cifar100": ["--architecture", "mlp", "--width", "8"],
         "domain-ner": ["--length", "8"],
         "split-omniglot": ["--width", "16"],
+        "features": ["--data", f"{data}/flowers.csv", "--domain", "site"],
     }.get(name, [])
 
 

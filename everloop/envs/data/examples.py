@@ -19,13 +19,14 @@ class Examples:
     """N labelled examples.
 
     Args:
-        inputs: uint8 images (N, H, W, C); or int32 token ids (N, L), 0 after the end of a text.
+        inputs: uint8 images (N, H, W, C); int32 token ids (N, L), 0 after the end of a text; or
+            float32 features (N, D).
         labels: int64 indices into `classes`, (N,); or tags (N, L), `NO_LABEL` for a token without
             one.
         classes: Names of the classes, the same in every split.
         columns: Column name -> strings (N,), whatever else is known about each example, such as
             its domain.
-        vocabulary_size: Token ids are from 0 to vocabulary_size - 1. Images do not use it.
+        vocabulary_size: Token ids are from 0 to vocabulary_size - 1. Others do not use it.
 
     Raises:
         ValueError: If the arrays do not fit together. The message is one line that names the
@@ -49,7 +50,7 @@ class Examples:
             )
         least = 0 if self.labels.ndim == 1 else NO_LABEL
         _check_range("label", self.labels, least, len(self.classes) - 1)
-        if self.inputs.dtype != np.uint8:
+        if self.inputs.dtype.kind == "i":
             _check_range("token id", self.inputs, 0, self.vocabulary_size - 1)
         for name, column in self.columns.items():
             if column.shape != (count,):

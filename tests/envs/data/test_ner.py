@@ -204,6 +204,10 @@ def test_the_reward_is_token_accuracy_and_the_score_is_entity_f1(tmp_path: Path)
     np.testing.assert_allclose(reward, [(row[row >= 0] == 0).mean() for row in labels])
     assert world.metric(0).evaluate(labels, np.where(labels < 0, 4, labels)) == 1
     assert world.metric(0).evaluate(labels, np.zeros_like(labels)) == 0
+    assert world.metric("a").evaluate(labels, np.where(labels < 0, 4, labels)) == 1
+    for unknown in (2, "c"):
+        with pytest.raises(ValueError, match=f"^unknown task {unknown!r}"):
+            world.metric(unknown)
 
 
 def test_a_kind_of_entity_is_one_class_in_all_domains(tmp_path: Path) -> None:

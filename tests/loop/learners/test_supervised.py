@@ -13,6 +13,7 @@ from stub_helpers import Recorder
 from torch import Tensor, nn
 
 from everloop.envs import SyncTaskVectorEnv
+from everloop.envs.data import digits
 from everloop.loop import (
     Batch,
     NotFiniteError,
@@ -79,14 +80,19 @@ def test_a_step_makes_one_forward_pass_for_guess_and_update() -> None:
     np.testing.assert_array_equal(np.stack(guesses), np.stack(outputs))
 
 
+def labels_of_digits() -> dict[bytes, int]:
+    """Return the label of each training image, by its bytes."""
+    train, _ = digits()
+    return {
+        image.tobytes(): int(label) for image, label in zip(train.inputs, train.labels, strict=True)
+    }
+
+
 def test_each_batch_pairs_an_image_with_its_own_label_and_task() -> None:
     learner, seen = agent_learner(), Recorder()
     learner.attach([seen])
     learner.learn([1, 3], 80)
-    truth = {
-        image.tobytes(): label
-        for image, label in zip(learner.world._inputs, learner.world._labels, strict=True)
-    }  # type: ignore[attr-defined]
+    truth = labels_of_digits()
     assert len(seen.observed) == 10
     for batch in seen.observed:
         assert (batch.length, len(batch)) == (1, 8)
@@ -112,10 +118,7 @@ def test_labels_are_correct_at_the_end_of_an_episode() -> None:
     learner, seen = SupervisedLearner(mlp(), world), Recorder()
     learner.attach([seen])
     learner.learn([4], 24)  # a task without the label 0
-    images = stream(1)
-    truth = {
-        image.tobytes(): label for image, label in zip(images._inputs, images._labels, strict=True)
-    }
+    truth = labels_of_digits()
     for batch in seen.observed:
         assert batch.target is not None
         assert batch.target[0].tolist() == [
