@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,7 +12,6 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from everloop.contract import ACCURACY, CUE, Metric, Observation
-from everloop.envs.chain import Chain
 from everloop.envs.corruptions import Alteration, find_alterations, other_data
 from everloop.envs.data.examples import Examples, check_pair
 from everloop.envs.mixture import (
@@ -30,6 +28,7 @@ from everloop.envs.mixture import (
 )
 from everloop.envs.prefetch import Prefetch
 from everloop.envs.splits import SplitClasses, TaskSplit, find_task_split
+from everloop.envs.supply import Supply
 from everloop.envs.task import Mask, OneCopyEnv, TaskVectorEnv, find_task
 
 Ints = npt.NDArray[np.int64]
@@ -135,10 +134,7 @@ class StreamVectorEnv(TaskVectorEnv):
         self.reward_range = (0.0, 1.0)
         self._prefetch = Prefetch(self._show, workers) if workers else None
         self._seed = 0
-        # the tasks of each chain, first of all those of single tasks; and the chain of each copy
-        self._sources: list[tuple[int, ...]] = [(task.id,) for task in self.tasks]
-        self._source = np.zeros(num_envs, dtype=np.int64)
-        self._restart()
+        self._supply = Supply(num_envs, len(self.tasks), self._draw_pass)
 
     @staticmethod
     def _load(data: Any) -> tuple[Examples, Examples]:
@@ -262,17 +258,11 @@ class StreamVectorEnv(TaskVectorEnv):
         return tuple(sorted({find_task(self.tasks, one).id for one in keys}))
 
     def _find_source(self, key: Any) -> int:
-        """Return the number of the chain of the tasks `key`; a task's chain has the task's id."""
-        tasks = self._find_tasks(key)
-        if tasks not in self._sources:
-            self._sources.append(tasks)
-            self._chains.append(self._chain(tasks))
-        return self._sources.index(tasks)
+        """Return the number of the source of the tasks `key`; that of one task is its id."""
+        return self._supply.find(self._find_tasks(key))
 
     def _switch(self, mask: Mask, source: int) -> None:
-        self._source[mask] = source
-        if source < len(self.tasks):
-            self.task[mask] = source
+        self._supply.source[mask] = source
 
     def _draw_pass(self, tasks: tuple[int, ...], epoch: int) -> Presentations:
         drawn = self.mixture.draw_pass(
@@ -282,46 +272,18 @@ class StreamVectorEnv(TaskVectorEnv):
             drawn[LABEL] = self._label(drawn)
         return drawn
 
-    def _chain(self, tasks: tuple[int, ...]) -> Chain:
-        return Chain(partial(self._draw_pass, tasks))
-
-    def _restart(self) -> None:
-        """Forget all passes: each chain begins with its tasks' first pass."""
-        self._chains = [self._chain(tasks) for tasks in self._sources]
-        # what each copy shows, and the chain that it came from; -1 before the first reset
-        self._pending: Presentations = np.full((FIELDS, self.num_envs), -1, dtype=np.int64)
-        self._pending_source = np.full(self.num_envs, -1, dtype=np.int64)
-        if self._prefetch is not None:
-            self._prefetch.clear()
-
-    def _serve(self, mask: Mask) -> None:
-        """Give the next examples of their chains to the copies of `mask`, in order."""
-        self._pending = self._pending.copy()  # views of the last one are in infos
-        for source in np.unique(self._source[mask]):
-            copies = np.flatnonzero(mask & (self._source == source))
-            self._pending[:, copies] = self._chains[source].take(len(copies))
-            self._pending_source[copies] = source
-        self._follow_tasks()
-
-    def _follow_tasks(self) -> None:
-        """Where a copy plays several tasks, its task is that of the example it shows."""
-        if len(self._sources) > len(self.tasks):
-            several = self._source >= len(self.tasks)
-            self.task[several] = self._pending[ORIGIN, several]
-
     def _begin(self, mask: Mask, seeded: bool) -> None:
-        if (seeded and mask.all()) or self._pending_source[0] < 0:
+        if (seeded and mask.all()) or self._supply.empty:
             self._seed = int(self.np_random.integers(2**62))
-            self._restart()
-            self._serve(np.ones_like(mask))
-        elif (switched := mask & (self._pending_source != self._source)).any():
-            for copy in np.flatnonzero(switched):
-                self._chains[self._pending_source[copy]].give_back(self._pending[:, copy])
-            self._serve(switched)
-        self._one_source = bool((self._source == self._source[0]).all())
+            self._supply.restart()
+            mask = np.ones_like(mask)
+            if self._prefetch is not None:
+                self._prefetch.clear()
+        self._supply.begin(mask)
+        self.task = self._supply.task()
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
-        scored = self._pending
+        scored = self._supply.pending
         label = scored[LABEL] if self._labels.ndim == 1 else self._label(scored)
         guess = np.asarray(actions)
         if guess.shape != label.shape:
@@ -333,36 +295,23 @@ class StreamVectorEnv(TaskVectorEnv):
             "index": scored[INDEX],
             "epoch": scored[EPOCH],
             "origin": scored[ORIGIN],
-            "leaked": self._is_leaked(scored),
+            "leaked": self._supply.is_leaked(),
             "ood": scored[OOD] > 0,
         }
         correct = guess == label
         reward = correct.astype(np.float32) if label.ndim == 1 else _share(correct, label >= 0)
-        if self._one_source:
-            self._pending = self._chains[self._source[0]].take(self.num_envs)
-            self._follow_tasks()
-        else:
-            self._serve(np.ones(self.num_envs, dtype=np.bool_))
+        self._supply.advance()
+        if self._supply.mixes:
+            self.task = self._supply.task()
         return reward, info
 
-    def _is_leaked(self, scored: Presentations) -> Mask:
-        """Return, (num_envs,), whether each example belongs to no task of its chain."""
-        leaked: Mask = scored[ORIGIN] != self._pending_source
-        if (self._pending_source < len(self.tasks)).all():
-            return leaked
-        own = np.zeros((len(self._sources), len(self.tasks)), dtype=np.bool_)
-        for source, tasks in enumerate(self._sources):
-            own[source, list(tasks)] = True
-        leaked[:] = ~own[self._pending_source, scored[ORIGIN]]
-        return leaked
-
     def _observe(self) -> Observation:
-        if self._prefetch is not None and self._one_source:
-            source = int(self._source[0])
-            inputs = self._prefetch.inputs(source, self._chains[source], self._pending)
+        pending, single = self._supply.pending, self._supply.single
+        if self._prefetch is not None and single is not None:
+            inputs = self._prefetch.inputs(*single, pending)
         else:
-            inputs = self._show(self._pending)
-        return self._observation(inputs, self._pending)
+            inputs = self._show(pending)
+        return self._observation(inputs, pending)
 
     def _observation(self, inputs: npt.NDArray[Any], presentations: Presentations) -> Observation:
         """Return the modalities of examples with these inputs (n, ...)."""
@@ -419,30 +368,13 @@ class StreamVectorEnv(TaskVectorEnv):
         super().load_state_dict(state)
 
     def _world_state(self) -> dict[str, Any]:
-        returned = [[one.copy() for one in chain.returned] for chain in self._chains]
-        return {
-            "seed": self._seed,
-            "sources": [list(tasks) for tasks in self._sources],
-            "cursor": [chain.cursor for chain in self._chains],
-            "passes": [chain.epoch for chain in self._chains],
-            "returned": returned,
-            "source": self._source.copy(),
-            "pending": self._pending.copy(),
-            "pending_source": self._pending_source.copy(),
-        }
+        return {"seed": self._seed, **self._supply.state_dict()}
 
     def _load_world_state(self, own: Mapping[str, Any]) -> None:
-        self._sources = [tuple(tasks) for tasks in own["sources"]]
-        self._restart()
         self._seed = own["seed"]
-        for chain, epoch, cursor, returned in zip(
-            self._chains, own["passes"], own["cursor"], own["returned"], strict=True
-        ):
-            chain.restore(epoch, cursor, returned)
-        self._source = own["source"].copy()
-        self._pending = own["pending"].copy()
-        self._pending_source = own["pending_source"].copy()
-        self._one_source = bool((self._source == self._source[0]).all())
+        self._supply.load_state_dict(own)
+        if self._prefetch is not None:
+            self._prefetch.clear()
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the workers."""
