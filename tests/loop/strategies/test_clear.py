@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import torch
 from loop_helpers import (
+    FlatNet,
     control_learner,
     gradients,
     learn_tasks,
     rehearsal_loss,
 )
-from rehearsal_helpers import PPO_KINDS, OutputRecorder, close, next_draws, perturb_weights, stored
-from strategy_helpers import gaussian_kl
+from rehearsal_helpers import (
+    CLASSES,
+    INPUTS,
+    PPO_KINDS,
+    OutputRecorder,
+    close,
+    examples,
+    next_draws,
+    perturb_weights,
+    stored,
+)
+from strategy_helpers import TaskAgnosticLearner, gaussian_kl
+from torch import nn
 
-from everloop.loop import CLEAR
+from everloop.loop import CLEAR, Categorical
 
 
 @PPO_KINDS
@@ -57,3 +69,19 @@ def test_at_value_strength_0_clear_clones_only_the_policy() -> None:
     found = gradients(rehearsal_loss(clear, learner), learner.module)
     for (name, _), g in zip(learner.module.named_parameters(), found, strict=True):
         assert not name.startswith("value") or not g.any()
+
+
+def test_clear_stores_the_policy_in_evaluation_mode() -> None:
+    """Without dropout, and without counting the batch in the statistics of batch norm."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.BatchNorm1d(INPUTS), nn.Linear(INPUTS, 8), nn.Dropout(0.5), nn.Linear(8, CLASSES)
+    ).double()
+    learner = TaskAgnosticLearner(FlatNet(layers, "x"), Categorical(CLASSES))
+    clear, before = CLEAR(capacity=20), [b.clone() for b in layers.buffers()]
+    clear.observe(examples(20), learner)
+    kept = stored(clear, learner)
+    assert all(torch.equal(b, then) for b, then in zip(layers.buffers(), before, strict=True))
+    assert layers.training
+    layers.eval()
+    torch.testing.assert_close(kept.target[0], layers(kept.obs["x"][0]))  # type: ignore[index]

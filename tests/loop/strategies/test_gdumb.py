@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 from everloop.agents import MLP, GrowingMLP, ProgressiveMLP
 from everloop.loop import (
     HAT,
+    Categorical,
     GDumb,
     Growth,
     LoRA,
@@ -124,6 +126,25 @@ def test_gdumb_trains_by_momentum_sgd_with_a_cosine_rate() -> None:
             t += 1
     gdumb.end_task(Named(1), [], learner)
     assert distance(weights(learner.module), weights(module)) < 1e-9
+
+
+def test_gdumb_clips_gradients_at_a_norm_of_10() -> None:
+    """One step on the whole memory: w <- w - rate (10 g / |g| + 1e-6 w)."""
+    torch.manual_seed(0)
+    linear = nn.Linear(INPUTS, CLASSES, bias=False).double()
+    learner = TaskAgnosticLearner(FlatNet(linear, "x"), Categorical(CLASSES))
+    gdumb = GDumb(epochs=1, capacity=6, batch_size=6, learning_rate=0.3)
+    gdumb.begin_task(Named(), learner)
+    batch = examples(6)
+    gdumb.observe(replace(batch, obs={"x": 100 * batch.obs["x"]}), learner)
+    w, x = linear.weight.detach().clone(), 100 * batch.obs["x"][0]
+    p = torch.softmax(x @ w.T, 1)
+    p[torch.arange(6), batch.target[0]] -= 1  # type: ignore[index]
+    g = p.T @ x / 6
+    assert float(g.norm()) > 20
+    gdumb.end_task(Named(), [], learner)
+    expected = w - 0.3 * (10 * g / g.norm() + 1e-6 * w)
+    torch.testing.assert_close(linear.weight.detach(), expected, rtol=1e-6, atol=1e-9)
 
 
 class ModeRecorder(nn.Module):

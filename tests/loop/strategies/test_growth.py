@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from loop_helpers import stream
+from torch import Tensor
 
 from everloop.agents import Classifier, GrowingMLP
 from everloop.loop import (
@@ -48,3 +51,29 @@ def test_added_units_are_trained_and_covered_by_ewc() -> None:
     V = learner.module.get_submodule("backbone.branches.0.2").weight
     assert float(V.detach().abs().max()) > 0  # type: ignore[operator, union-attr]
     assert "backbone.branches.0.2.weight" in ewc.penalty.precision
+
+
+def test_units_are_added_by_the_mean_loss_of_each_window_of_one_task() -> None:
+    """The loss of wrong outputs is log 10 = 2.3, that of right ones 0; the threshold is 1.2."""
+    torch.manual_seed(0)
+    learner = SupervisedLearner(Classifier(GrowingMLP((8, 8, 1), (6, 6)), 10), stream())
+    growth = Growth(units=4, threshold=1.2, patience=4)
+    learner.attach([growth])
+    batch = learner.rollout(stream(), [0], 1, seed=0)
+    assert batch.target is not None
+    wrong: Tensor = torch.zeros(*batch.target.shape, 10)
+    right = wrong.scatter(-1, batch.target[..., None], 100.0)
+
+    def grown_after(losses: str) -> list[int]:
+        counts = []
+        for letter in losses:
+            output = wrong if letter == "w" else right
+            growth.observe(replace(batch, output=output), learner)
+            counts.append(growth.grown)
+        return counts
+
+    assert grown_after("rrww") == [0, 0, 0, 0]  # a mean of 1.15
+    assert grown_after("wwrw") == [0, 0, 0, 1]  # a mean of 1.73, without earlier losses
+    assert grown_after("www") == [1, 1, 1]
+    growth.begin_task(learner.world.tasks[1], learner)
+    assert grown_after("wrrr") == [1, 1, 1, 1]  # losses of an earlier task do not count

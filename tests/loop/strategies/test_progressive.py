@@ -31,5 +31,5 @@ def test_a_returning_task_gets_a_new_column_and_leaves_others_unchanged() -> Non
 def test_tasks_of_one_phase_share_a_column() -> None:
     learner, progressive = task_aware_learner(ProgressiveMLP((8, 8, 1), (8, 8))), Progressive()
     world = stream(label_space="within_task", task_cue=True)
-    Run(learner, Plan([[0, 1], [2]], [64, 64], 10**9), world, [progressive]).go()
-    assert progressive.tasks.keys == {0: 0, 1: 0, 2: 1}
+    Run(learner, Plan([[0, 1], [2, 3]], [64, 64], 10**9), world, [progressive]).go()
+    assert progressive.tasks.keys == {0: 0, 1: 0, 2: 1, 3: 1}

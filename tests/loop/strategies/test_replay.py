@@ -76,6 +76,17 @@ def test_only_past_tasks_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert replayed.tasks() == {0, 1}
 
 
+def test_with_current_the_current_task_is_replayed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, replay = digit_learner(), Replay(capacity=200, batch_size=20, current=True)
+    replayed = ReplayRecorder(replay, monkeypatch)
+    learner.attach([replay])
+    learn_tasks(learner, [0])
+    assert replayed.tasks() == {0}
+    assert len(replayed.batches) == 64 / 8 - 1  # the first update has nothing to replay
+    learn_tasks(learner, [1])
+    assert replayed.tasks() == {0, 1}
+
+
 def test_a_returning_task_is_not_replayed_while_it_is_learned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -19,6 +19,8 @@ from strategy_helpers import (
     TaskAgnosticLearner,
     Weights,
     classifier,
+    make_learner,
+    one_layer,
     regression_batches,
     snapshot,
 )
@@ -144,3 +146,20 @@ def test_tasks_of_one_phase_count_once(kind: Callable[[], Any]) -> None:
     once = dict(strategy.penalty.precision)
     strategy.end_task(Named(1), batches, learner)
     assert distance(list(strategy.penalty.precision.values()), list(once.values())) < 1e-12
+
+
+def test_the_path_integral_takes_the_gradient_before_clipping() -> None:
+    """omega = -sum g (w_after - w_before), with g as it is before the step is clipped."""
+    learner, path = make_learner(one_layer(bias=False)), PathIntegral()
+    w = learner.module.layers.weight
+    for g, clipped in ((3.0, 1.0), (-2.0, -1.0), (None, None)):
+        w.grad = None if g is None else torch.full_like(w, g)
+        path.before_step(learner)
+        w.grad = None if clipped is None else torch.full_like(w, clipped)
+        with torch.no_grad():
+            w += 0.0 if clipped is None else -0.5 * clipped
+        path.after_step()
+    expected = torch.full_like(w, 3.0 * 0.5 + 2.0 * 0.5)
+    torch.testing.assert_close(path.omega["layers.weight"], expected, rtol=0, atol=1e-12)
+    path.clear()
+    assert not path.omega["layers.weight"].any()

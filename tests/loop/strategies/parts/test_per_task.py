@@ -18,6 +18,7 @@ from architecture_helpers import (
 )
 from loop_helpers import PPO_PARAMETERS, agent, plant, same
 from stable_baselines3 import PPO
+from strategy_helpers import Named, make_learner, one_layer
 from torch import Tensor, nn
 
 from everloop.agents import MLP, Agent, ConvNet5, ProgressiveMLP
@@ -30,6 +31,7 @@ from everloop.loop import (
     ShrinkAndPerturb,
     Strategy,
 )
+from everloop.loop.strategies.parts.per_task import PerTask
 
 
 class Normed(nn.Module):
@@ -161,3 +163,25 @@ def test_old_tasks_are_bit_equal_beside_shrink_and_perturb(name: str, last: bool
     for task in (1, 2):
         learn_task(learner, task)
     assert torch.equal(view_outputs(learner, strategy, 0, batch), then)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_view_of_a_task_that_is_learned_again_shows_the_network(resume: bool) -> None:
+    """With `resume` the network first gets the task's own tensors."""
+    learner, tasks = make_learner(one_layer(bias=False)), PerTask()
+    weight = learner.module.layers.weight
+    own = torch.full_like(weight, 7.0)
+    tasks.end(Named(3), "key", {"layers.weight": own})
+    before = weight.detach().clone()
+    with tasks.applied(Named(3), learner):
+        assert torch.equal(weight, own)
+    assert torch.equal(weight, before)
+    assert tasks.begin(Named(3), learner, resume) == "key"
+    assert Named(3) not in tasks
+    assert torch.equal(weight, own if resume else before)
+    with torch.no_grad():
+        weight.fill_(0.5)
+    with tasks.applied(Named(3), learner):
+        assert bool((weight == 0.5).all())
+    assert tasks.begin(Named(3), learner, resume) is None
+    assert bool((weight == 0.5).all())

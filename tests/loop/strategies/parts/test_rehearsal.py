@@ -18,6 +18,8 @@ from loop_helpers import (
     weights,
 )
 from rehearsal_helpers import (
+    CLASSES,
+    INPUTS,
     RATE,
     cross_entropies,
     examples,
@@ -27,7 +29,7 @@ from rehearsal_helpers import (
     stored,
     two_layer_outputs,
 )
-from strategy_helpers import Named, after_gradient_step
+from strategy_helpers import Named, TaskAgnosticLearner, after_gradient_step
 from torch import nn
 
 from everloop.loop import (
@@ -37,6 +39,7 @@ from everloop.loop import (
     ERACE,
     GEM,
     MIR,
+    Categorical,
     DERPlusPlus,
     GDumb,
     ICaRL,
@@ -44,6 +47,7 @@ from everloop.loop import (
     Strategy,
     TokenCategorical,
 )
+from everloop.loop.strategies.parts.rehearsal import observed_output
 
 
 @pytest.mark.parametrize("memory", ["uncertain", "informative"])
@@ -170,3 +174,45 @@ def test_strategies_for_single_labels_are_refused_on_tags(
         match=r"needs one class label for each example; use (replay or derpp|memory reservoir)$",
     ):
         FixedLearner(FlatNet(nn.Linear(2, 6), "x"), TokenCategorical(2, 3)).attach([kind()])
+
+
+def test_each_row_gets_the_example_that_the_memory_chose_for_it() -> None:
+    """Also if all examples of a batch are stored, but not in their order."""
+    replay = Replay(capacity=5)
+    learner, orders = rehearsal_learner([replay]), set[tuple[int, ...]]()
+    for seed in range(20):
+        batch, twin = examples(2, seed=seed), copy.deepcopy(replay.memory)
+        chosen, rows = twin.reserve(2)
+        replay.observe(batch, learner)
+        kept = replay.memory.read(rows)["obs.x"][:, 0]
+        np.testing.assert_array_equal(kept, batch.obs["x"][0].numpy()[chosen])
+        orders.add(tuple(chosen.tolist()))
+    assert (1, 0) in orders
+
+
+@pytest.mark.parametrize("count", [1, 256, 257, 600])
+def test_in_control_the_targets_of_all_rows_are_renewed(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay, renewed = Replay(), list[int]()
+    monkeypatch.setattr(replay, "read", lambda rows, model: rows)
+    monkeypatch.setattr(replay, "store", lambda rows, read, model: renewed.extend(rows.tolist()))
+    replay._store_again(np.arange(count), rehearsal_learner())
+    assert renewed == list(range(count))
+
+
+def test_outputs_of_observed_examples_leave_no_trace() -> None:
+    """They are those of training mode, but batch norm does not count them."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Linear(INPUTS, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, CLASSES)
+    ).double()
+    learner, batch = TaskAgnosticLearner(FlatNet(layers, "x"), Categorical(CLASSES)), examples(9)
+    before, drawn = [b.clone() for b in layers.buffers()], torch.get_rng_state()
+    output = observed_output(batch, learner)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(b, then) for b, then in zip(layers.buffers(), before, strict=True))
+    assert not output.requires_grad
+    assert torch.equal(output[0], layers(batch.obs["x"][0]))
+    given = torch.ones(1, 9, CLASSES, dtype=torch.float64)
+    assert observed_output(replace(batch, output=given), learner) is given

@@ -19,7 +19,7 @@ from torch import nn
 
 from everloop.loop import STRATEGIES, Batch, Categorical, Replay, Strategy, SupervisedLearner
 
-WEIGHT_REGULARISERS = ["ewc", "ewc_kfac", "si", "mas", "rwalk"]
+WEIGHT_REGULARISERS = ["ewc", "ewc_kfac", "l2", "si", "mas", "rwalk"]
 
 
 def warnings_of(
