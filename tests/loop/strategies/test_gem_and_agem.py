@@ -99,7 +99,7 @@ def test_in_control_edited_gradients_do_not_conflict_with_past_policies(
 ) -> None:
     """During PPO's training, `edit_gradients` removes the conflicts of the gradient."""
     learner = control_learner(max_grad_norm=float("inf"))
-    settings = {"margin": 0.0} if kind is GEM else {}
+    settings: dict[str, Any] = {"margin": 0.0} if kind is GEM else {}
     strategy = kind(capacity=60, batch_size=16, **settings)
     found: list[tuple[float, float]] = []
     edit = strategy.edit_gradients
