@@ -269,7 +269,8 @@ def test_rows_are_chosen_by_method_and_by_column(table: Path) -> None:
     [
         (
             ["nowhere"],
-            "unknown table 'nowhere'. Choose one of online-cifar100, rotated-mnist, three-types",
+            "unknown table 'nowhere'. Choose one of agem, gem, l2-init, online-cifar100, "
+            "online-split-mnist, rotated-mnist, three-types",
         ),
         (["three-tpyes"], "unknown table 'three-tpyes'. Did you mean 'three-types'?"),
         (
