@@ -38,9 +38,9 @@ def standard_pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
     return rearrange(x, "r h w c -> r c h w").to(dtype, copy=True).sub_(127.5).div_(63.75)
 
 
-def pixels_to_1(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scale uint8 pixels x, (R, ...), to x / 255 and flatten them, (R, size)."""
-    return x.flatten(1).to(dtype, copy=True).div_(255.0)  # floats are the caller's own: copy them
+def pixels_to_1(x: Tensor, dtype: torch.dtype, white: float = 1.0) -> Tensor:
+    """Scale uint8 pixels x, (R, ...), to white * x / 255 and flatten them, (R, size)."""
+    return x.flatten(1).to(dtype, copy=True).div_(255.0 / white)  # floats are the caller's: copy
 
 
 def normalisation(channels: int, norm: Norm) -> nn.Module:
@@ -69,7 +69,7 @@ def through(block: nn.Module, x: Tensor, recompute: bool) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Fully connected ReLU layers on the flattened image, with pixels from 0 to 1.
+    """Fully connected ReLU layers on the flattened image, with pixels from 0 to `white`.
 
     Published sizes: 2 x 400 (van de Ven et al. 2022, section "Methods", MNIST), 2 x 1000 (there,
     permuted MNIST), 2 x 100 (Lopez-Paz & Ranzato 2017). Without hidden layers the features are the
@@ -78,22 +78,28 @@ class MLP(nn.Module):
     Args:
         input_shape: Shape of one example.
         hidden: Units of each layer, 1 or more.
+        white: Value of a white pixel, above 0; 255 leaves pixels unscaled.
 
     Raises:
-        ValueError: If a layer has no units.
+        ValueError: If a layer has no units, or white is out of range.
     """
 
-    def __init__(self, input_shape: ImageShape, hidden: Sequence[int] = (400, 400)) -> None:
+    def __init__(
+        self, input_shape: ImageShape, hidden: Sequence[int] = (400, 400), white: float = 1.0
+    ) -> None:
         super().__init__()
         if any(units < 1 for units in hidden):
             raise ValueError(f"hidden is {list(hidden)}; each layer needs 1 or more units")
+        if not 0 < white < float("inf"):
+            raise ValueError(f"white is {white}; it must be finite and above 0")
         sizes = [flat_size(input_shape), *hidden]
         self.layers = fully_connected(sizes)
         self.size = sizes[-1]
+        self.white = white
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features (R, size) of examples x, uint8 (R, ...)."""
-        features: Tensor = self.layers(pixels_to_1(x, precision(self)))
+        features: Tensor = self.layers(pixels_to_1(x, precision(self), self.white))
         return features
 
 

@@ -44,6 +44,7 @@ class ImageScenario(StreamScenario):
             400 in mlp, progressive and growing, 2000 in convnet, 20 in reduced-resnet18, 64 in
             resnet18 and 32 in nested.
         layers: Number of hidden layers in mlp, progressive and growing, 0 or more.
+        white: Value of a white pixel in mlp, above 0: 1, or 255 for unscaled pixels.
         norm: Normalization in ResNets: batch, as published, or group. Group norm carries no
             statistics from task to task.
         pretrain: Data for pre-training the convolutions of convnet: a folder or a Hub ID. The
@@ -59,6 +60,7 @@ class ImageScenario(StreamScenario):
     architecture: Architecture = "mlp"
     width: int | None = None
     layers: int = 2
+    white: float = 1.0
     norm: Literal["batch", "group"] = "batch"
     pretrain: str | None = None
     pretrain_epochs: int = 10
@@ -79,7 +81,7 @@ class ImageScenario(StreamScenario):
         width: dict[str, Any] = {} if self.width is None else {"width": self.width}
         match self.architecture:
             case "mlp":
-                return MLP(shape, self.layers * [width.get("width", 400)])
+                return MLP(shape, self.layers * [width.get("width", 400)], self.white)
             case "convnet":
                 return self._convnet(shape)
             case "reduced-resnet18":
@@ -103,11 +105,13 @@ class ImageScenario(StreamScenario):
         unused = super().without_effect()
         if self.network is not None:
             return unused | dict.fromkeys(
-                ["architecture", "width", "layers", "norm", "pretrain", "pretrain_epochs"],
+                ["architecture", "width", "layers", "white", "norm", "pretrain", "pretrain_epochs"],
                 "network replaces it",
             )
         if self.architecture not in ("mlp", "progressive", "growing"):
             unused["layers"] = f"architecture {self.architecture} has a fixed number of layers"
+        if self.architecture != "mlp":
+            unused["white"] = "it is only for architecture mlp"
         if "resnet18" not in self.architecture:
             unused["norm"] = "it is only for ResNets"
         if self.architecture != "convnet":

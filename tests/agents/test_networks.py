@@ -61,6 +61,15 @@ def test_float_images_give_the_same_features_and_are_not_changed(network: Any) -
     assert torch.equal(floats, x.float())
 
 
+def test_whiter_pixels_are_larger_first_weights() -> None:
+    torch.manual_seed(0)
+    net, unscaled = MLP((8, 8, 1), (7, 5)), MLP((8, 8, 1), (7, 5), white=255.0)
+    with torch.no_grad():
+        unscaled.load_state_dict(net.state_dict())
+        net.layers[0].weight *= 255  # type: ignore[operator]
+    torch.testing.assert_close(unscaled(images(3, 8, 8, 1)), net(images(3, 8, 8, 1)))
+
+
 @pytest.mark.parametrize(
     "network", [MLP, ResNet18, ConvNet5, ProgressiveMLP, GrowingMLP, NestedConvNet]
 )
@@ -191,6 +200,7 @@ def test_any_backbone_can_encode_an_agents_modality() -> None:
     ("make", "line"),
     [
         (lambda: MLP((8, 8, 1), (0,)), r"^hidden is \[0\]; each layer needs 1 or more units$"),
+        (lambda: MLP((8, 8, 1), white=0.0), r"^white is 0.0; it must be finite and above 0$"),
         (lambda: ResNet18((8, 8, 1), 0), "^width is 0; it must be 1 or more$"),
         (lambda: ResNet18((8, 8, 1), 8, "layer"), "^norm is 'layer'; choose batch or group$"),  # type: ignore[arg-type]
     ],

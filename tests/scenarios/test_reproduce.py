@@ -16,9 +16,10 @@ from everloop.loop import Evaluation, Result
 from everloop.loop.results.result import write_json
 from everloop.scenarios import SplitDigits
 from everloop.scenarios.cli import main
-from everloop.scenarios.published import TABLES, Row, load_table
+from everloop.scenarios.published import TABLES, Row, Table, load_table
 from everloop.scenarios.reproduce import (
     choose_rows,
+    comparison,
     folder_of,
     run_rows,
     verdict,
@@ -237,6 +238,13 @@ def test_a_row_passes_within_points_or_two_standard_errors_or_above(
     assert verdict(Row("m", "c", "run", published=published, exact=exact), values, 1.5) == said
 
 
+def test_only_a_table_with_inexact_rows_says_that_higher_numbers_pass(tmp_path: Path) -> None:
+    rows = [Row("m", "c", "split-digits", exact=exact) for exact in (True, False)]
+    for chosen, said in ((rows[:1], False), (rows, True)):
+        text = comparison(Table("t", "Title", "source", "", [0], chosen), tmp_path)
+        assert ("; a higher number also passes" in text) == said
+
+
 names = st.text("abcdef", min_size=1, max_size=4)
 
 
@@ -269,7 +277,8 @@ def test_rows_are_chosen_by_method_and_by_column(table: Path) -> None:
     [
         (
             ["nowhere"],
-            "unknown table 'nowhere'. Choose one of online-cifar100, rotated-mnist, three-types",
+            "unknown table 'nowhere'. Choose one of agem, gem, l2-init, online-cifar100, "
+            "online-split-mnist, rotated-mnist, three-types",
         ),
         (["three-tpyes"], "unknown table 'three-tpyes'. Did you mean 'three-types'?"),
         (

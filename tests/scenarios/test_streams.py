@@ -137,6 +137,14 @@ def test_permuted_mnist_trains_on_a_draw_of_examples(data: Path) -> None:
     assert PermutedMNIST().without_effect()["same_examples"] == "examples_per_task is not set"
 
 
+def test_the_value_of_white_pixels_reaches_the_network(data: Path) -> None:
+    made = PermutedMNIST(white=255.0)
+    assert made.learner(made.world("train", 1, 0), 0).module.backbone.white == 255  # type: ignore[union-attr]
+    assert "white" not in made.without_effect()
+    convolutions = PermutedMNIST(white=255.0, architecture="convnet")
+    assert convolutions.without_effect()["white"] == "it is only for architecture mlp"
+
+
 def test_presets_and_single_ratios_reach_the_stream() -> None:
     for preset, ratios in {
         "easy": (0, 0, 0),
