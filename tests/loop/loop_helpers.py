@@ -384,4 +384,6 @@ def image_stream(height: int, width: int, channels: int) -> ImageStreamVectorEnv
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, height, width, channels), dtype=np.uint8)
     labels = np.arange(24) % 4
-    return ImageStreamVectorEnv(4, from_arrays(images, labels, images, labels), episode_length=5)
+    return ImageStreamVectorEnv(
+        4, from_arrays(images, labels, images, labels, channels="last"), episode_length=5
+    )
