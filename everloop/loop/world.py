@@ -75,6 +75,9 @@ def check_tasks(
         ValueError: If `info["task"]` is missing or differs.
     """
     played: Any = info.get("task")
+    # the fast way to compare small arrays, since this is done in every step
+    if getattr(played, "dtype", None) == asked.dtype and played.tobytes() == asked.tobytes():
+        return
     if len(mixed) and np.shape(played) == asked.shape:
         asked = np.where(np.isin(played, mixed), played, mixed[0])
     if np.array_equal(played, asked):

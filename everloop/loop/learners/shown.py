@@ -17,7 +17,7 @@ from everloop.loop.state import pack
 RECENT = 2048
 """Number of the latest examples of a task that are kept where they can't be shown again."""
 CHUNK = 256
-"""Number of examples that are read at once."""
+"""Number of examples that are read at once, and of steps whose infos are kept as they are."""
 
 Ints = npt.NDArray[np.int64]
 Read = Callable[[int, Ints], Batch]
@@ -78,25 +78,40 @@ class ShownRows(Shown):
     def __init__(self, read: Read, limit: int | None = None) -> None:
         super().__init__(limit)
         self._read = read
-        self._infos: list[Ints] = []
+        self._rows = np.zeros((2, 0), np.int64)  # row and task of each example, or -1 to leave out
+        self._infos: list[Mapping[str, Any]] = []  # of the latest steps
 
     def clear(self) -> None:
+        self._rows = self._rows[:, :0]
         self._infos.clear()
 
     def add(self, batch: Batch, info: Mapping[str, Any]) -> None:
-        clean = ~(info["leaked"] | info["ood"])
-        self._infos.append(np.stack([info["index"], np.where(clean, info["origin"], -1)]))
+        self._infos.append(info)  # all that is done in every step, since that costs time
+        if len(self._infos) == CHUNK:
+            self._collect()
+
+    def _collect(self) -> None:
+        """Move what the latest infos say to the rows."""
+        latest = [
+            np.stack([i["index"], np.where(i["leaked"] | i["ood"], -1, i["origin"])])
+            for i in self._infos
+        ]
+        self._rows = np.concatenate([self._rows, *latest], axis=1)
+        self._infos.clear()
 
     def sample(self, task: int, seed: int) -> Sequence[Batch]:
-        index, origin = np.concatenate([np.zeros((2, 0), np.int64), *self._infos], axis=1)
+        self._collect()
+        index, origin = self._rows
         rows = np.random.default_rng(seed).permutation(np.unique(index[origin == task]))
         return _Rows(task, rows[: self.limit], self._read)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"infos": np.concatenate(self._infos, axis=1) if self._infos else None}
+        self._collect()
+        return {"rows": self._rows.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._infos = [] if state["infos"] is None else [state["infos"].copy()]
+        self._rows = state["rows"].copy()
+        self._infos.clear()
 
 
 class _Rows(Sequence[Batch]):
