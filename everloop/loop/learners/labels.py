@@ -1,4 +1,4 @@
-"""Likelihoods and labels of a user's own training loop: which one it is, and do they fit."""
+"""Labels and their likelihood: the loss, and in a user's own loop which one it is."""
 
 from __future__ import annotations
 
@@ -139,6 +139,7 @@ def mean_loss(likelihood: Likelihood, outputs: Tensor, target: Tensor) -> Tensor
     mse_loss.
     """
     if isinstance(likelihood, Categorical):
+        # One kernel computes the same number, which saves a fifth of a small network's step.
         return F.cross_entropy(outputs.flatten(0, 1), target.flatten())
     if isinstance(likelihood, Bernoulli):
         return F.binary_cross_entropy_with_logits(outputs, target)

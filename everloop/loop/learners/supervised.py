@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from everloop.contract import NetworkOutput, Observation, Output, World
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.augment import AUGMENTATIONS
+from everloop.loop.learners.labelled import Labelled
 from everloop.loop.learners.learner import Learner
 from everloop.loop.learners.learning_rate import RATES
 from everloop.loop.learners.reset import check_state, reset_state
 from everloop.loop.learners.shown import Recent, ShownRows
 from everloop.loop.learners.training import Training
-from everloop.loop.likelihood import Categorical, TokenCategorical, likelihood_for
+from everloop.loop.likelihood import likelihood_for
 from everloop.loop.state import packed, restore
 from everloop.loop.strategies.base import Forward, Strategy
 from everloop.loop.world import check_finite, check_tasks, labels_of, mixed_tasks, reset_to_tasks
@@ -44,7 +44,7 @@ POSITION = (
 Replayed = list[tuple[Strategy, Forward]]
 
 
-class SupervisedLearner(Learner):
+class SupervisedLearner(Labelled, Learner):
     """Learns labels from a stream by minimizing the cross-entropy of `info["label"]`.
 
     The guess that goes to the world and the loss come from one forward pass. Every example is a
@@ -70,8 +70,6 @@ class SupervisedLearner(Learner):
 
     images: Sequence[str] = ()
     """Modalities to augment."""
-
-    labelled = True
 
     def __init__(
         self,
@@ -131,24 +129,7 @@ class SupervisedLearner(Learner):
         """Return the mean cross-entropy of the labels."""
         if self.counts is not None and self.counts.any():  # all 0 before the first batch
             outputs = outputs + self.counts.log()
-        if isinstance(self.likelihood, Categorical):
-            # One kernel computes the same number, which saves a fifth of a small network's step.
-            return F.cross_entropy(outputs.flatten(0, 1), target.flatten())
-        terms: Tensor | int = outputs[..., 0].numel()
-        if isinstance(self.likelihood, TokenCategorical):
-            terms = (target >= 0).sum().clamp(min=1)
-        return -self.likelihood.log_prob(outputs, target).sum() / terms
-
-    def example_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
-        return -self.likelihood.log_prob(outputs, target).sum(0)
-
-    def targets(self, batch: Batch) -> Tensor:
-        """Return the labels."""
-        assert batch.target is not None, "a batch of a stream has labels"
-        return batch.target
-
-    def observed(self, batch: Batch) -> Tensor | None:
-        return batch.target
+        return super().loss_of(outputs, target)
 
     def choose(
         self,

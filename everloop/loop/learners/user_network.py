@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from everloop.contract import NetworkOutput, Output, Task
 from everloop.loop.batch import Batch
-from everloop.loop.learners.accompanied import Accompanied
 from everloop.loop.learners.calls import Calls, Inputs, layers_before, linear_calls
+from everloop.loop.learners.labelled import Labelled
 from everloop.loop.learners.labels import (
     check_labels,
     fitted,
     likelihood_of,
-    mean_loss,
     padded,
     rows_of,
 )
@@ -47,7 +46,7 @@ class PerTask:
         return self._heads()
 
 
-class UserNetwork(Accompanied):
+class UserNetwork(Labelled):
     """A module of any form, called with rows of examples.
 
     Args:
@@ -60,8 +59,6 @@ class UserNetwork(Accompanied):
     Raises:
         ValueError: If the likelihood must be given and is not.
     """
-
-    labelled = True
 
     def __init__(
         self,
@@ -185,18 +182,3 @@ class UserNetwork(Accompanied):
 
     def initial_state(self, batch: int) -> Tensor:
         return torch.zeros(batch, 0, device=self.device)
-
-    def loss_of(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the mean loss that the likelihood stands for; see `mean_loss`."""
-        return mean_loss(self.likelihood, outputs, target)
-
-    def example_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
-        return -self.likelihood.log_prob(outputs, target).sum(0)
-
-    def targets(self, batch: Batch) -> Tensor:
-        """Return the labels."""
-        assert batch.target is not None, "a batch of a stream has labels"
-        return batch.target
-
-    def observed(self, batch: Batch) -> Tensor | None:
-        return batch.target
