@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from everloop.contract import LONGEST_EPISODE, SCORE, Metric, Task, World
 from everloop.loop.learners.learner import Learner
 from everloop.loop.strategies import Strategy
+from everloop.loop.strategies.base import viewing
 from everloop.loop.world import check_finite, check_tasks, reset_to_tasks
 
 
@@ -136,10 +137,7 @@ def viewed(learner: Learner, strategies: Sequence[Strategy], task: Task) -> Iter
 
     It is in evaluation mode, and in the view of each strategy, the first one outermost.
     """
-    with ExitStack() as views:
-        for strategy in strategies:
-            views.enter_context(strategy.view(task, learner))
-        views.enter_context(learner.evaluating())
+    with viewing(strategies, task, learner), learner.evaluating():
         yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from everloop.loop.learners.growing import grow_outputs, grow_weights, replaced
 from everloop.loop.learners.joining import Joining
 from everloop.loop.learners.user_network import UserNetwork
 from everloop.loop.likelihood import Likelihood
-from everloop.loop.strategies.base import Forward, Strategy, load_states, states_of
+from everloop.loop.strategies.base import Forward, Strategy, load_states, states_of, viewing
 
 Examples = tuple[Inputs, Tensor]
 
@@ -219,10 +219,7 @@ class Attached(UserNetwork):
     @contextmanager
     def view(self, task: int) -> Iterator[None]:
         """Prepare the network for evaluating `task`, and put it in evaluation mode."""
-        with ExitStack() as views:
-            for strategy in self.strategies:
-                views.enter_context(strategy.view(Task(task, f"task-{task}"), self))
-            views.enter_context(self.evaluating())
+        with viewing(self.strategies, Task(task, f"task-{task}"), self), self.evaluating():
             yield
 
     def check(self, strategies: Sequence[Strategy]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from everloop.loop.learners.shown import Recent
 from everloop.loop.model import frozen_copy_of
 from everloop.loop.sb3.control import Control
 from everloop.loop.sb3.views import view_of
-from everloop.loop.strategies.base import Forward, Strategy, load_states, states_of
+from everloop.loop.strategies.base import Forward, Strategy, load_states, states_of, viewing
 
 ALONE = "obs"
 """Modality name of observations that are a single array."""
@@ -113,9 +113,7 @@ class AttachedSB3(Control):
     @contextmanager
     def view(self, task: int) -> Iterator[None]:
         """Prepare the network for evaluating `task`, for example with `evaluate_policy`."""
-        with ExitStack() as views:
-            for strategy in self.strategies:
-                views.enter_context(strategy.view(Task(task, f"task-{task}"), self))
+        with viewing(self.strategies, Task(task, f"task-{task}"), self):
             yield
 
     def weights(self) -> dict[str, nn.Parameter]:

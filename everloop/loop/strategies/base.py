@@ -37,8 +37,8 @@ optimizer. There the order is:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple
@@ -312,6 +312,15 @@ def _check_pair(first: Strategy, second: Strategy) -> None:
                     f"{first.name} {a} and {second.name} {b}, which can't be combined; use one of "
                     "the two"
                 )
+
+
+@contextmanager
+def viewing(strategies: Sequence[Strategy], task: Task, model: Model) -> Iterator[None]:
+    """Set the network up to evaluate `task`: open every strategy's `view`, the first outermost."""
+    with ExitStack() as views:
+        for strategy in strategies:
+            views.enter_context(strategy.view(task, model))
+        yield
 
 
 def states_of(strategies: Sequence[Strategy]) -> dict[str, dict[str, Any]]:
