@@ -101,6 +101,14 @@ class Accompanied(Model):
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
 
+def trained_by(
+    optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]
+) -> dict[str, nn.Parameter]:
+    """Return those of `weights`, by name, that the optimizer trains."""
+    trained = {p for group in optimizer.param_groups for p in group["params"]}
+    return {name: p for name, p in weights.items() if p in trained}
+
+
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load weights and buffers, by name, into `module`.
 

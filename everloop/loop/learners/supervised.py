@@ -32,7 +32,7 @@ POSITION = (
     "counts",
     "_obs",
     "_played",
-    "_mixed",
+    "_shuffled",
     "_task",
     "_start",
     "_batches",
@@ -110,7 +110,7 @@ class SupervisedLearner(Labelled, Learner):
         self._obs: Observation = {}
         self._played: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._task = self._start = torch.zeros(0)
-        self._mixed: list[int] = []  # tasks that are shuffled together
+        self._shuffled: list[int] = []  # tasks that are shuffled together
         self._batches = self._done = 0
         self._losses: list[float] = []
         self.attach([])
@@ -156,7 +156,7 @@ class SupervisedLearner(Labelled, Learner):
         if self._begin_phase(tasks) and self.training.reset_optimizer:
             reset_state(self.optimizer)
         self._obs, self._played = reset_to_tasks(self.world, tasks)
-        self._mixed = mixed_tasks(self.world, tasks)
+        self._shuffled = mixed_tasks(self.world, tasks)
         self._task = to_tensor(self._played, self.device)
         self._start = torch.ones(1, len(self._played), dtype=torch.bool, device=self.device)
         self._batches, self._done = -(-steps // self.world.num_envs), 0
@@ -241,11 +241,11 @@ class SupervisedLearner(Labelled, Learner):
         """Step the world with the most likely labels. Return the true ones, (B, ...), and info."""
         guess = self.likelihood.mode(output.prediction[0].detach()).cpu().numpy()
         self._obs, rewards, _, _, info = self.world.step(guess)
-        check_tasks(self.world, info, self._played, self._mixed)
+        check_tasks(self.world, info, self._played, self._shuffled)
         label = to_tensor(labels_of(info), self._start.device)
         self.tally.right += float(rewards.sum())
         self.tally.guessed += len(rewards)
-        if self._mixed:
+        if self._shuffled:
             self._task = to_tensor(info["task"], self._start.device)
         if self.counts is not None:
             self.counts += torch.bincount(label, minlength=len(self.counts))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from everloop.contract import NetworkOutput, Output, Task
 from everloop.loop.batch import Batch
+from everloop.loop.learners.accompanied import trained_by
 from everloop.loop.learners.calls import Calls, Inputs, layers_before, linear_calls
 from everloop.loop.learners.labelled import Labelled
 from everloop.loop.learners.labels import (
@@ -76,8 +77,7 @@ class UserNetwork(Labelled):
 
     def weights(self) -> dict[str, nn.Parameter]:
         """Return the parameters that the optimizer trains, by name."""
-        trained = {p for group in self.optimizer.param_groups for p in group["params"]}
-        return {name: p for name, p in super().weights().items() if p in trained}
+        return trained_by(self.optimizer, super().weights())
 
     def last_layer(self) -> nn.Linear:
         """Return the linear layer from which the logits come.

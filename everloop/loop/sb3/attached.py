@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from everloop.contract import NetworkOutput, Output, Task
 from everloop.loop.batch import Batch
+from everloop.loop.learners.accompanied import trained_by
 from everloop.loop.learners.joining import uses_fresh
 from everloop.loop.learners.shown import Recent
 from everloop.loop.model import frozen_copy_of
@@ -117,8 +118,7 @@ class AttachedSB3(Control):
             yield
 
     def weights(self) -> dict[str, nn.Parameter]:
-        trained = {p for group in self.optimizer.param_groups for p in group["params"]}
-        return {name: p for name, p in super().weights().items() if p in trained}
+        return trained_by(self.optimizer, super().weights())
 
     def forward(self, batch: Batch, module: nn.Module | None = None) -> NetworkOutput:
         rows = {name: x.flatten(0, 1) for name, x in batch.obs.items()}
