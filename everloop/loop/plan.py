@@ -25,7 +25,10 @@ class Plan:
         fresh_rollouts: Steps of each copy of a world, 0 or more, that the agent acts at the end of
             each task to make that sample of new experience instead. They count in `steps`. A data
             set allows only 0.
-        seed: Seed for evaluation and consolidation.
+        reset_every: World steps, 1 or more, after which all copies of the learner's world are
+            reset within a phase, seeded from `seed` and the step. A world that can't give its state
+            can be saved exactly only there and between phases. None means never.
+        seed: Seed for evaluation, consolidation and those resets.
         eval_tasks: Tasks to evaluate: "all", or those "seen" so far. Forward transfer needs all.
 
     Raises:
@@ -37,6 +40,7 @@ class Plan:
     eval_every: int
     consolidation_examples: int | None = None
     fresh_rollouts: int = 0
+    reset_every: int | None = None
     seed: int = 0
     eval_tasks: Literal["all", "seen"] = "all"
 
@@ -54,6 +58,7 @@ class Plan:
             ("eval_every", 1),
             ("consolidation_examples", 1),
             ("fresh_rollouts", 0),
+            ("reset_every", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < least:

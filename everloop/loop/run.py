@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from everloop.contract import Task, World, check_world
 from everloop.loop.batch import Batch
+from everloop.loop.checkpoint import Checkpoint
 from everloop.loop.evaluate import check_references, returns, scaled, score_metric
 from everloop.loop.learners.learner import Learner
 from everloop.loop.plan import Plan
@@ -57,6 +59,12 @@ class Callback:
 
     def on_phase_end(self, run: Run) -> None:
         """Called after phase `run.phase` was trained, consolidated and evaluated."""
+
+    def on_advance_end(self, run: Run) -> None:
+        """Called between two updates, when everything due at this step has been done.
+
+        Here the run can be saved.
+        """
 
     def on_run_end(self, run: Run) -> None:
         """Called when the run is done, or was stopped."""
@@ -118,6 +126,7 @@ class Run:
         self.learner, self.plan = learner, plan
         self.evaluation, self.rollouts = evaluation, rollouts
         self.learner.shown.limit = plan.consolidation_examples
+        self.learner.reset_seed = plan.seed
         self.callbacks = list(callbacks)
         if pretraining is not None:
             pretraining.check(learner)
@@ -132,6 +141,7 @@ class Run:
         self.phase = 0
         self.samples: list[tuple[Task, Sequence[Batch]]] = []
         self._phase_end: int | None = None  # the step at which the phase in progress ends
+        self._reset: int | None = None  # the step at which the world was last reset in a phase
         self._stopped = False
         self._began: float | None = None
 
@@ -177,6 +187,7 @@ class Run:
         """Advance the learner once, and do whatever is due before and after it."""
         if self._phase_end is None:
             self._begin_phase()
+        before = self.steps
         if not self.learner.advance():
             self._phase_end = self.steps  # a callback of SB3 has ended the phase early
         for callback in self.callbacks:
@@ -189,6 +200,29 @@ class Run:
             self.evaluate()
         if self._phase_is_over and not self._stopped:
             self._end_phase()
+        elif self._reset_is_due(before):
+            self.learner.reset_world()
+            self._reset = self.steps
+        for callback in self.callbacks:
+            callback.on_advance_end(self)
+
+    def _reset_is_due(self, before: int) -> bool:
+        """Return whether the plan resets the world in the step that began at `before`."""
+        every = self.plan.reset_every
+        return every is not None and self.steps // every > before // every
+
+    @property
+    def inexact(self) -> str | None:
+        """Why a run that is restored from here differs from one that goes on; None if it doesn't.
+
+        A world that can't give its state is restored exactly where all of its copies are reset: at
+        a phase's end, and where the plan's `reset_every` says.
+        """
+        if self._phase_end is None or self._reset == self.steps or self.learner.gives_state:
+            return None
+        return (
+            f"{type(self.learner.world).__name__} can't give its state, and the phase had not ended"
+        )
 
     @property
     def _phase_is_over(self) -> bool:
@@ -288,16 +322,14 @@ class Run:
         """Return a copy of everything that the rest of the run depends on.
 
         A run of the same learner, plan, strategies and callbacks that loads it continues as this
-        one would, bit for bit.
-
-        Raises:
-            ValueError: If the learner's world can't give its state.
+        one would, bit for bit, unless it is `inexact`.
         """
         return {
             "learner": self.learner.state_dict(),
             "result": self.result.to_dict(),
             "phase": self.phase,
             "phase_end": self._phase_end,
+            "reset": self._reset,
             "seconds": self._seconds,
             "callbacks": {
                 name: callback.state_dict()
@@ -324,10 +356,33 @@ class Run:
         self.learner.load_state_dict(state["learner"])
         self.result = Result.from_dict(state["result"])
         self.phase, self._phase_end = state["phase"], state["phase_end"]
+        self._reset = state["reset"]
         self._began = time.perf_counter() - state["seconds"]
         for name, callback in callbacks.items():
             callback.load_state_dict(states.get(name, {}), self)
         load_generators(state["generators"])  # last, because loading may draw random numbers
+
+    def save(self, folder: Path | str, about: Mapping[str, Any] = {}) -> None:
+        """Save the run as a checkpoint, which replaces an earlier one in the folder.
+
+        Args:
+            folder: Folder of the checkpoint.
+            about: What else its manifest says.
+
+        Raises:
+            OSError: If it can't be written; an earlier checkpoint is as before.
+            ValueError: If the state of a user's own part holds something else than tensors, arrays
+                and plain Python.
+        """
+        Checkpoint(Path(folder), self.steps, self.inexact, about).write(self.state_dict())
+
+    def load(self, folder: Path | str) -> None:
+        """Restore the run from a checkpoint. `go` then continues from there.
+
+        Raises:
+            ValueError: If the checkpoint is damaged, or it belongs to another run.
+        """
+        self.load_state_dict(Checkpoint.open(folder).state())
 
     def _callbacks_by_name(self) -> dict[str, Callback]:
         """Return the callbacks by the name of their class. Later ones of a class get a number."""

@@ -55,6 +55,29 @@ def reset_to_tasks(
     return obs, of_copy
 
 
+def reset_to_phase(
+    world: World, tasks: Sequence[int], place: Sequence[int], seed: int | None = None
+) -> tuple[Observation, npt.NDArray[np.int64]]:
+    """Reset a world to the tasks of a phase, so that a restored run finds the same.
+
+    A world that gives its state goes on with its own random generators, which a checkpoint holds.
+    Another one is seeded from its place in the run.
+
+    Args:
+        world: The world.
+        tasks: Ids of the tasks, as for `reset_to_tasks`.
+        place: Seed of the run, and the step, 0 or more.
+        seed: Seed of a world that gives its state; None continues its generators.
+    """
+    found = reset_to_tasks(world, tasks, seed)
+    return found if world.state_dict() is not None else reset_to_tasks(world, tasks, seed_at(place))
+
+
+def seed_at(place: Sequence[int]) -> int:
+    """Return a seed for a place in a run: its own seed and the step, each 0 or more."""
+    return int(np.random.SeedSequence(list(place)).generate_state(1)[0])
+
+
 def mixed_tasks(world: World, tasks: Sequence[int]) -> list[int]:
     """Return `tasks` if the world shuffles the examples of several tasks together, else none."""
     return list(tasks) if len(tasks) > 1 and world.examples(tasks) is not None else []

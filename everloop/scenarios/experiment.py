@@ -25,7 +25,7 @@ from everloop.loop import (
     TensorBoardLogger,
 )
 from everloop.loop.callbacks.about import flattened
-from everloop.loop.results.result import write_json
+from everloop.loop.disk import write_json
 from everloop.scenarios.environment import command, environment
 from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened
 from everloop.scenarios.names import Factory, factories

@@ -33,6 +33,9 @@ class Scenario(ABC):
             a task's end, 1 or more. They are drawn from those that the task has shown, each once.
             By default all that a stream has shown, and in control the latest 2,048. A recurrent
             agent's example is a sequence of steps.
+        reset_every: World steps after which all copies of the world are reset, 1 or more. A world
+            that can't give its state can be saved exactly only at these steps and at the ends of
+            tasks. By default it is reset only when a task begins.
     """
 
     name: ClassVar[str]
@@ -76,6 +79,7 @@ class Scenario(ABC):
     eval_every: int | None = None
     eval_tasks: Literal["all", "seen"] = "all"
     consolidation_examples: int | None = None
+    reset_every: int | None = None
 
     def without_effect(self) -> dict[str, str]:
         """Return setting -> reason, for settings that the other settings make useless."""
@@ -139,6 +143,7 @@ class Scenario(ABC):
             every,
             self.consolidation_examples,
             self.rollout_steps,
+            self.reset_every,
             10_000 + seed,
             self.eval_tasks,
         )

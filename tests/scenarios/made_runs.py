@@ -11,7 +11,7 @@ from rich.console import Console
 
 from everloop.contract import ACCURACY, Metric
 from everloop.loop import Evaluation, Result
-from everloop.loop.results.result import write_json
+from everloop.loop.disk import write_json
 from everloop.scenarios.compare import Comparisons
 from everloop.scenarios.compare_output import (
     print_comparisons,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from everloop.contract import ACCURACY
 from everloop.loop import Evaluation, Result
-from everloop.loop.results.result import write_json
+from everloop.loop.disk import write_json
 from everloop.scenarios import SplitDigits
 from everloop.scenarios.cli import main
 from everloop.scenarios.published import TABLES, Row, Table, load_table

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from run_files import fails
 
-from everloop.loop.results.result import write_json
+from everloop.loop.disk import write_json
 from everloop.scenarios import run_command
 from everloop.scenarios.cli import main
 from everloop.scenarios.folder import opened

@@ -36,6 +36,9 @@ class Learner(Accompanied):
     shown: Shown
     notes: Sequence[str] = ()
 
+    reset_seed: int = 0
+    """Seed of the run, for resets of a world that can't give its state; set by the run."""
+
     _tasks: list[int] | None = None
     """IDs of the tasks of the current phase."""
 
@@ -59,6 +62,23 @@ class Learner(Accompanied):
             Number of world steps learned from. At the end of the phase nothing is done, and the
             number is 0.
         """
+
+    @abstractmethod
+    def reset_world(self) -> None:
+        """Reset all copies of the world to the tasks of the phase, seeded from the step.
+
+        Episodes in progress are cut off, without counting as ended.
+        """
+
+    @property
+    def gives_state(self) -> bool:
+        """True if the world can give its state, so that it can be restored in the middle of it."""
+        return self.world.state_dict() is not None
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """What the world's resets are seeded from: the run's seed and the step."""
+        return self.reset_seed, self.steps
 
     @cached_property
     def _statistics(self) -> list[KeepsStatistics]:
@@ -106,11 +126,7 @@ class Learner(Accompanied):
         torch.manual_seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that `advance` depends on, except for the global random generators.
-
-        Raises:
-            ValueError: If the world can't give its state.
-        """
+        """Return everything that `advance` depends on, except for the global random generators."""
         return {"learned": self.learned(), "position": self.position()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -123,31 +139,27 @@ class Learner(Accompanied):
         """
         self.load_learned(state["learned"])
         self.load_position(state["position"])
+        if state["position"]["world"] is None and self._tasks is not None:
+            self.reset_world()
 
     def position(self) -> dict[str, Any]:
-        """Return the learner's position in its phase and its world.
-
-        Raises:
-            ValueError: If the world can't give its state.
-        """
-        world = self.world.state_dict()
-        if world is None:
-            raise ValueError(
-                f"{type(self.world).__name__} can't give its state (state_dict is None), so the "
-                "learner can't be saved during a phase; use a world that can"
-            )
+        """Return the learner's position in its phase and its world."""
         return {
             "steps": self.steps,
-            "world": world,
+            "world": self.world.state_dict(),
             "tasks": self._tasks,
             "shown": self.shown.state_dict(),
             "tally": self.tally.state_dict(),
         }
 
     def load_position(self, state: Mapping[str, Any]) -> None:
-        """Restore what `position` returned."""
+        """Restore what `position` returned.
+
+        A world that can't give its state must then be reset by `reset_world`.
+        """
         self.steps, self._tasks = state["steps"], state["tasks"]
-        self.world.load_state_dict(state["world"])
+        if state["world"] is not None:
+            self.world.load_state_dict(state["world"])
         self.shown.load_state_dict(state["shown"])
         self.tally.load_state_dict(state["tally"])
 

@@ -24,7 +24,15 @@ from everloop.loop.learners.training import Training
 from everloop.loop.likelihood import likelihood_for
 from everloop.loop.state import packed, restore
 from everloop.loop.strategies.base import Forward, Strategy
-from everloop.loop.world import check_finite, check_tasks, labels_of, mixed_tasks, reset_to_tasks
+from everloop.loop.world import (
+    check_finite,
+    check_tasks,
+    labels_of,
+    mixed_tasks,
+    reset_to_phase,
+    reset_to_tasks,
+    seed_at,
+)
 
 LOG_EVERY = 20
 """Updates averaged in each log entry."""
@@ -155,7 +163,7 @@ class SupervisedLearner(Labelled, Learner):
     def begin(self, tasks: Sequence[int], steps: int) -> None:
         if self._begin_phase(tasks) and self.training.reset_optimizer:
             reset_state(self.optimizer)
-        self._obs, self._played = reset_to_tasks(self.world, tasks)
+        self._obs, self._played = reset_to_phase(self.world, tasks, self._place)
         self._shuffled = mixed_tasks(self.world, tasks)
         self._task = to_tensor(self._played, self.device)
         self._start = torch.ones(1, len(self._played), dtype=torch.bool, device=self.device)
@@ -163,6 +171,11 @@ class SupervisedLearner(Labelled, Learner):
         self._losses = []
         self.rate.begin(self._batches * self.training.updates_per_batch)
         self.updater.drop_parts()
+
+    def reset_world(self) -> None:
+        assert self._tasks is not None, "a phase has begun"
+        self._obs, self._played = reset_to_tasks(self.world, self._tasks, seed_at(self._place))
+        self._task = to_tensor(self._played, self.device)
 
     def learned(self) -> dict[str, Any]:
         return {**super().learned(), "rate": self.rate.state_dict()}

@@ -347,23 +347,3 @@ def _known(values: list[float]) -> list[float | None]:
 def _numbers(values: list[float | None]) -> list[float]:
     """Return the values with nan for None."""
     return [math.nan if value is None else value for value in values]
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` to `path` as a whole, or not at all.
-
-    Args:
-        path: The file. A `.tmp` file beside it is used and removed.
-        content: What to write. nan and infinity are refused.
-
-    Raises:
-        OSError: If the file can't be written.
-        ValueError: If a number is not finite.
-    """
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -242,10 +242,16 @@ class SB3Base(Control, Learner):
         if self._begin_phase(tasks):
             self._reset()
         self.env.tasks, self.env.steps = tasks, self.steps
+        self.env.reset_seed = self.reset_seed
         # SB3 resets the world and its schedules here.
         self._total, _ = self.model._setup_learn(steps, self._callback)
         self._stopped = False
         self._start_callback()
+
+    def reset_world(self) -> None:
+        self.env.steps, self.env.reset_seed = self.steps, self.reset_seed
+        self.model._last_obs = self.env.reset()
+        self.model._last_episode_starts = np.ones(self.env.num_envs, dtype=np.bool_)
 
     def _start_callback(self) -> None:
         self._started = True

@@ -15,7 +15,7 @@ from everloop.contract import Observation, World
 from everloop.loop.actions import ActionUnits
 from everloop.loop.state import packed, restore
 from everloop.loop.tally import Tally
-from everloop.loop.world import check_finite, check_tasks, reset_to_tasks
+from everloop.loop.world import check_finite, check_tasks, reset_to_phase
 
 STATE = ("tasks", "played", "steps", "_obs", "_returns", "_lengths", "_seeds")
 """Attributes to save."""
@@ -40,6 +40,7 @@ class WorldVecEnv(VecEnv):
         tasks: IDs of the tasks. From the next reset on the world's copies are divided among them.
         played: The ID of each copy's task, int64 (B,).
         steps: World steps so far.
+        reset_seed: Seed of the run, for resets of a world that can't give its state.
         taken: If it is a list, each step appends the observations and the actions to it.
 
     Args:
@@ -61,7 +62,7 @@ class WorldVecEnv(VecEnv):
         self.world, self.tally = world, tally or Tally()
         self.tasks: Sequence[int] = [0]
         self.played: npt.NDArray[np.int64] = np.zeros(world.num_envs, dtype=np.int64)
-        self.steps = 0
+        self.steps = self.reset_seed = 0
         self._obs: Observation = {}
         self.taken: list[tuple[Observation, npt.NDArray[Any]]] | None = None
         self._pictures = pictures(world.single_observation_space)
@@ -72,7 +73,8 @@ class WorldVecEnv(VecEnv):
         self._lengths = np.zeros(world.num_envs, dtype=np.int64)
 
     def reset(self) -> Observation:
-        obs, self.played = reset_to_tasks(self.world, self.tasks, self._seeds[0])
+        place = self.reset_seed, self.steps
+        obs, self.played = reset_to_phase(self.world, self.tasks, place, self._seeds[0])
         self._reset_seeds()
         self._reset_options()
         self._returns[:] = 0.0
