@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from everloop.contract import World
 from everloop.loop.batch import Batch
 from everloop.loop.callbacks import Divergence
+from everloop.loop.callbacks.checkpoints import Checkpoints
 from everloop.loop.callbacks.tensorboard import TensorBoardLogger
+from everloop.loop.checkpoint import Checkpoint, CheckpointError
 from everloop.loop.evaluate import mean_return, scores
 from everloop.loop.importance.fisher import diagonal_fisher
 from everloop.loop.learners.attached import Attached, attach
@@ -108,6 +110,9 @@ __all__ = [
     "Bernoulli",
     "Callback",
     "Categorical",
+    "Checkpoint",
+    "CheckpointError",
+    "Checkpoints",
     "ContinualBackprop",
     "DERPlusPlus",
     "DQNLearner",

@@ -180,30 +180,33 @@ def _checksum(path: Path) -> str:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the folders of the checkpoints in `folder`, the oldest first."""
-    found = [
-        (int(match[1]), int(match[2] or 1), path)
-        for path in folder.glob("step-*")
-        if (match := NAME.fullmatch(path.name))
-    ]
-    return [path for _, _, path in sorted(found)]
+    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=_place)
+
+
+def step_of(path: Path) -> int:
+    """Return the step in the name of a checkpoint in the folder of a run."""
+    return _place(path)[0]
+
+
+def _place(path: Path) -> tuple[int, int]:
+    match = NAME.fullmatch(path.name)
+    assert match is not None, "the name of a checkpoint"
+    return int(match[1]), int(match[2] or 1)
 
 
 def next_name(folder: Path, step: int) -> Path:
     """Return a free name for a checkpoint at `step` in `folder`, after all others of that step."""
-    same = [path for path in checkpoints(folder) if _step_of(path) == step]
-    return folder / (f"step-{step}" if not same else f"step-{step}-{_number_of(same[-1]) + 1}")
+    numbers = [_place(path)[1] for path in checkpoints(folder) if step_of(path) == step]
+    return folder / (f"step-{step}-{max(numbers) + 1}" if numbers else f"step-{step}")
 
 
-def _step_of(path: Path) -> int:
-    match = NAME.fullmatch(path.name)
-    assert match is not None, "the name of a checkpoint"
-    return int(match[1])
-
-
-def _number_of(path: Path) -> int:
-    match = NAME.fullmatch(path.name)
-    assert match is not None, "the name of a checkpoint"
-    return int(match[2] or 1)
+def is_exact(folder: Path) -> bool:
+    """Return whether a run that continues from a checkpoint is as if it had not been stopped."""
+    try:
+        return bool(_manifest(folder).get("exact"))
+    except CheckpointError:
+        return False
 
 
 class _Encoder:

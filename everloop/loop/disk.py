@@ -44,6 +44,7 @@ def create_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(dict(tensors), path)
     except SafetensorError as error:
         raise OSError(str(error)) from None
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets only the owner read it
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

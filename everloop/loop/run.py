@@ -376,13 +376,23 @@ class Run:
         """
         Checkpoint(Path(folder), self.steps, self.inexact, about).write(self.state_dict())
 
-    def load(self, folder: Path | str) -> None:
+    def load(self, checkpoint: Checkpoint | Path | str) -> None:
         """Restore the run from a checkpoint. `go` then continues from there.
+
+        Args:
+            checkpoint: The checkpoint, or its folder.
 
         Raises:
             ValueError: If the checkpoint is damaged, or it belongs to another run.
         """
-        self.load_state_dict(Checkpoint.open(folder).state())
+        found = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
+        try:
+            self.load_state_dict(found.state())
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"{found.folder} does not fit this run ({type(error).__name__}: {error}); build "
+                "the run as it was when it was saved"
+            ) from error
 
     def _callbacks_by_name(self) -> dict[str, Callback]:
         """Return the callbacks by the name of their class. Later ones of a class get a number."""

@@ -102,6 +102,21 @@ WHERE = _settings(
         None,
         "Several seeds, such as 0-4 or 0,3,7; each is a run of its own. Not together with --seed.",
     ),
+    (
+        "checkpoint_every",
+        int | None,
+        None,
+        "World steps between two checkpoints, or 0 for none but the last; the ends of tasks are "
+        "saved too. By default every five minutes and at the ends of tasks, in at most 2 % of the "
+        "time.",
+    ),
+    (
+        "keep_best",
+        str | None,
+        None,
+        "Measure, such as average_score, at whose best value a checkpoint is kept beside the last "
+        "two. Only evaluations of the last task in training are compared.",
+    ),
     ("jobs", int, 1, "Number of runs at the same time, 1 to 1024."),
     ("quiet", bool, False, "Print errors only, and the result if --json is given."),
     (
@@ -165,6 +180,8 @@ class Request:
             settings,
             self.values["overwrite"],
             self.values["import"],
+            self.values["checkpoint_every"],
+            self.values["keep_best"],
         )
 
     @property

@@ -40,11 +40,13 @@ from everloop.scenarios.help import first_line, help_text
 from everloop.scenarios.names import did_you_mean
 from everloop.scenarios.published import tables
 from everloop.scenarios.reproduce import Reproduce, reproduce
+from everloop.scenarios.resume import Resume, prepare_resume
 from everloop.scenarios.run_command import (
     BAD_INPUT,
     INTERRUPTED,
     TERMINATED,
     USAGE_ERROR,
+    Ready,
     fail,
     prepare_run,
     run_help,
@@ -54,7 +56,6 @@ from everloop.scenarios.run_command import (
 from everloop.scenarios.settings import Schema, check, check_values, read_words, schema_of
 from everloop.scenarios.stdout import stdout
 
-Ready = Callable[[], int]
 STDOUT = Path("-")
 EXIT = {
     "0": "Done.",
@@ -225,6 +226,13 @@ def _show_list(asked: Listing) -> int:
     return 0
 
 
+def _resume(words: list[str]) -> Ready:
+    place, values = _read(schema_of(Resume, skip={"folder"}), words, 1)
+    if not place:
+        raise ValueError("no folder is named; write everloop resume FOLDER")
+    return prepare_resume(Resume(Path(place[0]), **values))
+
+
 def _compare(words: list[str]) -> Ready:
     folders, values = _read(schema_of(Compare), words, positional=10_000)
     if not folders:
@@ -351,6 +359,12 @@ COMMANDS = {
         "List scenarios, strategies and worlds.", "list [--json]", _list, lambda: schema_of(Listing)
     ),
     "run": Command("Run a scenario with any strategies.", prepare_run, run_help),
+    "resume": _explained(
+        "Go on with a run that was stopped, killed or has failed.",
+        "resume FOLDER [--KEY VALUE ...]",
+        _resume,
+        lambda: schema_of(Resume, skip={"folder"}),
+    ),
     "compare": _explained(
         "Compare runs: means over seeds with confidence intervals, and paired differences.",
         "compare FOLDER... [--KEY VALUE ...]",

@@ -48,8 +48,13 @@ def environment() -> dict[str, Any]:
         "machine": platform.platform(),
         "processor": _processor(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the version of each package that a result depends on; None if it isn't installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _processor() -> str:

@@ -17,6 +17,8 @@ from rich.console import Console
 from everloop.envs.data.optional import needed
 from everloop.loop import (
     Callback,
+    Checkpoint,
+    Checkpoints,
     Divergence,
     Pretraining,
     Result,
@@ -26,12 +28,13 @@ from everloop.loop import (
 )
 from everloop.loop.callbacks.about import flattened
 from everloop.loop.disk import write_json
-from everloop.scenarios.environment import command, environment
-from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened
+from everloop.scenarios.environment import command, environment, versions
+from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened, reopened
 from everloop.scenarios.names import Factory, factories
 from everloop.scenarios.progress import Progress, whole_steps
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import plain
+from everloop.scenarios.stopping import Stopping
 from everloop.scenarios.strategies import (
     JOINT,
     PLAIN,
@@ -63,6 +66,8 @@ class Experiment:
         overwrite: Replace a run that `out` already holds, complete or not.
         imports: Modules that must be imported before the run can be repeated; config.yaml
             lists them.
+        checkpoint_every: World steps between two checkpoints; see `everloop.loop.Checkpoints`.
+        keep_best: Measure whose best checkpoint is kept too; see there.
 
     Raises:
         ValueError: In one line, if a name is unknown or a value is out of range.
@@ -80,6 +85,8 @@ class Experiment:
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         overwrite: bool = False,
         imports: Sequence[str] = (),
+        checkpoint_every: int | None = None,
+        keep_best: str | None = None,
     ) -> None:
         _check_scenario(scenario)
         self.scenario = scenario
@@ -88,6 +95,11 @@ class Experiment:
         self.out = None if out is None else Path(out)
         self.overwrite = overwrite
         self.imports = list(imports)
+        self.saving: dict[str, Any] = {
+            "checkpoint_every": checkpoint_every,
+            "keep_best": keep_best,
+        }
+        Checkpoints(Path(), checkpoint_every, keep_best)  # checks them
         if not 0 <= seed < 2**31:
             raise ValueError(f"seed is {seed}; it must be 0 to {2**31 - 1}")
         self.settings = {
@@ -180,8 +192,9 @@ class Experiment:
     def run(self, callbacks: Sequence[Callback] = (), progress: bool = False) -> Result:
         """Run the experiment and return its result.
 
-        With a folder, it writes config.yaml, environment.json, TensorBoard events and, before
-        training and after each phase, result.json.
+        With a folder, it writes config.yaml, environment.json, status.json, TensorBoard events,
+        checkpoints, the weights at the end and, before training and after each phase, result.json.
+        Ctrl-C and SIGTERM then stop it after the present update, when it has been saved.
 
         Args:
             callbacks: Callbacks of the run, called after those that write the files.
@@ -193,6 +206,42 @@ class Experiment:
                 written until then stay.
             RuntimeError: If the experiment has run before.
         """
+        if self.out is None:
+            return self._go(callbacks, progress)
+        files = {
+            CONFIG: self.config_text(),
+            ENVIRONMENT: json.dumps(environment(), indent=2) + "\n",
+        }
+        with opened(self.out, files, self.overwrite):
+            return self._go(callbacks, progress)
+
+    def resume(
+        self,
+        checkpoint: Checkpoint,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = False,
+    ) -> Result:
+        """Go on with the run in the experiment's folder, and return its result.
+
+        Args:
+            checkpoint: Where to go on.
+            callbacks: The callbacks that the run had; those with a state are needed.
+            progress: As for `run`.
+
+        Raises:
+            FileExistsError: If another process is writing to the folder.
+            NotFiniteError: As for `run`.
+            RuntimeError: If the experiment has run before.
+            ValueError: If the checkpoint belongs to another run.
+        """
+        assert self.out is not None, "a run that goes on has a folder"
+        with reopened(self.out):
+            return self._go(callbacks, progress, checkpoint)
+
+    def _go(
+        self, callbacks: Sequence[Callback], progress: bool, checkpoint: Checkpoint | None = None
+    ) -> Result:
+        """Run it from the beginning or from a checkpoint, once."""
         if not self._fresh:
             raise RuntimeError("this experiment has already run; make a new Experiment")
         self._fresh = False
@@ -200,40 +249,35 @@ class Experiment:
         try:
             if progress:
                 with Progress(Console()) as bar:
-                    return self._written([*callbacks, bar])
-            return self._written(callbacks)
+                    return self._written([*callbacks, bar], checkpoint)
+            return self._written(callbacks, checkpoint)
         finally:
             for world in (self.learner.world, self.evaluation, self.rollouts):
                 if world is not None:
                     world.close()
 
-    def _written(self, callbacks: Sequence[Callback]) -> Result:
-        """Run it, and write the files if it has a folder."""
+    def _written(self, callbacks: Sequence[Callback], checkpoint: Checkpoint | None) -> Result:
+        """Run it, with the callbacks that write its files if it has a folder."""
         if self.out is None:
-            return self._run(callbacks)
-        files = {
-            CONFIG: self.config_text(),
-            ENVIRONMENT: json.dumps(environment(), indent=2) + "\n",
-        }
-        with opened(self.out, files, self.overwrite):
-            logger = TensorBoardLogger(self.out, self._shown(), command())
+            return self._made(callbacks).go()
+        checkpoints = Checkpoints(
+            self.out,
+            self.saving["checkpoint_every"],
+            self.saving["keep_best"],
+            {"config": self.config(), "packages": versions(), "saving": self.saving},
+        )
+        logger = TensorBoardLogger(self.out, self._shown(), command())
+        with Stopping(checkpoints) as stopping:
             try:
-                return self._run([logger, Record(self.out / RESULT), *callbacks])
+                record = Record(self.out / RESULT)
+                run = self._made([logger, record, checkpoints, *callbacks, stopping])
+                if checkpoint is not None:
+                    run.load(checkpoint)
+                return run.go()
             finally:
                 logger.close()
 
-    def _shown(self) -> dict[str, Any]:
-        """Return the settings that TensorBoard shows, with the same keys for all strategies."""
-        strategies = flattened(self.settings).items()
-        return {
-            **{
-                field.name: plain(getattr(self.scenario, field.name))
-                for field in fields(self.scenario)
-            },
-            "strategy_settings": [f"{name}={value}" for name, value in strategies],
-        }
-
-    def _run(self, callbacks: Sequence[Callback]) -> Result:
+    def _made(self, callbacks: Sequence[Callback]) -> Run:
         run = Run(
             self.learner,
             self.plan,
@@ -245,7 +289,18 @@ class Experiment:
         )
         run.result.scenario, run.result.seed = self.scenario.name, self.seed
         run.result.strategies = [strategy_key(name) for name in self.names]
-        return run.go()
+        return run
+
+    def _shown(self) -> dict[str, Any]:
+        """Return the settings that TensorBoard shows, with the same keys for all strategies."""
+        strategies = flattened(self.settings).items()
+        return {
+            **{
+                field.name: plain(getattr(self.scenario, field.name))
+                for field in fields(self.scenario)
+            },
+            "strategy_settings": [f"{name}={value}" for name, value in strategies],
+        }
 
     def config(self) -> dict[str, Any]:
         """Return the complete settings as `everloop run --config` reads them."""
@@ -300,6 +355,9 @@ class Record(Callback):
         write_json(self.path, run.result.to_dict())
 
     def on_phase_end(self, run: Run) -> None:
+        write_json(self.path, run.result.to_dict())
+
+    def _restored(self, run: Run) -> None:
         write_json(self.path, run.result.to_dict())
 
 

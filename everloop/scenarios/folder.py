@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from everloop.loop import Result
+from everloop.loop.callbacks.checkpoints import WEIGHTS
+from everloop.loop.checkpoint import checkpoints
+from everloop.loop.disk import remove
+from everloop.scenarios.status import LOCK, STATUS, State, write_status
 
 CONFIG, ENVIRONMENT, RESULT, ERROR = "config.yaml", "environment.json", "result.json", "error.txt"
+CHECKPOINTS = "checkpoints"
+FILES = (CONFIG, ENVIRONMENT, RESULT, ERROR, STATUS, CHECKPOINTS, WEIGHTS)
+"""What a run leaves in its folder, besides its events."""
 EVENTS = "events.out.tfevents.*"
 OLD = ".old"
 
@@ -30,7 +37,7 @@ def files_of(folder: Path) -> list[Path]:
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise ValueError(f"{place} is a file; choose a folder")
-    named = [folder / name for name in (CONFIG, ENVIRONMENT, RESULT, ERROR)]
+    named = [folder / name for name in FILES]
     return [path for path in named if path.exists()] + sorted(folder.glob(EVENTS))
 
 
@@ -52,8 +59,13 @@ def check_free(folder: Path) -> None:
         )
 
 
-def holds(folder: Path, config: str) -> Literal["nothing", "an unfinished run", "a complete run"]:
+Held = Literal["nothing", "a run to start over", "an unfinished run", "a complete run"]
+
+
+def holds(folder: Path, config: str) -> Held:
     """Return how much of the run whose config.yaml is `config` the folder holds.
+
+    An unfinished run without a checkpoint can only start over.
 
     Raises:
         FileExistsError: If the folder holds a run with other settings.
@@ -66,12 +78,14 @@ def holds(folder: Path, config: str) -> Literal["nothing", "an unfinished run", 
         same = False
     if not same:
         check_free(folder)
-    return "a complete run" if complete(folder) else "an unfinished run"
+    if complete(folder):
+        return "a complete run"
+    return "an unfinished run" if checkpoints(folder / CHECKPOINTS) else "a run to start over"
 
 
 @contextmanager
 def opened(folder: Path, files: Mapping[str, str], overwrite: bool) -> Iterator[None]:
-    """Create and lock the folder for the duration of a run.
+    """Create and lock the folder for the duration of a new run, and keep its status.json.
 
     Files of an earlier run are renamed to *.old. They are deleted when the new run is complete, and
     stay if it fails.
@@ -86,7 +100,42 @@ def opened(folder: Path, files: Mapping[str, str], overwrite: bool) -> Iterator[
             `overwrite` is False.
         Unwritable: If the folder can't be created or written to.
     """
-    lock = FileLock(folder / ".lock")
+    with _locked(folder):
+        try:
+            if not overwrite:
+                check_free(folder)
+            for name, content in files.items():  # write everything before touching old files
+                (folder / f"{name}.new").write_text(content)
+            _set_aside(folder)
+            for name in files:
+                (folder / f"{name}.new").replace(folder / name)
+            with _followed(folder):
+                yield
+            for old in folder.glob(f"*{OLD}"):
+                remove(old)
+        finally:
+            for name in files:
+                (folder / f"{name}.new").unlink(missing_ok=True)
+
+
+@contextmanager
+def reopened(folder: Path) -> Iterator[None]:
+    """Lock the folder of an unfinished run while it goes on, and keep its status.json.
+
+    Raises:
+        FileExistsError: If another run is writing to the folder.
+        Unwritable: If the folder can't be written to.
+    """
+    with _locked(folder):
+        (folder / ERROR).unlink(missing_ok=True)
+        with _followed(folder):
+            yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Create the folder and lock it."""
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
@@ -101,20 +150,30 @@ def opened(folder: Path, files: Mapping[str, str], overwrite: bool) -> Iterator[
             "choose another folder (--out)"
         ) from None
     try:
-        if not overwrite:
-            check_free(folder)
-        for name, content in files.items():  # write everything before touching old files
-            (folder / f"{name}.new").write_text(content)
-        _set_aside(folder)
-        for name in files:
-            (folder / f"{name}.new").replace(folder / name)
         yield
-        for old in folder.glob(f"*{OLD}"):
-            old.unlink()
     finally:
-        for name in files:
-            (folder / f"{name}.new").unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def _followed(folder: Path) -> Iterator[None]:
+    """Write what becomes of a run into status.json."""
+    write_status(folder, "running")
+    try:
+        yield
+    except KeyboardInterrupt:
+        _try_status(folder, "stopped")
+        raise
+    except BaseException as error:
+        _try_status(folder, "failed", " ".join(f"{type(error).__name__}: {error}".split()))
+        raise
+    write_status(folder, "finished")
+
+
+def _try_status(folder: Path, status: State, error: str | None = None) -> None:
+    """Write the status, unless the disk is full: the error at hand matters more."""
+    with suppress(OSError):
+        write_status(folder, status, error)
 
 
 def _set_aside(folder: Path) -> None:
@@ -122,10 +181,10 @@ def _set_aside(folder: Path) -> None:
     kept, found = list(folder.glob(f"*{OLD}")), files_of(folder)
     if kept and not complete(folder):
         for path in found:
-            path.unlink()
+            remove(path)
         return
     for path in kept:
-        path.unlink()
+        remove(path)
     for i, path in enumerate(found):
         is_events = path.match(EVENTS)
         os.replace(path, folder / (f"events-{i}{OLD}" if is_events else f"{path.name}{OLD}"))

@@ -39,6 +39,7 @@ class Progress(Callback):
         self.bar = progress.Progress(_Line(self), console=console, expand=True)
         self.task, self.average = "", ""
         self.done, self.total = 0, 1
+        self.before = 0  # steps of an earlier process
 
     def __enter__(self) -> Self:
         self.began = self.drawn = self.spoke = time.monotonic()
@@ -57,15 +58,19 @@ class Progress(Callback):
 
     def on_run_begin(self, run: Run) -> None:
         result = run.result
-        self.total, self.first = (
-            sum(whole_steps(run.learner, steps) for steps in run.plan.steps),
-            run.steps,
-        )
+        self.total = sum(whole_steps(run.learner, steps) for steps in run.plan.steps)
+        self.first = result.evaluations[0].step
         self.title = (
             self.title
             or f"{result.scenario} {'+'.join(result.strategies)} seed {result.seed}".strip()
         )
         self.bar.add_task("", total=None)
+
+    def _restored(self, run: Run) -> None:
+        self.on_run_begin(run)
+        self.done = self.before = min(run.steps - self.first, self.total)
+        if not run.done:
+            self.on_phase_begin(run)
 
     def on_phase_begin(self, run: Run) -> None:
         name = run.tasks[0].name if len(run.tasks) == 1 else "all tasks"
@@ -114,15 +119,14 @@ class Progress(Callback):
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run began."""
+        """Seconds since this process began or resumed the run."""
         return time.monotonic() - self.began
 
     @property
     def left(self) -> str:
         """The time left, h:mm:ss, if the remaining steps are as fast as those so far."""
-        return (
-            _clock(self.elapsed * (self.total - self.done) / self.done) if self.done else "-:--:--"
-        )
+        done = self.done - self.before
+        return _clock(self.elapsed * (self.total - self.done) / done) if done else "-:--:--"
 
     def line(self, width: int) -> str:
         """Return the bar's line, at most `width` columns.

@@ -19,11 +19,20 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from everloop.loop import NotFiniteError, Result, Strategy
+from everloop.loop import Checkpoint, CheckpointError, NotFiniteError, Result, Strategy
+from everloop.loop.checkpoint import checkpoints
 from everloop.scenarios import SCENARIOS, arguments
 from everloop.scenarios.arguments import GENERAL, WHERE, Request
 from everloop.scenarios.experiment import Experiment, check_pictures, scenario_path
-from everloop.scenarios.folder import ERROR, RESULT, Unwritable, complete, files_of, holds
+from everloop.scenarios.folder import (
+    CHECKPOINTS,
+    ERROR,
+    RESULT,
+    Unwritable,
+    complete,
+    files_of,
+    holds,
+)
 from everloop.scenarios.help import commented_yaml, first_line, help_text
 from everloop.scenarios.jobs import Terminated, run_all
 from everloop.scenarios.names import factories, find_object, is_path
@@ -33,6 +42,7 @@ from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import Schema, Setting
 from everloop.scenarios.strategies import JOINT, PLAIN, find_strategy, known_methods, strategy_key
 
+Ready = Callable[[], int]
 USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 BAD_INPUT = (ValueError, TypeError, OSError, ImportError, OverflowError, MemoryError)
 """Errors that end the command in one line and exit status 2."""
@@ -59,8 +69,7 @@ def prepare_run(words: list[str]) -> Callable[[], int]:
         ValueError: In one line, if a setting is wrong. A scenario may raise other `BAD_INPUT`.
     """
     request = arguments.read(words)
-    if request.values["quiet"] or not sys.stderr.isatty():
-        _hide_library_bars()
+    hide_library_bars(request.values["quiet"])
     torch.set_num_threads(request.values["threads"])
     if request.values["print_config"]:
         return partial(_print_config, request)
@@ -79,8 +88,14 @@ def prepare_run(words: list[str]) -> Callable[[], int]:
     )
 
 
-def _hide_library_bars() -> None:
-    """Turn off the progress bars of the Hugging Face libraries, imported already or later."""
+def hide_library_bars(quiet: bool) -> None:
+    """Turn off the progress bars of the Hugging Face libraries, imported already or later.
+
+    Args:
+        quiet: Also in a terminal.
+    """
+    if not quiet and sys.stderr.isatty():
+        return
     libraries = {
         "datasets": "HF_DATASETS_DISABLE_PROGRESS_BARS",
         "huggingface_hub.utils": "HF_HUB_DISABLE_PROGRESS_BARS",
@@ -91,50 +106,75 @@ def _hide_library_bars() -> None:
             library.disable_progress_bars()
 
 
-def _console(values: dict[str, Any], notes: Sequence[str]) -> Console:
+def console_for(quiet: bool, as_json: bool, notes: Sequence[str]) -> Console:
     """Return the console for progress, the standard error output with --json; print the notes."""
-    console = Console(stderr=values["json"], quiet=values["quiet"])
+    console = Console(stderr=as_json, quiet=quiet)
     for note in notes:
-        _say(console, f"note: {note}")
+        say(console, f"note: {note}")
     return console
 
 
-def _say(console: Console, line: str) -> None:
+def say(console: Console, line: str) -> None:
     """Print a line without wrapping it."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _go(experiment: Experiment, out: Path, notes: Sequence[str], values: dict[str, Any]) -> int:
     """Run it in the folder `out`, or show a complete run with the same settings from there."""
-    console, title = _console(values, notes), f"{experiment.title} seed {experiment.seed}"
+    console = console_for(values["quiet"], values["json"], notes)
+    title = f"{experiment.title} seed {experiment.seed}"
     held = "nothing" if experiment.overwrite else holds(out, experiment.config_text())
     if held == "a complete run":
-        _say(console, f"{title}: already complete in {out}; use --overwrite to run it again")
-        return _show(Result.load(out), title, out, console, values["json"])
-    experiment.overwrite |= held == "an unfinished run"
+        say(console, f"{title}: already complete in {out}; use --overwrite to run it again")
+        return show(Result.load(out), title, out, console, values["json"])
+    if held == "an unfinished run":
+        return fail(
+            f"{out} holds an unfinished run; go on with it: everloop resume {out}; or replace it: "
+            "--overwrite"
+        )
+    experiment.overwrite |= held == "a run to start over"
     experiment.move_to(out)
-    again = "; the unfinished run there starts over" if held == "an unfinished run" else ""
-    _say(console, f"{title}: writing to {out}{again}")
+    again = "; the unfinished run there starts over" if held == "a run to start over" else ""
+    say(console, f"{title}: writing to {out}{again}")
+    return execute(experiment, title, out, console, values["json"])
+
+
+def execute(
+    experiment: Experiment,
+    title: str,
+    out: Path,
+    console: Console,
+    as_json: bool,
+    checkpoint: Checkpoint | None = None,
+) -> int:
+    """Run an experiment, or go on with it from a checkpoint, and return the exit status."""
     try:
         with Progress(console, title) as progress, warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: _say(console, f"note: {message}")
-            result = experiment.run([progress])
+            warnings.showwarning = lambda message, *_: say(console, f"note: {message}")
+            if checkpoint is None:
+                result = experiment.run([progress])
+            else:
+                result = experiment.resume(checkpoint, [progress])
     except NotFiniteError as error:
         return fail(f"{error}; the run stopped, and its log is in {out}")
-    except (FileExistsError, Unwritable) as error:
+    except (FileExistsError, Unwritable, CheckpointError) as error:
         return fail(str(error))
     except KeyboardInterrupt as stop:
-        return stopped(
-            stop,
-            f" at step {experiment.learner.steps}; its log is in {out}; the same command starts "
-            "the run over",
-        )
+        step = experiment.learner.steps
+        return stopped(stop, f" at step {step}; {way_back(out)}")
     except Exception as error:  # a user's world, network or strategy can raise anything
         return fail(_traced(error, out, experiment.learner.steps))
-    return _show(result, title, out, console, values["json"])
+    return show(result, title, out, console, as_json)
 
 
-def _show(result: Result, title: str, out: Path, console: Console, as_json: bool) -> int:
+def way_back(out: Path) -> str:
+    """Return how to go on with the run in `out` after it was stopped."""
+    if checkpoints(out / CHECKPOINTS):
+        return f"go on with it: everloop resume {out}"
+    return f"its log is in {out}; the same command starts the run over"
+
+
+def show(result: Result, title: str, out: Path, console: Console, as_json: bool) -> int:
     """Print the result of a complete run and return the exit status."""
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
@@ -211,41 +251,58 @@ def _cell(request: Request, names: Sequence[str], experiment: Experiment, seed: 
 
 def _go_many(cells: Sequence[Cell], notes: Sequence[str], values: dict[str, Any]) -> int:
     """Run what is not complete. If a run fails, the others go on, and the last line names it."""
-    console = _console(values, notes)
-    say = partial(_say, console)
+    console = console_for(values["quiet"], values["json"], notes)
+    tell = partial(say, console)
     todo = [cell for cell in cells if values["overwrite"] or not complete(cell.folder)]
+    resumed = [cell for cell in todo if not values["overwrite"] and _can_resume(cell)]
     for cell in cells:
         if cell not in todo:
-            say(f"{cell.title}: already complete in {cell.folder}; use --overwrite to run it again")
+            tell(
+                f"{cell.title}: already complete in {cell.folder}; use --overwrite to run it again"
+            )
     failed: list[str] = []
 
     def started(i: int) -> None:
         again = " over" if files_of(todo[i].folder) else ""
-        say(f"{todo[i].title}: started{again}, writing to {todo[i].folder}")
+        word = "resumed" if todo[i] in resumed else f"started{again}"
+        tell(f"{todo[i].title}: {word}, writing to {todo[i].folder}")
 
     def ended(i: int, error: str | None) -> None:
         if error is not None:
             failed.append(f"{todo[i].title}: {error}")
-            say(f"{todo[i].title}: failed: {error}")
+            tell(f"{todo[i].title}: failed: {error}")
             return
         result = Result.load(todo[i].folder)
         metric = result.metric
         average = f"{metric.text(result.average_score)} {metric.unit}".rstrip()
-        say(f"{todo[i].title}: average {metric.name} {average}")
+        tell(f"{todo[i].title}: average {metric.name} {average}")
 
     try:
-        run_all([cell.words for cell in todo], values["jobs"], ended, started)
+        run_all(
+            [
+                ["resume", str(cell.folder), "--quiet"] if cell in resumed else cell.words
+                for cell in todo
+            ],
+            values["jobs"],
+            ended,
+            started,
+        )
     except KeyboardInterrupt as stop:
         return stopped(stop, "; the same command runs the rest")
     folders = [cell.folder for cell in cells if complete(cell.folder)]
     if values["json"]:
         print(json.dumps([Result.load(folder).to_dict() for folder in folders], indent=2))
     if folders:
-        say(
+        tell(
             "compare them: everloop compare "
             f"{shlex.join(sorted({str(folder.parent) for folder in folders}))}"
         )
     return fail(f"{len(failed)} of {len(cells)} runs failed: {'; '.join(failed)}") if failed else 0
+
+
+def _can_resume(cell: Cell) -> bool:
+    """Return whether the folder of a run holds a checkpoint to go on from."""
+    return bool(checkpoints(cell.folder / CHECKPOINTS))
 
 
 def _print_config(request: Request) -> int:

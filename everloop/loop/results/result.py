@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -169,6 +169,11 @@ class Result:
         """Return the ids of the tasks whose training had begun at evaluation `now`, in order."""
         begun = [] if now.phase is None else self.phases[: now.phase + 1]
         return sorted({task for tasks in begun for task in tasks})
+
+    def as_if_ended(self) -> Self:
+        """Return the result that there would be if the phase had ended at the latest evaluation."""
+        *earlier, now = self.evaluations
+        return replace(self, evaluations=[*earlier, replace(now, ends_phase=True)])
 
     def average_now(self) -> float | None:
         """Return the mean score of the tasks seen so far, at the latest evaluation."""
@@ -337,6 +342,8 @@ MEASURES = (
     "online_return",
 )
 """The names of the measures, in a `Result` and in result.json."""
+LOWER_IS_BETTER = ("forgetting",)
+"""The measures of which a low value is good."""
 
 
 def _known(values: list[float]) -> list[float | None]:
