@@ -9,14 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from everloop.loop import Checkpoint, CheckpointError, Result
 from everloop.loop.checkpoint import checkpoints, is_exact
-from everloop.scenarios import arguments
 from everloop.scenarios.environment import versions
 from everloop.scenarios.experiment import Experiment
 from everloop.scenarios.folder import CHECKPOINTS, CONFIG, complete
+from everloop.scenarios.rebuild import read_experiment
 from everloop.scenarios.run_command import (
     Ready,
     console_for,
@@ -61,18 +59,12 @@ def prepare_resume(asked: Resume) -> Ready:
     """
     folder = asked.folder
     hide_library_bars(asked.quiet)
-    if not (folder / CONFIG).exists():
-        raise ValueError(f"{folder} holds no run: it has no {CONFIG}")
     if is_locked(folder):
         raise ValueError(f"another process is running {folder}; wait for it, or stop it")
     status = read_status(folder)
     if complete(folder) and (status is None or status.status == "finished"):
         return partial(_already_complete, asked)
-    checkpoint = chosen(folder, asked.checkpoint)
-    request = arguments.read(["--config", str(folder / CONFIG)])
-    torch.set_num_threads(request.values["threads"])
-    experiment = request.experiment(request.strategies[0], request.seeds[0], None)
-    experiment.out = folder
+    experiment, checkpoint = read_experiment(folder), chosen(folder, asked.checkpoint)
     saving = {"checkpoint_every": asked.checkpoint_every, "keep_best": asked.keep_best}
     experiment.saving = {
         name: checkpoint.about.get("saving", {}).get(name) if value is None else value
