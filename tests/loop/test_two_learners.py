@@ -75,6 +75,9 @@ class GuessingWorld(VectorEnv):
     def show(self, task: int, rows: Any) -> None:
         """The points can't be shown again."""
 
+    def state_dict(self) -> None:
+        """The world can't give its state."""
+
     def _observe(self) -> dict[str, Any]:
         centre = np.random.default_rng(self.task).normal(size=SIZE)
         x = centre + np.random.default_rng([self.task, self.count]).normal(size=(COPIES, SIZE))

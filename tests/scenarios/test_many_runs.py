@@ -15,8 +15,10 @@ import pytest
 from filelock import FileLock
 from run_files import result_of
 
+from everloop.loop.disk import remove
 from everloop.scenarios.cli import main
 from everloop.scenarios.jobs import run_all
+from everloop.scenarios.status import write_status
 
 HERE = Path(__file__).parent
 SHORT = ["run", "split-digits", "--iterations", "3"]
@@ -73,13 +75,19 @@ def test_sets_of_strategies_and_seeds_are_the_runs_one_by_one(
             assert result_of(folder) == result_of(Path(f"alone-{strategies}-{seed}"))
 
 
-def test_complete_runs_are_kept_and_others_begin_again(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("saved", [True, False], ids=["saved", "not saved"])
+def test_complete_runs_are_kept_and_others_go_on_or_begin_again(
+    saved: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*SHORT, "--seeds", "0-1", "--out", "grid", "--quiet"]) == 0
     first, second = sorted(Path("grid").glob("none-*/*"))
     content = json.loads((second / "result.json").read_text())
     (second / "result.json").write_text(
         json.dumps({**content, "evaluations": content["evaluations"][:-1]})
     )
+    write_status(second, "stopped")
+    if not saved:
+        remove(second / "checkpoints")
     before = (first / "result.json").read_bytes()
     capsys.readouterr()
     assert main([*SHORT, "--seeds", "0-1", "--out", "grid"]) == 0
@@ -90,7 +98,8 @@ def test_complete_runs_are_kept_and_others_begin_again(capsys: pytest.CaptureFix
         lines[0]
         == f"split-digits none seed 0: already complete in {first}; use --overwrite to run it again"
     )
-    assert lines[1] == f"split-digits none seed 1: started over, writing to {second}"
+    word = "resumed" if saved else "started over"
+    assert lines[1] == f"split-digits none seed 1: {word}, writing to {second}"
     assert lines[2].startswith("split-digits none seed 1: average accuracy ")
     assert (first / "result.json").read_bytes() == before
     assert json.loads((second / "result.json").read_text())["complete"]
@@ -230,7 +239,8 @@ def test_sigterm_ends_a_run_in_one_line_and_its_result_so_far_stays(tmp_path: Pa
     errors = errors_of(process)
     assert process.returncode == 143
     assert errors.startswith("everloop: error: terminated at step ")
-    assert errors.endswith("; the same command starts the run over\n")
+    (folder,) = tmp_path.glob("runs/*/*/0")
+    assert errors.endswith(f"; go on with it: everloop resume {folder.relative_to(tmp_path)}\n")
     assert errors.count("\n") == 1
     (file,) = tmp_path.glob("runs/*/*/0/result.json")
     assert len(json.loads(file.read_text())["evaluations"]) >= 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from run_files import fails
 
-from everloop.loop.disk import write_json
+from everloop.loop.disk import remove, write_json
 from everloop.scenarios import run_command
 from everloop.scenarios.cli import main
 from everloop.scenarios.folder import opened
@@ -26,6 +26,15 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file in a folder and in its folders."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_of_runs_started_at_once_in_one_folder_all_but_one_are_refused(
@@ -58,7 +67,7 @@ def test_a_complete_run_of_the_same_settings_is_kept_and_shown(
 ) -> None:
     assert main([*SHORT, *where]) == 0
     folder = Path("x") if where else next(Path("runs/split-digits").glob("none-*/0"))
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     written = (folder / "environment.json").stat().st_mtime_ns
     capsys.readouterr()
     assert main([word for word in [*SHORT, *where] if word != "--quiet"]) == 0
@@ -70,18 +79,19 @@ def test_a_complete_run_of_the_same_settings_is_kept_and_shown(
     assert any("average accuracy" in line for line in lines)
     assert main([*SHORT, *where, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(before["result.json"])
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
     assert main([*SHORT, *where, "--overwrite"]) == 0
     assert (folder / "environment.json").stat().st_mtime_ns > written
 
 
-def test_an_unfinished_run_starts_over_and_one_with_other_settings_is_refused(
+def test_a_run_without_a_checkpoint_starts_over_and_one_with_other_settings_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main([*SHORT, "--out", "x"]) == 0
     whole = json.loads(Path("x/result.json").read_text())
     cut = {**whole, "evaluations": whole["evaluations"][:-1]}
     Path("x/result.json").write_text(json.dumps(cut))
+    remove(Path("x/checkpoints"))
     assert main([*SHORT, "--out", "x", "--iterations", "4"]) == 2
     assert (
         "x already holds an unfinished run; choose another folder (--out)"
@@ -118,9 +128,9 @@ def test_old_files_are_kept_until_the_new_run_is_complete(
 ) -> None:
     assert main([*SHORT, "--out", "x"]) == 0
     old = {
-        path.name: path.read_bytes()
-        for path in Path("x").iterdir()
-        if not path.name.startswith((".", "events"))
+        name: content
+        for name, content in contents(Path("x")).items()
+        if not name.startswith((".", "events"))
     }
     failing = [
         "run",
@@ -132,7 +142,9 @@ def test_old_files_are_kept_until_the_new_run_is_complete(
     ]
     for _ in range(2):  # a second failing attempt takes nothing of it either
         assert main(failing) == 2
-        assert {name: Path("x", f"{name}.old").read_bytes() for name in old} == old
+        for name, content in old.items():
+            first, *rest = Path(name).parts
+            assert Path("x", f"{first}.old", *rest).read_bytes() == content
         assert len(list(Path("x").glob("events*.old"))) == 1
         assert not json.loads(Path("x/result.json").read_text())["complete"]
     assert main([*SHORT, "--seed", "4", "--out", "x", "--overwrite"]) == 0
@@ -266,7 +278,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
     out = tmp_path / "x"
     assert main([*SHORT, "--out", str(out)]) == 0
     (out / "notes.txt").write_text("mine")
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = contents(out)
     capsys.readouterr()
     fails(
         [*SHORT, "--out", str(out), "--seed", "1"],
@@ -274,7 +286,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
         f"{out} already holds a complete run",
         "(--overwrite, in Python overwrite=True)",
     )
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert contents(out) == before
     assert main([*SHORT, "--out", str(out), "--seed", "1", "--overwrite"]) == 0
     assert json.loads((out / "result.json").read_text())["seed"] == 1
     assert (out / "notes.txt").read_text() == "mine"
