@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 
 from everloop.contract import NetworkOutput, Task
 from everloop.loop.batch import Batch
+from everloop.loop.checkpoint import Checkpoint
+from everloop.loop.learners.accompanied import load_weights
 from everloop.loop.learners.calls import Calls, Inputs, Pick
 from everloop.loop.learners.growing import grow_outputs, grow_weights, replaced
 from everloop.loop.learners.joining import Joining
 from everloop.loop.learners.user_network import UserNetwork
 from everloop.loop.likelihood import Likelihood
+from everloop.loop.state import generators, load_generators, pack
 from everloop.loop.strategies.base import Forward, Strategy, load_states, states_of, viewing
 
 Examples = tuple[Inputs, Tensor]
@@ -264,6 +268,47 @@ class Attached(UserNetwork):
         self._versions = None
         self.steps, self.begun = state["steps"], set(state["begun"])
         self.current = None if state["task"] is None else Task(*state["task"])
+
+    def save(self, folder: Path | str, extra: Mapping[str, Any] = {}) -> None:
+        """Save the loop as a checkpoint: network, optimizer, strategies and random generators.
+
+        The generators are the global ones of Python, numpy and torch.
+
+        Args:
+            folder: Folder of the checkpoint. An earlier checkpoint there is replaced.
+            extra: What else your loop needs, such as the epoch and a scheduler's `state_dict`:
+                tensors, arrays and plain Python.
+
+        Raises:
+            OSError: If it can't be written; an earlier checkpoint is as before.
+            ValueError: If a part of the state can't be saved.
+        """
+        state = {
+            "loop": self.state_dict(),
+            "module": pack(dict(self.module.state_dict())),
+            "optimizer": self.optimizer.state_dict(),
+            "extra": extra,
+            "generators": generators(),
+        }
+        Checkpoint(Path(folder), self.steps).write(state)
+
+    def load(self, folder: Path | str) -> Any:
+        """Restore the loop from a checkpoint, and return its `extra`.
+
+        Args:
+            folder: Folder of the checkpoint. The loop must be attached as it was then, to a network
+                of the same layers.
+
+        Raises:
+            ValueError: If the checkpoint is damaged, or it belongs to another network or to other
+                strategies.
+        """
+        state = Checkpoint.open(folder).state()
+        self.load_state_dict(state["loop"])  # strategies may add weights to the network
+        load_weights(self.module, state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        load_generators(state["generators"])
+        return state["extra"]
 
 
 def _layer_named(module: nn.Module, head: str | nn.Linear | None) -> nn.Linear | None:

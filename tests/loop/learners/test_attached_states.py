@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,54 @@ def test_torch_loads_every_state_with_weights_only(name: str) -> None:
         return weights(module)
 
     assert same(final(True), final(False))
+
+
+def with_dropout(seed: int, strategy: Strategy) -> tuple[nn.Module, Any]:
+    """A network that draws from torch's generator, attached under an optimizer with moments."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Dropout(0.5), nn.Linear(9, 3))
+    return module, attach([strategy], module, torch.optim.Adam(module.parameters()))
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_loaded_loop_goes_on_bit_for_bit_in_the_middle_of_a_task(
+    name: str, tmp_path: Path
+) -> None:
+    module, loop = with_dropout(0, active(name))
+    learn(module, loop, 0)
+    learn(module, loop, 1, end=False)
+    loop.save(tmp_path / "saved", extra={"epoch": 3})
+
+    def rest(module: nn.Module, loop: Any) -> list[Tensor]:
+        for _ in range(2):
+            g = torch.Generator().manual_seed(8)
+            x, y = torch.randn(8, 4, generator=g), torch.randint(3, (8,), generator=g)
+            loop.observe(x, y)
+            loop.optimizer.zero_grad()
+            F.cross_entropy(module(x), y).backward()
+            loop.optimizer.step()
+        loop.end_task([(x, y)])
+        learn(module, loop, 2)
+        moments = [value["exp_avg"] for value in loop.optimizer.state.values()]
+        return [*weights(module), *moments, torch.rand(1)]
+
+    expected = rest(module, loop)
+    other, again = with_dropout(7, active(name))
+    assert again.load(tmp_path / "saved") == {"epoch": 3}
+    assert again.steps == 4 * 8
+    assert same(rest(other, again), expected)
+
+
+def test_a_checkpoint_of_another_network_or_of_other_strategies_is_refused(tmp_path: Path) -> None:
+    module, loop = with_dropout(0, EWC())
+    learn(module, loop, 0)
+    loop.save(tmp_path / "saved")
+    wider = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Dropout(0.5), nn.Linear(10, 3))
+    other = attach([EWC()], wider, torch.optim.Adam(wider.parameters()))
+    with pytest.raises(ValueError, match=r"belongs to another network: 0\.bias"):
+        other.load(tmp_path / "saved")
+    with pytest.raises(ValueError, match="strategies"):
+        with_dropout(0, SI())[1].load(tmp_path / "saved")
 
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta")
