@@ -64,6 +64,7 @@ class Checkpoints(Callback):
         self._seconds = 0.0  # how long the last save took
         self._saved = (-1, -1)  # step and phase of the last save
         self._phase_ended = self._evaluated = False
+        self._given_up: list[Path] = []  # of a course that the run has gone back from
 
     @property
     def place(self) -> Path:
@@ -76,6 +77,7 @@ class Checkpoints(Callback):
 
     def _restored(self, run: Run) -> None:
         self.on_run_begin(run)
+        self._given_up = [path for path in checkpoints(self.place) if step_of(path) > run.steps]
 
     def on_evaluation(self, run: Run) -> None:
         self._evaluated = True
@@ -125,7 +127,7 @@ class Checkpoints(Callback):
         if best and self.best is not None:
             self.best[2] = folder.name
         run.save(folder, self.about)
-        self._remove_old(run, KEPT)
+        self._remove_old(KEPT)
         self._saved_at, self._saved = time.monotonic(), (run.steps, run.phase)
         self._seconds = self._saved_at - began
         return folder
@@ -141,19 +143,16 @@ class Checkpoints(Callback):
 
     def on_run_end(self, run: Run) -> None:
         self.finish(run)
-        self._remove_old(run, 1)
+        self._remove_old(1)
 
-    def _remove_old(self, run: Run, kept: int) -> None:
-        """Remove checkpoints that are not needed, and what crashed processes have left.
-
-        A checkpoint of a later step than the run's is from a course that was given up.
-        """
-        found = checkpoints(self.place)
-        exact = [path for path in found if is_exact(path) and step_of(path) <= run.steps]
-        keep = {path.name for path in exact[-kept:]}
-        newest = found[-1:] if found and step_of(found[-1]) <= run.steps else []
-        keep |= {path.name for path in newest}
-        keep |= {self.best[2]} if self.best is not None else set()
-        unneeded = [path for path in found if path.name not in keep]
-        for path in [*unneeded, *self.place.glob(".step-*.new")]:
+    def _remove_old(self, kept: int) -> None:
+        """Remove checkpoints that are not needed, and what crashed processes have left."""
+        found = [path for path in checkpoints(self.place) if path not in self._given_up]
+        exact = [path for path in found if is_exact(path)]
+        keep = {*exact[-kept:], *found[-1:]}
+        if self.best is not None:
+            keep.add(self.place / self.best[2])
+        unneeded = [path for path in found if path not in keep]
+        for path in [*unneeded, *self._given_up, *self.place.glob(".step-*.new")]:
             disk.remove(path)
+        self._given_up = []
