@@ -66,6 +66,9 @@ class Callback:
         Here the run can be saved.
         """
 
+    def on_save(self, run: Run) -> None:
+        """Called before the run is saved. Write what a resumed run can't write again."""
+
     def on_run_end(self, run: Run) -> None:
         """Called when the run is done, or was stopped."""
 
@@ -374,6 +377,8 @@ class Run:
             ValueError: If the state of a user's own part holds something else than tensors, arrays
                 and plain Python.
         """
+        for callback in self.callbacks:
+            callback.on_save(self)
         Checkpoint(Path(folder), self.steps, self.inexact, about).write(self.state_dict())
 
     def load(self, checkpoint: Checkpoint | Path | str) -> None:

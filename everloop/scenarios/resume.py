@@ -147,8 +147,12 @@ def _newer(checkpoint: Checkpoint) -> list[str]:
     newest = checkpoints(checkpoint.folder.parent)[-1]
     if newest == checkpoint.folder:
         return []
-    why = Checkpoint.open(newest).inexact
-    return [f"{newest.name} is newer but not exact: {why}; --checkpoint {newest.name} takes it"]
+    try:
+        why = Checkpoint.open(newest).inexact
+    except CheckpointError as error:
+        return [f"a newer checkpoint is left out: {error}"]
+    left_out = f"{newest.name} is newer" if why is None else f"{newest.name} is not exact: {why}"
+    return [f"{left_out}; --checkpoint {newest.name} goes on from there"]
 
 
 def _already_complete(asked: Resume) -> int:

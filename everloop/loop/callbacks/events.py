@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import os
+import re
 import socket
 import time
 import warnings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Setting = bool | float | str
 FLUSH_SECONDS = 10.0  # longest time until TensorBoard can see an event
-_numbers = itertools.count()
+PREFIX = "events.out.tfevents."
 
 
 class EventFile:
@@ -38,10 +38,7 @@ class EventFile:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        # TensorBoard reads the files of a folder in the order of their names.
-        process = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        name = f"{process}.{next(_numbers):05d}"
-        self.path = Path(folder) / f"events.out.tfevents.{name}"
+        self.path = _next_path(Path(folder))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("xb")
@@ -200,3 +197,17 @@ class EventFile:
         """Return the error to raise."""
         what = f"TensorBoard events can't be written to {self.path}"
         return OSError(f"{what}: {error.strerror or error}; free space, or choose another folder")
+
+
+def _next_path(folder: Path) -> Path:
+    """Return a path whose name is after those of all event files in the folder.
+
+    TensorBoard reads the files of a folder in the order of their names, and a resumed run may begin
+    within the second in which the killed one has.
+    """
+    now = time.time_ns() // 1000
+    latest = max((path.name for path in folder.glob(f"{PREFIX}*")), default="")
+    if (found := re.match(r"(\d{10})\.(\d{6})?", latest.removeprefix(PREFIX))) is not None:
+        now = max(now, int(found[1] + (found[2] or "999999")) + 1)
+    moment = f"{now // 10**6:010d}.{now % 10**6:06d}"
+    return folder / f"{PREFIX}{moment}.{socket.gethostname()}.{os.getpid()}"

@@ -108,6 +108,10 @@ class TensorBoardLogger(Callback):
     def on_log(self, run: Run, scalars: dict[str, float]) -> None:
         self._write(scalars, run.steps)
 
+    def on_save(self, run: Run) -> None:
+        if not self.events.closed:
+            self.events.flush()
+
     def on_run_end(self, run: Run) -> None:
         self._close(success=True)
 

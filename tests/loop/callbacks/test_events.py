@@ -72,12 +72,21 @@ def test_writing_to_a_closed_file_raises_an_error(tmp_path: Path) -> None:
         file.scalars({"a": 1.0}, 0)
 
 
-def test_files_created_in_the_same_second_have_different_names(tmp_path: Path) -> None:
-    for value in (1.0, 2.0):
-        file = EventFile(tmp_path)
-        file.scalars({f"curve/{value:.0f}": value}, 0)
+def test_the_names_of_files_are_in_the_order_in_which_the_files_were_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard reads them in the order of their names, also those of other processes."""
+    monkeypatch.setattr("time.time_ns", lambda: 1_700_000_000_123_456_789)  # the clock stands still
+    made = []
+    for process in (9, 10, 8):
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        made += [EventFile(tmp_path) for _ in range(2)]
+    monkeypatch.setattr("time.time_ns", lambda: 1_600_000_000_000_000_000)  # it was put back
+    made.append(EventFile(tmp_path))
+    names = [file.path.name for file in made]
+    assert names == sorted(set(names))
+    for file in made:
         file.close()
-    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 2
 
 
 def test_training_curves_are_written_between_evaluations(
