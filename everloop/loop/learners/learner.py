@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -122,7 +123,9 @@ class Learner(Accompanied):
         return None
 
     def seed(self, seed: int) -> None:
-        """Seed the random generators of training. A run calls this first."""
+        """Seed the global random generators of Python, numpy and torch. A run calls this first."""
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
