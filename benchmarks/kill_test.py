@@ -41,6 +41,7 @@ SAC += ["--token-size", "16", "--checkpoint-every", "64", "--gradient-steps", "2
 NETWORKS = ["kill_worlds:Digits", *DIGITS[1:], "--batch-size", "32", "--scenario-type", "task"]
 NETWORKS += ["--tasks", "0-1,2-3,4-5"]
 TASKS = ["--tasks", "0-1,2-3,4-5"]
+GRADUAL = ["--gradual", "0.5"]
 KEPT = ["--strategies", "ewc,replay"]
 
 IN_STREAMS = [
@@ -67,7 +68,7 @@ SETTINGS: dict[str, list[str]] = {
     "stream, joint": [*DIGITS, "--strategies", "joint"],
     "stream, reptile": [*DIGITS, *TASKS, "--strategies", "reptile", "--reptile.tasks", "[3,4]"],
     "blurred stream": [*DIGITS, *TASKS, *KEPT, "--preset", "hard"],
-    "gradual stream": [*DIGITS, *TASKS, *KEPT, "--gradual", "0.5"],
+    "gradual stream": ["split-digits", "--epochs", "1", *DIGITS[3:], *TASKS, *KEPT, *GRADUAL],
     "bfloat16": [*DIGITS, *TASKS, *KEPT, "--training.precision", "bfloat16"],
     "accumulation": [*DIGITS, *TASKS, *KEPT, "--training.accumulate", "5"],
     "threads that prepare batches": [*DIGITS, *TASKS, *KEPT, "--workers", "2"],

@@ -18,6 +18,8 @@ RECENT = 2048
 """Number of the latest examples of a task that are kept where they can't be shown again."""
 CHUNK = 256
 """Number of examples that are read at once, and of steps whose infos are kept as they are."""
+REPEATED = 10_000
+"""Examples of a data set that are kept before repeats are removed."""
 
 Ints = npt.NDArray[np.int64]
 Read = Callable[[int, Ints], Batch]
@@ -78,11 +80,12 @@ class ShownRows(Shown):
     def __init__(self, read: Read, limit: int | None = None) -> None:
         super().__init__(limit)
         self._read = read
-        self._rows = np.zeros((2, 0), np.int64)  # row and task of each example, or -1 to leave out
+        self._rows = np.zeros((2, 0), np.int64)  # row and task of each example
+        self._distinct = 0  # how many of them there were when repeats were last removed
         self._infos: list[Mapping[str, Any]] = []  # of the latest steps
 
     def clear(self) -> None:
-        self._rows = self._rows[:, :0]
+        self._rows, self._distinct = self._rows[:, :0], 0
         self._infos.clear()
 
     def add(self, batch: Batch, info: Mapping[str, Any]) -> None:
@@ -91,13 +94,15 @@ class ShownRows(Shown):
             self._collect()
 
     def _collect(self) -> None:
-        """Move what the latest infos say to the rows."""
+        """Move what the latest infos say to the rows, of which repeats are removed at times."""
         latest = [
-            np.stack([i["index"], np.where(i["leaked"] | i["ood"], -1, i["origin"])])
-            for i in self._infos
+            np.stack([i["index"], i["origin"]])[:, ~(i["leaked"] | i["ood"])] for i in self._infos
         ]
         self._rows = np.concatenate([self._rows, *latest], axis=1)
         self._infos.clear()
+        if self._rows.shape[1] > 2 * self._distinct + REPEATED:  # else the memory would grow
+            self._rows = np.unique(self._rows, axis=1)
+            self._distinct = self._rows.shape[1]
 
     def sample(self, task: int, seed: int) -> Sequence[Batch]:
         self._collect()
@@ -107,10 +112,10 @@ class ShownRows(Shown):
 
     def state_dict(self) -> dict[str, Any]:
         self._collect()
-        return {"rows": self._rows.copy()}
+        return {"rows": self._rows.copy(), "distinct": self._distinct}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._rows = state["rows"].copy()
+        self._rows, self._distinct = state["rows"].copy(), state["distinct"]
         self._infos.clear()
 
 

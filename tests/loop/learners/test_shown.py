@@ -13,7 +13,7 @@ from loop_helpers import control_learner, mlp, plant, stream
 
 from everloop.envs import TaskVectorWrapper
 from everloop.loop import Batch, Model, Strategy, SupervisedLearner
-from everloop.loop.learners.shown import Recent, ShownRows
+from everloop.loop.learners.shown import CHUNK, REPEATED, Recent, ShownRows
 
 TASKS, ROWS = 3, 12
 
@@ -59,6 +59,20 @@ def test_rows_are_sampled_without_repeats_leaks_and_altered_examples(
         assert rows_of(other.sample(task, seed=1)) == sample
     shown.clear()
     assert not shown.sample(0, seed=1)
+
+
+def test_the_memory_of_rows_does_not_grow_with_the_number_of_passes() -> None:
+    shown = ShownRows(batch_of)
+    rows, zeros = np.arange(200), np.zeros(200, bool)
+    info = {"index": rows, "origin": rows % TASKS, "leaked": zeros, "ood": zeros}
+    sizes = []
+    for _ in range(40):
+        for _ in range(CHUNK):
+            shown.add(batch_of(0, rows), info)
+        sizes.append(shown.state_dict()["rows"].nbytes)
+    assert max(sizes[20:]) <= max(sizes[:20]) <= (2 * 200 + REPEATED + CHUNK * 200) * 16
+    for task in range(TASKS):
+        assert set(rows_of(shown.sample(task, seed=0))) == set(rows[rows % TASKS == task].tolist())
 
 
 def test_a_sample_of_rows_is_uniform() -> None:
