@@ -76,7 +76,8 @@ class TransformerEncoder(nn.Module):
             ) from None
         if isinstance(checkpoint, str | Path):
             try:
-                self.transformer: Any = AutoModel.from_pretrained(
+                # the user's own choice of a folder or of a model on the Hub
+                self.transformer: Any = AutoModel.from_pretrained(  # nosec B615
                     str(checkpoint), dtype=torch.float32
                 )
             except (OSError, ValueError) as error:

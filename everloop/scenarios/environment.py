@@ -79,9 +79,11 @@ def _git_revision() -> str | None:
 
     def git(*words: str) -> str:
         here = Path(everloop.__file__).parent
-        return subprocess.run(
+        # git is wherever the user has installed it, and the words are those below
+        done = subprocess.run(  # nosec B603, B607
             ["git", *words], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        )
+        return done.stdout.strip()
 
     try:
         # fails if everloop is installed inside another project's repository

@@ -87,7 +87,8 @@ class Worker:
 
     def __init__(self, answers: Answers) -> None:
         self.command: int | None = None  # position of the command that it runs
-        self.process = subprocess.Popen(
+        # this Python, with words of our own
+        self.process = subprocess.Popen(  # nosec B603
             [sys.executable, "-c", WORK],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -343,7 +343,8 @@ def _as_names(value: Any) -> Any:
     """Return a list of names, or a text in brackets that is one, with whole numbers as text."""
     if isinstance(value, str) and value.startswith("["):
         try:
-            return yaml.load(value, yaml.BaseLoader)  # "no" is a name, not False
+            # this loader makes only lists, dicts and text: "no" is a name, not False
+            return yaml.load(value, yaml.BaseLoader)  # nosec B506
         except yaml.YAMLError:
             return value
     if isinstance(value, list):
