@@ -16,6 +16,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.noise import VectorizedActionNoise
 from torch import Tensor, nn
 
 from everloop.contract import Output, World
@@ -23,9 +24,10 @@ from everloop.loop.batch import Batch
 from everloop.loop.learners.learner import Learner
 from everloop.loop.learners.reset import check_state, reset_state
 from everloop.loop.learners.shown import Recent
+from everloop.loop.sb3.callback_state import load_states, states_of
 from everloop.loop.sb3.control import Control
 from everloop.loop.sb3.vec_env import WorldVecEnv, pictures
-from everloop.loop.state import packed, restore
+from everloop.loop.state import pack, packed, restore
 from everloop.loop.strategies.base import Forward
 
 NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
@@ -318,6 +320,8 @@ class SB3Base(Control, Learner):
             "episodes": episodes,
             "actions": actions,
             "env": self.env.state_dict(),
+            "callbacks": states_of(self._callback),
+            "noise": [pack(part.noise_prev) for part in self._noise()],
         }
         return {**super().position(), **own}
 
@@ -330,6 +334,17 @@ class SB3Base(Control, Learner):
         self.model.action_space.np_random.bit_generator.state = state["actions"]
         self.model.start_time = time.time_ns()
         self.env.load_state_dict(state["env"])
+        load_states(self._callback, state["callbacks"])
+        if len(state["noise"]) > len(self._noise()):  # SB3 makes one for each copy when it learns
+            model = self.model
+            model.action_noise = VectorizedActionNoise(model.action_noise, self.env.num_envs)
+        for noise, saved in zip(self._noise(), state["noise"], strict=True):
+            noise.noise_prev = pack(saved)
+
+    def _noise(self) -> list[Any]:
+        """Return the parts of the action noise that remember their last value."""
+        noise = getattr(self.model, "action_noise", None)
+        return [part for part in getattr(noise, "noises", [noise]) if hasattr(part, "noise_prev")]
 
     @abstractmethod
     def _collect(self) -> Batch | None:

@@ -201,7 +201,7 @@ class DQNLearner(OffPolicyLearner):
             torch's Adam.
         algorithm: `DQN` or a subclass.
         callback: Callback of SB3 or a list of them, as in SB3's `learn`, which takes each phase for
-            one call of it. Their own state is not saved in checkpoints.
+            one call of it. Their numbers, texts and arrays are saved in checkpoints.
 
     Raises:
         ValueError: If the world's actions are not discrete, the network has a memory, or a value
@@ -283,7 +283,7 @@ class SACLearner(OffPolicyLearner):
             torch's Adam.
         algorithm: `SAC` or a subclass.
         callback: Callback of SB3 or a list of them, as in SB3's `learn`, which takes each phase for
-            one call of it. Their own state is not saved in checkpoints.
+            one call of it. Their numbers, texts and arrays are saved in checkpoints.
 
     Raises:
         ValueError: If the world's actions are not a flat Box with finite bounds, the world has a

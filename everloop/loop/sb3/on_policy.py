@@ -258,7 +258,7 @@ class SB3Learner(SB3Base):
         device: Device of the network, such as "cpu"; "auto" for a GPU if there is one.
         optimizer: Function from the parameters and `lr` to the optimizer; None for torch's Adam.
         callback: Callback of SB3 or a list of them, as in SB3's `learn`, which takes each phase for
-            one call of it. Their own state is not saved in checkpoints.
+            one call of it. Their numbers, texts and arrays are saved in checkpoints.
 
     Raises:
         ValueError: If the algorithm is another one, `parameters` contains an argument that the

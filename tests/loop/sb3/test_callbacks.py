@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from loop_helpers import PPO_PARAMETERS, agent, off_policy_learner, plant
+from loop_helpers import PPO_PARAMETERS, agent, off_policy_learner, plant, same, weights
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
+from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 
 from everloop.loop import Plan, Run, SB3Learner, WorldVecEnv
 from everloop.loop.sb3.on_policy import NetworkPolicy
@@ -81,3 +84,50 @@ def test_a_run_goes_on_with_the_next_phase() -> None:
         8,
         16,
     ]
+
+
+class Drift(BaseCallback):
+    """Changes the network by all that it has counted, so that a forgotten count would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums, self.rewards = np.zeros(2), list[float]()
+
+    def _on_step(self) -> bool:
+        self.sums += self.n_calls
+        self.rewards.append(float(np.mean(self.locals["rewards"])))
+        weight = next(self.model.policy.parameters())
+        weight.data += 1e-4 * (self.sums.sum() + sum(self.rewards))
+        return True
+
+
+@pytest.mark.parametrize("kind", ["ppo", "sac"])
+def test_callbacks_and_noise_go_on_after_a_resume(kind: str, tmp_path: Path) -> None:
+    def run() -> Run:
+        callback = [Drift(), EveryNTimesteps(16, Drift())]
+        noise = OrnsteinUhlenbeckActionNoise(np.zeros(2), 0.3 * np.ones(2))
+        made: Any = (
+            learner(callback)
+            if kind == "ppo"
+            else off_policy_learner(True, parameters={"action_noise": noise}, callback=callback)
+        )
+        made.seed(0)
+        return Run(made, Plan([[0], [1]], [64, 64], 64), plant())
+
+    whole = run()
+    whole.go()
+    stopped = run()
+    stopped.begin()
+    while stopped.steps < 96:
+        stopped.advance()
+    stopped.save(tmp_path / "saved")
+    again = run()
+    again.load(tmp_path / "saved")
+    again.go()
+    assert same(weights(again.learner.networks), weights(whole.learner.networks))
+
+
+def test_the_state_of_other_callbacks_is_refused(tmp_path: Path) -> None:
+    state = learner([Drift(), Drift()]).position()
+    with pytest.raises(ValueError, match="belongs to 3 callbacks of Stable-Baselines3; here are 2"):
+        learner([Drift()]).load_position(state)
