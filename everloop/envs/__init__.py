@@ -11,6 +11,7 @@ from everloop.envs.image_stream import ImageStreamEnv, ImageStreamVectorEnv
 from everloop.envs.mixture import PRESETS, Mixture
 from everloop.envs.plant import PlantEnv, PlantVectorEnv
 from everloop.envs.riccati import LinearQuadratic
+from everloop.envs.sequence import EnvSequence
 from everloop.envs.splits import (
     TASK_SPLITS,
     Assignment,
@@ -41,11 +42,15 @@ for _id, _module, _name in (
             vector_entry_point=f"everloop.envs.{_module}:{_name}VectorEnv",
         )
 
+if "everloop/Sequence-v0" not in registry:
+    register(id="everloop/Sequence-v0", entry_point="everloop.envs.sequence:EnvSequence")
+
 __all__ = [
     "PRESETS",
     "TASK_SPLITS",
     "Assignment",
     "ByColumn",
+    "EnvSequence",
     "Examples",
     "FeatureStreamEnv",
     "FeatureStreamVectorEnv",

@@ -69,7 +69,7 @@ class ObservationChange:
             x = turned if given.get("mirror") else x
             if "noise" not in given:
                 return x
-            noisy = x + given["noise"] * rng.standard_normal(x.shape)
+            noisy: npt.NDArray[Any] = x + given["noise"] * rng.standard_normal(x.shape)
             return np.clip(np.round(noisy), 0, 255).astype(np.uint8)
         if x.dtype != np.float32:
             return x

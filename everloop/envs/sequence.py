@@ -29,7 +29,7 @@ class EnvSequence(TaskEnv):
 
     | key | what it sets |
     |---|---|
-    | `id` | the environment, if it is another one than `env_id` |
+    | `id` | the environment, if it is another one than `env` |
     | `name` | the name of the task; by default it is made of its entries |
     | `observation` | changes of what is seen, such as {"shift": 0.5}: see `ObservationChange` |
     | `action` | changes of what actions do, such as {"mirror": true}: see `ActionChange` |
@@ -42,7 +42,7 @@ class EnvSequence(TaskEnv):
     step: it is the seed of the episode and the actions since, which are played again.
 
     Args:
-        env_id: ID of a registered environment; "module:id" imports the module first. It may be
+        env: ID of a registered environment; "module:id" imports the module first. It may be
             missing if every task names its own.
         tasks: The tasks, at least one.
         pad: Fill up the spaces of the tasks to one that holds them all, where they differ (see
@@ -62,7 +62,7 @@ class EnvSequence(TaskEnv):
 
     def __init__(
         self,
-        env_id: str | None = None,
+        env: str | None = None,
         tasks: Sequence[Mapping[str, Any]] = ({},),
         pad: bool = False,
         task_cue: bool = False,
@@ -71,7 +71,7 @@ class EnvSequence(TaskEnv):
         render_mode: str | None = None,
     ) -> None:
         self.render_mode = render_mode
-        self._variants = _variants(env_id, tasks, max_episode_steps, render_mode)
+        self._variants = _variants(env, tasks, max_episode_steps, render_mode)
         self.tasks = tuple(
             Task(i, variant.name, dict(variant.given)) for i, variant in enumerate(self._variants)
         )

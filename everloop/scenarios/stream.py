@@ -185,7 +185,7 @@ class StreamScenario(Scenario):
     def module(self, world: World, heads: int) -> nn.Module:
         """Return a new network for `world` with `heads` heads, 1 or one per task."""
 
-    def world(self, split: Split, num_envs: int, seed: int) -> World:
+    def make_world(self, split: Split, num_envs: int, seed: int) -> World:
         if self.scenario_type not in ("class", "domain", "task"):
             raise ValueError(
                 f"scenario_type is {self.scenario_type!r}; choose one of class, domain, task"
@@ -248,7 +248,7 @@ class StreamScenario(Scenario):
                     )
         return Mixture(**ratios, gradual=self.gradual, passes=self.epochs, order=order)
 
-    def learner(self, world: World, seed: int) -> Learner:
+    def make_learner(self, world: World, seed: int) -> Learner:
         heads = len(world.tasks) if self.scenario_type == "task" else 1
         module = (
             self.module(world, heads)

@@ -46,7 +46,7 @@ def test_a_runs_seed_sets_its_plants_and_all_its_worlds_share_them() -> None:
 
 
 def test_without_a_cue_the_observation_has_no_task_id() -> None:
-    world = SwitchingPlant(task_cue=False).world("train", 2, 0)
+    world = SwitchingPlant(task_cue=False).make_world("train", 2, 0)
     assert isinstance(world.single_observation_space, spaces.Dict)
     assert set(world.single_observation_space.spaces) == {"feedback", "sensor_0", "sensor_1"}
 
