@@ -113,7 +113,7 @@ class ActionChange:
         elif "permute" in given:
             raise ValueError(f"the action space is {space}; permute needs Discrete actions")
         elif self._mirrored and not (
-            isinstance(space, spaces.Box) and np.isfinite(space.low + space.high).all()
+            isinstance(space, spaces.Box) and np.isfinite([space.low, space.high]).all()
         ):
             raise ValueError(
                 f"the action space is {space}; mirror needs Discrete actions or a Box with finite "

@@ -254,8 +254,10 @@ def _variants(
             raise ValueError(f"task {dict(given)} has no id; name its environment")
         takes = constructor_arguments(own_id)
         parameters = {key: value for key, value in given.items() if key not in OWN}
-        arguments = {key: value for key, value in parameters.items() if key in takes}
-        attributes = {key: value for key, value in parameters.items() if key not in takes}
+        attributes = {
+            key: value for key, value in parameters.items() if key not in takes or is_drift(value)
+        }
+        arguments = {key: parameters[key] for key in parameters if key not in attributes}
         wrappers = given.get("wrappers", [])
         key = json.dumps([own_id, arguments, wrappers], sort_keys=True, default=repr)
         if key not in made:
