@@ -21,6 +21,7 @@ EXAMPLES = [
 ]
 REDUCED = {
     "split-digits": ["--iterations", "2", "--eval-every", "10000"],
+    "control": ["--steps", "1024"],
     "switching-plant": [
         "--steps",
         "2048",

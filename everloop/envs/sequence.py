@@ -15,7 +15,7 @@ from everloop.envs.changes import ActionChange, ObservationChange
 from everloop.envs.modalities import Modalities
 from everloop.envs.padding import Padding
 from everloop.envs.task import TaskEnv, find_task
-from everloop.envs.variant import Parameters, constructor_arguments, is_drift, make
+from everloop.envs.variant import Parameters, constructor_arguments, is_drift, make, without_effect
 
 OWN = ("id", "name", "observation", "action", "wrappers")
 """Keys of a task that are no parameters of its environment."""
@@ -177,6 +177,14 @@ class EnvSequence(TaskEnv):
             )
         self.np_random.bit_generator.state = state["np_random"]
 
+    def without_effect(self, steps: int = 200) -> list[str]:
+        """Return the names of tasks whose attributes change nothing in random play.
+
+        An attribute may be one from which the environment has computed others when it was made. It
+        is also named if its value is the environment's own. The episode in progress is lost.
+        """
+        return [variant.name for variant in self._variants if variant.without_effect(steps)]
+
     def render(self) -> Any:
         return self._variant.env.render()
 
@@ -220,6 +228,11 @@ class _Variant:
         parts = [f"{key}={_text(value)}" for key, value in self.given.items() if key != "id"]
         own = [str(self.given["id"])] if "id" in self.given else []
         return " ".join([*own, *parts]) or self.env_id.rpartition(":")[2]
+
+    def without_effect(self, steps: int) -> bool:
+        """Return whether the task sets attributes that change nothing in so many steps."""
+        still = {key: value for key, value in self._attributes.items() if not is_drift(value)}
+        return bool(still) and without_effect(self.env, self._parameters, still, steps)
 
     def set(self, step: int) -> None:
         """Set the environment's attributes after so many steps of the task."""

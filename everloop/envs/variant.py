@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.utils.env_checker import data_equivalence
 
 DRIFT = ("from", "to", "steps")
 """Keys of a parameter that drifts within a task."""
@@ -148,6 +149,26 @@ class Parameters:
         if isinstance(base, np.ndarray):
             value = np.broadcast_to(np.asarray(value, dtype=base.dtype), base.shape).copy()
         setattr(owner, last, value)
+
+
+def without_effect(
+    env: gym.Env[Any, Any], parameters: Parameters, values: Mapping[str, Any], steps: int
+) -> bool:
+    """Return whether attributes make no difference in so many steps of the same random actions."""
+
+    def played(own: Mapping[str, Any]) -> list[Any]:
+        parameters.set(own, 0)
+        env.action_space.seed(0)
+        seen: list[Any] = [env.reset(seed=0)[0]]
+        for _ in range(steps):
+            observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            seen += [observation, float(reward), terminated, truncated]
+            if terminated or truncated:
+                seen.append(env.reset()[0])
+        return seen
+
+    plain, changed = played({}), played(values)
+    return len(plain) == len(changed) and all(map(data_equivalence, plain, changed))
 
 
 def is_drift(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -11,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from everloop.envs import make_vec
+from everloop.envs import EnvSequence, make_vec
 from everloop.loop import Learner, World
 from everloop.scenarios.algorithms import AgentSettings, Algorithm, Recipe
 from everloop.scenarios.names import Factory, make_optimizer
@@ -127,6 +128,17 @@ class Control(Scenario):
             )
         world: World = made
         return world
+
+    def world_notes(self) -> list[str]:
+        if self.world_has_tasks:
+            return []
+        env = EnvSequence(self.world, self.tasks or [{}], self.pad)
+        with closing(env):
+            names = env.without_effect()
+        return [
+            f"task {name} plays like {self.world} as it is: 200 random steps show no difference"
+            for name in names
+        ]
 
     def order(self, world: World, seed: int) -> list[list[int]]:
         named = self.tasks if self.world_has_tasks and self.tasks else range(len(world.tasks))

@@ -138,7 +138,8 @@ class Experiment:
     def notes(self) -> list[str]:
         """Remarks before the run: options without effect, rounded steps, tasks with few updates."""
         before = [] if self.pretraining is None else [self.pretraining.note(self.learner.world)]
-        return [*self.learner.notes, *before, *self._rounded(), *self._few_updates()]
+        world = self.scenario.world_notes()
+        return [*world, *self.learner.notes, *before, *self._rounded(), *self._few_updates()]
 
     def _rounded(self) -> list[str]:
         """Return a line for each number of steps that is not a whole number of rollouts."""

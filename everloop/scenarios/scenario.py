@@ -87,6 +87,10 @@ class Scenario(ABC):
             return [[task.id] for task in world.tasks]
         return [[self._find(world.tasks, key)] for key in self.tasks]
 
+    def world_notes(self) -> list[str]:
+        """Return remarks on the world, in one line each, for the user to read before a run."""
+        return []
+
     def without_effect(self) -> dict[str, str]:
         """Return setting -> reason, for settings that the other settings make useless."""
         return {}

@@ -98,6 +98,20 @@ def test_attributes_change_what_happens_and_are_set_back() -> None:
     assert seen[0] != seen[1] != seen[2] != seen[0]
 
 
+def test_attributes_that_change_nothing_are_found() -> None:
+    """CartPole computes the force of gravity anew in each step, but its tau only matters in it."""
+    tasks: list[Any] = [
+        {"gravity": 9.8},
+        {"gravity": 20.0},
+        {"masscart": 3.0},
+        {"kinematics_integrator": "euler", "name": "same"},
+        {"x_threshold": 1e6},
+        {},
+    ]
+    names = EnvSequence("CartPole-v1", tasks).without_effect()
+    assert names == ["gravity=9.8", "same", "x_threshold=1000000.0"]
+
+
 def test_a_parameter_drifts_with_the_steps_of_its_task() -> None:
     drift = {"from": 5.0, "to": 15.0, "steps": 30}
     assert [drifted(drift, n) for n in (0, 15, 30, 99)] == [5, 10, 15, 15]
