@@ -156,7 +156,7 @@ def execute(
             else:
                 result = experiment.resume(checkpoint, [progress])
     except NotFiniteError as error:
-        return fail(f"{error}; the run stopped, and its log is in {out}")
+        return fail(experiment.guards.way_out(error, out))
     except (FileExistsError, Unwritable, CheckpointError) as error:
         return fail(str(error))
     except KeyboardInterrupt as stop:
