@@ -64,6 +64,7 @@ class Checkpoints(Callback):
         self._seconds = 0.0  # how long the last save took
         self._saved = (-1, -1)  # step and phase of the last save
         self._phase_ended = self._evaluated = False
+        self._made = False  # True once the folder must exist
         self._given_up: list[Path] = []  # of a course that the run has gone back from
 
     @property
@@ -89,6 +90,9 @@ class Checkpoints(Callback):
         self._saved_at = time.monotonic()
         self._saved = run.steps, run.phase
         self._phase_ended = self._evaluated = False
+        if not self._made:
+            disk.make_folder(self.place)
+            self._made = True
 
     def on_evaluation(self, run: Run) -> None:
         self._evaluated = True
@@ -138,6 +142,8 @@ class Checkpoints(Callback):
             The folder of the checkpoint.
         """
         began = time.monotonic()
+        if self._made and not self.place.is_dir():
+            raise OSError(f"the folder {self.place} was removed during the run")
         folder = next_name(self.place, run.steps)
         if best and self.best is not None:
             self.best[2] = folder.name
