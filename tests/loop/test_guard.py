@@ -24,6 +24,7 @@ from loop_helpers import (
 )
 from run_helpers import LogRecorder
 from run_state_helpers import OPTIONS, ewc_and_replay, final_state, flat
+from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from test_run_checkpoints import forgetful_run
 
 from everloop.loop import (
@@ -68,10 +69,13 @@ def learner_of(kind: str, rate: float) -> tuple[Learner, Any]:
     if kind in OPTIONS:
         options = replace(OPTIONS[kind], learning_rate=rate)
         return SupervisedLearner(mlp(), stream(), options), stream(16, split="test")
-    parameters = {"learning_rate": lambda left: rate * (0.2 + left)}
+    parameters: dict[str, Any] = {"learning_rate": lambda left: rate * (0.2 + left)}
     if "ppo" in kind:
         return control_learner("recurrent" in kind, parameters=parameters), plant(5)
-    sac = kind == "sac"
+    sac = "sac" in kind
+    if kind == "noisy sac":
+        zeros = np.zeros(off_policy_world(True).single_action_space.shape)
+        parameters["action_noise"] = OrnsteinUhlenbeckActionNoise(zeros, zeros + 0.2)
     return off_policy_learner(sac, parameters=parameters), off_policy_world(sac, 5)
 
 
@@ -87,7 +91,8 @@ def scores_of(result: Result) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["plain", "cosine", "plateau", "drift", "ppo", "recurrent ppo", "dqn", "sac"]
+    "kind",
+    ["plain", "cosine", "plateau", "drift", "ppo", "recurrent ppo", "dqn", "sac", "noisy sac"],
 )
 def test_a_run_that_goes_back_to_its_begin_equals_one_with_half_the_rate(kind: str) -> None:
     """Also in the later phases, in which schedules start again."""
