@@ -170,7 +170,7 @@ class Run:
             NotFiniteError: If an observation, a reward, a loss or a gradient is not finite.
                 Callbacks have been called for everything before it.
         """
-        with _denormals_flushed():
+        with denormals_flushed():
             if self._began is None:
                 self.begin()
             while not self.done:
@@ -460,7 +460,7 @@ class Run:
 
 
 @contextmanager
-def _denormals_flushed() -> Iterator[None]:
+def denormals_flushed() -> Iterator[None]:
     """Flush denormals: treat numbers below 1e-38 as 0.
 
     Adam's moments become denormal when gradients vanish, and a CPU is many times slower with such
