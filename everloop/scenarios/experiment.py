@@ -30,6 +30,7 @@ from everloop.loop.callbacks.about import flattened
 from everloop.loop.disk import write_json
 from everloop.scenarios.environment import command, environment, versions
 from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened, reopened
+from everloop.scenarios.initial import initial_weights
 from everloop.scenarios.names import Factory, factories
 from everloop.scenarios.progress import Progress, whole_steps
 from everloop.scenarios.scenario import Scenario
@@ -68,6 +69,9 @@ class Experiment:
             lists them.
         checkpoint_every: World steps between two checkpoints; see `everloop.loop.Checkpoints`.
         keep_best: Measure whose best checkpoint is kept too; see there.
+        init_from: Folder of another run, or a safetensors file, with whose weights the network
+            starts; None for random ones. Names and shapes must fit, but the last layer of a
+            classifier may have more outputs here.
 
     Raises:
         ValueError: In one line, if a name is unknown or a value is out of range.
@@ -87,6 +91,7 @@ class Experiment:
         imports: Sequence[str] = (),
         checkpoint_every: int | None = None,
         keep_best: str | None = None,
+        init_from: Path | str | None = None,
     ) -> None:
         _check_scenario(scenario)
         self.scenario = scenario
@@ -122,6 +127,10 @@ class Experiment:
         self.learner, self.plan, self.evaluation, self.rollouts = scenario.build(
             seed, joint=self.names == [JOINT]
         )
+        self.init_from, self._initial_notes = init_from, list[str]()
+        if init_from is not None:
+            weights = initial_weights(Path(init_from))
+            self._initial_notes = self.learner.initialise(weights, str(init_from))
         self.learner.check(self.strategies)
         if self.pretraining is not None:
             self.pretraining.check(self.learner)
@@ -138,8 +147,8 @@ class Experiment:
     def notes(self) -> list[str]:
         """Remarks before the run: options without effect, rounded steps, tasks with few updates."""
         before = [] if self.pretraining is None else [self.pretraining.note(self.learner.world)]
-        world = self.scenario.world_notes()
-        return [*world, *self.learner.notes, *before, *self._rounded(), *self._few_updates()]
+        own = [*self.scenario.world_notes(), *self.learner.notes, *self._initial_notes]
+        return [*own, *before, *self._rounded(), *self._few_updates()]
 
     def _rounded(self) -> list[str]:
         """Return a line for each number of steps that is not a whole number of rollouts."""
@@ -319,6 +328,7 @@ class Experiment:
             "strategies": self.names,
             "seed": self.seed,
             "threads": torch.get_num_threads(),
+            **({} if self.init_from is None else {"init_from": str(self.init_from)}),
             **{
                 field.name: plain(getattr(self.scenario, field.name))
                 for field in fields(self.scenario)

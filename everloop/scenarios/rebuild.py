@@ -25,8 +25,10 @@ def read_experiment(folder: Path) -> Experiment:
         raise ValueError(f"{folder} holds no run: it has no {CONFIG}")
     request = arguments.read(["--config", str(folder / CONFIG)])
     torch.set_num_threads(request.values["threads"])
+    # A checkpoint holds all weights, so those that the run has started from may be gone.
+    init_from, request.values["init_from"] = request.values["init_from"], None
     experiment = request.experiment(request.strategies[0], request.seeds[0], None)
-    experiment.out = folder
+    experiment.init_from, experiment.out = init_from, folder
     return experiment
 
 
