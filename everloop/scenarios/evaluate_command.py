@@ -34,6 +34,8 @@ class Evaluate:
             own. By default as many as in the run. Only in control: of a data set every test example
             is shown once.
         checkpoint: Name of the checkpoint to evaluate, such as step-4096. By default the last one.
+        device: Device of the network, such as cpu. By default that of the run. Only for scenarios
+            with a setting training.device.
         json: Print a JSON object instead of a table.
     """
 
@@ -41,6 +43,7 @@ class Evaluate:
     tasks: list[str] | None = None
     episodes: int | None = None
     checkpoint: str | None = None
+    device: str | None = None
     json: bool = False
 
 
@@ -67,7 +70,7 @@ def prepare_evaluate(asked: Evaluate) -> Ready:
     Raises:
         ValueError: In one line, if the run can't be evaluated as asked.
     """
-    experiment, checkpoint = trained(asked.folder, asked.checkpoint)
+    experiment, checkpoint = trained(asked.folder, asked.checkpoint, asked.device)
     recorded = Result.from_dict(checkpoint.state("result")).evaluations[-1]
     all_tasks = experiment.evaluation.tasks
     if asked.tasks is None:

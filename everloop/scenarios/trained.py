@@ -29,7 +29,9 @@ Key = Task | int | str
 """A task, its id or its name."""
 
 
-def load(folder: Path | str, checkpoint: str | None = None) -> Trained:
+def load(
+    folder: Path | str, checkpoint: str | None = None, device: torch.device | str | None = None
+) -> Trained:
     """Return the trained agent of a run.
 
     The global generators of random numbers and torch's number of threads stay as they are.
@@ -37,17 +39,22 @@ def load(folder: Path | str, checkpoint: str | None = None) -> Trained:
     Args:
         folder: Folder of the run, complete or not.
         checkpoint: Name of a checkpoint, such as "step-4096"; None for the last one.
+        device: Device of the network, such as "cpu"; None for that of the run.
 
     Raises:
-        ValueError: In one line, if there is no such run or checkpoint, or it is damaged.
+        ValueError: In one line, if there is no such run or checkpoint, or it is damaged, or this
+            machine does not have the device.
     """
     before, threads = generators(), torch.get_num_threads()
     try:
-        experiment, found = trained(Path(folder), checkpoint)
+        experiment, found = trained(
+            Path(folder), checkpoint, None if device is None else str(device)
+        )
     finally:
         torch.set_num_threads(threads)
         load_generators(before)
-    return Trained(experiment, found)
+    agent = Trained(experiment, found)
+    return agent if device is None else agent.to(device)
 
 
 class Trained:

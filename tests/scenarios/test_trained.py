@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import everloop
 from everloop.loop import Result
 from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant
+from everloop.scenarios.cli import main
 from everloop.scenarios.trained import Trained
 
 PLANT: dict[str, Any] = {"num_tasks": 2, "token_size": 8, "hidden_size": 8, "n_steps": 16}
@@ -272,3 +277,36 @@ def test_moving_to_a_device_changes_no_action(runs: Any, name: str) -> None:
         agent.reset()
     with pytest.raises(ValueError, match=r"^device is 'nothing', which torch can't use"):
         agent.to("nothing")
+
+
+def test_a_run_of_another_machine_is_loaded_on_a_device_of_this_one(
+    runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "x"
+    shutil.copytree(runs("class"), folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["training"]["device"] = "mps" if sys.platform != "darwin" else "cuda"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"^training: device is|^device is"):
+        everloop.load(folder)
+    images = examples(everloop.load(runs("class")), 0)[0]["image"]
+    agent = everloop.load(folder, device="cpu")
+    np.testing.assert_array_equal(
+        agent.predict(images), everloop.load(runs("class"), device="cpu").predict(images)
+    )
+    assert main(["evaluate", str(folder), "--device", "cpu", "--tasks", "0"]) == 0
+    assert "0-1" in capsys.readouterr().out
+
+
+def test_the_examples_of_the_page_run(
+    runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs("class"), "runs/digits")
+    page = Path(__file__).parents[2] / "docs" / "trained.md"
+    first = re.findall(r"```py\n(.*?)```", page.read_text(), flags=re.DOTALL)[0]
+    assert len(first.splitlines()) == 3
+    images = examples(everloop.load(runs("class")), 0)[0]["image"]
+    names: dict[str, Any] = {"images": images}
+    exec(first, names)
+    np.testing.assert_array_equal(names["labels"], everloop.load(runs("class")).predict(images))
