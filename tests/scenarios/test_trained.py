@@ -17,7 +17,7 @@ import yaml
 
 import everloop
 from everloop.loop import Result
-from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant
+from everloop.scenarios import DomainNER, Experiment, Features, SplitDigits, SwitchingPlant
 from everloop.scenarios.cli import main
 from everloop.scenarios.trained import Trained
 
@@ -57,12 +57,19 @@ def seen(scores: list[float]) -> list[int]:
     return [k for k, score in enumerate(scores) if not np.isnan(score)]
 
 
-def examples(agent: Trained, task: int) -> tuple[Any, Any]:
-    """Every test example of a task, as one batch with a cue if there is one, and the labels."""
-    world: Any = agent.world()
-    obs, labels = world.show(task, np.arange(world.examples(task)))
+def examples(agent: Trained, task: int) -> tuple[dict[str, Any], Any]:
+    """Every test example of a task once, by modality but for the cue, and their labels."""
+    world: Any = agent.world(1)
+    obs, _ = world.reset(seed=0, options={"task": task})
+    shown, labels = [], []
+    for _ in range(world.examples(task)):
+        shown.append(obs)
+        obs, _, _, _, info = world.step(np.zeros((1, *world.single_action_space.shape), np.int64))
+        labels.append(info["label"])
     world.close()
-    return obs, labels
+    names = [name for name in obs if name != "cue"]
+    batch = {name: np.concatenate([one[name] for one in shown]) for name in names}
+    return batch, np.concatenate(labels)
 
 
 @pytest.mark.parametrize("name", ["class", "icarl", "hat", "packnet"])
@@ -71,16 +78,38 @@ def test_the_labels_predicted_give_the_accuracies_of_the_run(runs: Any, name: st
     scores, _ = last(runs(name))
     assert len(seen(scores)) >= 2
     for k in seen(scores):
-        world: Any = agent.world(1)
-        obs, _ = world.reset(seed=0, options={"task": k})
-        images, labels = [], []
-        for _ in range(world.examples(k)):
-            images.append(obs["image"][0])
-            obs, _, _, _, info = world.step(np.zeros(1, np.int64))
-            labels.append(info["label"][0])
-        guesses = agent.predict(np.stack(images), task=k)
+        batch, labels = examples(agent, k)
+        guesses = agent.predict(batch["image"], task=k)
         assert guesses.dtype == np.int64
-        assert 100 * np.mean(guesses == np.array(labels)) == pytest.approx(scores[k], abs=1e-9)
+        assert 100 * np.mean(guesses == labels) == pytest.approx(scores[k], abs=1e-9)
+
+
+@pytest.mark.usefixtures("surroundings")
+def test_texts_get_a_tag_for_every_token() -> None:
+    scenario = DomainNER(iterations=4, batch_size=8)
+    result = Experiment(scenario, seed=3, out="ner").run()
+    agent = everloop.load("ner")
+    world: Any = agent.world()
+    for k, score in enumerate(result.evaluations[-1].scores):
+        batch, labels = examples(agent, k)
+        tags = agent.predict(batch["tokens"])
+        assert tags.shape == labels.shape == (2, 96)
+        assert 100 * world.metric(k).evaluate(labels, tags) == pytest.approx(score, abs=1e-9)
+        one = agent.act({"tokens": batch["tokens"][1]})
+        np.testing.assert_array_equal(one, tags[1])
+    with pytest.raises(ValueError, match=r"^tokens holds -1; its numbers range from 0 to "):
+        agent.predict(np.full_like(batch["tokens"], -1))
+
+
+@pytest.mark.usefixtures("surroundings")
+def test_vectors_are_labelled(data: Path) -> None:
+    scenario = Features(data=str(data / "flowers.csv"), ignore=["site"], epochs=2)
+    result = Experiment(scenario, seed=3, out="flowers").run()
+    agent = everloop.load("flowers")
+    for k in seen(result.evaluations[-1].scores):
+        batch, labels = examples(agent, k)
+        right = agent.predict(batch["features"].astype(np.float64)) == labels
+        assert 100 * right.mean() == pytest.approx(result.evaluations[-1].scores[k], abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["ppo", "memory", "sac"])
@@ -305,7 +334,6 @@ def test_the_examples_of_the_page_run(
     shutil.copytree(runs("class"), "runs/digits")
     page = Path(__file__).parents[2] / "docs" / "trained.md"
     first = re.findall(r"```py\n(.*?)```", page.read_text(), flags=re.DOTALL)[0]
-    assert len(first.splitlines()) == 3
     images = examples(everloop.load(runs("class")), 0)[0]["image"]
     names: dict[str, Any] = {"images": images}
     exec(first, names)
