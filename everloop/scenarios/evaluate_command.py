@@ -98,7 +98,7 @@ def _with_copies(experiment: Experiment, episodes: int) -> World:
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}; it must be 1 or more")
     experiment.evaluation.close()
-    return experiment.scenario.world("test", episodes, experiment.seed)
+    return experiment.scenario.make_world("test", episodes, experiment.seed)
 
 
 def _evaluate(

@@ -108,7 +108,7 @@ class Trained:
         Args:
             num_envs: Number of copies, 1 or more.
         """
-        return self._experiment.scenario.world("test", num_envs, self._experiment.seed)
+        return self._experiment.scenario.make_world("test", num_envs, self._experiment.seed)
 
     def act(
         self,
