@@ -75,6 +75,14 @@ GENERAL = _settings(
         "Python modules to import first, separated by commas. They may register environments, "
         "scenarios and strategies.",
     ),
+    (
+        "init_from",
+        str | None,
+        None,
+        "Start with the weights of another run: its folder, or a safetensors file. Names and "
+        "shapes must fit; the last layer of a classifier may have more outputs. By default "
+        "weights are random.",
+    ),
 ) | schema_of(Guards)
 WHERE = _settings(
     (
@@ -183,6 +191,7 @@ class Request:
             self.values["import"],
             self.values["checkpoint_every"],
             self.values["keep_best"],
+            self.values["init_from"],
             **{name: self.values[name] for name in NAMES},
         )
 

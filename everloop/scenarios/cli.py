@@ -1,4 +1,4 @@
-"""The command line: `everloop list`, `run`, `compare`, `advise` and `reproduce`."""
+"""The command line: `everloop list`, `run`, `evaluate`, `compare`, `advise` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from everloop.scenarios.compare_output import (
     write,
 )
 from everloop.scenarios.environment import command
+from everloop.scenarios.evaluate_command import Evaluate, prepare_evaluate
 from everloop.scenarios.help import first_line, help_text
 from everloop.scenarios.names import did_you_mean
 from everloop.scenarios.published import tables
@@ -233,6 +234,13 @@ def _resume(words: list[str]) -> Ready:
     return prepare_resume(Resume(Path(place[0]), **values))
 
 
+def _evaluate(words: list[str]) -> Ready:
+    place, values = _read(schema_of(Evaluate, skip={"folder"}), words, 1)
+    if not place:
+        raise ValueError("no folder is named; write everloop evaluate FOLDER")
+    return prepare_evaluate(Evaluate(Path(place[0]), **values))
+
+
 def _compare(words: list[str]) -> Ready:
     folders, values = _read(schema_of(Compare), words, positional=10_000)
     if not folders:
@@ -364,6 +372,12 @@ COMMANDS = {
         "resume FOLDER [--KEY VALUE ...]",
         _resume,
         lambda: schema_of(Resume, skip={"folder"}),
+    ),
+    "evaluate": _explained(
+        "Measure the trained agent of a run again, beside the scores that the run recorded.",
+        "evaluate FOLDER [--KEY VALUE ...]",
+        _evaluate,
+        lambda: schema_of(Evaluate, skip={"folder"}),
     ),
     "compare": _explained(
         "Compare runs: means over seeds with confidence intervals, and paired differences.",

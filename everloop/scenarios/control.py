@@ -142,7 +142,7 @@ class Control(Scenario):
 
     def order(self, world: World, seed: int) -> list[list[int]]:
         named = self.tasks if self.world_has_tasks and self.tasks else range(len(world.tasks))
-        ids = [self._find(world.tasks, str(key)) for key in named]
+        ids = [self.task_id(world.tasks, str(key)) for key in named]
         if self.schedule == "interleaved":
             return [ids]
         if self.schedule == "sequential":

@@ -31,6 +31,7 @@ from everloop.loop.disk import write_text
 from everloop.scenarios.environment import command, environment, versions
 from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened, reopened
 from everloop.scenarios.guards import Guards
+from everloop.scenarios.initial import initial_weights
 from everloop.scenarios.names import Factory, factories
 from everloop.scenarios.progress import Progress, whole_steps
 from everloop.scenarios.record import Record
@@ -70,6 +71,9 @@ class Experiment:
             lists them.
         checkpoint_every: World steps between two checkpoints; see `everloop.loop.Checkpoints`.
         keep_best: Measure whose best checkpoint is kept too; see there.
+        init_from: Folder of another run, or a safetensors file, with whose weights the network
+            starts; None for random ones. Names and shapes must fit, but the last layer of a
+            classifier may have more outputs here.
         max_loss: Training loss that counts as divergence; see `everloop.loop.Guard`.
         on_divergence: "stop", or "rollback" to go back with half the learning rate; see there.
         max_rollbacks: The largest number of rollbacks, 1 or more.
@@ -95,6 +99,7 @@ class Experiment:
         imports: Sequence[str] = (),
         checkpoint_every: int | None = None,
         keep_best: str | None = None,
+        init_from: Path | str | None = None,
         max_loss: float | None = None,
         on_divergence: Literal["stop", "rollback"] = "stop",
         max_rollbacks: int = 3,
@@ -136,6 +141,10 @@ class Experiment:
         self.learner, self.plan, self.evaluation, self.rollouts = scenario.build(
             seed, joint=self.names == [JOINT]
         )
+        self.init_from, self._initial_notes = init_from, list[str]()
+        if init_from is not None:
+            weights = initial_weights(Path(init_from))
+            self._initial_notes = self.learner.initialise(weights, str(init_from))
         self.learner.check(self.strategies)
         self.guards.check(self.plan, self.learner)
         if self.pretraining is not None:
@@ -153,8 +162,14 @@ class Experiment:
     def notes(self) -> list[str]:
         """Remarks before the run: options without effect, rounded steps, tasks with few updates."""
         before = [] if self.pretraining is None else [self.pretraining.note(self.learner.world)]
-        own = self._rounded() + self._few_updates() + self.guards.notes(self.scenario)
-        return [*self.scenario.world_notes(), *self.learner.notes, *before, *own]
+        first = [*self.scenario.world_notes(), *self.learner.notes, *self._initial_notes]
+        return [
+            *first,
+            *before,
+            *self._rounded(),
+            *self._few_updates(),
+            *self.guards.notes(self.scenario),
+        ]
 
     def _rounded(self) -> list[str]:
         """Return a line for each number of steps that is not a whole number of rollouts."""
@@ -337,6 +352,7 @@ class Experiment:
             "seed": self.seed,
             "threads": torch.get_num_threads(),
             **self.guards.config(),
+            **({} if self.init_from is None else {"init_from": str(self.init_from)}),
             **{
                 field.name: plain(getattr(self.scenario, field.name))
                 for field in fields(self.scenario)

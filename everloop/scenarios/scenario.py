@@ -85,7 +85,7 @@ class Scenario(ABC):
         """Return the ids of the tasks of each phase; by default one phase for each of `tasks`."""
         if self.tasks is None:
             return [[task.id] for task in world.tasks]
-        return [[self._find(world.tasks, key)] for key in self.tasks]
+        return [[self.task_id(world.tasks, key)] for key in self.tasks]
 
     def world_notes(self) -> list[str]:
         """Return remarks on the world, in one line each, for the user to read before a run."""
@@ -161,7 +161,7 @@ class Scenario(ABC):
         return learner, plan, self.make_world("test", self.eval_envs, seed), rollouts
 
     @staticmethod
-    def _find(tasks: Any, key: str) -> int:
+    def task_id(tasks: Any, key: str) -> int:
         """Return a task's ID, given its name or its number; names come first."""
         named = any(task.name == key for task in tasks)
         return find_task(tasks, int(key) if key.isdigit() and not named else key).id

@@ -192,7 +192,7 @@ class StreamScenario(Scenario):
             )
         world = self._world(split, num_envs, None)
         if self.tasks is not None:  # the mixture needs task IDs, which only a world knows
-            order = [self._find(world.tasks, key) for key in self.tasks]
+            order = [self.task_id(world.tasks, key) for key in self.tasks]
             world = self._world(split, num_envs, order)
         return world
 

@@ -18,6 +18,7 @@ from everloop.loop.actions import ActionUnits
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.accompanied import Accompanied
 from everloop.loop.learners.shown import Shown
+from everloop.loop.weights import initialise
 from everloop.loop.world import check_finite, check_tasks, mixed_tasks, reset_to_tasks
 
 
@@ -124,6 +125,14 @@ class Learner(Accompanied):
         None if it is not known in advance.
         """
         return None
+
+    def initialise(self, weights: Mapping[str, Tensor], source: str) -> list[str]:
+        """Start from the weights of another network; see `everloop.loop.weights.initialise`.
+
+        Call it before strategies are attached. Only the network that strategies see is concerned:
+        not critics, optimizers or replay buffers.
+        """
+        return initialise(self, weights, source)
 
     def seed(self, seed: int) -> None:
         """Seed the global random generators of Python, numpy and torch. A run calls this first."""
