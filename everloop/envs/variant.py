@@ -13,6 +13,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils.env_checker import data_equivalence
 
+SETTABLE = ("number", "bool", "str")
+"""Kinds of attributes that an error suggests."""
 DRIFT = ("from", "to", "steps")
 """Keys of a parameter that drifts within a task."""
 
@@ -111,7 +113,11 @@ class Parameters:
         try:
             now = self._get(name)
         except AttributeError:
-            known = [key for key in vars(self.env) if not key.startswith("_")]
+            known = [
+                key
+                for key in dir(self.env)
+                if not key.startswith("_") and _kind(getattr(self.env, key, None)) in SETTABLE
+            ]
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known[:12])}"
             raise ValueError(

@@ -25,6 +25,7 @@ from everloop.loop import STRATEGIES
 from everloop.loop.results.result import MEASURES
 from everloop.scenarios import SCENARIOS
 from everloop.scenarios.advise import Situation, advise, by_reason, next_command, remarks
+from everloop.scenarios.check_env import CheckEnv, check_env_schema, show_findings
 from everloop.scenarios.compare import COLUMNS, Compare, Comparisons, compare
 from everloop.scenarios.compare_output import (
     check_picture,
@@ -241,6 +242,13 @@ def _evaluate(words: list[str]) -> Ready:
     return prepare_evaluate(Evaluate(Path(place[0]), **values))
 
 
+def _check_env(words: list[str]) -> Ready:
+    place, values = _read(check_env_schema(), words, 1)
+    if not place:
+        raise ValueError("no environment is named; write everloop check-env ID")
+    return partial(show_findings, CheckEnv(place[0], values.pop("import"), **values))
+
+
 def _compare(words: list[str]) -> Ready:
     folders, values = _read(schema_of(Compare), words, positional=10_000)
     if not folders:
@@ -378,6 +386,12 @@ COMMANDS = {
         "evaluate FOLDER [--KEY VALUE ...]",
         _evaluate,
         lambda: schema_of(Evaluate, skip={"folder"}),
+    ),
+    "check-env": _explained(
+        "Check an environment: the rules of Gymnasium, Stable-Baselines3 and everloop.",
+        "check-env ID [--KEY VALUE ...]",
+        _check_env,
+        check_env_schema,
     ),
     "compare": _explained(
         "Compare runs: means over seeds with confidence intervals, and paired differences.",
