@@ -27,7 +27,7 @@ from everloop.envs.stream import StreamEnv, StreamVectorEnv
 from everloop.envs.task import TaskEnv, TaskVectorEnv, find_task
 from everloop.envs.text_stream import TextStreamEnv, TextStreamVectorEnv
 from everloop.envs.tokens import Tokens
-from everloop.envs.vector import SyncTaskVectorEnv, make_vec
+from everloop.envs.vector import AsyncTaskVectorEnv, SyncTaskVectorEnv, make_vec
 from everloop.envs.wrapper import TaskVectorWrapper
 
 for _id, _module, _name in (
@@ -53,6 +53,7 @@ __all__ = [
     "PRESETS",
     "TASK_SPLITS",
     "Assignment",
+    "AsyncTaskVectorEnv",
     "ByColumn",
     "EnvSequence",
     "Examples",
