@@ -31,7 +31,7 @@ from everloop.loop.disk import write_json
 from everloop.scenarios.environment import command, environment, versions
 from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened, reopened
 from everloop.scenarios.names import Factory, factories
-from everloop.scenarios.progress import Progress, whole_steps
+from everloop.scenarios.progress import Progress, filled_up, whole_steps
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import plain
 from everloop.scenarios.stopping import Stopping
@@ -141,9 +141,12 @@ class Experiment:
         return [*self.learner.notes, *before, *self._rounded(), *self._few_updates()]
 
     def _rounded(self) -> list[str]:
-        """Return a line for each number of steps that is not a whole number of rollouts."""
-        if self.learner.labelled:  # a stream fills its last batch
-            return []
+        """Return a line for each number of steps that is not a whole number of rollouts.
+
+        For a stream, return a line if its last batches are filled up.
+        """
+        if self.learner.labelled:
+            return filled_up(self.learner, self.plan.steps)
         copies, unit = self.learner.world.num_envs, self.learner.unit
         together = " of all tasks together" if len(self.plan.phases[0]) > 1 else ""
         given = {f"steps {steps}{together}": steps for steps in self.plan.steps}
