@@ -145,11 +145,14 @@ def observed_statistics(module: nn.Module) -> dict[str, Tensor]:
 
     The statistics of a batch norm are left out, because forward passes change them.
     """
+    found = module.named_modules(remove_duplicate=False)
+    places = [place for place, network in found if isinstance(network, KeepsStatistics)]
     return {
         f"{place}.{name}".lstrip("."): value
-        for outer, network in module.named_modules(remove_duplicate=False)
-        if isinstance(network, KeepsStatistics)
-        for place, part in network.named_modules(prefix=outer, remove_duplicate=False)
+        for outer in places
+        for place, part in module.get_submodule(outer).named_modules(
+            prefix=outer, remove_duplicate=False
+        )
         if not isinstance(part, nn.modules.batchnorm._NormBase)
         for name, value in part.named_buffers(recurse=False)
     }
