@@ -148,7 +148,7 @@ def ready(network: str, name: str, tasks: int = 1, plain: bool = False) -> Step:
 def _in_control(strategies: list[Strategy], tasks: int) -> Step:
     """Return a step of `switching-plant`'s PPO: all that follows a rollout, with its 20 updates."""
     scenario = SwitchingPlant()
-    learner = cast(SB3Learner, scenario.learner(scenario.world("train", 32, 0), 0))
+    learner = cast(SB3Learner, scenario.make_learner(scenario.make_world("train", 32, 0), 0))
     learner.attach(strategies)
     learner.learn([0], 1)
     collected = learner.rollout_batch()

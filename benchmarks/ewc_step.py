@@ -21,7 +21,7 @@ def consolidated(scenario: Scenario, strategies: list[Strategy]) -> Learner:
     """Return the scenario's learner with strategies that have ended its first task."""
     learner, *_ = scenario.build(seed=0)
     learner.attach(strategies)
-    batch = learner.rollout(scenario.world("train", 32, 0), [0], 64, seed=0)
+    batch = learner.rollout(scenario.make_world("train", 32, 0), [0], 64, seed=0)
     for strategy in strategies:
         strategy.end_task(learner.world.tasks[0], [batch], learner)
     return learner
@@ -36,7 +36,7 @@ def step_seconds(learner: Learner, batch: Batch) -> float:
 
 def training_batch(scenario: Scenario, learner: Learner, steps: int) -> Batch:
     """Return a batch of the scenario's size: a minibatch of plant sequences, or 32 digits."""
-    batch = learner.rollout(scenario.world("train", 32, 0), [0], steps, seed=1)
+    batch = learner.rollout(scenario.make_world("train", 32, 0), [0], steps, seed=1)
     return replace(batch, target=learner.targets(batch))
 
 

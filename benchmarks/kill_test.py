@@ -4,7 +4,7 @@ Each setting runs once to its end. Then it runs again, is killed by SIGKILL at a
 on by `everloop resume` in a new process, is killed there as well, and goes on to its end. The two
 ends are compared bit for bit: result.json but for the time, the weights, the whole state of the
 learner with optimizer, memories and buffers, every generator, and the curves of TensorBoard. Prints
-the table of docs/results.md. A run that was killed before its first checkpoint starts over.
+the table of docs/results.md.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from everloop.loop.checkpoint import checkpoints
 from everloop.scenarios.cli import main as everloop
 from everloop.scenarios.folder import complete
 
-DIGITS = ["split-digits", "--iterations", "12", "--eval-every", "96", "--checkpoint-every", "96"]
+DIGITS = ["split-digits", "--iterations", "40", "--eval-every", "640", "--checkpoint-every", "96"]
 PLANT = ["--steps", "512", "--num-tasks", "2", "--n-steps", "16", "--batch-size", "128"]
 PLANT += ["--token-size", "16", "--hidden-size", "16", "--checkpoint-every", "64"]
 SAC = ["switching-plant", "--algorithm", "sac", "--steps", "2048", "--num-tasks", "2"]
@@ -118,13 +118,21 @@ def finish(words: list[str]) -> None:
         raise RuntimeError(f"everloop {' '.join(words)} failed")
 
 
-def kill(words: list[str], seconds: float) -> bool:
-    """Run `everloop *words` in a new process; return True if it was killed after `seconds`."""
-    process = start(words)
-    time.sleep(seconds)
+def kill(words: list[str], out: Path, seconds: float) -> None:
+    """Run `everloop *words` in a new process, and kill it at a random moment.
+
+    Args:
+        words: The command.
+        out: Folder of the run. It is killed after it has a checkpoint.
+        seconds: Seconds that the whole run takes.
+    """
+    process, began = start(words), time.monotonic()
+    while not checkpoints(out / "checkpoints") and time.monotonic() - began < seconds:
+        time.sleep(0.005)
+    left = seconds - (time.monotonic() - began)
+    time.sleep(random.uniform(0, max(left, 0.2)))
     os.kill(process, signal.SIGKILL)
-    _, status = os.waitpid(process, 0)
-    return os.WIFSIGNALED(status)
+    os.waitpid(process, 0)
 
 
 def go_on(words: list[str], out: Path) -> list[str]:
@@ -171,7 +179,7 @@ def trial(words: list[str], whole: dict[str, Any], seconds: float, out: Path) ->
     places = []
     for attempt in range(2):
         command = words if attempt == 0 else go_on(words, out)
-        kill(command, random.uniform(0.05, seconds))
+        kill(command, out, seconds)
         found = checkpoints(out / "checkpoints")
         places.append(found[-1].name.removeprefix("step-") if found else "the start")
     if not complete(out):

@@ -59,10 +59,10 @@ class DQNPlant(SwitchingPlant):
     name = "dqn-plant"
     summary = "DQN on the switching plant"
 
-    def world(self, split: Any, num_envs: int, seed: int) -> Any:
-        return Switches(super().world(split, num_envs, seed))
+    def make_world(self, split: Any, num_envs: int, seed: int) -> Any:
+        return Switches(super().make_world(split, num_envs, seed))
 
-    def learner(self, world: Any, seed: int) -> Learner:
+    def make_learner(self, world: Any, seed: int) -> Learner:
         def network(observation_space: Any, action_space: Any) -> Agent:
             return self._agent(observation_space, int(action_space.n), recurrent=False)
 
@@ -77,6 +77,6 @@ class ClosedPlant(SwitchingPlant):
     name = "closed-plant"
     summary = "PPO on a plant that can't give its state"
 
-    def world(self, split: Any, num_envs: int, seed: int) -> Any:
-        plant: Any = super().world(split, num_envs, seed)
+    def make_world(self, split: Any, num_envs: int, seed: int) -> Any:
+        plant: Any = super().make_world(split, num_envs, seed)
         return Closed(plant)

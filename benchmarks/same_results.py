@@ -88,7 +88,7 @@ class DigitsByPPO(SplitDigits):
 
     recurrent: bool = False
 
-    def learner(self, world: Any, seed: int) -> Any:
+    def make_learner(self, world: Any, seed: int) -> Any:
         from sb3_contrib import RecurrentPPO
         from stable_baselines3 import PPO
 
@@ -137,10 +137,10 @@ class Dial(VectorWrapper[Any, Any, Any, Any, Any]):
 class PlantByDQN(SwitchingPlant):
     """The plant with discrete actions, under DQN."""
 
-    def world(self, split: Any, num_envs: int, seed: int) -> Any:
-        return Dial(super().world(split, num_envs, seed))
+    def make_world(self, split: Any, num_envs: int, seed: int) -> Any:
+        return Dial(super().make_world(split, num_envs, seed))
 
-    def learner(self, world: Any, seed: int) -> Any:
+    def make_learner(self, world: Any, seed: int) -> Any:
         def network(space: Any, actions: Any) -> Agent:
             return Agent(
                 space,

@@ -27,12 +27,13 @@ LONG_IN = {
     "agents": "text",
     "envs": "checkers stream_state",
     "envs/data": "images texts",
-    "loop": "run run_callbacks run_state token_classification two_learners",
+    "loop": "guard run run_callbacks run_state token_classification two_learners",
     "loop/sb3": "off_policy off_policy_strategies on_policy_strategies",
     "loop/strategies": "companions hat replay strategy_contract",
     "loop/strategies/parts": "per_task",
-    "scenarios": "advise arguments check_strategy cli compare compare_command compare_output help "
-    "leaks many_runs names pretrain progress reproduce run_folder scenarios settings streams texts",
+    "scenarios": "advise arguments check_strategy cli compare compare_command compare_output "
+    "folder_troubles guards help leaks many_runs names pretrain progress reproduce run_folder "
+    "scenarios settings streams texts",
 }
 LONG = {
     HERE / folder / f"test_{name}.py" for folder, names in LONG_IN.items() for name in names.split()

@@ -21,6 +21,7 @@ EXAMPLES = [
 ]
 REDUCED = {
     "split-digits": ["--iterations", "2", "--eval-every", "10000"],
+    "control": ["--steps", "1024"],
     "switching-plant": [
         "--steps",
         "2048",
@@ -36,7 +37,10 @@ REDUCED = {
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_an_example_of_the_docs_runs(code: str) -> None:
+def test_an_example_of_the_docs_runs(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     worlds, strategies = set(gym.registry), dict(STRATEGIES)
     try:
         exec(compile(code.replace("16_384", "2_048"), "<docs>", "exec"), {"__name__": "docs"})

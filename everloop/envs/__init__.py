@@ -5,12 +5,14 @@ from gymnasium.envs.registration import register, registry
 from everloop.contract import Task
 from everloop.envs.check import check_task_env
 from everloop.envs.data import Examples
+from everloop.envs.families import FAMILIES
 from everloop.envs.feature_stream import FeatureStreamEnv, FeatureStreamVectorEnv
 from everloop.envs.feedback import Feedback, VectorFeedback
 from everloop.envs.image_stream import ImageStreamEnv, ImageStreamVectorEnv
 from everloop.envs.mixture import PRESETS, Mixture
 from everloop.envs.plant import PlantEnv, PlantVectorEnv
 from everloop.envs.riccati import LinearQuadratic
+from everloop.envs.sequence import EnvSequence
 from everloop.envs.splits import (
     TASK_SPLITS,
     Assignment,
@@ -41,11 +43,18 @@ for _id, _module, _name in (
             vector_entry_point=f"everloop.envs.{_module}:{_name}VectorEnv",
         )
 
+for _id in ("everloop/Sequence-v0", *FAMILIES):
+    if _id not in registry:
+        _arguments = dict(FAMILIES[_id].arguments) if _id in FAMILIES else {}
+        register(id=_id, entry_point="everloop.envs.sequence:EnvSequence", kwargs=_arguments)
+
 __all__ = [
+    "FAMILIES",
     "PRESETS",
     "TASK_SPLITS",
     "Assignment",
     "ByColumn",
+    "EnvSequence",
     "Examples",
     "FeatureStreamEnv",
     "FeatureStreamVectorEnv",

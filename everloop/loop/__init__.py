@@ -10,9 +10,11 @@ from everloop.contract import World
 from everloop.loop.batch import Batch
 from everloop.loop.callbacks import Divergence
 from everloop.loop.callbacks.checkpoints import Checkpoints
+from everloop.loop.callbacks.early_stopping import EarlyStopping
 from everloop.loop.callbacks.tensorboard import TensorBoardLogger
 from everloop.loop.checkpoint import Checkpoint, CheckpointError
 from everloop.loop.evaluate import mean_return, scores
+from everloop.loop.guard import Guard
 from everloop.loop.importance.fisher import diagonal_fisher
 from everloop.loop.learners.attached import Attached, attach
 from everloop.loop.learners.learner import Learner
@@ -36,7 +38,7 @@ from everloop.loop.model import Model
 from everloop.loop.plan import Plan
 from everloop.loop.pretraining import MAML, PRETRAINING, Pretraining, Reptile
 from everloop.loop.results.figures import learning_curves_figure, score_matrix_figure
-from everloop.loop.results.result import Evaluation, Result
+from everloop.loop.results.result import Evaluation, Result, Rollback
 from everloop.loop.run import Callback, Run
 from everloop.loop.strategies import STRATEGIES, Effect, Forward, Strategy, Traits
 from everloop.loop.strategies.agem import AGEM
@@ -64,7 +66,7 @@ from everloop.loop.strategies.replay import Replay
 from everloop.loop.strategies.rwalk import RWalk
 from everloop.loop.strategies.shrink_and_perturb import ShrinkAndPerturb
 from everloop.loop.strategies.si import SI
-from everloop.loop.world import NotFiniteError
+from everloop.loop.world import Diverged, NotFiniteError
 
 if TYPE_CHECKING:
     from everloop.loop.sb3.attached import attach_sb3
@@ -116,13 +118,16 @@ __all__ = [
     "ContinualBackprop",
     "DERPlusPlus",
     "DQNLearner",
+    "Diverged",
     "Divergence",
+    "EarlyStopping",
     "Effect",
     "Evaluation",
     "Forward",
     "GDumb",
     "Gaussian",
     "Growth",
+    "Guard",
     "ICaRL",
     "KroneckerEWC",
     "L2Init",
@@ -145,6 +150,7 @@ __all__ = [
     "Reptile",
     "Reservoir",
     "Result",
+    "Rollback",
     "Run",
     "SACLearner",
     "SB3Learner",

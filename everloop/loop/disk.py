@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def write_text(path: Path, text: str) -> None:
         text: The new content.
 
     Raises:
-        OSError: If the file can't be written.
+        OSError: If the file can't be written. The message is one line that names it.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -92,9 +93,13 @@ def write_text(path: Path, text: str) -> None:
         create(temporary, text)
         rename(temporary, path)
         sync_folder(path.parent)
-    except OSError:
-        remove(temporary)
-        raise
+    except OSError as error:
+        with suppress(OSError):
+            remove(temporary)
+        raise OSError(
+            f"{path} can't be written: {error.strerror or error}; free space, or make the folder "
+            "writable"
+        ) from None
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

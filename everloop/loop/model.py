@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -115,6 +116,7 @@ class Model(ABC):
         labelled: True if the targets are labels that the world reveals.
         accumulate: Number of batches whose gradients are averaged for one optimizer step.
         supports_new_weights: True if strategies may add weights to the network during training.
+        max_loss: Training loss above which an update counts as divergence.
         on_log: Called from time to time with scalars about training, {name: value}.
     """
 
@@ -128,6 +130,7 @@ class Model(ABC):
     labelled: bool = False
     accumulate: int = 1
     supports_new_weights: bool = True
+    max_loss: float = math.inf
     on_log: Callable[[dict[str, float]], None] = staticmethod(lambda scalars: None)
 
     @cached_property

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from everloop.contract import Task, World, check_world
 from everloop.loop.batch import Batch
 from everloop.loop.checkpoint import Checkpoint
+from everloop.loop.denormals import denormals_flushed
 from everloop.loop.evaluate import check_references, returns, scaled, score_metric
 from everloop.loop.learners.learner import Learner
 from everloop.loop.plan import Plan
@@ -28,6 +27,7 @@ from everloop.loop.state import (
     unpack_into,
 )
 from everloop.loop.strategies import Strategy
+from everloop.loop.world import NotFiniteError
 
 
 class Callback:
@@ -57,6 +57,9 @@ class Callback:
     def on_log(self, run: Run, scalars: dict[str, float]) -> None:
         """Called with numbers about training by name, at step `run.steps`."""
 
+    def on_phase_trained(self, run: Run) -> None:
+        """Called when phase `run.phase` was trained, before it is consolidated."""
+
     def on_phase_end(self, run: Run) -> None:
         """Called after phase `run.phase` was trained, consolidated and evaluated."""
 
@@ -68,6 +71,17 @@ class Callback:
 
     def on_save(self, run: Run) -> None:
         """Called before the run is saved. Write what a resumed run can't write again."""
+
+    def on_failure(self, run: Run, error: NotFiniteError) -> bool:
+        """Called when a step has failed with `error`.
+
+        Returns:
+            True if this callback has brought the run back to an earlier state, to go on from there.
+        """
+        return False
+
+    def on_rollback(self, run: Run) -> None:
+        """Called when the run was brought back: `run.result.rollbacks[-1]` says why."""
 
     def on_run_end(self, run: Run) -> None:
         """Called when the run is done, or was stopped."""
@@ -168,13 +182,18 @@ class Run:
 
         Raises:
             NotFiniteError: If an observation, a reward, a loss or a gradient is not finite.
-                Callbacks have been called for everything before it.
+                Callbacks have been called for everything before it, and none of them has brought
+                the run back (`everloop.loop.Guard`).
         """
-        with _denormals_flushed():
+        with denormals_flushed():
             if self._began is None:
                 self.begin()
             while not self.done:
-                self.advance()
+                try:
+                    self.advance()
+                except NotFiniteError as error:
+                    if not any(callback.on_failure(self, error) for callback in self.callbacks):
+                        raise
         for callback in self.callbacks:
             callback.on_run_end(self)
         return self.result
@@ -247,6 +266,8 @@ class Run:
 
     def _end_phase(self) -> None:
         """Consolidate and evaluate the phase, and move on to the next one."""
+        for callback in self.callbacks:
+            callback.on_phase_trained(self)
         self._consolidate()
         self._record(ends_phase=True)
         self._phase_end = None
@@ -410,13 +431,16 @@ class Run:
     def rollback(self, snapshot: Mapping[str, Any]) -> None:
         """Restore the network, the optimizer and the strategies from a snapshot, bit for bit.
 
-        The world, the steps and the result stay as they are. The snapshot must come from the task
-        in progress: the network must not have got new weights since.
+        The world, the steps, the result and the factor of the learning rate stay as they are. The
+        snapshot must come from the task in progress: the network must not have got new weights
+        since.
 
         Raises:
             ValueError: If the snapshot belongs to another network.
         """
+        factor = self.learner.rate_factor
         self.learner.load_learned(snapshot)
+        self.learner.scale_rate(factor)
 
     def evaluate(self) -> Evaluation:
         """Evaluate the tasks now, and add the evaluation to the result."""
@@ -457,18 +481,3 @@ class Run:
             seen = {task for tasks in begun for task in tasks}
         now = returns(self.learner, self.evaluation, self.learner.strategies, self.plan.seed, seen)
         return Evaluation(self.steps, phase, ends_phase, scaled(self.evaluation, now), now)
-
-
-@contextmanager
-def _denormals_flushed() -> Iterator[None]:
-    """Flush denormals: treat numbers below 1e-38 as 0.
-
-    Adam's moments become denormal when gradients vanish, and a CPU is many times slower with such
-    numbers (docs/results.md).
-    """
-    already = not bool(torch.tensor(1e-40) * 1)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(already)

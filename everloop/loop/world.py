@@ -17,6 +17,16 @@ class NotFiniteError(FloatingPointError):
     The message names it and the step.
     """
 
+    limit_reached = False
+    """True if the run may not be rolled back once more."""
+
+
+class Diverged(NotFiniteError):
+    """Training has diverged: a loss or a gradient is nan, infinite or above a limit.
+
+    A lower learning rate may prevent it, unlike an observation or a reward that is not finite.
+    """
+
 
 def reset_to_tasks(
     world: World, tasks: Sequence[int], seed: int | None = None

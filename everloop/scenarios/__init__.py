@@ -2,6 +2,7 @@
 
 from everloop.scenarios.check_strategy import check_strategy
 from everloop.scenarios.cifar import SplitCIFAR10, SplitCIFAR100
+from everloop.scenarios.control import Control
 from everloop.scenarios.experiment import Experiment
 from everloop.scenarios.features import Features
 from everloop.scenarios.imagenet import SplitImageNet256
@@ -25,6 +26,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
     scenario.name: scenario
     for scenario in (
         SwitchingPlant,
+        Control,
         SplitDigits,
         SplitMNIST,
         PermutedMNIST,
@@ -44,6 +46,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
 
 __all__ = [
     "SCENARIOS",
+    "Control",
     "DomainNER",
     "DomainNewsgroups",
     "DomainSentiment",

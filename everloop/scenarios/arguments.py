@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 
 from everloop.scenarios import SCENARIOS
 from everloop.scenarios.experiment import Experiment
+from everloop.scenarios.guards import NAMES, Guards
 from everloop.scenarios.names import (
     Factory,
     factories,
@@ -43,7 +44,7 @@ from everloop.scenarios.strategies import (
     strategy_key,
 )
 
-FLAGS = ("overwrite", "quiet", "json", "help", "print_config")
+FLAGS = ("overwrite", "quiet", "json", "help", "print_config", "restore_best")
 """Flags that take no value."""
 
 
@@ -74,7 +75,15 @@ GENERAL = _settings(
         "Python modules to import first, separated by commas. They may register environments, "
         "scenarios and strategies.",
     ),
-)
+    (
+        "init_from",
+        str | None,
+        None,
+        "Start with the weights of another run: its folder, or a safetensors file. Names and "
+        "shapes must fit; the last layer of a classifier may have more outputs. By default "
+        "weights are random.",
+    ),
+) | schema_of(Guards)
 WHERE = _settings(
     (
         "config",
@@ -182,6 +191,8 @@ class Request:
             self.values["import"],
             self.values["checkpoint_every"],
             self.values["keep_best"],
+            self.values["init_from"],
+            **{name: self.values[name] for name in NAMES},
         )
 
     @property

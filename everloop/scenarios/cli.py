@@ -1,4 +1,4 @@
-"""The command line: `everloop list`, `run`, `compare`, `advise` and `reproduce`."""
+"""The command line: `everloop list`, `run`, `evaluate`, `compare`, `advise` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from rich.markup import escape
 from rich.table import Table
 
 import everloop
+from everloop.envs import FAMILIES
 from everloop.loop import STRATEGIES
 from everloop.loop.results.result import MEASURES
 from everloop.scenarios import SCENARIOS
 from everloop.scenarios.advise import Situation, advise, by_reason, next_command, remarks
+from everloop.scenarios.check_env import CheckEnv, check_env_schema, show_findings
 from everloop.scenarios.compare import COLUMNS, Compare, Comparisons, compare
 from everloop.scenarios.compare_output import (
     check_picture,
@@ -36,6 +38,7 @@ from everloop.scenarios.compare_output import (
     write,
 )
 from everloop.scenarios.environment import command
+from everloop.scenarios.evaluate_command import Evaluate, prepare_evaluate
 from everloop.scenarios.help import first_line, help_text
 from everloop.scenarios.names import did_you_mean
 from everloop.scenarios.published import tables
@@ -194,7 +197,7 @@ def _list(words: list[str]) -> Ready:
 
 def _show_list(asked: Listing) -> int:
     worlds = {
-        name: first_line(gym.spec(name).entry_point)
+        name: FAMILIES[name].about if name in FAMILIES else first_line(gym.spec(name).entry_point)
         for name in sorted(gym.registry)
         if name.startswith("everloop/")
     }
@@ -231,6 +234,20 @@ def _resume(words: list[str]) -> Ready:
     if not place:
         raise ValueError("no folder is named; write everloop resume FOLDER")
     return prepare_resume(Resume(Path(place[0]), **values))
+
+
+def _evaluate(words: list[str]) -> Ready:
+    place, values = _read(schema_of(Evaluate, skip={"folder"}), words, 1)
+    if not place:
+        raise ValueError("no folder is named; write everloop evaluate FOLDER")
+    return prepare_evaluate(Evaluate(Path(place[0]), **values))
+
+
+def _check_env(words: list[str]) -> Ready:
+    place, values = _read(check_env_schema(), words, 1)
+    if not place:
+        raise ValueError("no environment is named; write everloop check-env ID")
+    return partial(show_findings, CheckEnv(place[0], values.pop("import"), **values))
 
 
 def _compare(words: list[str]) -> Ready:
@@ -364,6 +381,18 @@ COMMANDS = {
         "resume FOLDER [--KEY VALUE ...]",
         _resume,
         lambda: schema_of(Resume, skip={"folder"}),
+    ),
+    "evaluate": _explained(
+        "Measure the trained agent of a run again, beside the scores that the run recorded.",
+        "evaluate FOLDER [--KEY VALUE ...]",
+        _evaluate,
+        lambda: schema_of(Evaluate, skip={"folder"}),
+    ),
+    "check-env": _explained(
+        "Check an environment: the rules of Gymnasium, Stable-Baselines3 and everloop.",
+        "check-env ID [--KEY VALUE ...]",
+        _check_env,
+        check_env_schema,
     ),
     "compare": _explained(
         "Compare runs: means over seeds with confidence intervals, and paired differences.",

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -27,11 +27,14 @@ from everloop.loop import (
     TensorBoardLogger,
 )
 from everloop.loop.callbacks.about import flattened
-from everloop.loop.disk import write_json
+from everloop.loop.disk import write_text
 from everloop.scenarios.environment import command, environment, versions
 from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, opened, reopened
+from everloop.scenarios.guards import Guards
+from everloop.scenarios.initial import initial_weights
 from everloop.scenarios.names import Factory, factories
 from everloop.scenarios.progress import Progress, filled_up, whole_steps
+from everloop.scenarios.record import Record
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import plain
 from everloop.scenarios.stopping import Stopping
@@ -68,6 +71,15 @@ class Experiment:
             lists them.
         checkpoint_every: World steps between two checkpoints; see `everloop.loop.Checkpoints`.
         keep_best: Measure whose best checkpoint is kept too; see there.
+        init_from: Folder of another run, or a safetensors file, with whose weights the network
+            starts; None for random ones. Names and shapes must fit, but the last layer of a
+            classifier may have more outputs here.
+        max_loss: Training loss that counts as divergence; see `everloop.loop.Guard`.
+        on_divergence: "stop", or "rollback" to go back with half the learning rate; see there.
+        max_rollbacks: The largest number of rollbacks, 1 or more.
+        early_stopping: Evaluations without a rise of a phase's score after which it ends, 1 or
+            more; see `everloop.loop.EarlyStopping`. None for no early end.
+        restore_best: Restore what had been learned at a phase's best evaluation; see there.
 
     Raises:
         ValueError: In one line, if a name is unknown or a value is out of range.
@@ -87,6 +99,12 @@ class Experiment:
         imports: Sequence[str] = (),
         checkpoint_every: int | None = None,
         keep_best: str | None = None,
+        init_from: Path | str | None = None,
+        max_loss: float | None = None,
+        on_divergence: Literal["stop", "rollback"] = "stop",
+        max_rollbacks: int = 3,
+        early_stopping: int | None = None,
+        restore_best: bool = False,
     ) -> None:
         _check_scenario(scenario)
         self.scenario = scenario
@@ -100,6 +118,7 @@ class Experiment:
             "keep_best": keep_best,
         }
         Checkpoints(Path(), checkpoint_every, keep_best)  # checks them
+        self.guards = Guards(max_loss, on_divergence, max_rollbacks, early_stopping, restore_best)
         if not 0 <= seed < 2**31:
             raise ValueError(f"seed is {seed}; it must be 0 to {2**31 - 1}")
         self.settings = {
@@ -122,7 +141,12 @@ class Experiment:
         self.learner, self.plan, self.evaluation, self.rollouts = scenario.build(
             seed, joint=self.names == [JOINT]
         )
+        self.init_from, self._initial_notes = init_from, list[str]()
+        if init_from is not None:
+            weights = initial_weights(Path(init_from))
+            self._initial_notes = self.learner.initialise(weights, str(init_from))
         self.learner.check(self.strategies)
+        self.guards.check(self.plan, self.learner)
         if self.pretraining is not None:
             self.pretraining.check(self.learner)
         if self.out is not None:
@@ -138,7 +162,14 @@ class Experiment:
     def notes(self) -> list[str]:
         """Remarks before the run: options without effect, rounded steps, tasks with few updates."""
         before = [] if self.pretraining is None else [self.pretraining.note(self.learner.world)]
-        return [*self.learner.notes, *before, *self._rounded(), *self._few_updates()]
+        first = [*self.scenario.world_notes(), *self.learner.notes, *self._initial_notes]
+        return [
+            *first,
+            *before,
+            *self._rounded(),
+            *self._few_updates(),
+            *self.guards.notes(self.scenario),
+        ]
 
     def _rounded(self) -> list[str]:
         """Return a line for each number of steps that is not a whole number of rollouts.
@@ -239,6 +270,7 @@ class Experiment:
         """
         assert self.out is not None, "a run that goes on has a folder"
         with reopened(self.out):
+            write_text(self.out / CONFIG, self.config_text())  # its guards may have changed
             return self._go(callbacks, progress, checkpoint)
 
     def _go(
@@ -262,7 +294,7 @@ class Experiment:
     def _written(self, callbacks: Sequence[Callback], checkpoint: Checkpoint | None) -> Result:
         """Run it, with the callbacks that write its files if it has a folder."""
         if self.out is None:
-            return self._made(callbacks).go()
+            return self._made(self.guards.around(callbacks)).go()
         checkpoints = Checkpoints(
             self.out,
             self.saving["checkpoint_every"],
@@ -273,7 +305,8 @@ class Experiment:
         with Stopping(checkpoints) as stopping:
             try:
                 record = Record(self.out / RESULT)
-                run = self._made([logger, record, checkpoints, *callbacks, stopping])
+                written = [logger, record, checkpoints, *callbacks]
+                run = self._made([*self.guards.around(written, checkpoints), stopping])
                 if checkpoint is not None:
                     run.load(checkpoint)
                 return run.go()
@@ -321,6 +354,8 @@ class Experiment:
             "strategies": self.names,
             "seed": self.seed,
             "threads": torch.get_num_threads(),
+            **self.guards.config(),
+            **({} if self.init_from is None else {"init_from": str(self.init_from)}),
             **{
                 field.name: plain(getattr(self.scenario, field.name))
                 for field in fields(self.scenario)
@@ -346,22 +381,6 @@ class Experiment:
             f"{'+'.join(map(strategy_key, self.names))}-{digest}",
             str(self.seed),
         )
-
-
-class Record(Callback):
-    """Writes result.json before training and after each phase."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_run_begin(self, run: Run) -> None:
-        write_json(self.path, run.result.to_dict())
-
-    def on_phase_end(self, run: Run) -> None:
-        write_json(self.path, run.result.to_dict())
-
-    def _restored(self, run: Run) -> None:
-        write_json(self.path, run.result.to_dict())
 
 
 def _only(found: list[Pretraining]) -> Pretraining | None:

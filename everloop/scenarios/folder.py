@@ -104,8 +104,7 @@ def opened(folder: Path, files: Mapping[str, str], overwrite: bool) -> Iterator[
         try:
             if not overwrite:
                 check_free(folder)
-            for name, content in files.items():  # write everything before touching old files
-                (folder / f"{name}.new").write_text(content)
+            _write_new(folder, files)
             _set_aside(folder)
             for name in files:
                 (folder / f"{name}.new").replace(folder / name)
@@ -118,6 +117,18 @@ def opened(folder: Path, files: Mapping[str, str], overwrite: bool) -> Iterator[
                 (folder / f"{name}.new").unlink(missing_ok=True)
 
 
+def _write_new(folder: Path, files: Mapping[str, str]) -> None:
+    """Write all files beside their places, before old ones are touched."""
+    try:
+        for name, content in files.items():
+            (folder / f"{name}.new").write_text(content)
+    except OSError as error:
+        raise Unwritable(
+            f"the folder {folder} can't be written to: {error.strerror or error}; free space, or "
+            "choose another folder (--out)"
+        ) from None
+
+
 @contextmanager
 def reopened(folder: Path) -> Iterator[None]:
     """Lock the folder of an unfinished run while it goes on, and keep its status.json.
@@ -127,7 +138,13 @@ def reopened(folder: Path) -> Iterator[None]:
         Unwritable: If the folder can't be written to.
     """
     with _locked(folder):
-        (folder / ERROR).unlink(missing_ok=True)
+        try:
+            (folder / ERROR).unlink(missing_ok=True)
+        except OSError as error:
+            raise Unwritable(
+                f"the folder {folder} can't be written to: {error.strerror or error}; make it "
+                "writable"
+            ) from None
         with _followed(folder):
             yield
 

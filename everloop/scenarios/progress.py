@@ -81,7 +81,8 @@ class Progress(Callback):
             self.title
             or f"{result.scenario} {'+'.join(result.strategies)} seed {result.seed}".strip()
         )
-        self.bar.add_task("", total=None)
+        if not self.bar.tasks:  # there is one already when a run is rolled back
+            self.bar.add_task("", total=None)
 
     def _restored(self, run: Run) -> None:
         self.on_run_begin(run)

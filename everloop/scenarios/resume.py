@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from everloop.loop import Checkpoint, CheckpointError, Result
 from everloop.loop.checkpoint import checkpoints, is_exact
 from everloop.scenarios.environment import versions
 from everloop.scenarios.experiment import Experiment
 from everloop.scenarios.folder import CHECKPOINTS, CONFIG, complete
+from everloop.scenarios.guards import CHANGEABLE, changed
 from everloop.scenarios.rebuild import read_experiment
 from everloop.scenarios.run_command import (
     Ready,
@@ -38,6 +39,10 @@ class Resume:
             differ from that of a run that was not stopped.
         checkpoint_every: World steps between two checkpoints; by default as before.
         keep_best: Measure at whose best value a checkpoint is kept; by default as before.
+        max_loss: Training loss that counts as divergence, above 0; by default as before.
+        on_divergence: stop, or rollback to go back with half the learning rate; by default as
+            before.
+        max_rollbacks: The largest number of rollbacks in the whole run; by default as before.
         quiet: Print errors only, and the result if --json is given.
         json: Print the result as a JSON object. Progress then goes to the standard error output.
     """
@@ -47,6 +52,9 @@ class Resume:
     force: bool = False
     checkpoint_every: int | None = None
     keep_best: str | None = None
+    max_loss: float | None = None
+    on_divergence: Literal["stop", "rollback"] | None = None
+    max_rollbacks: int | None = None
     quiet: bool = False
     json: bool = False
 
@@ -70,6 +78,8 @@ def prepare_resume(asked: Resume) -> Ready:
         name: checkpoint.about.get("saving", {}).get(name) if value is None else value
         for name, value in saving.items()
     }
+    guards = {name: getattr(asked, name) for name in CHANGEABLE}
+    experiment.guards = changed(experiment.guards, **guards)
     changes = _changes(checkpoint, experiment)
     if changes and not asked.force:
         raise ValueError(
@@ -136,7 +146,7 @@ def _differences(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -
     return [
         f"{what}{name} is {now.get(name)}, but was {before.get(name)} when the run was saved"
         for name in names
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and name not in CHANGEABLE
     ]
 
 

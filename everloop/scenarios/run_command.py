@@ -156,12 +156,15 @@ def execute(
             else:
                 result = experiment.resume(checkpoint, [progress])
     except NotFiniteError as error:
-        return fail(f"{error}; the run stopped, and its log is in {out}")
+        return fail(experiment.guards.way_out(error, out))
     except (FileExistsError, Unwritable, CheckpointError) as error:
         return fail(str(error))
     except KeyboardInterrupt as stop:
         step = experiment.learner.steps
         return stopped(stop, f" at step {step}; {way_back(out)}")
+    except OSError as error:
+        line = _traced(error, out, experiment.learner.steps)
+        return fail(f"{line}; {way_back(out)}")
     except Exception as error:  # a user's world, network or strategy can raise anything
         return fail(_traced(error, out, experiment.learner.steps))
     return show(result, title, out, console, as_json)
@@ -169,6 +172,8 @@ def execute(
 
 def way_back(out: Path) -> str:
     """Return how to go on with the run in `out` after it was stopped."""
+    if not out.exists():
+        return "its folder is gone, so run it again"
     if checkpoints(out / CHECKPOINTS):
         return f"go on with it: everloop resume {out}"
     return f"its log is in {out}; the same command starts the run over"

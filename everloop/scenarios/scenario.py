@@ -51,7 +51,7 @@ class Scenario(ABC):
     tasks: list[str] | None = None
 
     @abstractmethod
-    def world(self, split: Split, num_envs: int, seed: int) -> World:
+    def make_world(self, split: Split, num_envs: int, seed: int) -> World:
         """Return `num_envs` copies of the world.
 
         Args:
@@ -61,7 +61,7 @@ class Scenario(ABC):
         """
 
     @abstractmethod
-    def learner(self, world: World, seed: int) -> Learner:
+    def make_learner(self, world: World, seed: int) -> Learner:
         """Return a new learner for `world`."""
 
     @abstractmethod
@@ -80,6 +80,16 @@ class Scenario(ABC):
     eval_tasks: Literal["all", "seen"] = "all"
     consolidation_examples: int | None = None
     reset_every: int | None = None
+
+    def order(self, world: World, seed: int) -> list[list[int]]:
+        """Return the ids of the tasks of each phase; by default one phase for each of `tasks`."""
+        if self.tasks is None:
+            return [[task.id] for task in world.tasks]
+        return [[self.task_id(world.tasks, key)] for key in self.tasks]
+
+    def world_notes(self) -> list[str]:
+        """Return remarks on the world, in one line each, for the user to read before a run."""
+        return []
 
     def without_effect(self) -> dict[str, str]:
         """Return setting -> reason, for settings that the other settings make useless."""
@@ -121,20 +131,18 @@ class Scenario(ABC):
                 joint training on a data set, which shows all examples equally often.
         """
         torch.manual_seed(seed)
-        world = self.world("train", self.num_envs, seed)
+        world = self.make_world("train", self.num_envs, seed)
         world.reset(seed=seed)
-        ids = (
-            [task.id for task in world.tasks]
-            if self.tasks is None
-            else [self._find(world.tasks, key) for key in self.tasks]
-        )
+        order = self.order(world, seed)
+        ids = [task for tasks in order for task in tasks]
         if joint and world.examples(ids) is not None:  # in control it gets more of the copies
             _check_distinct(ids)
-        phases: Sequence[Sequence[int]] = [ids] if joint and ids else [[task] for task in ids]
+        phases = [ids] if joint and ids else order
         steps = self.schedule_steps(world, phases)
-        if joint and len(ids) > self.num_envs and world.examples(ids) is None:
+        most = max(map(len, phases), default=0)
+        if most > self.num_envs and world.examples(ids) is None:
             raise ValueError(
-                f"{len(ids)} tasks can't be trained at once, because the world has only "
+                f"{most} tasks can't be trained at once, because the world has only "
                 f"{self.num_envs} copies; choose at most {self.num_envs} tasks"
             )
         every = self.eval_every
@@ -150,13 +158,13 @@ class Scenario(ABC):
             10_000 + seed,
             self.eval_tasks,
         )
-        learner = self.learner(world, seed)
-        rollouts = self.world("train", self.num_envs, seed) if self.rollout_steps else None
+        learner = self.make_learner(world, seed)
+        rollouts = self.make_world("train", self.num_envs, seed) if self.rollout_steps else None
         plan.check(learner, rollouts)
-        return learner, plan, self.world("test", self.eval_envs, seed), rollouts
+        return learner, plan, self.make_world("test", self.eval_envs, seed), rollouts
 
     @staticmethod
-    def _find(tasks: Any, key: str) -> int:
+    def task_id(tasks: Any, key: str) -> int:
         """Return a task's ID, given its name or its number; names come first."""
         named = any(task.name == key for task in tasks)
         return find_task(tasks, int(key) if key.isdigit() and not named else key).id

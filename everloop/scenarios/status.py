@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -75,7 +76,9 @@ def is_locked(folder: Path) -> bool:
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError as error:
+        return error.errno != errno.EROFS  # nobody can write to a read-only disk
     lock.release()
     return False

@@ -185,14 +185,14 @@ class StreamScenario(Scenario):
     def module(self, world: World, heads: int) -> nn.Module:
         """Return a new network for `world` with `heads` heads, 1 or one per task."""
 
-    def world(self, split: Split, num_envs: int, seed: int) -> World:
+    def make_world(self, split: Split, num_envs: int, seed: int) -> World:
         if self.scenario_type not in ("class", "domain", "task"):
             raise ValueError(
                 f"scenario_type is {self.scenario_type!r}; choose one of class, domain, task"
             )
         world = self._world(split, num_envs, None)
         if self.tasks is not None:  # the mixture needs task IDs, which only a world knows
-            order = [self._find(world.tasks, key) for key in self.tasks]
+            order = [self.task_id(world.tasks, key) for key in self.tasks]
             world = self._world(split, num_envs, order)
         return world
 
@@ -248,7 +248,7 @@ class StreamScenario(Scenario):
                     )
         return Mixture(**ratios, gradual=self.gradual, passes=self.epochs, order=order)
 
-    def learner(self, world: World, seed: int) -> Learner:
+    def make_learner(self, world: World, seed: int) -> Learner:
         heads = len(world.tasks) if self.scenario_type == "task" else 1
         module = (
             self.module(world, heads)

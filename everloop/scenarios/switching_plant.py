@@ -94,7 +94,7 @@ class SwitchingPlant(Scenario):
     def rollout_steps(self) -> int:
         return self.fresh_rollouts
 
-    def world(self, split: Split, num_envs: int, seed: int) -> World:
+    def make_world(self, split: Split, num_envs: int, seed: int) -> World:
         world_seed = seed if self.world_seed is None else self.world_seed
         if world_seed < 0:
             raise ValueError(f"world_seed is {world_seed}; it must be 0 or more")
@@ -109,7 +109,7 @@ class SwitchingPlant(Scenario):
         typed: World = world
         return typed
 
-    def learner(self, world: World, seed: int) -> Learner:
+    def make_learner(self, world: World, seed: int) -> Learner:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0")
         for name, least in (

@@ -28,8 +28,8 @@ class PoisonedAfter(TaskVectorWrapper):
 
 @dataclass
 class FailingSensor(SwitchingPlant):
-    def world(self, split: Any, num_envs: int, seed: int) -> Any:
-        world = super().world(split, num_envs, seed)
+    def make_world(self, split: Any, num_envs: int, seed: int) -> Any:
+        world = super().make_world(split, num_envs, seed)
         return PoisonedAfter(world, 70) if split == "train" else world
 
 
@@ -40,8 +40,8 @@ class ExplodingLearner(SupervisedLearner):
 
 @dataclass
 class ExplodingLoss(SplitDigits):
-    def learner(self, world: Any, seed: int) -> Any:
-        plain = super().learner(world, seed)
+    def make_learner(self, world: Any, seed: int) -> Any:
+        plain = super().make_learner(world, seed)
         return ExplodingLearner(plain.module, world)
 
 
@@ -49,9 +49,11 @@ class ExplodingLoss(SplitDigits):
 class BrokenWorld(SwitchingPlant):
     """A mistake in the code of a world."""
 
-    def world(self, split: Any, num_envs: int, seed: int) -> Any:
+    def make_world(self, split: Any, num_envs: int, seed: int) -> Any:
         return (
-            super().world(split, num_envs, seed) if split == "train" else np.zeros(3) @ np.ones(2)
+            super().make_world(split, num_envs, seed)
+            if split == "train"
+            else np.zeros(3) @ np.ones(2)
         )
 
 
@@ -59,5 +61,5 @@ class BrokenWorld(SwitchingPlant):
 class BadSetting(SwitchingPlant):
     """A wrong value that the library refuses."""
 
-    def world(self, split: Any, num_envs: int, seed: int) -> Any:
-        return super().world(split, 0, seed)
+    def make_world(self, split: Any, num_envs: int, seed: int) -> Any:
+        return super().make_world(split, 0, seed)

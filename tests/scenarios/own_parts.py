@@ -107,8 +107,8 @@ class Failing(SplitDigits):
     name = "failing"
     summary = "a world that raises"
 
-    def world(self, split: Any, num_envs: int, seed: int) -> Any:
-        world: Any = super().world(split, num_envs, seed)
+    def make_world(self, split: Any, num_envs: int, seed: int) -> Any:
+        world: Any = super().make_world(split, num_envs, seed)
         if split == "train":
             step, left = world.step, [15]
 
@@ -128,7 +128,7 @@ class Unscaled(SwitchingPlant):
 
     name: ClassVar[str] = "unscaled-plant"
 
-    def world(self, split: Any, num_envs: int, seed: int) -> Any:
-        world: Any = super().world(split, num_envs, seed)
+    def make_world(self, split: Any, num_envs: int, seed: int) -> Any:
+        world: Any = super().make_world(split, num_envs, seed)
         world.reference = lambda task: (float("nan"), float("nan"))
         return world

@@ -67,7 +67,7 @@ def test_classes_are_divided_into_several_tasks(
 ) -> None:
     np.savez(tmp_path / "f.npz", x=np.zeros((5 * count, 2)), y=np.arange(5 * count) % count)
     scenario = Features(data=str(tmp_path / "f.npz"))
-    world = scenario.world("train", 2, 0)
+    world = scenario.make_world("train", 2, 0)
     assert [len(task.params["classes"]) for task in world.tasks] == sizes
 
 

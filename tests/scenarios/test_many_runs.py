@@ -114,8 +114,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
         "from everloop.scenarios import SplitDigits\n"
         "class Sometimes(Failing):\n"
         "    name = 'sometimes'\n"
-        "    def world(self, split, num_envs, seed):\n"
-        "        return (Failing if seed else SplitDigits).world(self, split, num_envs, seed)\n"
+        "    def make_world(self, split, num_envs, seed):\n"
+        "        kind = Failing if seed else SplitDigits\n"
+        "        return kind.make_world(self, split, num_envs, seed)\n"
     )
     assert (
         main(
@@ -152,7 +153,7 @@ def test_a_killed_process_loses_its_own_run_only() -> None:
         "from everloop.scenarios import SplitDigits\n"
         "class Killed(SplitDigits):\n"
         "    name = 'killed'\n"
-        "    def world(self, split, num_envs, seed):\n"
+        "    def make_world(self, split, num_envs, seed):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ends: dict[int, str | None] = {}

@@ -181,7 +181,7 @@ def test_a_full_disk_is_one_line(
             raise OSError(28, "No space left on device")
         write_json(path, content)
 
-    monkeypatch.setattr("everloop.scenarios.experiment.write_json", full)
+    monkeypatch.setattr("everloop.scenarios.record.write_json", full)
     assert main([*SHORT, "--out", "x"]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1

@@ -56,7 +56,7 @@ def test_joint_training_in_control_gives_a_task_that_is_named_twice_twice_as_man
 
 
 def test_without_a_cue_the_observation_has_no_task_id() -> None:
-    world = SwitchingPlant(task_cue=False).world("train", 2, 0)
+    world = SwitchingPlant(task_cue=False).make_world("train", 2, 0)
     assert isinstance(world.single_observation_space, spaces.Dict)
     assert set(world.single_observation_space.spaces) == {"feedback", "sensor_0", "sensor_1"}
 

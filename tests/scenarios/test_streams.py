@@ -115,7 +115,7 @@ def test_the_number_of_classes_depends_on_the_scenario_type(
         options = {"folders": [str(data / "own" / "news"), str(data / "own" / "social")]}
     made: Any = SCENARIOS[name]
     worlds = {
-        kind: made(scenario_type=kind, **options).world("train", 1, 0)
+        kind: made(scenario_type=kind, **options).make_world("train", 1, 0)
         for kind in ("class", "domain", "task")
     }
     assert [task.name for task in worlds["class"].tasks] == tasks
@@ -132,14 +132,14 @@ def test_the_number_of_classes_depends_on_the_scenario_type(
 
 def test_permuted_mnist_trains_on_a_draw_of_examples(data: Path) -> None:
     made = PermutedMNIST(num_tasks=2, examples_per_task=7)
-    assert made.world("train", 1, 0).examples([0, 1]) == 14
+    assert made.make_world("train", 1, 0).examples([0, 1]) == 14
     assert "same_examples" not in made.without_effect()
     assert PermutedMNIST().without_effect()["same_examples"] == "examples_per_task is not set"
 
 
 def test_the_value_of_white_pixels_reaches_the_network(data: Path) -> None:
     made = PermutedMNIST(white=255.0)
-    assert made.learner(made.world("train", 1, 0), 0).module.backbone.white == 255  # type: ignore[union-attr]
+    assert made.make_learner(made.make_world("train", 1, 0), 0).module.backbone.white == 255  # type: ignore[union-attr]
     assert "white" not in made.without_effect()
     convolutions = PermutedMNIST(white=255.0, architecture="convnet")
     assert convolutions.without_effect()["white"] == "it is only for architecture mlp"
@@ -200,7 +200,7 @@ def test_a_phase_of_a_task_that_returns_is_its_visit(settings: dict[str, Any]) -
 )
 def test_groups_of_classes_are_tasks(name: str, groups: str, tasks: list[str]) -> None:
     request = read([name, "--groups", groups])
-    world = build(request.scenario, request.values, request.given).world("train", 4, 0)
+    world = build(request.scenario, request.values, request.given).make_world("train", 4, 0)
     assert [task.name for task in world.tasks] == tasks
 
 
@@ -232,7 +232,7 @@ def test_visits_that_iterations_do_not_tell_are_refused() -> None:
 
 def test_a_stream_knows_the_order_of_the_chosen_tasks() -> None:
     """Blurred examples come from the next task in that order, not in the world's order."""
-    world: Any = SplitDigits(blur_ratio=0.3, tasks=["6-7", "0-1"]).world("train", 50, 0)
+    world: Any = SplitDigits(blur_ratio=0.3, tasks=["6-7", "0-1"]).make_world("train", 50, 0)
     world.reset(seed=0, options={"task": "6-7"})
     info = world.step(np.zeros(50, int))[4]
     assert set(info["origin"][info["leaked"]]) == {0}

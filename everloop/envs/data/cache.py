@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -109,6 +110,9 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> dict[str, Array]:
     Args:
         key: Name of the folder in the cache.
         write: `write(folder)` writes each array to `folder / file_name(name)`.
+
+    Raises:
+        OSError: If the cache can't be written to. The message is one line that names it.
     """
     place = cache_folder() / key
     if place.exists():
@@ -119,8 +123,8 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> dict[str, Array]:
             _remove(place)
     _sweep()
     folder = _temporary(key)
-    folder.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True)
         write(folder)
         sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         (folder / SIZES).write_text(json.dumps(sizes))
@@ -129,9 +133,30 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> dict[str, Array]:
         except OSError:
             if not place.exists():  # a real error; otherwise another process finished first
                 raise
+    except OSError as error:
+        if (why := _unwritable(folder, error)) is None:
+            raise
+        raise OSError(
+            f"the cache {cache_folder()} can't be written: {why}; free space, or name another "
+            "folder in EVERLOOP_CACHE"
+        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return _opened(place)
+
+
+def _unwritable(folder: Path, error: OSError) -> str | None:
+    """Return why nothing can be written below `folder`; None if the error has another cause.
+
+    Numpy's errors on a full disk have neither a number nor a file name.
+    """
+    named = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(
+        cache_folder()
+    )
+    full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    if not named and not full and "requested and" not in str(error):
+        return None
+    return error.strerror or str(error)
 
 
 def file_name(array: str) -> str:

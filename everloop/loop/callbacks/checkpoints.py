@@ -64,6 +64,7 @@ class Checkpoints(Callback):
         self._seconds = 0.0  # how long the last save took
         self._saved = (-1, -1)  # step and phase of the last save
         self._phase_ended = self._evaluated = False
+        self._made = False  # True once the folder must exist
         self._given_up: list[Path] = []  # of a course that the run has gone back from
 
     @property
@@ -71,13 +72,27 @@ class Checkpoints(Callback):
         """The folder of the checkpoints."""
         return self.folder / "checkpoints"
 
+    @property
+    def last(self) -> Path | None:
+        """Folder of the run's last exact checkpoint; None if there is none."""
+        found = [path for path in checkpoints(self.place) if path not in self._given_up]
+        return next((path for path in reversed(found) if is_exact(path)), None)
+
     def on_run_begin(self, run: Run) -> None:
-        self._saved_at = time.monotonic()
-        self._saved = run.steps, run.phase
+        self._begin(run)
+        self._given_up = checkpoints(self.place)
 
     def _restored(self, run: Run) -> None:
-        self.on_run_begin(run)
+        self._begin(run)
         self._given_up = [path for path in checkpoints(self.place) if step_of(path) > run.steps]
+
+    def _begin(self, run: Run) -> None:
+        self._saved_at = time.monotonic()
+        self._saved = run.steps, run.phase
+        self._phase_ended = self._evaluated = False
+        if not self._made:
+            disk.make_folder(self.place)
+            self._made = True
 
     def on_evaluation(self, run: Run) -> None:
         self._evaluated = True
@@ -90,6 +105,10 @@ class Checkpoints(Callback):
         if better or (self._is_due(run) and run.inexact is None):
             self.save(run, better)
         self._phase_ended = self._evaluated = False
+
+    def on_rollback(self, run: Run) -> None:
+        if self.every != 0:  # a run that is resumed then goes on from here too
+            self.save(run)
 
     def _is_due(self, run: Run) -> bool:
         if self.every is not None:
@@ -123,6 +142,8 @@ class Checkpoints(Callback):
             The folder of the checkpoint.
         """
         began = time.monotonic()
+        if self._made and not self.place.is_dir():
+            raise OSError(f"the folder {self.place} was removed during the run")
         folder = next_name(self.place, run.steps)
         if best and self.best is not None:
             self.best[2] = folder.name

@@ -18,6 +18,7 @@ from everloop.loop.actions import ActionUnits
 from everloop.loop.batch import Batch, to_tensor
 from everloop.loop.learners.accompanied import Accompanied
 from everloop.loop.learners.shown import Shown
+from everloop.loop.weights import initialise
 from everloop.loop.world import check_finite, check_tasks, mixed_tasks, reset_to_tasks
 
 
@@ -39,6 +40,9 @@ class Learner(Accompanied):
 
     reset_seed: int = 0
     """Seed of the run, for resets of a world that can't give its state; set by the run."""
+
+    rate_factor: float = 1.0
+    """What the learning rates of the settings are multiplied by; see `scale_rate`."""
 
     _tasks: list[int] | None = None
     """IDs of the tasks of the current phase."""
@@ -122,6 +126,14 @@ class Learner(Accompanied):
         """
         return None
 
+    def initialise(self, weights: Mapping[str, Tensor], source: str) -> list[str]:
+        """Start from the weights of another network; see `everloop.loop.weights.initialise`.
+
+        Call it before strategies are attached. Only the network that strategies see is concerned:
+        not critics, optimizers or replay buffers.
+        """
+        return initialise(self, weights, source)
+
     def seed(self, seed: int) -> None:
         """Seed the global random generators of Python, numpy and torch. A run calls this first."""
         random.seed(seed)
@@ -144,6 +156,27 @@ class Learner(Accompanied):
         self.load_position(state["position"])
         if state["position"]["world"] is None and self._tasks is not None:
             self.reset_world()
+
+    def scale_rate(self, factor: float) -> None:
+        """Multiply the learning rates of the settings by `factor`, above 0, from now on.
+
+        It stays so in later phases, whatever the schedule.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor / self.rate_factor
+        self._set_rate_factor(factor)
+
+    def _set_rate_factor(self, factor: float) -> None:
+        """Note the factor, also as the optimizer's default, from which strategies train."""
+        self.optimizer.defaults["lr"] *= factor / self.rate_factor
+        self.rate_factor = factor
+
+    def learned(self) -> dict[str, Any]:
+        return {**super().learned(), "rate_factor": self.rate_factor}
+
+    def load_learned(self, state: Mapping[str, Any]) -> None:
+        super().load_learned(state)
+        self._set_rate_factor(state["rate_factor"])
 
     def position(self) -> dict[str, Any]:
         """Return the learner's position in its phase and its world."""

@@ -33,6 +33,10 @@ class LearningRate(Stateful):
     def next(self) -> None:
         """Called for each batch before its optimizer step, also if several batches share a step."""
 
+    def multiply(self, ratio: float) -> None:
+        """Multiply the full rates by `ratio`; the present ones follow from the next call on."""
+        self.full = [full * ratio for full in self.full]
+
     def scale(self, factor: float) -> None:
         """Set the rate of every group to `factor` times its full rate."""
         for group, full in zip(self.optimizer.param_groups, self.full, strict=True):

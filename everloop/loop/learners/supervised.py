@@ -177,6 +177,10 @@ class SupervisedLearner(Labelled, Learner):
         self._obs, self._played = reset_to_tasks(self.world, self._tasks, seed_at(self._place))
         self._task = to_tensor(self._played, self.device)
 
+    def scale_rate(self, factor: float) -> None:
+        self.rate.multiply(factor / self.rate_factor)
+        super().scale_rate(factor)
+
     def learned(self) -> dict[str, Any]:
         return {**super().learned(), "rate": self.rate.state_dict()}
 

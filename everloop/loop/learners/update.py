@@ -14,7 +14,15 @@ from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 from everloop.loop.state import pack
 from everloop.loop.strategies.base import Effect, Forward, Strategy
-from everloop.loop.world import NotFiniteError
+from everloop.loop.world import Diverged
+
+
+def too_high(name: str, value: float, model: Model) -> str:
+    """Return the message about a loss above the model's `max_loss`."""
+    return (
+        f"the {name} is {value:g} at step {model.steps}, above max_loss {model.max_loss:g}; try a "
+        "lower learning rate, or raise max_loss"
+    )
 
 
 class FreshGradients(NamedTuple):
@@ -173,13 +181,16 @@ class Updater:
             The value of the loss.
 
         Raises:
-            NotFiniteError: If the loss or the gradient is not finite. No weight has changed then.
+            Diverged: If the loss or the gradient is not finite, or the loss is above the model's
+                `max_loss`. No weight has changed then.
         """
         value = loss.item()
         if not math.isfinite(value):
-            raise NotFiniteError(
+            raise Diverged(
                 f"the loss is {value} at step {self.model.steps}; try a lower learning rate"
             )
+        if value > self.model.max_loss:
+            raise Diverged(too_high("loss", value, self.model))
         if self.parts == 0:
             # optimizer.zero_grad() does the same, but its profiler record takes a tenth of a small
             # network's step.
@@ -252,7 +263,7 @@ class Updater:
         else:  # a sum shows nan and infinity too, and is cheaper than a norm
             size = sum(float(p.grad.sum()) for p in self.parameters if p.grad is not None)
         if not math.isfinite(size):
-            raise NotFiniteError(
+            raise Diverged(
                 f"the gradient's norm is {size} at step {self.model.steps}; try a lower learning "
                 "rate"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +35,23 @@ class Evaluation:
     returns: list[float]
 
 
+@dataclass(frozen=True)
+class Rollback:
+    """A return to an earlier state of the run, because training had diverged.
+
+    Args:
+        step: World steps learned from when it diverged.
+        from_step: World steps of the state from which the run went on.
+        rate_factor: What the learning rates of the settings are multiplied by since then.
+        because: The error.
+    """
+
+    step: int
+    from_step: int
+    rate_factor: float
+    because: str
+
+
 @dataclass
 class Result:
     """The evaluations of one run. The score matrix and every measure are functions of them.
@@ -54,6 +71,7 @@ class Result:
         scenario: Name of the scenario; empty if there is none.
         strategies: Names of the strategies.
         seed: Seed of the run.
+        rollbacks: Returns to an earlier state, in chronological order.
     """
 
     tasks: list[str]
@@ -69,6 +87,7 @@ class Result:
     scenario: str = ""
     strategies: list[str] = field(default_factory=list)
     seed: int = 0
+    rollbacks: list[Rollback] = field(default_factory=list)
 
     @property
     def before(self) -> list[float]:
@@ -253,6 +272,7 @@ class Result:
             "updates": self.updates,
             "presentations": self.presentations,
             "wall_seconds": self.wall_seconds,
+            "rollbacks": [asdict(rollback) for rollback in self.rollbacks],
             "evaluations": [
                 {
                     "step": now.step,
@@ -324,6 +344,7 @@ class Result:
             content["scenario"],
             content["strategies"],
             content["seed"],
+            [Rollback(**rollback) for rollback in content.get("rollbacks", [])],
         )
 
 

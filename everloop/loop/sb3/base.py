@@ -24,11 +24,13 @@ from everloop.loop.batch import Batch
 from everloop.loop.learners.learner import Learner
 from everloop.loop.learners.reset import check_state, reset_state
 from everloop.loop.learners.shown import Recent
+from everloop.loop.learners.update import too_high
 from everloop.loop.sb3.callback_state import load_states, states_of
 from everloop.loop.sb3.control import Control
 from everloop.loop.sb3.vec_env import WorldVecEnv, pictures
 from everloop.loop.state import pack, packed, restore
 from everloop.loop.strategies.base import Forward
+from everloop.loop.world import Diverged
 
 NetworkFactory = Callable[[spaces.Dict, spaces.Space[Any]], nn.Module]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -121,7 +123,11 @@ def _near_zero(space: Any, rng: np.random.Generator) -> npt.NDArray[Any]:
 
 
 class Scalars(KVWriter):
-    """Passes SB3's training log to `learner.on_log`, with the gradient norm."""
+    """Passes SB3's training log to `learner.on_log`, with the gradient norm.
+
+    Raises:
+        Diverged: If a logged loss is above the learner's `max_loss`.
+    """
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
@@ -134,6 +140,10 @@ class Scalars(KVWriter):
         if norm is not None:
             numbers["train/gradient_norm"] = norm
         self.learner.on_log({k: v for k, v in numbers.items() if math.isfinite(v)})
+        for name, value in numbers.items():
+            loss = name.startswith("train/") and name.endswith("loss")
+            if loss and value > self.learner.max_loss:
+                raise Diverged(too_high(name, value, self.learner))
 
     def close(self) -> None: ...
 
@@ -205,6 +215,8 @@ class SB3Base(Control, Learner):
         if self.reset_optimizer:
             self.notes = [*self.notes, *check_state(optimizer)]
         model.set_logger(Logger(None, [Scalars(self)]))
+        schedule = model.lr_schedule
+        model.lr_schedule = lambda left: schedule(left) * self.rate_factor
         self._total, self._callback = 0, model._init_callback(callback)
         self._stopped = False  # True if a callback has stopped the present phase
         self._started = False  # True once the callback knows that training has started
@@ -333,11 +345,14 @@ class SB3Base(Control, Learner):
             setattr(self.model, name, deque(value, maxlen=self.model._stats_window_size))
         self.model.action_space.np_random.bit_generator.state = state["actions"]
         self.model.start_time = time.time_ns()
+        self.model.set_logger(Logger(None, [Scalars(self)]))  # without what was not logged yet
         self.env.load_state_dict(state["env"])
         load_states(self._callback, state["callbacks"])
         if len(state["noise"]) > len(self._noise()):  # SB3 makes one for each copy when it learns
             model = self.model
             model.action_noise = VectorizedActionNoise(model.action_noise, self.env.num_envs)
+        if len(state["noise"]) < len(self._noise()):  # the run goes back to before it learned
+            self.model.action_noise = self.model.action_noise.base_noise
         for noise, saved in zip(self._noise(), state["noise"], strict=True):
             noise.noise_prev = pack(saved)
 

@@ -10,6 +10,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from everloop.loop.state import pack
 
+GIVEN = ("model", "locals", "globals", "parent")
+"""Attributes that the algorithm gives to a callback anew."""
+
 
 def states_of(callback: BaseCallback) -> list[dict[str, Any]]:
     """Return the plain attributes of a callback and of the callbacks inside it.
@@ -18,7 +21,11 @@ def states_of(callback: BaseCallback) -> list[dict[str, Any]]:
     the best mean reward of an `EvalCallback`.
     """
     return [
-        {name: pack(value) for name, value in vars(each).items() if _is_plain(value)}
+        {
+            name: pack(value)
+            for name, value in vars(each).items()
+            if name not in GIVEN and _is_plain(value)
+        }
         for each in _walk(callback)
     ]
 

@@ -249,6 +249,11 @@ class DQNLearner(OffPolicyLearner):
         self._adopt(model, adapter.network, model.policy.optimizer, callback)
         self._follow(adapter)
 
+    def initialise(self, weights: Mapping[str, Tensor], source: str) -> list[str]:
+        notes = super().initialise(weights, source)
+        self.policy.q_net_target.load_state_dict(self.policy.q_net.state_dict())
+        return notes
+
     def _in_network_units(self, actions: Tensor) -> Tensor:
         return rearrange(actions, "b 1 -> b").long()
 

@@ -70,6 +70,7 @@ def test_the_content_has_the_documented_keys_in_order() -> None:
         "updates": 20,
         "presentations": 900,
         "wall_seconds": 1.5,
+        "rollbacks": [],
         "evaluations": [
             {
                 "step": 0,
