@@ -337,9 +337,9 @@ def test_a_mapping_is_read_whole_or_entry_by_entry(tmp_path: Path) -> None:
     wanted = {"n_steps": 64, "inside": {"a": 1}}
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump({"options": wanted, "size": 2}))
-    for given in (
+    for asked in (
         read_yaml(str(file)),
         {"options": '{"n_steps": 64, "inside": {"a": 1}}', "size": "2"},
         {"options.n_steps": 64, "options.inside.a": 1, "size": "2"},
     ):
-        assert check(with_files(given, schema), schema) == {"options": wanted, "size": 2}
+        assert check(with_files(asked, schema), schema) == {"options": wanted, "size": 2}
