@@ -39,6 +39,7 @@ from everloop.scenarios.compare_output import (
 )
 from everloop.scenarios.environment import command
 from everloop.scenarios.evaluate_command import Evaluate, prepare_evaluate
+from everloop.scenarios.export import Export, show_export
 from everloop.scenarios.help import first_line, help_text
 from everloop.scenarios.names import did_you_mean
 from everloop.scenarios.published import tables
@@ -243,6 +244,13 @@ def _evaluate(words: list[str]) -> Ready:
     return prepare_evaluate(Evaluate(Path(place[0]), **values))
 
 
+def _export(words: list[str]) -> Ready:
+    place, values = _read(schema_of(Export, skip={"folder"}), words, 1)
+    if not place:
+        raise ValueError("no folder is named; write everloop export FOLDER")
+    return partial(show_export, Export(Path(place[0]), **values))
+
+
 def _check_env(words: list[str]) -> Ready:
     place, values = _read(check_env_schema(), words, 1)
     if not place:
@@ -387,6 +395,12 @@ COMMANDS = {
         "evaluate FOLDER [--KEY VALUE ...]",
         _evaluate,
         lambda: schema_of(Evaluate, skip={"folder"}),
+    ),
+    "export": _explained(
+        "Write a trained network for programs without everloop: torch, ONNX, Stable-Baselines3.",
+        "export FOLDER [--KEY VALUE ...]",
+        _export,
+        lambda: schema_of(Export, skip={"folder"}),
     ),
     "check-env": _explained(
         "Check an environment: the rules of Gymnasium, Stable-Baselines3 and everloop.",

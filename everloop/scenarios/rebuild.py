@@ -61,5 +61,12 @@ def trained(
         raise ValueError(f"{folder} has no checkpoint {name!r}; choose one of {', '.join(found)}")
     checkpoint = Checkpoint.open(list(found.values())[-1] if name is None else found[name])
     experiment.learner.attach(experiment.strategies)
-    experiment.learner.load_learned(checkpoint.state("learner", "learned"))
+    learned = checkpoint.state("learner", "learned")
+    try:
+        experiment.learner.load_learned(learned)
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"{checkpoint.folder} does not fit the run's settings ({type(error).__name__}: "
+            f"{error}); use the version of everloop that wrote it"
+        ) from error
     return experiment, checkpoint

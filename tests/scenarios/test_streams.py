@@ -39,7 +39,7 @@ def extra(name: str, data: Path) -> list[str]:
     }.get(name, [])
 
 
-STREAMS = [name for name in SCENARIOS if name not in ("switching-plant", "split-digits")]
+STREAMS = [n for n in SCENARIOS if n not in ("switching-plant", "control", "split-digits")]
 
 
 def usual(name: str) -> str:
