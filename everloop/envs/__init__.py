@@ -3,6 +3,7 @@
 from gymnasium.envs.registration import register, registry
 
 from everloop.contract import Task
+from everloop.envs.beacons import BeaconsEnv, BeaconsVectorEnv
 from everloop.envs.check import check_task_env
 from everloop.envs.data import Examples
 from everloop.envs.feature_stream import FeatureStreamEnv, FeatureStreamVectorEnv
@@ -30,6 +31,7 @@ from everloop.envs.vector import SyncTaskVectorEnv, make_vec
 from everloop.envs.wrapper import TaskVectorWrapper
 
 for _id, _module, _name in (
+    ("Beacons", "beacons", "Beacons"),
     ("Plant", "plant", "Plant"),
     ("ImageStream", "image_stream", "ImageStream"),
     ("TextStream", "text_stream", "TextStream"),
@@ -49,6 +51,8 @@ __all__ = [
     "PRESETS",
     "TASK_SPLITS",
     "Assignment",
+    "BeaconsEnv",
+    "BeaconsVectorEnv",
     "ByColumn",
     "EnvSequence",
     "Examples",
