@@ -221,7 +221,8 @@ class BeaconsVectorEnv(TaskVectorEnv):
             return controls
         if given.dtype.kind not in "iu" or given.min() < 0 or given.max() >= len(MOVES):
             raise ValueError(f"actions are {given}; each must be an integer from 0 to 5")
-        return MOVES[given]
+        moves: npt.NDArray[np.float32] = MOVES[given]
+        return moves
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         forward, turn = self._controls(actions).T
