@@ -42,7 +42,7 @@ def main() -> None:
     axes["world"].imshow(pictures[0], interpolation="lanczos")
     axes["world"].set_title("everloop/Beacons-v0")
     axes["vision"].imshow(obs["vision"][0], interpolation="nearest")
-    axes["vision"].set_title("vision, 16 × 16")
+    axes["vision"].set_title("vision, 16 x 16")
     for name in ("world", "vision"):
         axes[name].set_axis_off()
     left, right = obs["hearing"][0].reshape(2, -1)

@@ -56,7 +56,8 @@ class BeaconsVectorEnv(TaskVectorEnv):
         forward and right.
     Observation (Dict of Box):
         vision (if `vision`): uint8 (size, size, 3), a square of side 1.5 from above, the heading
-            up; the agent is at the middle, 0.1 above the lower edge. Dark beacons are not in it.
+            up; the agent is at the middle, 0.1 above the lower edge. Beacons are discs of radius
+            0.13; dark ones are not shown.
         hearing (if `hearing`): float32 (2 * bands,) in [0, beacons], the left ear's bands first.
             A beacon at distance d and bearing b, counterclockwise from the heading, adds
             min(1, 0.04 / d^2) (1 + cos(b -+ pi/4)) / 2 to its band in the left and right ear.

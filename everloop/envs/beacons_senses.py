@@ -22,6 +22,8 @@ EAR_ANGLE = np.float32(np.pi / 4)
 """Angle between the heading and the direction in which an ear hears best, in radians."""
 RADIUS = 0.1
 """Distance at which the agent reaches a beacon."""
+SHOWN = 0.13
+"""Radius of a beacon in the picture."""
 
 PALETTE = np.array(
     [
@@ -58,7 +60,7 @@ class Eye:
         left = np.tile(VIEW / 2 - centers, size)
         self._grid = np.stack([ahead, left]).astype(np.float32)
         self._code = (BEACON + colour).astype(np.uint8)
-        reach = int(np.ceil(RADIUS / self.pixel))
+        reach = int(np.ceil(SHOWN / self.pixel))
         offsets = np.arange(-reach, reach + 1)
         self._rows = np.repeat(offsets, len(offsets))
         self._columns = np.tile(offsets, len(offsets))
@@ -90,7 +92,7 @@ class Eye:
         codes += np.uint8(FLOOR)
         row = (VIEW - BEHIND - ahead) / np.float32(self.pixel)
         column = (VIEW / 2 - left) / np.float32(self.pixel)
-        margin = RADIUS / self.pixel
+        margin = SHOWN / self.pixel
         inside = lit & (row > -margin) & (row < self.size + margin)
         inside &= (column > -margin) & (column < self.size + margin)
         which, copy = np.nonzero(inside)

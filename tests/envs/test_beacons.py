@@ -96,8 +96,8 @@ def test_beacons_are_seen_in_their_colour_where_they_are(size: int) -> None:
         row, column, count = pixels(picture, colour)
         assert row == pytest.approx((1.4 - x) / 1.5, abs=0.6 / size)
         assert column == pytest.approx((0.75 - y) / 1.5, abs=0.6 / size)
-        if size == 64:  # a disc of radius 0.1
-            assert count == pytest.approx(np.pi * (0.1 / 1.5 * size) ** 2, rel=0.1)
+        if size == 64:  # a disc of radius 0.13
+            assert count == pytest.approx(np.pi * (0.13 / 1.5 * size) ** 2, rel=0.1)
     row, _, count = pixels(picture, WALL)
     assert count == pytest.approx(0.4 / 1.5 * size**2, abs=size)
     assert row == pytest.approx(0.2 / 1.5, abs=0.6 / size)

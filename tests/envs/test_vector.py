@@ -85,7 +85,7 @@ def test_an_unknown_world_is_refused_by_its_id(env_id: str) -> None:
         match=(
             f"unknown world '{env_id}': choose one of everloop/Beacons-v0, "
             "everloop/FeatureStream-v0, everloop/ImageStream-v0, everloop/Plant-v0, "
-            "everloop/TextStream-v0"
+            "everloop/Sequence-v0, everloop/TextStream-v0"
         ),
     ):
         make_vec(env_id)
