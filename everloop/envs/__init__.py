@@ -6,6 +6,7 @@ from everloop.contract import Task
 from everloop.envs.beacons import BeaconsEnv, BeaconsVectorEnv
 from everloop.envs.check import check_task_env
 from everloop.envs.data import Examples
+from everloop.envs.families import FAMILIES
 from everloop.envs.feature_stream import FeatureStreamEnv, FeatureStreamVectorEnv
 from everloop.envs.feedback import Feedback, VectorFeedback
 from everloop.envs.image_stream import ImageStreamEnv, ImageStreamVectorEnv
@@ -27,7 +28,7 @@ from everloop.envs.stream import StreamEnv, StreamVectorEnv
 from everloop.envs.task import TaskEnv, TaskVectorEnv, find_task
 from everloop.envs.text_stream import TextStreamEnv, TextStreamVectorEnv
 from everloop.envs.tokens import Tokens
-from everloop.envs.vector import SyncTaskVectorEnv, make_vec
+from everloop.envs.vector import AsyncTaskVectorEnv, SyncTaskVectorEnv, make_vec
 from everloop.envs.wrapper import TaskVectorWrapper
 
 for _id, _module, _name in (
@@ -44,13 +45,17 @@ for _id, _module, _name in (
             vector_entry_point=f"everloop.envs.{_module}:{_name}VectorEnv",
         )
 
-if "everloop/Sequence-v0" not in registry:
-    register(id="everloop/Sequence-v0", entry_point="everloop.envs.sequence:EnvSequence")
+for _id in ("everloop/Sequence-v0", *FAMILIES):
+    if _id not in registry:
+        _arguments = dict(FAMILIES[_id].arguments) if _id in FAMILIES else {}
+        register(id=_id, entry_point="everloop.envs.sequence:EnvSequence", kwargs=_arguments)
 
 __all__ = [
+    "FAMILIES",
     "PRESETS",
     "TASK_SPLITS",
     "Assignment",
+    "AsyncTaskVectorEnv",
     "BeaconsEnv",
     "BeaconsVectorEnv",
     "ByColumn",

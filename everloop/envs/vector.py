@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from everloop.contract import WORLD, Metric, Task
@@ -21,28 +23,11 @@ from everloop.envs.task import reward_range_of
 STATELESS = OrderEnforcing | PassiveEnvChecker | Feedback
 
 
-class SyncTaskVectorEnv(SyncVectorEnv):
-    """Gymnasium's `SyncVectorEnv` as a world: several copies of one single-copy world.
+class OfTasks:
+    """What vectors of single-copy worlds add to Gymnasium's: seeds, and the tasks in `info`."""
 
-    The step that ends a copy's episode also resets the copy (SAME_STEP autoreset).
-
-    Args:
-        env_fns: Functions that each make one copy.
-
-    Raises:
-        ValueError: If the copies are not worlds.
-    """
-
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
-        super().__init__(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
-        if missing := [name for name in WORLD if not self.envs[0].has_wrapper_attr(name)]:
-            raise ValueError(
-                f"{self.envs[0]} is not a world: it has no {', '.join(missing)}; derive it from "
-                "everloop.envs.TaskEnv"
-            )
-        self._task = np.zeros(self.num_envs, dtype=np.int64)
-        self.tasks: tuple[Task, ...] = self.envs[0].get_wrapper_attr("tasks")
-        self.reward_range = reward_range_of(self.envs[0])
+    num_envs: int
+    _task: npt.NDArray[np.int64]
 
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
@@ -58,7 +43,7 @@ class SyncTaskVectorEnv(SyncVectorEnv):
             seed = [int(word) for word in words]
         # Gymnasium removes the reset mask from the options, which are the caller's own
         own_options = None if options is None else dict(options)
-        observation, info = super().reset(seed=seed, options=own_options)
+        observation, info = super().reset(seed=seed, options=own_options)  # type: ignore[misc]
         self._task[info["_task"]] = info["task"][info["_task"]]
         every = np.ones(self.num_envs, dtype=np.bool_)
         return observation, {**info, "task": self._task.copy(), "_task": every}
@@ -69,9 +54,29 @@ class SyncTaskVectorEnv(SyncVectorEnv):
         For copies whose episode ended, `info` holds the entries of the episode's last step in place
         of the reset's.
         """
-        observation, rewards, terminated, truncated, info = super().step(actions)
+        observation, rewards, terminated, truncated, info = super().step(actions)  # type: ignore[misc]
         _merge(info, info.get("final_info", {}))
         return observation, rewards, terminated, truncated, info
+
+
+class SyncTaskVectorEnv(OfTasks, SyncVectorEnv):
+    """Gymnasium's `SyncVectorEnv` as a world: several copies of one single-copy world.
+
+    The step that ends a copy's episode also resets the copy (SAME_STEP autoreset).
+
+    Args:
+        env_fns: Functions that each make one copy.
+
+    Raises:
+        ValueError: If the copies are not worlds.
+    """
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
+        super().__init__(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+        _check_world(self.envs[0])
+        self._task = np.zeros(self.num_envs, dtype=np.int64)
+        self.tasks: tuple[Task, ...] = self.envs[0].get_wrapper_attr("tasks")
+        self.reward_range = reward_range_of(self.envs[0])
 
     def reference(self, task: int | str) -> tuple[float, float]:
         known: tuple[float, float] = self.envs[0].get_wrapper_attr("reference")(task)
@@ -93,11 +98,10 @@ class SyncTaskVectorEnv(SyncVectorEnv):
 
         None if a copy has no state or an unknown wrapper. Every copy must have been reset before.
         """
-        limits = [_steps_of_limits(env) for env in self.envs]
-        copies = [env.get_wrapper_attr("state_dict")() for env in self.envs]
-        if None in [*limits, *copies]:
+        copies = [state_of(env) for env in self.envs]
+        if None in copies:
             return None
-        return {"task": self._task.copy(), "copies": copies, "limits": limits}
+        return {"task": self._task.copy(), "copies": copies}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -110,10 +114,8 @@ class SyncTaskVectorEnv(SyncVectorEnv):
                 f"the state has {len(state['copies'])} copies; this world has {self.num_envs}"
             )
         self._task = state["task"].copy()
-        for env, own, steps in zip(self.envs, state["copies"], state["limits"], strict=True):
-            env.get_wrapper_attr("load_state_dict")(own)
-            for limit, elapsed in zip(_limits(env), steps, strict=True):
-                limit._elapsed_steps = elapsed
+        for env, own in zip(self.envs, state["copies"], strict=True):
+            restore(env, own)
 
 
 def _merge(info: dict[str, Any], last: Mapping[str, Any]) -> None:
@@ -156,6 +158,115 @@ def _steps_of_limits(env: gym.Env[Any, Any]) -> list[int | None] | None:
     return [limit._elapsed_steps for limit in _limits(env)]
 
 
+def state_of(env: gym.Env[Any, Any]) -> dict[str, Any] | None:
+    """Return the state of a single world with its time limits; None if a part has no state."""
+    own, limits = env.get_wrapper_attr("state_dict")(), _steps_of_limits(env)
+    return None if own is None or limits is None else {"world": own, "limits": limits}
+
+
+def restore(env: gym.Env[Any, Any], state: Mapping[str, Any]) -> None:
+    """Restore what `state_of` returned."""
+    env.get_wrapper_attr("load_state_dict")(state["world"])
+    for limit, elapsed in zip(_limits(env), state["limits"], strict=True):
+        limit._elapsed_steps = elapsed
+
+
+class _Copy(gym.Wrapper[Any, Any, Any, Any]):
+    """A copy in a process of its own, which knows which one it is.
+
+    Args:
+        env: The world.
+        index: Its position among the copies.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], index: int) -> None:
+        super().__init__(env)
+        self.index = index
+
+    def copy_state(self) -> dict[str, Any] | None:
+        """Return the state of this copy."""
+        return state_of(self.env)
+
+    def load_copy_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Restore this copy from the states of all."""
+        restore(self.env, states[self.index])
+
+
+def _numbered(make: Callable[[], gym.Env[Any, Any]], index: int) -> gym.Env[Any, Any]:
+    return _Copy(make(), index)
+
+
+class AsyncTaskVectorEnv(OfTasks, AsyncVectorEnv):
+    """Gymnasium's `AsyncVectorEnv` as a world: copies of a single-copy world, each in a process.
+
+    It shows the same as `SyncTaskVectorEnv`, bit for bit.
+
+    Args:
+        env_fns: Functions that each make one copy. They must be picklable.
+
+    Raises:
+        ValueError: If the copies are not worlds.
+    """
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
+        self._probe = env_fns[0]()  # answers what is the same for all copies
+        _check_world(self._probe)
+        super().__init__(
+            [partial(_numbered, make, i) for i, make in enumerate(env_fns)],
+            autoreset_mode=AutoresetMode.SAME_STEP,
+        )
+        self._task = np.zeros(self.num_envs, dtype=np.int64)
+        self.tasks: tuple[Task, ...] = self._probe.get_wrapper_attr("tasks")
+        self.reward_range = reward_range_of(self._probe)
+
+    def reference(self, task: int | str) -> tuple[float, float]:
+        known: tuple[float, float] = self._probe.get_wrapper_attr("reference")(task)
+        return known
+
+    def metric(self, task: int | str) -> Metric:
+        metric: Metric = self._probe.get_wrapper_attr("metric")(task)
+        return metric
+
+    def examples(self, task: int | str | Sequence[int]) -> int | None:
+        count: int | None = self._probe.get_wrapper_attr("examples")(task)
+        return count
+
+    def show(self, task: int, rows: Any) -> None:
+        """Return None: a wrapper of a copy may show examples differently."""
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the states of all copies, as `SyncTaskVectorEnv` does."""
+        copies = list(self.call("copy_state"))
+        return None if None in copies else {"task": self._task.copy(), "copies": copies}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, also that of a `SyncTaskVectorEnv`.
+
+        Raises:
+            ValueError: If the state has a different number of copies.
+        """
+        if len(state["copies"]) != self.num_envs:
+            raise ValueError(
+                f"the state has {len(state['copies'])} copies; this world has {self.num_envs}"
+            )
+        self._task = state["task"].copy()
+        self.call("load_copy_state", state["copies"])
+
+    def close_extras(self, *args: Any, **kwargs: Any) -> None:
+        """Close the copies, and the one that answers questions."""
+        self._probe.close()
+        super().close_extras(*args, **kwargs)
+
+
+def _check_world(env: gym.Env[Any, Any]) -> None:
+    """Raise ValueError if a single environment is no world."""
+    if missing := [name for name in WORLD if not env.has_wrapper_attr(name)]:
+        raise ValueError(
+            f"{env} is not a world: it has no {', '.join(missing)}; derive it from "
+            "everloop.envs.TaskEnv"
+        )
+
+
 def _registered(env_id: str) -> EnvSpec:
     """Return the spec of a registered world, after importing the module in its ID, if any.
 
@@ -178,17 +289,24 @@ def _registered(env_id: str) -> EnvSpec:
 
 
 def make_vec(
-    env_id: str, num_envs: int = 1, feedback: bool = False, **parameters: Any
+    env_id: str,
+    num_envs: int = 1,
+    feedback: bool = False,
+    vectorization: Literal["sync", "async"] = "sync",
+    **parameters: Any,
 ) -> VectorEnv[Any, Any, Any]:
     """Make `num_envs` copies of a registered world under SAME_STEP autoreset.
 
-    A world registered with a `vector_entry_point` is batched natively. Any other one runs in
-    `SyncTaskVectorEnv`.
+    A world registered with a `vector_entry_point` is batched natively. The copies of any other one
+    step one after the other, or in processes of their own.
 
     Args:
         env_id: ID as `gym.make` takes it; "module:id" imports the module that registers it.
         num_envs: Number of copies, 1 or more.
         feedback: Whether to add the previous action and reward as the modality "feedback".
+        vectorization: "sync" for copies in this process, "async" for a process for each copy, which
+            pays off if a step takes longer than about a millisecond. A world that is batched
+            natively needs neither, and allows only "sync".
         **parameters: Parameters of the world.
 
     Raises:
@@ -199,6 +317,8 @@ def make_vec(
     name = spec.id
     env: VectorEnv[Any, Any, Any]
     if spec.vector_entry_point is not None:
+        if vectorization == "async":
+            raise ValueError(f"{env_id!r} is batched natively; leave out vectorization async")
         env = gym.make_vec(name, num_envs, **parameters)
     else:
         with closing(gym.make(name, **parameters)) as probe:
@@ -207,7 +327,8 @@ def make_vec(
                     f"{env_id!r} is not a world: it has no `tasks`; derive it from "
                     "everloop.envs.TaskEnv"
                 )
-        env = SyncTaskVectorEnv([lambda: gym.make(name, **parameters) for _ in range(num_envs)])
+        copies = [partial(gym.make, name, **parameters) for _ in range(num_envs)]
+        env = AsyncTaskVectorEnv(copies) if vectorization == "async" else SyncTaskVectorEnv(copies)
     if not hasattr(env, "tasks"):
         raise ValueError(
             f"{env_id!r} is not a world: it has no `tasks`; derive it from "

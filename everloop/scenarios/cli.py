@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import everloop
+from everloop.envs import FAMILIES
 from everloop.loop import STRATEGIES
 from everloop.loop.results.result import MEASURES
 from everloop.scenarios import SCENARIOS
@@ -196,7 +197,7 @@ def _list(words: list[str]) -> Ready:
 
 def _show_list(asked: Listing) -> int:
     worlds = {
-        name: first_line(gym.spec(name).entry_point)
+        name: FAMILIES[name].about if name in FAMILIES else first_line(gym.spec(name).entry_point)
         for name in sorted(gym.registry)
         if name.startswith("everloop/")
     }

@@ -51,6 +51,8 @@ class Control(Scenario):
             must infer it.
         feedback: Show the previous action and reward to the agent.
         pad: Fill up the spaces of the tasks to one that holds them all, where they differ.
+        vectorization: sync steps the copies one after the other, async each in a process of its
+            own. The results are the same; async pays off if a step takes a millisecond or more.
         max_episode_steps: Steps after which an episode is truncated. By default the environment's
             own limit.
     """
@@ -82,6 +84,7 @@ class Control(Scenario):
     task_cue: bool = True
     feedback: bool = False
     pad: bool = False
+    vectorization: Literal["sync", "async"] = "sync"
     max_episode_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -114,12 +117,13 @@ class Control(Scenario):
 
     def make_world(self, split: Split, num_envs: int, seed: int) -> World:
         if self.world_has_tasks:
-            made: Any = make_vec(self.world, num_envs, feedback=self.feedback)
+            made: Any = make_vec(self.world, num_envs, self.feedback, self.vectorization)
         else:
             made = make_vec(
                 "everloop/Sequence-v0",
                 num_envs,
-                feedback=self.feedback,
+                self.feedback,
+                self.vectorization,
                 env=self.world,
                 tasks=self.tasks or [{}],
                 pad=self.pad,

@@ -33,7 +33,7 @@ from everloop.scenarios.folder import CONFIG, ENVIRONMENT, RESULT, check_free, o
 from everloop.scenarios.guards import Guards
 from everloop.scenarios.initial import initial_weights
 from everloop.scenarios.names import Factory, factories
-from everloop.scenarios.progress import Progress, whole_steps
+from everloop.scenarios.progress import Progress, filled_up, whole_steps
 from everloop.scenarios.record import Record
 from everloop.scenarios.scenario import Scenario
 from everloop.scenarios.settings import plain
@@ -172,9 +172,12 @@ class Experiment:
         ]
 
     def _rounded(self) -> list[str]:
-        """Return a line for each number of steps that is not a whole number of rollouts."""
-        if self.learner.labelled:  # a stream fills its last batch
-            return []
+        """Return a line for each number of steps that is not a whole number of rollouts.
+
+        For a stream, return a line if its last batches are filled up.
+        """
+        if self.learner.labelled:
+            return filled_up(self.learner, self.plan.steps)
         copies, unit = self.learner.world.num_envs, self.learner.unit
         together = " of all tasks together" if len(self.plan.phases[0]) > 1 else ""
         given = {f"steps {steps}{together}": steps for steps in self.plan.steps}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +21,22 @@ BAR = range(8, 25)  # possible widths of the bar in columns
 def whole_steps(learner: Learner, steps: int) -> int:
     """Return `steps` rounded up to whole batches of a stream or whole rollouts of an algorithm."""
     return -(-steps // learner.unit) * learner.unit
+
+
+def filled_up(learner: Learner, steps: Sequence[int]) -> list[str]:
+    """Return a line if the last batch of a phase of a stream takes examples of the next pass.
+
+    Args:
+        learner: The learner of the stream.
+        steps: World steps of each phase.
+    """
+    added = [n for n in (whole_steps(learner, own) - own for own in steps) if n]
+    if not added:
+        return []
+    which = "" if len(steps) == 1 else f" of {len(added)} of the {len(steps)} phases"
+    count = f"{'up to ' if len(set(added)) > 1 else ''}{max(added)}"
+    examples = "example" if max(added) == 1 else "examples"
+    return [f"the last batch{which} is filled up with {count} {examples} of the next pass"]
 
 
 class Progress(Callback):

@@ -137,8 +137,19 @@ def verdict(row: Row, values: Sequence[float], points: float) -> str:
     return "pass" if close or (off > 0 and not row.exact) else f"**fail** ({off:+.1f})"
 
 
-def comparison(table: Table, out: Path) -> str:
-    """Return the published and our numbers as a table in Markdown."""
+def comparison(table: Table, out: Path, before: str = "") -> str:
+    """Return the published and our numbers as a table in Markdown.
+
+    Args:
+        table: The table.
+        out: Folder of the runs.
+        before: The section as it was. A row keeps its line from there if that has the numbers of
+            more seeds than `out` has; if its command was another one, the line says so.
+
+    Raises:
+        ValueError: If a run does not have a row's metric.
+    """
+    kept = measured(table, before)
     both_sides = all(row.exact for row in table.rows)
     lines = [
         f"## {table.title}",
@@ -153,6 +164,10 @@ def comparison(table: Table, out: Path) -> str:
     ]
     for row in table.rows:
         values = numbers(table, row, out)
+        seeds, line = kept.get(key_of(row), (0, ""))
+        if seeds > len(values):
+            lines.append(line)
+            continue
         mean = f"{statistics.mean(values):.1f}" if values else "-"
         error = (
             f"{statistics.stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else "-"
@@ -181,31 +196,78 @@ def commands(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+Key = tuple[str, str, str]
+"""(method, column, metric) of a row."""
+
+
+def key_of(row: Row) -> Key:
+    """Return the cells that name the row in both tables of a section."""
+    return row.method, row.column, row.metric
+
+
+def measured(table: Table, section: str) -> dict[Key, tuple[int, str]]:
+    """Return the rows of a written section that have numbers of ours.
+
+    Args:
+        table: The table as it is now.
+        section: Text of its section of a report.
+
+    Returns:
+        (number of seeds, line of the comparison) by row. The line names a command that has changed.
+    """
+    old, new = _cells(section, 6), _cells(commands(table), 6)
+    found: dict[Key, tuple[int, str]] = {}
+    for key, (*figures, seeds, said) in _cells(section, 8).items():
+        if not seeds.isdigit():  # the head of the table, or its rule
+            continue
+        then = old.get(key, [""])[0]
+        if then and key in new and new[key][0] != then and "; measured with " not in said:
+            said = f"{said}; measured with {then}"
+        found[key] = int(seeds), f"| {' | '.join([*key, *figures, seeds, said])} |"
+    return found
+
+
+def _cells(text: str, columns: int) -> dict[Key, list[str]]:
+    """Return the cells after the key, by key, of all lines of tables with so many columns."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines()]
+    return {(line[0], line[1], line[2]): line[3:] for line in lines if len(line) == columns}
+
+
+def read_section(name: str, report: Path) -> tuple[str, str, str]:
+    """Return (text before the section `name` of the report, its text, text after it).
+
+    Without a section, the last two are empty.
+
+    Raises:
+        ValueError: If the section begins but has no end.
+    """
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    text = (
+        report.read_text()
+        if report.exists()
+        else "# Published numbers, and ours\n\nWritten by `everloop reproduce NAME`.\n\n"
+    )
+    if begin not in text:
+        return text.rstrip("\n") + "\n\n", "", ""
+    head, rest = text.split(begin, 1)
+    if end not in rest:
+        raise ValueError(
+            f"report {report} has {begin.strip()!r} without {end.strip()!r} after it; "
+            "restore that line, or remove the section"
+        )
+    section, tail = rest.split(end, 1)
+    return head, section, tail
+
+
 def write_section(name: str, text: str, report: Path) -> None:
     """Replace the section `name` of the report with `text`, or append it.
 
     Raises:
         ValueError: If the section begins but has no end.
     """
-    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
-    before = (
-        report.read_text()
-        if report.exists()
-        else "# Published numbers, and ours\n\nWritten by `everloop reproduce NAME`.\n\n"
-    )
-    section = f"{begin}{text}{end}"
-    if begin in before:
-        head, rest = before.split(begin, 1)
-        if end not in rest:
-            raise ValueError(
-                f"report {report} has {begin.strip()!r} without {end.strip()!r} after it; "
-                "restore that line, or remove the section"
-            )
-        now = head + section + rest.split(end, 1)[1]
-    else:
-        now = before.rstrip("\n") + "\n\n" + section
+    head, _, tail = read_section(name, report)
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(now)
+    report.write_text(f"{head}<!-- {name} -->\n{text}<!-- end of {name} -->\n{tail}")
 
 
 def choose_rows(table: Table, wanted: Sequence[str]) -> list[Row]:
@@ -232,7 +294,7 @@ def choose_rows(table: Table, wanted: Sequence[str]) -> list[Row]:
 def reproduce(asked: Reproduce, tell: Callable[[str], None]) -> tuple[str, Path]:
     """Run the table's rows and write its section of the report.
 
-    If a run fails, the report is not changed.
+    If a run fails, the report is not changed. Numbers in the report stay where their runs are gone.
 
     Args:
         asked: The settings of the command.
@@ -249,7 +311,8 @@ def reproduce(asked: Reproduce, tell: Callable[[str], None]) -> tuple[str, Path]
     table = load_table(asked.table)
     chosen = choose_rows(table, asked.rows)
     report = asked.out / table.name / REPORT if asked.report is None else asked.report
+    _, before, _ = read_section(table.name, report)
     run_rows(table, chosen, asked.out, asked.jobs, tell)
-    text = comparison(table, asked.out)
+    text = comparison(table, asked.out, before)
     write_section(table.name, f"{text}\n{commands(table)}", report)
     return text, report

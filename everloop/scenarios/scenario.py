@@ -127,13 +127,16 @@ class Scenario(ABC):
             (learner, plan, world for evaluation, world for fresh rollouts or None).
 
         Raises:
-            ValueError: In one line, if a setting is out of range.
+            ValueError: In one line, if a setting is out of range, or a task occurs several times in
+                joint training on a data set, which shows all examples equally often.
         """
         torch.manual_seed(seed)
         world = self.make_world("train", self.num_envs, seed)
         world.reset(seed=seed)
         order = self.order(world, seed)
         ids = [task for tasks in order for task in tasks]
+        if joint and world.examples(ids) is not None:  # in control it gets more of the copies
+            _check_distinct(ids)
         phases = [ids] if joint and ids else order
         steps = self.schedule_steps(world, phases)
         most = max(map(len, phases), default=0)
@@ -165,3 +168,13 @@ class Scenario(ABC):
         """Return a task's ID, given its name or its number; names come first."""
         named = any(task.name == key for task in tasks)
         return find_task(tasks, int(key) if key.isdigit() and not named else key).id
+
+
+def _check_distinct(ids: Sequence[int]) -> None:
+    """Raise ValueError if an ID occurs twice."""
+    again = ", ".join(str(i) for i in sorted(set(ids)) if ids.count(i) > 1)
+    if again:
+        raise ValueError(
+            f"tasks holds task {again} several times, but joint training shows all examples "
+            "equally often; name each task once"
+        )

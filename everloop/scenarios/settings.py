@@ -248,6 +248,7 @@ def with_files(given: Given, schema: Schema) -> Given:
         ValueError: If the value of a group is not the path of a YAML file, or can't be read.
     """
     found = Given()
+    given = _with_mappings(given, schema)
     for key, value in given.items():
         if key in schema or not any(known.startswith(f"{key}.") for known in schema):
             continue
@@ -259,6 +260,22 @@ def with_files(given: Given, schema: Schema) -> Given:
         found |= {f"{key}.{name}": inner for name, inner in read_yaml(value).items()}
         given = {name: inner for name, inner in given.items() if name != key}
     return found | given
+
+
+def _with_mappings(given: Given, schema: Schema) -> Given:
+    """Return `given` with dotted keys below a setting that is a mapping, put into that mapping."""
+    for key, setting in schema.items():
+        if not any(get_origin(kind) is dict for kind in _alternatives(setting.kind)):
+            continue
+        inside = {
+            name.removeprefix(f"{key}."): value
+            for name, value in given.items()
+            if name.startswith(f"{key}.")
+        }
+        if inside:
+            rest = {name: x for name, x in given.items() if not name.startswith(f"{key}.")}
+            given = rest | {key: nested(inside)}
+    return given
 
 
 def check(given: Given, schema: Schema, used: Collection[str] | None = None) -> dict[str, Any]:

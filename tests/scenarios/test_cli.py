@@ -303,6 +303,10 @@ def test_a_control_world_without_a_reference_shows_returns_and_how_to_scale_them
             ["run", "switching-plant", "--num-tasks", "40", "--strategies", "joint"],
             ["40 tasks can't be trained at once", "choose at most 32 tasks"],
         ),
+        (
+            [*DIGITS, "--strategies", "joint", "--tasks", "0,1,0"],
+            ["tasks holds task 0 several times", "name each task once"],
+        ),
         (["run", "everloop.scenarios:Scenario"], ["everloop.scenarios:Scenario", "name"]),
         ([*DIGITS, "--strategies", "none", "--ewc.strength", "-1"], ["-1", "0 or more"]),
         ([*DIGITS, "--seed", "99999999999999"], ["99999999999999"]),

@@ -317,3 +317,29 @@ def test_every_type_of_setting_is_written_as_yaml() -> None:
     }
     assert plain(values) == expected
     assert yaml.safe_load(yaml.safe_dump(plain(values))) == expected
+
+
+@dataclass
+class Mapped:
+    """With a mapping.
+
+    Args:
+        options: Names and values.
+        size: A number.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    size: int = 0
+
+
+def test_a_mapping_is_read_whole_or_entry_by_entry(tmp_path: Path) -> None:
+    schema = schema_of(Mapped)
+    wanted = {"n_steps": 64, "inside": {"a": 1}}
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({"options": wanted, "size": 2}))
+    for asked in (
+        read_yaml(str(file)),
+        {"options": '{"n_steps": 64, "inside": {"a": 1}}', "size": "2"},
+        {"options.n_steps": 64, "options.inside.a": 1, "size": "2"},
+    ):
+        assert check(with_files(asked, schema), schema) == {"options": wanted, "size": 2}

@@ -251,6 +251,35 @@ def test_steps_that_are_rounded_up_are_noted(scenario: Any, said: list[str]) -> 
 
 
 @pytest.mark.parametrize(
+    ("settings", "strategies", "said"),
+    [
+        # 289, 289, 291, 289 and 284 examples in batches of 32
+        ({}, "none", ["the last batch of 5 of the 5 phases is filled up with up to 31 examples"]),
+        (
+            {"tasks": ["0"], "batch_size": 145},
+            "none",
+            ["the last batch is filled up with 1 example "],
+        ),
+        (
+            {"batch_size": 17},
+            "none",
+            ["the last batch of 2 of the 5 phases is filled up with up to 15 examples"],
+        ),
+        ({}, "joint", ["the last batch is filled up with 30 examples"]),
+        ({"epochs": 1, "iterations": 9}, "none", []),
+    ],
+)
+def test_a_stream_says_that_its_last_batches_are_filled_up(
+    settings: dict[str, Any], strategies: str, said: list[str]
+) -> None:
+    notes = Experiment(SplitDigits(**{"epochs": 1, **settings}), strategies).notes
+    found = [note for note in notes if "filled up" in note]
+    assert len(found) == len(said)
+    assert all(note.startswith(line) for note, line in zip(found, said, strict=True))
+    assert all(note.endswith(" of the next pass") for note in found)
+
+
+@pytest.mark.parametrize(
     ("tasks", "name"), [(5, "{0}"), (10, LONG + "{0}"), (20, "task {0}"), (1, "[a]")]
 )
 def test_every_number_is_readable_at_80_columns(tasks: int, name: str) -> None:

@@ -145,6 +145,49 @@ def test_rows_of_one_command_share_its_runs_and_each_takes_its_own_metric(
         assert f"| none | {column} | {metric} | `everloop run split-digits" in report
 
 
+def rows_of(report: Path) -> list[str]:
+    return [line for line in report.read_text().splitlines() if line.startswith("| none")]
+
+
+def test_numbers_of_runs_that_are_gone_stay_in_the_report(
+    tmp_path: Path, ran: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, report = tmp_path / "made-up.yaml", tmp_path / "report.md"
+    path.write_text(METRICS_TABLE)
+    words = ["reproduce", str(path), "--report", str(report), "--rows"]
+    assert main([*words, "none", "--out", str(tmp_path / "out")]) == 0
+    first = rows_of(report)
+    assert main([*words, "EWC", "--out", str(tmp_path / "other")]) == 0
+    assert rows_of(report) == first, "the rows of `none` were not run there"
+    assert "| EWC | b | final accuracy | - | 43.3 | 0.00 | 2 | - |" in report.read_text()
+    # fewer seeds replace none; as many do
+    path.write_text(METRICS_TABLE.replace("[1, 2]", "[1]"))
+    assert main([*words, "none", "--out", str(tmp_path / "one")]) == 0
+    assert rows_of(report)[:4] == first[:4]
+    path.write_text(METRICS_TABLE)
+    monkeypatch.setitem(globals(), "SCORES", [[90.0, 0.0, 0.0], [70.0, 80.0, 0.0], 3 * [60.0]])
+    assert main([*words, "none", "--out", str(tmp_path / "again")]) == 0
+    assert "| none | b | final accuracy | - | 60.0 | 0.00 | 2 | - |" in rows_of(report)
+
+
+def test_a_number_that_stays_names_its_command_if_that_has_changed(
+    tmp_path: Path, ran: list[list[str]]
+) -> None:
+    path, report = tmp_path / "made-up.yaml", tmp_path / "report.md"
+    words = ["reproduce", str(path), "--report", str(report), "--rows"]
+    path.write_text(METRICS_TABLE)
+    assert main([*words, "none", "--out", str(tmp_path / "out")]) == 0
+    for epochs in "23":
+        path.write_text(METRICS_TABLE.replace("--epochs 1", f"--epochs {epochs}"))
+        assert main([*words, "EWC", "--out", str(tmp_path / epochs)]) == 0
+    assert (
+        "| none | b | final accuracy | - | 43.3 | 0.00 | 2 | -; measured with `everloop run "
+        "split-digits --epochs 1 --strategies none --seed SEED` |"
+    ) in rows_of(report)
+    assert main([*words, "none", "--out", str(tmp_path / "out")]) == 0
+    assert "measured with" not in report.read_text()
+
+
 def test_a_metric_that_the_runs_lack_ends_in_one_line_with_the_reason(
     tmp_path: Path, ran: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

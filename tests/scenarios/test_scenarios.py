@@ -12,6 +12,7 @@ from gymnasium import spaces
 from run_files import asked
 
 from everloop.loop import STRATEGIES, Callback, Run, Strategy
+from everloop.loop.world import reset_to_tasks
 from everloop.scenarios import Experiment, SplitDigits, SwitchingPlant
 from everloop.scenarios.cli import main
 
@@ -43,6 +44,15 @@ def test_a_runs_seed_sets_its_plants_and_all_its_worlds_share_them() -> None:
     assert not np.array_equal(A[0], A[2])
     fixed = [SwitchingPlant(world_seed=7).build(seed=seed)[2].unwrapped.A for seed in (1, 2)]  # type: ignore[attr-defined]
     np.testing.assert_array_equal(fixed[0], fixed[1])
+
+
+def test_joint_training_in_control_gives_a_task_that_is_named_twice_twice_as_many_copies() -> None:
+    scenario = SwitchingPlant(tasks=["0", "1", "0"], num_tasks=2, steps=2048)
+    learner, plan, *_ = scenario.build(0, joint=True)
+    assert (list(plan.phases[0]), plan.steps) == ([0, 1, 0], [3 * 2048])
+    _, played = reset_to_tasks(learner.world, plan.phases[0])
+    copies = learner.world.num_envs
+    assert abs(int((played == 0).sum()) - 2 * copies / 3) < 1
 
 
 def test_without_a_cue_the_observation_has_no_task_id() -> None:

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from everloop.contract import Task
+from everloop.contract import KeepsStatistics, Task
 from everloop.loop.batch import Batch
 from everloop.loop.model import Model
 from everloop.loop.strategies.base import Effect, Forward, Traits, check_range
@@ -23,7 +23,8 @@ class GDumb(Rehearsal):
     a task the network is not trained. At the task's end it starts from the weights that it had
     before the first task. It is trained by stochastic gradient descent with a cosine schedule of
     the learning rate (section 3, "Implementation details": 0.05 to 0.0005, batches of 16). The
-    statistics of norms come only from the memory.
+    statistics of batch norms come only from the memory; those of the observations, by which a
+    network normalises them, from the stream, as for other strategies.
 
     Differs from the authors' code: the rate falls once over all updates. There it falls within
     cycles of 1, 2, 4, ... passes, after a pass at a tenth of the rate (warm restarts, Loshchilov &
@@ -80,7 +81,10 @@ class GDumb(Rehearsal):
             self.initial = {
                 name: value.clone() for name, value in model.module.state_dict().items()
             }
-        self.buffers = {name: value.clone() for name, value in model.module.named_buffers()}
+        kept = observed_statistics(model.module)
+        self.buffers = {
+            name: value.clone() for name, value in model.module.named_buffers() if name not in kept
+        }
         self.modes = {}
 
     def loss(self, fresh: Forward | None, replayed: Forward | None, model: Model) -> Tensor | None:
@@ -107,7 +111,7 @@ class GDumb(Rehearsal):
         if not len(self.memory):
             return
         before = {part: part.training for part in model.module.modules()}
-        model.module.load_state_dict(self.initial)
+        model.module.load_state_dict({**self.initial, **observed_statistics(model.module)})
         # A frozen norm stays in evaluation mode, as in the task.
         for name, part in model.module.named_modules():
             part.training = self.modes.get(name, True)
@@ -134,3 +138,21 @@ class GDumb(Rehearsal):
             part.training = training
         for p in weights:
             p.grad = None
+
+
+def observed_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Return the statistics of observations in `module`, by all names of their buffers.
+
+    The statistics of a batch norm are left out, because forward passes change them.
+    """
+    found = module.named_modules(remove_duplicate=False)
+    places = [place for place, network in found if isinstance(network, KeepsStatistics)]
+    return {
+        f"{place}.{name}".lstrip("."): value
+        for outer in places
+        for place, part in module.get_submodule(outer).named_modules(
+            prefix=outer, remove_duplicate=False
+        )
+        if not isinstance(part, nn.modules.batchnorm._NormBase)
+        for name, value in part.named_buffers(recurse=False)
+    }

@@ -28,9 +28,11 @@ class GEM(Rehearsal):
         g~ = G' v + g,  v = argmin_(v >= margin) v' G G' v / 2 + g' G' v
                                                       (eq. 11; G has the rows g_k)
 
-    The guarantee holds for plain gradient descent. An optimizer that rescales each weight, such as
-    Adam, may still raise a past task's loss. Each update takes one more backward pass per ended
-    task.
+    The guarantee holds for small steps of plain gradient descent. Larger steps, or an optimizer
+    that rescales each weight, such as Adam, may still raise a past task's loss. Without a margin
+    the losses then rise from task to task where classes are told apart without the task ID, of
+    tasks that return as of others; `margin` counters this. Each update takes one more backward pass
+    per ended task.
 
     Memory: a gradient for each ended task, besides the examples.
 

@@ -215,6 +215,25 @@ def test_unusual_layers_have_the_gradients_of_single_examples(layer: str, power:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "layer norm": lambda: nn.LayerNorm(5, eps=0.5),
+    "group norm": lambda: nn.GroupNorm(1, 5, eps=0.5),
+    "batch norm": lambda: nn.BatchNorm1d(5, eps=0.5),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_norms_own_epsilon_counts(norm: str) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(4, 5), NORMS[norm](), nn.Tanh(), nn.Linear(5, 3))
+    learner, batch = vector_learner(layers, 3), vector_batch(9, 4, 3)
+    learner.module.eval()
+    score = two_scores(learner)
+    expected = by_single_examples(learner, batch, score, 2)
+    for a, b in zip(mean_powers(learner, [batch], score, 2).values(), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
 def test_masked_units_scale_the_fisher_information_by_the_squared_mask() -> None:
     """HAT's mask a multiplies the gradient, so a^2 multiplies the Fisher information."""
     learner, batch = classifier("mlp")[0], vector_batch(9, 4, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +35,7 @@ from rehearsal_helpers import (
 from strategy_helpers import Named, TaskAgnosticLearner
 from torch import Tensor, nn
 
-from everloop.agents import MLP, GrowingMLP, ProgressiveMLP
+from everloop.agents import MLP, GrowingMLP, ProgressiveMLP, RunningNorm
 from everloop.loop import (
     HAT,
     Categorical,
@@ -189,6 +189,42 @@ def test_gdumb_does_not_update_batch_norm_on_the_stream() -> None:
         assert not torch.equal(
             module.state_dict()["layers.2.running_mean"], before["layers.2.running_mean"]
         )
+
+
+class Normalising(FlatNet):
+    """Normalises flat images by what training has shown, and has a batch norm."""
+
+    def __init__(self) -> None:
+        norm = RunningNorm(64)
+        hidden = [nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU()]
+        super().__init__(nn.Sequential(nn.Flatten(), norm, *hidden, nn.Linear(8, 10)))
+        self.norm = norm
+
+    def update_statistics(self, obs: Mapping[str, Tensor]) -> None:
+        self.norm.update(obs["image"].flatten(0, 1).flatten(1) / 255.0)
+
+    def end_first_phase(self) -> None:
+        self.norm.frozen.fill_(True)
+
+
+def test_gdumb_keeps_the_statistics_of_what_the_stream_has_shown() -> None:
+    """They are those of plain training, also if they are frozen after the first task."""
+    kept = []
+    for strategies in ([], [GDumb(epochs=1, capacity=20)]):
+        torch.manual_seed(0)
+        module = Normalising()
+        learner = SupervisedLearner(module, stream())
+        learner.attach(strategies)
+        for task in learner.world.tasks[:2]:
+            for strategy in strategies:
+                strategy.begin_task(task, learner)
+            learner.learn([task.id], 64)
+            for strategy in strategies:
+                strategy.end_task(task, [], learner)
+        kept.append(list(module.norm.buffers()))
+        assert module.norm.frozen
+        assert module.norm.count == 64
+    assert same(*kept)
 
 
 @pytest.mark.parametrize("evaluating", [False, True], ids=["training", "evaluation mode"])
