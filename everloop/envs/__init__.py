@@ -3,6 +3,7 @@
 from gymnasium.envs.registration import register, registry
 
 from everloop.contract import Task
+from everloop.envs.beacons import BeaconsEnv, BeaconsVectorEnv
 from everloop.envs.check import check_task_env
 from everloop.envs.data import Examples
 from everloop.envs.families import FAMILIES
@@ -31,6 +32,7 @@ from everloop.envs.vector import AsyncTaskVectorEnv, SyncTaskVectorEnv, make_vec
 from everloop.envs.wrapper import TaskVectorWrapper
 
 for _id, _module, _name in (
+    ("Beacons", "beacons", "Beacons"),
     ("Plant", "plant", "Plant"),
     ("ImageStream", "image_stream", "ImageStream"),
     ("TextStream", "text_stream", "TextStream"),
@@ -54,6 +56,8 @@ __all__ = [
     "TASK_SPLITS",
     "Assignment",
     "AsyncTaskVectorEnv",
+    "BeaconsEnv",
+    "BeaconsVectorEnv",
     "ByColumn",
     "EnvSequence",
     "Examples",

@@ -15,7 +15,8 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from everloop.envs import Feedback, check_task_env
 
 IDS = tuple(
-    f"everloop/{name}-v0" for name in ("Plant", "ImageStream", "TextStream", "FeatureStream")
+    f"everloop/{name}-v0"
+    for name in ("Beacons", "Plant", "ImageStream", "TextStream", "FeatureStream")
 )
 every_world = pytest.mark.parametrize(
     ("env_id", "task_cue"), list(itertools.product(IDS, (True, False)))

@@ -35,6 +35,7 @@ def single() -> gym.Env[Any, Any]:
 
 
 WORLDS: dict[str, Callable[[], Any]] = {
+    "beacons": lambda: make_vec("everloop/Beacons-v0", 4, axis="senses", horizon=7),
     "plant": lambda: PlantVectorEnv(4, task_cue=True, **SMALL),
     "plant with feedback": lambda: make_vec("everloop/Plant-v0", 4, feedback=True, **SMALL),
     "stream": lambda: ImageStreamVectorEnv(4, task_cue=True, label_space="within_task"),

@@ -15,6 +15,7 @@ from user_world import LENGTH, Walk
 
 from everloop.contract import check_world
 from everloop.envs import (
+    BeaconsVectorEnv,
     FeatureStreamVectorEnv,
     ImageStreamEnv,
     ImageStreamVectorEnv,
@@ -41,6 +42,7 @@ def walk_id() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("env_id", "world"),
     [
+        ("everloop/Beacons-v0", BeaconsVectorEnv),
         ("everloop/Plant-v0", PlantVectorEnv),
         ("everloop/ImageStream-v0", ImageStreamVectorEnv),
         ("everloop/TextStream-v0", TextStreamVectorEnv),
@@ -56,7 +58,9 @@ def test_native_worlds_use_their_own_vector_class(env_id: str, world: type) -> N
     assert make_vec(env_id).num_envs == 1
 
 
-@pytest.mark.parametrize("env_id", ["everloop/Plant-v0", "everloop/ImageStream-v0"])
+@pytest.mark.parametrize(
+    "env_id", ["everloop/Beacons-v0", "everloop/Plant-v0", "everloop/ImageStream-v0"]
+)
 def test_the_spec_of_a_vector_survives_json(env_id: str) -> None:
     env = make_vec(env_id, 3, task_cue=True)
     assert env.spec is not None
