@@ -51,8 +51,9 @@ class Control(Scenario):
             must infer it.
         feedback: Show the previous action and reward to the agent.
         pad: Fill up the spaces of the tasks to one that holds them all, where they differ.
-        vectorization: sync steps the copies one after the other, async each in a process of its
-            own. The results are the same; async pays off if a step takes a millisecond or more.
+        vectorization: How the copies are stepped: sync one after the other, async each in a process
+            of its own. The results are the same. async pays off if a step takes a millisecond or
+            more.
         max_episode_steps: Steps after which an episode is truncated. By default the environment's
             own limit.
     """

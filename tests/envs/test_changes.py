@@ -73,7 +73,7 @@ def test_actions_are_mirrored_and_permuted() -> None:
 @pytest.mark.parametrize(
     ("make", "given", "message"),
     [
-        (ObservationChange, {"shft": 1}, "unknown change 'shft' of the observation; choose one of"),
+        (ObservationChange, {"gain": 1}, "unknown change 'gain' of the observation; choose one of"),
         (ObservationChange, {"shift": "x"}, "shift of the observation is 'x'; it must be a number"),
         (ObservationChange, {"scale": True}, "scale of the observation is True"),
         (ObservationChange, {"shift": float("nan")}, "shift of the observation is nan"),
