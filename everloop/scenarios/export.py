@@ -101,7 +101,8 @@ def export(asked: Export) -> Path:
     }
     temporary = out.with_name(f".{out.name}.tmp{out.suffix}")
     try:
-        with viewed(learner, learner.strategies, _task(learner, asked.task)), torch.no_grad():
+        task = _task(learner, asked.task)
+        with viewed(learner, learner.strategies, task), _constant(learner.module), torch.no_grad():
             writers[asked.format](learner, temporary)
         rename(temporary, out)
     finally:
@@ -214,6 +215,27 @@ def _compare(learner: Learner, run: Callable[..., Any]) -> None:
                 "the exported network gives other outputs than the run's own: a strategy "
                 "classifies by something else than these outputs, which can't be exported"
             )
+
+
+@contextmanager
+def _constant(module: nn.Module) -> Iterator[None]:
+    """Detach what layers keep beside their weights, such as masks, so that it is exported as is."""
+    stores: list[dict[str, Any]] = [
+        store for part in module.modules() for store in (vars(part), part._buffers)
+    ]
+    kept = [
+        (store, name, value)
+        for store in stores
+        for name, value in store.items()
+        if isinstance(value, Tensor) and value.requires_grad
+    ]
+    for store, name, value in kept:
+        store[name] = value.detach()
+    try:
+        yield
+    finally:
+        for store, name, value in kept:
+            store[name] = value
 
 
 @contextmanager

@@ -10,14 +10,22 @@ import numpy as np
 import pytest
 import torch
 from contract_helpers import active, stream_learner
-from loop_helpers import control_learner, off_policy_learner
+from loop_helpers import control_learner, off_policy_learner, stream
 from run_files import fails
 from stable_baselines3 import DQN, PPO, SAC
 from torch import Tensor
 
-from everloop.agents import Agent
+from everloop.agents import (
+    Agent,
+    Classifier,
+    ConvNet5,
+    EmbeddingEncoder,
+    NestedConvNet,
+    ResNet18,
+)
 from everloop.envs import make_vec
 from everloop.loop import Learner, SupervisedLearner
+from everloop.loop.evaluate import viewed
 from everloop.scenarios import export as module
 from everloop.scenarios.cli import main
 from everloop.scenarios.export import _onnx, _sb3, _torch
@@ -39,6 +47,21 @@ def changed(name: str) -> Learner:
     return learner
 
 
+def classifier(backbone: Any) -> Learner:
+    """A classifier of the digits on a backbone for pictures of 8 x 8 pixels."""
+    return SupervisedLearner(Classifier(backbone, 10), stream())
+
+
+def text_learner() -> Learner:
+    """Embeddings of the built-in sentences."""
+    world: Any = make_vec("everloop/TextStream-v0", 4)
+    ((name, space),) = world.single_observation_space.items()
+    torch.manual_seed(0)
+    classes = int(world.single_action_space.n)
+    network = Classifier(EmbeddingEncoder(space.vocabulary, 16), classes, modality=name)
+    return SupervisedLearner(network, world)
+
+
 LEARNERS: dict[str, Any] = {
     "mlp": stream_learner,
     "agent without memory": lambda: control_learner(False),
@@ -46,7 +69,15 @@ LEARNERS: dict[str, Any] = {
     "agent on pictures, a head for each task": lambda: agent_learner(head_per_task=True),
     "sac": lambda: off_policy_learner(True),
     "dqn": lambda: off_policy_learner(False),
-    **{name: lambda name=name: changed(name) for name in ("lora", "growth", "progressive")},
+    "resnet": lambda: classifier(ResNet18((8, 8, 1), width=4)),
+    "resnet with group norm": lambda: classifier(ResNet18((8, 8, 1), width=8, norm="group")),
+    "convnet": lambda: classifier(ConvNet5((8, 8, 1), (16,))),
+    "nested": lambda: classifier(NestedConvNet((8, 8, 1), width=8)),
+    "embeddings": text_learner,
+    **{
+        name: lambda name=name: changed(name)
+        for name in ("lora", "growth", "progressive", "packnet", "continual_backprop")
+    },
 }
 QUICK = {"mlp", "agent with memory"}
 
@@ -65,7 +96,7 @@ def given(learner: Learner, rows: int) -> tuple[dict[str, Tensor], Tensor, Tenso
 
 def expected(learner: Learner, arguments: Any) -> list[Tensor]:
     obs, state, start = arguments
-    with learner.evaluating(), torch.no_grad():
+    with viewed(learner, learner.strategies, learner.world.tasks[0]), torch.no_grad():
         output, after = learner.module(
             {name: x[None] for name, x in obs.items()}, state, start[None]
         )
@@ -80,7 +111,7 @@ def expected(learner: Learner, arguments: Any) -> list[Tensor]:
 def test_a_program_of_torch_gives_the_same(name: str, tmp_path: Path) -> None:
     learner = LEARNERS[name]()
     training = [part.training for part in learner.module.modules()]
-    with learner.evaluating(), torch.no_grad():
+    with viewed(learner, learner.strategies, learner.world.tasks[0]), torch.no_grad():
         _torch(learner, tmp_path / "x.pt2")
     assert [part.training for part in learner.module.modules()] == training
     program = torch.export.load(tmp_path / "x.pt2").module()
@@ -100,7 +131,7 @@ def test_onnx_gives_the_same_without_a_word(
     runtime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     learner = LEARNERS[name]()
     disabled = logging.root.manager.disable
-    with learner.evaluating(), torch.no_grad():
+    with viewed(learner, learner.strategies, learner.world.tasks[0]), torch.no_grad():
         _onnx(learner, tmp_path / "x.onnx")
     assert logging.root.manager.disable == disabled
     assert capfd.readouterr().out == ""
@@ -178,7 +209,11 @@ def test_the_command_writes_whole_files_and_replaces_none(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["run", "split-digits", "--iterations", "3", "--quiet", "--scenario-type", "task"]
-    assert main([*words, "--strategies", "packnet", "--out", "x"]) == 0
+    for name in ("hat", "packnet"):
+        assert main([*words, "--strategies", name, "--out", "x", "--overwrite"]) == 0
+        assert main(["export", "x", "--task", "0-1"]) == 0
+        torch.export.load("x/export.pt2").module()
+        Path("x/export.pt2").unlink()
     capsys.readouterr()
     fails(["export", "x"], capsys, "packnet has a network for each task; choose one by --task")
     assert main(["export", "x", "--task", "2-3"]) == 0
